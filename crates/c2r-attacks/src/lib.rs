@@ -1,0 +1,1 @@
+//! Adversarial attacks and robustness evaluation on libtorch, for any classifier that maps pixels to logits.

@@ -1,0 +1,269 @@
+//! Files that explain themselves and are written whole or not at all.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Serialize, de::DeserializeOwned};
+use sha2::{Digest, Sha256};
+use tch::{Kind, Tensor};
+
+/// Why a file could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ArtifactError {
+    /// The operating system said no.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// `read`, `write`, ...
+        action: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The bytes are not what the format promises.
+    #[error("{} is not a valid {format} file: {reason}", path.display())]
+    Format {
+        /// Which file.
+        path: PathBuf,
+        /// Which format.
+        format: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+impl ArtifactError {
+    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+
+    /// A [`ArtifactError::Format`] for `path`.
+    pub fn format(path: &Path, format: &'static str, reason: impl Into<String>) -> Self {
+        Self::Format { path: path.to_owned(), format, reason: reason.into() }
+    }
+}
+
+/// Writes `bytes` to a temporary file beside `path`, syncs it and renames it into place: a reader
+/// sees the old file or the new one, never a part. Creates missing folders.
+///
+/// # Errors
+/// [`ArtifactError::Io`]; the old file is then still there and the temporary one is gone.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), ArtifactError> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(folder).map_err(ArtifactError::io("create folder", folder))?;
+    let mut file = tempfile::Builder::new()
+        .prefix(".c2r-")
+        .suffix(".part")
+        .tempfile_in(folder)
+        .map_err(ArtifactError::io("write", path))?;
+    file.write_all(bytes).map_err(ArtifactError::io("write", path))?;
+    file.as_file().sync_all().map_err(ArtifactError::io("write", path))?;
+    make_readable(file.as_file()).map_err(ArtifactError::io("write", path))?;
+    file.persist(path).map_err(|error| ArtifactError::io("write", path)(error.error))?;
+    Ok(())
+}
+
+/// Temporary files are private to their owner; results are meant to be shared.
+#[cfg(unix)]
+fn make_readable(file: &fs::File) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    file.set_permissions(fs::Permissions::from_mode(0o644))
+}
+
+#[cfg(not(unix))]
+fn make_readable(_: &fs::File) -> io::Result<()> {
+    Ok(())
+}
+
+/// Writes `value` as indented JSON, atomically.
+///
+/// # Errors
+/// [`ArtifactError::Io`].
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), ArtifactError> {
+    let mut bytes = serde_json::to_vec_pretty(value).expect("our types serialize to JSON");
+    bytes.push(b'\n');
+    write_atomically(path, &bytes)
+}
+
+/// Reads JSON.
+///
+/// # Errors
+/// [`ArtifactError::Io`] or [`ArtifactError::Format`] with line and column.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ArtifactError> {
+    let bytes = fs::read(path).map_err(ArtifactError::io("read", path))?;
+    serde_json::from_slice(&bytes).map_err(|error| ArtifactError::format(path, "JSON", error.to_string()))
+}
+
+/// Named tensors with a header of named texts: the contents of a safetensors file.
+#[derive(Debug, Default)]
+pub struct TensorFile {
+    /// Free-form texts, sorted by name.
+    pub header: BTreeMap<String, String>,
+    /// Tensors on the CPU, sorted by name.
+    pub tensors: BTreeMap<String, Tensor>,
+}
+
+impl TensorFile {
+    /// Reads a safetensors file.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Io`] if the file cannot be read, [`ArtifactError::Format`] if it is cut short,
+    /// not safetensors, or holds a dtype other than u8, i64, f32, f64.
+    pub fn read(path: &Path) -> Result<Self, ArtifactError> {
+        let bytes = fs::read(path).map_err(ArtifactError::io("read", path))?;
+        let wrong = |reason: String| ArtifactError::format(path, "safetensors", reason);
+        let (_, metadata) = SafeTensors::read_metadata(&bytes)
+            .map_err(|error| wrong(format!("{error} (the file has {} bytes)", bytes.len())))?;
+        let header = metadata.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
+        let parsed = SafeTensors::deserialize(&bytes)
+            .map_err(|error| wrong(format!("{error} (the file has {} bytes)", bytes.len())))?;
+        let mut tensors = BTreeMap::new();
+        for (name, view) in parsed.tensors() {
+            let kind = match view.dtype() {
+                Dtype::U8 => Kind::Uint8,
+                Dtype::I64 => Kind::Int64,
+                Dtype::F32 => Kind::Float,
+                Dtype::F64 => Kind::Double,
+                other => {
+                    return Err(wrong(format!("tensor `{name}` has dtype {other:?}; c2r reads U8, I64, F32 and F64")));
+                }
+            };
+            let size: Vec<i64> = view.shape().iter().map(|&length| length as i64).collect();
+            let tensor = Tensor::f_from_data_size(view.data(), &size, kind)
+                .map_err(|error| wrong(format!("tensor `{name}`: {error}")))?;
+            tensors.insert(name, tensor);
+        }
+        Ok(Self { header, tensors })
+    }
+
+    /// The bytes of the safetensors file; equal contents give equal bytes.
+    ///
+    /// # Panics
+    /// If a tensor is neither u8, i64, f32 nor f64.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let raw: Vec<(&String, Dtype, Vec<usize>, Vec<u8>)> = self
+            .tensors
+            .iter()
+            .map(|(name, tensor)| {
+                let tensor = tensor.detach().to_device(tch::Device::Cpu).contiguous();
+                let (dtype, width) = match tensor.kind() {
+                    Kind::Uint8 => (Dtype::U8, 1),
+                    Kind::Int64 => (Dtype::I64, 8),
+                    Kind::Float => (Dtype::F32, 4),
+                    Kind::Double => (Dtype::F64, 8),
+                    other => panic!("tensor `{name}` has dtype {other:?}, which c2r never stores"),
+                };
+                let mut bytes = vec![0u8; tensor.numel() * width];
+                tensor.copy_data_u8(&mut bytes, tensor.numel());
+                (name, dtype, tensor.size().iter().map(|&length| length as usize).collect(), bytes)
+            })
+            .collect();
+        let views = raw.iter().map(|(name, dtype, shape, bytes)| {
+            (name.as_str(), TensorView::new(*dtype, shape.clone(), bytes).expect("length was computed from the shape"))
+        });
+        let header = self.header.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+        let bytes = safetensors::serialize(views, Some(header)).expect("views are valid");
+        sort_header(bytes)
+    }
+
+    /// Writes the file atomically.
+    ///
+    /// # Errors
+    /// [`ArtifactError::Io`].
+    pub fn write(&self, path: &Path) -> Result<(), ArtifactError> {
+        write_atomically(path, &self.to_bytes())
+    }
+}
+
+/// safetensors keeps the texts of its header in a `HashMap`, so their order differs from run to run;
+/// this writes the JSON header again with sorted keys and the same length of padding.
+fn sort_header(bytes: Vec<u8>) -> Vec<u8> {
+    let length = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes")) as usize;
+    let (head, data) = bytes[8..].split_at(length);
+    let parsed: BTreeMap<String, serde_json::Value> =
+        serde_json::from_slice(head).expect("safetensors wrote this header");
+    let sorted: BTreeMap<String, serde_json::Value> = parsed
+        .into_iter()
+        .map(|(key, value)| match (key.as_str(), value) {
+            ("__metadata__", serde_json::Value::Object(texts)) => {
+                let texts: BTreeMap<_, _> = texts.into_iter().collect();
+                (key, serde_json::to_value(texts).expect("texts"))
+            }
+            (_, value) => (key, value),
+        })
+        .collect();
+    let mut head = serde_json::to_vec(&sorted).expect("a map of JSON values");
+    head.resize(head.len().next_multiple_of(8), b' ');
+    let mut out = (head.len() as u64).to_le_bytes().to_vec();
+    out.extend_from_slice(&head);
+    out.extend_from_slice(data);
+    out
+}
+
+/// SHA-256 of `bytes`, 64 lower-case hexadecimal digits.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// [`sha256_hex`] of a file's bytes.
+///
+/// # Errors
+/// [`ArtifactError::Io`].
+pub fn sha256_of_file(path: &Path) -> Result<String, ArtifactError> {
+    Ok(sha256_hex(&fs::read(path).map_err(ArtifactError::io("read", path))?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> TensorFile {
+        let mut file = TensorFile::default();
+        file.header.insert("schema_version".into(), "1".into());
+        for name in ["b", "a", "c", "d"] {
+            file.header.insert(name.into(), name.to_uppercase());
+        }
+        file.tensors.insert("x".into(), Tensor::from_slice(&[1.5f32, -2.0]).view([1, 2]));
+        file.tensors.insert("y".into(), Tensor::from_slice(&[7i64]));
+        file
+    }
+
+    #[test]
+    fn round_trip_and_equal_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("deep/er/file.safetensors");
+        example().write(&path).unwrap();
+        let back = TensorFile::read(&path).unwrap();
+        assert_eq!(back.header, example().header);
+        assert_eq!(back.tensors["x"].size(), [1, 2]);
+        assert_eq!(back.tensors["x"].double_value(&[0, 1]), -2.0);
+        assert_eq!(back.tensors["y"].int64_value(&[0]), 7);
+        assert_eq!(example().to_bytes(), example().to_bytes());
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn a_cut_file_is_an_error_that_names_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("cut.safetensors");
+        let bytes = example().to_bytes();
+        for length in 0..bytes.len() {
+            fs::write(&path, &bytes[..length]).unwrap();
+            let message = TensorFile::read(&path).unwrap_err().to_string();
+            assert!(message.contains("cut.safetensors"), "{length}: {message}");
+        }
+    }
+
+    #[test]
+    fn sha256_of_the_published_vector() {
+        assert_eq!(sha256_hex(b"abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    }
+}

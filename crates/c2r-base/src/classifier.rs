@@ -1,0 +1,37 @@
+use tch::{Device, Tensor};
+
+/// A classifier as an attacker sees it: pixels in, logits out, always in evaluation mode.
+///
+/// An implementation must not depend on anything but `images` (no batch statistics, no dropout),
+/// must keep its parameters frozen (no gradient is ever asked for them) and must let gradients flow
+/// from the logits to `images`. Normalization happens inside.
+///
+/// ```
+/// use c2r_base::Classifier;
+/// use tch::{Device, Kind, Tensor};
+///
+/// /// Two classes: how dark, how bright.
+/// struct Brightness;
+/// impl Classifier for Brightness {
+///     fn logits(&self, images: &Tensor) -> Tensor {
+///         let bright = images.mean_dim([1i64, 2, 3].as_slice(), false, Kind::Float);
+///         Tensor::stack(&[1.0 - &bright, bright], 1)
+///     }
+///     fn device(&self) -> Device {
+///         Device::Cpu
+///     }
+/// }
+/// let logits = Brightness.logits(&Tensor::ones([3, 1, 4, 4], (Kind::Float, Device::Cpu)));
+/// assert_eq!(logits.size(), [3, 2]);
+/// ```
+pub trait Classifier: Send {
+    /// Logits of a batch.
+    ///
+    /// * `images`: f32 `[N, C, H, W]` in `[0, 1]`, on [`Classifier::device`].
+    ///
+    /// Returns f32 `[N, K]`, before softmax; tracks gradients if `images` does.
+    fn logits(&self, images: &Tensor) -> Tensor;
+
+    /// Where the parameters are and where `images` must be.
+    fn device(&self) -> Device;
+}

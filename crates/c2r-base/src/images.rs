@@ -1,0 +1,196 @@
+use tch::{Device, Kind, Tensor};
+
+/// Images with their labels, checked once: what attacks and evaluations take.
+#[derive(Debug)]
+pub struct LabelledImages {
+    images: Tensor,
+    labels: Tensor,
+}
+
+/// Why a pair of tensors is not a set of labelled images.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ImageError {
+    /// Not `[N, C, H, W]`.
+    #[error("images must have shape [N, C, H, W], got {0:?}")]
+    Shape(Vec<i64>),
+    /// Neither u8 nor f32.
+    #[error("images must be f32 in [0, 1] or u8 in 0..=255, got {0:?}")]
+    ImageKind(Kind),
+    /// Not `[N]` for N images.
+    #[error("labels must have shape [{expected}], one per image, got {got:?}")]
+    LabelShape {
+        /// Number of images.
+        expected: i64,
+        /// Shape of the labels.
+        got: Vec<i64>,
+    },
+    /// Not i64.
+    #[error("labels must be i64, got {0:?}")]
+    LabelKind(Kind),
+    /// NaN or infinite pixel.
+    #[error("sample {sample} has a pixel that is not finite ({value})")]
+    NotFinite {
+        /// First offending sample.
+        sample: i64,
+        /// Its value.
+        value: f64,
+    },
+    /// Pixel outside `[0, 1]`.
+    #[error(
+        "sample {sample} has a pixel of {value}, outside [0, 1]: images must be pixels, not normalized values (normalization belongs inside the model) and not 0..255 as floats"
+    )]
+    OutOfRange {
+        /// First offending sample.
+        sample: i64,
+        /// Its value.
+        value: f64,
+    },
+    /// Label outside `0..classes`.
+    #[error("sample {sample} has label {label}, outside 0..{classes}")]
+    Label {
+        /// First offending sample.
+        sample: i64,
+        /// Its label.
+        label: i64,
+        /// Number of classes.
+        classes: i64,
+    },
+    /// No images at all.
+    #[error("there are no images")]
+    Empty,
+}
+
+impl LabelledImages {
+    /// Checks shapes, dtypes and ranges.
+    ///
+    /// * `images`: f32 `[N, C, H, W]` in `[0, 1]`, or u8 `[N, C, H, W]`, which is divided by 255.
+    /// * `labels`: i64 `[N]`, at least 0. The upper end is checked by [`LabelledImages::check_classes`].
+    ///
+    /// # Errors
+    /// [`ImageError`], naming the first offending sample.
+    pub fn new(images: Tensor, labels: Tensor) -> Result<Self, ImageError> {
+        let size = images.size();
+        if size.len() != 4 {
+            return Err(ImageError::Shape(size));
+        }
+        if size.contains(&0) {
+            return Err(ImageError::Empty);
+        }
+        let images = match images.kind() {
+            Kind::Uint8 => images.to_kind(Kind::Float) / 255.0,
+            Kind::Float => images.detach(),
+            other => return Err(ImageError::ImageKind(other)),
+        };
+        if labels.size() != [size[0]] {
+            return Err(ImageError::LabelShape { expected: size[0], got: labels.size() });
+        }
+        if labels.kind() != Kind::Int64 {
+            return Err(ImageError::LabelKind(labels.kind()));
+        }
+        if let Some((sample, value)) = first_where(&images, &images.isfinite().logical_not()) {
+            return Err(ImageError::NotFinite { sample, value });
+        }
+        if let Some((sample, value)) = first_where(&images, &images.lt(0.0).logical_or(&images.gt(1.0))) {
+            return Err(ImageError::OutOfRange { sample, value });
+        }
+        let set = Self { images, labels };
+        set.check_classes(i64::MAX)?;
+        Ok(set)
+    }
+
+    /// Checks that every label is in `0..classes`.
+    ///
+    /// # Errors
+    /// [`ImageError::Label`].
+    pub fn check_classes(&self, classes: i64) -> Result<(), ImageError> {
+        let wrong = self.labels.lt(0).logical_or(&self.labels.ge(classes));
+        match first_where(&self.labels, &wrong) {
+            Some((sample, label)) => Err(ImageError::Label { sample, label: label as i64, classes }),
+            None => Ok(()),
+        }
+    }
+
+    /// f32 `[N, C, H, W]` in `[0, 1]`.
+    pub const fn images(&self) -> &Tensor {
+        &self.images
+    }
+
+    /// i64 `[N]`.
+    pub const fn labels(&self) -> &Tensor {
+        &self.labels
+    }
+
+    /// Number of images, at least 1.
+    pub fn len(&self) -> usize {
+        self.labels.size()[0] as usize
+    }
+
+    /// Always false; an empty set cannot be made.
+    pub const fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// `[C, H, W]`.
+    pub fn image_shape(&self) -> [i64; 3] {
+        let size = self.images.size();
+        [size[1], size[2], size[3]]
+    }
+
+    /// The samples at `positions`, on `device`: images f32 `[n, C, H, W]`, labels i64 `[n]`.
+    ///
+    /// # Panics
+    /// If a position is not below [`LabelledImages::len`].
+    pub fn select(&self, positions: &[usize], device: Device) -> (Tensor, Tensor) {
+        let index: Vec<i64> = positions.iter().map(|&position| position as i64).collect();
+        let index = Tensor::from_slice(&index).to_device(self.images.device());
+        (self.images.index_select(0, &index).to_device(device), self.labels.index_select(0, &index).to_device(device))
+    }
+}
+
+/// The first sample of `values` with a true entry in `mask`, and its value there.
+fn first_where(values: &Tensor, mask: &Tensor) -> Option<(i64, f64)> {
+    if mask.any().int64_value(&[]) == 0 {
+        return None;
+    }
+    let flat = mask.flatten(0, -1).to_kind(Kind::Uint8).argmax(0, false).int64_value(&[]);
+    let per_sample = values.numel() as i64 / values.size()[0];
+    Some((flat / per_sample, values.flatten(0, -1).double_value(&[flat])))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn images(value: f32) -> Tensor {
+        let images = Tensor::full([3, 1, 2, 2], 0.5, (Kind::Float, Device::Cpu));
+        let _ = images.get(1).get(0).get(1).get(0).fill_(f64::from(value));
+        images
+    }
+
+    fn message(images: Tensor, labels: Tensor) -> String {
+        LabelledImages::new(images, labels).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn errors_name_the_first_offending_sample() {
+        let labels = || Tensor::from_slice(&[0i64, 1, 2]);
+        assert!(message(images(1.5), labels()).contains("sample 1 has a pixel of 1.5"));
+        assert!(message(images(f32::NAN), labels()).contains("sample 1 has a pixel that is not finite (NaN)"));
+        assert!(message(images(0.5).view([3, 4]), labels()).contains("[3, 4]"));
+        assert!(message(images(0.5).to_kind(Kind::Double), labels()).contains("Double"));
+        assert!(message(images(0.5), Tensor::from_slice(&[0i64, 1])).contains("[3]"));
+        assert!(message(images(0.5), Tensor::from_slice(&[0i32, 1, 2])).contains("i64"));
+        assert!(message(images(0.5), Tensor::from_slice(&[0i64, -1, 2])).contains("sample 1 has label -1"));
+        assert!(message(Tensor::zeros([0, 1, 2, 2], (Kind::Float, Device::Cpu)), labels()).contains("no images"));
+        let set = LabelledImages::new(images(0.5), labels()).unwrap();
+        assert!(set.check_classes(2).unwrap_err().to_string().contains("sample 2 has label 2, outside 0..2"));
+    }
+
+    #[test]
+    fn bytes_are_divided_by_255() {
+        let bytes = Tensor::from_slice(&[0u8, 51, 255, 102]).view([1, 1, 2, 2]);
+        let set = LabelledImages::new(bytes, Tensor::from_slice(&[0i64])).unwrap();
+        assert_eq!(Vec::<f32>::try_from(set.images().flatten(0, -1)).unwrap(), [0.0, 51.0 / 255.0, 1.0, 102.0 / 255.0]);
+    }
+}

@@ -1,0 +1,52 @@
+//! Two calls into the C library that a *program* makes once at its start: how the allocator treats
+//! large tensors, and loading libtorch's CUDA part. Libraries never make them.
+#![expect(unsafe_code, reason = "mallopt and dlopen have no safe wrapper; both are called with constants and checked")]
+
+/// Makes glibc keep freed memory instead of returning it to the system.
+///
+/// By default every large tensor is mapped and unmapped, and each new one page-faults: half of the
+/// time of a small network on the CPU (docs/performance.md). Returns whether the setting was taken;
+/// on other C libraries it does nothing.
+pub fn keep_large_allocations() -> bool {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        // No mmap for large blocks, no trimming, one arena (extra arenas are limited to 64 MiB each).
+        const GROW_BY: libc::c_int = 64 << 20;
+        // SAFETY: mallopt takes two integers and has no preconditions.
+        unsafe {
+            libc::mallopt(libc::M_MMAP_MAX, 0) == 1
+                && libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX) == 1
+                && libc::mallopt(libc::M_TOP_PAD, GROW_BY) == 1
+                && libc::mallopt(libc::M_ARENA_MAX, 1) == 1
+        }
+    }
+    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+    false
+}
+
+/// Loads `libtorch_cuda.so`, which the linker drops because no symbol of it is named, so that
+/// libtorch can find a GPU. Must come before anything asks about CUDA: the answer is cached.
+///
+/// # Errors
+/// The loader's message where the library or one of its dependencies is missing, which is
+/// normal on a machine with the CPU part of libtorch.
+pub fn load_cuda() -> Result<(), String> {
+    #[cfg(target_os = "linux")]
+    {
+        // SAFETY: the name is a valid C string; the handle is kept open for the life of the process;
+        // dlerror returns null or a C string that is valid until the next dl call on this thread.
+        unsafe {
+            if !libc::dlopen(c"libtorch_cuda.so".as_ptr(), libc::RTLD_LAZY | libc::RTLD_GLOBAL).is_null() {
+                return Ok(());
+            }
+            let message = libc::dlerror();
+            Err(if message.is_null() {
+                "libtorch_cuda.so could not be loaded".to_owned()
+            } else {
+                std::ffi::CStr::from_ptr(message).to_string_lossy().into_owned()
+            })
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    Err("CUDA is only looked for on Linux".to_owned())
+}

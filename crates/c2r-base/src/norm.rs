@@ -1,0 +1,284 @@
+use std::{fmt, str::FromStr};
+
+use rand::Rng;
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use crate::Seed;
+
+/// The norm that measures a perturbation, over all of an image's C x H x W values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Norm {
+    /// Largest absolute change of one value.
+    Linf,
+    /// Euclidean length.
+    L2,
+    /// Sum of absolute changes.
+    L1,
+}
+
+impl Norm {
+    /// Distance of each pair of images.
+    ///
+    /// * `a`, `b`: f32 `[N, C, H, W]`.
+    ///
+    /// Returns f32 `[N]`, in pixel units.
+    pub fn distance(self, a: &Tensor, b: &Tensor) -> Tensor {
+        self.length(&(a - b))
+    }
+
+    /// Length of each perturbation, f32 `[N]`, of `delta`, f32 `[N, C, H, W]`.
+    pub fn length(self, delta: &Tensor) -> Tensor {
+        let flat = delta.flatten(1, -1);
+        match self {
+            Self::Linf => flat.abs().amax([1i64].as_slice(), false),
+            Self::L2 => flat.square().sum_dim_intlist([1i64].as_slice(), false, Kind::Float).sqrt(),
+            Self::L1 => flat.abs().sum_dim_intlist([1i64].as_slice(), false, Kind::Float),
+        }
+    }
+
+    /// The threat set's point for `candidate`: inside the ball of `radius` around `images` **and**
+    /// inside `[0, 1]`, whatever `candidate` is.
+    ///
+    /// * `images`: f32 `[N, C, H, W]` in `[0, 1]`; `candidate`: the same shape.
+    /// * `radius`: pixel units, 0 or more.
+    ///
+    /// Linf: the nearest point. L2: scaled onto the ball, then clamped to the box, which only moves
+    /// it towards `images`. L1: the nearest point of the ball intersected with the box (Croce &
+    /// Hein 2021, arXiv:2103.01208, proposition 1). Float rounding may leave a distance above `radius`
+    /// by about 1e-7. Carries no gradient.
+    pub fn project(self, images: &Tensor, candidate: &Tensor, radius: f64) -> Tensor {
+        let _no_grad = tch::no_grad_guard();
+        match self {
+            Self::Linf => candidate.maximum(&(images - radius)).minimum(&(images + radius)).clamp(0.0, 1.0),
+            Self::L2 => {
+                let delta = candidate - images;
+                let scale = (radius / per_image(&self.length(&delta)).clamp_min(1e-12)).clamp_max(1.0);
+                (images + delta * scale).clamp(0.0, 1.0)
+            }
+            Self::L1 => {
+                images
+                    + project_l1_box(&images.flatten(1, -1), &(candidate - images).flatten(1, -1), radius)
+                        .view_as(images)
+            }
+        }
+    }
+
+    /// The direction of length 1 in this norm that raises a linear function fastest.
+    ///
+    /// * `gradient`: f32 `[N, C, H, W]`.
+    ///
+    /// Linf: the sign. L2: the gradient over its length (0 stays 0). L1: all weight on the
+    /// largest component (the first one among equals).
+    pub fn steepest(self, gradient: &Tensor) -> Tensor {
+        let _no_grad = tch::no_grad_guard();
+        match self {
+            Self::Linf => gradient.sign(),
+            Self::L2 => gradient / per_image(&self.length(gradient)).clamp_min(1e-12),
+            Self::L1 => {
+                let flat = gradient.flatten(1, -1);
+                let at = flat.abs().argmax(1, true);
+                let sign = flat.gather(1, &at, false).sign();
+                flat.zeros_like().scatter(1, &at, &sign).view_as(gradient)
+            }
+        }
+    }
+
+    /// A random perturbation inside the ball of `radius`, one stream per sample id, so that it does
+    /// not depend on the batch a sample is in.
+    ///
+    /// * `shape`: `[C, H, W]`; `ids`: N sample ids; `purpose`: names the stream, e.g. `pgd/start`.
+    ///
+    /// Linf: uniform in the ball. L2: a Gaussian direction, length `radius * u^(1/d)` (uniform in
+    /// the ball). L1: Laplace coordinates, length `radius * u^(1/d)` (uniform in the ball). Returns
+    /// f32 `[N, C, H, W]` on the CPU, not clamped to the box.
+    pub fn random_in_ball(self, shape: &[i64], ids: &[u64], radius: f64, seed: Seed, purpose: &str) -> Tensor {
+        let len = shape.iter().product::<i64>() as usize;
+        let mut values = Vec::with_capacity(len * ids.len());
+        for &id in ids {
+            let mut rng = seed.stream(purpose, id);
+            match self {
+                Self::Linf => values.extend((0..len).map(|_| ((2.0 * rng.random::<f64>() - 1.0) * radius) as f32)),
+                Self::L2 | Self::L1 => {
+                    let direction: Vec<f64> = (0..len)
+                        .map(|_| match self {
+                            Self::L2 => rand_distr::Distribution::sample(&rand_distr::StandardNormal, &mut rng),
+                            _ => {
+                                let magnitude: f64 = rand_distr::Distribution::sample(&rand_distr::Exp1, &mut rng);
+                                if rng.random::<bool>() { magnitude } else { -magnitude }
+                            }
+                        })
+                        .collect();
+                    let length = match self {
+                        Self::L2 => direction.iter().map(|v| v * v).sum::<f64>().sqrt(),
+                        _ => direction.iter().map(|v| v.abs()).sum::<f64>(),
+                    };
+                    let target = radius * rng.random::<f64>().powf(1.0 / len as f64);
+                    values.extend(direction.iter().map(|v| (v / length * target) as f32));
+                }
+            }
+        }
+        let mut size = vec![ids.len() as i64];
+        size.extend_from_slice(shape);
+        Tensor::from_slice(&values).view(size.as_slice())
+    }
+}
+
+/// Reshapes `[N]` to `[N, 1, 1, 1]`.
+fn per_image(values: &Tensor) -> Tensor {
+    values.view([-1, 1, 1, 1])
+}
+
+/// The smallest change of `delta` (f32 `[N, D]`) that brings `image + delta` into `[0, 1]` and
+/// `delta` into the L1 ball of `radius`; exact, by sorting the break points of the dual.
+///
+/// For a multiplier `t >= 0` the minimizer is `d_i(t) = sign(delta_i) * min(max(|delta_i| - t, 0), u_i)`,
+/// where `u_i` is the room to the box in that direction. Its L1 length falls piecewise linearly in `t`
+/// with break points `|delta_i|` and `max(|delta_i| - u_i, 0)`.
+fn project_l1_box(image: &Tensor, delta: &Tensor, radius: f64) -> Tensor {
+    let sign = delta.sign();
+    let magnitude = delta.abs();
+    let room: Tensor = delta.gt(0.0).to_kind(Kind::Float) * (1.0 - image) + delta.lt(0.0).to_kind(Kind::Float) * image;
+    let room = room.clamp_min(0.0);
+    let length_at_zero = magnitude.minimum(&room).sum_dim_intlist([1i64].as_slice(), true, Kind::Double);
+
+    // Slope of the length just above each break point: -1 enters at |delta| - room, +1 leaves at |delta|.
+    let enter = (&magnitude - &room).clamp_min(0.0);
+    let points = Tensor::cat(&[&enter, &magnitude], 1).to_kind(Kind::Double);
+    let active = magnitude.gt(0.0).to_kind(Kind::Double);
+    let slope_change = Tensor::cat(&[&(-&active), &active], 1);
+    let (points, order) = points.sort_stable(true, 1, false);
+    let slope = slope_change.gather(1, &order, false).cumsum(1, Kind::Double);
+    // Length at each break point: the length at 0 plus the integral of the slope.
+    let width = points.diff(1, 1, None::<&Tensor>, None::<&Tensor>);
+    let n_points = points.size()[1];
+    let fall = (&slope.narrow(1, 0, n_points - 1) * width).cumsum(1, Kind::Double);
+    let length = Tensor::cat(&[&length_at_zero, &(&length_at_zero + fall)], 1);
+    // The last break point whose length is still at least the radius.
+    let before =
+        (length.ge(radius).to_kind(Kind::Int64).sum_dim_intlist([1i64].as_slice(), true, Kind::Int64) - 1).clamp_min(0);
+    let at = points.gather(1, &before, false);
+    let excess = (length.gather(1, &before, false) - radius).clamp_min(0.0);
+    let rate = (-slope.gather(1, &before, false)).clamp_min(1.0);
+    let multiplier = (at + excess / rate).to_kind(Kind::Float);
+    let multiplier =
+        multiplier.where_self(&length_at_zero.gt(radius), &Tensor::zeros([1], (Kind::Float, delta.device())));
+    sign * (magnitude - multiplier).clamp_min(0.0).minimum(&room)
+}
+
+impl fmt::Display for Norm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Linf => "linf",
+            Self::L2 => "l2",
+            Self::L1 => "l1",
+        })
+    }
+}
+
+/// A text that names no [`Norm`].
+#[derive(Debug, thiserror::Error)]
+#[error("`{0}` is not a norm (linf, l2 or l1)")]
+pub struct ParseNormError(String);
+
+impl FromStr for Norm {
+    type Err = ParseNormError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.to_ascii_lowercase().as_str() {
+            "linf" => Ok(Self::Linf),
+            "l2" => Ok(Self::L2),
+            "l1" => Ok(Self::L1),
+            _ => Err(ParseNormError(text.to_owned())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use tch::Device;
+
+    use super::*;
+
+    fn row(values: &[f32]) -> Tensor {
+        Tensor::from_slice(values).view([1, 1, 1, values.len() as i64])
+    }
+
+    fn values(tensor: &Tensor) -> Vec<f32> {
+        Vec::try_from(tensor.flatten(0, -1)).unwrap()
+    }
+
+    #[test]
+    fn distances_of_a_known_pair() {
+        let (a, b) = (row(&[0.0, 0.0]), row(&[0.3, -0.4]));
+        for (norm, expected) in [(Norm::Linf, 0.4), (Norm::L2, 0.5), (Norm::L1, 0.7)] {
+            assert!((norm.distance(&a, &b).double_value(&[0]) - expected).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn steepest_has_unit_length() {
+        let gradient = row(&[0.3, -0.4, 0.1]);
+        assert_eq!(values(&Norm::Linf.steepest(&gradient)), [1.0, -1.0, 1.0]);
+        assert_eq!(values(&Norm::L1.steepest(&gradient)), [0.0, -1.0, 0.0]);
+        assert!((Norm::L2.length(&Norm::L2.steepest(&gradient)).double_value(&[0]) - 1.0).abs() < 1e-6);
+        assert_eq!(values(&Norm::L2.steepest(&row(&[0.0, 0.0]))), [0.0, 0.0]);
+    }
+
+    #[test]
+    fn l1_projection_uses_the_room_that_the_box_leaves() {
+        // The first value has no room upwards, so the whole radius goes to the second.
+        let projected = Norm::L1.project(&row(&[1.0, 0.5]), &row(&[2.0, 0.9]), 0.3);
+        let [first, second] = values(&projected)[..] else { unreachable!() };
+        assert!((first - 1.0).abs() < 1e-6 && (second - 0.8).abs() < 1e-6, "{first} {second}");
+    }
+
+    #[test]
+    fn random_start_does_not_depend_on_the_batch() {
+        for norm in [Norm::Linf, Norm::L2, Norm::L1] {
+            let together = norm.random_in_ball(&[1, 2, 3], &[4, 9], 0.1, Seed::new(3), "test");
+            let alone = norm.random_in_ball(&[1, 2, 3], &[9], 0.1, Seed::new(3), "test");
+            assert_eq!(values(&together.get(1)), values(&alone));
+            assert!(norm.length(&together).max().double_value(&[]) <= 0.1 + 1e-6);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Inside the ball and the box, a fixed point of itself, and no farther than any feasible point.
+        #[test]
+        fn projection_is_feasible_and_idempotent(
+            pixels in prop::collection::vec(0.0f32..=1.0, 6),
+            moves in prop::collection::vec(-2.0f32..=2.0, 6),
+            other in prop::collection::vec(-2.0f32..=2.0, 6),
+            radius in 0.0f64..=1.5,
+        ) {
+            let image = row(&pixels);
+            let candidate = &image + row(&moves);
+            for norm in [Norm::Linf, Norm::L2, Norm::L1] {
+                let projected = norm.project(&image, &candidate, radius);
+                prop_assert!(norm.distance(&projected, &image).double_value(&[0]) <= radius + 1e-6);
+                prop_assert!(projected.min().double_value(&[]) >= -1e-6 && projected.max().double_value(&[]) <= 1.0 + 1e-6);
+                let again = norm.project(&image, &projected, radius);
+                prop_assert!((again - &projected).abs().max().double_value(&[]) <= 2e-6);
+                if norm != Norm::L2 {
+                    let rival = norm.project(&image, &(&image + row(&other)), radius);
+                    let (ours, theirs) = (Norm::L2.distance(&projected, &candidate), Norm::L2.distance(&rival, &candidate));
+                    prop_assert!(ours.double_value(&[0]) <= theirs.double_value(&[0]) + 1e-5);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn zero_radius_returns_the_image() {
+        let image = Tensor::full([2, 1, 2, 2], 0.25, (Kind::Float, Device::Cpu));
+        for norm in [Norm::Linf, Norm::L2, Norm::L1] {
+            let projected = norm.project(&image, &(&image + 0.5), 0.0);
+            assert!((projected - &image).abs().max().double_value(&[]) < 1e-7, "{norm}");
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Datasets, samplers, augmentation and the SyntheticSet file format of c2r.

@@ -1,0 +1,1 @@
+//! Robust dataset distillation: methods, network pool, outer loop and resumable state.

@@ -1,0 +1,1 @@
+//! Evaluation protocols, robustness metrics, statistics and result tables.

@@ -1,0 +1,1 @@
+//! Networks of the dataset distillation field, frozen classifiers, and strict checkpoints.

@@ -1,0 +1,1 @@
+//! Training loops, schedules and adversarial training for c2r.
