@@ -32,6 +32,7 @@ mod images;
 pub mod native;
 mod norm;
 mod seed;
+mod subject;
 mod threat;
 
 pub use classifier::Classifier;
@@ -39,4 +40,5 @@ pub use epsilon::{Epsilon, ParseEpsilonError};
 pub use images::{ImageError, LabelledImages};
 pub use norm::{Norm, ParseNormError};
 pub use seed::Seed;
+pub use subject::Subject;
 pub use threat::{Goal, TargetRule, ThreatModel};
