@@ -1,0 +1,89 @@
+use std::path::{Path, PathBuf};
+
+use c2r_base::artifact::ArtifactError;
+
+/// Why a table cannot be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EvalError {
+    /// A file could not be read or written, or is not what it should be.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    /// A record contradicts itself.
+    #[error("{}: {reason}", path.display())]
+    Record {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Several files are broken; each is named.
+    #[error("{} result files cannot be used:{}", .0.len(), listed(.0))]
+    Several(Vec<EvalError>),
+    /// An experiment file is wrong.
+    #[error("{}: {reason}", path.display())]
+    Experiment {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// No result was found.
+    #[error(
+        "no attack.json under {}; `c2r attack --output RUN/PROTOCOL/attack.json` writes one",
+        .0.iter().map(|root| root.display().to_string()).collect::<Vec<_>>().join(", ")
+    )]
+    Nothing(Vec<PathBuf>),
+    /// Two results that would stand in one table were not measured on the same thing.
+    #[error(
+        "{} and {} cannot stand in one table: {what} differ ({a} and {b}); give `c2r table` one results folder at a time",
+        a_path.display(), b_path.display()
+    )]
+    Mixed {
+        /// What differs, plural.
+        what: &'static str,
+        /// First file.
+        a_path: PathBuf,
+        /// Its value.
+        a: String,
+        /// Second file.
+        b_path: PathBuf,
+        /// Its value.
+        b: String,
+    },
+    /// The same measurement twice; counting it as two runs would make the deviation too small.
+    #[error(
+        "{} and {} hold the same measurement ({what}); leave one of them out, or it would count as two runs",
+        a.display(), b.display()
+    )]
+    Twice {
+        /// Which measurement.
+        what: String,
+        /// First file.
+        a: PathBuf,
+        /// Second file.
+        b: PathBuf,
+    },
+    /// The baseline is not a method of the table.
+    #[error("there is no method `{wanted}` to compare with; the results hold {found}")]
+    NoBaseline {
+        /// What was asked for.
+        wanted: String,
+        /// Which methods there are.
+        found: String,
+    },
+}
+
+impl EvalError {
+    pub(crate) fn record(path: &Path, reason: impl Into<String>) -> Self {
+        Self::Record { path: path.to_owned(), reason: reason.into() }
+    }
+
+    pub(crate) fn experiment(path: &Path, reason: impl Into<String>) -> Self {
+        Self::Experiment { path: path.to_owned(), reason: reason.into() }
+    }
+}
+
+fn listed(errors: &[EvalError]) -> String {
+    errors.iter().map(|error| format!("\n  {error}")).collect()
+}
