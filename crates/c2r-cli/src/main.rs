@@ -1,1 +1,129 @@
-fn main() {}
+//! The `c2r` command: distil a training set into a few images per class, train on them, attack any
+//! classifier, and print the table. See docs/cli.md.
+
+mod cmd;
+mod exit;
+mod run_dir;
+mod ui;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::ui::Ui;
+
+/// Robust dataset distillation (C2R), adversarial attacks and honest evaluation on libtorch.
+#[derive(Parser)]
+#[command(name = "c2r", version, propagate_version = true, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+
+    #[command(flatten)]
+    global: Global,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  c2r distill --dataset digits --ipc 1 --iterations 300 --seed 7 --run-dir runs/first
+  c2r train --synthetic runs/first/synthetic.safetensors --protocol pgd-at --seed 0 --run-dir runs/first/pgd-at
+  c2r attack --checkpoint runs/first/pgd-at/model.safetensors --dataset digits --attack fgsm,pgd --eps 0.1 --each
+
+Exit codes: 0 done, 1 unexpected failure, 2 wrong arguments or configuration, 3 data missing or wrong,
+4 finished but outside the stated tolerance, 130 interrupted (state saved; run the same command to go on).";
+
+/// Options that every command takes.
+#[derive(clap::Args)]
+pub(crate) struct Global {
+    /// CPU threads [default: all cores]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
+    threads: Option<i32>,
+
+    /// Where to compute: cpu, cuda or cuda:N [default: cuda if it comes up, else cpu]
+    #[arg(long, global = true, value_name = "DEVICE", value_parser = parse_device)]
+    device: Option<tch::Device>,
+
+    /// Results and errors only
+    #[arg(short, long, global = true)]
+    quiet: bool,
+
+    /// More notes on stderr
+    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    verbose: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Distil a training set into a few images per class
+    Distill(cmd::distill::Args),
+    /// Train a network on a synthetic or a real training set
+    Train(cmd::train::Args),
+    /// Attack a classifier and report its robust accuracy
+    Attack(cmd::attack::Args),
+    /// Make the table from a folder of attack reports
+    Table(cmd::table::Args),
+    /// Say what a file or folder is and what looks wrong with it
+    Inspect(cmd::inspect::Args),
+    /// Say what was found on this machine: libtorch, CUDA, threads, data
+    Doctor(cmd::doctor::Args),
+}
+
+fn parse_device(text: &str) -> Result<tch::Device, String> {
+    match text.split_once(':') {
+        None if text == "cpu" => Ok(tch::Device::Cpu),
+        None if text == "cuda" => Ok(tch::Device::Cuda(0)),
+        Some(("cuda", index)) => {
+            index.parse().map(tch::Device::Cuda).map_err(|_| format!("`{index}` is not a GPU number"))
+        }
+        _ => Err("expected cpu, cuda or cuda:N".to_owned()),
+    }
+}
+
+impl Global {
+    /// Sets threads up and finds the device that was asked for.
+    fn device(&self) -> anyhow::Result<tch::Device> {
+        if let Some(threads) = self.threads {
+            tch::set_num_threads(threads);
+        }
+        if self.device == Some(tch::Device::Cpu) {
+            return Ok(tch::Device::Cpu);
+        }
+        let loaded = c2r_base::native::load_cuda();
+        let count = tch::Cuda::device_count();
+        match self.device {
+            Some(tch::Device::Cuda(index)) if (index as i64) < count => Ok(tch::Device::Cuda(index)),
+            Some(device) => {
+                let reason = loaded.err().unwrap_or_else(|| format!("{count} GPUs are visible"));
+                exit::fail(exit::USAGE, format!("{device:?} is not available: {reason}; `c2r doctor` says more"))
+            }
+            None => Ok(if count > 0 { tch::Device::Cuda(0) } else { tch::Device::Cpu }),
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let ui = Ui::new(cli.global.quiet, cli.global.verbose)?;
+    let device = cli.global.device()?;
+    match cli.command {
+        Command::Distill(args) => cmd::distill::run(args, device, &ui),
+        Command::Train(args) => cmd::train::run(args, device, &ui),
+        Command::Attack(args) => cmd::attack::run(args, device, &ui),
+        Command::Table(args) => cmd::table::run(args, &ui),
+        Command::Inspect(args) => cmd::inspect::run(args, &ui),
+        Command::Doctor(args) => cmd::doctor::run(args, device, &ui),
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "errors go to stderr")]
+fn main() -> ExitCode {
+    // Before the first tensor: see docs/performance.md.
+    c2r_base::native::keep_large_allocations();
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+            eprintln!("error: {}", causes.join("\n  because: "));
+            ExitCode::from(exit::code_of(&error))
+        }
+    }
+}

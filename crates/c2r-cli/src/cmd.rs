@@ -1,0 +1,8 @@
+//! One module per command.
+
+pub(crate) mod attack;
+pub(crate) mod distill;
+pub(crate) mod doctor;
+pub(crate) mod inspect;
+pub(crate) mod table;
+pub(crate) mod train;

@@ -1,0 +1,241 @@
+//! Contrastive robustness loss (CRL): a sample's embedding is pulled to its adversarial companion and
+//! its class, and pushed from its nearest impostors (docs/method.md 5).
+
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use crate::queue::QueueConfig;
+
+/// Options of the contrastive robustness loss.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct CrlConfig {
+    /// Temperature tau of the similarities, positive.
+    pub temperature: f64,
+    /// Where negatives come from besides the batch; absent means batch-only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue: Option<QueueConfig>,
+}
+
+/// A CRL configuration that makes no sense.
+#[derive(Debug, thiserror::Error, PartialEq)]
+#[non_exhaustive]
+pub enum CrlError {
+    /// Zero, negative or not finite.
+    #[error("crl temperature must be positive, got {0}")]
+    Temperature(f64),
+    /// A queue that holds or returns nothing.
+    #[error("crl queue: {0} must be at least 1")]
+    QueueSize(&'static str),
+    /// Outside `[0, 1)`.
+    #[error("crl queue momentum must be in [0, 1), got {0}")]
+    Momentum(f64),
+}
+
+/// Embeddings that an anchor is compared with.
+#[derive(Debug)]
+pub struct Candidates<'a> {
+    /// f32 `[A, D]`.
+    pub embeddings: &'a Tensor,
+    /// i64 `[A]`.
+    pub labels: &'a Tensor,
+}
+
+impl CrlConfig {
+    /// Checks the options.
+    ///
+    /// # Errors
+    /// [`CrlError`].
+    pub fn validate(&self) -> Result<(), CrlError> {
+        if !(self.temperature.is_finite() && self.temperature > 0.0) {
+            return Err(CrlError::Temperature(self.temperature));
+        }
+        if let Some(queue) = &self.queue {
+            if queue.per_class == 0 {
+                return Err(CrlError::QueueSize("per-class"));
+            }
+            if queue.top_k == 0 {
+                return Err(CrlError::QueueSize("top-k"));
+            }
+            if !(0.0..1.0).contains(&queue.momentum) {
+                return Err(CrlError::Momentum(queue.momentum));
+            }
+        }
+        Ok(())
+    }
+
+    /// The loss of each anchor:
+    /// `L_i = -(1/|P(i)|) sum_{a in P(i)} log( exp(g_ia / tau) / sum_{b in A(i)} exp(g_ib / tau) )`.
+    ///
+    /// * `anchors`: f32 `[M, D]` with labels i64 `[M]`.
+    /// * `companions`: f32 `[M, D]`, row i is the adversarial companion of anchor i.
+    /// * `extra`: more candidates (real images, other views); members of an anchor's class are
+    ///   positives, the others negatives. Pass detached embeddings where no gradient should flow.
+    /// * `impostors`: embeddings f32 `[M, k, D]` and mask f32 `[M, k]` of
+    ///   [`crate::queue::MemoryQueue::nearest_impostors`]; negatives of their own anchor only.
+    ///
+    /// A(i) holds every anchor but i itself, every companion, `extra` and row i of `impostors`; P(i) is
+    /// its part of the same class and always holds the anchor's own companion. Similarities are
+    /// cosines. Returns f32 `[M]`; the paper's L_CRL is its mean.
+    pub fn loss(
+        &self,
+        anchors: &Tensor,
+        labels: &Tensor,
+        companions: &Tensor,
+        extra: &[Candidates<'_>],
+        impostors: Option<&(Tensor, Tensor)>,
+    ) -> Tensor {
+        let n_anchors = anchors.size()[0];
+        let unit_anchors = normalize_rows(anchors);
+        let mut blocks = vec![unit_anchors.shallow_clone(), normalize_rows(companions)];
+        let mut block_labels = vec![labels.shallow_clone(), labels.shallow_clone()];
+        for candidates in extra {
+            blocks.push(normalize_rows(candidates.embeddings));
+            block_labels.push(candidates.labels.shallow_clone());
+        }
+        let candidates = Tensor::cat(&blocks, 0);
+        let candidate_labels = Tensor::cat(&block_labels, 0);
+        let similarity = unit_anchors.matmul(&candidates.transpose(0, 1)) / self.temperature;
+
+        let own = Tensor::eye(n_anchors, (Kind::Bool, anchors.device()));
+        let not_self = own.constant_pad_nd([0, candidates.size()[0] - n_anchors]).logical_not();
+        let positive = labels.unsqueeze(1).eq_tensor(&candidate_labels.unsqueeze(0)).logical_and(&not_self);
+        let mut all = similarity.masked_fill(&not_self.logical_not(), f64::NEG_INFINITY);
+        if let Some((rows, found)) = impostors {
+            let far = normalize_rows(rows).matmul(&unit_anchors.unsqueeze(2)).squeeze_dim(2) / self.temperature;
+            all = Tensor::cat(&[all, far.masked_fill(&found.eq(0.0), f64::NEG_INFINITY)], 1);
+        }
+        let log_total = all.logsumexp([1i64].as_slice(), false);
+        let positive = positive.to_kind(Kind::Float);
+        let n_positive = positive.sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
+        log_total - (similarity * positive).sum_dim_intlist([1i64].as_slice(), false, Kind::Float) / n_positive
+    }
+}
+
+/// Squared distance of clean and adversarial class means, summed over classes: the robust term of
+/// earlier robust distillation, kept as the ablation of CRL:
+/// `L_rob = sum_c || E[e(x_c)] - E[e(x~_c)] ||^2`.
+///
+/// * `embeddings`, `companions`: f32 `[M, D]`, row i of one belongs to row i of the other.
+/// * `labels`: i64 `[M]` in `0..n_classes`.
+///
+/// Returns a scalar f32; classes without a sample add 0.
+pub fn class_mean_alignment(embeddings: &Tensor, companions: &Tensor, labels: &Tensor, n_classes: i64) -> Tensor {
+    class_means(&(embeddings - companions), labels, n_classes).0.square().sum(Kind::Float)
+}
+
+/// Mean embedding of each class.
+///
+/// * `embeddings`: f32 `[M, D]`; `labels`: i64 `[M]` in `0..n_classes`.
+///
+/// Returns f32 `[n_classes, D]` (zeros for a class without a sample) and the counts, f32 `[n_classes]`.
+pub fn class_means(embeddings: &Tensor, labels: &Tensor, n_classes: i64) -> (Tensor, Tensor) {
+    let member = labels.one_hot(n_classes).to_kind(Kind::Float).transpose(0, 1);
+    let counts = member.sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
+    (member.matmul(embeddings) / counts.clamp_min(1.0).unsqueeze(1), counts)
+}
+
+/// Rows scaled to length 1 along the last dimension; a zero row stays zero.
+pub(crate) fn normalize_rows(rows: &Tensor) -> Tensor {
+    rows / rows.square().sum_dim_intlist([-1i64].as_slice(), true, Kind::Float).clamp_min(1e-24).sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(values: &[[f32; 2]]) -> Tensor {
+        Tensor::from_slice(values.as_flattened()).view([values.len() as i64, 2])
+    }
+
+    fn config(temperature: f64) -> CrlConfig {
+        CrlConfig { temperature, queue: None }
+    }
+
+    fn close(tensor: &Tensor, expected: &[f64]) {
+        assert_eq!(tensor.size(), [expected.len() as i64]);
+        for (index, expected) in expected.iter().enumerate() {
+            let got = tensor.double_value(&[index as i64]);
+            assert!((got - expected).abs() < 1e-5, "entry {index}: {got} instead of {expected}");
+        }
+    }
+
+    /// Four samples in two classes on the axes, companions equal to their samples, tau = 1.
+    ///
+    /// Anchor 0 = (1,0), class 0. Candidates but itself: x1 = (0,1) class 0, x2 = (-1,0), x3 = (0,-1) class 1,
+    /// companions (1,0), (0,1) class 0, (-1,0), (0,-1) class 1. Cosines: 0 -1 0 | 1 0 -1 0.
+    /// Denominator: e + 4 + 2/e. Positives: x1 (0), x~0 (1), x~1 (0): mean similarity 1/3.
+    #[test]
+    fn four_samples_by_hand() {
+        let anchors = rows(&[[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]]);
+        let labels = Tensor::from_slice(&[0i64, 0, 1, 1]);
+        let e = std::f64::consts::E;
+        let expected = (e + 4.0 + 2.0 / e).ln() - 1.0 / 3.0;
+        close(&config(1.0).loss(&anchors, &labels, &anchors, &[], None), &[expected; 4]);
+        // Cosines do not depend on length.
+        close(&config(1.0).loss(&(&anchors * 7.0), &labels, &(&anchors * 0.1), &[], None), &[expected; 4]);
+    }
+
+    #[test]
+    fn temperature_divides_the_similarities() {
+        let anchors = rows(&[[1.0, 0.0], [0.0, 1.0]]);
+        let labels = Tensor::from_slice(&[0i64, 1]);
+        // Candidates of anchor 0: x1 (0), x~0 (1), x~1 (0); one positive.
+        let expected = ((1.0f64 / 0.5).exp() + 2.0).ln() - 1.0 / 0.5;
+        close(&config(0.5).loss(&anchors, &labels, &anchors, &[], None), &[expected; 2]);
+    }
+
+    #[test]
+    fn extra_candidates_and_impostors_enter_the_denominator() {
+        let anchors = rows(&[[1.0, 0.0]]);
+        let labels = Tensor::from_slice(&[0i64]);
+        let extra = rows(&[[0.0, 2.0], [-1.0, 0.0]]);
+        let extra_labels = Tensor::from_slice(&[0i64, 1]);
+        let candidates = [Candidates { embeddings: &extra, labels: &extra_labels }];
+        let e = std::f64::consts::E;
+        // Companion (1, positive), extra same class (0, positive), extra other class (-1).
+        let expected = (e + 1.0 + 1.0 / e).ln() - 0.5;
+        close(&config(1.0).loss(&anchors, &labels, &anchors, &candidates, None), &[expected]);
+        // One impostor with cosine 1, one slot that holds nothing.
+        let impostors =
+            (rows(&[[3.0, 0.0], [0.0, 0.0]]).view([1, 2, 2]), Tensor::from_slice(&[1.0f32, 0.0]).view([1, 2]));
+        let expected = (2.0 * e + 1.0 + 1.0 / e).ln() - 0.5;
+        close(&config(1.0).loss(&anchors, &labels, &anchors, &candidates, Some(&impostors)), &[expected]);
+    }
+
+    #[test]
+    fn gradient_is_finite_and_reaches_anchors_only() {
+        let anchors = rows(&[[1.0, 0.2], [0.3, 1.0], [-1.0, 0.1]]).set_requires_grad(true);
+        let labels = Tensor::from_slice(&[0i64, 0, 1]);
+        let companions = rows(&[[0.9, 0.1], [0.2, 1.1], [-1.1, 0.0]]);
+        let loss = config(0.1).loss(&anchors, &labels, &companions, &[], None).mean(Kind::Float);
+        let gradient = c2r_base::grad::gradients(&loss, &[&anchors]).swap_remove(0);
+        assert!(gradient.isfinite().all().int64_value(&[]) == 1);
+        assert!(gradient.abs().max().double_value(&[]) > 1e-3);
+    }
+
+    #[test]
+    fn class_means_and_alignment_by_hand() {
+        let clean = rows(&[[1.0, 0.0], [3.0, 0.0], [0.0, 5.0]]);
+        let attacked = rows(&[[0.0, 0.0], [2.0, 2.0], [0.0, 2.0]]);
+        let labels = Tensor::from_slice(&[0i64, 0, 2]);
+        let (means, counts) = class_means(&clean, &labels, 3);
+        assert_eq!(Vec::<f32>::try_from(means.flatten(0, -1)).unwrap(), [2.0, 0.0, 0.0, 0.0, 0.0, 5.0]);
+        assert_eq!(Vec::<f32>::try_from(counts).unwrap(), [2.0, 0.0, 1.0]);
+        // Class 0: (2,0) against (1,1) -> 2; class 2: (0,5) against (0,2) -> 9.
+        let value = class_mean_alignment(&clean, &attacked, &labels, 3).double_value(&[]);
+        assert!((value - 11.0).abs() < 1e-5, "{value}");
+    }
+
+    #[test]
+    fn options_are_checked() {
+        assert_eq!(config(0.0).validate(), Err(CrlError::Temperature(0.0)));
+        let queue = QueueConfig { per_class: 1, top_k: 0, projection: 0, momentum: 0.0 };
+        assert_eq!(
+            CrlConfig { temperature: 0.1, queue: Some(queue.clone()) }.validate(),
+            Err(CrlError::QueueSize("top-k"))
+        );
+        let queue = QueueConfig { top_k: 1, momentum: 1.0, ..queue };
+        assert_eq!(CrlConfig { temperature: 0.1, queue: Some(queue) }.validate(), Err(CrlError::Momentum(1.0)));
+    }
+}

@@ -1,0 +1,251 @@
+//! Attack-aware curriculum (AAC): which samples come first, how many, and with what weight.
+//!
+//! The paper sorts an epoch's samples by perturbation score, hardest first, and cuts contiguous
+//! mini-batches; no weights. On small sets that reading was measured to hurt (docs/method.md), so
+//! the other readings are here too, each under its own name.
+
+use rand::{Rng, seq::SliceRandom};
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+/// How perturbation scores act.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "mode", deny_unknown_fields, rename_all = "kebab-case")]
+pub enum Curriculum {
+    /// Not at all: a shuffled order, equal weights.
+    Off(OffConfig),
+    /// The paper's literal reading: sorted by score, contiguous batches.
+    Order(OrderConfig),
+    /// Only the hardest (or easiest) part of the samples, in shuffled order.
+    Prefix(PrefixConfig),
+    /// All samples, shuffled, each loss weighted by its score.
+    Weight(WeightConfig),
+}
+
+/// No options.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OffConfig {}
+
+/// Options of [`Curriculum::Order`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct OrderConfig {
+    /// Smallest margins first (the paper) or last.
+    pub first: First,
+    /// Sort within each class and deal the classes in turn, so that a batch holds all of them.
+    #[serde(default)]
+    pub class_balanced: bool,
+}
+
+/// Options of [`Curriculum::Prefix`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct PrefixConfig {
+    /// Which end of the order is kept.
+    pub first: First,
+    /// Share of each class that is kept, in `(0, 1]`; at least one sample per class.
+    pub fraction: f64,
+}
+
+/// Options of [`Curriculum::Weight`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct WeightConfig {
+    /// Added to every score, so that samples with a margin of 1 or more keep some weight.
+    pub floor: f64,
+}
+
+/// Which samples come first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum First {
+    /// The smallest margins (largest scores).
+    Hard,
+    /// The largest margins (smallest scores).
+    Easy,
+}
+
+impl Default for Curriculum {
+    fn default() -> Self {
+        Self::Off(OffConfig {})
+    }
+}
+
+/// A curriculum whose options make no sense.
+#[derive(Debug, thiserror::Error, PartialEq)]
+#[non_exhaustive]
+pub enum CurriculumError {
+    /// Outside `(0, 1]`.
+    #[error("curriculum fraction must be in (0, 1], got {0}")]
+    Fraction(f64),
+    /// Negative or not finite.
+    #[error("curriculum floor must be a finite number that is at least 0, got {0}")]
+    Floor(f64),
+}
+
+impl Curriculum {
+    /// Checks the options.
+    ///
+    /// # Errors
+    /// [`CurriculumError`].
+    pub fn validate(&self) -> Result<(), CurriculumError> {
+        match self {
+            Self::Prefix(config) if !(config.fraction > 0.0 && config.fraction <= 1.0) => {
+                Err(CurriculumError::Fraction(config.fraction))
+            }
+            Self::Weight(config) if !(config.floor.is_finite() && config.floor >= 0.0) => {
+                Err(CurriculumError::Floor(config.floor))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether scores are needed at all.
+    pub const fn needs_scores(&self) -> bool {
+        !matches!(self, Self::Off(_))
+    }
+
+    /// The order in which samples are visited, possibly without some of them.
+    ///
+    /// * `scores`: perturbation score of each sample, at least 0; `labels`: its class, same length.
+    ///
+    /// Returns positions into `scores`. Equal scores keep their order, so the result is a function of
+    /// the arguments alone.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn order(&self, scores: &[f32], labels: &[i64], rng: &mut impl Rng) -> Vec<usize> {
+        assert_eq!(scores.len(), labels.len(), "one score per label");
+        let mut all: Vec<usize> = (0..scores.len()).collect();
+        match self {
+            Self::Off(_) | Self::Weight(_) => all.shuffle(rng),
+            Self::Order(OrderConfig { first, class_balanced: false }) => sort_by_score(&mut all, scores, *first),
+            Self::Order(OrderConfig { first, class_balanced: true }) => {
+                let mut classes = by_class(&all, labels);
+                for members in &mut classes {
+                    sort_by_score(members, scores, *first);
+                }
+                let longest = classes.iter().map(Vec::len).max().unwrap_or(0);
+                all = (0..longest)
+                    .flat_map(|rank| classes.iter().filter_map(move |class| class.get(rank).copied()))
+                    .collect();
+            }
+            Self::Prefix(PrefixConfig { first, fraction }) => {
+                let mut classes = by_class(&all, labels);
+                all.clear();
+                for members in &mut classes {
+                    sort_by_score(members, scores, *first);
+                    let kept = ((members.len() as f64 * fraction).ceil() as usize).clamp(1, members.len());
+                    all.extend_from_slice(&members[..kept]);
+                }
+                all.shuffle(rng);
+            }
+        }
+        all
+    }
+
+    /// The weight of each sample's loss, with a sum of N.
+    ///
+    /// * `scores`: f32 `[N]`, at least 0.
+    ///
+    /// Returns f32 `[N]`, detached: `score + floor`, normalized, under [`Curriculum::Weight`]; ones otherwise.
+    pub fn weights(&self, scores: &Tensor) -> Tensor {
+        match self {
+            Self::Weight(config) => {
+                let raw = scores.detach() + config.floor;
+                let mean = raw.mean(Kind::Float);
+                // All margins are comfortable and the floor is 0: no sample is harder than another.
+                if mean.double_value(&[]) <= 0.0 { scores.ones_like() } else { raw / mean }
+            }
+            _ => scores.detach().ones_like(),
+        }
+    }
+}
+
+fn sort_by_score(positions: &mut [usize], scores: &[f32], first: First) {
+    positions.sort_by(|&a, &b| match first {
+        First::Hard => scores[b].total_cmp(&scores[a]),
+        First::Easy => scores[a].total_cmp(&scores[b]),
+    });
+}
+
+/// Positions of each class that occurs, by ascending label.
+fn by_class(positions: &[usize], labels: &[i64]) -> Vec<Vec<usize>> {
+    let mut classes = std::collections::BTreeMap::<i64, Vec<usize>>::new();
+    for &position in positions {
+        classes.entry(labels[position]).or_default().push(position);
+    }
+    classes.into_values().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use c2r_base::Seed;
+
+    use super::*;
+
+    const SCORES: [f32; 6] = [0.1, 2.0, 0.5, 1.0, 0.0, 3.0];
+    const LABELS: [i64; 6] = [0, 0, 0, 1, 1, 1];
+
+    fn order(curriculum: &Curriculum) -> Vec<usize> {
+        curriculum.order(&SCORES, &LABELS, &mut Seed::new(1).stream("test", 0))
+    }
+
+    #[test]
+    fn literal_order_is_by_descending_score() {
+        let hard = Curriculum::Order(OrderConfig { first: First::Hard, class_balanced: false });
+        assert_eq!(order(&hard), [5, 1, 3, 2, 0, 4]);
+        let easy = Curriculum::Order(OrderConfig { first: First::Easy, class_balanced: false });
+        assert_eq!(order(&easy), [4, 0, 2, 3, 1, 5]);
+    }
+
+    #[test]
+    fn balanced_order_deals_the_classes_in_turn() {
+        let curriculum = Curriculum::Order(OrderConfig { first: First::Hard, class_balanced: true });
+        assert_eq!(order(&curriculum), [1, 5, 2, 3, 0, 4]);
+    }
+
+    #[test]
+    fn prefix_keeps_the_share_of_every_class() {
+        let mut kept = order(&Curriculum::Prefix(PrefixConfig { first: First::Hard, fraction: 0.5 }));
+        kept.sort_unstable();
+        assert_eq!(kept, [1, 2, 3, 5]);
+        let mut kept = order(&Curriculum::Prefix(PrefixConfig { first: First::Easy, fraction: 0.01 }));
+        kept.sort_unstable();
+        assert_eq!(kept, [0, 4]);
+    }
+
+    #[test]
+    fn off_and_weight_visit_everything_in_a_seeded_order() {
+        for curriculum in [Curriculum::default(), Curriculum::Weight(WeightConfig { floor: 0.05 })] {
+            let mut visited = order(&curriculum);
+            assert_eq!(visited, order(&curriculum));
+            visited.sort_unstable();
+            assert_eq!(visited, [0, 1, 2, 3, 4, 5]);
+        }
+    }
+
+    #[test]
+    fn weights_follow_the_scores_and_sum_to_n() {
+        let scores = Tensor::from_slice(&[0.0f32, 1.0, 3.0]);
+        let weights = Curriculum::Weight(WeightConfig { floor: 0.5 }).weights(&scores);
+        // (0.5, 1.5, 3.5) over their mean 11/6.
+        let expected = [3.0 / 11.0, 9.0 / 11.0, 21.0 / 11.0];
+        for (index, expected) in expected.into_iter().enumerate() {
+            assert!((weights.double_value(&[index as i64]) - expected).abs() < 1e-6);
+        }
+        let ones = Curriculum::default().weights(&scores);
+        assert_eq!(Vec::<f32>::try_from(ones).unwrap(), [1.0; 3]);
+        let zeros = Curriculum::Weight(WeightConfig { floor: 0.0 }).weights(&Tensor::from_slice(&[0.0f32, 0.0]));
+        assert_eq!(Vec::<f32>::try_from(zeros).unwrap(), [1.0; 2]);
+    }
+
+    #[test]
+    fn options_are_checked() {
+        let prefix = |fraction| Curriculum::Prefix(PrefixConfig { first: First::Hard, fraction });
+        assert_eq!(prefix(0.0).validate(), Err(CurriculumError::Fraction(0.0)));
+        assert!(prefix(1.0).validate().is_ok());
+        assert_eq!(Curriculum::Weight(WeightConfig { floor: -1.0 }).validate(), Err(CurriculumError::Floor(-1.0)));
+    }
+}

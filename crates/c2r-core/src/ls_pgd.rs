@@ -1,0 +1,429 @@
+//! Line-search PGD (LS-PGD): one gradient, several step lengths, and a memory per sample
+//! (docs/method.md 4). It ranks and trains; it never evaluates.
+
+use c2r_base::{Classifier, Epsilon, Norm, Seed, ThreatModel, grad::input_gradient};
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+use crate::margin::perturbation_score;
+
+/// Options of LS-PGD.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct LsPgdConfig {
+    /// Smallest step (the paper's alpha), pixel units.
+    pub step_size: Epsilon,
+    /// Ratio of neighbouring steps (the paper's beta), above 1.
+    pub growth: f64,
+    /// Number of steps tried (the paper's Z): `step_size * growth^q` for `q = 0..candidates`.
+    pub candidates: u32,
+    /// Start from the sample's last perturbation (the paper's continuation) instead of from `start`.
+    pub warm_start: bool,
+    /// Keep a remembered perturbation without a backward pass where its loss has not fallen (the
+    /// paper's adaptive early stop). Needs `warm_start`.
+    pub reuse: bool,
+    /// Where a sample without a remembered perturbation starts.
+    pub start: Start,
+}
+
+/// First point of an attack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Start {
+    /// The clean image.
+    Clean,
+    /// Uniform in the ball, clamped to `[0, 1]`.
+    Random,
+}
+
+/// LS-PGD options that make no sense.
+#[derive(Debug, thiserror::Error, PartialEq)]
+#[non_exhaustive]
+pub enum LsPgdError {
+    /// At or below 1.
+    #[error("ls-pgd growth must be a finite number above 1, got {0}")]
+    Growth(f64),
+    /// Zero.
+    #[error("ls-pgd candidates must be between 1 and 8, got {0}")]
+    Candidates(u32),
+    /// `reuse` without anything to reuse.
+    #[error("ls-pgd reuse needs warm-start = true: without it no perturbation is remembered")]
+    ReuseWithoutWarmStart,
+    /// Only Linf is defined by the paper.
+    #[error("ls-pgd is defined for linf, not for {0}")]
+    Norm(Norm),
+}
+
+/// Passes through the network, in images.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Passes {
+    /// Images sent forward.
+    pub forward: u64,
+    /// Images sent backward.
+    pub backward: u64,
+    /// Samples whose remembered perturbation was kept without a backward pass.
+    pub reused: u64,
+}
+
+impl std::ops::AddAssign for Passes {
+    fn add_assign(&mut self, other: Self) {
+        self.forward += other.forward;
+        self.backward += other.backward;
+        self.reused += other.reused;
+    }
+}
+
+/// Adversarial companions of a batch.
+#[derive(Debug)]
+pub struct Companions {
+    /// f32 `[N, C, H, W]`, inside the ball and `[0, 1]`, detached.
+    pub images: Tensor,
+    /// Perturbation score of each sample at its companion, f32 `[N]`, at least 0, detached.
+    pub scores: Tensor,
+    /// What it cost.
+    pub passes: Passes,
+}
+
+/// Remembered perturbations and their losses, one row per sample id.
+#[derive(Debug)]
+pub struct PerturbationCache {
+    deltas: Tensor,
+    /// NaN where nothing is remembered.
+    losses: Tensor,
+}
+
+impl PerturbationCache {
+    /// A cache for sample ids `0..n` of images `[C, H, W]`, with nothing in it.
+    pub fn new(n: usize, shape: [i64; 3], device: Device) -> Self {
+        let [channels, height, width] = shape;
+        Self {
+            deltas: Tensor::zeros([n as i64, channels, height, width], (Kind::Float, device)),
+            losses: Tensor::full([n as i64], f64::NAN, (Kind::Float, device)),
+        }
+    }
+
+    /// What must be saved to continue: perturbations f32 `[n, C, H, W]` and losses f32 `[n]`.
+    pub fn state(&self) -> (Tensor, Tensor) {
+        (self.deltas.copy(), self.losses.copy())
+    }
+
+    /// Continues from [`PerturbationCache::state`].
+    ///
+    /// # Errors
+    /// A message that names the shapes, if they are not this cache's.
+    pub fn load_state(&mut self, deltas: &Tensor, losses: &Tensor) -> Result<(), String> {
+        if deltas.size() != self.deltas.size() || losses.size() != self.losses.size() {
+            return Err(format!(
+                "cache state has shapes {:?} and {:?}, expected {:?} and {:?}",
+                deltas.size(),
+                losses.size(),
+                self.deltas.size(),
+                self.losses.size()
+            ));
+        }
+        self.deltas = deltas.to_device(self.deltas.device()).copy();
+        self.losses = losses.to_device(self.losses.device()).copy();
+        Ok(())
+    }
+}
+
+/// The attack, checked.
+#[derive(Clone, Debug)]
+pub struct LsPgd {
+    config: LsPgdConfig,
+    threat: ThreatModel,
+}
+
+impl LsPgd {
+    /// Checks the options.
+    ///
+    /// # Errors
+    /// [`LsPgdError`].
+    pub fn new(config: LsPgdConfig, threat: ThreatModel) -> Result<Self, LsPgdError> {
+        if threat.norm != Norm::Linf {
+            return Err(LsPgdError::Norm(threat.norm));
+        }
+        if !(config.growth.is_finite() && config.growth > 1.0) {
+            return Err(LsPgdError::Growth(config.growth));
+        }
+        if !(1..=8).contains(&config.candidates) {
+            return Err(LsPgdError::Candidates(config.candidates));
+        }
+        if config.reuse && !config.warm_start {
+            return Err(LsPgdError::ReuseWithoutWarmStart);
+        }
+        Ok(Self { config, threat })
+    }
+
+    /// Whether a [`PerturbationCache`] is of any use.
+    pub const fn remembers(&self) -> bool {
+        self.config.warm_start
+    }
+
+    /// Makes companions.
+    ///
+    /// * `images`: f32 `[N, C, H, W]` in `[0, 1]`; `labels`: i64 `[N]`.
+    /// * `ids`: sample ids; rows of `cache` and streams of the random start.
+    ///
+    /// A sample that the cache has not seen always gets its gradient step, with or without `reuse`:
+    /// otherwise the companions of the first epoch would be the clean images.
+    pub fn attack(
+        &self,
+        model: &dyn Classifier,
+        images: &Tensor,
+        labels: &Tensor,
+        ids: &[u64],
+        seed: Seed,
+        cache: Option<&mut PerturbationCache>,
+    ) -> Companions {
+        let _no_grad = tch::no_grad_guard();
+        let n = ids.len() as i64;
+        let mut passes = Passes::default();
+        let rows = Tensor::from_slice(&ids.iter().map(|&id| id as i64).collect::<Vec<_>>()).to_device(images.device());
+        let remembered = cache
+            .as_ref()
+            .filter(|_| self.config.warm_start)
+            .map(|cache| (cache.deltas.index_select(0, &rows), cache.losses.index_select(0, &rows)));
+        let fresh = || match self.config.start {
+            Start::Clean => images.zeros_like(),
+            Start::Random => {
+                let shape = &images.size()[1..];
+                let radius = self.threat.epsilon.value();
+                Norm::Linf.random_in_ball(shape, ids, radius, seed, "ls-pgd/start").to_device(images.device())
+            }
+        };
+        let start = match &remembered {
+            Some((deltas, losses)) => deltas.where_self(&losses.isnan().logical_not().view([-1, 1, 1, 1]), &fresh()),
+            None => fresh(),
+        };
+        let start = self.threat.project(images, &(images + start));
+
+        // Step 1: where the remembered loss has not fallen, the perturbation stays.
+        let mut best_images = start.copy();
+        let mut best_loss = Tensor::full([n], f64::NEG_INFINITY, (Kind::Float, images.device()));
+        let mut best_logits = None;
+        let mut searched = None;
+        if let (true, Some((_, losses))) = (self.config.reuse, &remembered) {
+            let logits = model.logits(&start);
+            passes.forward += n as u64;
+            let loss = per_sample_cross_entropy(&logits, labels);
+            let keep = loss.ge_tensor(losses).logical_and(&losses.isnan().logical_not());
+            let search = keep.logical_not().nonzero().squeeze_dim(1);
+            passes.reused += (n - search.size()[0]) as u64;
+            best_loss = loss.where_self(&keep, &best_loss);
+            best_logits = Some(logits);
+            searched = Some(search);
+        }
+
+        // Steps 2 and 3 for the others: one gradient, then the best of several step lengths.
+        let everyone = searched.is_none();
+        let pick =
+            |tensor: &Tensor| searched.as_ref().map_or_else(|| tensor.shallow_clone(), |at| tensor.index_select(0, at));
+        let (from, clean, targets) = (pick(&start), pick(images), pick(labels));
+        let n_searched = from.size()[0];
+        if n_searched > 0 {
+            let (gradient, _) = input_gradient(&from, |x| per_sample_cross_entropy(&model.logits(x), &targets));
+            let direction = gradient.sign();
+            let steps = self.steps();
+            let candidates: Vec<Tensor> =
+                steps.iter().map(|step| self.threat.project(&clean, &(&from + &direction * *step))).collect();
+            let candidates = Tensor::cat(&candidates, 0);
+            let logits = model.logits(&candidates);
+            let n_steps = steps.len() as i64;
+            passes.backward += n_searched as u64;
+            passes.forward += (n_searched * (1 + n_steps)) as u64;
+            let loss = per_sample_cross_entropy(&logits, &targets.repeat([n_steps])).view([n_steps, n_searched]);
+            let (loss, winner) = loss.max_dim(0, false);
+            let at = winner * n_searched + Tensor::arange(n_searched, (Kind::Int64, images.device()));
+            let (images, logits) = (candidates.index_select(0, &at), logits.index_select(0, &at));
+            match (everyone, &searched, &mut best_logits) {
+                (false, Some(search), Some(all)) => {
+                    best_images = best_images.index_copy(0, search, &images);
+                    best_loss = best_loss.index_copy(0, search, &loss);
+                    *all = all.index_copy(0, search, &logits);
+                }
+                _ => {
+                    best_images = images;
+                    best_loss = loss;
+                    best_logits = Some(logits);
+                }
+            }
+        }
+
+        if let (true, Some(cache)) = (self.config.warm_start, cache) {
+            let _ = cache.deltas.index_copy_(0, &rows, &(&best_images - images));
+            let _ = cache.losses.index_copy_(0, &rows, &best_loss);
+        }
+        let logits = best_logits.expect("either every sample was searched or all logits were computed");
+        Companions { images: best_images, scores: perturbation_score(&logits, labels), passes }
+    }
+
+    /// Step lengths, pixel units, smallest first.
+    fn steps(&self) -> Vec<f64> {
+        (0..self.config.candidates)
+            .map(|power| self.config.step_size.value() * self.config.growth.powi(power as i32))
+            .collect()
+    }
+}
+
+/// Cross-entropy of each sample, f32 `[N]`, from logits f32 `[N, K]`.
+pub fn per_sample_cross_entropy(logits: &Tensor, labels: &Tensor) -> Tensor {
+    logits.cross_entropy_loss::<Tensor>(labels, None, tch::Reduction::None, -100, 0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A two-layer network with fixed weights drawn from a seed.
+    struct Toy {
+        first: Tensor,
+        second: Tensor,
+        forwards: std::cell::Cell<u64>,
+    }
+
+    impl Toy {
+        fn new(seed: u64) -> Self {
+            let draw = |purpose: &str, rows: i64, columns: i64| {
+                Norm::Linf
+                    .random_in_ball(&[1, rows, columns], &[0], 2.0, Seed::new(seed), purpose)
+                    .view([rows, columns])
+            };
+            Self { first: draw("first", 12, 16), second: draw("second", 16, 4), forwards: std::cell::Cell::new(0) }
+        }
+    }
+
+    impl Classifier for Toy {
+        fn logits(&self, images: &Tensor) -> Tensor {
+            self.forwards.set(self.forwards.get() + images.size()[0] as u64);
+            images.flatten(1, -1).matmul(&self.first).relu().matmul(&self.second)
+        }
+
+        fn device(&self) -> Device {
+            Device::Cpu
+        }
+    }
+
+    fn config() -> LsPgdConfig {
+        LsPgdConfig {
+            step_size: "2/255".parse().unwrap(),
+            growth: 2.0,
+            candidates: 3,
+            warm_start: false,
+            reuse: false,
+            start: Start::Clean,
+        }
+    }
+
+    fn threat() -> ThreatModel {
+        ThreatModel::untargeted(Norm::Linf, "8/255".parse().unwrap())
+    }
+
+    fn batch(seed: u64, n: u64) -> (Tensor, Tensor, Vec<u64>) {
+        let ids: Vec<u64> = (0..n).collect();
+        let images = (Norm::Linf.random_in_ball(&[3, 2, 2], &ids, 0.5, Seed::new(seed), "image") + 0.5).clamp(0.0, 1.0);
+        let labels = Tensor::from_slice(&ids.iter().map(|id| (id % 4) as i64).collect::<Vec<_>>());
+        (images, labels, ids)
+    }
+
+    fn loss_at(model: &Toy, images: &Tensor, labels: &Tensor) -> Tensor {
+        per_sample_cross_entropy(&model.logits(images), labels)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Never weaker than one PGD step of `step_size` from the same start, never outside the threat set.
+        #[test]
+        fn beats_a_pgd_step_and_stays_inside(seed in 0u64..1000, random in any::<bool>(), candidates in 1u32..4) {
+            let model = Toy::new(seed);
+            let (images, labels, ids) = batch(seed + 1, 8);
+            let start = if random { Start::Random } else { Start::Clean };
+            let attack = LsPgd::new(LsPgdConfig { start, candidates, ..config() }, threat()).unwrap();
+            let ours = attack.attack(&model, &images, &labels, &ids, Seed::new(seed), None);
+            prop_assert!(Norm::Linf.distance(&ours.images, &images).max().double_value(&[]) <= 8.0 / 255.0 + 1e-6);
+            prop_assert!(ours.images.min().double_value(&[]) >= 0.0 && ours.images.max().double_value(&[]) <= 1.0);
+
+            let delta = match start {
+                Start::Clean => images.zeros_like(),
+                Start::Random => Norm::Linf.random_in_ball(&[3, 2, 2], &ids, 8.0 / 255.0, Seed::new(seed), "ls-pgd/start"),
+            };
+            let from = threat().project(&images, &(&images + delta));
+            let (gradient, _) = input_gradient(&from, |x| loss_at(&model, x, &labels));
+            let step = threat().project(&images, &(&from + gradient.sign() * (2.0 / 255.0)));
+            let gain = loss_at(&model, &ours.images, &labels) - loss_at(&model, &step, &labels);
+            prop_assert!(gain.min().double_value(&[]) >= -1e-6);
+        }
+    }
+
+    #[test]
+    fn scores_are_the_hinge_at_the_companion_and_passes_are_counted() {
+        let model = Toy::new(3);
+        let (images, labels, ids) = batch(4, 6);
+        let ours = LsPgd::new(config(), threat()).unwrap().attack(&model, &images, &labels, &ids, Seed::new(0), None);
+        assert_eq!(ours.passes, Passes { forward: 6 * 4, backward: 6, reused: 0 });
+        assert_eq!(model.forwards.get(), ours.passes.forward);
+        let expected = perturbation_score(&model.logits(&ours.images), &labels);
+        assert!((ours.scores - expected).abs().max().double_value(&[]) < 1e-5);
+    }
+
+    #[test]
+    fn cache_continues_and_reuses_only_what_it_has_seen() {
+        let model = Toy::new(5);
+        let (images, labels, ids) = batch(6, 6);
+        let attack = LsPgd::new(LsPgdConfig { warm_start: true, reuse: true, ..config() }, threat()).unwrap();
+        let mut cache = PerturbationCache::new(10, [3, 2, 2], Device::Cpu);
+        let first = attack.attack(&model, &images, &labels, &ids, Seed::new(0), Some(&mut cache));
+        assert_eq!(first.passes.reused, 0, "nothing is remembered in the first epoch");
+        assert!(
+            (&first.images - &images).abs().max().double_value(&[]) > 1e-3,
+            "companions differ from the clean images"
+        );
+        // The same network: every remembered loss still holds, so no backward pass at all.
+        let second = attack.attack(&model, &images, &labels, &ids, Seed::new(0), Some(&mut cache));
+        assert_eq!(second.passes, Passes { forward: 6, backward: 0, reused: 6 });
+        assert_eq!(second.images, first.images);
+        // Without reuse the warm start goes on climbing.
+        let attack = LsPgd::new(LsPgdConfig { warm_start: true, ..config() }, threat()).unwrap();
+        let third = attack.attack(&model, &images, &labels, &ids, Seed::new(0), Some(&mut cache));
+        assert_eq!((third.passes.backward, third.passes.reused), (6, 0));
+        // Another id has seen nothing: it starts from the clean image whatever the others remember.
+        let (one, label) = (images.narrow(0, 0, 1), labels.narrow(0, 0, 1));
+        let unseen = attack.attack(&model, &one, &label, &[9], Seed::new(0), Some(&mut cache));
+        let plain = LsPgd::new(config(), threat()).unwrap().attack(&model, &one, &label, &[9], Seed::new(0), None);
+        assert_eq!(unseen.images, plain.images);
+    }
+
+    #[test]
+    fn reuse_searches_only_where_the_loss_fell() {
+        let (images, labels, ids) = batch(6, 8);
+        let attack = LsPgd::new(LsPgdConfig { warm_start: true, reuse: true, ..config() }, threat()).unwrap();
+        let mut cache = PerturbationCache::new(8, [3, 2, 2], Device::Cpu);
+        attack.attack(&Toy::new(5), &images, &labels, &ids, Seed::new(0), Some(&mut cache));
+        let (deltas, losses) = cache.state();
+        // Another network: some losses rise, some fall.
+        let other = Toy::new(8);
+        let there = loss_at(&other, &threat().project(&images, &(&images + &deltas)), &labels);
+        let kept = there.ge_tensor(&losses);
+        let n_kept = kept.to_kind(Kind::Int64).sum(Kind::Int64).int64_value(&[]) as u64;
+        assert!(n_kept > 0 && n_kept < 8, "the seeds must exercise both branches, kept {n_kept}");
+        let ours = attack.attack(&other, &images, &labels, &ids, Seed::new(0), Some(&mut cache));
+        assert_eq!((ours.passes.reused, ours.passes.backward), (n_kept, 8 - n_kept));
+        let moved = (&ours.images - (&images + &deltas)).abs().amax([1i64, 2, 3].as_slice(), false).gt(1e-6);
+        assert_eq!(moved.logical_and(&kept).any().int64_value(&[]), 0, "kept samples do not move");
+        let expected = perturbation_score(&other.logits(&ours.images), &labels);
+        assert!((ours.scores - expected).abs().max().double_value(&[]) < 1e-5);
+    }
+
+    #[test]
+    fn options_are_checked() {
+        let check = |config| LsPgd::new(config, threat()).unwrap_err();
+        assert_eq!(check(LsPgdConfig { growth: 1.0, ..config() }), LsPgdError::Growth(1.0));
+        assert_eq!(check(LsPgdConfig { candidates: 0, ..config() }), LsPgdError::Candidates(0));
+        assert_eq!(check(LsPgdConfig { reuse: true, ..config() }), LsPgdError::ReuseWithoutWarmStart);
+        let l2 = ThreatModel::untargeted(Norm::L2, "1".parse().unwrap());
+        assert_eq!(LsPgd::new(config(), l2).unwrap_err(), LsPgdError::Norm(Norm::L2));
+    }
+}

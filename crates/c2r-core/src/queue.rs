@@ -1,0 +1,303 @@
+//! The memory queue of the contrastive robustness loss: per class, the last embeddings seen.
+
+use c2r_base::Seed;
+use rand_distr::{Distribution, StandardNormal};
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+/// Shape and pace of a [`MemoryQueue`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct QueueConfig {
+    /// Embeddings kept per class (the paper's Q), at least 1.
+    pub per_class: usize,
+    /// Negatives retrieved per anchor (the paper's k), at least 1.
+    pub top_k: usize,
+    /// Dimensions of the fixed random projection that shortlists them (the paper's r); 0 compares
+    /// the full embeddings.
+    pub projection: usize,
+    /// Moving average `m` in `[0, 1)`: a stored row becomes `m * (class mean of the stored rows) +
+    /// (1 - m) * new embedding`; 0 stores embeddings as they are.
+    pub momentum: f64,
+}
+
+/// Per class a first-in-first-out ring of embeddings, all on one device, without gradients.
+///
+/// Every class holds the same number of rows at most, however unbalanced the batches are
+/// (class-balanced). Memory is `K * per_class * D` floats; retrieving costs one product of the
+/// projected anchors with the projected queue.
+#[derive(Debug)]
+pub struct MemoryQueue {
+    config: QueueConfig,
+    /// f32 `[K * per_class, D]`, rows of class c at `c * per_class..`.
+    rows: Tensor,
+    /// Projected and normalized rows, f32 `[K * per_class, r]`.
+    projected: Tensor,
+    /// f32 `[D, r]`, or undefined where `config.projection` is 0.
+    projection: Option<Tensor>,
+    /// Rows ever pushed, per class.
+    pushed: Vec<u64>,
+}
+
+impl MemoryQueue {
+    /// An empty queue for `n_classes` classes of embeddings of length `dimension`.
+    ///
+    /// The projection is Gaussian and drawn once from `seed`.
+    ///
+    /// # Panics
+    /// If a size in `config` is 0 (apart from `projection`).
+    pub fn new(config: QueueConfig, n_classes: usize, dimension: i64, seed: Seed, device: Device) -> Self {
+        assert!(config.per_class > 0 && config.top_k > 0, "queue sizes are checked by the configuration");
+        let capacity = (n_classes * config.per_class) as i64;
+        let projection = (config.projection > 0).then(|| {
+            let mut rng = seed.stream("queue/projection", 0);
+            let values: Vec<f32> = (0..dimension as usize * config.projection)
+                .map(|_| {
+                    let value: f64 = StandardNormal.sample(&mut rng);
+                    (value / (config.projection as f64).sqrt()) as f32
+                })
+                .collect();
+            Tensor::from_slice(&values).view([dimension, config.projection as i64]).to_device(device)
+        });
+        let reduced = projection.as_ref().map_or(dimension, |_| config.projection as i64);
+        Self {
+            rows: Tensor::zeros([capacity, dimension], (Kind::Float, device)),
+            projected: Tensor::zeros([capacity, reduced], (Kind::Float, device)),
+            projection,
+            pushed: vec![0; n_classes],
+            config,
+        }
+    }
+
+    /// Number of stored rows of each class.
+    pub fn filled(&self) -> Vec<usize> {
+        self.pushed.iter().map(|&pushed| (pushed as usize).min(self.config.per_class)).collect()
+    }
+
+    /// Number of stored rows.
+    pub fn len(&self) -> usize {
+        self.filled().iter().sum()
+    }
+
+    /// Whether nothing is stored.
+    pub fn is_empty(&self) -> bool {
+        self.pushed.iter().all(|&pushed| pushed == 0)
+    }
+
+    /// Stores embeddings, oldest out first, in the order of the batch.
+    ///
+    /// * `embeddings`: f32 `[M, D]`, detached here; `labels`: their classes.
+    ///
+    /// # Panics
+    /// If `labels` has another length, or names a class that the queue does not have.
+    pub fn push(&mut self, embeddings: &Tensor, labels: &[i64]) {
+        let _no_grad = tch::no_grad_guard();
+        assert_eq!(embeddings.size()[0] as usize, labels.len(), "one label per embedding");
+        let mut embeddings = embeddings.detach().to_device(self.rows.device());
+        if self.config.momentum > 0.0 {
+            embeddings = self.averaged(&embeddings, labels);
+        }
+        // A batch may bring more rows of a class than fit: the last ones win, as in a queue.
+        let mut target = std::collections::BTreeMap::new();
+        for (row, &label) in labels.iter().enumerate() {
+            let class = label as usize;
+            let slot = class * self.config.per_class + (self.pushed[class] % self.config.per_class as u64) as usize;
+            self.pushed[class] += 1;
+            target.insert(slot as i64, row as i64);
+        }
+        let slots = Tensor::from_slice(&target.keys().copied().collect::<Vec<_>>()).to_device(self.rows.device());
+        let source = Tensor::from_slice(&target.values().copied().collect::<Vec<_>>()).to_device(self.rows.device());
+        let fresh = embeddings.index_select(0, &source);
+        let _ = self.rows.index_copy_(0, &slots, &fresh);
+        let _ = self.projected.index_copy_(0, &slots, &self.project(&fresh));
+    }
+
+    /// Pulls each embedding to the mean of what its class has stored.
+    fn averaged(&self, embeddings: &Tensor, labels: &[i64]) -> Tensor {
+        let filled = self.filled();
+        let rows: Vec<Tensor> = labels
+            .iter()
+            .enumerate()
+            .map(|(row, &label)| {
+                let (class, own) = (label as usize, embeddings.get(row as i64));
+                if filled[class] == 0 {
+                    return own;
+                }
+                let stored = self.rows.narrow(0, (class * self.config.per_class) as i64, filled[class] as i64);
+                stored.mean_dim([0i64].as_slice(), false, Kind::Float) * self.config.momentum
+                    + own * (1.0 - self.config.momentum)
+            })
+            .collect();
+        Tensor::stack(&rows, 0)
+    }
+
+    fn project(&self, embeddings: &Tensor) -> Tensor {
+        let reduced = match &self.projection {
+            Some(projection) => embeddings.matmul(projection),
+            None => embeddings.shallow_clone(),
+        };
+        crate::crl::normalize_rows(&reduced)
+    }
+
+    /// For each anchor the stored rows of other classes that look most like it after projection.
+    ///
+    /// * `anchors`: f32 `[M, D]`; `labels`: i64 `[M]`.
+    ///
+    /// Returns full embeddings f32 `[M, k, D]` and a mask f32 `[M, k]` (1 where a row was found: fewer
+    /// than k may be stored), both without gradients; `None` while nothing is stored. `k` is
+    /// `min(top_k, capacity)`.
+    pub fn nearest_impostors(&self, anchors: &Tensor, labels: &Tensor) -> Option<(Tensor, Tensor)> {
+        if self.is_empty() {
+            return None;
+        }
+        let _no_grad = tch::no_grad_guard();
+        let device = self.rows.device();
+        let capacity = self.rows.size()[0];
+        let per_class = self.config.per_class;
+        let usable: Vec<f32> = self
+            .filled()
+            .iter()
+            .flat_map(|&filled| (0..per_class).map(move |slot| if slot < filled { 0.0 } else { f32::NEG_INFINITY }))
+            .collect();
+        let owner: Vec<i64> = (0..capacity).map(|row| row / per_class as i64).collect();
+        let similarity = self.project(&anchors.detach()).matmul(&self.projected.transpose(0, 1))
+            + Tensor::from_slice(&usable).to_device(device).unsqueeze(0);
+        let same = labels.unsqueeze(1).eq_tensor(&Tensor::from_slice(&owner).to_device(device).unsqueeze(0));
+        let similarity = similarity.masked_fill(&same, f64::NEG_INFINITY);
+        let k = (self.config.top_k as i64).min(capacity);
+        let (best, index) = similarity.topk(k, 1, true, true);
+        let found = best.isfinite().to_kind(Kind::Float);
+        let rows = self.rows.index_select(0, &index.flatten(0, -1)).view([labels.size()[0], k, -1]);
+        Some((rows, found))
+    }
+
+    /// The stored rows of one class, oldest first, f32 `[filled, D]`.
+    pub fn class_rows(&self, class: usize) -> Tensor {
+        let per_class = self.config.per_class as u64;
+        let pushed = self.pushed[class];
+        let oldest = pushed.saturating_sub(per_class);
+        let slots: Vec<i64> = (oldest..pushed).map(|at| (class as u64 * per_class + at % per_class) as i64).collect();
+        self.rows.index_select(0, &Tensor::from_slice(&slots).to_device(self.rows.device()))
+    }
+
+    /// What must be saved to continue: the rows, f32 `[K * per_class, D]`, and pushes per class, i64 `[K]`.
+    pub fn state(&self) -> (Tensor, Tensor) {
+        let pushed: Vec<i64> = self.pushed.iter().map(|&pushed| pushed as i64).collect();
+        (self.rows.copy(), Tensor::from_slice(&pushed))
+    }
+
+    /// Continues from [`MemoryQueue::state`].
+    ///
+    /// # Errors
+    /// A message that names the shapes, if they are not this queue's.
+    pub fn load_state(&mut self, rows: &Tensor, pushed: &Tensor) -> Result<(), String> {
+        if rows.size() != self.rows.size() || pushed.size() != [self.pushed.len() as i64] {
+            return Err(format!(
+                "queue state has rows {:?} and counts {:?}, expected {:?} and [{}]",
+                rows.size(),
+                pushed.size(),
+                self.rows.size(),
+                self.pushed.len()
+            ));
+        }
+        self.rows = rows.to_device(self.rows.device()).copy();
+        self.projected = self.project(&self.rows);
+        self.pushed =
+            Vec::<i64>::try_from(pushed).map_err(|error| error.to_string())?.iter().map(|&n| n as u64).collect();
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(per_class: usize, top_k: usize) -> QueueConfig {
+        QueueConfig { per_class, top_k, projection: 0, momentum: 0.0 }
+    }
+
+    fn queue(config: QueueConfig) -> MemoryQueue {
+        MemoryQueue::new(config, 3, 2, Seed::new(5), Device::Cpu)
+    }
+
+    fn rows(values: &[[f32; 2]]) -> Tensor {
+        Tensor::from_slice(values.as_flattened()).view([values.len() as i64, 2])
+    }
+
+    fn flat(tensor: &Tensor) -> Vec<f32> {
+        Vec::try_from(tensor.flatten(0, -1)).unwrap()
+    }
+
+    #[test]
+    fn each_class_keeps_its_last_rows_in_order() {
+        let mut queue = queue(config(2, 1));
+        queue.push(&rows(&[[1.0, 0.0], [2.0, 0.0], [9.0, 9.0]]), &[0, 0, 2]);
+        assert_eq!(queue.filled(), [2, 0, 1]);
+        queue.push(&rows(&[[3.0, 0.0]]), &[0]);
+        assert_eq!(flat(&queue.class_rows(0)), [2.0, 0.0, 3.0, 0.0]);
+        assert_eq!(flat(&queue.class_rows(2)), [9.0, 9.0]);
+        // More rows than fit, in one batch: the last two stay.
+        queue.push(&rows(&[[4.0, 0.0], [5.0, 0.0], [6.0, 0.0]]), &[0, 0, 0]);
+        assert_eq!(flat(&queue.class_rows(0)), [5.0, 0.0, 6.0, 0.0]);
+        assert_eq!(queue.filled(), [2, 0, 1]);
+    }
+
+    #[test]
+    fn a_flood_of_one_class_does_not_push_out_another() {
+        let mut queue = queue(config(2, 1));
+        queue.push(&rows(&[[0.0, 1.0]]), &[1]);
+        for step in 0..50 {
+            queue.push(&rows(&[[step as f32, 0.0]]), &[0]);
+        }
+        assert_eq!(queue.filled(), [2, 1, 0]);
+        assert_eq!(flat(&queue.class_rows(1)), [0.0, 1.0]);
+    }
+
+    #[test]
+    fn impostors_are_the_most_similar_rows_of_other_classes() {
+        let mut queue = queue(config(2, 2));
+        queue.push(&rows(&[[1.0, 0.0], [0.0, 1.0], [1.0, 0.1], [-1.0, 0.0]]), &[0, 1, 2, 2]);
+        let (found, mask) = queue.nearest_impostors(&rows(&[[2.0, 0.0]]), &Tensor::from_slice(&[0i64])).unwrap();
+        // The identical direction (class 0) is no impostor.
+        assert_eq!(flat(&found), [1.0, 0.1, 0.0, 1.0]);
+        assert_eq!(flat(&mask), [1.0, 1.0]);
+    }
+
+    #[test]
+    fn missing_impostors_are_masked() {
+        let mut queue = queue(config(2, 3));
+        assert!(queue.nearest_impostors(&rows(&[[1.0, 0.0]]), &Tensor::from_slice(&[0i64])).is_none());
+        queue.push(&rows(&[[0.0, 1.0]]), &[1]);
+        let (_, mask) = queue.nearest_impostors(&rows(&[[1.0, 0.0]]), &Tensor::from_slice(&[0i64])).unwrap();
+        assert_eq!(flat(&mask), [1.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn projection_shortlists_but_full_embeddings_come_back() {
+        let config = QueueConfig { per_class: 4, top_k: 1, projection: 8, momentum: 0.0 };
+        let mut queue = MemoryQueue::new(config, 2, 2, Seed::new(5), Device::Cpu);
+        queue.push(&rows(&[[3.0, 0.1], [-3.0, 0.0]]), &[1, 1]);
+        let (found, _) = queue.nearest_impostors(&rows(&[[1.0, 0.0]]), &Tensor::from_slice(&[0i64])).unwrap();
+        assert_eq!(flat(&found), [3.0, 0.1]);
+    }
+
+    #[test]
+    fn momentum_averages_with_the_stored_class_mean() {
+        let mut queue = queue(QueueConfig { momentum: 0.75, ..config(4, 1) });
+        queue.push(&rows(&[[4.0, 0.0]]), &[0]);
+        queue.push(&rows(&[[0.0, 8.0]]), &[0]);
+        assert_eq!(flat(&queue.class_rows(0)), [4.0, 0.0, 3.0, 2.0]);
+    }
+
+    #[test]
+    fn state_round_trips() {
+        let mut old = queue(config(2, 1));
+        old.push(&rows(&[[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]]), &[0, 0, 0]);
+        let (stored, pushed) = old.state();
+        let mut new = queue(config(2, 1));
+        new.load_state(&stored, &pushed).unwrap();
+        assert_eq!(flat(&new.class_rows(0)), flat(&old.class_rows(0)));
+        assert_eq!(new.filled(), old.filled());
+        assert!(new.load_state(&stored.narrow(0, 0, 2), &pushed).unwrap_err().contains("[2, 2]"));
+    }
+}
