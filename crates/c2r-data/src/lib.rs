@@ -1,1 +1,44 @@
-//! Datasets, samplers, augmentation and the SyntheticSet file format of c2r.
+//! Datasets, samplers, augmentation and the file format of a distilled set.
+//!
+//! **What it is:** [`load`] reads the datasets of the field into [`Split`]s (u8 on the host),
+//! [`ClassSampler`] draws from them, [`dsa`] augments differentiably, and [`SyntheticSet`] is the file
+//! in which distillation and evaluation meet. [`registry`] lists every known dataset.
+//!
+//! **What it is not:** it downloads nothing (`cargo xtask download` does), knows no network and no
+//! attack, and does not normalize: pixels are in `[0, 1]` and normalization belongs inside the model.
+//!
+//! **Where to start:** [`load`], then [`Split::batch`].
+//!
+//! ```
+//! use tch::Device;
+//!
+//! let digits = c2r_data::load("digits", None).unwrap();
+//! let (images, labels) = digits.train.batch(&[0, 1, 2], Device::Cpu);
+//! assert_eq!(images.size(), [3, 1, 8, 8]);
+//! assert_eq!(labels.size(), [3]);
+//! ```
+
+mod cifar;
+mod class_folders;
+mod dataset;
+mod decode;
+mod digits;
+pub mod dsa;
+mod error;
+mod formation;
+mod picture;
+mod registry;
+mod sampler;
+mod split;
+mod synthetic;
+mod tiny_imagenet;
+
+pub use class_folders::load_folder;
+pub use dataset::{Dataset, load};
+pub use error::DataError;
+pub use formation::{decode_formation, mosaic};
+pub use picture::write_grid;
+pub use registry::{DataFile, DatasetSpec, Format, registry, spec};
+pub use sampler::ClassSampler;
+pub use split::Split;
+pub use synthetic::{SCHEMA_VERSION, SyntheticHeader, SyntheticSet};

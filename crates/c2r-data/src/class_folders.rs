@@ -1,0 +1,173 @@
+//! One folder of images per class: any image folder, ILSVRC-2012 and the fast.ai archives.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    DataError, Dataset, DatasetSpec, Format, Split,
+    decode::{self, Size},
+};
+
+/// Reads a folder of images: `train/<class>/*.{jpg,jpeg,png}` and `test/<class>/...` or `val/<class>/...`.
+///
+/// * `size`: height and width to resize every image to (without keeping the aspect ratio); `None` takes the
+///   size of the first training image and demands it of all others.
+///
+/// Class order is that of the sorted folder names of `train/`. Images have 3 channels; grey ones become
+/// RGB. `mean` and `std` are computed from the training images.
+///
+/// # Errors
+/// [`DataError`]: a folder is missing or empty; an image cannot be decoded or has another size; the test
+/// split has a class that the training split has not. The message names the path.
+pub fn load_folder(path: &Path, size: Option<(u32, u32)>) -> Result<Dataset, DataError> {
+    let expected = "`train/CLASS/*.{jpg,jpeg,png}` and `test/CLASS/...` or `val/CLASS/...`";
+    let missing = || DataError::Layout { path: path.to_owned(), expected: expected.into() };
+    let train_folder = path.join("train");
+    let test_folder = ["test", "val"].map(|name| path.join(name)).into_iter().find(|folder| folder.is_dir());
+    let test_folder = test_folder.filter(|_| train_folder.is_dir()).ok_or_else(missing)?;
+    let class_folders = |folder: &Path| -> Result<Vec<PathBuf>, DataError> {
+        Ok(decode::entries(folder)?.into_iter().filter(|entry| entry.is_dir()).collect())
+    };
+    let class_name = |folder: &Path| folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+
+    let classes: Vec<String> = class_folders(&train_folder)?.iter().map(|folder| class_name(folder)).collect();
+    let class_of: HashMap<&str, i64> =
+        classes.iter().enumerate().map(|(class, name)| (name.as_str(), class as i64)).collect();
+    let list = |split: &Path| -> Result<(Vec<PathBuf>, Vec<i64>), DataError> {
+        let (mut paths, mut labels) = (Vec::new(), Vec::new());
+        for folder in class_folders(split)? {
+            let class = *class_of.get(class_name(&folder).as_str()).ok_or_else(|| DataError::Layout {
+                path: folder.clone(),
+                expected: format!("a class that is in {} too", train_folder.display()),
+            })?;
+            let files = decode::image_files(&folder)?;
+            if files.is_empty() {
+                return Err(DataError::Layout { path: folder, expected: "images (jpg, jpeg, png)".into() });
+            }
+            labels.resize(labels.len() + files.len(), class);
+            paths.extend(files);
+        }
+        if paths.is_empty() {
+            return Err(DataError::Layout { path: split.to_owned(), expected: "a folder for each class".into() });
+        }
+        Ok((paths, labels))
+    };
+    let (train, train_labels) = list(&train_folder)?;
+    let (test, test_labels) = list(&test_folder)?;
+    let size = match size {
+        Some((h, w)) => Size::Resize(h, w),
+        None => {
+            let first = decode::read_rgb(&train[0])?;
+            Size::Exact(first.height(), first.width())
+        }
+    };
+    let (Size::Exact(h, w) | Size::Resize(h, w)) = size;
+    let shape = [3, i64::from(h), i64::from(w)];
+    let train = Split::new(shape, classes.len(), decode::read_all(&train, size)?, train_labels)?;
+    let test = Split::new(shape, classes.len(), decode::read_all(&test, size)?, test_labels)?;
+    let (mean, std) = moments(&train);
+    let spec = DatasetSpec {
+        name: format!("folder:{}", path.display()),
+        title: class_name(path),
+        format: Format::ClassFolders,
+        channels: 3,
+        height: shape[1],
+        width: shape[2],
+        n_train: None,
+        n_test: None,
+        mean,
+        std,
+        folders: Vec::new(),
+        licence: String::new(),
+        homepage: String::new(),
+        classes,
+        wnids: Vec::new(),
+        files: Vec::new(),
+    };
+    Ok(Dataset { spec, train, test, notes: Vec::new() })
+}
+
+/// Reads the ten classes of an ImageNet subset from an ILSVRC-2012 folder or a fast.ai archive:
+/// `train/<wnid>/*.JPEG` and `val/<wnid>/*.JPEG`, or a flat `val/` with the label file
+/// `LOC_val_solution.csv` beside or above it. Images are resized to the size of `spec`, as in the field
+/// (MTT, DD-RobustBench).
+pub(crate) fn load_imagenet_subset(spec: DatasetSpec, folder: &Path) -> Result<Dataset, DataError> {
+    let size = Size::Resize(spec.height as u32, spec.width as u32);
+    let per_class = |split: &Path| -> Result<(Vec<PathBuf>, Vec<i64>), DataError> {
+        let (mut paths, mut labels) = (Vec::new(), Vec::new());
+        for (class, id) in spec.wnids.iter().enumerate() {
+            let files = decode::image_files(&split.join(id))?;
+            if files.is_empty() {
+                return Err(DataError::Layout { path: split.join(id), expected: "JPEG images".into() });
+            }
+            labels.resize(labels.len() + files.len(), class as i64);
+            paths.extend(files);
+        }
+        Ok((paths, labels))
+    };
+    let (train, train_labels) = per_class(&folder.join("train"))?;
+    let val = folder.join("val");
+    let solution = ["LOC_val_solution.csv", "val/LOC_val_solution.csv"].map(|name| folder.join(name));
+    let (test, test_labels) = match solution.into_iter().find(|path| path.is_file()) {
+        Some(labels) if !val.join(&spec.wnids[0]).is_dir() => flat_validation(&spec, &val, &labels)?,
+        _ => per_class(&val)?,
+    };
+    let source = folder.file_name().unwrap_or_default().to_string_lossy();
+    let notes = vec![format!(
+        "{} from {source}: {} training and {} test images (train and val folders)",
+        spec.name,
+        train.len(),
+        test.len()
+    )];
+    let split =
+        |paths: &[_], labels| Split::new(spec.shape(), spec.classes.len(), decode::read_all(paths, size)?, labels);
+    Ok(Dataset { train: split(&train, train_labels)?, test: split(&test, test_labels)?, spec, notes })
+}
+
+/// The validation images of the subset's classes: lines `ILSVRC2012_val_00048981,n03995372 85 1 499 272`.
+fn flat_validation(spec: &DatasetSpec, val: &Path, solution: &Path) -> Result<(Vec<PathBuf>, Vec<i64>), DataError> {
+    let text = std::fs::read_to_string(solution).map_err(DataError::io(solution))?;
+    let (mut paths, mut labels) = (Vec::new(), Vec::new());
+    for (index, line) in text.lines().enumerate().skip(1).filter(|(_, line)| !line.trim().is_empty()) {
+        let wrong = || DataError::Line {
+            path: solution.to_owned(),
+            line: index + 1,
+            expected: "an image name, a comma and a class id".into(),
+            found: format!("`{line}`"),
+        };
+        let (name, rest) = line.split_once(',').ok_or_else(wrong)?;
+        let id = rest.split_whitespace().next().ok_or_else(wrong)?;
+        if name.is_empty() || name.contains(['/', '\\']) {
+            return Err(wrong());
+        }
+        if let Some(class) = spec.wnids.iter().position(|wnid| wnid == id) {
+            paths.push(val.join(format!("{name}.JPEG")));
+            labels.push(class as i64);
+        }
+    }
+    if paths.is_empty() {
+        let expected = format!("validation images of the classes of {}", spec.name);
+        return Err(DataError::Layout { path: solution.to_owned(), expected });
+    }
+    Ok((paths, labels))
+}
+
+/// Mean and standard deviation of each channel, of pixels in `[0, 1]`.
+fn moments(split: &Split) -> (Vec<f64>, Vec<f64>) {
+    let [c, h, w] = split.shape();
+    let (c, plane) = (c as usize, (h * w) as usize);
+    let mut counts = vec![[0u64; 256]; c];
+    for (index, values) in split.pixels().chunks_exact(plane).enumerate() {
+        values.iter().for_each(|&value| counts[index % c][usize::from(value)] += 1);
+    }
+    let of_channel = |counts: &[u64; 256]| {
+        let n = counts.iter().sum::<u64>() as f64;
+        let moment = |power: i32| {
+            counts.iter().enumerate().map(|(v, &k)| k as f64 * (v as f64 / 255.0).powi(power)).sum::<f64>() / n
+        };
+        (moment(1), (moment(2) - moment(1).powi(2)).max(0.0).sqrt())
+    };
+    counts.iter().map(of_channel).unzip()
+}

@@ -1,0 +1,132 @@
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use c2r_base::artifact::ArtifactError;
+
+/// Why data could not be read, made or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataError {
+    /// No such name.
+    #[error("`{name}` is not a dataset; there are {known}, and `folder:PATH` for a folder of images")]
+    UnknownDataset {
+        /// What was asked for.
+        name: String,
+        /// The names of the registry.
+        known: String,
+    },
+    /// The dataset lies in files and nobody said where.
+    #[error(
+        "no data folder was given for {dataset}: download it with `cargo xtask download {dataset}`, or point at the folder that holds {layout} with `--data DIR` or C2R_DATA"
+    )]
+    NoDataFolder {
+        /// Dataset name.
+        dataset: String,
+        /// The folders that are looked for, in words.
+        layout: String,
+    },
+    /// The folder is not there.
+    #[error(
+        "{dataset} is not in {}: looked for {layout}; download it with `cargo xtask download {dataset}`, or point at another folder with `--data DIR` or C2R_DATA",
+        folder.display()
+    )]
+    Missing {
+        /// Dataset name.
+        dataset: String,
+        /// Where it was looked for.
+        folder: PathBuf,
+        /// The folders and files that were looked for, in words.
+        layout: String,
+    },
+    /// The operating system said no.
+    #[error("cannot read {}", path.display())]
+    Io {
+        /// Which file or folder.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A binary file's bytes are not what its format promises.
+    #[error("{}: byte {offset} (record {record}): expected {expected}, found {found}", path.display())]
+    Bytes {
+        /// Which file.
+        path: PathBuf,
+        /// Where in the file, from 0.
+        offset: u64,
+        /// Which record, from 0.
+        record: u64,
+        /// What the format promises.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A line of a text file is not what its format promises.
+    #[error("{}: line {line}: expected {expected}, found {found}", path.display())]
+    Line {
+        /// Which file.
+        path: PathBuf,
+        /// Line number, from 1.
+        line: usize,
+        /// What the format promises.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A folder does not hold what its layout promises.
+    #[error("{}: expected {expected}", path.display())]
+    Layout {
+        /// Which folder.
+        path: PathBuf,
+        /// What should be there.
+        expected: String,
+    },
+    /// An image file that cannot be decoded.
+    #[error("{} is not a readable image: {reason}", path.display())]
+    Image {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// An image of another size than the rest.
+    #[error("{} is {}x{} (height x width); expected {}x{}", path.display(), found.0, found.1, expected.0, expected.1)]
+    ImageSize {
+        /// Which file.
+        path: PathBuf,
+        /// Height and width of this file.
+        found: (u32, u32),
+        /// Height and width of the dataset.
+        expected: (u32, u32),
+    },
+    /// Bytes and labels that do not fit each other.
+    #[error("cannot make a split: {0}")]
+    Split(String),
+    /// A mosaic that does not fit the images.
+    #[error(
+        "images of {height}x{width} (height x width) cannot be cut into {formation}x{formation} tiles: formation must be 1 or 2 and divide both sides"
+    )]
+    Formation {
+        /// Height of the images.
+        height: i64,
+        /// Width of the images.
+        width: i64,
+        /// Tiles along each side.
+        formation: i64,
+    },
+    /// A synthetic set that breaks its own rules.
+    #[error("not a valid synthetic set: {0}")]
+    Synthetic(String),
+    /// A file with a header that could not be read or written.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+}
+
+impl DataError {
+    pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { path, source }
+    }
+}

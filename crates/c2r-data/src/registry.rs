@@ -1,0 +1,152 @@
+use std::sync::LazyLock;
+
+use serde::Deserialize;
+
+use crate::DataError;
+
+/// What is known about a dataset, from `data/datasets.toml`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatasetSpec {
+    /// What the command line says, e.g. `cifar10`; `folder:PATH` for a folder of images.
+    pub name: String,
+    /// What a table says, e.g. `CIFAR-10`.
+    pub title: String,
+    /// Which reader.
+    pub format: Format,
+    /// Channels, 1 (grey) or 3 (RGB).
+    pub channels: i64,
+    /// Height, pixels.
+    pub height: i64,
+    /// Width, pixels.
+    pub width: i64,
+    /// Published number of training images, where there is one.
+    pub n_train: Option<usize>,
+    /// Published number of test images, where there is one.
+    pub n_test: Option<usize>,
+    /// Mean of each channel over the training pixels in `[0, 1]`.
+    pub mean: Vec<f64>,
+    /// Standard deviation of each channel over the training pixels in `[0, 1]`.
+    pub std: Vec<f64>,
+    /// Folders inside the data folder that may hold the files; the first one that exists is read.
+    pub folders: Vec<String>,
+    /// Terms of use and whom to credit.
+    pub licence: String,
+    /// Where the dataset is described.
+    pub homepage: String,
+    /// Class names, in class order.
+    pub classes: Vec<String>,
+    /// WordNet ids of the classes, in class order; empty where classes have none.
+    #[serde(default)]
+    pub wnids: Vec<String>,
+    /// What to download.
+    #[serde(default)]
+    pub files: Vec<DataFile>,
+}
+
+impl DatasetSpec {
+    /// `[C, H, W]`.
+    pub const fn shape(&self) -> [i64; 3] {
+        [self.channels, self.height, self.width]
+    }
+}
+
+/// Which reader understands a dataset's files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// The embedded CSV.
+    Digits,
+    /// Binary records with one label.
+    Cifar10,
+    /// Binary records with a coarse and a fine label.
+    Cifar100,
+    /// JPEGs with `wnids.txt` and `val_annotations.txt`.
+    TinyImagenet,
+    /// One folder of images per class.
+    ClassFolders,
+}
+
+/// One file to download.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataFile {
+    /// File name.
+    pub name: String,
+    /// Where it is published.
+    pub url: String,
+    /// Size, bytes, where known.
+    pub bytes: Option<u64>,
+    /// MD5, hexadecimal, where known.
+    pub md5: Option<String>,
+    /// SHA-256, hexadecimal, where known.
+    pub sha256: Option<String>,
+    /// The folder that the archive unpacks to.
+    pub folder: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Registry {
+    schema_version: u32,
+    dataset: Vec<DatasetSpec>,
+}
+
+static REGISTRY: LazyLock<Vec<DatasetSpec>> = LazyLock::new(|| {
+    let registry: Registry =
+        toml::from_str(include_str!("../../../data/datasets.toml")).expect("data/datasets.toml is tested");
+    assert_eq!(registry.schema_version, 1, "data/datasets.toml is tested");
+    registry.dataset
+});
+
+/// Every known dataset, in the order of `data/datasets.toml`.
+pub fn registry() -> &'static [DatasetSpec] {
+    &REGISTRY
+}
+
+/// The dataset called `name`.
+///
+/// # Errors
+/// [`DataError::UnknownDataset`], with the known names.
+pub fn spec(name: &str) -> Result<DatasetSpec, DataError> {
+    registry().iter().find(|spec| spec.name == name).cloned().ok_or_else(|| DataError::UnknownDataset {
+        name: name.to_owned(),
+        known: registry().iter().map(|spec| spec.name.as_str()).collect::<Vec<_>>().join(", "),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn every_entry_is_consistent() {
+        let names: HashSet<_> = registry().iter().map(|spec| &spec.name).collect();
+        assert_eq!(names.len(), registry().len());
+        for spec in registry() {
+            let name = &spec.name;
+            assert_eq!(spec.mean.len() as i64, spec.channels, "{name}");
+            assert_eq!(spec.std.len() as i64, spec.channels, "{name}");
+            assert!(spec.mean.iter().chain(&spec.std).all(|value| (0.0..1.0).contains(value)), "{name}");
+            assert_eq!(spec.classes.iter().collect::<HashSet<_>>().len(), spec.classes.len(), "{name}");
+            assert!(spec.wnids.is_empty() || spec.wnids.len() == spec.classes.len(), "{name}");
+            assert!(spec.wnids.iter().all(|id| id.len() == 9 && id.starts_with('n')), "{name}");
+            for file in &spec.files {
+                assert!(spec.folders.contains(&file.folder), "{name}: {}", file.folder);
+                assert!(file.url.ends_with(&file.name), "{name}: {}", file.url);
+                assert!(file.md5.as_ref().is_none_or(|hash| hash.len() == 32), "{name}");
+                assert!(file.sha256.as_ref().is_none_or(|hash| hash.len() == 64), "{name}");
+            }
+        }
+        let n_classes = |name| spec(name).unwrap().classes.len();
+        assert_eq!(["digits", "cifar10", "cifar100", "tiny-imagenet"].map(n_classes), [10, 10, 100, 200]);
+    }
+
+    #[test]
+    fn an_unknown_name_lists_the_known_ones() {
+        let message = spec("cifar11").unwrap_err().to_string();
+        assert!(message.contains("cifar11") && message.contains("cifar10, cifar100") && message.contains("folder:"));
+    }
+}

@@ -1,0 +1,195 @@
+use std::sync::OnceLock;
+
+use c2r_base::{LabelledImages, Seed};
+use rand::seq::SliceRandom;
+use sha2::{Digest, Sha256};
+use tch::{Device, Kind, Tensor};
+
+use crate::DataError;
+
+/// Images as bytes on the host, with their labels: one half (training or test) of a dataset.
+///
+/// ```
+/// use c2r_data::Split;
+/// use tch::Device;
+///
+/// let split = Split::new([1, 1, 2], 2, vec![0, 255, 51, 102], vec![1, 0]).unwrap();
+/// let (images, labels) = split.batch(&[1], Device::Cpu);
+/// assert_eq!(Vec::<f32>::try_from(images.flatten(0, -1)).unwrap(), [0.2, 0.4]);
+/// assert_eq!(labels.int64_value(&[0]), 0);
+/// assert_eq!(split.class_positions(1), [0]);
+/// ```
+#[derive(Clone, Debug)]
+pub struct Split {
+    shape: [i64; 3],
+    pixels: Vec<u8>,
+    labels: Vec<i64>,
+    by_class: Vec<Vec<usize>>,
+    sha256: OnceLock<String>,
+}
+
+impl Split {
+    /// Checks that bytes, labels and shape fit each other.
+    ///
+    /// * `shape`: `[C, H, W]` of each image.
+    /// * `pixels`: `N * C * H * W` bytes, images one after the other, each in the order C, H, W.
+    /// * `labels`: N labels in `0..n_classes`.
+    ///
+    /// # Errors
+    /// [`DataError::Split`], naming the first label out of range or the lengths that differ.
+    pub fn new(shape: [i64; 3], n_classes: usize, pixels: Vec<u8>, labels: Vec<i64>) -> Result<Self, DataError> {
+        if shape.iter().any(|&length| length < 1) {
+            return Err(DataError::Split(format!("shape {shape:?} has a side below 1")));
+        }
+        let expected = shape
+            .iter()
+            .try_fold(labels.len(), |product, &length| product.checked_mul(usize::try_from(length).ok()?))
+            .ok_or_else(|| DataError::Split(format!("{} images of shape {shape:?} are too many", labels.len())))?;
+        if pixels.len() != expected {
+            let (n, found) = (labels.len(), pixels.len());
+            return Err(DataError::Split(format!(
+                "{n} images of shape {shape:?} have {expected} bytes, found {found}"
+            )));
+        }
+        let mut by_class = vec![Vec::new(); n_classes];
+        for (position, &label) in labels.iter().enumerate() {
+            let class = usize::try_from(label).ok().and_then(|class| by_class.get_mut(class));
+            class
+                .ok_or_else(|| DataError::Split(format!("image {position} has label {label}, outside 0..{n_classes}")))?
+                .push(position);
+        }
+        Ok(Self { shape, pixels, labels, by_class, sha256: OnceLock::new() })
+    }
+
+    /// Number of images.
+    pub const fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Whether there is no image.
+    pub const fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    /// `[C, H, W]` of each image.
+    pub const fn shape(&self) -> [i64; 3] {
+        self.shape
+    }
+
+    /// Number of classes, whether or not each has an image.
+    pub const fn n_classes(&self) -> usize {
+        self.by_class.len()
+    }
+
+    /// The label of each image, in `0..n_classes`.
+    pub fn labels(&self) -> &[i64] {
+        &self.labels
+    }
+
+    /// Positions of the images of one class, ascending.
+    ///
+    /// # Panics
+    /// If `class` is not below [`Split::n_classes`].
+    pub fn class_positions(&self, class: usize) -> &[usize] {
+        &self.by_class[class]
+    }
+
+    /// All pixels, images one after the other, each in the order C, H, W.
+    pub fn pixels(&self) -> &[u8] {
+        &self.pixels
+    }
+
+    /// The images at `positions`, in that order (a position may occur twice).
+    ///
+    /// Returns images, f32 `[n, C, H, W]` in `[0, 1]` (byte / 255), and labels, i64 `[n]`, on `device`.
+    ///
+    /// # Panics
+    /// If a position is not below [`Split::len`].
+    pub fn batch(&self, positions: &[usize], device: Device) -> (Tensor, Tensor) {
+        let (bytes, labels) = self.gather(positions);
+        let [c, h, w] = self.shape;
+        let images = Tensor::from_data_size(&bytes, &[positions.len() as i64, c, h, w], Kind::Uint8);
+        // The bytes travel to the device, not the floats: a quarter of the traffic.
+        let mut images = images.to_device(device).to_kind(Kind::Float);
+        images /= 255.0;
+        (images, Tensor::from_slice(&labels).to_device(device))
+    }
+
+    /// The first `per_class` images of every class (fewer where a class has fewer), in file order.
+    pub fn subset_per_class(&self, per_class: usize) -> Self {
+        let mut positions: Vec<usize> =
+            self.by_class.iter().flat_map(|class| class.iter().copied().take(per_class)).collect();
+        positions.sort_unstable();
+        self.select(&positions)
+    }
+
+    /// The first `n` images (all of them if there are fewer).
+    pub fn first(&self, n: usize) -> Self {
+        self.select(&(0..n.min(self.len())).collect::<Vec<_>>())
+    }
+
+    /// The images at `positions` as a split of their own.
+    ///
+    /// # Panics
+    /// If a position is not below [`Split::len`].
+    pub fn select(&self, positions: &[usize]) -> Self {
+        let (pixels, labels) = self.gather(positions);
+        Self::new(self.shape, self.n_classes(), pixels, labels).expect("taken from a valid split")
+    }
+
+    /// Cuts off a part for choosing settings without looking at test data.
+    ///
+    /// Of each class with at least two images, `round(fraction * n)` of them, at least 1 and at most
+    /// `n - 1`, are held out at random; smaller classes stay whole. Returns (rest, held out), both in
+    /// file order.
+    ///
+    /// # Panics
+    /// If `fraction` is not strictly between 0 and 1.
+    pub fn hold_out(&self, fraction: f64, seed: Seed) -> (Self, Self) {
+        assert!(fraction > 0.0 && fraction < 1.0, "fraction {fraction} is not between 0 and 1");
+        let mut held_out = vec![false; self.len()];
+        for (class, positions) in self.by_class.iter().enumerate().filter(|(_, positions)| positions.len() > 1) {
+            let n = ((positions.len() as f64 * fraction).round() as usize).clamp(1, positions.len() - 1);
+            let mut shuffled = positions.clone();
+            let (chosen, _) = shuffled.partial_shuffle(&mut seed.stream("data/hold-out", class as u64), n);
+            chosen.iter().for_each(|&position| held_out[position] = true);
+        }
+        let (out, rest): (Vec<usize>, Vec<usize>) = (0..self.len()).partition(|&position| held_out[position]);
+        (self.select(&rest), self.select(&out))
+    }
+
+    /// SHA-256 (hexadecimal) of shape, number of classes, labels and pixels; equal splits, equal text.
+    ///
+    /// The hashed bytes are `C H W K N` as decimal text with spaces and a line feed, then the labels as
+    /// little-endian i64, then the pixels. Computed once.
+    pub fn sha256(&self) -> String {
+        self.sha256
+            .get_or_init(|| {
+                let [c, h, w] = self.shape;
+                let mut hash = Sha256::new();
+                hash.update(format!("{c} {h} {w} {} {}\n", self.n_classes(), self.len()));
+                self.labels.iter().for_each(|label| hash.update(label.to_le_bytes()));
+                hash.update(&self.pixels);
+                hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+            })
+            .clone()
+    }
+
+    /// All images on the CPU, as attacks and evaluations take them.
+    ///
+    /// # Panics
+    /// If the split is empty; [`crate::load`] never returns an empty one.
+    pub fn to_labelled(&self) -> LabelledImages {
+        let (images, labels) = self.batch(&(0..self.len()).collect::<Vec<_>>(), Device::Cpu);
+        LabelledImages::new(images, labels).expect("bytes over 255 are pixels, and labels were checked")
+    }
+
+    fn gather(&self, positions: &[usize]) -> (Vec<u8>, Vec<i64>) {
+        let length = self.shape.iter().product::<i64>() as usize;
+        let mut bytes = Vec::with_capacity(positions.len() * length);
+        for &position in positions {
+            bytes.extend_from_slice(&self.pixels[position * length..(position + 1) * length]);
+        }
+        (bytes, positions.iter().map(|&position| self.labels[position]).collect())
+    }
+}

@@ -1,0 +1,226 @@
+use std::{collections::BTreeMap, path::Path};
+
+use c2r_base::{
+    LabelledImages,
+    artifact::{ArtifactError, TensorFile},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tch::{Device, Kind, Tensor};
+
+use crate::{DataError, decode_formation, picture};
+
+/// The version of the file format that this crate writes.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// The header text that tells a synthetic set from other safetensors files.
+const KIND: &str = "c2r-synthetic-set";
+/// How far a row of soft labels may be from a sum of 1: f32 rounding over a few hundred classes.
+const ROW_SUM_TOLERANCE: f64 = 1e-3;
+
+/// A distilled dataset: pixels, labels and where they come from.
+///
+/// On disk it is one safetensors file with the tensors `images`, `labels` and, where there are any,
+/// `soft_labels`; the header holds `kind`, `formation` and every field of [`SyntheticHeader`], texts as
+/// they are and everything else as JSON.
+#[derive(Debug)]
+pub struct SyntheticSet {
+    /// f32 `[M, C, H, W]` in `[0, 1]`; never normalized.
+    pub images: Tensor,
+    /// i64 `[M]`, in `0..classes`.
+    pub labels: Tensor,
+    /// Probabilities, f32 `[M * formation^2, K]`, in the order of [`SyntheticSet::decode`].
+    pub soft_labels: Option<Tensor>,
+    /// 1, or 2 where each image is a mosaic of 2 x 2 images.
+    pub formation: i64,
+    /// Where the set comes from.
+    pub header: SyntheticHeader,
+}
+
+/// Where a synthetic set comes from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SyntheticHeader {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// Name of the real dataset, e.g. `cifar10`.
+    pub dataset: String,
+    /// Number of classes, K.
+    pub classes: usize,
+    /// Stored images per class (mosaics count once).
+    pub images_per_class: usize,
+    /// How the images were made, e.g. `c2r`.
+    pub method: String,
+    /// Seed of the distillation.
+    pub seed: u64,
+    /// Iterations that were run.
+    pub iterations: u64,
+    /// The resolved configuration.
+    pub config: Value,
+    /// Versions of what made the file, e.g. `c2r`, `libtorch`.
+    pub versions: BTreeMap<String, String>,
+    /// [`crate::Split::sha256`] of the real training split.
+    pub data_sha256: String,
+    /// Mean of each channel to normalize with, in the model.
+    pub mean: Vec<f64>,
+    /// Standard deviation of each channel to normalize with, in the model.
+    pub std: Vec<f64>,
+    /// What is stored beyond images and one hard label each, e.g. `teacher weights, 1.3 MB`; empty for nothing.
+    pub extra_storage: String,
+}
+
+impl SyntheticSet {
+    /// Writes the set, whole or not at all; equal sets give equal bytes.
+    ///
+    /// # Errors
+    /// [`DataError::Synthetic`] or [`DataError::Formation`] if the set breaks a rule of its fields,
+    /// [`DataError::Artifact`] if the file cannot be written.
+    pub fn save(&self, path: &Path) -> Result<(), DataError> {
+        self.check()?;
+        let mut file = TensorFile::default();
+        let Value::Object(fields) = serde_json::to_value(&self.header).expect("the header serializes to JSON") else {
+            unreachable!("a struct serializes to an object");
+        };
+        for (name, value) in fields {
+            let text = match value {
+                Value::String(text) => text,
+                other => other.to_string(),
+            };
+            file.header.insert(name, text);
+        }
+        file.header.insert("kind".into(), KIND.into());
+        file.header.insert("formation".into(), self.formation.to_string());
+        file.tensors.insert("images".into(), self.images.detach());
+        file.tensors.insert("labels".into(), self.labels.detach());
+        if let Some(soft_labels) = &self.soft_labels {
+            file.tensors.insert("soft_labels".into(), soft_labels.detach());
+        }
+        Ok(file.write(path)?)
+    }
+
+    /// Reads a set, onto the CPU.
+    ///
+    /// # Errors
+    /// [`DataError::Artifact`], naming the file: it cannot be read, is not a synthetic set, has a tensor or
+    /// header field too many or too few, or breaks a rule of the fields (shapes, dtypes, ranges).
+    pub fn load(path: &Path) -> Result<Self, DataError> {
+        Self::from_file(TensorFile::read(path)?)
+            .map_err(|error| ArtifactError::format(path, "synthetic set", error.to_string()).into())
+    }
+
+    /// Whether a safetensors header says that it belongs to a synthetic set.
+    pub fn is_header(header: &BTreeMap<String, String>) -> bool {
+        header.get("kind").is_some_and(|kind| kind == KIND)
+    }
+
+    fn from_file(mut file: TensorFile) -> Result<Self, DataError> {
+        let wrong = |reason: String| DataError::Synthetic(reason);
+        if !Self::is_header(&file.header) {
+            return Err(wrong(format!("the header has no `kind` of `{KIND}`")));
+        }
+        file.header.remove("kind");
+        let version = file.header.get("schema_version").cloned().unwrap_or_default();
+        if version != SCHEMA_VERSION.to_string() {
+            return Err(wrong(format!("schema version `{version}`; this program reads {SCHEMA_VERSION}")));
+        }
+        let formation = file.header.remove("formation").ok_or_else(|| wrong("no `formation` in the header".into()))?;
+        let formation = formation.parse().map_err(|_| wrong(format!("formation `{formation}` is not a number")))?;
+        const TEXTS: [&str; 4] = ["dataset", "method", "data_sha256", "extra_storage"];
+        let mut fields = serde_json::Map::new();
+        for (name, text) in file.header {
+            let value = if TEXTS.contains(&name.as_str()) {
+                Value::String(text)
+            } else {
+                serde_json::from_str(&text).map_err(|error| wrong(format!("header field `{name}`: {error}")))?
+            };
+            fields.insert(name, value);
+        }
+        let header = serde_json::from_value(Value::Object(fields)).map_err(|error| wrong(error.to_string()))?;
+        let mut take = |name: &str| file.tensors.remove(name);
+        let (images, labels, soft_labels) = (take("images"), take("labels"), take("soft_labels"));
+        if let Some(name) = file.tensors.keys().next() {
+            return Err(wrong(format!("unexpected tensor `{name}`")));
+        }
+        let images = images.ok_or_else(|| wrong("no tensor `images`".into()))?;
+        let labels = labels.ok_or_else(|| wrong("no tensor `labels`".into()))?;
+        let set = Self { images, labels, soft_labels, formation, header };
+        set.check()?;
+        Ok(set)
+    }
+
+    /// Checks every rule of the fields.
+    ///
+    /// # Errors
+    /// [`DataError::Synthetic`] or [`DataError::Formation`], naming what breaks which rule.
+    pub fn check(&self) -> Result<(), DataError> {
+        let wrong = |reason: String| Err(DataError::Synthetic(reason));
+        let header = &self.header;
+        if header.schema_version != SCHEMA_VERSION {
+            return wrong(format!("schema version {}; this program writes {SCHEMA_VERSION}", header.schema_version));
+        }
+        if self.images.kind() != Kind::Float {
+            return wrong(format!("images must be f32, got {:?}", self.images.kind()));
+        }
+        let set = LabelledImages::new(self.images.detach(), self.labels.detach());
+        let set = set.and_then(|set| set.check_classes(header.classes as i64).map(|()| set));
+        let set = set.map_err(|error| DataError::Synthetic(error.to_string()))?;
+        let [channels, height, width] = set.image_shape();
+        let formation = self.formation;
+        if !matches!(formation, 1 | 2) || height % formation != 0 || width % formation != 0 {
+            return Err(DataError::Formation { height, width, formation });
+        }
+        for (name, values) in [("mean", &header.mean), ("std", &header.std)] {
+            if values.len() as i64 != channels {
+                return wrong(format!("{} values of {name} for {channels} channels", values.len()));
+            }
+        }
+        let mut counts = vec![0usize; header.classes];
+        for label in Vec::<i64>::try_from(self.labels.to_device(Device::Cpu)).expect("labels are i64 [M]") {
+            counts[label as usize] += 1;
+        }
+        if let Some((class, &count)) = counts.iter().enumerate().find(|(_, count)| **count != header.images_per_class) {
+            return wrong(format!("class {class} has {count} images, not {}", header.images_per_class));
+        }
+        let Some(soft) = &self.soft_labels else { return Ok(()) };
+        let expected = [set.len() as i64 * formation * formation, header.classes as i64];
+        if soft.size() != expected || soft.kind() != Kind::Float {
+            return wrong(format!("soft labels must be f32 {expected:?}, got {:?} {:?}", soft.kind(), soft.size()));
+        }
+        let _no_grad = tch::no_grad_guard();
+        let sums = soft.sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
+        let worst = (sums - 1.0).abs().max().double_value(&[]);
+        // Written so that NaN fails.
+        if !(soft.min().double_value(&[]) >= 0.0 && worst <= ROW_SUM_TOLERANCE) {
+            return wrong("soft labels must be probabilities: a row is negative or does not sum to 1".into());
+        }
+        Ok(())
+    }
+
+    /// The images to train on: mosaics cut apart and enlarged, see [`decode_formation`].
+    ///
+    /// Returns images, f32 `[M * formation^2, C, H, W]`, and labels, i64 `[M * formation^2]`, on `device`;
+    /// differentiable.
+    ///
+    /// # Panics
+    /// If `formation` does not fit the images, which [`SyntheticSet::check`], `save` and `load` refuse.
+    pub fn decode(&self, device: Device) -> (Tensor, Tensor) {
+        let images = decode_formation(&self.images.to_device(device), self.formation)
+            .expect("formation fits the images of a checked set");
+        let tiles = self.formation * self.formation;
+        (images, self.labels.to_device(device).repeat_interleave_self_int(tiles, 0, None))
+    }
+
+    /// Writes a picture (PNG): one row per class, images as stored, small ones enlarged without blurring.
+    ///
+    /// # Errors
+    /// [`DataError::Synthetic`] if there is nothing to draw, [`DataError::Artifact`] if the file cannot be
+    /// written.
+    pub fn grid_png(&self, path: &Path) -> Result<(), DataError> {
+        let mut rows = vec![Vec::new(); self.header.classes];
+        let labels = Vec::<i64>::try_from(self.labels.to_device(Device::Cpu)).expect("labels are i64 [M]");
+        for (position, label) in labels.into_iter().enumerate() {
+            rows[label as usize].push(position);
+        }
+        picture::write_grid(path, &self.images, &rows)
+    }
+}

@@ -1,0 +1,78 @@
+//! Tiny-ImageNet in the layout of its archive.
+
+use std::{collections::HashMap, fs, path::Path};
+
+use crate::{
+    DataError, Dataset, DatasetSpec, Split, dataset,
+    decode::{self, Size},
+};
+
+/// Reads `wnids.txt`, `train/<wnid>/images/` and `val/images/` with `val_annotations.txt` (the published
+/// test set has no labels, so the validation images are the test split). Class order is that of the
+/// sorted ids.
+pub(crate) fn load(mut spec: DatasetSpec, folder: &Path) -> Result<Dataset, DataError> {
+    let mut notes = Vec::new();
+    let wnids = read_wnids(&folder.join("wnids.txt"))?;
+    if wnids != spec.wnids {
+        notes.push(format!("{}: {} of {} classes (subset)", spec.name, wnids.len(), spec.wnids.len()));
+        let names: HashMap<_, _> = spec.wnids.iter().zip(&spec.classes).collect();
+        spec.classes = wnids.iter().map(|id| names.get(id).map_or(id, |name| *name).clone()).collect();
+        spec.wnids = wnids;
+    }
+    let (mut train, mut train_labels) = (Vec::new(), Vec::new());
+    for (class, id) in spec.wnids.iter().enumerate() {
+        let images = folder.join("train").join(id).join("images");
+        let files = decode::image_files(&images)?;
+        if files.is_empty() {
+            return Err(DataError::Layout { path: images, expected: "JPEG images".into() });
+        }
+        train_labels.resize(train_labels.len() + files.len(), class as i64);
+        train.extend(files);
+    }
+    let annotations = folder.join("val").join("val_annotations.txt");
+    let text = fs::read_to_string(&annotations).map_err(DataError::io(&annotations))?;
+    let class_of: HashMap<&str, i64> =
+        spec.wnids.iter().enumerate().map(|(class, id)| (id.as_str(), class as i64)).collect();
+    let (mut val, mut val_labels) = (Vec::new(), Vec::new());
+    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let wrong = |expected: &str, found: &str| DataError::Line {
+            path: annotations.clone(),
+            line: index + 1,
+            expected: expected.into(),
+            found: format!("`{found}`"),
+        };
+        let mut fields = line.split('\t');
+        let (Some(name), Some(id)) = (fields.next(), fields.next()) else {
+            return Err(wrong("a file name, a tab and a class id", line));
+        };
+        if name.is_empty() || name.contains(['/', '\\']) {
+            return Err(wrong("a file name without folders", name));
+        }
+        val_labels.push(*class_of.get(id.trim()).ok_or_else(|| wrong("a class id of wnids.txt", id))?);
+        val.push(folder.join("val").join("images").join(name));
+    }
+    if val.is_empty() {
+        return Err(DataError::Layout { path: annotations, expected: "a line for each validation image".into() });
+    }
+    dataset::note_subset(&mut notes, &spec, train.len(), val.len());
+    let size = Size::Exact(spec.height as u32, spec.width as u32);
+    let split =
+        |paths: &[_], labels| Split::new(spec.shape(), spec.classes.len(), decode::read_all(paths, size)?, labels);
+    Ok(Dataset { train: split(&train, train_labels)?, test: split(&val, val_labels)?, spec, notes })
+}
+
+fn read_wnids(path: &Path) -> Result<Vec<String>, DataError> {
+    let text = fs::read_to_string(path).map_err(DataError::io(path))?;
+    let mut wnids: Vec<String> =
+        text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
+    if let Some(line) = wnids.iter().position(|id| id.contains(['/', '\\', '.'])) {
+        let (line, found) = (line + 1, format!("`{}`", wnids[line]));
+        return Err(DataError::Line { path: path.to_owned(), line, expected: "a class id".into(), found });
+    }
+    wnids.sort_unstable();
+    wnids.dedup();
+    if wnids.is_empty() {
+        return Err(DataError::Layout { path: path.to_owned(), expected: "a class id on each line".into() });
+    }
+    Ok(wnids)
+}
