@@ -1,1 +1,65 @@
-//! Adversarial attacks and robustness evaluation on libtorch, for any classifier that maps pixels to logits.
+//! Adversarial attacks and robustness evaluation on libtorch, for any classifier that maps pixels to
+//! logits.
+//!
+//! **What it is:** the attacks of the field as values ([`AttackConfig`] in, [`Attack`] out), suites
+//! (`autoattack-standard`, `-plus`, `-rand`, `paper-six`), and a driver ([`evaluate`]) that runs them on
+//! surviving samples only, projects and judges every proposal itself, and reports per sample.
+//!
+//! **What it is not:** it knows no dataset, no network and no file format; it never prints, reads the
+//! environment or touches the network. A model is whatever implements
+//! [`Classifier`](c2r_base::Classifier): pixels in `[0, 1]` in, logits out, normalization inside.
+//!
+//! **Where to start:** [`evaluate`].
+//!
+//! ```
+//! use c2r_attacks::{Answer, AttackConfig, EvaluateOptions, evaluate};
+//! use c2r_base::{Classifier, LabelledImages, Norm, ThreatModel};
+//! use tch::{Device, Kind, Tensor};
+//!
+//! /// Dark or bright?
+//! struct Brightness;
+//! impl Classifier for Brightness {
+//!     fn logits(&self, images: &Tensor) -> Tensor {
+//!         let bright = images.mean_dim([1i64, 2, 3].as_slice(), false, Kind::Float);
+//!         Tensor::stack(&[0.5 - &bright, bright - 0.5], 1)
+//!     }
+//!     fn device(&self) -> Device {
+//!         Device::Cpu
+//!     }
+//! }
+//!
+//! // One image far from the boundary at 0.5, one near it.
+//! let grey = |value: f64| Tensor::full([1, 1, 4, 4], value, (Kind::Float, Device::Cpu));
+//! let images = Tensor::cat(&[grey(0.1), grey(0.48)], 0);
+//! let data = LabelledImages::new(images, Tensor::from_slice(&[0i64, 0])).unwrap();
+//!
+//! let attacks = ["fgsm", "pgd"].map(|name| AttackConfig::named(name).unwrap().build().unwrap());
+//! let threat = ThreatModel::untargeted(Norm::Linf, "8/255".parse().unwrap());
+//! let options = EvaluateOptions::default();
+//! let report = evaluate(&Brightness, &data, &attacks, &threat, &options, &mut |_| Answer::Continue(())).unwrap();
+//! assert_eq!(report.clean_accuracy(), 1.0);
+//! assert_eq!(report.robust_accuracy(), 0.5);
+//! ```
+
+mod apgd;
+mod attack;
+mod config;
+mod cw_l2;
+mod deepfool;
+mod draws;
+mod driver;
+mod fab;
+mod flags;
+mod iterative;
+pub mod loss;
+mod report;
+mod sanity;
+mod square;
+mod suite;
+
+pub use attack::{Attack, AttackBatch, AttackError, Counts, Family, Perturbed};
+pub use config::*;
+pub use draws::Draws;
+pub use driver::{AdversarialImages, Answer, EvaluateOptions, Event, Mode, evaluate, targets_for};
+pub use flags::Flag;
+pub use report::{AttackEntry, AttackReport, Outcome, SampleOutcome, StageEntry};

@@ -1,0 +1,314 @@
+use std::collections::BTreeMap;
+
+use c2r_base::{Seed, Subject, ThreatModel};
+use serde::{Deserialize, Serialize};
+
+use crate::{attack::Counts, attack::Family, config::AttackConfig, driver::Mode, flags::Flag};
+
+/// What happened to one sample under one attack.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "kebab-case")]
+pub enum Outcome {
+    /// Misclassified before any attack: not robust, and not attacked.
+    CleanError,
+    /// Every attack failed.
+    Survived,
+    /// An attack reached the goal.
+    Broken {
+        /// Name of the attack (of the stage, in a suite).
+        by: String,
+    },
+}
+
+/// One sample under one entry of a report.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SampleOutcome {
+    /// What happened.
+    pub outcome: Outcome,
+    /// Predicted class of the image that was judged last; the clean prediction where nothing was.
+    pub prediction: i64,
+    /// Distance of that image from the clean one, pixel units, in the threat model's norm.
+    pub distance: f64,
+    /// Forward passes that the sample took part in, judging included.
+    pub queries: u64,
+    /// Stages of the entry that have been run on it.
+    pub stages: usize,
+}
+
+/// What one stage of an entry did; an attack that is no suite is one stage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StageEntry {
+    /// Name of the attack.
+    pub attack: String,
+    /// What kind of attack it is.
+    pub family: Family,
+    /// Samples that it was run on.
+    pub attacked: usize,
+    /// Samples among them that it did not break.
+    pub survivors: usize,
+    /// What it cost, judging included.
+    pub counts: Counts,
+    /// Wall clock, judging included.
+    pub seconds: f64,
+}
+
+/// One attack or suite of a report.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttackEntry {
+    /// Name, e.g. `pgd` or `autoattack-standard`.
+    pub name: String,
+    /// Its options; `None` for attacks that do not come from an [`AttackConfig`].
+    pub config: Option<AttackConfig>,
+    /// In order.
+    pub stages: Vec<StageEntry>,
+    /// One per sample. In [`Mode::Suite`] samples that an earlier entry broke stay broken.
+    pub samples: Vec<SampleOutcome>,
+}
+
+impl AttackEntry {
+    /// Share of all samples that are correctly classified and were not broken.
+    pub fn robust_accuracy(&self) -> f64 {
+        share(self.samples.iter().map(|sample| sample.outcome == Outcome::Survived))
+    }
+
+    /// Share of the samples it was run on that it broke; `None` if it was run on none.
+    pub fn success_rate(&self) -> Option<f64> {
+        let attacked = self.stages.first()?.attacked;
+        let left = self.stages.last()?.survivors;
+        (attacked > 0).then(|| (attacked - left) as f64 / attacked as f64)
+    }
+
+    /// Sum over the stages.
+    pub fn counts(&self) -> Counts {
+        let mut sum = Counts::default();
+        for stage in &self.stages {
+            sum += stage.counts;
+        }
+        sum
+    }
+
+    /// Sum over the stages.
+    pub fn seconds(&self) -> f64 {
+        self.stages.iter().map(|stage| stage.seconds).sum()
+    }
+}
+
+/// Result of [`crate::evaluate`]: what happened to every sample. Rates are computed from it.
+///
+/// As JSON it carries the rates as well (`clean_accuracy`, `robust_accuracy`, and per attack
+/// `robust_accuracy`, `survivors`, `seconds`), which are ignored when it is read back.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(from = "wire::Report", into = "wire::Report")]
+pub struct AttackReport {
+    /// What was attacked, if known.
+    pub subject: Option<Subject>,
+    /// What the attacker may do and wants.
+    pub threat: ThreatModel,
+    /// Whether attacks run on what the ones before left, or each on everything.
+    pub mode: Mode,
+    /// Where the noise came from.
+    pub seed: Seed,
+    /// Samples per pass; does not change results.
+    pub batch_size: usize,
+    /// Number of classes.
+    pub classes: i64,
+    /// One per sample.
+    pub labels: Vec<i64>,
+    /// Target classes, if the goal is targeted.
+    pub targets: Option<Vec<i64>>,
+    /// Predictions on the clean images.
+    pub clean_predictions: Vec<i64>,
+    /// What the clean pass and the self-checks cost.
+    pub clean_counts: Counts,
+    /// Wall clock of the clean pass and the self-checks.
+    pub clean_seconds: f64,
+    /// In the order they ran.
+    pub attacks: Vec<AttackEntry>,
+    /// Reasons for doubt.
+    pub flags: Vec<Flag>,
+    /// Versions of what computed this.
+    pub versions: BTreeMap<String, String>,
+}
+
+impl AttackReport {
+    /// Version of the JSON layout.
+    pub const SCHEMA_VERSION: u32 = 1;
+
+    /// Number of samples.
+    pub fn n(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Whether a clean image is classified as its label.
+    pub fn clean_correct(&self) -> impl Iterator<Item = bool> + '_ {
+        self.labels.iter().zip(&self.clean_predictions).map(|(label, prediction)| label == prediction)
+    }
+
+    /// Share of clean images that are classified as their label.
+    pub fn clean_accuracy(&self) -> f64 {
+        share(self.clean_correct())
+    }
+
+    /// Share of all samples that are classified correctly and that no attack broke.
+    pub fn robust_accuracy(&self) -> f64 {
+        share(self.clean_correct().enumerate().map(|(at, correct)| {
+            correct && self.attacks.iter().all(|attack| attack.samples[at].outcome == Outcome::Survived)
+        }))
+    }
+
+    /// The entry of this name.
+    pub fn attack(&self, name: &str) -> Option<&AttackEntry> {
+        self.attacks.iter().find(|attack| attack.name == name)
+    }
+
+    /// Passes of the clean pass, the checks and all attacks.
+    pub fn counts(&self) -> Counts {
+        let mut sum = self.clean_counts;
+        for attack in &self.attacks {
+            sum += attack.counts();
+        }
+        sum
+    }
+
+    /// Wall clock of everything.
+    pub fn seconds(&self) -> f64 {
+        self.clean_seconds + self.attacks.iter().map(AttackEntry::seconds).sum::<f64>()
+    }
+}
+
+fn share(hits: impl Iterator<Item = bool>) -> f64 {
+    let (mut n, mut n_hits) = (0usize, 0usize);
+    for hit in hits {
+        n += 1;
+        n_hits += usize::from(hit);
+    }
+    n_hits as f64 / n.max(1) as f64
+}
+
+/// The JSON layout.
+mod wire {
+    use super::*;
+
+    #[derive(Serialize, Deserialize)]
+    pub(super) struct Report {
+        schema_version: u32,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        subject: Option<Subject>,
+        threat: ThreatModel,
+        mode: Mode,
+        seed: Seed,
+        n: usize,
+        classes: i64,
+        batch_size: usize,
+        #[serde(default)]
+        clean_accuracy: f64,
+        #[serde(default)]
+        robust_accuracy: f64,
+        #[serde(default)]
+        counts: Counts,
+        #[serde(default)]
+        seconds: f64,
+        flags: Vec<Flag>,
+        #[serde(default)]
+        flag_notes: Vec<String>,
+        versions: BTreeMap<String, String>,
+        clean_counts: Counts,
+        clean_seconds: f64,
+        attacks: Vec<Entry>,
+        labels: Vec<i64>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        targets: Option<Vec<i64>>,
+        clean_predictions: Vec<i64>,
+    }
+
+    #[derive(Serialize, Deserialize)]
+    struct Entry {
+        name: String,
+        #[serde(default)]
+        robust_accuracy: f64,
+        #[serde(default)]
+        success_rate: Option<f64>,
+        #[serde(default)]
+        survivors: usize,
+        #[serde(default)]
+        counts: Counts,
+        #[serde(default)]
+        seconds: f64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        config: Option<AttackConfig>,
+        stages: Vec<StageEntry>,
+        samples: Vec<SampleOutcome>,
+    }
+
+    impl From<AttackReport> for Report {
+        fn from(report: AttackReport) -> Self {
+            Self {
+                schema_version: AttackReport::SCHEMA_VERSION,
+                n: report.n(),
+                clean_accuracy: report.clean_accuracy(),
+                robust_accuracy: report.robust_accuracy(),
+                counts: report.counts(),
+                seconds: report.seconds(),
+                flag_notes: report.flags.iter().map(ToString::to_string).collect(),
+                subject: report.subject,
+                threat: report.threat,
+                mode: report.mode,
+                seed: report.seed,
+                classes: report.classes,
+                batch_size: report.batch_size,
+                flags: report.flags,
+                versions: report.versions,
+                clean_counts: report.clean_counts,
+                clean_seconds: report.clean_seconds,
+                attacks: report
+                    .attacks
+                    .into_iter()
+                    .map(|entry| Entry {
+                        robust_accuracy: entry.robust_accuracy(),
+                        success_rate: entry.success_rate(),
+                        survivors: entry.samples.iter().filter(|s| s.outcome == Outcome::Survived).count(),
+                        counts: entry.counts(),
+                        seconds: entry.seconds(),
+                        name: entry.name,
+                        config: entry.config,
+                        stages: entry.stages,
+                        samples: entry.samples,
+                    })
+                    .collect(),
+                labels: report.labels,
+                targets: report.targets,
+                clean_predictions: report.clean_predictions,
+            }
+        }
+    }
+
+    impl From<Report> for AttackReport {
+        fn from(wire: Report) -> Self {
+            Self {
+                subject: wire.subject,
+                threat: wire.threat,
+                mode: wire.mode,
+                seed: wire.seed,
+                batch_size: wire.batch_size,
+                classes: wire.classes,
+                labels: wire.labels,
+                targets: wire.targets,
+                clean_predictions: wire.clean_predictions,
+                clean_counts: wire.clean_counts,
+                clean_seconds: wire.clean_seconds,
+                attacks: wire
+                    .attacks
+                    .into_iter()
+                    .map(|entry| AttackEntry {
+                        name: entry.name,
+                        config: entry.config,
+                        stages: entry.stages,
+                        samples: entry.samples,
+                    })
+                    .collect(),
+                flags: wire.flags,
+                versions: wire.versions,
+            }
+        }
+    }
+}
