@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use c2r_base::Epsilon;
+
 use crate::{
     DataError, Dataset, DatasetSpec, Format, Split,
     decode::{self, Size},
@@ -79,6 +81,8 @@ pub fn load_folder(path: &Path, size: Option<(u32, u32)>) -> Result<Dataset, Dat
         n_test: None,
         mean,
         std,
+        epsilon: Epsilon::of_255(2.0),
+        model: format!("ConvNet-D{}-W128-IN", depth_for(h.min(w))),
         folders: Vec::new(),
         licence: String::new(),
         homepage: String::new(),
@@ -87,6 +91,12 @@ pub fn load_folder(path: &Path, size: Option<(u32, u32)>) -> Result<Dataset, Dat
         files: Vec::new(),
     };
     Ok(Dataset { spec, train, test, notes: Vec::new() })
+}
+
+/// The field's depth for images of this size: each block halves them, down to about 4x4.
+/// ConvNet-D3 at 32, D4 at 64, D5 at 128.
+fn depth_for(side: u32) -> u32 {
+    side.max(8).ilog2().saturating_sub(2).clamp(1, 6)
 }
 
 /// Reads the ten classes of an ImageNet subset from an ILSVRC-2012 folder or a fast.ai archive:

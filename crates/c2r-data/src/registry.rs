@@ -1,5 +1,6 @@
 use std::sync::LazyLock;
 
+use c2r_base::Epsilon;
 use serde::Deserialize;
 
 use crate::DataError;
@@ -28,6 +29,10 @@ pub struct DatasetSpec {
     pub mean: Vec<f64>,
     /// Standard deviation of each channel over the training pixels in `[0, 1]`.
     pub std: Vec<f64>,
+    /// Radius of the Linf ball that this dataset's tables use, pixel units.
+    pub epsilon: Epsilon,
+    /// Architecture that this dataset's tables use, in the spelling of `c2r-models`.
+    pub model: String,
     /// Folders inside the data folder that may hold the files; the first one that exists is read.
     pub folders: Vec<String>,
     /// Terms of use and whom to credit.

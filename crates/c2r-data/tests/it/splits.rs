@@ -1,0 +1,160 @@
+use std::collections::{BTreeMap, HashSet};
+
+use c2r_base::Seed;
+use c2r_data::{ClassSampler, Split, load};
+use proptest::prelude::*;
+use tch::Device;
+
+use crate::values;
+
+/// `n` images of one pixel each, whose value is the position and whose label is `position % n_classes`.
+fn numbered(n: usize, n_classes: usize) -> Split {
+    let labels = (0..n).map(|position| (position % n_classes) as i64).collect();
+    Split::new([1, 1, 1], n_classes, (0..n).map(|position| position as u8).collect(), labels).unwrap()
+}
+
+#[test]
+fn a_batch_keeps_order_and_layout() {
+    let pixels: Vec<u8> = (0..2 * 3 * 2 * 2).collect();
+    let split = Split::new([3, 2, 2], 4, pixels, vec![3, 0]).unwrap();
+    let (images, labels) = split.batch(&[1, 0, 1], Device::Cpu);
+    assert_eq!(images.size(), [3, 3, 2, 2]);
+    assert_eq!(Vec::<i64>::try_from(labels).unwrap(), [0, 3, 0]);
+    // Image 1, channel 2, row 0, column 1 is byte 12 + 8 + 1.
+    assert_eq!(images.double_value(&[0, 2, 0, 1]), f64::from(21.0f32 / 255.0));
+    assert_eq!(images.double_value(&[1, 1, 1, 0]), f64::from(6.0f32 / 255.0));
+    assert_eq!(values(&images.get(0)), values(&images.get(2)));
+    assert_eq!((split.len(), split.shape(), split.n_classes()), (2, [3, 2, 2], 4));
+    assert_eq!(split.class_positions(3), [0]);
+    assert!(split.class_positions(1).is_empty());
+    assert_eq!(values(split.to_labelled().images()), values(&split.batch(&[0, 1], Device::Cpu).0));
+    assert_eq!(split.batch(&[], Device::Cpu).0.size(), [0, 3, 2, 2]);
+}
+
+#[test]
+fn what_does_not_fit_is_named() {
+    let message = |shape, pixels: usize, labels: Vec<i64>| {
+        Split::new(shape, 2, vec![0; pixels], labels).unwrap_err().to_string()
+    };
+    assert!(message([1, 2, 2], 7, vec![0, 1]).contains("8 bytes, found 7"));
+    assert!(message([1, 2, 2], 8, vec![0, 2]).contains("image 1 has label 2, outside 0..2"));
+    assert!(message([1, 2, 2], 8, vec![-1, 0]).contains("image 0 has label -1"));
+    assert!(message([1, 0, 2], 0, vec![0]).contains("[1, 0, 2]"));
+    assert!(message([i64::MAX, 2, 2], 8, vec![0]).contains("too many"));
+}
+
+#[test]
+fn subsets_take_the_first_images() {
+    let split = numbered(10, 3);
+    assert_eq!(split.subset_per_class(2).pixels(), [0, 1, 2, 3, 4, 5]);
+    assert_eq!(split.subset_per_class(4).labels(), split.labels());
+    assert_eq!(split.first(3).pixels(), [0, 1, 2]);
+    assert_eq!(split.first(99).len(), 10);
+    assert_eq!(split.first(3).n_classes(), 3);
+}
+
+#[test]
+fn held_out_images_are_balanced_and_apart() {
+    let split = numbered(100, 4);
+    let (rest, out) = split.hold_out(0.2, Seed::new(3));
+    assert_eq!((rest.len(), out.len()), (80, 20));
+    let sizes: Vec<usize> = (0..4).map(|class| out.class_positions(class).len()).collect();
+    assert_eq!(sizes, [5; 4]);
+    let all: HashSet<u8> = rest.pixels().iter().chain(out.pixels()).copied().collect();
+    assert_eq!(all.len(), 100);
+    assert!(out.pixels().is_sorted() && rest.pixels().is_sorted());
+    assert_eq!(split.hold_out(0.2, Seed::new(3)).1.pixels(), out.pixels());
+    assert_ne!(split.hold_out(0.2, Seed::new(4)).1.pixels(), out.pixels());
+    // A class of one image stays in the rest, and no class is emptied.
+    let (rest, out) = numbered(3, 2).hold_out(0.9, Seed::new(0));
+    assert_eq!((rest.labels().len(), out.labels()), (2, [0].as_slice()));
+}
+
+#[test]
+fn the_hash_sees_everything() {
+    let hash = |shape, n_classes, pixels: &[u8], labels: &[i64]| {
+        Split::new(shape, n_classes, pixels.to_vec(), labels.to_vec()).unwrap().sha256()
+    };
+    let base = hash([1, 1, 2], 2, &[1, 2, 3, 4], &[0, 1]);
+    assert_eq!(base, hash([1, 1, 2], 2, &[1, 2, 3, 4], &[0, 1]));
+    let others = [
+        hash([1, 2, 1], 2, &[1, 2, 3, 4], &[0, 1]),
+        hash([1, 1, 2], 3, &[1, 2, 3, 4], &[0, 1]),
+        hash([1, 1, 2], 2, &[1, 2, 3, 5], &[0, 1]),
+        hash([1, 1, 2], 2, &[1, 2, 3, 4], &[1, 0]),
+    ];
+    assert!(!others.contains(&base));
+    // `1 1 2 2 2\n`, labels 0 and 1 as i64, bytes 1 2 3 4: hashed with sha256sum.
+    assert_eq!(base, "847bb5f25937964fcf32feae679189a2572037b5dea5a0bfe8e4d151917bebd9");
+}
+
+#[test]
+fn digits_are_what_they_were() {
+    let digits = load("digits", None).unwrap();
+    assert_eq!((digits.train.len(), digits.test.len()), (1438, 359));
+    assert_eq!((digits.spec.n_train, digits.spec.n_test), (Some(1438), Some(359)));
+    assert!(digits.notes.is_empty());
+    // First and last row of the first, a middle and the last image of each split, from the CSV with Python.
+    let expected: [(&Split, usize, i64, [u8; 8], [u8; 8]); 6] = [
+        (&digits.train, 0, 0, [0, 0, 80, 207, 143, 16, 0, 0], [0, 0, 96, 207, 159, 0, 0, 0]),
+        (&digits.train, 719, 9, [0, 0, 0, 0, 128, 207, 48, 0], [0, 0, 0, 0, 143, 112, 0, 0]),
+        (&digits.train, 1437, 9, [0, 0, 128, 207, 223, 80, 0, 0], [0, 0, 128, 255, 255, 207, 32, 0]),
+        (&digits.test, 0, 8, [0, 0, 64, 191, 207, 80, 0, 0], [0, 0, 64, 255, 255, 112, 0, 0]),
+        (&digits.test, 179, 5, [0, 0, 80, 255, 255, 48, 0, 0], [0, 0, 48, 239, 239, 16, 0, 0]),
+        (&digits.test, 358, 8, [0, 0, 159, 223, 128, 16, 0, 0], [0, 16, 128, 191, 223, 191, 16, 0]),
+    ];
+    for (split, position, label, first, last) in expected {
+        let pixels = &split.pixels()[position * 64..(position + 1) * 64];
+        assert_eq!((split.labels()[position], &pixels[..8], &pixels[56..]), (label, &first[..], &last[..]), "{position}");
+    }
+    let test_sizes: Vec<usize> = (0..10).map(|class| digits.test.class_positions(class).len()).collect();
+    assert_eq!(test_sizes, [36, 36, 35, 37, 36, 36, 36, 36, 35, 36]);
+    let (images, _) = digits.train.batch(&(0..1438).collect::<Vec<_>>(), Device::Cpu);
+    assert!((images.mean(tch::Kind::Double).double_value(&[]) - digits.spec.mean[0]).abs() < 1e-4);
+    assert!((images.std(false).double_value(&[]) - digits.spec.std[0]).abs() < 1e-4);
+}
+
+#[test]
+fn a_sampler_deals_out_every_image_before_it_shuffles_again() {
+    let split = numbered(40, 2);
+    let sampler = ClassSampler::new(Seed::new(1));
+    for class in 0..2 {
+        for shuffle in 0..3 {
+            let mut dealt: Vec<usize> = (0..4).flat_map(|draw| sampler.positions(&split, shuffle * 4 + draw, class, 5)).collect();
+            assert!(!dealt.is_sorted());
+            dealt.sort_unstable();
+            assert_eq!(dealt, split.class_positions(class), "{class} {shuffle}");
+        }
+    }
+    assert_ne!(sampler.positions(&split, 0, 0, 5), sampler.positions(&split, 4, 0, 5));
+    assert_ne!(sampler.positions(&split, 0, 0, 5), ClassSampler::new(Seed::new(2)).positions(&split, 0, 0, 5));
+    let offset = |positions: Vec<usize>| positions.iter().map(|position| position / 2).collect::<Vec<_>>();
+    assert_ne!(offset(sampler.positions(&split, 0, 0, 20)), offset(sampler.positions(&split, 0, 1, 20)));
+}
+
+#[test]
+fn small_and_empty_classes() {
+    let split = numbered(3, 4);
+    let sampler = ClassSampler::new(Seed::new(1));
+    assert_eq!(sampler.positions(&split, 0, 1, 3), [1, 1, 1]);
+    assert!(sampler.positions(&split, 0, 3, 3).is_empty());
+    assert!(sampler.positions(&split, 0, 0, 0).is_empty());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn draws_are_stateless_and_without_repetition(len in 1usize..30, n in 1usize..40, t in 0u64..1000, seed in 0u64..100) {
+        let split = numbered(len, 1);
+        let sampler = ClassSampler::new(Seed::new(seed));
+        let drawn = sampler.positions(&split, t, 0, n);
+        prop_assert_eq!(&drawn, &sampler.positions(&split, t, 0, n));
+        prop_assert_eq!(drawn.len(), n);
+        let mut counts = BTreeMap::new();
+        drawn.iter().for_each(|&position| *counts.entry(position).or_insert(0usize) += 1);
+        prop_assert!(drawn.iter().all(|&position| position < len));
+        prop_assert!(counts.values().all(|&count| count <= n.div_ceil(len)));
+        prop_assert_eq!(counts.len(), n.min(len));
+    }
+}
