@@ -1,11 +1,24 @@
 //! Robustness metrics, statistics and result tables.
 //!
-//! **What it is:** [`AttackRecord`] (the `attack.json` file: one trained network under attack).
+//! **What it is:** [`AttackRecord`] (the `attack.json` file: one trained network under attack), [`collect`] (every
+//! such file of a results folder), [`Experiment`] (labels and published numbers), [`Table`] (rows with mean,
+//! deviation, significance and the files behind every number) and its renderings.
 //!
 //! **What it is not:** it runs no network and no attack, and it never prints.
+//!
+//! **Where to start:** [`Table::build`]. How to read the result is in `docs/tables.md`.
 
+mod collect;
 mod error;
+mod experiment;
+pub mod metrics;
 mod record;
+mod render;
+pub mod stats;
+pub mod table;
 
+pub use collect::{Source, collect};
 pub use error::EvalError;
+pub use experiment::{Experiment, Method, MethodKind, Override, Published, Scale};
 pub use record::{AttackEntry, AttackRecord, Bits, Samples};
+pub use table::{Table, TableOptions};

@@ -72,6 +72,9 @@ pub struct AttackEntry {
     pub seconds: f64,
     /// Reasons to doubt the number, e.g. `zero-gradient`; see docs/attacks.md.
     pub flags: Vec<String>,
+    /// The attack's parameters, e.g. steps and step size; null if unknown. Rows with other parameters do not mix.
+    #[serde(default)]
+    pub config: serde_json::Value,
     /// Which images survived, in the order of [`Samples::labels`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub survived: Option<Bits>,
@@ -296,6 +299,7 @@ pub(crate) mod tests {
                 backward: 8,
                 seconds: 0.5,
                 flags: vec![],
+                config: serde_json::json!({ "attack": attack }),
                 survived: Some(survived),
             }
         };

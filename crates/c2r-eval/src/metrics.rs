@@ -1,0 +1,133 @@
+//! The field's numbers for one trained network, in percent.
+//!
+//! Letters: A clean accuracy, a mean accuracy under attack over attacks, m the smallest of them; t mean attack
+//! time, t0 time of the clean pass, tmax the longest attack's time. Accuracies are given in `[0, 1]`.
+//! A ratio whose denominator is zero is `None`, never 0 or 100.
+
+use crate::{AttackEntry, AttackRecord};
+
+/// Drop rate `100 (A - r) / A` of a robust accuracy r; `None` where nothing was right to begin with.
+///
+/// ```
+/// use c2r_eval::metrics::drop_rate;
+/// assert_eq!(drop_rate(0.5, 0.2), Some(60.0));
+/// assert_eq!(drop_rate(0.0, 0.0), None);
+/// ```
+pub fn drop_rate(clean: f64, robust: f64) -> Option<f64> {
+    ratio(clean - robust, clean)
+}
+
+/// Robustness ratio RR `100 [1 - (A - a) / (A - m)]`; `None` where no attack does any harm.
+/// Source: BEARD (arXiv:2411.09265).
+pub fn robustness_ratio(clean: f64, mean: f64, minimum: f64) -> Option<f64> {
+    ratio(clean - mean, clean - minimum).map(|lost| 100.0 - lost)
+}
+
+/// Improved robustness ratio I-RR `100 [1 - (A - a)(A - m) / A^2]`; `None` where nothing was right to begin with.
+/// Source: ROME (ICML 2025).
+pub fn improved_robustness_ratio(clean: f64, mean: f64, minimum: f64) -> Option<f64> {
+    ratio((clean - mean) * (clean - minimum), clean * clean).map(|lost| 100.0 - lost)
+}
+
+/// Attack efficiency AE `100 (t - t0) / (tmax - t0)`, times in any one unit. Depends on the hardware and on how
+/// fast the slowest attack was programmed. Source: BEARD (arXiv:2411.09265).
+pub fn attack_efficiency(mean: f64, clean: f64, longest: f64) -> Option<f64> {
+    ratio(mean - clean, longest - clean)
+}
+
+/// Comprehensive index: the mean of a ratio ([`robustness_ratio`] for CREI, [`improved_robustness_ratio`] for
+/// I-CREI) and [`attack_efficiency`], whose dependence on the hardware it inherits.
+pub fn comprehensive_index(ratio: f64, efficiency: f64) -> f64 {
+    f64::midpoint(ratio, efficiency)
+}
+
+fn ratio(above: f64, below: f64) -> Option<f64> {
+    (below != 0.0).then(|| 100.0 * above / below)
+}
+
+/// Part of the images, in `[0, 1]`, that is right under **every** attack of `entries`: the attacker picks the best
+/// attack for each image. At most the smallest of the robust accuracies. `None` without outcomes per image.
+pub fn worst_case(record: &AttackRecord, entries: &[&AttackEntry]) -> Option<f64> {
+    let mut survived = record.samples.as_ref()?.clean.0.clone();
+    for entry in entries {
+        for (all, one) in survived.iter_mut().zip(&entry.survived.as_ref()?.0) {
+            *all &= one;
+        }
+    }
+    Some(survived.iter().filter(|&&bit| bit).count() as f64 / record.n as f64)
+}
+
+/// Accuracy of each class in percent, with no attack or under one; `None` for a class with no image. The whole is
+/// `None` without outcomes per image.
+pub fn per_class(record: &AttackRecord, under: Option<&AttackEntry>) -> Option<Vec<Option<f64>>> {
+    let samples = record.samples.as_ref()?;
+    let right = match under {
+        Some(entry) => entry.survived.as_ref()?,
+        None => &samples.clean,
+    };
+    let n_classes = samples.labels.iter().max()? + 1;
+    let mut counts = vec![(0usize, 0usize); n_classes];
+    for (&label, &right) in samples.labels.iter().zip(&right.0) {
+        counts[label].0 += usize::from(right);
+        counts[label].1 += 1;
+    }
+    Some(counts.into_iter().map(|(right, all)| ratio(right as f64, all as f64)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::tests::example;
+
+    fn close(got: Option<f64>, expected: f64) {
+        assert!((got.unwrap() - expected).abs() < 1e-12, "{got:?}, expected {expected}");
+    }
+
+    #[test]
+    fn formulas_by_hand() {
+        // A = 0.8, a = 0.5, m = 0.4.
+        close(drop_rate(0.8, 0.5), 37.5);
+        // 100 [1 - 0.3 / 0.4]
+        close(robustness_ratio(0.8, 0.5, 0.4), 25.0);
+        // 100 [1 - 0.3 * 0.4 / 0.64]
+        close(improved_robustness_ratio(0.8, 0.5, 0.4), 81.25);
+        // t0 = 1, t = 3, tmax = 9: 100 * 2 / 8
+        close(attack_efficiency(3.0, 1.0, 9.0), 25.0);
+        assert_eq!(comprehensive_index(25.0, 50.0), 37.5);
+    }
+
+    #[test]
+    fn undefined_is_not_a_number() {
+        assert_eq!(drop_rate(0.0, 0.0), None);
+        assert_eq!(robustness_ratio(0.5, 0.5, 0.5), None);
+        assert_eq!(improved_robustness_ratio(0.0, 0.0, 0.0), None);
+        assert_eq!(attack_efficiency(1.0, 1.0, 1.0), None);
+    }
+
+    #[test]
+    fn worst_case_is_over_images_and_not_over_attacks() {
+        let mut record = example();
+        // fgsm keeps images 0 1 2 4 5, pgd 0 1 2 5: all four of pgd.
+        let entries: Vec<&AttackEntry> = record.attacks.iter().collect();
+        assert_eq!(worst_case(&record, &entries), Some(0.5));
+        // pgd keeps 1 2 4 5 6: five as well, but only four are kept by both.
+        record.attacks[1].survived = Some("01101110".chars().map(|c| c == '1').collect());
+        let entries: Vec<&AttackEntry> = record.attacks.iter().collect();
+        assert_eq!(worst_case(&record, &entries), Some(0.5));
+        record.attacks[1].survived = None;
+        let entries: Vec<&AttackEntry> = record.attacks.iter().collect();
+        assert_eq!(worst_case(&record, &entries), None);
+    }
+
+    #[test]
+    fn classes_by_hand() {
+        let mut record = example();
+        // Clean 1110 1110, fgsm 1110 1100.
+        assert_eq!(per_class(&record, None), Some(vec![Some(75.0), Some(75.0)]));
+        assert_eq!(per_class(&record, Some(&record.attacks[0])), Some(vec![Some(75.0), Some(50.0)]));
+        record.samples.as_mut().unwrap().labels = vec![0, 0, 0, 0, 2, 2, 2, 2];
+        assert_eq!(per_class(&record, None), Some(vec![Some(75.0), None, Some(75.0)]));
+        record.samples = None;
+        assert_eq!(per_class(&record, None), None);
+    }
+}

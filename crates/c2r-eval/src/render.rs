@@ -1,0 +1,395 @@
+//! The table as Markdown, for a terminal, as CSV and as JSON. Equal tables give equal bytes.
+
+use comfy_table::{Attribute, CellAlignment, presets};
+
+use crate::{
+    EvalError, Table,
+    table::{Cell, DROP_RATE, DROP_RATE_ATTACK, MEAN_ROBUST, PlannedRow, Row, Section, column_label, names},
+};
+
+/// How many missing rows are named; all are in `table.json`.
+const NAMED_MISSING: usize = 6;
+
+impl Table {
+    /// Markdown, accuracies in percent with one decimal.
+    pub fn markdown(&self) -> String {
+        self.document(markdown_grid)
+    }
+
+    /// For a terminal of `width` columns: drawn tables if they fit, else (or if the width is unknown) Markdown.
+    pub fn terminal(&self, width: Option<usize>) -> String {
+        let fits = |width: usize| {
+            self.sections
+                .iter()
+                .flat_map(|section| drawn_grid(&Grid::new(section)).0.lines().map(line_width).max())
+                .all(|line| line <= width)
+        };
+        if width.is_some_and(fits) { self.document(|grid| drawn_grid(grid).1) } else { self.markdown() }
+    }
+
+    /// One line per cell, full precision, with the files each number was computed from.
+    ///
+    /// # Errors
+    /// None in practice: writing to memory does not fail.
+    pub fn csv(&self) -> Result<String, EvalError> {
+        let mut writer = csv::Writer::from_writer(Vec::new());
+        let mut lines = vec![CSV_HEADER.map(str::to_owned).to_vec()];
+        for section in &self.sections {
+            for row in &section.rows {
+                lines.extend(row.cells.iter().map(|cell| csv_line(section, row, cell)));
+            }
+        }
+        let broken = |error: String| EvalError::record(std::path::Path::new("table.csv"), error);
+        for line in lines {
+            writer.write_record(&line).map_err(|error| broken(error.to_string()))?;
+        }
+        let bytes = writer.into_inner().map_err(|error| broken(error.to_string()))?;
+        String::from_utf8(bytes).map_err(|error| broken(error.to_string()))
+    }
+
+    /// Everything, indented, with a newline at the end. Read back with serde.
+    pub fn json(&self) -> String {
+        let mut text = serde_json::to_string_pretty(self).expect("our types serialize to JSON");
+        text.push('\n');
+        text
+    }
+
+    fn document(&self, draw: impl Fn(&Grid) -> String) -> String {
+        let mut out = format!("# {}\n", self.title);
+        if let Some(experiment) = &self.experiment {
+            let scale = experiment.scale.as_ref().map_or(String::new(), |scale| format!(", scale `{scale}`"));
+            out.push_str(&format!(
+                "\nExperiment `{}`{scale}. Published numbers: {}.\n",
+                experiment.name, experiment.source
+            ));
+        }
+        for section in &self.sections {
+            let grid = Grid::new(section);
+            out.push_str(&format!(
+                "\n## {}, trained with {}\n\n{}\n\n",
+                section.dataset,
+                section.protocol,
+                setting(section)
+            ));
+            out.push_str(&draw(&grid));
+            if !grid.notes.is_empty() || !section.notes.is_empty() {
+                out.push('\n');
+            }
+            for (position, note) in grid.notes.iter().enumerate() {
+                out.push_str(&format!("- [{}] {note}\n", position + 1));
+            }
+            for note in &section.notes {
+                out.push_str(&format!("- {note}\n"));
+            }
+        }
+        out.push_str("\n## How to read this\n\n");
+        for line in self.legend() {
+            out.push_str(&format!("- {line}\n"));
+        }
+        out
+    }
+
+    fn legend(&self) -> Vec<String> {
+        let mut lines = vec![
+            "Accuracies in percent of all test images, mean ± sample standard deviation over runs. An image that is wrong without an attack counts as not robust.".to_owned(),
+        ];
+        let shown =
+            |column: &str| self.sections.iter().any(|section| section.columns.iter().any(|name| name == column));
+        if shown(MEAN_ROBUST) {
+            let averaged: std::collections::BTreeSet<String> = self.sections.iter().map(averaged).collect();
+            lines.push(format!("mean robust: mean over {}.", averaged.into_iter().collect::<Vec<_>>().join("; ")));
+        }
+        if shown(DROP_RATE) {
+            let attack = column_label(DROP_RATE_ATTACK);
+            lines.push(format!(
+                "DR ({attack}): drop rate, 100 (clean - robust) / clean under {attack}; less is better."
+            ));
+        }
+        let cells = || self.sections.iter().flat_map(|section| &section.rows).flat_map(|row| &row.cells);
+        if cells().any(|cell| cell.published.is_some()) {
+            lines.push("In parentheses: the published number.".to_owned());
+        }
+        if let Some(experiment) = &self.experiment {
+            if experiment.tolerance_applies {
+                lines.push(format!(
+                    "`!`: farther than {} points from the published number ({} of the numbers here).",
+                    experiment.tolerance,
+                    self.outside_tolerance().count()
+                ));
+            } else if cells().any(|cell| cell.published.is_some()) {
+                lines.push("This is not the paper's setting, so no number is held against a published one.".to_owned());
+            }
+        }
+        match &self.baseline {
+            Some(baseline) => lines.push(format!(
+                "Bold: better than `{baseline}` in a paired t-test over seeds with p < {}; ↓: worse by the same test. Not corrected for the number of cells; any other difference is not a finding.",
+                crate::stats::SIGNIFICANT
+            )),
+            None => lines.push("No baseline was named, so no difference here is called significant.".to_owned()),
+        }
+        if self.planned_rows > 0 {
+            let missing = self.missing.len();
+            if missing == 0 {
+                lines.push(format!("All {} rows of the grid have a result.", self.planned_rows));
+            } else {
+                let mut named: Vec<String> = self.missing.iter().take(NAMED_MISSING).map(planned_name).collect();
+                if missing > NAMED_MISSING {
+                    named.push("... (all in table.json)".to_owned());
+                }
+                lines.push(format!(
+                    "Missing: {missing} of {} rows of the grid: {}.",
+                    self.planned_rows,
+                    named.join("; ")
+                ));
+            }
+        }
+        lines.push(
+            "Every number's files, seeds and configurations are in table.json; formulas in docs/tables.md.".to_owned(),
+        );
+        lines
+    }
+}
+
+/// The attacks of a section that its mean is over.
+fn averaged(section: &Section) -> String {
+    let attacks: Vec<&str> =
+        section.attacks.iter().map(String::as_str).filter(|attack| !crate::table::is_sanity(attack)).collect();
+    names(&attacks)
+}
+
+fn planned_name(row: &PlannedRow) -> String {
+    format!("{} {} ipc {} {}", row.dataset, row.protocol, size(row.images_per_class), row.method)
+}
+
+fn size(images_per_class: Option<usize>) -> String {
+    images_per_class.map_or_else(|| "all".to_owned(), |count| count.to_string())
+}
+
+fn setting(section: &Section) -> String {
+    let goal = match section.goal {
+        c2r_base::Goal::Untargeted => "",
+        c2r_base::Goal::Targeted(_) => ", targeted",
+    };
+    format!(
+        "{}; attacks: {:?} ball of {} in pixel units{goal}; {} test images.",
+        section.model, section.norm, section.epsilon, section.n_test
+    )
+}
+
+/// What both drawings show.
+struct Grid {
+    header: Vec<String>,
+    rows: Vec<Vec<Entry>>,
+    notes: Vec<String>,
+}
+
+struct Entry {
+    text: String,
+    bold: bool,
+}
+
+impl Grid {
+    fn new(section: &Section) -> Self {
+        let mut header = vec!["ipc".to_owned(), "method".to_owned(), "runs".to_owned()];
+        header.extend(section.columns.iter().map(|column| column_label(column)));
+        let mut grid = Self { header, rows: Vec::new(), notes: Vec::new() };
+        for row in &section.rows {
+            let plain = |text: String| Entry { text, bold: false };
+            let mut label = row.label.clone();
+            if row.undistilled {
+                label.push_str(" (undistilled)");
+            }
+            let marks: Vec<String> = row.notes.iter().map(|note| grid.mark(note)).collect();
+            let runs = match row.planned_runs {
+                Some(planned) if row.runs.len() < planned => {
+                    let mark = grid.mark("fewer runs than planned");
+                    format!("{} of {planned} {mark}", row.runs.len())
+                }
+                _ => row.runs.len().to_string(),
+            };
+            let mut line = vec![plain(size(row.images_per_class)), plain(join(label, &marks)), plain(runs)];
+            for column in &section.columns {
+                line.push(match row.cell(column) {
+                    Some(cell) => grid.entry(row, cell),
+                    None => plain("–".to_owned()),
+                });
+            }
+            grid.rows.push(line);
+        }
+        grid
+    }
+
+    fn entry(&mut self, row: &Row, cell: &Cell) -> Entry {
+        let mut text = percent(cell.summary.mean);
+        if let Some(sd) = cell.summary.sd {
+            text.push_str(&format!(" ± {}", percent(sd)));
+        }
+        let mut marks = Vec::new();
+        let significant = cell.comparison.as_ref().filter(|comparison| comparison.significant);
+        if significant.is_some_and(|comparison| !comparison.better) {
+            text.push_str(" ↓");
+        }
+        if let Some(published) = &cell.published {
+            text.push_str(&format!(" ({})", percent(published.value)));
+            if published.outside_tolerance == Some(true) {
+                text.push_str(" !");
+            }
+            if !published.caveat.is_empty() {
+                marks.push(self.mark(&published.caveat));
+            }
+        }
+        if cell.summary.n < row.runs.len() {
+            marks.push(self.mark(&format!("{} of {} runs", cell.summary.n, row.runs.len())));
+        }
+        for flag in &cell.flags {
+            marks.push(self.mark(&format!("doubtful: {flag}")));
+        }
+        Entry { text: join(text, &marks), bold: significant.is_some_and(|comparison| comparison.better) }
+    }
+
+    /// `[1]`, the same for the same words.
+    fn mark(&mut self, note: &str) -> String {
+        let position = self.notes.iter().position(|known| known == note).unwrap_or_else(|| {
+            self.notes.push(note.to_owned());
+            self.notes.len() - 1
+        });
+        format!("[{}]", position + 1)
+    }
+}
+
+fn join(mut text: String, marks: &[String]) -> String {
+    for mark in marks {
+        text.push(' ');
+        text.push_str(mark);
+    }
+    text
+}
+
+/// One decimal; no negative zero.
+fn percent(value: f64) -> String {
+    let text = format!("{value:.1}");
+    if text == "-0.0" { "0.0".to_owned() } else { text }
+}
+
+fn markdown_grid(grid: &Grid) -> String {
+    let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
+    let mut out = line(grid.header.clone());
+    let rule = |column: usize| if column == 1 { ":---" } else { "---:" };
+    out.push_str(&line((0..grid.header.len()).map(|column| rule(column).to_owned()).collect()));
+    for row in &grid.rows {
+        let cell = |entry: &Entry| {
+            let text = entry.text.replace('|', "\\|");
+            if entry.bold { format!("**{text}**") } else { text }
+        };
+        out.push_str(&line(row.iter().map(cell).collect()));
+    }
+    out
+}
+
+/// Without and with escape sequences for bold.
+fn drawn_grid(grid: &Grid) -> (String, String) {
+    let draw = |bold: bool| {
+        let mut table = comfy_table::Table::new();
+        table.load_preset(presets::UTF8_FULL_CONDENSED).set_header(&grid.header);
+        if bold {
+            table.enforce_styling();
+        }
+        for row in &grid.rows {
+            table.add_row(row.iter().map(|entry| {
+                let cell = comfy_table::Cell::new(&entry.text);
+                if bold && entry.bold { cell.add_attribute(Attribute::Bold) } else { cell }
+            }));
+        }
+        for (column, settings) in table.column_iter_mut().enumerate() {
+            settings.set_cell_alignment(if column == 1 { CellAlignment::Left } else { CellAlignment::Right });
+        }
+        format!("{table}\n")
+    };
+    (draw(false), draw(true))
+}
+
+/// All characters that tables are made of are one column wide.
+fn line_width(line: &str) -> usize {
+    line.chars().count()
+}
+
+const CSV_HEADER: [&str; 31] = [
+    "dataset",
+    "images_per_class",
+    "protocol",
+    "model",
+    "norm",
+    "epsilon",
+    "method",
+    "profile",
+    "label",
+    "undistilled",
+    "column",
+    "runs",
+    "planned_runs",
+    "mean",
+    "sd",
+    "ci95_low",
+    "ci95_high",
+    "published",
+    "published_source",
+    "difference_from_published",
+    "outside_tolerance",
+    "baseline",
+    "difference_from_baseline",
+    "p_value",
+    "n_test",
+    "n_images",
+    "extra_storage",
+    "flags",
+    "notes",
+    "seeds",
+    "sources",
+];
+
+fn csv_line(section: &Section, row: &Row, cell: &Cell) -> Vec<String> {
+    fn number<T: ToString>(value: Option<T>) -> String {
+        value.map_or_else(String::new, |value| value.to_string())
+    }
+    let published = cell.published.as_ref();
+    let comparison = cell.comparison.as_ref();
+    let seeds = row.runs.iter().zip(&cell.values).filter(|(_, value)| value.is_some());
+    let seeds: Vec<String> = seeds.map(|(run, _)| format!("{}/{}", number(run.distill_seed), run.train_seed)).collect();
+    let caveats = [cell.caveat.as_str(), published.map_or("", |published| published.caveat.as_str())];
+    let notes: Vec<&str> = (row.notes.iter().chain(&section.notes).map(String::as_str))
+        .chain(caveats.into_iter().filter(|caveat| !caveat.is_empty()))
+        .collect();
+    vec![
+        section.dataset.clone(),
+        size(row.images_per_class),
+        section.protocol.clone(),
+        section.model.clone(),
+        format!("{:?}", section.norm).to_lowercase(),
+        section.epsilon.clone(),
+        row.method.clone(),
+        row.profile.clone(),
+        row.label.clone(),
+        row.undistilled.to_string(),
+        cell.column.clone(),
+        cell.summary.n.to_string(),
+        number(row.planned_runs),
+        cell.summary.mean.to_string(),
+        number(cell.summary.sd),
+        number(cell.summary.ci95.map(|(low, _)| low)),
+        number(cell.summary.ci95.map(|(_, high)| high)),
+        number(published.map(|published| published.value)),
+        published.map_or_else(String::new, |published| published.source.clone()),
+        number(published.map(|published| published.difference)),
+        number(published.and_then(|published| published.outside_tolerance)),
+        comparison.map_or_else(String::new, |comparison| comparison.baseline.clone()),
+        number(comparison.map(|comparison| comparison.difference)),
+        number(comparison.and_then(|comparison| comparison.p_value)),
+        section.n_test.to_string(),
+        row.n_images.to_string(),
+        row.extra_storage.clone(),
+        cell.flags.join("; "),
+        notes.join("; "),
+        seeds.join("; "),
+        cell.sources.join("; "),
+    ]
+}

@@ -1,0 +1,106 @@
+//! Means, deviations, intervals and the paired t-test.
+
+use serde::{Deserialize, Serialize};
+use statrs::distribution::{ContinuousCDF, StudentsT};
+
+/// A difference is called significant below this two-sided p-value.
+pub const SIGNIFICANT: f64 = 0.05;
+
+/// What a handful of runs says about a number.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Summary {
+    /// Number of values.
+    pub n: usize,
+    /// Arithmetic mean.
+    pub mean: f64,
+    /// Sample standard deviation (divisor n - 1); `None` for one value.
+    pub sd: Option<f64>,
+    /// 95 % confidence interval of the mean by Student's t; `None` for one value. For a few accuracies it may
+    /// reach below 0 or above 100: it is not cut.
+    pub ci95: Option<(f64, f64)>,
+}
+
+impl Summary {
+    /// Summarizes `values`; `None` if there are none.
+    ///
+    /// ```
+    /// let summary = c2r_eval::stats::Summary::of(&[1.0, 2.0, 3.0]).unwrap();
+    /// assert_eq!((summary.mean, summary.sd), (2.0, Some(1.0)));
+    /// ```
+    pub fn of(values: &[f64]) -> Option<Self> {
+        let n = values.len();
+        if n == 0 {
+            return None;
+        }
+        let mean = values.iter().sum::<f64>() / n as f64;
+        if n == 1 {
+            return Some(Self { n, mean, sd: None, ci95: None });
+        }
+        let sd = (values.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (n - 1) as f64).sqrt();
+        let half = student(n - 1).inverse_cdf(0.975) * sd / (n as f64).sqrt();
+        Some(Self { n, mean, sd: Some(sd), ci95: Some((mean - half, mean + half)) })
+    }
+}
+
+/// Two-sided p-value of the paired t-test on `differences` (ours minus the baseline's, one per seed).
+///
+/// `None` for fewer than two pairs, and where all differences are the same number (up to rounding): a deviation of
+/// zero from a few runs says that accuracies are counts, not that the effect is certain.
+pub fn paired_p_value(differences: &[f64]) -> Option<f64> {
+    let summary = Summary::of(differences)?;
+    let error = summary.sd? / (summary.n as f64).sqrt();
+    if error <= 1e-9 * summary.mean.abs().max(1.0) {
+        return None;
+    }
+    let t = summary.mean / error;
+    Some(2.0 * student(summary.n - 1).cdf(-t.abs()))
+}
+
+fn student(freedom: usize) -> StudentsT {
+    StudentsT::new(0.0, 1.0, freedom as f64).expect("at least one degree of freedom")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn summary_by_hand() {
+        // Mean 29, squared deviations 4 + 1 + 1 + 4 + 0 = 10, sd = sqrt(10 / 4).
+        let summary = Summary::of(&[27.0, 28.0, 30.0, 31.0, 29.0]).unwrap();
+        assert_eq!((summary.n, summary.mean), (5, 29.0));
+        assert!((summary.sd.unwrap() - 2.5f64.sqrt()).abs() < 1e-12);
+        // t(4, 0.975) = 2.776445 (any table of Student's t); half width 2.776445 * sqrt(2.5 / 5).
+        let (low, high) = summary.ci95.unwrap();
+        let half = 2.776_445 * 0.5f64.sqrt();
+        assert!((low - (29.0 - half)).abs() < 1e-5 && (high - (29.0 + half)).abs() < 1e-5, "{low} {high}");
+    }
+
+    #[test]
+    fn one_value_has_no_deviation() {
+        assert_eq!(Summary::of(&[5.0]), Some(Summary { n: 1, mean: 5.0, sd: None, ci95: None }));
+        assert_eq!(Summary::of(&[]), None);
+    }
+
+    #[test]
+    fn paired_test_by_hand() {
+        // Differences 1 2 3: mean 2, sd 1, t = 2 sqrt(3) = 3.4641 with 2 degrees of freedom, where
+        // p = 1 - t / sqrt(2 + t^2) = 1 - sqrt(12 / 14) exactly.
+        let p = paired_p_value(&[1.0, 2.0, 3.0]).unwrap();
+        assert!((p - (1.0 - (12.0f64 / 14.0).sqrt())).abs() < 1e-10, "{p}");
+        assert!((paired_p_value(&[-1.0, -2.0, -3.0]).unwrap() - p).abs() < 1e-12, "two-sided");
+        // One degree of freedom: p = 1 - (2 / pi) atan(t); differences 1 3: mean 2, error 1, t = 2.
+        let p = paired_p_value(&[1.0, 3.0]).unwrap();
+        assert!((p - (1.0 - 2.0 / std::f64::consts::PI * 2.0f64.atan())).abs() < 1e-10, "{p}");
+        assert!((paired_p_value(&[1.0, -1.0]).unwrap() - 1.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn no_test_without_a_deviation() {
+        assert_eq!(paired_p_value(&[]), None);
+        assert_eq!(paired_p_value(&[4.0]), None);
+        assert_eq!(paired_p_value(&[0.1 + 0.2, 0.3, 0.3]), None);
+        assert_eq!(paired_p_value(&[0.0, 0.0, 0.0]), None);
+    }
+}

@@ -1,0 +1,984 @@
+//! The table: rows, cells, and where each number came from.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use c2r_base::{Goal, Norm, artifact};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{
+    AttackEntry, EvalError, Experiment, MethodKind, Scale, Source, metrics,
+    stats::{self, Summary},
+};
+
+/// Column: accuracy with no attack.
+pub const CLEAN: &str = "clean";
+/// Column: mean robust accuracy over the section's attacks.
+pub const MEAN_ROBUST: &str = "mean-robust";
+/// Column: the smallest robust accuracy over the section's attacks.
+pub const MINIMUM: &str = "minimum";
+/// Column: accuracy where the best attack is picked for each image.
+pub const WORST_CASE: &str = "worst-case";
+/// Column: drop rate under [`DROP_RATE_ATTACK`]; `drop-rate-NAME` under the other attacks.
+pub const DROP_RATE: &str = "drop-rate";
+/// The attack of the column [`DROP_RATE`].
+pub const DROP_RATE_ATTACK: &str = "pgd";
+/// Columns that measure the machine as much as the network.
+pub const HARDWARE_COLUMNS: [&str; 3] = ["ae", "crei", "i-crei"];
+
+/// Attacks that the field lists in this order; others follow by name.
+const USUAL_ORDER: [&str; 6] = ["fgsm", "pgd", "cw-linf", "vmi-fgsm", "jitter", "autoattack-standard"];
+
+/// Floors that an attack must beat; they are no attacks, so no mean or minimum contains them.
+const SANITY: [&str; 2] = ["clean", "noise"];
+
+/// What a table is made with, besides results.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TableOptions<'a> {
+    /// Labels, order, published numbers.
+    pub experiment: Option<&'a Experiment>,
+    /// Name of the experiment's grid: planned runs, and whether the tolerance applies.
+    pub scale: Option<&'a str>,
+    /// Method that the others are compared with; otherwise the experiment's.
+    pub baseline: Option<&'a str>,
+}
+
+/// Everything that `table.json` holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Table {
+    /// [`Table::SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// Heading.
+    pub title: String,
+    /// What it reproduces.
+    pub experiment: Option<ExperimentInfo>,
+    /// The method that the others are compared with.
+    pub baseline: Option<String>,
+    /// One per dataset, protocol, architecture and threat; these are never mixed.
+    pub sections: Vec<Section>,
+    /// Cells of the grid with no result at all.
+    pub missing: Vec<PlannedRow>,
+    /// Number of rows that the grid plans; 0 without one.
+    pub planned_rows: usize,
+    /// Configurations by the first 12 digits of their SHA-256; runs refer to them.
+    pub configs: BTreeMap<String, Value>,
+}
+
+/// Which experiment a table belongs to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExperimentInfo {
+    /// Short name.
+    pub name: String,
+    /// The grid, where one was named.
+    pub scale: Option<String>,
+    /// What the grid is for.
+    pub about: String,
+    /// Where the published numbers are from.
+    pub source: String,
+    /// Percentage points.
+    pub tolerance: f64,
+    /// Whether cells are held against the tolerance (only at the paper's scale).
+    pub tolerance_applies: bool,
+}
+
+/// Rows that may be compared.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Section {
+    /// Dataset.
+    pub dataset: String,
+    /// Downstream protocol.
+    pub protocol: String,
+    /// Architecture.
+    pub model: String,
+    /// Norm of the attacks.
+    pub norm: Norm,
+    /// Radius of the attacks as written, pixel units.
+    pub epsilon: String,
+    /// Goal of the attacker.
+    pub goal: Goal,
+    /// Number of test images.
+    pub n_test: usize,
+    /// SHA-256 of the test split.
+    pub test_sha256: String,
+    /// Attacks in the order of their columns; sanity floors are last.
+    pub attacks: Vec<String>,
+    /// Parameters of each attack.
+    pub attack_configs: BTreeMap<String, Value>,
+    /// The columns that Markdown and terminal show; the other cells are in CSV and JSON.
+    pub columns: Vec<String>,
+    /// Rows: images per class upwards (all real images first), methods as the experiment lists them.
+    pub rows: Vec<Row>,
+    /// What is true of every row.
+    pub notes: Vec<String>,
+}
+
+/// One method at one size.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Row {
+    /// Images per class; `None` for the whole training set.
+    pub images_per_class: Option<usize>,
+    /// Method.
+    pub method: String,
+    /// Distillation profile; empty for none.
+    pub profile: String,
+    /// Name to print.
+    pub label: String,
+    /// Whether nothing was distilled: an upper reference, not a competitor.
+    pub undistilled: bool,
+    /// Number of stored training images.
+    pub n_images: usize,
+    /// What is stored beyond images and one hard label each.
+    pub extra_storage: String,
+    /// SHA-256 of the real training split.
+    pub data_sha256: String,
+    /// Number of runs that the experiment plans.
+    pub planned_runs: Option<usize>,
+    /// The runs, by seed.
+    pub runs: Vec<Run>,
+    /// Every column that could be computed.
+    pub cells: Vec<Cell>,
+    /// Mean accuracy of each class by column (`clean` and attacks), percent; only where outcomes per image were kept.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub per_class: BTreeMap<String, Vec<Option<f64>>>,
+    /// What is true of this row only.
+    pub notes: Vec<String>,
+}
+
+/// One trained network.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Run {
+    /// Seed of the distillation.
+    pub distill_seed: Option<u64>,
+    /// Seed of the training.
+    pub train_seed: u64,
+    /// Seed of the attacks.
+    pub attack_seed: u64,
+    /// The `attack.json` files.
+    pub files: Vec<String>,
+    /// The command that wrote the first of them.
+    pub argv: Vec<String>,
+    /// Versions of the programs involved.
+    pub versions: BTreeMap<String, String>,
+    /// Key of [`Table::configs`].
+    pub distill_config: Option<String>,
+    /// Key of [`Table::configs`].
+    pub train_config: Option<String>,
+}
+
+/// One number, in percent.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cell {
+    /// [`CLEAN`], an attack's name, [`MEAN_ROBUST`], ...
+    pub column: String,
+    /// Over runs. The interval is over independent units: runs that share a distilled set are averaged first.
+    pub summary: Summary,
+    /// One value per run of [`Row::runs`]; `None` where it is missing or undefined.
+    pub values: Vec<Option<f64>>,
+    /// The `attack.json` files it was computed from.
+    pub sources: Vec<String>,
+    /// The paper's number.
+    pub published: Option<PublishedCell>,
+    /// Against the baseline.
+    pub comparison: Option<Comparison>,
+    /// Reasons to doubt it.
+    pub flags: Vec<String>,
+    /// What it depends on besides the network.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub caveat: String,
+}
+
+/// The paper's number beside ours.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PublishedCell {
+    /// Percent.
+    pub value: f64,
+    /// Where it stands.
+    pub source: String,
+    /// Ours minus the paper's, percentage points.
+    pub difference: f64,
+    /// Whether that is more than the tolerance; `None` where the two are not comparable.
+    pub outside_tolerance: Option<bool>,
+    /// Why the two are not the same quantity; empty where they are.
+    pub caveat: String,
+}
+
+/// A paired comparison with the baseline.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Comparison {
+    /// The method compared with.
+    pub baseline: String,
+    /// Mean of the paired differences, ours minus the baseline's, percentage points.
+    pub difference: f64,
+    /// Number of pairs; runs that share a distilled set count once.
+    pub n_pairs: usize,
+    /// Two-sided p-value of the paired t-test; `None` where it cannot be computed.
+    pub p_value: Option<f64>,
+    /// Whether the p-value is below [`stats::SIGNIFICANT`].
+    pub significant: bool,
+    /// Whether the difference is in the good direction.
+    pub better: bool,
+}
+
+/// A row of the grid.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlannedRow {
+    /// Dataset.
+    pub dataset: String,
+    /// Downstream protocol.
+    pub protocol: String,
+    /// Images per class; `None` for the whole training set.
+    pub images_per_class: Option<usize>,
+    /// Method.
+    pub method: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct SectionKey {
+    dataset: String,
+    protocol: String,
+    model: String,
+    norm: String,
+    /// Bits of a positive float order as the float does.
+    epsilon: u64,
+    goal: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct RowKey {
+    images_per_class: Option<usize>,
+    method: String,
+    profile: String,
+}
+
+/// Seeds of the distillation and of the training.
+type Seeds = (Option<u64>, u64);
+
+struct Measured<'a> {
+    /// With the attacks it brings; the first is where everything else is taken from.
+    files: Vec<&'a Source>,
+    attacks: BTreeMap<&'a str, (&'a AttackEntry, &'a Source)>,
+}
+
+type Rows<'a> = BTreeMap<RowKey, BTreeMap<Seeds, Measured<'a>>>;
+
+impl Table {
+    /// The version of `table.json`.
+    pub const SCHEMA_VERSION: u32 = 1;
+
+    /// Makes the table. The order of `sources` does not matter.
+    ///
+    /// # Errors
+    /// [`EvalError::Mixed`] where results of one section were measured on different data, [`EvalError::Twice`] where
+    /// a measurement is there twice, [`EvalError::NoBaseline`] and [`EvalError::Experiment`] for names that do not exist.
+    pub fn build(sources: &[Source], options: &TableOptions<'_>) -> Result<Self, EvalError> {
+        let plan = Plan::new(options)?;
+        let mut configs = BTreeMap::new();
+        let mut sections = Vec::new();
+        for (key, rows) in group(sources)? {
+            sections.push(section(&key, &rows, &plan, &mut configs)?);
+        }
+        sections.sort_by_cached_key(|section| plan.section_order(section));
+        if let Some(wanted) = options.baseline {
+            let found: BTreeSet<&str> =
+                sections.iter().flat_map(|section| &section.rows).map(|row| row.method.as_str()).collect();
+            if !found.contains(wanted) {
+                let found = found.into_iter().collect::<Vec<_>>().join(", ");
+                return Err(EvalError::NoBaseline { wanted: wanted.to_owned(), found });
+            }
+        }
+        let planned = plan.rows();
+        let missing: Vec<PlannedRow> =
+            planned.iter().filter(|row| !sections.iter().any(|section| plan.covers(section, row))).cloned().collect();
+        Ok(Self {
+            schema_version: Self::SCHEMA_VERSION,
+            title: options.experiment.map_or_else(|| "Results".to_owned(), |experiment| experiment.title.clone()),
+            experiment: options.experiment.map(|experiment| ExperimentInfo {
+                name: experiment.name.clone(),
+                scale: options.scale.map(str::to_owned),
+                about: plan.scale.map(|scale| scale.about.clone()).unwrap_or_default(),
+                source: experiment.source.clone(),
+                tolerance: experiment.tolerance,
+                tolerance_applies: plan.tolerance.is_some(),
+            }),
+            baseline: plan.baseline.map(str::to_owned),
+            sections,
+            missing,
+            planned_rows: planned.len(),
+            configs,
+        })
+    }
+
+    /// Cells farther from the published number than the tolerance: dataset, protocol, row and cell of each.
+    pub fn outside_tolerance(&self) -> impl Iterator<Item = (&Section, &Row, &Cell)> {
+        self.sections
+            .iter()
+            .flat_map(|section| section.rows.iter().map(move |row| (section, row)))
+            .flat_map(|(section, row)| row.cells.iter().map(move |cell| (section, row, cell)))
+            .filter(|(_, _, cell)| {
+                cell.published.as_ref().is_some_and(|published| published.outside_tolerance == Some(true))
+            })
+    }
+}
+
+impl Row {
+    /// The cell of a column.
+    pub fn cell(&self, column: &str) -> Option<&Cell> {
+        self.cells.iter().find(|cell| cell.column == column)
+    }
+}
+
+/// What the experiment and the options ask for.
+struct Plan<'a> {
+    experiment: Option<&'a Experiment>,
+    scale: Option<&'a Scale>,
+    baseline: Option<&'a str>,
+    tolerance: Option<f64>,
+}
+
+impl<'a> Plan<'a> {
+    fn new(options: &TableOptions<'a>) -> Result<Self, EvalError> {
+        let experiment = options.experiment;
+        let scale = match (experiment, options.scale) {
+            (Some(experiment), Some(name)) => Some(experiment.scale(name)?),
+            _ => None,
+        };
+        let paper = scale.is_some() && options.scale == Some(Experiment::PAPER_SCALE);
+        Ok(Self {
+            experiment,
+            scale,
+            baseline: options.baseline.or(experiment.and_then(|experiment| experiment.baseline.as_deref())),
+            tolerance: experiment.filter(|_| paper).map(|experiment| experiment.tolerance),
+        })
+    }
+
+    /// Where `name` stands in a list of the scale; unknown names come last.
+    fn place(&self, list: fn(&Scale) -> &[String], name: &str) -> usize {
+        self.scale.and_then(|scale| list(scale).iter().position(|known| known == name)).unwrap_or(usize::MAX)
+    }
+
+    fn section_order(&self, section: &Section) -> impl Ord + use<> {
+        (
+            self.place(|scale| &scale.datasets, &section.dataset),
+            section.dataset.clone(),
+            section.model.clone(),
+            self.place(|scale| &scale.protocols, &section.protocol),
+            section.protocol.clone(),
+            format!("{:?} {:?}", section.norm, section.goal),
+            epsilon_of(section).to_bits(),
+        )
+    }
+
+    fn attack_order(&self, attack: &str) -> impl Ord + use<> {
+        (
+            is_sanity(attack),
+            self.place(|scale| &scale.attacks, attack),
+            USUAL_ORDER.iter().position(|known| *known == attack).unwrap_or(USUAL_ORDER.len()),
+            attack.to_owned(),
+        )
+    }
+
+    fn row_order(&self, key: &RowKey) -> impl Ord + use<> {
+        let undistilled = self.undistilled(key);
+        (
+            key.images_per_class.unwrap_or(0),
+            self.place(|scale| &scale.methods, &key.method),
+            !undistilled,
+            key.method.clone(),
+            key.profile.clone(),
+        )
+    }
+
+    fn undistilled(&self, key: &RowKey) -> bool {
+        let full = |experiment: &Experiment| {
+            experiment.methods.get(&key.method).is_some_and(|method| method.kind == MethodKind::Full)
+        };
+        key.images_per_class.is_none() || self.experiment.is_some_and(full)
+    }
+
+    fn label(&self, method: &str) -> String {
+        let known = self.experiment.and_then(|experiment| experiment.methods.get(method));
+        known.map_or_else(|| method.to_owned(), |known| known.label.clone())
+    }
+
+    /// The grid's rows.
+    fn rows(&self) -> Vec<PlannedRow> {
+        let (Some(experiment), Some(scale)) = (self.experiment, self.scale) else { return Vec::new() };
+        let mut rows = Vec::new();
+        for dataset in &scale.datasets {
+            for protocol in &scale.protocols {
+                for method in &scale.methods {
+                    let full = experiment.methods.get(method).is_some_and(|method| method.kind == MethodKind::Full);
+                    let sizes: Vec<Option<usize>> =
+                        if full { vec![None] } else { scale.ipcs.iter().copied().map(Some).collect() };
+                    rows.extend(sizes.into_iter().map(|images_per_class| PlannedRow {
+                        dataset: dataset.clone(),
+                        protocol: protocol.clone(),
+                        images_per_class,
+                        method: method.clone(),
+                    }));
+                }
+            }
+        }
+        rows
+    }
+
+    fn covers(&self, section: &Section, planned: &PlannedRow) -> bool {
+        self.same_threat(section.norm, epsilon_of(section))
+            && section.dataset == planned.dataset
+            && section.protocol == planned.protocol
+            && section
+                .rows
+                .iter()
+                .any(|row| row.method == planned.method && row.images_per_class == planned.images_per_class)
+    }
+
+    fn same_threat(&self, norm: Norm, epsilon: f64) -> bool {
+        self.scale.is_some_and(|scale| scale.norm == norm && scale.epsilon.value() == epsilon)
+    }
+
+    /// Number of runs planned for a row.
+    fn runs(&self, key: &SectionKey, norm: Norm, row: &RowKey) -> Option<usize> {
+        let scale = self.scale?;
+        let planned = self.same_threat(norm, f64::from_bits(key.epsilon))
+            && self.rows().iter().any(|planned| {
+                planned.dataset == key.dataset
+                    && planned.protocol == key.protocol
+                    && planned.method == row.method
+                    && planned.images_per_class == row.images_per_class
+            });
+        planned.then_some(scale.seeds.len())
+    }
+
+    fn published(
+        &self,
+        section: &SectionKey,
+        norm: Norm,
+        row: &RowKey,
+        column: &str,
+        attacks: &[&str],
+        mean: f64,
+    ) -> Option<PublishedCell> {
+        let matches = |number: &&crate::Published| {
+            number.dataset == section.dataset
+                && Some(number.ipc) == row.images_per_class
+                && number.method == row.method
+                && number.column == column
+                && number.protocol.as_ref().is_none_or(|protocol| *protocol == section.protocol)
+                && (column == CLEAN
+                    || norm == Norm::Linf
+                        && section.goal == "Untargeted"
+                        && number.epsilon().value().to_bits() == section.epsilon)
+        };
+        let candidates = || self.experiment.into_iter().flat_map(|experiment| &experiment.published).filter(matches);
+        let over = |number: &&crate::Published| {
+            let theirs: BTreeSet<&str> = number.over.iter().map(String::as_str).collect();
+            column != MEAN_ROBUST || theirs == attacks.iter().copied().collect()
+        };
+        let (number, same) = match candidates().find(over) {
+            Some(number) => (number, true),
+            None => (candidates().next()?, false),
+        };
+        let difference = mean - number.value;
+        let caveat = if same {
+            String::new()
+        } else if number.over.is_empty() {
+            format!("the paper does not say which attacks its mean is over; ours is over {}", names(attacks))
+        } else {
+            let theirs: Vec<&str> = number.over.iter().map(String::as_str).collect();
+            format!("the paper's mean is over {}, ours over {}", names(&theirs), names(attacks))
+        };
+        Some(PublishedCell {
+            value: number.value,
+            source: number.source.clone(),
+            difference,
+            outside_tolerance: self.tolerance.filter(|_| same).map(|tolerance| difference.abs() > tolerance),
+            caveat,
+        })
+    }
+}
+
+fn epsilon_of(section: &Section) -> f64 {
+    section.epsilon.parse::<c2r_base::Epsilon>().map_or(0.0, c2r_base::Epsilon::value)
+}
+
+/// Whether an attack is a floor that every real attack must beat.
+pub(crate) fn is_sanity(attack: &str) -> bool {
+    SANITY.contains(&attack)
+}
+
+/// Attack names as people write them, separated by commas.
+pub(crate) fn names(attacks: &[&str]) -> String {
+    attacks.iter().map(|attack| column_label(attack)).collect::<Vec<_>>().join(", ")
+}
+
+/// A column's heading.
+pub(crate) fn column_label(column: &str) -> String {
+    match column {
+        "jitter" => "Jitter".into(),
+        "square" => "Square".into(),
+        "deepfool" => "DeepFool".into(),
+        "cw-linf" => "CW".into(),
+        "autoattack-standard" => "AutoAttack".into(),
+        MEAN_ROBUST => "mean robust".into(),
+        DROP_RATE => format!("DR ({})", column_label(DROP_RATE_ATTACK)),
+        CLEAN | MINIMUM | WORST_CASE | "noise" => column.into(),
+        attack => attack.to_uppercase(),
+    }
+}
+
+fn group(sources: &[Source]) -> Result<BTreeMap<SectionKey, Rows<'_>>, EvalError> {
+    let mut sorted: Vec<&Source> = sources.iter().collect();
+    sorted.sort_by(|a, b| a.path.cmp(&b.path));
+    let mut sections: BTreeMap<SectionKey, Rows<'_>> = BTreeMap::new();
+    for source in sorted {
+        let record = &source.record;
+        let subject = &record.subject;
+        let mut threats: BTreeMap<SectionKey, Vec<&AttackEntry>> = BTreeMap::new();
+        let key = |norm: Norm, epsilon: f64| SectionKey {
+            dataset: subject.dataset.clone(),
+            protocol: subject.protocol.clone(),
+            model: subject.model.clone(),
+            norm: format!("{norm:?}"),
+            epsilon: epsilon.to_bits(),
+            goal: format!("{:?}", record.threat.goal),
+        };
+        for entry in &record.attacks {
+            threats.entry(key(entry.norm, entry.epsilon.value())).or_default().push(entry);
+        }
+        if threats.is_empty() {
+            threats.insert(key(record.threat.norm, record.threat.epsilon.value()), Vec::new());
+        }
+        for (key, entries) in threats {
+            let row = RowKey {
+                images_per_class: subject.images_per_class,
+                method: subject.method.clone(),
+                profile: subject.profile.clone(),
+            };
+            let run = sections
+                .entry(key)
+                .or_default()
+                .entry(row)
+                .or_default()
+                .entry((subject.distill_seed, subject.train_seed))
+                .or_insert_with(|| Measured { files: Vec::new(), attacks: BTreeMap::new() });
+            add(run, source, &entries)?;
+        }
+    }
+    Ok(sections)
+}
+
+/// Adds one file's attacks to a run; several files may hold different attacks on the same network.
+fn add<'a>(run: &mut Measured<'a>, source: &'a Source, entries: &[&'a AttackEntry]) -> Result<(), EvalError> {
+    if let Some(first) = run.files.first() {
+        same("the clean accuracies of the same run", first, source, |s| s.record.clean_accuracy.to_string())?;
+        if entries.is_empty() || run.attacks.is_empty() {
+            return Err(twice(CLEAN, first, source));
+        }
+    }
+    for entry in entries {
+        if let Some((_, other)) = run.attacks.insert(&entry.attack, (entry, source)) {
+            return Err(twice(&entry.attack, other, source));
+        }
+    }
+    run.files.push(source);
+    Ok(())
+}
+
+fn twice(column: &str, a: &Source, b: &Source) -> EvalError {
+    let subject = &a.record.subject;
+    let what = format!(
+        "{column} of {} on {}, {}, training seed {}",
+        subject.method, subject.dataset, subject.protocol, subject.train_seed
+    );
+    EvalError::Twice { what, a: a.path.clone().into(), b: b.path.clone().into() }
+}
+
+fn same(what: &'static str, a: &Source, b: &Source, value: impl Fn(&Source) -> String) -> Result<(), EvalError> {
+    let (left, right) = (value(a), value(b));
+    if left == right {
+        return Ok(());
+    }
+    let (a_path, b_path) = (a.path.clone().into(), b.path.clone().into());
+    Err(EvalError::Mixed { what, a_path, a: left, b_path, b: right })
+}
+
+fn section(
+    key: &SectionKey,
+    rows: &Rows<'_>,
+    plan: &Plan<'_>,
+    configs: &mut BTreeMap<String, Value>,
+) -> Result<Section, EvalError> {
+    let runs = || rows.values().flat_map(BTreeMap::values);
+    let files = || runs().flat_map(|run| run.files.iter().copied());
+    let first = files().next().expect("a section is made for a file");
+    for file in files() {
+        same("the numbers of test images", first, file, |s| s.record.n.to_string())?;
+        same("the test images (SHA-256)", first, file, |s| s.record.test_sha256.clone())?;
+        same("the real training data (SHA-256)", first, file, |s| s.record.subject.data_sha256.clone())?;
+    }
+    let mut parameters: BTreeMap<&str, (&AttackEntry, &Source)> = BTreeMap::new();
+    for (&name, &(entry, file)) in runs().flat_map(|run| &run.attacks) {
+        let (known, first) = *parameters.entry(name).or_insert((entry, file));
+        if known.config != entry.config {
+            return Err(EvalError::Mixed {
+                what: "the parameters of an attack",
+                a_path: first.path.clone().into(),
+                a: known.config.to_string(),
+                b_path: file.path.clone().into(),
+                b: entry.config.to_string(),
+            });
+        }
+    }
+    let mut attacks: Vec<String> = runs().flat_map(|run| run.attacks.keys()).map(|&name| name.to_owned()).collect();
+    attacks.sort_by_cached_key(|attack| plan.attack_order(attack));
+    attacks.dedup();
+    let entry = runs().flat_map(|run| run.attacks.values()).map(|(entry, _)| (entry.norm, entry.epsilon)).next();
+    let (norm, epsilon) = entry.unwrap_or((first.record.threat.norm, first.record.threat.epsilon));
+
+    let mut keys: Vec<&RowKey> = rows.keys().collect();
+    keys.sort_by_cached_key(|row| plan.row_order(row));
+    let mut made = Vec::new();
+    for row in keys {
+        let several = rows.keys().any(|other| other.method == row.method && other.profile != row.profile);
+        made.push(make_row(key, norm, row, several, rows, &attacks, plan, configs)?);
+    }
+    let mut columns = vec![CLEAN.to_owned()];
+    columns.extend(attacks.iter().cloned());
+    columns.extend([MEAN_ROBUST, DROP_RATE].map(str::to_owned));
+    columns.retain(|column| made.iter().any(|row| row.cell(column).is_some()));
+    let mut notes = Vec::new();
+    lift_common_notes(&mut made, &mut notes);
+    let versions: BTreeSet<String> = files()
+        .map(|file| {
+            let versions = &file.record.versions;
+            versions.iter().map(|(name, version)| format!("{name} {version}")).collect::<Vec<_>>().join(", ")
+        })
+        .collect();
+    if versions.len() > 1 {
+        let list = versions.into_iter().collect::<Vec<_>>().join("; ");
+        notes.push(format!("runs of different program versions stand side by side: {list}"));
+    }
+    Ok(Section {
+        dataset: key.dataset.clone(),
+        protocol: key.protocol.clone(),
+        model: key.model.clone(),
+        norm,
+        epsilon: epsilon.to_string(),
+        goal: first.record.threat.goal,
+        n_test: first.record.n,
+        test_sha256: first.record.test_sha256.clone(),
+        attacks,
+        attack_configs: parameters
+            .into_iter()
+            .map(|(name, (entry, _))| (name.to_owned(), entry.config.clone()))
+            .collect(),
+        columns,
+        rows: made,
+        notes,
+    })
+}
+
+/// Moves notes that stand in every row to the section.
+fn lift_common_notes(rows: &mut [Row], notes: &mut Vec<String>) {
+    let Some(first) = rows.first() else { return };
+    let common: Vec<String> =
+        first.notes.iter().filter(|note| rows.iter().all(|row| row.notes.contains(note))).cloned().collect();
+    for row in rows {
+        row.notes.retain(|note| !common.contains(note));
+    }
+    notes.extend(common);
+}
+
+#[expect(clippy::too_many_arguments, reason = "one caller; a struct for it would only rename the arguments")]
+fn make_row(
+    section: &SectionKey,
+    norm: Norm,
+    key: &RowKey,
+    several_profiles: bool,
+    rows: &Rows<'_>,
+    attacks: &[String],
+    plan: &Plan<'_>,
+    configs: &mut BTreeMap<String, Value>,
+) -> Result<Row, EvalError> {
+    let measured = &rows[key];
+    let first = measured.values().next().expect("a row is made for a run").files[0];
+    for file in measured.values().flat_map(|run| &run.files) {
+        same("the numbers of training images", first, file, |s| s.record.subject.n_images.to_string())?;
+        same("the descriptions of extra storage", first, file, |s| s.record.subject.extra_storage.clone())?;
+    }
+    let undistilled = plan.undistilled(key);
+    let mut label = plan.label(&key.method);
+    if several_profiles && !key.profile.is_empty() {
+        label = format!("{label} ({})", key.profile);
+    }
+    let mut notes: Vec<String> = Vec::new();
+    let mut note = |text: String| {
+        if !notes.contains(&text) {
+            notes.push(text);
+        }
+    };
+    if undistilled {
+        note("undistilled: trained on real images, the upper reference and no competitor".to_owned());
+    }
+    if !first.record.subject.extra_storage.is_empty() {
+        note(format!("stores in addition to its images: {}", first.record.subject.extra_storage));
+    }
+    for file in measured.values().flat_map(|run| &run.files) {
+        file.record.subject.notes.iter().chain(&file.record.notes).for_each(|text| note(text.clone()));
+    }
+    if let Some(difference) = configs_differ(measured) {
+        note(format!("its runs were distilled with different configurations: {difference}"));
+    }
+    if shared_sets(measured) {
+        note("some runs share a distilled set: interval and p-value are over sets, not over runs".to_owned());
+    }
+
+    let values = values_of(measured, attacks);
+    let compared: Vec<&str> = attacks.iter().map(String::as_str).filter(|attack| !is_sanity(attack)).collect();
+    let baseline = plan.baseline.filter(|baseline| *baseline != key.method).and_then(|baseline| {
+        let candidates = || {
+            rows.iter().filter(|(other, _)| other.method == baseline && other.images_per_class == key.images_per_class)
+        };
+        let same_profile = candidates().find(|(other, _)| other.profile == key.profile);
+        let only = || candidates().next().filter(|_| candidates().count() == 1);
+        same_profile.or_else(only).map(|(_, runs)| (baseline, runs))
+    });
+    let baseline_values = baseline.map(|(name, runs)| (name, runs, values_of(runs, attacks)));
+    let mut cells = Vec::new();
+    for (column, value) in &values {
+        let present: Vec<(Seeds, f64)> =
+            measured.keys().zip(&value.per_run).filter_map(|(&seeds, value)| Some((seeds, (*value)?))).collect();
+        let plain: Vec<f64> = present.iter().map(|(_, value)| *value).collect();
+        let Some(mut summary) = Summary::of(&plain) else { continue };
+        summary.ci95 = Summary::of(&by_unit(&present)).and_then(|units| units.ci95);
+        let comparison = baseline_values.as_ref().and_then(|(name, runs, theirs)| {
+            let (_, theirs) = theirs.iter().find(|(other, _)| other == column)?;
+            let theirs: BTreeMap<Seeds, f64> =
+                runs.keys().zip(&theirs.per_run).filter_map(|(&seeds, value)| Some((seeds, (*value)?))).collect();
+            compare(name, column, &present, &theirs)
+        });
+        cells.push(Cell {
+            column: column.clone(),
+            published: plan.published(section, norm, key, column, &compared, summary.mean),
+            summary,
+            values: value.per_run.clone(),
+            sources: value.sources.iter().cloned().collect(),
+            comparison,
+            flags: flags(measured, column),
+            caveat: caveat(column).to_owned(),
+        });
+    }
+    let runs = measured
+        .iter()
+        .map(|(&(distill_seed, train_seed), run)| {
+            let first = run.files[0];
+            Run {
+                distill_seed,
+                train_seed,
+                attack_seed: first.record.attack_seed,
+                files: run.files.iter().map(|file| file.path.clone()).collect(),
+                argv: first.record.argv.clone(),
+                versions: first.record.versions.clone(),
+                distill_config: first.distill_config.as_ref().map(|config| remember(config, configs)),
+                train_config: first.train_config.as_ref().map(|config| remember(config, configs)),
+            }
+        })
+        .collect();
+    Ok(Row {
+        images_per_class: key.images_per_class,
+        method: key.method.clone(),
+        profile: key.profile.clone(),
+        label,
+        undistilled,
+        n_images: first.record.subject.n_images,
+        extra_storage: first.record.subject.extra_storage.clone(),
+        data_sha256: first.record.subject.data_sha256.clone(),
+        planned_runs: plan.runs(section, norm, key),
+        runs,
+        cells,
+        per_class: classes_of(measured, attacks),
+        notes,
+    })
+}
+
+fn remember(config: &Value, configs: &mut BTreeMap<String, Value>) -> String {
+    let digest = artifact::sha256_hex(config.to_string().as_bytes())[..12].to_owned();
+    configs.entry(digest.clone()).or_insert_with(|| config.clone());
+    digest
+}
+
+/// One value per run, in percent, and the files they came from.
+#[derive(Default)]
+struct Values {
+    per_run: Vec<Option<f64>>,
+    sources: BTreeSet<String>,
+}
+
+/// Every column of a row, in order.
+fn values_of(runs: &BTreeMap<Seeds, Measured<'_>>, attacks: &[String]) -> Vec<(String, Values)> {
+    let compared: Vec<&String> = attacks.iter().filter(|attack| !is_sanity(attack)).collect();
+    let mut columns: Vec<(String, Values)> = Vec::new();
+    for (position, run) in runs.values().enumerate() {
+        let mut put = |column: &str, value: Option<f64>, files: &[&Source]| {
+            let place = columns.iter().position(|(name, _)| name == column).unwrap_or_else(|| {
+                columns.push((column.to_owned(), Values::default()));
+                columns.len() - 1
+            });
+            let values = &mut columns[place].1;
+            values.per_run.resize(position, None);
+            values.per_run.push(value);
+            if value.is_some() {
+                values.sources.extend(files.iter().map(|file| file.path.clone()));
+            }
+        };
+        let record = &run.files[0].record;
+        let clean = record.clean_accuracy;
+        put(CLEAN, Some(100.0 * clean), &run.files[..1]);
+        for attack in attacks {
+            let found = run.attacks.get(attack.as_str());
+            // An attack named like a column of ours would replace it.
+            if attack != CLEAN {
+                let files: Vec<&Source> = found.iter().map(|(_, source)| *source).collect();
+                put(attack, found.map(|(entry, _)| 100.0 * entry.robust_accuracy), &files);
+            }
+        }
+        let all: Option<Vec<&AttackEntry>> =
+            compared.iter().map(|attack| run.attacks.get(attack.as_str()).map(|(entry, _)| *entry)).collect();
+        let all = all.filter(|all| !all.is_empty());
+        let robust = |entry: &&AttackEntry| entry.robust_accuracy;
+        let mean = all.as_ref().map(|all| all.iter().map(robust).sum::<f64>() / all.len() as f64);
+        let minimum = all.as_ref().map(|all| all.iter().map(robust).fold(f64::INFINITY, f64::min));
+        put(MEAN_ROBUST, mean.map(|mean| 100.0 * mean), &run.files);
+        put(MINIMUM, minimum.map(|minimum| 100.0 * minimum), &run.files);
+        let worst = all.as_ref().and_then(|all| metrics::worst_case(record, all));
+        put(WORST_CASE, worst.map(|worst| 100.0 * worst), &run.files);
+        for attack in &compared {
+            let found = run.attacks.get(attack.as_str());
+            let files: Vec<&Source> = found.iter().map(|(_, source)| *source).collect();
+            let rate = found.and_then(|(entry, _)| metrics::drop_rate(clean, entry.robust_accuracy));
+            let column =
+                if *attack == DROP_RATE_ATTACK { DROP_RATE.to_owned() } else { format!("{DROP_RATE}-{attack}") };
+            put(&column, rate, &files);
+        }
+        // With a single attack the mean is the minimum and the ratios say nothing.
+        let several = all.as_ref().filter(|all| all.len() > 1).zip(mean.zip(minimum));
+        let ratios = several.map(|(all, (mean, minimum))| {
+            let seconds = |entry: &&AttackEntry| entry.seconds;
+            let mean_seconds = all.iter().map(seconds).sum::<f64>() / all.len() as f64;
+            let longest = all.iter().map(seconds).fold(0.0, f64::max);
+            let rr = metrics::robustness_ratio(clean, mean, minimum);
+            let irr = metrics::improved_robustness_ratio(clean, mean, minimum);
+            let ae = metrics::attack_efficiency(mean_seconds, record.clean_seconds, longest);
+            let index = |ratio: Option<f64>| Some(metrics::comprehensive_index(ratio?, ae?));
+            [rr, irr, ae, index(rr), index(irr)]
+        });
+        for (column, value) in ["rr", "i-rr", "ae", "crei", "i-crei"].into_iter().zip(ratios.unwrap_or_default()) {
+            put(column, value, &run.files);
+        }
+    }
+    for (_, values) in &mut columns {
+        values.per_run.resize(runs.len(), None);
+    }
+    columns
+}
+
+fn caveat(column: &str) -> &'static str {
+    if HARDWARE_COLUMNS.contains(&column) { "made of wall-clock times: depends on the hardware" } else { "" }
+}
+
+/// Runs of one distilled set are no independent evidence about the method, so they are averaged to one value. Without
+/// a distillation each training is its own unit.
+fn by_unit(values: &[(Seeds, f64)]) -> Vec<f64> {
+    let mut units: BTreeMap<(bool, u64), Vec<f64>> = BTreeMap::new();
+    for &((distill, train), value) in values {
+        units.entry((distill.is_some(), distill.unwrap_or(train))).or_default().push(value);
+    }
+    units.into_values().map(|unit| unit.iter().sum::<f64>() / unit.len() as f64).collect()
+}
+
+fn shared_sets(runs: &BTreeMap<Seeds, Measured<'_>>) -> bool {
+    let sets: BTreeSet<u64> = runs.keys().filter_map(|(distill, _)| *distill).collect();
+    sets.len() < runs.keys().filter(|(distill, _)| distill.is_some()).count()
+}
+
+fn compare(baseline: &str, column: &str, ours: &[(Seeds, f64)], theirs: &BTreeMap<Seeds, f64>) -> Option<Comparison> {
+    if HARDWARE_COLUMNS.contains(&column) {
+        return None;
+    }
+    let pairs: Vec<(Seeds, f64)> =
+        ours.iter().filter_map(|&(seeds, value)| Some((seeds, value - theirs.get(&seeds)?))).collect();
+    let units = by_unit(&pairs);
+    let difference = Summary::of(&units)?.mean;
+    let p_value = stats::paired_p_value(&units);
+    Some(Comparison {
+        baseline: baseline.to_owned(),
+        difference,
+        n_pairs: units.len(),
+        p_value,
+        significant: p_value.is_some_and(|p| p < stats::SIGNIFICANT),
+        better: if column.starts_with(DROP_RATE) { difference < 0.0 } else { difference > 0.0 },
+    })
+}
+
+/// `zero-gradient (2 of 3 runs)`, ...
+fn flags(runs: &BTreeMap<Seeds, Measured<'_>>, attack: &str) -> Vec<String> {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for run in runs.values() {
+        for flag in run.attacks.get(attack).iter().flat_map(|(entry, _)| &entry.flags).collect::<BTreeSet<_>>() {
+            *counts.entry(flag).or_default() += 1;
+        }
+    }
+    counts.into_iter().map(|(flag, count)| format!("{flag} ({count} of {} runs)", runs.len())).collect()
+}
+
+fn classes_of(runs: &BTreeMap<Seeds, Measured<'_>>, attacks: &[String]) -> BTreeMap<String, Vec<Option<f64>>> {
+    let mut columns = BTreeMap::new();
+    let mut put = |column: &str, per_run: Option<Vec<Vec<Option<f64>>>>| {
+        let Some(per_run) = per_run else { return };
+        let n_classes = per_run.iter().map(Vec::len).max().unwrap_or(0);
+        let mean = |class: usize| {
+            let values: Option<Vec<f64>> = per_run.iter().map(|run| run.get(class).copied().flatten()).collect();
+            Some(Summary::of(&values?)?.mean)
+        };
+        columns.insert(column.to_owned(), (0..n_classes).map(mean).collect());
+    };
+    put(CLEAN, runs.values().map(|run| metrics::per_class(&run.files[0].record, None)).collect());
+    for attack in attacks.iter().filter(|attack| *attack != CLEAN) {
+        let one = |run: &Measured<'_>| {
+            let (entry, source) = run.attacks.get(attack.as_str())?;
+            metrics::per_class(&source.record, Some(entry))
+        };
+        put(attack, runs.values().map(one).collect());
+    }
+    columns
+}
+
+/// The first key, apart from seeds, in which the distillations of a row differ.
+fn configs_differ(runs: &BTreeMap<Seeds, Measured<'_>>) -> Option<String> {
+    let mut configs = runs.values().filter_map(|run| run.files[0].distill_config.as_ref());
+    let first = configs.next()?;
+    configs.find_map(|other| difference(first, other, ""))
+}
+
+fn difference(a: &Value, b: &Value, at: &str) -> Option<String> {
+    match (a, b) {
+        (Value::Object(a), Value::Object(b)) => {
+            let keys: BTreeSet<&String> = a.keys().chain(b.keys()).filter(|key| !key.ends_with("seed")).collect();
+            keys.into_iter().find_map(|key| {
+                let at = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
+                difference(a.get(key).unwrap_or(&Value::Null), b.get(key).unwrap_or(&Value::Null), &at)
+            })
+        }
+        _ if a == b => None,
+        _ => Some(format!("{at} is {a} and {b}")),
+    }
+}
