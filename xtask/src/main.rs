@@ -1,1 +1,68 @@
-fn main() {}
+//! `cargo xtask`: set-up, tests, reproduction and checks of this repository.
+//!
+//! Links neither libtorch nor a c2r library, so it builds in seconds and can install what they need.
+
+mod checkout;
+mod compiler;
+mod exit;
+mod install;
+mod libtorch;
+mod process;
+mod python;
+mod reproduce;
+mod setup;
+mod test;
+mod tidy;
+mod ui;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use checkout::Checkout;
+
+/// Set-up, tests, reproduction and checks of this repository
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  cargo xtask setup
+  cargo xtask reproduce table2 --scale quick
+  cargo xtask test
+
+Exit codes: 0 done, 1 unexpected failure, 2 wrong arguments or machine set-up, 3 data missing or wrong,
+4 finished but outside the stated tolerance, 130 interrupted (the same command goes on).";
+
+#[derive(Subcommand)]
+enum Command {
+    Setup(setup::Args),
+    Test(test::Args),
+    Reproduce(reproduce::Args),
+    Tidy(tidy::Args),
+}
+
+fn run(cli: &Cli) -> anyhow::Result<()> {
+    process::count_interrupts()?;
+    let checkout = Checkout::find()?;
+    match &cli.command {
+        Command::Setup(args) => setup::run(args, &checkout),
+        Command::Test(args) => test::run(args, &checkout),
+        Command::Reproduce(args) => reproduce::run(args, &checkout),
+        Command::Tidy(args) => tidy::run(args, &checkout),
+    }
+}
+
+fn main() -> ExitCode {
+    match run(&Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            ui::note(format!("error: {}", exit::message(&error)));
+            ExitCode::from(exit::code_of(&error))
+        }
+    }
+}

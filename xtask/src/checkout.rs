@@ -1,0 +1,109 @@
+//! Where things lie in the checkout, and the cargo commands that build it.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use crate::{compiler, exit, process, ui};
+
+/// How often a line says that a silent program is still at work.
+const HEARTBEAT: Duration = Duration::from_secs(30);
+
+/// A checkout of the repository.
+#[derive(Debug, Clone)]
+pub(crate) struct Checkout {
+    root: PathBuf,
+}
+
+impl Checkout {
+    /// The checkout that `cargo xtask` was called in.
+    ///
+    /// # Errors
+    /// If no folder above is a c2r checkout.
+    pub(crate) fn find() -> anyhow::Result<Self> {
+        let start = match env::var_os("CARGO_MANIFEST_DIR") {
+            Some(folder) => PathBuf::from(folder),
+            None => env::current_dir()?,
+        };
+        start
+            .ancestors()
+            .find(|folder| folder.join("xtask/Cargo.toml").is_file())
+            .map(|root| Self { root: root.to_owned() })
+            .ok_or_else(|| exit::usage(format!("{} is not inside a c2r checkout", start.display())))
+    }
+
+    /// The top folder.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The link to libtorch that `.cargo/config.toml` points at.
+    pub(crate) fn libtorch_link(&self) -> PathBuf {
+        self.root.join(".libtorch")
+    }
+
+    /// Cargo's output folder.
+    pub(crate) fn target(&self) -> PathBuf {
+        env::var_os("CARGO_TARGET_DIR").map_or_else(|| self.root.join("target"), |dir| self.root.join(dir))
+    }
+
+    /// The `c2r` command, built or not.
+    pub(crate) fn c2r(&self) -> PathBuf {
+        self.target().join("release").join(format!("c2r{}", env::consts::EXE_SUFFIX))
+    }
+
+    /// `path` as seen from the top folder, where it lies inside.
+    pub(crate) fn relative<'a>(&self, path: &'a Path) -> &'a Path {
+        path.strip_prefix(&self.root).unwrap_or(path)
+    }
+
+    /// A cargo command in the checkout. LIBTORCH is left to `.cargo/config.toml`.
+    pub(crate) fn cargo(&self) -> Command {
+        let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        command.current_dir(&self.root).env_remove("LIBTORCH");
+        command
+    }
+
+    /// Runs a cargo command, with a line now and then where there is no terminal.
+    ///
+    /// # Errors
+    /// If it fails; says so if what it lacked is a C++ compiler.
+    pub(crate) fn run_cargo(&self, command: &mut Command, doing: &str) -> anyhow::Result<()> {
+        let mut next = HEARTBEAT;
+        let status = process::foreground(command, |elapsed| {
+            if elapsed >= next && !ui::is_terminal() {
+                ui::note(format!("... {doing}: {}", ui::duration(elapsed)));
+                next = elapsed + HEARTBEAT;
+            }
+        })?;
+        if status.success() {
+            return Ok(());
+        }
+        compiler::check()?;
+        Err(exit::error(exit::UNEXPECTED, format!("{doing} failed ({status}); the reason stands above")))
+    }
+
+    /// Builds the `c2r` command.
+    ///
+    /// # Errors
+    /// If the build fails.
+    pub(crate) fn build_c2r(&self) -> anyhow::Result<()> {
+        if !self.c2r().is_file() {
+            ui::note("building c2r; the bindings to libtorch alone take minutes the first time");
+        }
+        self.run_cargo(self.cargo().args(["build", "--release", "--package", "c2r-cli"]), "building c2r")
+    }
+}
+
+/// Lets programs find libtorch even where RUSTFLAGS or CARGO_TARGET_DIR of the user defeat the
+/// search path that `.cargo/config.toml` puts into them.
+pub(crate) fn with_libtorch(command: &mut Command, link: &Path) {
+    let mut folders = vec![link.join("lib")];
+    folders.extend(env::var_os("LD_LIBRARY_PATH").iter().flat_map(env::split_paths));
+    if let Ok(joined) = env::join_paths(folders) {
+        command.env("LD_LIBRARY_PATH", joined);
+    }
+}

@@ -1,0 +1,299 @@
+//! Installs libtorch into the user's cache folder with pip: whole or not at all.
+
+use std::{
+    env, fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::Context;
+use fs4::fs_std::FileExt;
+
+use crate::{
+    exit,
+    libtorch::{CPU_LIBRARIES, CPU_WHEELS, CUDA_WHEELS, Flavour, LIBTORCH_VERSION, Libtorch, WHEEL_PYTHON},
+    process,
+    python::Python,
+    ui,
+};
+
+/// How often a line tells how far a download is, where pip draws no bar.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// Unfinished installations; under the lock, any that is found is a dead one.
+const UNFINISHED: &str = ".installing-";
+
+/// Takes the parts named on its command line out of wheels: wheels' folder, output folder, library names.
+const EXTRACT: &str = r#"
+import os, shutil, sys, zipfile
+wheels, out, wanted = sys.argv[1], sys.argv[2], set(sys.argv[3:])
+for wheel in sorted(os.listdir(wheels)):
+    with zipfile.ZipFile(os.path.join(wheels, wheel)) as archive:
+        for member in archive.infolist():
+            base = os.path.basename(member.filename)
+            if member.filename.startswith("torch/include/") and base:
+                target = os.path.join(out, *member.filename.split("/")[1:])
+            elif base in wanted:
+                target = os.path.join(out, "lib", base)
+            else:
+                continue
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            with archive.open(member) as source, open(target, "wb") as sink:
+                shutil.copyfileobj(source, sink, 1 << 20)
+"#;
+
+/// Where installations lie: `$XDG_CACHE_HOME/c2r`, else `~/.cache/c2r`.
+///
+/// # Errors
+/// If neither variable is set.
+pub(crate) fn cache_folder() -> anyhow::Result<PathBuf> {
+    let absolute = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    absolute("XDG_CACHE_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
+        .map(|cache| cache.join("c2r"))
+        .ok_or_else(|| exit::usage("neither XDG_CACHE_HOME nor HOME is set, so there is no cache folder for libtorch"))
+}
+
+/// The folder of an installation, whether or not it is there. For CUDA the libraries of NVIDIA lie
+/// beside `torch`, where the search paths inside libtorch look for them.
+pub(crate) fn libtorch_folder(cache: &Path, flavour: Flavour) -> PathBuf {
+    let top = cache.join(top_name(flavour));
+    match flavour {
+        Flavour::Cpu => top,
+        Flavour::Cuda => top.join("torch"),
+    }
+}
+
+fn top_name(flavour: Flavour) -> String {
+    let name = match flavour {
+        Flavour::Cpu => "cpu",
+        Flavour::Cuda => "cuda",
+    };
+    format!("libtorch-{LIBTORCH_VERSION}-{name}")
+}
+
+/// An installation that is there and whole.
+pub(crate) fn find(cache: &Path, flavour: Flavour) -> Option<Libtorch> {
+    Libtorch::inspect(&libtorch_folder(cache, flavour)).ok().filter(Libtorch::is_right_version)
+}
+
+/// Installs libtorch unless another process has done so meanwhile; `force` installs it again.
+///
+/// # Errors
+/// What is missing on this machine, or why the download failed. Nothing is left behind then.
+pub(crate) fn install(cache: &Path, flavour: Flavour, force: bool) -> anyhow::Result<Libtorch> {
+    anyhow::ensure!(
+        cfg!(all(target_os = "linux", target_arch = "x86_64")),
+        exit::usage(format!(
+            "libtorch is installed automatically on 64-bit Linux (x86_64) only; here, run \
+             `python3 -m pip install torch=={LIBTORCH_VERSION}` or set LIBTORCH, then call this again"
+        ))
+    );
+    let python = Python::with_pip()?;
+    fs::create_dir_all(cache).with_context(|| format!("cannot create {}", cache.display()))?;
+    let _lock = lock(cache)?;
+    if let (Some(found), false) = (find(cache, flavour), force) {
+        return Ok(found);
+    }
+    remove_unfinished(cache)?;
+
+    // In the cache folder and not in /tmp: /tmp may be small, and a rename needs the same file system.
+    let workshop = tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(cache)?;
+    let made = workshop.path().join("made");
+    match flavour {
+        Flavour::Cpu => download_and_extract(&python, workshop.path(), &made)?,
+        Flavour::Cuda => pip_install(&python, workshop.path(), &made)?,
+    }
+    let inside = match flavour {
+        Flavour::Cpu => made.clone(),
+        Flavour::Cuda => made.join("torch"),
+    };
+    let fresh = Libtorch::inspect(&inside).context("pip ended well, but what it brought is not complete")?;
+    anyhow::ensure!(
+        fresh.is_right_version() && fresh.flavour == flavour,
+        "pip ended well, but brought libtorch {} ({}) instead of {LIBTORCH_VERSION} ({flavour})",
+        fresh.version,
+        fresh.flavour
+    );
+
+    let top = cache.join(top_name(flavour));
+    if top.exists() {
+        // Moved aside first: removing takes long, and a half removed folder must not carry the name.
+        let old = workshop.path().join("old");
+        fs::rename(&top, &old).with_context(|| format!("cannot replace {}", top.display()))?;
+    }
+    fs::rename(&made, &top).with_context(|| format!("cannot rename {} to {}", made.display(), top.display()))?;
+    Libtorch::inspect(&libtorch_folder(cache, flavour))
+}
+
+/// The CPU part: one wheel is downloaded and a tenth of it unpacked.
+fn download_and_extract(python: &Python, workshop: &Path, made: &Path) -> anyhow::Result<()> {
+    ui::note(format!("downloading libtorch {LIBTORCH_VERSION}, CPU part, with pip (about 550 MB, once per user)"));
+    let wheels = workshop.join("wheels");
+    let mut command = python.pip();
+    command.args(["download", "--no-deps", "--dest"]).arg(&wheels).args(wheel_choice()).args(CPU_WHEELS);
+    run_pip(&mut command, workshop)?;
+
+    ui::note("unpacking headers and the CPU libraries");
+    let mut command = python.command();
+    command.arg("-c").arg(EXTRACT).args([&wheels, made]).args(CPU_LIBRARIES);
+    let status = process::foreground(&mut command, |_| {})?;
+    anyhow::ensure!(status.success(), "unpacking the wheels failed ({status}); is the disk full?");
+    for library in CPU_LIBRARIES {
+        anyhow::ensure!(made.join("lib").join(library).is_file(), "the wheels hold no {library}");
+    }
+    fs::write(made.join("build-version"), format!("{LIBTORCH_VERSION}+cpu\n"))?;
+    Ok(())
+}
+
+/// Everything, with NVIDIA's libraries.
+fn pip_install(python: &Python, workshop: &Path, made: &Path) -> anyhow::Result<()> {
+    ui::note(format!(
+        "an NVIDIA driver is here: installing libtorch {LIBTORCH_VERSION} with CUDA, with pip \
+         (about 3 GB to download, 5 GB on disk, once per user; `--cuda no` installs 0.5 GB for the CPU)"
+    ));
+    let mut command = python.pip();
+    command
+        .args(["install", "--no-compile", "--no-warn-script-location", "--target"])
+        .arg(made)
+        .args(wheel_choice())
+        .args(CUDA_WHEELS);
+    run_pip(&mut command, workshop)
+}
+
+/// The same wheels whatever the Python that runs pip.
+fn wheel_choice() -> Vec<String> {
+    let mut choice: Vec<String> =
+        ["--only-binary=:all:", "--python-version", WHEEL_PYTHON, "--implementation", "cp"].map(String::from).into();
+    // pip matches platform names literally, so every glibc that the wheels may ask for is named.
+    let platforms = (17..=34).rev().map(|minor| format!("manylinux_2_{minor}_x86_64"));
+    for platform in platforms.chain(["manylinux2014_x86_64".into(), "linux_x86_64".into()]) {
+        choice.extend(["--platform".into(), platform]);
+    }
+    choice
+}
+
+fn run_pip(command: &mut Command, workshop: &Path) -> anyhow::Result<()> {
+    let temporary = workshop.join("tmp");
+    fs::create_dir_all(&temporary)?;
+    // pip would download to /tmp, which may be too small for it.
+    command.env("TMPDIR", &temporary).env("PIP_DISABLE_PIP_VERSION_CHECK", "1");
+    let mut next = HEARTBEAT;
+    let status = process::foreground(command, |elapsed| {
+        if elapsed >= next && !ui::is_terminal() {
+            next = elapsed + HEARTBEAT;
+            ui::note(format!(
+                "... pip is at work: {} on disk after {}",
+                ui::megabytes(bytes_below(workshop)),
+                ui::duration(elapsed)
+            ));
+        }
+    })?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(exit::usage(format!(
+        "pip could not fetch libtorch ({status}); its reason stands above, and nothing was left behind\n  \
+         - no network: connect, or copy {} from a machine that has it\n  \
+         - a mirror instead of pypi.org: set PIP_INDEX_URL\n  \
+         - another way: `python3 -m pip install torch=={LIBTORCH_VERSION}` in an environment of yours, or set\n    \
+           LIBTORCH to an unpacked libtorch {LIBTORCH_VERSION}; then call this again",
+        cache_folder()?.display()
+    )))
+}
+
+/// Bytes of all files below `folder`; what vanishes meanwhile counts as nothing.
+fn bytes_below(folder: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(folder) else { return 0 };
+    entries
+        .flatten()
+        .map(|entry| match entry.file_type() {
+            Ok(kind) if kind.is_dir() => bytes_below(&entry.path()),
+            Ok(kind) if kind.is_file() => entry.metadata().map_or(0, |data| data.len()),
+            _ => 0,
+        })
+        .sum()
+}
+
+/// Keeps two set-ups from working at once. The lock ends with the process, also with a killed one.
+fn lock(cache: &Path) -> anyhow::Result<fs::File> {
+    let path = cache.join(".lock");
+    let file = fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+    let mut told = false;
+    loop {
+        if FileExt::try_lock_exclusive(&file).with_context(|| format!("cannot lock {}", path.display()))? {
+            return Ok(file);
+        }
+        if !told {
+            ui::note("another `cargo xtask` is installing libtorch; waiting for it");
+            told = true;
+        }
+        process::check_interrupt()?;
+        std::thread::sleep(process::POLL);
+    }
+}
+
+fn remove_unfinished(cache: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(cache)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
+            ui::note(format!("removing {}, left by an installation that was killed", entry.path().display()));
+            match fs::remove_dir_all(entry.path()) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("cannot remove {}", entry.path().display()));
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::libtorch::tests::fake;
+
+    #[test]
+    fn only_whole_installations_of_the_right_version_are_found() {
+        let cache = tempfile::tempdir().unwrap();
+        let folder = libtorch_folder(cache.path(), Flavour::Cpu);
+        assert!(find(cache.path(), Flavour::Cpu).is_none());
+        fake(&folder, [2, 10, 0], false);
+        assert!(find(cache.path(), Flavour::Cpu).is_none());
+        fake(&folder, [2, 11, 0], false);
+        assert_eq!(find(cache.path(), Flavour::Cpu).unwrap().folder, folder);
+        assert!(find(cache.path(), Flavour::Cuda).is_none());
+    }
+
+    #[test]
+    fn dead_installations_are_swept_and_nothing_else() {
+        let cache = tempfile::tempdir().unwrap();
+        fs::create_dir_all(cache.path().join(".installing-abc/made/lib")).unwrap();
+        fs::create_dir_all(cache.path().join("libtorch-2.11.0-cpu")).unwrap();
+        remove_unfinished(cache.path()).unwrap();
+        let left: Vec<_> = fs::read_dir(cache.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["libtorch-2.11.0-cpu"]);
+    }
+
+    #[test]
+    fn the_lock_is_exclusive_and_ends_with_its_file() {
+        let cache = tempfile::tempdir().unwrap();
+        let first = lock(cache.path()).unwrap();
+        let other = fs::File::open(cache.path().join(".lock")).unwrap();
+        assert!(!FileExt::try_lock_exclusive(&other).unwrap());
+        drop(first);
+        assert!(FileExt::try_lock_exclusive(&other).unwrap());
+    }
+
+    #[test]
+    fn sizes_are_summed_below_a_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir_all(folder.path().join("a/b")).unwrap();
+        fs::write(folder.path().join("a/one"), [0; 10]).unwrap();
+        fs::write(folder.path().join("a/b/two"), [0; 5]).unwrap();
+        assert_eq!(bytes_below(folder.path()), 15);
+    }
+}

@@ -1,0 +1,173 @@
+//! Starting other programs, and stopping them when the user asks.
+
+use std::{
+    io,
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::atomic::{AtomicU8, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+
+use crate::exit;
+
+/// How many times the user asked us to stop.
+static INTERRUPTS: AtomicU8 = AtomicU8::new(0);
+
+/// How often a running program is looked at.
+pub(crate) const POLL: Duration = Duration::from_millis(30);
+
+/// From here on Ctrl-C, SIGTERM and SIGHUP are counted instead of ending the program.
+pub(crate) fn count_interrupts() -> anyhow::Result<()> {
+    ctrlc::set_handler(|| {
+        INTERRUPTS.fetch_add(1, Ordering::SeqCst);
+    })
+    .context("cannot listen for Ctrl-C")
+}
+
+/// How many times the user asked us to stop.
+pub(crate) fn interrupts() -> u8 {
+    INTERRUPTS.load(Ordering::SeqCst)
+}
+
+/// An error if the user asked us to stop.
+pub(crate) fn check_interrupt() -> anyhow::Result<()> {
+    if interrupts() > 0 { Err(interrupted()) } else { Ok(()) }
+}
+
+/// What ends an interrupted command.
+pub(crate) fn interrupted() -> anyhow::Error {
+    exit::error(exit::INTERRUPTED, "interrupted; run the same command again to go on")
+}
+
+/// Runs a program that shares our terminal (cargo, pip) to its end, calling `tick` while it runs.
+///
+/// # Errors
+/// If it cannot be started, or the user interrupted us.
+pub(crate) fn foreground(command: &mut Command, mut tick: impl FnMut(Duration)) -> anyhow::Result<ExitStatus> {
+    check_interrupt()?;
+    let program = command.get_program().to_string_lossy().into_owned();
+    let mut child = command.stdin(Stdio::null()).spawn().with_context(|| format!("cannot run `{program}`"))?;
+    let start = Instant::now();
+    let mut asked: Option<Instant> = None;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            check_interrupt()?;
+            return Ok(status);
+        }
+        match asked {
+            None if interrupts() > 0 => asked = Some(Instant::now()),
+            // Ctrl-C in a terminal reaches the child as well; a signal sent to us alone does not.
+            Some(since) if since.elapsed() > Duration::from_millis(500) => {
+                stop(&mut child, if interrupts() > 1 { Stop::Now } else { Stop::Politely }, false);
+                asked = Some(Instant::now() + Duration::from_secs(5));
+            }
+            _ => {}
+        }
+        tick(start.elapsed());
+        thread::sleep(POLL);
+    }
+}
+
+/// Starts a program whose output goes to `log`, in a process group of its own: Ctrl-C in a terminal
+/// reaches us only, and we pass it on once.
+///
+/// # Errors
+/// If the log cannot be written or the program cannot be started.
+pub(crate) fn background(command: &mut Command, log: &Path) -> anyhow::Result<Child> {
+    let file = std::fs::File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+    let errors = file.try_clone().context("cannot share the log file")?;
+    #[cfg(unix)]
+    std::os::unix::process::CommandExt::process_group(command, 0);
+    let program = command.get_program().to_string_lossy().into_owned();
+    command.stdin(Stdio::null()).stdout(file).stderr(errors).spawn().with_context(|| format!("cannot run `{program}`"))
+}
+
+/// How a program is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// SIGINT: it saves its state first.
+    Politely,
+    /// SIGKILL.
+    Now,
+}
+
+/// Stops `child`, or its whole process group. A child that is already gone is no error.
+pub(crate) fn stop(child: &mut Child, how: Stop, group: bool) {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+        let signal = if how == Stop::Now { Signal::KILL } else { Signal::INT };
+        let pid = Pid::from_child(child);
+        let _ = if group { kill_process_group(pid, signal) } else { kill_process(pid, signal) };
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = (how, group, child.kill());
+    }
+}
+
+/// Standard output of a program that ends quickly; `None` if it is not installed.
+///
+/// # Errors
+/// If it is there but cannot be started.
+pub(crate) fn output(command: &mut Command) -> anyhow::Result<Option<std::process::Output>> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    match command.stdin(Stdio::null()).output() {
+        Ok(output) => Ok(Some(output)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot run `{program}`")),
+    }
+}
+
+/// A command as one would type it, for people to copy.
+pub(crate) fn shell_line<S: AsRef<str>>(words: impl IntoIterator<Item = S>) -> String {
+    let quoted: Vec<String> = words
+        .into_iter()
+        .map(|word| {
+            let word = word.as_ref();
+            let plain = |c: char| c.is_ascii_alphanumeric() || "-_=+./:,@%".contains(c);
+            if !word.is_empty() && word.chars().all(plain) {
+                word.to_owned()
+            } else {
+                format!("'{}'", word.replace('\'', r"'\''"))
+            }
+        })
+        .collect();
+    quoted.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shell_lines_are_quoted_where_needed() {
+        assert_eq!(shell_line(["c2r", "--eps", "2/255", "--set", "a=1"]), "c2r --eps 2/255 --set a=1");
+        assert_eq!(shell_line(["a b", "it's", ""]), r"'a b' 'it'\''s' ''");
+    }
+
+    #[test]
+    fn missing_program_is_none() {
+        assert!(output(&mut Command::new("c2r-no-such-program")).unwrap().is_none());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_background_program_is_stopped_and_its_output_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log");
+        let script = "trap 'echo saved; exit 130' INT; echo started; while :; do sleep 0.02; done";
+        let mut child = background(Command::new("sh").args(["-c", script]), &log).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !std::fs::read_to_string(&log).unwrap().contains("started") {
+            assert!(Instant::now() < deadline, "the program never wrote its first line");
+            thread::sleep(POLL);
+        }
+        stop(&mut child, Stop::Politely, true);
+        assert_eq!(child.wait().unwrap().code(), Some(130));
+        assert_eq!(std::fs::read_to_string(&log).unwrap(), "started\nsaved\n");
+    }
+}

@@ -1,0 +1,66 @@
+//! `cargo xtask test`: every test of the workspace.
+
+use crate::{
+    checkout::{self, Checkout},
+    setup,
+};
+
+/// Run the tests, documentation examples included
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "\
+Examples:
+  cargo xtask test
+  cargo xtask test --crate c2r-attacks pgd
+  C2R_DATA=~/datasets cargo xtask test --slow")]
+pub(crate) struct Args {
+    /// Also run what is marked as slow, and fail where a test lacks its data instead of skipping it
+    #[arg(long)]
+    slow: bool,
+
+    /// Only this crate
+    #[arg(long = "crate", value_name = "NAME")]
+    package: Option<String>,
+
+    /// Only tests whose name contains this
+    filter: Option<String>,
+}
+
+/// The command.
+pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
+    setup::ensure(checkout)?;
+    let mut command = checkout.cargo();
+    command.args(cargo_words(args));
+    checkout::with_libtorch(&mut command, &checkout.libtorch_link());
+    if args.slow {
+        command.env("C2R_TEST_STRICT", "1");
+    }
+    checkout.run_cargo(&mut command, "testing")
+}
+
+fn cargo_words(args: &Args) -> Vec<String> {
+    let mut words: Vec<String> = ["test", "--release"].map(String::from).into();
+    match &args.package {
+        Some(name) => words.extend(["--package".into(), name.clone()]),
+        None => words.push("--workspace".into()),
+    }
+    words.extend(args.filter.clone());
+    if args.slow {
+        words.extend(["--".into(), "--include-ignored".into()]);
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_for_cargo() {
+        let check = |slow, package: Option<&str>, filter: Option<&str>, words: &str| {
+            let args = Args { slow, package: package.map(Into::into), filter: filter.map(Into::into) };
+            assert_eq!(cargo_words(&args).join(" "), words);
+        };
+        check(false, None, None, "test --release --workspace");
+        check(true, Some("c2r-data"), Some("cifar"), "test --release --package c2r-data cifar -- --include-ignored");
+    }
+}

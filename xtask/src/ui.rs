@@ -1,0 +1,57 @@
+//! What people see: notes on stderr, results on stdout.
+
+use std::{
+    io::{IsTerminal, Write},
+    time::Duration,
+};
+
+/// A line for people, on stderr.
+pub(crate) fn note(line: impl AsRef<str>) {
+    // A closed stderr must not end a long run.
+    let _ = writeln!(std::io::stderr().lock(), "{}", line.as_ref());
+}
+
+/// A result, on stdout. A closed pipe (`| head`) is no error.
+pub(crate) fn out(text: impl AsRef<str>) {
+    let _ = writeln!(std::io::stdout().lock(), "{}", text.as_ref());
+}
+
+/// True where bars and colours make sense.
+pub(crate) fn is_terminal() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+/// `850 ms`, `4.2 s`, `3 min 20 s`, `5 h 7 min`, `3 days 4 h`.
+pub(crate) fn duration(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0 if duration.as_millis() > 0 => format!("{} ms", duration.as_millis()),
+        0..10 => format!("{:.1} s", duration.as_secs_f64()),
+        10..120 => format!("{:.0} s", duration.as_secs_f64()),
+        120..7200 => format!("{} min {} s", seconds / 60, seconds % 60),
+        7200..172_800 => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{} days {} h", seconds / 86_400, seconds / 3600 % 24),
+    }
+}
+
+/// `12 MB`, in units of 10^6 bytes as pip prints them.
+pub(crate) fn megabytes(bytes: u64) -> String {
+    format!("{} MB", bytes / 1_000_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_read_well() {
+        let check = |seconds: f64, text: &str| assert_eq!(duration(Duration::from_secs_f64(seconds)), text);
+        check(0.0, "0.0 s");
+        check(0.25, "250 ms");
+        check(9.94, "9.9 s");
+        check(61.0, "61 s");
+        check(200.0, "3 min 20 s");
+        check(18_420.0, "5 h 7 min");
+        check(273_600.0, "3 days 4 h");
+    }
+}
