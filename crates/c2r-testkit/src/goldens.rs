@@ -13,13 +13,15 @@ use tch::Tensor;
 /// A file or folder below `../shared` (seen from the repository), or `None` and a line on stderr that
 /// begins with `SKIPPED`.
 pub fn shared(relative: &str) -> Option<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared").join(relative);
-    if path.exists() {
-        Some(path)
-    } else {
-        say_skipped(&format!("{} does not exist", path.display()));
-        None
+    let found = below_shared(relative);
+    if found.is_none() {
+        say_skipped(&format!("`{relative}` is not in the folder `shared` beside the repository"));
     }
+    found
+}
+
+fn below_shared(relative: &str) -> Option<PathBuf> {
+    Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared").join(relative)).filter(|path| path.exists())
 }
 
 fn say_skipped(reason: &str) {
@@ -120,6 +122,6 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_none() {
-        assert!(shared("no/such/file").is_none());
+        assert!(below_shared("no/such/file").is_none());
     }
 }

@@ -1,0 +1,49 @@
+use c2r_base::Classifier;
+use tch::{Device, Tensor};
+
+use crate::Model;
+
+/// A network that is done learning: evaluation view, no parameter gradients. This is what attacks and
+/// evaluations take.
+#[derive(Debug)]
+pub struct Frozen(Model);
+
+impl Frozen {
+    /// Freezes `model`. Handles from [`Model::parameters`] are the same tensors: whoever kept one can still
+    /// write into it and must not.
+    pub fn new(model: Model) -> Self {
+        model.set_trainable(false);
+        Self(model)
+    }
+
+    /// [`Model::features`] in the evaluation view, f32 `[N, D]`.
+    pub fn features(&self, images: &Tensor) -> Tensor {
+        self.0.features(images, false)
+    }
+
+    /// [`Model::classify`].
+    pub fn classify(&self, features: &Tensor) -> Tensor {
+        self.0.classify(features)
+    }
+
+    /// The network itself.
+    pub const fn model(&self) -> &Model {
+        &self.0
+    }
+
+    /// Gives the network back, with parameters that track gradients.
+    pub fn thaw(self) -> Model {
+        self.0.set_trainable(true);
+        self.0
+    }
+}
+
+impl Classifier for Frozen {
+    fn logits(&self, images: &Tensor) -> Tensor {
+        self.0.logits(images, false)
+    }
+
+    fn device(&self) -> Device {
+        self.0.device()
+    }
+}

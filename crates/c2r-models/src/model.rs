@@ -1,0 +1,483 @@
+use std::collections::BTreeMap;
+
+use c2r_base::Seed;
+use rand::Rng;
+use serde::{Deserialize, Serialize};
+use tch::{Device, Kind, Tensor};
+
+use crate::{
+    ModelError, ModelSpec,
+    convnet::{self, ConvNet, Init, ParameterSpec},
+};
+
+/// What a network is made for: the images it sees, the classes it tells apart and how it normalizes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ModelInput {
+    /// C of the images.
+    pub channels: i64,
+    /// H of the images.
+    pub height: i64,
+    /// W of the images.
+    pub width: i64,
+    /// K, the number of logits.
+    pub n_classes: i64,
+    /// Per channel: subtracted from the pixels, which are in `[0, 1]`.
+    pub mean: Vec<f64>,
+    /// Per channel: divides what is left; positive.
+    pub std: Vec<f64>,
+}
+
+impl ModelInput {
+    /// `[C, H, W]`.
+    pub const fn image_shape(&self) -> [i64; 3] {
+        [self.channels, self.height, self.width]
+    }
+
+    /// Checks sizes, mean and std.
+    ///
+    /// # Errors
+    /// [`ModelError::Input`].
+    pub fn check(&self) -> Result<(), ModelError> {
+        let Self { channels, height, width, n_classes, mean, std } = self;
+        let wrong = |reason: String| Err(ModelError::Input(reason));
+        if [channels, height, width].into_iter().any(|&length| length < 1) {
+            return wrong(format!("images of {channels}x{height}x{width} have no pixels"));
+        }
+        if *n_classes < 2 {
+            return wrong(format!("{n_classes} classes; at least 2 are needed"));
+        }
+        for (name, values) in [("mean", mean), ("std", std)] {
+            if values.len() as i64 != *channels {
+                return wrong(format!("{name} has {} values for {channels} channels", values.len()));
+            }
+        }
+        if mean.iter().any(|value| !value.is_finite()) || std.iter().any(|value| !(value.is_finite() && *value > 0.0)) {
+            return wrong(format!("mean {mean:?} must be finite and std {std:?} positive"));
+        }
+        Ok(())
+    }
+}
+
+/// A network to train: pixels in, normalization inside.
+///
+/// Parameters are handles: [`Model::parameters`] gives the tensors themselves, so an optimizer that
+/// writes into them in place changes the network.
+#[derive(Debug)]
+pub struct Model {
+    spec: ModelSpec,
+    input: ModelInput,
+    device: Device,
+    parameters: BTreeMap<String, Tensor>,
+    network: ConvNet,
+    mean: Tensor,
+    std: Tensor,
+}
+
+impl Model {
+    /// A new network with parameters drawn as torch draws them by default: uniform in
+    /// `[-1/sqrt(fan_in), 1/sqrt(fan_in)]` for convolutions and linear layers (Kaiming uniform with a = sqrt(5)
+    /// for the weights), ones and zeros for the norms. All of them track gradients.
+    ///
+    /// Drawn on the host, from one stream of `seed` per parameter name: the same on every device.
+    ///
+    /// # Errors
+    /// [`ModelError::Input`] or [`ModelError::TooDeep`].
+    pub fn new(spec: &ModelSpec, input: &ModelInput, seed: Seed, device: Device) -> Result<Self, ModelError> {
+        Self::build(spec, input, device, |parameter| {
+            let n = parameter.shape.iter().product::<i64>() as usize;
+            let values: Vec<f32> = match parameter.init {
+                Init::Constant(value) => vec![value; n],
+                Init::Uniform { fan_in } => {
+                    let bound = 1.0 / (fan_in as f64).sqrt();
+                    let mut rng = seed.stream(&format!("model/init/{}", parameter.name), 0);
+                    (0..n).map(|_| ((2.0 * rng.random::<f64>() - 1.0) * bound) as f32).collect()
+                }
+            };
+            Tensor::from_slice(&values).view(parameter.shape.as_slice())
+        })
+    }
+
+    /// A network whose parameters are all zero, to be filled by [`Model::load_state`].
+    pub(crate) fn zeros(spec: &ModelSpec, input: &ModelInput, device: Device) -> Result<Self, ModelError> {
+        Self::build(spec, input, device, |parameter| {
+            Tensor::zeros(parameter.shape.as_slice(), (Kind::Float, Device::Cpu))
+        })
+    }
+
+    fn build(
+        spec: &ModelSpec,
+        input: &ModelInput,
+        device: Device,
+        value: impl Fn(&ParameterSpec) -> Tensor,
+    ) -> Result<Self, ModelError> {
+        input.check()?;
+        let ModelSpec::ConvNet(layers) = spec;
+        let (height, width) = convnet::feature_size(layers, input);
+        if height == 0 || width == 0 {
+            return Err(ModelError::TooDeep {
+                spec: spec.to_string(),
+                depth: layers.depth,
+                height: input.height,
+                width: input.width,
+            });
+        }
+        let parameters: BTreeMap<String, Tensor> = convnet::parameters(layers, input)
+            .into_iter()
+            .map(|parameter| {
+                let tensor = value(&parameter).to_device(device).set_requires_grad(true);
+                (parameter.name, tensor)
+            })
+            .collect();
+        let per_channel = |values: &[f64]| {
+            let values: Vec<f32> = values.iter().map(|&value| value as f32).collect();
+            Tensor::from_slice(&values).view([1, input.channels, 1, 1]).to_device(device)
+        };
+        Ok(Self {
+            network: ConvNet::new(layers, input, &parameters, device),
+            mean: per_channel(&input.mean),
+            std: per_channel(&input.std),
+            parameters,
+            spec: *spec,
+            input: input.clone(),
+            device,
+        })
+    }
+
+    /// The architecture.
+    pub const fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// What it was made for.
+    pub const fn input(&self) -> &ModelInput {
+        &self.input
+    }
+
+    /// Where the parameters are and images must be.
+    pub const fn device(&self) -> Device {
+        self.device
+    }
+
+    /// The embedding before the classifier, f32 `[N, D]`.
+    ///
+    /// * `images`: f32 `[N, C, H, W]` pixels on [`Model::device`]; `[0, 1]` is not enforced, because
+    ///   augmentation may leave it.
+    /// * `train`: the view to take. A ConvNet has no layer that differs between training and
+    ///   evaluation; the caller still says which it means.
+    ///
+    /// # Panics
+    /// If `images` do not have the shape of [`Model::input`].
+    pub fn features(&self, images: &Tensor, train: bool) -> Tensor {
+        let _same_for_a_convnet = train;
+        let size = images.size();
+        assert!(
+            size.len() == 4 && size[1..] == self.input.image_shape(),
+            "{} takes images of shape [N, {}, {}, {}], got {size:?}",
+            self.spec,
+            self.input.channels,
+            self.input.height,
+            self.input.width,
+        );
+        self.network.features(&((images - &self.mean) / &self.std))
+    }
+
+    /// Logits f32 `[N, K]` of features f32 `[N, D]`.
+    pub fn classify(&self, features: &Tensor) -> Tensor {
+        self.network.classify(features)
+    }
+
+    /// [`Model::classify`] of [`Model::features`].
+    pub fn logits(&self, images: &Tensor, train: bool) -> Tensor {
+        self.classify(&self.features(images, train))
+    }
+
+    /// The parameters, sorted by name: handles, not copies.
+    pub fn parameters(&self) -> Vec<(String, Tensor)> {
+        self.parameters.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect()
+    }
+
+    /// How many numbers the parameters are.
+    pub fn n_parameters(&self) -> i64 {
+        self.parameters.values().map(|tensor| tensor.numel() as i64).sum()
+    }
+
+    /// Whether all parameters track gradients. Without, a backward pass to the images skips the weight
+    /// gradients, about a third of the work.
+    pub fn set_trainable(&self, trainable: bool) {
+        for tensor in self.parameters.values() {
+            let _ = tensor.set_requires_grad(trainable);
+        }
+    }
+
+    /// Copies of the parameters by name, detached.
+    pub fn state(&self) -> BTreeMap<String, Tensor> {
+        self.parameters.iter().map(|(name, tensor)| (name.clone(), tensor.detach().copy())).collect()
+    }
+
+    /// Overwrites all parameters. Handles given out by [`Model::parameters`] see the new values.
+    ///
+    /// # Errors
+    /// [`ModelError::State`] listing every missing or unexpected name and every differing shape or dtype; the
+    /// network is then unchanged.
+    pub fn load_state(&self, state: &BTreeMap<String, Tensor>) -> Result<(), ModelError> {
+        let mut differences = Vec::new();
+        for (name, own) in &self.parameters {
+            match state.get(name) {
+                None => differences.push(format!("`{name}` is missing")),
+                Some(tensor) if tensor.size() != own.size() => differences.push(format!(
+                    "`{name}` has shape {:?} where {:?} is expected",
+                    tensor.size(),
+                    own.size()
+                )),
+                Some(tensor) if tensor.kind() != own.kind() => differences.push(format!(
+                    "`{name}` has dtype {:?} where {:?} is expected",
+                    tensor.kind(),
+                    own.kind()
+                )),
+                Some(_) => {}
+            }
+        }
+        for name in state.keys().filter(|name| !self.parameters.contains_key(*name)) {
+            differences.push(format!("`{name}` is not a parameter of it"));
+        }
+        if !differences.is_empty() {
+            return Err(ModelError::State { spec: self.spec.to_string(), differences });
+        }
+        let _no_grad = tch::no_grad_guard();
+        for (name, own) in &self.parameters {
+            own.shallow_clone().copy_(&state[name]);
+        }
+        Ok(())
+    }
+
+    /// An independent copy, on the same device, whose parameters track gradients.
+    ///
+    /// # Errors
+    /// None in practice; the copy goes through [`Model::load_state`].
+    pub fn snapshot(&self) -> Result<Self, ModelError> {
+        self.to_device(self.device)
+    }
+
+    /// An independent copy on another device.
+    ///
+    /// # Errors
+    /// As [`Model::snapshot`].
+    pub fn to_device(&self, device: Device) -> Result<Self, ModelError> {
+        let copy = Self::zeros(&self.spec, &self.input, device)?;
+        copy.load_state(&self.state())?;
+        Ok(copy)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use c2r_base::grad;
+    use c2r_testkit::{assert_close, assert_same_bytes, goldens::Goldens, toys};
+
+    use super::*;
+
+    fn cifar() -> ModelInput {
+        ModelInput {
+            channels: 3,
+            height: 32,
+            width: 32,
+            n_classes: 10,
+            mean: vec![0.4914, 0.4822, 0.4465],
+            std: vec![0.2470, 0.2435, 0.2616],
+        }
+    }
+
+    fn digits() -> ModelInput {
+        ModelInput { channels: 1, height: 8, width: 8, n_classes: 10, mean: vec![0.3], std: vec![0.4] }
+    }
+
+    fn model(spec: &str, input: &ModelInput, seed: u64) -> Model {
+        Model::new(&spec.parse().unwrap(), input, Seed::new(seed), Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn sizes_of_the_field() {
+        let cifar10 = model("ConvNet-D3-W128-IN", &cifar(), 0);
+        assert_eq!(cifar10.n_parameters(), 320_010);
+        assert_eq!(cifar10.features(&toys::images(2, [3, 32, 32]), true).size(), [2, 2048]);
+        let digits = model("ConvNet-D3-W32-IN", &digits(), 0);
+        assert_eq!(digits.features(&toys::images(2, [1, 8, 8]), true).size(), [2, 32]);
+        let tiny = ModelInput { height: 64, width: 64, n_classes: 200, ..cifar() };
+        let tiny = model("ConvNet-D4-W16-IN", &tiny, 0);
+        assert_eq!(tiny.logits(&toys::images(2, [3, 64, 64]), false).size(), [2, 200]);
+    }
+
+    #[test]
+    fn odd_sizes_are_rounded_down() {
+        let input = ModelInput { height: 13, width: 11, ..cifar() };
+        let model = model("ConvNet-D2-W8-NONE", &input, 0);
+        assert_eq!(model.features(&toys::images(2, [3, 13, 11]), true).size(), [2, 8 * 3 * 2]);
+    }
+
+    #[test]
+    fn impossible_networks_are_errors() {
+        let wrong = |spec: &str, input: &ModelInput| {
+            Model::new(&spec.parse().unwrap(), input, Seed::new(0), Device::Cpu).unwrap_err().to_string()
+        };
+        assert!(wrong("ConvNet-D4-W8-IN", &digits()).contains("leaves nothing of 8x8"));
+        assert!(wrong("ConvNet-D1-W8-IN", &ModelInput { n_classes: 1, ..digits() }).contains("1 classes"));
+        assert!(wrong("ConvNet-D1-W8-IN", &ModelInput { std: vec![0.0], ..digits() }).contains("positive"));
+        assert!(wrong("ConvNet-D1-W8-IN", &ModelInput { mean: vec![], ..digits() }).contains("0 values"));
+    }
+
+    #[test]
+    fn init_depends_on_the_seed_alone() {
+        let (a, b, c) = (
+            model("ConvNet-D2-W8-IN", &cifar(), 1),
+            model("ConvNet-D2-W8-IN", &cifar(), 1),
+            model("ConvNet-D2-W8-IN", &cifar(), 2),
+        );
+        for ((name, ours), other) in a.state().into_iter().zip(b.state().into_values()) {
+            assert_same_bytes(&name, &ours, &other);
+        }
+        assert!(c2r_testkit::max_difference(&a.state()["classifier.weight"], &c.state()["classifier.weight"]) > 0.01);
+    }
+
+    /// Torch's default bound, reached but not passed, and the uniform distribution's deviation.
+    #[test]
+    fn init_has_the_spread_of_torch() {
+        let state = model("ConvNet-D3-W128-IN", &cifar(), 3).state();
+        for (name, fan_in) in [
+            ("features.0.weight", 27.0),
+            ("features.4.weight", 1152.0),
+            ("features.4.bias", 1152.0),
+            ("classifier.weight", 2048.0),
+        ] {
+            let bound = 1.0 / f64::sqrt(fan_in);
+            let largest = state[name].abs().max().double_value(&[]);
+            assert!(largest <= bound && largest > 0.95 * bound, "{name}: {largest} of {bound}");
+            let std = state[name].std(false).double_value(&[]);
+            assert!((std / (bound / 3f64.sqrt()) - 1.0).abs() < 0.15, "{name}: {std}");
+        }
+        assert_eq!(state["features.1.weight"].min().double_value(&[]), 1.0);
+        assert_eq!(state["features.1.bias"].abs().max().double_value(&[]), 0.0);
+    }
+
+    #[test]
+    fn load_state_is_strict_both_ways() {
+        let model = model("ConvNet-D1-W8-IN", &cifar(), 0);
+        let before = model.state();
+        let message = |change: &dyn Fn(&mut BTreeMap<String, Tensor>)| {
+            let mut state = before.clone_all();
+            change(&mut state);
+            model.load_state(&state).unwrap_err().to_string()
+        };
+        assert!(message(&|state| drop(state.remove("features.0.bias"))).contains("`features.0.bias` is missing"));
+        assert!(
+            message(&|state| drop(state.insert("extra".into(), Tensor::from(1.0))))
+                .contains("`extra` is not a parameter")
+        );
+        // A shape that broadcasting would accept.
+        let broadcast = message(&|state| {
+            let _ = state.insert("classifier.weight".into(), Tensor::zeros([1, 2048], (Kind::Float, Device::Cpu)));
+        });
+        assert!(broadcast.contains("[1, 2048]") && broadcast.contains("[10, 2048]"), "{broadcast}");
+        let dtype = message(&|state| {
+            let _ = state.insert("classifier.bias".into(), Tensor::zeros([10], (Kind::Double, Device::Cpu)));
+        });
+        assert!(dtype.contains("Double") && dtype.contains("Float"), "{dtype}");
+        for (name, tensor) in model.state() {
+            assert_same_bytes(&name, &tensor, &before[&name]);
+        }
+    }
+
+    trait CloneAll {
+        fn clone_all(&self) -> Self;
+    }
+
+    impl CloneAll for BTreeMap<String, Tensor> {
+        fn clone_all(&self) -> Self {
+            self.iter().map(|(name, tensor)| (name.clone(), tensor.copy())).collect()
+        }
+    }
+
+    #[test]
+    fn parameters_are_handles_and_snapshots_are_not() {
+        let model = model("ConvNet-D1-W8-IN", &digits(), 0);
+        let images = toys::images(2, [1, 8, 8]);
+        let before = model.logits(&images, false);
+        let snapshot = model.snapshot().unwrap();
+        {
+            let _no_grad = tch::no_grad_guard();
+            for (_, mut tensor) in model.parameters() {
+                let _ = tensor.zero_();
+            }
+        }
+        assert_eq!(model.logits(&images, false).abs().max().double_value(&[]), 0.0);
+        assert_close("snapshot", &snapshot.logits(&images, false), &before, 0.0);
+        let names: Vec<String> = model.parameters().into_iter().map(|(name, _)| name).collect();
+        assert!(names.is_sorted());
+    }
+
+    #[test]
+    fn frozen_parameters_still_give_input_gradients() {
+        let model = model("ConvNet-D2-W8-IN", &digits(), 0);
+        let images = toys::images(3, [1, 8, 8]);
+        let sum = model.logits(&images, true).sum(Kind::Float);
+        let parameters = model.parameters();
+        let handles: Vec<&Tensor> = parameters.iter().map(|(_, tensor)| tensor).collect();
+        assert_eq!(grad::gradients(&sum, &handles).len(), handles.len());
+        model.set_trainable(false);
+        assert!(!model.logits(&images, true).requires_grad());
+        let (gradient, _) = grad::input_gradient(&images, |x| model.logits(x, false).select(1, 0));
+        assert!(gradient.abs().max().double_value(&[]) > 0.0);
+    }
+
+    /// One image's logits and gradient do not depend on its batch.
+    #[test]
+    fn images_do_not_see_each_other() {
+        let model = model("ConvNet-D3-W16-IN", &cifar(), 0);
+        let images = toys::images(5, [3, 32, 32]);
+        let together = model.logits(&images, false);
+        let alone = model.logits(&images.narrow(0, 3, 1), false);
+        assert_close("logits", &together.narrow(0, 3, 1), &alone, 1e-5);
+    }
+
+    #[test]
+    #[should_panic(expected = "takes images of shape [N, 1, 8, 8], got [2, 3, 8, 8]")]
+    fn wrong_images_are_named() {
+        let _ = model("ConvNet-D1-W8-IN", &digits(), 0).logits(&toys::images(2, [3, 8, 8]), false);
+    }
+
+    /// PyTorch's logits and input gradients for the same weights, within the goldens' own tolerance.
+    #[test]
+    fn reproduces_the_reference() {
+        let Some(goldens) = Goldens::find() else { return };
+        for name in ["convnet_nat", "convnet_at8"] {
+            let model = golden_model(&goldens, name);
+            let (images, labels) = goldens.images();
+            let file = goldens.tensors(&format!("deterministic_{name}.safetensors"));
+            let logits = tch::no_grad_guard();
+            let ours = model.logits(&images, false);
+            drop(logits);
+            assert_close(name, &ours, &file.tensors["clean_logits"], 1e-4);
+            let labels = labels.narrow(0, 0, 8);
+            model.set_trainable(false);
+            let (gradient, _) = grad::input_gradient(&images.narrow(0, 0, 8), |x| {
+                let loss = tch::Reduction::None;
+                model.logits(x, false).cross_entropy_loss(&labels, None::<&Tensor>, loss, -100, 0.0)
+            });
+            let expected = &file.tensors["ce_sum_input_grad_first8"];
+            for image in 0..8 {
+                let error = c2r_testkit::relative_error(&gradient.get(image), &expected.get(image));
+                assert!(error < 1e-4, "{name}: gradient of image {image} is off by {error}");
+            }
+        }
+    }
+
+    fn golden_model(goldens: &Goldens, name: &str) -> Model {
+        let mut state = goldens.tensors(&format!("{name}.safetensors")).tensors;
+        state.retain(|name, _| !name.starts_with("norm."));
+        let numbers = |what: &str| goldens.numbers(&format!("/models/{name}/{what}"));
+        let input = ModelInput { mean: numbers("mean"), std: numbers("std"), ..cifar() };
+        let model = model("ConvNet-D3-W32-IN", &input, 0);
+        model.load_state(&state).unwrap();
+        model
+    }
+}

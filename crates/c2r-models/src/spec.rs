@@ -1,0 +1,170 @@
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// An architecture, written as the field writes it: `ConvNet-D3-W128-IN`.
+///
+/// ```
+/// use c2r_models::ModelSpec;
+/// let spec: ModelSpec = "ConvNet-D4-W64-NONE".parse()?;
+/// assert_eq!(spec.to_string(), "ConvNet-D4-W64-NONE");
+/// assert_eq!(ModelSpec::of_field(32).to_string(), "ConvNet-D3-W128-IN");
+/// # Ok::<(), c2r_models::ParseModelSpecError>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+#[non_exhaustive]
+pub enum ModelSpec {
+    /// Convolutions and average pools.
+    ConvNet(ConvNetSpec),
+}
+
+/// The ConvNet of the dataset distillation field (Zhao et al. 2021, arXiv:2006.05929): `depth` blocks of
+/// 3x3 convolution, normalization, ReLU and 2x2 average pool, then one linear layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConvNetSpec {
+    /// Number of blocks, 1 to 6; each halves the image (odd sizes are rounded down).
+    pub depth: i64,
+    /// Channels of every block, 1 to 4096.
+    pub width: i64,
+    /// Normalization after each convolution.
+    pub norm: FeatureNorm,
+}
+
+/// How a block normalizes its features. Only choices that treat every image by itself: with batch
+/// statistics a synthetic image's gradient would depend on its neighbours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FeatureNorm {
+    /// `IN`: instance normalization with learned scale and shift, eps 1e-5.
+    Instance,
+    /// `NONE`.
+    None,
+}
+
+const DEPTHS: std::ops::RangeInclusive<i64> = 1..=6;
+const WIDTHS: std::ops::RangeInclusive<i64> = 1..=4096;
+
+impl ModelSpec {
+    /// An instance-normalized ConvNet.
+    ///
+    /// # Panics
+    /// If `depth` is not in 1..=6 or `width` not in 1..=4096.
+    pub fn convnet(depth: i64, width: i64) -> Self {
+        assert!(DEPTHS.contains(&depth) && WIDTHS.contains(&width), "no ConvNet of depth {depth} and width {width}");
+        Self::ConvNet(ConvNetSpec { depth, width, norm: FeatureNorm::Instance })
+    }
+
+    /// The ConvNet that papers report for images of `side` pixels: width 128, depth 3 up to 32 pixels
+    /// (CIFAR), 4 up to 64 (Tiny-ImageNet), 5 above (128x128 subsets of ImageNet).
+    pub fn of_field(side: i64) -> Self {
+        let depth = match side {
+            ..=32 => 3,
+            33..=64 => 4,
+            _ => 5,
+        };
+        Self::convnet(depth, 128)
+    }
+}
+
+impl fmt::Display for ModelSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self::ConvNet(ConvNetSpec { depth, width, norm }) = self;
+        let norm = match norm {
+            FeatureNorm::Instance => "IN",
+            FeatureNorm::None => "NONE",
+        };
+        write!(f, "ConvNet-D{depth}-W{width}-{norm}")
+    }
+}
+
+/// A text that names no [`ModelSpec`].
+#[derive(Debug, thiserror::Error)]
+#[error("`{text}` is not a model: {reason} (write e.g. ConvNet-D3-W128-IN: depth 1 to 6, width, IN or NONE)")]
+pub struct ParseModelSpecError {
+    text: String,
+    reason: String,
+}
+
+impl FromStr for ModelSpec {
+    type Err = ParseModelSpecError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = |reason: String| ParseModelSpecError { text: text.to_owned(), reason };
+        let parts: Vec<&str> = text.split('-').collect();
+        let &[family, depth, width, norm] = parts.as_slice() else {
+            return Err(wrong(format!("it has {} parts instead of 4", parts.len())));
+        };
+        if family != "ConvNet" {
+            return Err(wrong(format!("unknown family `{family}`")));
+        }
+        let number = |part: &str, letter: char, range: std::ops::RangeInclusive<i64>| {
+            part.strip_prefix(letter)
+                .filter(|digits| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()))
+                .filter(|digits| !digits.starts_with('0'))
+                .and_then(|digits| digits.parse().ok())
+                .filter(|value| range.contains(value))
+                .ok_or_else(|| wrong(format!("`{part}` is not {letter}{} to {letter}{}", range.start(), range.end())))
+        };
+        Ok(Self::ConvNet(ConvNetSpec {
+            depth: number(depth, 'D', DEPTHS)?,
+            width: number(width, 'W', WIDTHS)?,
+            norm: match norm {
+                "IN" => FeatureNorm::Instance,
+                "NONE" => FeatureNorm::None,
+                other => return Err(wrong(format!("unknown normalization `{other}`"))),
+            },
+        }))
+    }
+}
+
+impl TryFrom<String> for ModelSpec {
+    type Error = ParseModelSpecError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<ModelSpec> for String {
+    fn from(spec: ModelSpec) -> Self {
+        spec.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_spec_round_trips() {
+        for depth in DEPTHS {
+            for width in [1, 32, 128, 4096] {
+                for norm in [FeatureNorm::Instance, FeatureNorm::None] {
+                    let spec = ModelSpec::ConvNet(ConvNetSpec { depth, width, norm });
+                    assert_eq!(spec.to_string().parse::<ModelSpec>().unwrap(), spec);
+                    let json = serde_json::to_string(&spec).unwrap();
+                    assert_eq!(serde_json::from_str::<ModelSpec>(&json).unwrap(), spec);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn errors_say_which_part_is_wrong() {
+        for (text, part) in [
+            ("ConvNet", "1 parts"),
+            ("ResNet-D3-W128-IN", "`ResNet`"),
+            ("ConvNet-D0-W128-IN", "`D0` is not D1 to D6"),
+            ("ConvNet-D7-W128-IN", "`D7`"),
+            ("ConvNet-D03-W128-IN", "`D03`"),
+            ("ConvNet-D3-W5000-IN", "`W5000`"),
+            ("ConvNet-D3-128-IN", "`128`"),
+            ("ConvNet-D+3-W128-IN", "`D+3`"),
+            ("ConvNet-D3-W128-BN", "`BN`"),
+            ("convnet-D3-W128-IN", "`convnet`"),
+        ] {
+            let message = text.parse::<ModelSpec>().unwrap_err().to_string();
+            assert!(message.contains(part) && message.contains("ConvNet-D3-W128-IN"), "{text}: {message}");
+        }
+    }
+}
