@@ -174,12 +174,17 @@ impl SyntheticSet {
                 return wrong(format!("{} values of {name} for {channels} channels", values.len()));
             }
         }
-        let mut counts = vec![0usize; header.classes];
+        // Before anything is allocated by the number of classes.
+        let (n, classes, per_class) = (set.len(), header.classes, header.images_per_class);
+        if classes.checked_mul(per_class) != Some(n) {
+            return wrong(format!("{n} images are not {classes} classes of {per_class}"));
+        }
+        let mut counts = vec![0usize; classes];
         for label in Vec::<i64>::try_from(self.labels.to_device(Device::Cpu)).expect("labels are i64 [M]") {
             counts[label as usize] += 1;
         }
-        if let Some((class, &count)) = counts.iter().enumerate().find(|(_, count)| **count != header.images_per_class) {
-            return wrong(format!("class {class} has {count} images, not {}", header.images_per_class));
+        if let Some((class, &count)) = counts.iter().enumerate().find(|(_, count)| **count != per_class) {
+            return wrong(format!("class {class} has {count} images, not {per_class}"));
         }
         let Some(soft) = &self.soft_labels else { return Ok(()) };
         let expected = [set.len() as i64 * formation * formation, header.classes as i64];

@@ -17,7 +17,10 @@ fn pixels_are_repeated_not_blurred() {
         assert!(r == g && g == b);
         r
     };
-    assert_eq!([grey(0, 0), grey(2, 2), grey(33, 33), grey(34, 33), grey(65, 2), grey(66, 2)], [255, 0, 0, 255, 255, 255]);
+    assert_eq!(
+        [grey(0, 0), grey(2, 2), grey(33, 33), grey(34, 33), grey(65, 2), grey(66, 2)],
+        [255, 0, 0, 255, 255, 255]
+    );
     assert_eq!([grey(2, 34), grey(65, 65)], [51, 102]);
     // The second image, clamped; then the second row, which has no second image.
     assert_eq!([grey(68, 2), grey(100, 2), grey(68, 34), grey(100, 34)], [255, 0, 153, 204]);

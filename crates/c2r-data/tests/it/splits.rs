@@ -33,9 +33,8 @@ fn a_batch_keeps_order_and_layout() {
 
 #[test]
 fn what_does_not_fit_is_named() {
-    let message = |shape, pixels: usize, labels: Vec<i64>| {
-        Split::new(shape, 2, vec![0; pixels], labels).unwrap_err().to_string()
-    };
+    let message =
+        |shape, pixels: usize, labels: Vec<i64>| Split::new(shape, 2, vec![0; pixels], labels).unwrap_err().to_string();
     assert!(message([1, 2, 2], 7, vec![0, 1]).contains("8 bytes, found 7"));
     assert!(message([1, 2, 2], 8, vec![0, 2]).contains("image 1 has label 2, outside 0..2"));
     assert!(message([1, 2, 2], 8, vec![-1, 0]).contains("image 0 has label -1"));
@@ -105,7 +104,11 @@ fn digits_are_what_they_were() {
     ];
     for (split, position, label, first, last) in expected {
         let pixels = &split.pixels()[position * 64..(position + 1) * 64];
-        assert_eq!((split.labels()[position], &pixels[..8], &pixels[56..]), (label, &first[..], &last[..]), "{position}");
+        assert_eq!(
+            (split.labels()[position], &pixels[..8], &pixels[56..]),
+            (label, &first[..], &last[..]),
+            "{position}"
+        );
     }
     let test_sizes: Vec<usize> = (0..10).map(|class| digits.test.class_positions(class).len()).collect();
     assert_eq!(test_sizes, [36, 36, 35, 37, 36, 36, 36, 36, 35, 36]);
@@ -120,7 +123,8 @@ fn a_sampler_deals_out_every_image_before_it_shuffles_again() {
     let sampler = ClassSampler::new(Seed::new(1));
     for class in 0..2 {
         for shuffle in 0..3 {
-            let mut dealt: Vec<usize> = (0..4).flat_map(|draw| sampler.positions(&split, shuffle * 4 + draw, class, 5)).collect();
+            let mut dealt: Vec<usize> =
+                (0..4).flat_map(|draw| sampler.positions(&split, shuffle * 4 + draw, class, 5)).collect();
             assert!(!dealt.is_sorted());
             dealt.sort_unstable();
             assert_eq!(dealt, split.class_positions(class), "{class} {shuffle}");

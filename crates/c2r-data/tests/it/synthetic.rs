@@ -1,0 +1,219 @@
+use std::{fs, path::Path};
+
+use c2r_base::artifact::TensorFile;
+use c2r_data::{SCHEMA_VERSION, SyntheticHeader, SyntheticSet};
+use proptest::prelude::*;
+use serde_json::json;
+use tch::{Device, Kind, Tensor};
+
+use crate::{noise, values};
+
+fn header() -> SyntheticHeader {
+    SyntheticHeader {
+        schema_version: SCHEMA_VERSION,
+        dataset: "cifar10".into(),
+        classes: 3,
+        images_per_class: 2,
+        method: "c2r".into(),
+        seed: u64::MAX,
+        iterations: 300,
+        config: json!({"z": 1, "a": [0.1, 0.30000000000000004, 5e-324], "text": "2/255 \u{e9}\n"}),
+        versions: [("c2r".to_owned(), "0.1.0".to_owned()), ("a".to_owned(), "1".to_owned())].into(),
+        data_sha256: "0123".into(),
+        mean: vec![0.4914, 1.0 / 3.0, 0.4465],
+        std: vec![0.247, 0.2435, 0.2616],
+        extra_storage: "5".into(),
+    }
+}
+
+fn set(formation: i64, soft: bool) -> SyntheticSet {
+    SyntheticSet {
+        images: noise(&[6, 3, 8, 8], 1),
+        labels: Tensor::from_slice(&[0i64, 1, 2, 2, 1, 0]),
+        soft_labels: soft.then(|| noise(&[6 * formation * formation, 3], 2).softmax(1, Kind::Float)),
+        formation,
+        header: header(),
+    }
+}
+
+#[test]
+fn a_round_trip_keeps_every_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    for (formation, soft) in [(1, false), (1, true), (2, true)] {
+        let (first, second) = (folder.path().join("a/set.safetensors"), folder.path().join("b.safetensors"));
+        let set = set(formation, soft);
+        set.save(&first).unwrap();
+        let back = SyntheticSet::load(&first).unwrap();
+        assert_eq!(back.header, set.header);
+        assert_eq!(back.formation, formation);
+        assert_eq!(values(&back.images), values(&set.images));
+        assert_eq!(Vec::<i64>::try_from(&back.labels).unwrap(), [0, 1, 2, 2, 1, 0]);
+        assert_eq!(back.soft_labels.as_ref().map(values), set.soft_labels.as_ref().map(values));
+        back.save(&second).unwrap();
+        assert_eq!(fs::read(&first).unwrap(), fs::read(&second).unwrap());
+    }
+}
+
+#[test]
+fn the_file_explains_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("set.safetensors");
+    set(2, false).save(&path).unwrap();
+    let file = TensorFile::read(&path).unwrap();
+    assert!(SyntheticSet::is_header(&file.header));
+    assert_eq!(file.header["kind"], "c2r-synthetic-set");
+    assert_eq!(file.header["dataset"], "cifar10");
+    assert_eq!(file.header["formation"], "2");
+    assert_eq!(file.header["images_per_class"], "2");
+    assert_eq!(file.header["extra_storage"], "5");
+    assert_eq!(file.tensors.keys().collect::<Vec<_>>(), ["images", "labels"]);
+}
+
+#[test]
+fn images_that_track_gradients_are_saved_without() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("set.safetensors");
+    let mut set = set(1, false);
+    set.images = set.images.set_requires_grad(true);
+    set.save(&path).unwrap();
+    assert!(set.images.requires_grad());
+    assert!(!SyntheticSet::load(&path).unwrap().images.requires_grad());
+}
+
+#[test]
+fn decode_repeats_labels_in_the_order_of_the_tiles() {
+    let (images, labels) = set(2, false).decode(Device::Cpu);
+    assert_eq!(images.size(), [24, 3, 8, 8]);
+    let labels = Vec::<i64>::try_from(labels).unwrap();
+    assert_eq!(labels[..8], [0, 0, 0, 0, 1, 1, 1, 1]);
+    assert_eq!(labels.len(), 24);
+    let single = set(1, false);
+    let (images, labels) = single.decode(Device::Cpu);
+    assert_eq!(values(&images), values(&single.images));
+    assert_eq!(Vec::<i64>::try_from(labels).unwrap(), [0, 1, 2, 2, 1, 0]);
+}
+
+#[test]
+fn the_picture_has_a_row_per_class() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("grid.png");
+    let mut set = set(1, false);
+    set.images = Tensor::arange(6, (Kind::Float, Device::Cpu)).view([6, 1, 1, 1]).expand([6, 3, 8, 8], false) / 5.0;
+    set.grid_png(&path).unwrap();
+    let picture = image::open(&path).unwrap().to_rgb8();
+    assert_eq!(picture.dimensions(), (2 * 66 + 2, 3 * 66 + 2));
+    let at = |row: u32, column: u32| picture.get_pixel(2 + column * 66, 2 + row * 66).0[0];
+    assert_eq!([at(0, 0), at(0, 1), at(1, 0), at(1, 1), at(2, 0), at(2, 1)], [0, 255, 51, 204, 102, 153]);
+}
+
+/// Both `save` and `load` refuse a set that breaks a rule; `load` names the file.
+fn check_refused(path: &Path, change: impl FnOnce(&mut SyntheticSet), expected: &str) {
+    let mut set = set(1, true);
+    change(&mut set);
+    let message = set.save(path).unwrap_err().to_string();
+    assert!(message.contains(expected), "{message} lacks {expected}");
+    assert!(!path.exists());
+}
+
+#[test]
+fn broken_sets_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("set.safetensors");
+    let fill = |tensor: &Tensor, value: f64| {
+        let _ = tensor.flatten(0, -1).narrow(0, 7, 1).fill_(value);
+    };
+    check_refused(&path, |set| fill(&set.images, 1.01), "outside [0, 1]");
+    check_refused(&path, |set| fill(&set.images, f64::NAN), "not finite");
+    check_refused(&path, |set| set.images = set.images.to_kind(Kind::Double), "must be f32, got Double");
+    check_refused(&path, |set| set.images = set.images.to_kind(Kind::Uint8), "must be f32, got Uint8");
+    check_refused(&path, |set| set.images = set.images.view([6, 3, 64]), "[6, 3, 64]");
+    check_refused(&path, |set| set.labels = Tensor::from_slice(&[0i64, 1, 2]), "[6]");
+    check_refused(&path, |set| set.labels = set.labels.to_kind(Kind::Int), "i64");
+    check_refused(&path, |set| set.labels = Tensor::from_slice(&[0i64, 1, 2, 2, 1, 3]), "label 3, outside 0..3");
+    check_refused(&path, |set| set.labels = Tensor::from_slice(&[0i64, 1, 2, 2, 1, 1]), "class 0 has 1 images");
+    check_refused(&path, |set| set.header.images_per_class = 3, "6 images are not 3 classes of 3");
+    check_refused(&path, |set| set.header.classes = 1 << 40, "6 images are not");
+    check_refused(&path, |set| set.header.schema_version = 2, "schema version 2");
+    check_refused(&path, |set| set.header.mean = vec![0.5], "1 values of mean for 3 channels");
+    check_refused(&path, |set| set.header.std = vec![], "0 values of std for 3 channels");
+    check_refused(&path, |set| set.formation = 3, "8x8");
+    check_refused(&path, |set| set.formation = 2, "soft labels must be f32 [24, 3]");
+    check_refused(&path, |set| set.soft_labels = Some(noise(&[6, 4], 1)), "soft labels must be f32 [6, 3]");
+    check_refused(&path, |set| set.soft_labels = Some(noise(&[6, 3], 1)), "must be probabilities");
+    check_refused(&path, |set| fill(set.soft_labels.as_ref().unwrap(), f64::NAN), "must be probabilities");
+    let negative = Tensor::from_slice(&[1.5f32, -0.5, 0.0]).expand([6, 3], false);
+    check_refused(&path, |set| set.soft_labels = Some(negative), "must be probabilities");
+    check_refused(
+        &path,
+        |set| {
+            (set.formation, set.soft_labels) = (2, None);
+            set.images = noise(&[6, 3, 8, 7], 1);
+        },
+        "8x7",
+    );
+}
+
+#[test]
+fn files_that_break_the_format_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = folder.path().join("good.safetensors");
+    set(1, true).save(&good).unwrap();
+    let check = |change: &dyn Fn(&mut TensorFile), expected: &str| {
+        let mut file = TensorFile::read(&good).unwrap();
+        change(&mut file);
+        let path = folder.path().join("changed.safetensors");
+        file.write(&path).unwrap();
+        let message = SyntheticSet::load(&path).unwrap_err().to_string();
+        assert!(message.contains(expected) && message.contains("changed.safetensors"), "{message} lacks {expected}");
+    };
+    let put = |name: &'static str, text: &'static str| {
+        move |file: &mut TensorFile| drop(file.header.insert(name.into(), text.into()))
+    };
+    check(&|file| drop(file.header.remove("kind")), "no `kind`");
+    check(&put("kind", "c2r-checkpoint"), "no `kind`");
+    check(&put("schema_version", "2"), "schema version `2`; this program reads 1");
+    check(&|file| drop(file.header.remove("schema_version")), "schema version ``");
+    check(&|file| drop(file.header.remove("formation")), "`formation`");
+    check(&put("formation", "two"), "`two`");
+    check(&put("formation", "4"), "formation must be 1 or 2");
+    check(&|file| drop(file.header.remove("method")), "method");
+    check(&put("author", "\"me\""), "author");
+    check(&put("classes", "many"), "classes");
+    check(&put("seed", "-1"), "-1");
+    check(&put("mean", "[0.5]"), "mean");
+    check(&|file| drop(file.tensors.remove("images")), "no tensor `images`");
+    check(&|file| drop(file.tensors.remove("labels")), "no tensor `labels`");
+    check(&|file| drop(file.tensors.insert("momentum".into(), Tensor::from(1.0f32))), "`momentum`");
+    let missing = SyntheticSet::load(&folder.path().join("missing.safetensors")).unwrap_err().to_string();
+    assert!(missing.contains("missing.safetensors"), "{missing}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn damaged_files_never_panic(
+        random in prop::collection::vec(any::<u8>(), 0..300),
+        at in 0.0f64..1.0,
+        value in any::<u8>(),
+        in_header in any::<bool>(),
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("set.safetensors");
+        fs::write(&path, &random).unwrap();
+        prop_assert!(SyntheticSet::load(&path).is_err());
+
+        set(1, true).save(&path).unwrap();
+        let whole = fs::read(&path).unwrap();
+        fs::write(&path, &whole[..(at * whole.len() as f64) as usize]).unwrap();
+        prop_assert!(SyntheticSet::load(&path).is_err());
+
+        let range = if in_header { 1200 } else { whole.len() };
+        let mut bytes = whole;
+        bytes[(at * range as f64) as usize] = value;
+        fs::write(&path, &bytes).unwrap();
+        if let Err(error) = SyntheticSet::load(&path) {
+            prop_assert!(error.to_string().contains("set.safetensors"), "{}", error);
+        }
+    }
+}
