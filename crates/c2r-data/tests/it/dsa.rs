@@ -185,11 +185,13 @@ fn draws_have_the_published_ranges() {
                 0
             }
             DsaDraw::Crop { row, column } => {
-                (note(3, row), note(4, column));
+                note(3, row);
+                note(4, column);
                 1
             }
             DsaDraw::Cutout { row, column } => {
-                (note(5, row), note(6, column));
+                note(5, row);
+                note(6, column);
                 2
             }
             DsaDraw::Flip { flip } => {
@@ -197,7 +199,8 @@ fn draws_have_the_published_ranges() {
                 3
             }
             DsaDraw::Scale { x, y } => {
-                (note(7, x), note(8, y));
+                note(7, x);
+                note(8, y);
                 4
             }
             DsaDraw::Rotate { radians } => {

@@ -22,7 +22,7 @@ pub(crate) fn corners(split: &Split, position: usize) -> [[u8; 3]; 4] {
 
 /// The whole chain of causes, as the command line shows it.
 fn message(result: Result<Dataset, DataError>) -> String {
-    let error = result.err().expect("this must fail");
+    let error = result.expect_err("this must fail");
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

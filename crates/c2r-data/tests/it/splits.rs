@@ -94,7 +94,8 @@ fn digits_are_what_they_were() {
     assert_eq!((digits.spec.n_train, digits.spec.n_test), (Some(1438), Some(359)));
     assert!(digits.notes.is_empty());
     // First and last row of the first, a middle and the last image of each split, from the CSV with Python.
-    let expected: [(&Split, usize, i64, [u8; 8], [u8; 8]); 6] = [
+    type Row = [u8; 8];
+    let expected: [(&Split, usize, i64, Row, Row); 6] = [
         (&digits.train, 0, 0, [0, 0, 80, 207, 143, 16, 0, 0], [0, 0, 96, 207, 159, 0, 0, 0]),
         (&digits.train, 719, 9, [0, 0, 0, 0, 128, 207, 48, 0], [0, 0, 0, 0, 143, 112, 0, 0]),
         (&digits.train, 1437, 9, [0, 0, 128, 207, 223, 80, 0, 0], [0, 0, 128, 255, 255, 207, 32, 0]),
