@@ -98,10 +98,15 @@ pub(crate) enum Stop {
 pub(crate) fn stop(child: &mut Child, how: Stop, group: bool) {
     #[cfg(unix)]
     {
-        use rustix::process::{Pid, Signal, kill_process, kill_process_group};
-        let signal = if how == Stop::Now { Signal::KILL } else { Signal::INT };
-        let pid = Pid::from_child(child);
-        let _ = if group { kill_process_group(pid, signal) } else { kill_process(pid, signal) };
+        use nix::{
+            sys::signal::{Signal, kill, killpg},
+            unistd::Pid,
+        };
+        let signal = if how == Stop::Now { Signal::SIGKILL } else { Signal::SIGINT };
+        if let Ok(id) = i32::try_from(child.id()) {
+            let pid = Pid::from_raw(id);
+            let _ = if group { killpg(pid, signal) } else { kill(pid, signal) };
+        }
     }
     #[cfg(not(unix))]
     {
