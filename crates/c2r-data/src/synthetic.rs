@@ -14,14 +14,14 @@ use crate::{DataError, decode_formation, picture};
 pub const SCHEMA_VERSION: u32 = 1;
 
 /// The header text that tells a synthetic set from other safetensors files.
-const KIND: &str = "c2r-synthetic-set";
+const FORMAT: &str = "c2r-synthetic-set";
 /// How far a row of soft labels may be from a sum of 1: f32 rounding over a few hundred classes.
 const ROW_SUM_TOLERANCE: f64 = 1e-3;
 
 /// A distilled dataset: pixels, labels and where they come from.
 ///
 /// On disk it is one safetensors file with the tensors `images`, `labels` and, where there are any,
-/// `soft_labels`; the header holds `kind`, `formation` and every field of [`SyntheticHeader`], texts as
+/// `soft_labels`; the header holds `format`, `formation` and every field of [`SyntheticHeader`], texts as
 /// they are and everything else as JSON.
 #[derive(Debug)]
 pub struct SyntheticSet {
@@ -88,7 +88,7 @@ impl SyntheticSet {
             };
             file.header.insert(name, text);
         }
-        file.header.insert("kind".into(), KIND.into());
+        file.header.insert("format".into(), FORMAT.into());
         file.header.insert("formation".into(), self.formation.to_string());
         file.tensors.insert("images".into(), self.images.detach());
         file.tensors.insert("labels".into(), self.labels.detach());
@@ -110,15 +110,15 @@ impl SyntheticSet {
 
     /// Whether a safetensors header says that it belongs to a synthetic set.
     pub fn is_header(header: &BTreeMap<String, String>) -> bool {
-        header.get("kind").is_some_and(|kind| kind == KIND)
+        header.get("format").is_some_and(|format| format == FORMAT)
     }
 
     fn from_file(mut file: TensorFile) -> Result<Self, DataError> {
         let wrong = |reason: String| DataError::Synthetic(reason);
         if !Self::is_header(&file.header) {
-            return Err(wrong(format!("the header has no `kind` of `{KIND}`")));
+            return Err(wrong(format!("the header has no `format` of `{FORMAT}`")));
         }
-        file.header.remove("kind");
+        file.header.remove("format");
         let version = file.header.get("schema_version").cloned().unwrap_or_default();
         if version != SCHEMA_VERSION.to_string() {
             return Err(wrong(format!("schema version `{version}`; this program reads {SCHEMA_VERSION}")));

@@ -61,7 +61,7 @@ fn the_file_explains_itself() {
     set(2, false).save(&path).unwrap();
     let file = TensorFile::read(&path).unwrap();
     assert!(SyntheticSet::is_header(&file.header));
-    assert_eq!(file.header["kind"], "c2r-synthetic-set");
+    assert_eq!(file.header["format"], "c2r-synthetic-set");
     assert_eq!(file.header["dataset"], "cifar10");
     assert_eq!(file.header["formation"], "2");
     assert_eq!(file.header["images_per_class"], "2");
@@ -169,8 +169,8 @@ fn files_that_break_the_format_are_refused() {
     let put = |name: &'static str, text: &'static str| {
         move |file: &mut TensorFile| drop(file.header.insert(name.into(), text.into()))
     };
-    check(&|file| drop(file.header.remove("kind")), "no `kind`");
-    check(&put("kind", "c2r-checkpoint"), "no `kind`");
+    check(&|file| drop(file.header.remove("format")), "no `format`");
+    check(&put("format", "c2r-model"), "no `format`");
     check(&put("schema_version", "2"), "schema version `2`; this program reads 1");
     check(&|file| drop(file.header.remove("schema_version")), "schema version ``");
     check(&|file| drop(file.header.remove("formation")), "`formation`");
