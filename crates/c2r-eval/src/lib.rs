@@ -4,13 +4,14 @@
 //! such file of a results folder), [`Experiment`] (labels and published numbers), [`Table`] (rows with mean,
 //! deviation, significance and the files behind every number) and its renderings.
 //!
-//! **What it is not:** it runs no network and no attack, and it never prints.
+//! **What it is not:** it runs no network and no attack ([`AttackRecord::from_report`] takes what `c2r-attacks` found), and it never prints.
 //!
 //! **Where to start:** [`Table::build`]. How to read the result is in `docs/tables.md`.
 
 mod collect;
 mod error;
 mod experiment;
+mod from_report;
 pub mod metrics;
 mod record;
 mod render;
@@ -20,5 +21,6 @@ pub mod table;
 pub use collect::{Source, collect};
 pub use error::EvalError;
 pub use experiment::{Experiment, Method, MethodKind, Override, Published, Scale};
+pub use from_report::RecordContext;
 pub use record::{AttackEntry, AttackRecord, Bits, Samples};
 pub use table::{Table, TableOptions};

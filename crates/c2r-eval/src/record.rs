@@ -40,6 +40,9 @@ pub struct AttackRecord {
     pub attack_seed: u64,
     /// SHA-256 of the test split.
     pub test_sha256: String,
+    /// The reasons for doubt in words, with their numbers.
+    #[serde(default)]
+    pub flag_notes: Vec<String>,
     /// Reductions and oddities of the evaluation to print under a table.
     pub notes: Vec<String>,
     /// Versions of the programs involved, e.g. `c2r`, `libtorch`.
@@ -330,6 +333,7 @@ pub(crate) mod tests {
             }),
             attack_seed: 0,
             test_sha256: "cd".into(),
+            flag_notes: vec![],
             notes: vec![],
             versions: BTreeMap::from([("c2r".into(), "0.1.0".into())]),
             argv: vec!["c2r".into(), "attack".into()],

@@ -1,6 +1,6 @@
 //! The table as Markdown, for a terminal, as CSV and as JSON. Equal tables give equal bytes.
 
-use comfy_table::{Attribute, CellAlignment, presets};
+use comfy_table::{CellAlignment, presets};
 
 use crate::{
     EvalError, Table,
@@ -13,18 +13,14 @@ const NAMED_MISSING: usize = 6;
 impl Table {
     /// Markdown, accuracies in percent with one decimal.
     pub fn markdown(&self) -> String {
-        self.document(markdown_grid)
+        self.document(false)
     }
 
     /// For a terminal of `width` columns: drawn tables if they fit, else (or if the width is unknown) Markdown.
     pub fn terminal(&self, width: Option<usize>) -> String {
-        let fits = |width: usize| {
-            self.sections
-                .iter()
-                .flat_map(|section| drawn_grid(&Grid::new(section)).0.lines().map(line_width).max())
-                .all(|line| line <= width)
-        };
-        if width.is_some_and(fits) { self.document(|grid| drawn_grid(grid).1) } else { self.markdown() }
+        let drawn = |section: &Section| drawn_grid(&Grid::new(section));
+        let widest = self.sections.iter().flat_map(|section| drawn(section).lines().map(line_width).max()).max();
+        if width >= widest && width.is_some() { self.document(true) } else { self.document(false) }
     }
 
     /// One line per cell, full precision, with the files each number was computed from.
@@ -54,7 +50,7 @@ impl Table {
         text
     }
 
-    fn document(&self, draw: impl Fn(&Grid) -> String) -> String {
+    fn document(&self, drawn: bool) -> String {
         let mut out = format!("# {}\n", self.title);
         if let Some(experiment) = &self.experiment {
             let scale = experiment.scale.as_ref().map_or(String::new(), |scale| format!(", scale `{scale}`"));
@@ -71,7 +67,7 @@ impl Table {
                 section.protocol,
                 setting(section)
             ));
-            out.push_str(&draw(&grid));
+            out.push_str(&if drawn { drawn_grid(&grid) } else { markdown_grid(&grid) });
             if !grid.notes.is_empty() || !section.notes.is_empty() {
                 out.push('\n');
             }
@@ -82,14 +78,26 @@ impl Table {
                 out.push_str(&format!("- {note}\n"));
             }
         }
-        out.push_str("\n## How to read this\n\n");
-        for line in self.legend() {
+        if !self.pictures.is_empty() {
+            out.push_str("\n## Synthetic images\n\n");
+        }
+        for picture in &self.pictures {
+            out.push_str(&if drawn {
+                format!("- {}: {}\n", picture.file, picture.caption)
+            } else {
+                format!("{}\n\n![{}]({})\n\n", picture.caption, picture.caption, picture.file)
+            });
+        }
+        let end = out.trim_end_matches('\n').len();
+        out.truncate(end);
+        out.push_str("\n\n## How to read this\n\n");
+        for line in self.legend(drawn) {
             out.push_str(&format!("- {line}\n"));
         }
         out
     }
 
-    fn legend(&self) -> Vec<String> {
+    fn legend(&self, drawn: bool) -> Vec<String> {
         let mut lines = vec![
             "Accuracies in percent of all test images, mean ± sample standard deviation over runs. An image that is wrong without an attack counts as not robust.".to_owned(),
         ];
@@ -122,7 +130,8 @@ impl Table {
         }
         match &self.baseline {
             Some(baseline) => lines.push(format!(
-                "Bold: better than `{baseline}` in a paired t-test over seeds with p < {}; ↓: worse by the same test. Not corrected for the number of cells; any other difference is not a finding.",
+                "{}: better than `{baseline}` in a paired t-test over seeds with p < {}; ↓: worse by the same test. Not corrected for the number of cells; any other difference is not a finding.",
+                if drawn { "`*`" } else { "Bold" },
                 crate::stats::SIGNIFICANT
             )),
             None => lines.push("No baseline was named, so no difference here is called significant.".to_owned()),
@@ -165,6 +174,15 @@ fn size(images_per_class: Option<usize>) -> String {
     images_per_class.map_or_else(|| "all".to_owned(), |count| count.to_string())
 }
 
+fn protocol_label(protocol: &str) -> String {
+    match protocol {
+        "natural" => "natural training".to_owned(),
+        "pgd-at" => "adversarial training (PGD-AT)".to_owned(),
+        "trades" => "adversarial training (TRADES)".to_owned(),
+        other => format!("protocol {other}"),
+    }
+}
+
 fn setting(section: &Section) -> String {
     let goal = match section.goal {
         c2r_base::Goal::Untargeted => "",
@@ -185,7 +203,7 @@ struct Grid {
 
 struct Entry {
     text: String,
-    bold: bool,
+    better: bool,
 }
 
 impl Grid {
@@ -194,7 +212,7 @@ impl Grid {
         header.extend(section.columns.iter().map(|column| column_label(column)));
         let mut grid = Self { header, rows: Vec::new(), notes: Vec::new() };
         for row in &section.rows {
-            let plain = |text: String| Entry { text, bold: false };
+            let plain = |text: String| Entry { text, better: false };
             let mut label = row.label.clone();
             if row.undistilled {
                 label.push_str(" (undistilled)");
@@ -244,7 +262,7 @@ impl Grid {
         for flag in &cell.flags {
             marks.push(self.mark(&format!("doubtful: {flag}")));
         }
-        Entry { text: join(text, &marks), bold: significant.is_some_and(|comparison| comparison.better) }
+        Entry { text: join(text, &marks), better: significant.is_some_and(|comparison| comparison.better) }
     }
 
     /// `[1]`, the same for the same words.
@@ -279,33 +297,23 @@ fn markdown_grid(grid: &Grid) -> String {
     for row in &grid.rows {
         let cell = |entry: &Entry| {
             let text = entry.text.replace('|', "\\|");
-            if entry.bold { format!("**{text}**") } else { text }
+            if entry.better { format!("**{text}**") } else { text }
         };
         out.push_str(&line(row.iter().map(cell).collect()));
     }
     out
 }
 
-/// Without and with escape sequences for bold.
-fn drawn_grid(grid: &Grid) -> (String, String) {
-    let draw = |bold: bool| {
-        let mut table = comfy_table::Table::new();
-        table.load_preset(presets::UTF8_FULL_CONDENSED).set_header(&grid.header);
-        if bold {
-            table.enforce_styling();
-        }
-        for row in &grid.rows {
-            table.add_row(row.iter().map(|entry| {
-                let cell = comfy_table::Cell::new(&entry.text);
-                if bold && entry.bold { cell.add_attribute(Attribute::Bold) } else { cell }
-            }));
-        }
-        for (column, settings) in table.column_iter_mut().enumerate() {
-            settings.set_cell_alignment(if column == 1 { CellAlignment::Left } else { CellAlignment::Right });
-        }
-        format!("{table}\n")
-    };
-    (draw(false), draw(true))
+fn drawn_grid(grid: &Grid) -> String {
+    let mut table = comfy_table::Table::new();
+    table.load_preset(presets::UTF8_FULL_CONDENSED).set_header(&grid.header);
+    for row in &grid.rows {
+        table.add_row(row.iter().map(|entry| format!("{}{}", entry.text, if entry.better { " *" } else { "" })));
+    }
+    for (column, settings) in table.column_iter_mut().enumerate() {
+        settings.set_cell_alignment(if column == 1 { CellAlignment::Left } else { CellAlignment::Right });
+    }
+    format!("{table}\n")
 }
 
 /// All characters that tables are made of are one column wide.

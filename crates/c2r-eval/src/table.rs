@@ -63,6 +63,20 @@ pub struct Table {
     pub planned_rows: usize,
     /// Configurations by the first 12 digits of their SHA-256; runs refer to them.
     pub configs: BTreeMap<String, Value>,
+    /// Pictures that lie beside the table; [`Table::build`] makes none.
+    pub pictures: Vec<Picture>,
+}
+
+/// A picture of synthetic images.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Picture {
+    /// File name beside the table.
+    pub file: String,
+    /// What it shows.
+    pub caption: String,
+    /// The synthetic sets it shows, relative to the results folder.
+    pub sources: Vec<String>,
 }
 
 /// Which experiment a table belongs to.
@@ -314,6 +328,7 @@ impl Table {
             missing,
             planned_rows: planned.len(),
             configs,
+            pictures: Vec::new(),
         })
     }
 
@@ -842,23 +857,25 @@ fn values_of(runs: &BTreeMap<Seeds, Measured<'_>>, attacks: &[String]) -> Vec<(S
         };
         let record = &run.files[0].record;
         let clean = record.clean_accuracy;
-        put(CLEAN, Some(100.0 * clean), &run.files[..1]);
+        put(CLEAN, Some(percent((clean * record.n as f64).round() as usize, record.n)), &run.files[..1]);
         for attack in attacks {
             let found = run.attacks.get(attack.as_str());
             // An attack named like a column of ours would replace it.
             if attack != CLEAN {
                 let files: Vec<&Source> = found.iter().map(|(_, source)| *source).collect();
-                put(attack, found.map(|(entry, _)| 100.0 * entry.robust_accuracy), &files);
+                put(attack, found.map(|(entry, _)| percent(entry.survivors, entry.n)), &files);
             }
         }
         let all: Option<Vec<&AttackEntry>> =
             compared.iter().map(|attack| run.attacks.get(attack.as_str()).map(|(entry, _)| *entry)).collect();
         let all = all.filter(|all| !all.is_empty());
         let robust = |entry: &&AttackEntry| entry.robust_accuracy;
+        let points = |entry: &&AttackEntry| percent(entry.survivors, entry.n);
+        let mean_points = all.as_ref().map(|all| all.iter().map(points).sum::<f64>() / all.len() as f64);
         let mean = all.as_ref().map(|all| all.iter().map(robust).sum::<f64>() / all.len() as f64);
         let minimum = all.as_ref().map(|all| all.iter().map(robust).fold(f64::INFINITY, f64::min));
-        put(MEAN_ROBUST, mean.map(|mean| 100.0 * mean), &run.files);
-        put(MINIMUM, minimum.map(|minimum| 100.0 * minimum), &run.files);
+        put(MEAN_ROBUST, mean_points, &run.files);
+        put(MINIMUM, all.as_ref().map(|all| all.iter().map(points).fold(f64::INFINITY, f64::min)), &run.files);
         let worst = all.as_ref().and_then(|all| metrics::worst_case(record, all));
         put(WORST_CASE, worst.map(|worst| 100.0 * worst), &run.files);
         for attack in &compared {
@@ -889,6 +906,11 @@ fn values_of(runs: &BTreeMap<Seeds, Measured<'_>>, attacks: &[String]) -> Vec<(S
         values.per_run.resize(runs.len(), None);
     }
     columns
+}
+
+/// Counted, so that 24 of 100 images are 24 and not 24.000000000000004.
+fn percent(count: usize, n: usize) -> f64 {
+    100.0 * count as f64 / n as f64
 }
 
 fn caveat(column: &str) -> &'static str {

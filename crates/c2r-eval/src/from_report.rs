@@ -1,0 +1,183 @@
+use std::collections::BTreeSet;
+
+use c2r_attacks::{AttackReport, Flag, Mode, Outcome};
+use c2r_base::Subject;
+
+use crate::{AttackEntry, AttackRecord, Bits, Samples};
+
+/// What an [`AttackReport`] does not know about itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RecordContext {
+    /// What was attacked.
+    pub subject: Subject,
+    /// SHA-256 of the test split.
+    pub test_sha256: String,
+    /// Reductions and oddities of the evaluation to print under a table, e.g. `the first 1000 of 10000 test images`.
+    pub notes: Vec<String>,
+    /// The command.
+    pub argv: Vec<String>,
+}
+
+impl AttackRecord {
+    /// The record of an evaluation in which every attack was judged by itself ([`Mode::Each`]) or in which there was
+    /// only one.
+    ///
+    /// # Errors
+    /// In words, if several attacks were run on one another's survivors, or if the parts contradict each other.
+    pub fn from_report(report: &AttackReport, context: RecordContext) -> Result<Self, String> {
+        if report.mode == Mode::Suite && report.attacks.len() > 1 {
+            return Err(
+                "the attacks were run on one another's survivors, so their numbers are no table cells: use --each"
+                    .to_owned(),
+            );
+        }
+        let n = report.n();
+        let attacks = report
+            .attacks
+            .iter()
+            .map(|entry| {
+                let survived: Bits = entry.samples.iter().map(|sample| sample.outcome == Outcome::Survived).collect();
+                let counts = entry.counts();
+                AttackEntry {
+                    attack: entry.name.clone(),
+                    norm: report.threat.norm,
+                    epsilon: report.threat.epsilon,
+                    robust_accuracy: entry.robust_accuracy(),
+                    survivors: survived.count(),
+                    n: entry.samples.len(),
+                    forward: counts.forward_images,
+                    backward: counts.backward_images,
+                    seconds: entry.seconds(),
+                    flags: flags(&report.flags, &entry.name),
+                    config: serde_json::to_value(&entry.config).expect("a configuration serializes to JSON"),
+                    survived: Some(survived),
+                }
+            })
+            .collect();
+        let labels: Result<Vec<usize>, _> = report.labels.iter().map(|&label| usize::try_from(label)).collect();
+        let labels = labels.map_err(|_| "a label is negative".to_owned())?;
+        let record = Self {
+            schema_version: Self::SCHEMA_VERSION,
+            subject: context.subject,
+            threat: report.threat,
+            n,
+            clean_accuracy: report.clean_accuracy(),
+            clean_seconds: report.clean_seconds,
+            attacks,
+            samples: Some(Samples { labels, clean: report.clean_correct().collect() }),
+            attack_seed: report.seed.value(),
+            test_sha256: context.test_sha256,
+            flag_notes: report.flags.iter().map(ToString::to_string).collect(),
+            notes: context.notes,
+            versions: report.versions.clone(),
+            argv: context.argv,
+        };
+        record.check()?;
+        Ok(record)
+    }
+}
+
+/// Names of the flags that concern `attack`: its own and those of the model.
+fn flags(flags: &[Flag], attack: &str) -> Vec<String> {
+    let concerns = |flag: &&Flag| match flag {
+        Flag::WeakerThanNoise { attack: weak, .. } => weak == attack,
+        _ => true,
+    };
+    let name = |flag: &Flag| {
+        let value = serde_json::to_value(flag).expect("a flag serializes to JSON");
+        value["flag"].as_str().unwrap_or("unknown").to_owned()
+    };
+    let names: BTreeSet<String> = flags.iter().filter(concerns).map(name).collect();
+    names.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use c2r_attacks::{AttackConfig, Counts, Family, SampleOutcome, StageEntry};
+    use c2r_base::{Epsilon, Norm, Seed, ThreatModel};
+
+    use super::*;
+
+    /// Five images, four right, of which `fgsm` breaks one and `pgd` two.
+    fn report(mode: Mode) -> AttackReport {
+        let entry = |name: &str, outcomes: &str| c2r_attacks::AttackEntry {
+            name: name.into(),
+            config: AttackConfig::named(name).ok(),
+            stages: vec![StageEntry {
+                attack: name.into(),
+                family: Family::Gradient,
+                attacked: 4,
+                survivors: outcomes.matches('s').count(),
+                counts: Counts { forward_calls: 1, forward_images: 8, backward_calls: 1, backward_images: 4 },
+                seconds: 0.25,
+            }],
+            samples: outcomes
+                .chars()
+                .map(|outcome| SampleOutcome {
+                    outcome: match outcome {
+                        's' => Outcome::Survived,
+                        'b' => Outcome::Broken { by: name.into() },
+                        _ => Outcome::CleanError,
+                    },
+                    prediction: 0,
+                    distance: 0.0,
+                    queries: 1,
+                    stages: 1,
+                })
+                .collect(),
+        };
+        AttackReport {
+            subject: None,
+            threat: ThreatModel::untargeted(Norm::Linf, Epsilon::of_255(2.0)),
+            mode,
+            seed: Seed::new(3),
+            batch_size: 5,
+            classes: 2,
+            labels: vec![0, 1, 0, 1, 0],
+            targets: None,
+            clean_predictions: vec![0, 1, 0, 1, 1],
+            clean_counts: Counts::default(),
+            clean_seconds: 0.125,
+            attacks: vec![entry("fgsm", "sssbc"), entry("pgd", "ssbbc")],
+            flags: vec![
+                Flag::ZeroGradient { samples: 1, of: 4 },
+                Flag::WeakerThanNoise { attack: "pgd".into(), samples: 1 },
+            ],
+            versions: Default::default(),
+        }
+    }
+
+    fn context() -> RecordContext {
+        RecordContext {
+            subject: crate::record::tests::example().subject,
+            test_sha256: "cd".into(),
+            notes: vec!["5 images".into()],
+            argv: vec!["c2r".into()],
+        }
+    }
+
+    #[test]
+    fn outcomes_become_counts() {
+        let record = AttackRecord::from_report(&report(Mode::Each), context()).unwrap();
+        assert_eq!((record.n, record.clean_accuracy, record.attack_seed), (5, 0.8, 3));
+        let survivors: Vec<usize> = record.attacks.iter().map(|entry| entry.survivors).collect();
+        assert_eq!(survivors, [3, 2]);
+        assert_eq!(record.attacks[1].robust_accuracy, 0.4);
+        assert_eq!((record.attacks[0].forward, record.attacks[0].backward), (8, 4));
+        assert_eq!(record.attacks[0].flags, ["zero-gradient"]);
+        assert_eq!(record.attacks[1].flags, ["weaker-than-noise", "zero-gradient"]);
+        assert_eq!(record.attacks[1].config["attack"], "pgd");
+        assert_eq!(record.samples.as_ref().unwrap().clean.count(), 4);
+        let text = serde_json::to_string(&record).unwrap();
+        assert_eq!(serde_json::from_str::<AttackRecord>(&text).unwrap(), record);
+    }
+
+    #[test]
+    fn suites_are_no_cells() {
+        let message = AttackRecord::from_report(&report(Mode::Suite), context()).unwrap_err();
+        assert!(message.contains("--each"), "{message}");
+        let mut single = report(Mode::Suite);
+        single.attacks.truncate(1);
+        assert_eq!(AttackRecord::from_report(&single, context()).unwrap().attacks.len(), 1);
+    }
+}

@@ -1,0 +1,453 @@
+//! The table of a handful of records whose numbers are computed by hand here, and what a table refuses.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use c2r_base::{Epsilon, Norm, Subject, ThreatModel};
+use c2r_eval::{AttackEntry, AttackRecord, EvalError, Experiment, Source, Table, TableOptions, collect};
+use serde_json::json;
+
+const EXPERIMENT: &str = r#"
+schema_version = 1
+name = "table9"
+title = "Robust accuracy of distilled sets"
+source = "Nobody 2026, arXiv:0000.00000"
+tolerance = 2.0
+baseline = "class-mean"
+[methods.full]
+label = "all real images"
+kind = "full"
+[methods.class-mean]
+label = "class means"
+kind = "distill"
+profile = "data/profiles/faithful.toml"
+[methods.c2r]
+label = "C²R"
+kind = "distill"
+profile = "data/profiles/faithful.toml"
+[scales.quick]
+about = "seconds"
+methods = ["full", "class-mean", "c2r"]
+datasets = ["cifar10"]
+ipcs = [10, 50]
+seeds = [0, 1, 2]
+protocols = ["natural", "pgd-at"]
+attacks = ["fgsm", "pgd"]
+norm = "linf"
+epsilon = "2/255"
+[scales.paper]
+about = "weeks"
+methods = ["full", "class-mean", "c2r"]
+datasets = ["cifar10"]
+ipcs = [10]
+seeds = [0, 1, 2]
+protocols = ["natural"]
+attacks = ["fgsm", "pgd"]
+norm = "linf"
+epsilon = "2/255"
+[[published]]
+dataset = "cifar10"
+ipc = 10
+method = "c2r"
+column = "pgd"
+value = 29.12
+source = "table 2"
+[[published]]
+dataset = "cifar10"
+ipc = 10
+method = "c2r"
+column = "clean"
+value = 41.5
+source = "table 2"
+[[published]]
+dataset = "cifar10"
+ipc = 10
+method = "c2r"
+column = "mean-robust"
+value = 28.41
+source = "table 4"
+over = ["fgsm", "pgd", "cw-linf"]
+"#;
+
+fn experiment() -> Experiment {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("table9.toml");
+    fs::write(&path, EXPERIMENT).unwrap();
+    Experiment::read(&path).unwrap()
+}
+
+fn entry(attack: &str, survivors: usize, seconds: f64) -> AttackEntry {
+    AttackEntry {
+        attack: attack.into(),
+        norm: Norm::Linf,
+        epsilon: Epsilon::of_255(2.0),
+        robust_accuracy: survivors as f64 / 100.0,
+        survivors,
+        n: 100,
+        forward: 1000,
+        backward: 900,
+        seconds,
+        flags: vec![],
+        config: json!({ "attack": attack }),
+        survived: None,
+    }
+}
+
+/// 100 test images; clean, FGSM and PGD are numbers of images and so percentages.
+fn source(method: &str, protocol: &str, seed: u64, clean: usize, fgsm: usize, pgd: usize) -> Source {
+    let full = method == "full";
+    let record = AttackRecord {
+        schema_version: 1,
+        subject: Subject {
+            dataset: "cifar10".into(),
+            method: method.into(),
+            profile: if full { "" } else { "faithful" }.into(),
+            images_per_class: (!full).then_some(10),
+            distill_seed: (!full).then_some(seed),
+            train_seed: seed,
+            protocol: protocol.into(),
+            model: "ConvNet-D3-W128-IN".into(),
+            n_images: if full { 50_000 } else { 100 },
+            extra_storage: String::new(),
+            data_sha256: "ab".into(),
+            notes: vec![],
+        },
+        threat: ThreatModel::untargeted(Norm::Linf, Epsilon::of_255(2.0)),
+        n: 100,
+        clean_accuracy: clean as f64 / 100.0,
+        clean_seconds: 1.0,
+        // Mean attack time 5, longest 9, clean 1: AE = 100 (5 - 1) / (9 - 1) = 50.
+        attacks: vec![entry("fgsm", fgsm, 1.0), entry("pgd", pgd, 9.0)],
+        samples: None,
+        attack_seed: seed,
+        test_sha256: "cd".into(),
+        flag_notes: vec![],
+        notes: vec![],
+        versions: BTreeMap::from([("c2r".into(), "0.1.0".into())]),
+        argv: vec!["c2r".into(), "attack".into()],
+    };
+    let size = if full { "all".to_owned() } else { "ipc10".to_owned() };
+    Source {
+        path: format!("cifar10/{size}/{method}/seed{seed}/{protocol}/attack.json"),
+        record,
+        train_config: Some(json!({ "steps": 20, "seed": seed })),
+        distill_config: (!full).then(|| json!({ "iterations": 300, "seed": seed })),
+    }
+}
+
+fn sources() -> Vec<Source> {
+    let mut sources = vec![
+        source("full", "natural", 0, 80, 40, 30),
+        source("full", "natural", 1, 82, 40, 30),
+        source("full", "natural", 2, 81, 40, 30),
+        // Clean 40 40 40. FGSM 24 25 23: 24 ± 1. PGD 20 22 21: 21 ± 1. Mean robust 22 23.5 22: 22.5 ± 0.866.
+        // Drop rate 50 45 47.5: 47.5 ± 2.5.
+        source("class-mean", "natural", 0, 40, 24, 20),
+        source("class-mean", "natural", 1, 40, 25, 22),
+        source("class-mean", "natural", 2, 40, 23, 21),
+        // Clean 42 40 44: 42 ± 2, 0.5 over the published 41.5. FGSM 25 26 30: 27 ± 2.646, differences 1 1 7: mean 3,
+        // sd sqrt(12) = 3.464, t = 1.5, p = 1 - 1.5 / sqrt(2 + 2.25) = 0.272. PGD 24 26 28: 26 ± 2, 3.12 below the
+        // published; differences 4 4 7: mean 5, sd sqrt(3), t = 5, p = 1 - 5 / sqrt(27) = 0.038.
+        source("c2r", "natural", 0, 42, 25, 24),
+        source("c2r", "natural", 1, 40, 26, 26),
+        source("c2r", "natural", 2, 44, 30, 28),
+        // One run only.
+        source("c2r", "pgd-at", 0, 38, 32, 31),
+    ];
+    sources[9].record.attacks[1].flags = vec!["zero-gradient".into()];
+    sources[9].record.subject.extra_storage = "teacher weights, 1.3 MB".into();
+    sources
+}
+
+fn table(sources: &[Source], scale: &str) -> Table {
+    let experiment = experiment();
+    Table::build(sources, &TableOptions { experiment: Some(&experiment), scale: Some(scale), baseline: None }).unwrap()
+}
+
+#[track_caller]
+fn close(got: f64, expected: f64) {
+    assert!((got - expected).abs() < 1e-9, "{got}, expected {expected}");
+}
+
+#[test]
+fn numbers_by_hand() {
+    let table = table(&sources(), "quick");
+    let natural = &table.sections[0];
+    assert_eq!((natural.protocol.as_str(), natural.n_test), ("natural", 100));
+    let labels: Vec<&str> = natural.rows.iter().map(|row| row.label.as_str()).collect();
+    assert_eq!(labels, ["all real images", "class means", "C²R"]);
+    assert_eq!(natural.columns, ["clean", "fgsm", "pgd", "mean-robust", "drop-rate"]);
+    let cell = |row: usize, column: &str| natural.rows[row].cell(column).unwrap();
+
+    let pgd = cell(2, "pgd");
+    close(pgd.summary.mean, 26.0);
+    close(pgd.summary.sd.unwrap(), 2.0);
+    assert_eq!(pgd.values, [Some(24.0), Some(26.0), Some(28.0)]);
+    let comparison = pgd.comparison.as_ref().unwrap();
+    assert_eq!((comparison.baseline.as_str(), comparison.n_pairs), ("class-mean", 3));
+    close(comparison.difference, 5.0);
+    close(comparison.p_value.unwrap(), 1.0 - 5.0 / 27.0f64.sqrt());
+    assert!(comparison.significant && comparison.better);
+    close(pgd.published.as_ref().unwrap().difference, 26.0 - 29.12);
+
+    let fgsm = cell(2, "fgsm").comparison.as_ref().unwrap();
+    close(fgsm.p_value.unwrap(), 1.0 - 1.5 / 4.25f64.sqrt());
+    assert!(!fgsm.significant);
+    assert!(cell(1, "pgd").comparison.is_none(), "the baseline is not compared with itself");
+    assert!(cell(0, "pgd").comparison.is_none(), "the reference shares no seeds of a distillation");
+
+    close(cell(1, "mean-robust").summary.mean, 22.5);
+    close(cell(1, "drop-rate").summary.mean, 47.5);
+    close(cell(1, "drop-rate").summary.sd.unwrap(), 2.5);
+    close(cell(1, "minimum").summary.mean, 21.0);
+    // Seed by seed 100 [1 - (A - a)/(A - m)] = 100 [1 - 18/20] = 10, 100 [1 - 16.5/18] = 25/3, 100 [1 - 18/19] = 100/19.
+    close(cell(1, "rr").summary.mean, (10.0 + 25.0 / 3.0 + 100.0 / 19.0) / 3.0);
+    // 100 [1 - (A - a)(A - m)/A^2] = 77.5, 81.4375, 78.625.
+    close(cell(1, "i-rr").summary.mean, (77.5 + 81.4375 + 78.625) / 3.0);
+    close(cell(1, "ae").summary.mean, 50.0);
+    close(cell(1, "i-crei").summary.mean, (77.5 + 81.4375 + 78.625) / 6.0 + 25.0);
+    assert!(cell(1, "ae").caveat.contains("hardware") && cell(1, "i-rr").caveat.is_empty());
+    assert!(natural.rows[1].cell("worst-case").is_none(), "no outcomes per image were kept");
+
+    let adversarial = &table.sections[1];
+    assert_eq!((adversarial.protocol.as_str(), adversarial.rows.len()), ("pgd-at", 1));
+    let row = &adversarial.rows[0];
+    assert_eq!((row.planned_runs, row.runs.len()), (Some(3), 1));
+    assert_eq!(row.cell("pgd").unwrap().summary.sd, None);
+    assert_eq!(row.cell("pgd").unwrap().flags, ["zero-gradient (1 of 1 runs)"]);
+    // Planned: full, and two methods at two sizes, under two protocols; 4 rows have a result.
+    assert_eq!((table.planned_rows, table.missing.len()), (10, 6));
+}
+
+#[test]
+fn every_number_has_its_files_seeds_and_configurations() {
+    let table = table(&sources(), "quick");
+    let row = &table.sections[0].rows[2];
+    assert_eq!(
+        row.cell("pgd").unwrap().sources,
+        [
+            "cifar10/ipc10/c2r/seed0/natural/attack.json",
+            "cifar10/ipc10/c2r/seed1/natural/attack.json",
+            "cifar10/ipc10/c2r/seed2/natural/attack.json",
+        ]
+    );
+    let run = &row.runs[1];
+    assert_eq!((run.distill_seed, run.train_seed, run.attack_seed), (Some(1), 1, 1));
+    assert_eq!(table.configs[run.distill_config.as_ref().unwrap()], json!({ "iterations": 300, "seed": 1 }));
+    assert_eq!(table.configs[run.train_config.as_ref().unwrap()], json!({ "steps": 20, "seed": 1 }));
+}
+
+#[test]
+fn the_tolerance_applies_to_the_papers_scale_only() {
+    assert_eq!(table(&sources(), "quick").outside_tolerance().count(), 0);
+    let paper = table(&sources(), "paper");
+    // 26 against 29.12 and 31 against 29.12 (within 2), clean 42 and 38 against 41.5; the mean is over other attacks.
+    let outside: Vec<(&str, &str)> =
+        paper.outside_tolerance().map(|(section, _, cell)| (section.protocol.as_str(), cell.column.as_str())).collect();
+    assert_eq!(outside, [("natural", "pgd"), ("pgd-at", "clean")]);
+}
+
+fn golden(name: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/golden").join(name);
+    if std::env::var_os("C2R_ACCEPT").is_some() {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+    }
+    let expected = fs::read_to_string(&path).unwrap_or_default();
+    assert!(expected == text, "{} differs (C2R_ACCEPT=1 writes it anew); this was made:\n{text}", path.display());
+}
+
+#[test]
+fn renderings_are_as_accepted() {
+    let mut table = table(&sources(), "paper");
+    table.pictures.push(c2r_eval::table::Picture {
+        file: "grid-cifar10-ipc10.png".into(),
+        caption: "cifar10, 10 images per class, from left to right: class means, C²R".into(),
+        sources: vec!["cifar10/ipc10/c2r/seed0/distill/synthetic.safetensors".into()],
+    });
+    golden("table.md", &table.markdown());
+    golden("table.txt", &table.terminal(Some(200)));
+    golden("table.csv", &table.csv().unwrap());
+    golden("table.json", &table.json());
+    assert_eq!(table.terminal(Some(60)), table.markdown());
+    assert_eq!(table.terminal(None), table.markdown());
+}
+
+#[test]
+fn json_is_read_back() {
+    let table = table(&sources(), "paper");
+    let back: Table = serde_json::from_str(&table.json()).unwrap();
+    assert_eq!(back.json(), table.json());
+}
+
+#[test]
+fn the_order_of_the_records_does_not_matter() {
+    let mut sources = sources();
+    let expected = table(&sources, "quick").json();
+    // A fixed sequence of 200 orders: each step swaps two positions drawn by a linear congruential generator.
+    let mut state = 1u64;
+    for _ in 0..200 {
+        let mut draw = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as usize % 10
+        };
+        let (a, b) = (draw(), draw());
+        sources.swap(a, b);
+        assert_eq!(table(&sources, "quick").json(), expected);
+    }
+}
+
+#[test]
+fn files_on_disk_give_the_same_table() {
+    let folder = tempfile::tempdir().unwrap();
+    for source in sources() {
+        source.record.write(&folder.path().join(&source.path)).unwrap();
+    }
+    let read = collect(&[folder.path().to_owned()]).unwrap();
+    let mut expected = sources();
+    for source in &mut expected {
+        (source.train_config, source.distill_config) = (None, None);
+    }
+    assert_eq!(table(&read, "quick").json(), table(&expected, "quick").json());
+}
+
+fn refusal(spoil: impl Fn(&mut Vec<Source>)) -> String {
+    let mut sources = sources();
+    spoil(&mut sources);
+    Table::build(&sources, &TableOptions::default()).unwrap_err().to_string()
+}
+
+#[test]
+fn what_cannot_be_compared_is_refused_by_name() {
+    let check = |part: &str, spoil: &dyn Fn(&mut Vec<Source>)| {
+        let message = refusal(spoil);
+        assert!(message.contains(part) && message.contains("attack.json"), "{message}");
+    };
+    let c2r = |sources: &mut Vec<Source>, change: fn(&mut AttackRecord)| change(&mut sources[7].record);
+    check("the test images (SHA-256) differ (cd and ef)", &|s| c2r(s, |r| r.test_sha256 = "ef".into()));
+    check("real training data (SHA-256) differ (ab and ef)", &|s| c2r(s, |r| r.subject.data_sha256 = "ef".into()));
+    check("numbers of test images differ (100 and 50)", &|s| c2r(s, |r| r.n = 50));
+    check("numbers of training images differ (100 and 400)", &|s| c2r(s, |r| r.subject.n_images = 400));
+    check("extra storage differ", &|s| c2r(s, |r| r.subject.extra_storage = "labels".into()));
+    check("parameters of an attack differ", &|s| c2r(s, |r| r.attacks[1].config = json!({ "steps": 3 })));
+    check("hold the same measurement (fgsm of c2r on cifar10, natural, training seed 0)", &|s| {
+        let mut again = s[6].clone();
+        again.path = "copy/attack.json".into();
+        s.push(again);
+    });
+    check("clean accuracies of the same run differ (0.42 and 0.41)", &|s| {
+        let mut again = s[6].clone();
+        again.path = "more/attack.json".into();
+        again.record.clean_accuracy = 0.41;
+        s.push(again);
+    });
+}
+
+#[test]
+fn attacks_of_one_run_may_lie_in_several_files() {
+    let mut split = sources();
+    for position in 0..split.len() {
+        let mut second = split[position].clone();
+        split[position].record.attacks.truncate(1);
+        second.record.attacks.remove(0);
+        second.path = second.path.replace("/attack.json", "/pgd/attack.json");
+        split.push(second);
+    }
+    let (whole, parts) = (table(&sources(), "quick"), table(&split, "quick"));
+    for (a, b) in whole.sections.iter().zip(&parts.sections) {
+        for (a, b) in a.rows.iter().zip(&b.rows) {
+            let summaries = |row: &c2r_eval::table::Row| row.cells.iter().map(|cell| cell.summary).collect::<Vec<_>>();
+            assert_eq!(summaries(a), summaries(b));
+        }
+    }
+    let pgd = parts.sections[0].rows[2].cell("pgd").unwrap();
+    assert_eq!(pgd.sources[0], "cifar10/ipc10/c2r/seed0/natural/pgd/attack.json");
+}
+
+#[test]
+fn a_missing_attack_leaves_no_mean() {
+    let mut sources = sources();
+    sources[8].record.attacks.truncate(1);
+    let table = table(&sources, "quick");
+    let row = &table.sections[0].rows[2];
+    assert_eq!(row.cell("pgd").unwrap().values, [Some(24.0), Some(26.0), None]);
+    assert_eq!(row.cell("mean-robust").unwrap().summary.n, 2);
+    assert!(table.markdown().contains("2 of 3 runs"), "{}", table.markdown());
+}
+
+#[test]
+fn radii_and_architectures_are_never_mixed() {
+    let mut sources = sources();
+    for source in &mut sources[3..6] {
+        source.record.attacks.iter_mut().for_each(|entry| entry.epsilon = Epsilon::of_255(8.0));
+    }
+    sources[6].record.subject.model = "ResNet-18".into();
+    let table = table(&sources, "quick");
+    let sections: Vec<(String, String, usize)> = table
+        .sections
+        .iter()
+        .map(|section| (section.model.clone(), format!("{} {}", section.protocol, section.epsilon), section.rows.len()))
+        .collect();
+    let expected = [
+        ("ConvNet-D3-W128-IN", "natural 2/255", 2),
+        ("ConvNet-D3-W128-IN", "natural 8/255", 1),
+        ("ConvNet-D3-W128-IN", "pgd-at 2/255", 1),
+        ("ResNet-18", "natural 2/255", 1),
+    ];
+    assert_eq!(sections, expected.map(|(model, rest, rows)| (model.to_owned(), rest.to_owned(), rows)));
+    let published: Vec<bool> = table.sections[1].rows[0].cells.iter().map(|cell| cell.published.is_some()).collect();
+    assert!(published.iter().all(|published| !published), "published numbers are at 2/255");
+}
+
+#[test]
+fn runs_of_one_set_are_one_unit() {
+    // c2r: distilled set 0 trained with seeds 0 and 1, set 1 with seed 2; the baseline likewise.
+    let mut sources = sources();
+    for (position, (distill, train)) in [(3, (0, 0)), (4, (0, 1)), (5, (1, 2)), (6, (0, 0)), (7, (0, 1)), (8, (1, 2))] {
+        sources[position].record.subject.distill_seed = Some(distill);
+        sources[position].record.subject.train_seed = train;
+    }
+    let table = table(&sources, "quick");
+    let pgd = table.sections[0].rows[2].cell("pgd").unwrap();
+    assert_eq!(pgd.summary.n, 3);
+    let comparison = pgd.comparison.as_ref().unwrap();
+    // Differences 4 and 4 in set 0, 7 in set 1: units 4 and 7, mean 5.5, error 1.5, one degree of freedom.
+    assert_eq!(comparison.n_pairs, 2);
+    close(comparison.difference, 5.5);
+    close(comparison.p_value.unwrap(), 1.0 - 2.0 / std::f64::consts::PI * (5.5f64 / 1.5).atan());
+    assert!(
+        table.sections[0]
+            .notes
+            .iter()
+            .chain(&table.sections[0].rows[2].notes)
+            .any(|note| note.contains("share a distilled set"))
+    );
+}
+
+#[test]
+fn names_that_do_not_exist_are_errors() {
+    let experiment = experiment();
+    let build = |options: &TableOptions<'_>| Table::build(&sources(), options).unwrap_err();
+    let error = build(&TableOptions { baseline: Some("dm"), ..TableOptions::default() });
+    assert!(matches!(&error, EvalError::NoBaseline { found, .. } if found == "c2r, class-mean, full"), "{error}");
+    let error = build(&TableOptions { experiment: Some(&experiment), scale: Some("huge"), baseline: None });
+    assert!(error.to_string().contains("no scale `huge`"), "{error}");
+    assert!(collect(&[PathBuf::from("no/such/folder")]).unwrap_err().to_string().contains("no/such/folder"));
+}
+
+#[test]
+fn profiles_of_one_method_are_two_rows() {
+    let mut sources = sources();
+    let mut plus = source("c2r", "natural", 0, 46, 33, 32);
+    plus.record.subject.profile = "plus".into();
+    plus.record.subject.extra_storage = "teacher weights, 1.3 MB".into();
+    plus.path = "plus/attack.json".into();
+    sources.push(plus);
+    let table = table(&sources, "quick");
+    let labels: Vec<&str> = table.sections[0].rows.iter().map(|row| row.label.as_str()).collect();
+    assert_eq!(labels, ["all real images", "class means", "C²R (faithful)", "C²R (plus)"]);
+    assert!(table.markdown().contains("stores in addition to its images: teacher weights, 1.3 MB"));
+}
