@@ -1,0 +1,337 @@
+use std::{fmt, str::FromStr};
+
+use c2r_base::{Epsilon, Norm};
+use c2r_data::dsa::Dsa;
+use serde::{Deserialize, Serialize};
+
+use crate::{SgdConfig, TrainError};
+
+/// How a network is trained. The presets of [`Protocol`] give every field a value with a source.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct TrainConfig {
+    /// How long: `{ epochs = 1000 }` or `{ steps = 500 }`.
+    pub length: Length,
+    /// Images per step; a smaller training set is one batch. The last batch of an epoch may be smaller.
+    pub batch_size: usize,
+    /// SGD's learning rate at the beginning.
+    pub lr: f64,
+    /// SGD's momentum.
+    pub momentum: f64,
+    /// SGD's weight decay, on all parameters.
+    pub weight_decay: f64,
+    /// How the learning rate changes.
+    pub lr_schedule: LrSchedule,
+    /// Augmentation of each batch: one operation for the batch with parameters of its own for each image, on
+    /// normalized values, as the field trains.
+    pub dsa: Dsa,
+    /// Which labels are learned; must be what the [`crate::TrainSource`] holds.
+    pub labels: LabelSource,
+    /// Adversarial training; without, training is natural.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adversarial: Option<AdversarialConfig>,
+}
+
+/// How long to train.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Length {
+    /// Passes over the training set.
+    Epochs(u64),
+    /// Optimizer steps, whatever the size of the training set.
+    Steps(u64),
+}
+
+impl Length {
+    /// Optimizer steps for a training set of `n_images` in batches of `batch_size`.
+    pub fn steps(self, n_images: usize, batch_size: usize) -> u64 {
+        match self {
+            Self::Epochs(epochs) => epochs * n_images.div_ceil(batch_size) as u64,
+            Self::Steps(steps) => steps,
+        }
+    }
+}
+
+/// How the learning rate changes over training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LrSchedule {
+    /// Not at all.
+    Constant,
+    /// A tenth from the middle of training on. (The authors of DC also restart the momentum there; this keeps it.)
+    HalfWay,
+    /// Half a cosine from the whole rate down to zero.
+    Cosine,
+}
+
+impl LrSchedule {
+    /// Factor of the learning rate at a zero-based `step` of `steps`.
+    pub fn factor(self, step: u64, steps: u64) -> f64 {
+        match self {
+            Self::Constant => 1.0,
+            Self::HalfWay if step < steps.div_ceil(2) => 1.0,
+            Self::HalfWay => 0.1,
+            Self::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * step as f64 / steps as f64).cos()),
+        }
+    }
+}
+
+/// Which labels the network learns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LabelSource {
+    /// One class per image.
+    Hard,
+    /// One stored distribution per image.
+    Soft,
+    /// The distribution that a teacher gives for each augmented view.
+    Teacher,
+}
+
+/// Adversarial training: every batch is attacked before it is learned.
+///
+/// The attack sees the augmented batch, clamped to `[0, 1]`, through the network's evaluation view.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct AdversarialConfig {
+    /// How perturbations are measured.
+    pub norm: Norm,
+    /// Radius, pixel units.
+    pub epsilon: Epsilon,
+    /// Length of a step as a part of epsilon.
+    pub rel_step_size: f64,
+    /// Gradient steps of the inner attack, each one forward and one backward pass.
+    pub steps: u32,
+    /// Whether the attack starts at a random point: uniform in the ball for PGD-AT, and for TRADES Gaussian
+    /// with deviation 0.001 as in its authors' code. TRADES cannot move without it, because the gradient
+    /// of its inner loss is zero at the image.
+    pub random_start: bool,
+    /// What is learned from the attacked images.
+    pub loss: AdversarialLoss,
+}
+
+/// What is learned from attacked images.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AdversarialLoss {
+    /// Cross-entropy of the attacked images alone (Madry et al. 2018, arXiv:1706.06083).
+    PgdAt,
+    /// Cross-entropy of the clean images plus a weight times the divergence of clean and attacked
+    /// predictions, which is also what the attack raises (Zhang et al. 2019, arXiv:1901.08573).
+    Trades(TradesConfig),
+}
+
+/// Settings of [`AdversarialLoss::Trades`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct TradesConfig {
+    /// Weight of the divergence.
+    pub beta: f64,
+}
+
+/// A named training setting of the tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    /// Natural training, as DD-RobustBench, ROME and MAT do it.
+    Natural,
+    /// PGD adversarial training.
+    PgdAt,
+    /// TRADES.
+    Trades,
+}
+
+/// Epochs of DD-RobustBench's training on a distilled set; the five values after it are of the same recipe.
+const EPOCHS: u64 = 1000;
+/// Images per step.
+const BATCH_SIZE: usize = 256;
+/// Learning rate.
+const LR: f64 = 0.01;
+/// SGD's momentum.
+const MOMENTUM: f64 = 0.9;
+/// SGD's weight decay.
+const WEIGHT_DECAY: f64 = 5e-4;
+/// Radius of adversarial training, in 255ths: the one the tables attack with.
+const EPSILON_255: f64 = 2.0;
+/// Steps of the inner attack. Madry et al. 2018, section 5, CIFAR-10: 7 steps of a quarter of epsilon.
+const PGD_AT_STEPS: u32 = 7;
+/// Steps of TRADES's inner attack. Zhang et al. 2019, section 5.2, CIFAR-10: 10 steps of about a quarter of epsilon.
+const TRADES_STEPS: u32 = 10;
+/// Length of an inner step as a part of epsilon, in both.
+const REL_STEP_SIZE: f64 = 0.25;
+/// `1 / lambda` of Zhang et al. 2019, table 5.
+const TRADES_BETA: f64 = 6.0;
+
+impl Protocol {
+    /// All protocols.
+    pub const ALL: [Self; 3] = [Self::Natural, Self::PgdAt, Self::Trades];
+
+    /// The protocol's setting: DD-RobustBench's recipe (SGD 0.01, momentum 0.9, weight decay 5e-4, a tenth of the
+    /// rate from half way, 1000 epochs, batches of 256, full DSA, hard labels), for PGD-AT and TRADES attacked
+    /// at 2/255 in Linf with the steps of their papers.
+    pub fn config(self) -> TrainConfig {
+        let adversarial = |steps, loss| AdversarialConfig {
+            norm: Norm::Linf,
+            epsilon: Epsilon::of_255(EPSILON_255),
+            rel_step_size: REL_STEP_SIZE,
+            steps,
+            random_start: true,
+            loss,
+        };
+        TrainConfig {
+            length: Length::Epochs(EPOCHS),
+            batch_size: BATCH_SIZE,
+            lr: LR,
+            momentum: MOMENTUM,
+            weight_decay: WEIGHT_DECAY,
+            lr_schedule: LrSchedule::HalfWay,
+            dsa: Dsa::full(),
+            labels: LabelSource::Hard,
+            adversarial: match self {
+                Self::Natural => None,
+                Self::PgdAt => Some(adversarial(PGD_AT_STEPS, AdversarialLoss::PgdAt)),
+                Self::Trades => {
+                    Some(adversarial(TRADES_STEPS, AdversarialLoss::Trades(TradesConfig { beta: TRADES_BETA })))
+                }
+            },
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Natural => "natural",
+            Self::PgdAt => "pgd-at",
+            Self::Trades => "trades",
+        })
+    }
+}
+
+/// A text that names no [`Protocol`].
+#[derive(Debug, thiserror::Error)]
+#[error("`{0}` is not a training protocol (natural, pgd-at or trades)")]
+pub struct ParseProtocolError(String);
+
+impl FromStr for Protocol {
+    type Err = ParseProtocolError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|protocol| protocol.to_string() == text)
+            .ok_or_else(|| ParseProtocolError(text.to_owned()))
+    }
+}
+
+impl TrainConfig {
+    /// The optimizer's part.
+    pub const fn sgd(&self) -> SgdConfig {
+        SgdConfig { lr: self.lr, momentum: self.momentum, weight_decay: self.weight_decay }
+    }
+
+    /// Checks that every number makes sense.
+    ///
+    /// # Errors
+    /// [`TrainError::Config`] naming the first field that does not.
+    pub fn check(&self) -> Result<(), TrainError> {
+        let wrong = |reason: String| Err(TrainError::Config(reason));
+        if let Length::Epochs(0) | Length::Steps(0) = self.length {
+            return wrong("length must be at least 1".into());
+        }
+        if self.batch_size == 0 {
+            return wrong("batch-size must be at least 1".into());
+        }
+        if !(self.lr.is_finite() && self.lr > 0.0) {
+            return wrong(format!("lr must be positive, got {}", self.lr));
+        }
+        if !(0.0..1.0).contains(&self.momentum) {
+            return wrong(format!("momentum must be in 0..1, got {}", self.momentum));
+        }
+        if !(self.weight_decay.is_finite() && self.weight_decay >= 0.0) {
+            return wrong(format!("weight-decay must be 0 or more, got {}", self.weight_decay));
+        }
+        if let Some(adversarial) = &self.adversarial {
+            if !(adversarial.rel_step_size.is_finite() && adversarial.rel_step_size > 0.0) {
+                return wrong(format!("adversarial.rel-step-size must be positive, got {}", adversarial.rel_step_size));
+            }
+            if adversarial.steps == 0 {
+                return wrong(
+                    "adversarial.steps must be at least 1 (leave `adversarial` out to train naturally)".into(),
+                );
+            }
+            if let AdversarialLoss::Trades(TradesConfig { beta }) = adversarial.loss {
+                if !(beta.is_finite() && beta > 0.0) {
+                    return wrong(format!("adversarial.loss.trades.beta must be positive, got {beta}"));
+                }
+                if !adversarial.random_start {
+                    return wrong("TRADES needs adversarial.random-start: its gradient is zero at the image".into());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn presets_round_trip_and_are_valid() {
+        for protocol in Protocol::ALL {
+            let config = protocol.config();
+            config.check().unwrap();
+            let toml = toml::to_string(&config).unwrap();
+            assert_eq!(toml::from_str::<TrainConfig>(&toml).unwrap(), config, "{toml}");
+            let json = serde_json::to_string(&config).unwrap();
+            assert_eq!(serde_json::from_str::<TrainConfig>(&json).unwrap(), config);
+            assert_eq!(protocol.to_string().parse::<Protocol>().unwrap(), protocol);
+            assert_eq!(serde_json::to_string(&protocol).unwrap(), format!("\"{protocol}\""));
+        }
+        assert!("pgd".parse::<Protocol>().unwrap_err().to_string().contains("pgd-at"));
+    }
+
+    #[test]
+    fn unknown_keys_are_errors_at_every_level() {
+        let toml = toml::to_string(&Protocol::Trades.config()).unwrap();
+        for (place, wrong) in [
+            ("batch-size = 256", "batch-size = 256\nmomemtum = 0.5"),
+            ("rel-step-size = 0.25", "rel-step-size = 0.25\nstep-size = 0.1"),
+            ("beta = 6.0", "beta = 6.0\ngamma = 1.0"),
+            ("epochs = 1000", "epoch = 1000"),
+        ] {
+            assert!(toml.contains(place), "{toml}");
+            let message = toml::from_str::<TrainConfig>(&toml.replace(place, wrong)).unwrap_err().to_string();
+            assert!(message.contains("unknown"), "{message}");
+        }
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        let message = |change: &dyn Fn(&mut TrainConfig)| {
+            let mut config = Protocol::Trades.config();
+            change(&mut config);
+            config.check().unwrap_err().to_string()
+        };
+        assert!(message(&|config| config.length = Length::Steps(0)).contains("length"));
+        assert!(message(&|config| config.batch_size = 0).contains("batch-size"));
+        assert!(message(&|config| config.lr = f64::NAN).contains("lr"));
+        assert!(message(&|config| config.momentum = 1.0).contains("momentum"));
+        assert!(message(&|config| config.weight_decay = -1.0).contains("weight-decay"));
+        assert!(message(&|config| config.adversarial.as_mut().unwrap().steps = 0).contains("steps"));
+        assert!(message(&|config| config.adversarial.as_mut().unwrap().random_start = false).contains("TRADES"));
+    }
+
+    #[test]
+    fn schedules_at_their_corners() {
+        assert_eq!([0, 4, 5, 9].map(|step| LrSchedule::HalfWay.factor(step, 10)), [1.0, 1.0, 0.1, 0.1]);
+        assert_eq!([0, 1, 2].map(|step| LrSchedule::HalfWay.factor(step, 3)), [1.0, 1.0, 0.1]);
+        assert_eq!(LrSchedule::HalfWay.factor(0, 1), 1.0);
+        assert_eq!(LrSchedule::Cosine.factor(0, 10), 1.0);
+        assert!((LrSchedule::Cosine.factor(5, 10) - 0.5).abs() < 1e-12);
+        assert_eq!(Length::Epochs(3).steps(101, 50), 9);
+        assert_eq!(Length::Epochs(3).steps(10, 256), 3);
+        assert_eq!(Length::Steps(7).steps(101, 50), 7);
+    }
+}

@@ -1,0 +1,34 @@
+use c2r_models::ModelError;
+
+/// Why training did not start or did not finish.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// A setting that makes no sense.
+    #[error("the training config is not valid: {0}")]
+    Config(String),
+    /// Images or labels that do not fit the network, the config or each other.
+    #[error("the training set does not fit: {0}")]
+    Source(String),
+    /// The loss is NaN or infinite.
+    #[error("the loss is {loss} at step {step} of {steps} (learning rate {lr}); try a smaller lr")]
+    NotFinite {
+        /// Zero-based step.
+        step: u64,
+        /// Total number of steps.
+        steps: u64,
+        /// What the loss was.
+        loss: f64,
+        /// Learning rate of the step.
+        lr: f64,
+    },
+    /// A saved state of an optimizer or a trainer that does not fit.
+    #[error("the saved state does not fit: {}", differences.join("; "))]
+    State {
+        /// One entry per missing, unexpected or differing tensor.
+        differences: Vec<String>,
+    },
+    /// A saved network that does not fit.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+}

@@ -1,0 +1,214 @@
+use c2r_base::LabelledImages;
+use c2r_data::Split;
+use c2r_models::{Frozen, ModelInput};
+use tch::{Device, Kind, Tensor};
+
+use crate::{LabelSource, TrainError};
+
+/// What the network is to say for each training image.
+#[derive(Clone, Copy, Debug)]
+pub enum Targets<'a> {
+    /// The image's label.
+    Hard,
+    /// Stored distributions, f32 `[N, K]`, rows summing to 1, in the order of the images.
+    Soft(&'a Tensor),
+    /// The softmax of this network for each augmented view, made anew at each step.
+    Teacher(&'a Frozen),
+}
+
+impl Targets<'_> {
+    /// The [`LabelSource`] that this is.
+    pub const fn label_source(&self) -> LabelSource {
+        match self {
+            Self::Hard => LabelSource::Hard,
+            Self::Soft(_) => LabelSource::Soft,
+            Self::Teacher(_) => LabelSource::Teacher,
+        }
+    }
+}
+
+/// A training set.
+#[derive(Clone, Copy, Debug)]
+pub struct TrainSource<'a> {
+    images: Images<'a>,
+    targets: Targets<'a>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Images<'a> {
+    Tensors(&'a LabelledImages),
+    Bytes(&'a Split),
+}
+
+impl<'a> TrainSource<'a> {
+    /// Images that fit on the device as f32, such as a distilled set.
+    pub const fn new(images: &'a LabelledImages, targets: Targets<'a>) -> Self {
+        Self { images: Images::Tensors(images), targets }
+    }
+
+    /// A real training set, kept as bytes; floats are made batch by batch.
+    pub const fn of_split(split: &'a Split, targets: Targets<'a>) -> Self {
+        Self { images: Images::Bytes(split), targets }
+    }
+
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        match self.images {
+            Images::Tensors(images) => images.len(),
+            Images::Bytes(split) => split.len(),
+        }
+    }
+
+    /// Whether there is no image; training on it is an error.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Checks the set against the network's input and the config's label source, and puts it on `device`.
+    pub(crate) fn load(
+        &self,
+        input: &ModelInput,
+        labels: LabelSource,
+        device: Device,
+    ) -> Result<LoadedSource<'a>, TrainError> {
+        let wrong = |reason: String| Err(TrainError::Source(reason));
+        let n = self.len();
+        if n == 0 {
+            return wrong("there are no images".into());
+        }
+        let shape = match self.images {
+            Images::Tensors(images) => images.image_shape(),
+            Images::Bytes(split) => split.shape(),
+        };
+        if shape != input.image_shape() {
+            return wrong(format!("images are {shape:?}, the network takes {:?}", input.image_shape()));
+        }
+        let classes = input.n_classes;
+        match self.images {
+            Images::Tensors(images) => {
+                images.check_classes(classes).map_err(|error| TrainError::Source(error.to_string()))?;
+            }
+            Images::Bytes(split) if split.n_classes() as i64 > classes => {
+                return wrong(format!("there are {} classes, the network tells {classes} apart", split.n_classes()));
+            }
+            Images::Bytes(_) => {}
+        }
+        if self.targets.label_source() != labels {
+            let given = self.targets.label_source();
+            return wrong(format!("the config asks for {labels:?} labels, the training set brings {given:?} ones"));
+        }
+        match self.targets {
+            Targets::Hard => {}
+            Targets::Soft(soft) => check_soft(soft, n as i64, classes)?,
+            Targets::Teacher(teacher) => {
+                let theirs = teacher.model().input();
+                if theirs.image_shape() != shape || theirs.n_classes != classes {
+                    return wrong(format!(
+                        "the teacher takes {:?} and tells {} classes apart, the student takes {shape:?} and tells {classes} apart",
+                        theirs.image_shape(),
+                        theirs.n_classes,
+                    ));
+                }
+                if teacher.model().device() != device {
+                    return wrong(format!(
+                        "the teacher is on {:?}, the student on {device:?}",
+                        teacher.model().device()
+                    ));
+                }
+            }
+        }
+        let images = match self.images {
+            Images::Tensors(images) => {
+                Loaded::Tensors { images: images.images().to_device(device), labels: images.labels().to_device(device) }
+            }
+            Images::Bytes(split) => Loaded::Bytes { split, device },
+        };
+        let targets = match self.targets {
+            Targets::Hard => LoadedTargets::Hard,
+            Targets::Soft(soft) => LoadedTargets::Soft(soft.detach().to_device(device)),
+            Targets::Teacher(teacher) => LoadedTargets::Teacher(teacher),
+        };
+        Ok(LoadedSource { images, targets })
+    }
+}
+
+/// How far the sum of a stored distribution may be from 1.
+const SOFT_SUM_TOLERANCE: f64 = 1e-3;
+
+fn check_soft(soft: &Tensor, n: i64, classes: i64) -> Result<(), TrainError> {
+    let wrong = |reason: String| Err(TrainError::Source(reason));
+    if soft.size() != [n, classes] || soft.kind() != Kind::Float {
+        return wrong(format!("soft labels must be Float [{n}, {classes}], got {:?} {:?}", soft.kind(), soft.size()));
+    }
+    let sums = soft.sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
+    let fits = (sums - 1.0).abs().le(SOFT_SUM_TOLERANCE).logical_and(&soft.ge(0.0).all_dim(1, false));
+    let n_wrong = n - fits.sum(Kind::Int64).int64_value(&[]);
+    if n_wrong > 0 {
+        let first = fits.to_kind(Kind::Int64).argmin(0, false).int64_value(&[]);
+        return wrong(format!(
+            "{n_wrong} soft labels are no distributions (negative, or not summing to 1), first {first}"
+        ));
+    }
+    Ok(())
+}
+
+/// A training set on the device of the network.
+#[derive(Debug)]
+pub(crate) struct LoadedSource<'a> {
+    images: Loaded<'a>,
+    targets: LoadedTargets<'a>,
+}
+
+#[derive(Debug)]
+enum Loaded<'a> {
+    Tensors { images: Tensor, labels: Tensor },
+    Bytes { split: &'a Split, device: Device },
+}
+
+#[derive(Debug)]
+enum LoadedTargets<'a> {
+    Hard,
+    Soft(Tensor),
+    Teacher(&'a Frozen),
+}
+
+/// What a batch is to be classified as.
+#[derive(Debug)]
+pub(crate) enum BatchTargets<'a> {
+    /// i64 `[n]`.
+    Classes(Tensor),
+    /// f32 `[n, K]`.
+    Distributions(Tensor),
+    /// To be asked for each view.
+    Teacher(&'a Frozen),
+}
+
+impl<'a> LoadedSource<'a> {
+    pub(crate) fn len(&self) -> usize {
+        match &self.images {
+            Loaded::Tensors { labels, .. } => labels.size()[0] as usize,
+            Loaded::Bytes { split, .. } => split.len(),
+        }
+    }
+
+    /// Images f32 `[n, C, H, W]` in `[0, 1]` and their targets.
+    pub(crate) fn batch(&self, positions: &[usize]) -> (Tensor, BatchTargets<'a>) {
+        let index = |device: Device| {
+            let index: Vec<i64> = positions.iter().map(|&position| position as i64).collect();
+            Tensor::from_slice(&index).to_device(device)
+        };
+        let (images, labels) = match &self.images {
+            Loaded::Tensors { images, labels } => {
+                let index = index(images.device());
+                (images.index_select(0, &index), labels.index_select(0, &index))
+            }
+            Loaded::Bytes { split, device } => split.batch(positions, *device),
+        };
+        let targets = match &self.targets {
+            LoadedTargets::Hard => BatchTargets::Classes(labels),
+            LoadedTargets::Soft(soft) => BatchTargets::Distributions(soft.index_select(0, &index(soft.device()))),
+            LoadedTargets::Teacher(teacher) => BatchTargets::Teacher(teacher),
+        };
+        (images, targets)
+    }
+}

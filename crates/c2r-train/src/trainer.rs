@@ -1,0 +1,543 @@
+use std::collections::BTreeMap;
+
+use c2r_base::{Classifier, Seed, grad};
+use c2r_models::Model;
+use rand::seq::SliceRandom;
+use tch::{Kind, Tensor};
+
+use crate::{
+    AdversarialLoss, Sgd, TrainConfig, TrainError, TrainSource,
+    adversarial::{attack, cross_entropy, divergence},
+    augment::augment,
+    source::{BatchTargets, LoadedSource},
+};
+
+/// Progress of a training run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum TrainEvent {
+    /// A step is done.
+    Step {
+        /// Zero-based step.
+        step: u64,
+        /// Total number of steps.
+        steps: u64,
+        /// Zero-based pass over the training set.
+        epoch: u64,
+        /// Mean loss of the batch, before the step.
+        loss: f64,
+        /// Learning rate of the step.
+        lr: f64,
+    },
+}
+
+/// What came of a training run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct TrainSummary {
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Passes over the training set, the last one perhaps not whole.
+    pub epochs: u64,
+    /// Mean loss over the images of the last epoch, as far as it came.
+    pub final_loss: f64,
+}
+
+/// Trains `model` to the end: [`Trainer`] with nothing between the steps.
+///
+/// Everything random (order, augmentation, starts of attacks) comes from `seed`; the same seed gives the same
+/// bytes on the same machine.
+///
+/// # Errors
+/// [`TrainError::Config`] and [`TrainError::Source`] before anything is done, [`TrainError::NotFinite`] for a loss
+/// that is NaN or infinite; the network then holds the parameters from before that step.
+pub fn train(
+    model: &mut Model,
+    source: &TrainSource<'_>,
+    config: &TrainConfig,
+    seed: Seed,
+    observer: &mut dyn FnMut(TrainEvent),
+) -> Result<TrainSummary, TrainError> {
+    let mut trainer = Trainer::new(model, source, config, seed)?;
+    while let Some(event) = trainer.step()? {
+        observer(event);
+    }
+    Ok(trainer.summary())
+}
+
+/// A training run, step by step.
+///
+/// The order of epoch e is a permutation from the seed's stream e, and what step t draws comes from stream t, so
+/// a run that is continued from [`Trainer::state`] ends with the same bytes as one that never stopped.
+#[derive(Debug)]
+pub struct Trainer<'a> {
+    model: &'a mut Model,
+    parameters: Vec<(String, Tensor)>,
+    source: LoadedSource<'a>,
+    config: TrainConfig,
+    seed: Seed,
+    sgd: Sgd,
+    next_step: u64,
+    steps: u64,
+    /// Of the epoch that was computed last.
+    order: Option<(u64, Vec<usize>)>,
+    /// Sum of losses over images and number of images, in the epoch of the last step.
+    epoch_loss: (f64, u64),
+    mean: Tensor,
+    std: Tensor,
+}
+
+const STATE_STEP: &str = "step";
+const STATE_LOSS: &str = "epoch-loss";
+const STATE_MODEL: &str = "model.";
+const STATE_SGD: &str = "sgd.";
+
+impl<'a> Trainer<'a> {
+    /// Checks everything and stands before the first step.
+    ///
+    /// # Errors
+    /// [`TrainError::Config`] or [`TrainError::Source`].
+    pub fn new(
+        model: &'a mut Model,
+        source: &TrainSource<'a>,
+        config: &TrainConfig,
+        seed: Seed,
+    ) -> Result<Self, TrainError> {
+        config.check()?;
+        let device = model.device();
+        let source = source.load(model.input(), config.labels, device)?;
+        let parameters = model.parameters();
+        let per_channel =
+            |values: &[f64]| Tensor::from_slice(values).to_kind(Kind::Float).to_device(device).view([1, -1, 1, 1]);
+        Ok(Self {
+            mean: per_channel(&model.input().mean),
+            std: per_channel(&model.input().std),
+            sgd: Sgd::new(config.sgd(), &parameters),
+            steps: config.length.steps(source.len(), config.batch_size),
+            config: config.clone(),
+            model,
+            parameters,
+            source,
+            seed,
+            next_step: 0,
+            order: None,
+            epoch_loss: (0.0, 0),
+        })
+    }
+
+    /// Total number of steps.
+    pub const fn steps(&self) -> u64 {
+        self.steps
+    }
+
+    /// Steps that are done.
+    pub const fn steps_done(&self) -> u64 {
+        self.next_step
+    }
+
+    /// The network as it is.
+    pub const fn model(&self) -> &Model {
+        self.model
+    }
+
+    /// Takes one step, or returns `None` if training is finished.
+    ///
+    /// # Errors
+    /// [`TrainError::NotFinite`]; the step is then not taken.
+    pub fn step(&mut self) -> Result<Option<TrainEvent>, TrainError> {
+        let (step, steps) = (self.next_step, self.steps);
+        if step == steps {
+            return Ok(None);
+        }
+        let n_batches = self.source.len().div_ceil(self.config.batch_size) as u64;
+        let (epoch, batch) = (step / n_batches, (step % n_batches) as usize);
+        let positions = self.positions(epoch, batch);
+        let lr = self.config.lr * self.config.lr_schedule.factor(step, steps);
+
+        let loss = self.loss(step, &positions);
+        let value = loss.double_value(&[]);
+        if !value.is_finite() {
+            return Err(TrainError::NotFinite { step, steps, loss: value, lr });
+        }
+        let handles: Vec<&Tensor> = self.parameters.iter().map(|(_, tensor)| tensor).collect();
+        let gradients = grad::gradients(&loss, &handles);
+        self.sgd.set_lr(lr);
+        self.sgd.step(&self.parameters, &gradients);
+
+        if batch == 0 {
+            self.epoch_loss = (0.0, 0);
+        }
+        self.epoch_loss.0 += value * positions.len() as f64;
+        self.epoch_loss.1 += positions.len() as u64;
+        self.next_step += 1;
+        Ok(Some(TrainEvent::Step { step, steps, epoch, loss: value, lr }))
+    }
+
+    /// What came of the steps so far.
+    pub fn summary(&self) -> TrainSummary {
+        let n_batches = self.source.len().div_ceil(self.config.batch_size) as u64;
+        let (sum, n_images) = self.epoch_loss;
+        TrainSummary {
+            steps: self.next_step,
+            epochs: self.next_step.div_ceil(n_batches),
+            final_loss: sum / n_images.max(1) as f64,
+        }
+    }
+
+    /// Everything that the next step depends on beside training set, config and seed: copies, by name.
+    pub fn state(&self) -> BTreeMap<String, Tensor> {
+        let mut state = BTreeMap::new();
+        state.insert(STATE_STEP.to_owned(), Tensor::from_slice(&[self.next_step as i64]));
+        let (sum, n_images) = self.epoch_loss;
+        state.insert(STATE_LOSS.to_owned(), Tensor::from_slice(&[sum, n_images as f64]));
+        let mut extend = |prefix: &str, part: BTreeMap<String, Tensor>| {
+            state.extend(part.into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor)));
+        };
+        extend(STATE_MODEL, self.model.state());
+        extend(STATE_SGD, self.sgd.state());
+        state
+    }
+
+    /// Continues from [`Trainer::state`].
+    ///
+    /// # Errors
+    /// [`TrainError::State`] or [`TrainError::Model`] if it belongs to another network or config.
+    pub fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<(), TrainError> {
+        let wrong = |difference: String| TrainError::State { differences: vec![difference] };
+        let part = |prefix: &str| -> BTreeMap<String, Tensor> {
+            state
+                .iter()
+                .filter_map(|(name, tensor)| Some((name.strip_prefix(prefix)?.to_owned(), tensor.shallow_clone())))
+                .collect()
+        };
+        let values = |name: &str, kind: Kind, length: i64| {
+            let tensor = state.get(name).ok_or_else(|| wrong(format!("`{name}` is missing")))?;
+            if tensor.kind() != kind || tensor.size() != [length] {
+                let (got, size) = (tensor.kind(), tensor.size());
+                return Err(wrong(format!("`{name}` is {got:?} {size:?} where {kind:?} [{length}] is expected")));
+            }
+            Ok(tensor)
+        };
+        let step = values(STATE_STEP, Kind::Int64, 1)?.int64_value(&[0]);
+        let next_step = u64::try_from(step).ok().filter(|&step| step <= self.steps);
+        let next_step = next_step.ok_or_else(|| wrong(format!("step {step} is not in 0..={}", self.steps)))?;
+        let loss = values(STATE_LOSS, Kind::Double, 2)?;
+        self.sgd.load_state(&part(STATE_SGD))?;
+        self.model.load_state(&part(STATE_MODEL))?;
+        self.next_step = next_step;
+        self.epoch_loss = (loss.double_value(&[0]), loss.double_value(&[1]) as u64);
+        Ok(())
+    }
+
+    fn positions(&mut self, epoch: u64, batch: usize) -> Vec<usize> {
+        let n = self.source.len();
+        if self.order.as_ref().is_none_or(|(of, _)| *of != epoch) {
+            let mut order: Vec<usize> = (0..n).collect();
+            order.shuffle(&mut self.seed.stream("train/order", epoch));
+            self.order = Some((epoch, order));
+        }
+        let (_, order) = self.order.as_ref().expect("it was just made");
+        let start = batch * self.config.batch_size;
+        order[start..(start + self.config.batch_size).min(n)].to_vec()
+    }
+
+    /// The mean loss of a batch, tracking the parameters.
+    fn loss(&self, step: u64, positions: &[usize]) -> Tensor {
+        let model = &*self.model;
+        let (images, targets) = self.source.batch(positions);
+        let images =
+            augment(&self.config.dsa, &images, &self.mean, &self.std, &mut self.seed.stream("train/dsa", step));
+        // The attacks' box is [0, 1], so what augmentation put outside comes back; without an attack it stays
+        // outside, as in the field's natural training.
+        let images = match self.config.adversarial {
+            Some(_) => images.clamp(0.0, 1.0),
+            None => images,
+        };
+        let distributions = match targets {
+            BatchTargets::Classes(labels) => labels.one_hot(model.input().n_classes).to_kind(Kind::Float),
+            BatchTargets::Distributions(distributions) => distributions,
+            BatchTargets::Teacher(teacher) => {
+                let _no_grad = tch::no_grad_guard();
+                teacher.logits(&images).softmax(1, Kind::Float)
+            }
+        };
+        let attacked = self.config.adversarial.as_ref().map(|config| {
+            model.set_trainable(false);
+            (config.loss, attack(model, &images, &distributions, config, self.seed.child("train/attack", step)))
+        });
+        model.set_trainable(true);
+        tch::with_grad(|| {
+            let losses = match attacked {
+                None => cross_entropy(&model.logits(&images, true), &distributions),
+                Some((AdversarialLoss::PgdAt, attacked)) => {
+                    cross_entropy(&model.logits(&attacked, true), &distributions)
+                }
+                Some((AdversarialLoss::Trades(trades), attacked)) => {
+                    let clean = model.logits(&images, true);
+                    let divergence = divergence(&clean, &model.logits(&attacked, true));
+                    cross_entropy(&clean, &distributions) + divergence * trades.beta
+                }
+            };
+            losses.mean(Kind::Float)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use c2r_base::{LabelledImages, Norm};
+    use c2r_data::{Split, dsa::Dsa};
+    use c2r_models::{Frozen, ModelInput, ModelSpec};
+    use c2r_testkit::{assert_close, assert_same_bytes, toys};
+    use tch::Device;
+
+    use super::*;
+    use crate::{LabelSource, Length, LrSchedule, Protocol, Targets, accuracy};
+
+    fn input() -> ModelInput {
+        ModelInput { channels: 1, height: 8, width: 8, n_classes: 10, mean: vec![0.3], std: vec![0.37] }
+    }
+
+    fn model(seed: u64) -> Model {
+        Model::new(&ModelSpec::convnet(2, 16), &input(), Seed::new(seed), Device::Cpu).unwrap()
+    }
+
+    fn digits() -> (Split, LabelledImages) {
+        let digits = c2r_data::load("digits", None).unwrap();
+        (digits.train, digits.test.to_labelled())
+    }
+
+    fn config(protocol: Protocol, steps: u64) -> TrainConfig {
+        let mut config = protocol.config();
+        config.length = Length::Steps(steps);
+        config.batch_size = 32;
+        config.lr = 0.02;
+        if let Some(adversarial) = &mut config.adversarial {
+            adversarial.steps = 2;
+            adversarial.rel_step_size = 0.5;
+            adversarial.epsilon = "16/255".parse().unwrap();
+        }
+        config
+    }
+
+    fn run(model: &mut Model, source: &TrainSource<'_>, config: &TrainConfig, seed: u64) -> TrainSummary {
+        train(model, source, config, Seed::new(seed), &mut |_| {}).unwrap()
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_bytes() {
+        let (train, _) = digits();
+        let train = train.subset_per_class(7);
+        let source = TrainSource::of_split(&train, Targets::Hard);
+        for protocol in Protocol::ALL {
+            let trained = |seed| {
+                let mut model = model(0);
+                run(&mut model, &source, &config(protocol, 7), seed);
+                model.state()
+            };
+            let (first, second, other) = (trained(1), trained(1), trained(2));
+            for (name, tensor) in &first {
+                assert_same_bytes(&format!("{protocol} {name}"), tensor, &second[name]);
+            }
+            assert!(c2r_testkit::max_difference(&first["classifier.weight"], &other["classifier.weight"]) > 0.0);
+        }
+    }
+
+    #[test]
+    fn resumed_equals_never_stopped() {
+        let (train, _) = digits();
+        let train = train.subset_per_class(7);
+        let source = TrainSource::of_split(&train, Targets::Hard);
+        let config = config(Protocol::PgdAt, 8);
+        let (mut straight, mut first, mut second) = (model(0), model(0), model(5));
+        let summary = run(&mut straight, &source, &config, 1);
+        let mut trainer = Trainer::new(&mut first, &source, &config, Seed::new(1)).unwrap();
+        for _ in 0..4 {
+            trainer.step().unwrap();
+        }
+        let state = trainer.state();
+        trainer.step().unwrap();
+        let mut trainer = Trainer::new(&mut second, &source, &config, Seed::new(1)).unwrap();
+        trainer.load_state(&state).unwrap();
+        assert_eq!(trainer.steps_done(), 4);
+        while trainer.step().unwrap().is_some() {}
+        assert_eq!(trainer.summary(), summary);
+        for (name, tensor) in straight.state() {
+            assert_same_bytes(&name, &tensor, &second.state()[&name]);
+        }
+    }
+
+    #[test]
+    fn a_state_of_another_run_is_refused() {
+        let (train, _) = digits();
+        let source = TrainSource::of_split(&train, Targets::Hard);
+        let mut model = model(0);
+        let mut trainer = Trainer::new(&mut model, &source, &config(Protocol::Natural, 3), Seed::new(1)).unwrap();
+        let mut state = trainer.state();
+        state.insert("step".into(), Tensor::from_slice(&[4i64]));
+        assert!(trainer.load_state(&state).unwrap_err().to_string().contains("step 4 is not in 0..=3"));
+        state.remove("step");
+        assert!(trainer.load_state(&state).unwrap_err().to_string().contains("`step` is missing"));
+    }
+
+    /// One natural step without augmentation, against the gradient of the plain loss.
+    #[test]
+    fn one_step_by_hand() {
+        let (train, _) = digits();
+        let train = train.subset_per_class(3);
+        let mut config = config(Protocol::Natural, 1);
+        config.dsa = Dsa::none();
+        let mut ours = model(0);
+        let summary = run(&mut ours, &TrainSource::of_split(&train, Targets::Hard), &config, 1);
+        let by_hand = model(0);
+        let (images, labels) = train.batch(&(0..30).collect::<Vec<_>>(), Device::Cpu);
+        let loss = by_hand.logits(&images, true).cross_entropy_for_logits(&labels);
+        let parameters = by_hand.parameters();
+        let handles: Vec<&Tensor> = parameters.iter().map(|(_, tensor)| tensor).collect();
+        let gradients = grad::gradients(&loss, &handles);
+        assert!((summary.final_loss - loss.double_value(&[])).abs() < 1e-5);
+        let before = model(0).state();
+        for ((name, _), gradient) in parameters.iter().zip(gradients) {
+            let expected = &before[name] - (gradient + &before[name] * config.weight_decay) * config.lr;
+            assert_close(name, &ours.state()[name], &expected, 1e-6);
+        }
+    }
+
+    #[test]
+    fn every_protocol_learns() {
+        let (train, test) = digits();
+        let train = train.subset_per_class(20);
+        let source = TrainSource::of_split(&train, Targets::Hard);
+        for protocol in Protocol::ALL {
+            let mut model = model(0);
+            let mut losses = Vec::new();
+            let config = config(protocol, 150);
+            let summary = super::train(&mut model, &source, &config, Seed::new(3), &mut |event| {
+                let TrainEvent::Step { step, loss, lr, .. } = event;
+                losses.push(loss);
+                assert!((lr - if step < 75 { 0.02 } else { 0.002 }).abs() < 1e-12);
+            })
+            .unwrap();
+            assert_eq!((losses.len(), summary.steps, summary.epochs), (150, 150, 22));
+            let clean = accuracy(&Frozen::new(model), &test, 500);
+            assert!(clean > 0.75, "{protocol}: clean accuracy {clean}");
+        }
+    }
+
+    /// What adversarial training is for: more accuracy under an attack than natural training gives.
+    #[test]
+    fn adversarial_training_is_more_robust() {
+        let (train, test) = digits();
+        let source = TrainSource::of_split(&train, Targets::Hard);
+        let robust = |protocol| {
+            let mut model = model(0);
+            run(&mut model, &source, &config(protocol, 200), 4);
+            model.set_trainable(false);
+            let mut attack_config = Protocol::PgdAt.config().adversarial.unwrap();
+            attack_config.epsilon = "32/255".parse().unwrap();
+            let one_hot = test.labels().one_hot(10).to_kind(Kind::Float);
+            let attacked = attack(&model, test.images(), &one_hot, &attack_config, Seed::new(9));
+            assert!(Norm::Linf.distance(&attacked, test.images()).max().double_value(&[]) < 32.1 / 255.0);
+            let attacked = LabelledImages::new(attacked, test.labels().shallow_clone()).unwrap();
+            accuracy(&Frozen::new(model), &attacked, 500)
+        };
+        let natural = robust(Protocol::Natural);
+        for protocol in [Protocol::PgdAt, Protocol::Trades] {
+            let ours = robust(protocol);
+            assert!(ours > natural + 0.03, "{protocol}: {ours} against {natural} of natural training");
+        }
+    }
+
+    /// One-hot soft labels are hard labels; a teacher's are its softmax on the same view.
+    #[test]
+    fn targets_mean_what_they_say() {
+        let (train, _) = digits();
+        let train = train.subset_per_class(4);
+        let images = train.to_labelled();
+        let mut config = config(Protocol::Natural, 4);
+        let trained = |targets: Targets<'_>, config: &TrainConfig| {
+            let mut model = model(0);
+            run(&mut model, &TrainSource::new(&images, targets), config, 1);
+            model.state()
+        };
+        let hard = trained(Targets::Hard, &config);
+        let one_hot = images.labels().one_hot(10).to_kind(Kind::Float);
+        config.labels = LabelSource::Soft;
+        let soft = trained(Targets::Soft(&one_hot), &config);
+        config.dsa = Dsa::none();
+        let teacher = Frozen::new(model(8));
+        let stored = {
+            let _no_grad = tch::no_grad_guard();
+            teacher.logits(images.images()).softmax(1, Kind::Float)
+        };
+        let soft_of_teacher = trained(Targets::Soft(&stored), &config);
+        config.labels = LabelSource::Teacher;
+        let of_teacher = trained(Targets::Teacher(&teacher), &config);
+        for name in hard.keys() {
+            assert_close(name, &soft[name], &hard[name], 0.0);
+            assert_close(name, &of_teacher[name], &soft_of_teacher[name], 1e-6);
+        }
+        assert!(c2r_testkit::max_difference(&hard["classifier.weight"], &of_teacher["classifier.weight"]) > 1e-3);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let images = LabelledImages::new(toys::images(6, [1, 8, 8]), toys::labels(6, 3)).unwrap();
+        let message = |source: &TrainSource<'_>, labels: LabelSource| {
+            let mut model = model(0);
+            let mut config = config(Protocol::Natural, 1);
+            config.labels = labels;
+            Trainer::new(&mut model, source, &config, Seed::new(0)).unwrap_err().to_string()
+        };
+        let colour = LabelledImages::new(toys::images(6, [3, 8, 8]), toys::labels(6, 3)).unwrap();
+        assert!(message(&TrainSource::new(&colour, Targets::Hard), LabelSource::Hard).contains("[3, 8, 8]"));
+        let many = LabelledImages::new(toys::images(12, [1, 8, 8]), toys::labels(12, 11)).unwrap();
+        assert!(message(&TrainSource::new(&many, Targets::Hard), LabelSource::Hard).contains("label 10"));
+        assert!(message(&TrainSource::new(&images, Targets::Hard), LabelSource::Soft).contains("Soft labels"));
+        let short = Tensor::full([5, 10], 0.1, (Kind::Float, Device::Cpu));
+        assert!(message(&TrainSource::new(&images, Targets::Soft(&short)), LabelSource::Soft).contains("[6, 10]"));
+        let logits = Tensor::full([6, 10], 0.1, (Kind::Float, Device::Cpu));
+        let _ = logits.get(2).get(0).fill_(0.7);
+        let text = message(&TrainSource::new(&images, Targets::Soft(&logits)), LabelSource::Soft);
+        assert!(text.contains("1 soft labels are no distributions") && text.ends_with("first 2"), "{text}");
+        let other = ModelInput { n_classes: 3, ..input() };
+        let teacher = Frozen::new(Model::new(&ModelSpec::convnet(1, 4), &other, Seed::new(0), Device::Cpu).unwrap());
+        let source = TrainSource::new(&images, Targets::Teacher(&teacher));
+        assert!(message(&source, LabelSource::Teacher).contains("tells 3 classes apart"));
+        let nothing = Split::new([1, 8, 8], 10, vec![], vec![]).unwrap();
+        assert!(message(&TrainSource::of_split(&nothing, Targets::Hard), LabelSource::Hard).contains("no images"));
+    }
+
+    #[test]
+    fn a_loss_that_is_not_finite_names_its_step() {
+        let (train, _) = digits();
+        let train = train.subset_per_class(2);
+        let mut model = model(0);
+        let mut config = config(Protocol::Natural, 50);
+        config.lr = 1e30;
+        config.lr_schedule = LrSchedule::Constant;
+        let source = TrainSource::of_split(&train, Targets::Hard);
+        let error = super::train(&mut model, &source, &config, Seed::new(0), &mut |_| {}).unwrap_err();
+        let TrainError::NotFinite { step, steps: 50, .. } = error else { panic!("{error}") };
+        assert!(step > 0 && error.to_string().contains(&format!("at step {step} of 50")), "{error}");
+    }
+
+    #[test]
+    fn an_epoch_sees_every_image_once() {
+        let (train, _) = digits();
+        let train = train.subset_per_class(7);
+        let mut model = model(0);
+        let source = TrainSource::of_split(&train, Targets::Hard);
+        let mut trainer = Trainer::new(&mut model, &source, &config(Protocol::Natural, 9), Seed::new(0)).unwrap();
+        let mut epochs = Vec::new();
+        for epoch in 0..2 {
+            let batches: Vec<Vec<usize>> = (0..3).map(|batch| trainer.positions(epoch, batch)).collect();
+            assert_eq!(batches.iter().map(Vec::len).collect::<Vec<_>>(), [32, 32, 6]);
+            let mut all = batches.concat();
+            epochs.push(all.clone());
+            all.sort_unstable();
+            assert_eq!(all, (0..70).collect::<Vec<_>>());
+        }
+        assert_ne!(epochs[0], epochs[1]);
+    }
+}
