@@ -38,7 +38,7 @@ pub(crate) fn check_interrupt() -> anyhow::Result<()> {
 }
 
 /// What ends an interrupted command.
-pub(crate) fn interrupted() -> anyhow::Error {
+fn interrupted() -> anyhow::Error {
     exit::error(exit::INTERRUPTED, "interrupted; run the same command again to go on")
 }
 
@@ -46,33 +46,47 @@ pub(crate) fn interrupted() -> anyhow::Error {
 ///
 /// # Errors
 /// If it cannot be started, or the user interrupted us.
-pub(crate) fn foreground(command: &mut Command, mut tick: impl FnMut(Duration)) -> anyhow::Result<ExitStatus> {
+pub(crate) fn foreground(command: &mut Command, tick: impl FnMut(Duration)) -> anyhow::Result<ExitStatus> {
     check_interrupt()?;
     let program = command.get_program().to_string_lossy().into_owned();
-    let mut child = command.stdin(Stdio::null()).spawn().with_context(|| format!("cannot run `{program}`"))?;
+    let mut child =
+        own_group(command).stdin(Stdio::null()).spawn().with_context(|| format!("cannot run `{program}`"))?;
+    let status = wait(&mut child, tick)?;
+    check_interrupt()?;
+    Ok(status)
+}
+
+/// Waits for a child with a process group of its own. Passes the user's wish to stop on: once
+/// politely and, if it is repeated, at once.
+///
+/// # Errors
+/// If the child cannot be waited for.
+pub(crate) fn wait(child: &mut Child, mut tick: impl FnMut(Duration)) -> anyhow::Result<ExitStatus> {
     let start = Instant::now();
-    let mut asked: Option<Instant> = None;
+    let mut passed_on = 0;
     loop {
-        if let Some(status) = child.try_wait()? {
-            check_interrupt()?;
+        if let Some(status) = child.try_wait().context("cannot wait for a program")? {
             return Ok(status);
         }
-        match asked {
-            None if interrupts() > 0 => asked = Some(Instant::now()),
-            // Ctrl-C in a terminal reaches the child as well; a signal sent to us alone does not.
-            Some(since) if since.elapsed() > Duration::from_millis(500) => {
-                stop(&mut child, if interrupts() > 1 { Stop::Now } else { Stop::Politely }, false);
-                asked = Some(Instant::now() + Duration::from_secs(5));
-            }
-            _ => {}
+        let asked = interrupts().min(2);
+        if asked > passed_on {
+            stop(child, if asked == 1 { Stop::Politely } else { Stop::Now });
+            passed_on = asked;
         }
         tick(start.elapsed());
         thread::sleep(POLL);
     }
 }
 
-/// Starts a program whose output goes to `log`, in a process group of its own: Ctrl-C in a terminal
-/// reaches us only, and we pass it on once.
+/// A group of its own keeps Ctrl-C in a terminal from reaching the program beside us, and lets us
+/// reach its children too (a `python3` can be a shell script that starts the real one).
+fn own_group(command: &mut Command) -> &mut Command {
+    #[cfg(unix)]
+    std::os::unix::process::CommandExt::process_group(command, 0);
+    command
+}
+
+/// Starts a program whose output goes to `log`.
 ///
 /// # Errors
 /// If the log cannot be written or the program cannot be started.
@@ -87,30 +101,29 @@ pub(crate) fn background(command: &mut Command, log: &Path) -> anyhow::Result<Ch
 
 /// How a program is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Stop {
+enum Stop {
     /// SIGINT: it saves its state first.
     Politely,
     /// SIGKILL.
     Now,
 }
 
-/// Stops `child`, or its whole process group. A child that is already gone is no error.
-pub(crate) fn stop(child: &mut Child, how: Stop, group: bool) {
+/// Stops `child` and its process group. A child that is already gone is no error.
+fn stop(child: &mut Child, how: Stop) {
     #[cfg(unix)]
     {
         use nix::{
-            sys::signal::{Signal, kill, killpg},
+            sys::signal::{Signal, killpg},
             unistd::Pid,
         };
         let signal = if how == Stop::Now { Signal::SIGKILL } else { Signal::SIGINT };
         if let Ok(id) = i32::try_from(child.id()) {
-            let pid = Pid::from_raw(id);
-            let _ = if group { killpg(pid, signal) } else { kill(pid, signal) };
+            let _ = killpg(Pid::from_raw(id), signal);
         }
     }
     #[cfg(not(unix))]
     {
-        let _ = (how, group, child.kill());
+        let _ = (how, child.kill());
     }
 }
 
@@ -171,7 +184,7 @@ mod tests {
             assert!(Instant::now() < deadline, "the program never wrote its first line");
             thread::sleep(POLL);
         }
-        stop(&mut child, Stop::Politely, true);
+        stop(&mut child, Stop::Politely);
         assert_eq!(child.wait().unwrap().code(), Some(130));
         assert_eq!(std::fs::read_to_string(&log).unwrap(), "started\nsaved\n");
     }

@@ -90,6 +90,15 @@ pub struct Scale {
     /// Further arguments for every attack.
     #[serde(default)]
     pub attack_args: Vec<String>,
+    /// Network of every command, e.g. `ConvNet-D3-W32-IN`; the dataset's own unless given.
+    #[serde(default)]
+    pub model: Option<String>,
+    /// Use only the first so many training images of each class.
+    #[serde(default)]
+    pub train_per_class: Option<usize>,
+    /// Attack only the first so many test images.
+    #[serde(default)]
+    pub n_test: Option<usize>,
     /// CPU threads of each command.
     #[serde(default)]
     pub threads: Option<usize>,

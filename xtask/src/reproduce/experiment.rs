@@ -80,6 +80,12 @@ pub(crate) struct Scale {
     /// Arguments for every `c2r attack`.
     #[serde(default)]
     pub(crate) attack_args: Vec<String>,
+    /// Network of every command; the dataset's own unless given.
+    pub(crate) model: Option<String>,
+    /// Use only the first so many training images of each class.
+    pub(crate) train_per_class: Option<u32>,
+    /// Attack only the first so many test images.
+    pub(crate) n_test: Option<u32>,
     /// CPU threads of each command; all cores unless given. As many commands run at once as fit.
     pub(crate) threads: Option<usize>,
     /// Settings for a part of the grid, after the ones above.
@@ -238,6 +244,9 @@ norm = "linf"
 epsilon = "0.1"
 distill-set = ["iterations=30"]
 train-set = ["steps=20"]
+model = "ConvNet-D3-W32-IN"
+train-per-class = 500
+n-test = 100
 threads = 1
 [[scales.quick.overrides]]
 dataset = "cifar10"

@@ -222,6 +222,9 @@ pub(crate) fn expand(experiment: &Experiment, scale: &Scale, only: &Only, place:
 fn add_cell(steps: &mut Vec<Step>, cell: &Cell, method: &Method, scale: &Scale, only: &Only, place: &Place) {
     let overrides: Vec<&Override> =
         scale.overrides.iter().filter(|part| part.matches(&cell.dataset, cell.ipc, &cell.method)).collect();
+    let option = |flag: &str, value: Option<String>| value.map_or(vec![], |value| vec![flag.to_owned(), value]);
+    let model = scale.model.clone();
+    let train_per_class = option("--train-per-class", scale.train_per_class.map(|n| n.to_string()));
     let sets = |groups: Vec<&Vec<String>>| -> Vec<String> {
         groups.into_iter().flatten().flat_map(|set| ["--set".to_owned(), set.clone()]).collect()
     };
@@ -244,7 +247,9 @@ fn add_cell(steps: &mut Vec<Step>, cell: &Cell, method: &Method, scale: &Scale, 
     if let (Some(profile), Some(ipc)) = (&method.profile, cell.ipc) {
         let run_dir = folder.join("distill");
         let mut what = words(&["distill", "--config", profile, "--dataset", &cell.dataset, "--ipc"]);
-        what.extend([ipc.to_string(), "--seed".into(), seed.clone()]);
+        what.extend([ipc.to_string(), "--seed".into(), seed.clone(), "--name".into(), cell.method.clone()]);
+        what.extend(train_per_class.clone());
+        what.extend(option("--set", model.as_ref().map(|model| format!("model={model}"))));
         let of_overrides = overrides.iter().map(|part| &part.distill_set);
         what.extend(sets([&scale.distill_set, &method.set].into_iter().chain(of_overrides).collect()));
         let synthetic = run_dir.join("synthetic.safetensors");
@@ -260,7 +265,7 @@ fn add_cell(steps: &mut Vec<Step>, cell: &Cell, method: &Method, scale: &Scale, 
     }
     for protocol in scale.protocols.iter().filter(|protocol| only.takes("protocol", protocol)) {
         let run_dir = folder.join(protocol);
-        let model = run_dir.join("model.safetensors");
+        let checkpoint = run_dir.join("model.safetensors");
         let mut what = words(&["train", "--protocol", protocol, "--seed", &seed]);
         let of_overrides = overrides.iter().map(|part| &part.train_set);
         let (mut paths, mut inputs) = (vec![("--run-dir", run_dir.as_path())], vec![]);
@@ -269,23 +274,35 @@ fn add_cell(steps: &mut Vec<Step>, cell: &Cell, method: &Method, scale: &Scale, 
                 paths.insert(0, ("--synthetic", synthetic));
                 inputs.push(synthetic.clone());
             }
-            None => what.extend(words(&["--dataset", &cell.dataset])),
+            None => {
+                what.extend(words(&["--dataset", &cell.dataset]));
+                what.extend(train_per_class.clone());
+            }
         }
+        what.extend(option("--model", model.clone()));
         what.extend(sets([&scale.train_set].into_iter().chain(of_overrides).collect()));
         let trained = steps.len();
         let needs = distilled.as_ref().map(|(position, _)| *position);
-        steps.push(step(Stage::Train(protocol.clone()), needs, what, place.how(&paths), inputs, vec![model.clone()]));
+        steps.push(step(
+            Stage::Train(protocol.clone()),
+            needs,
+            what,
+            place.how(&paths),
+            inputs,
+            vec![checkpoint.clone()],
+        ));
 
         let report = run_dir.join("attack.json");
         let mut what = words(&["attack", "--dataset", &cell.dataset, "--attack", &scale.attacks.join(",")]);
         what.extend(words(&["--norm", &scale.norm, "--eps", &scale.epsilon, "--each", "--seed", &seed]));
+        what.extend(option("--n-test", scale.n_test.map(|n| n.to_string())));
         what.extend(scale.attack_args.iter().chain(overrides.iter().flat_map(|part| &part.attack_args)).cloned());
         steps.push(step(
             Stage::Attack(protocol.clone()),
             Some(trained),
             what,
-            place.how(&[("--checkpoint", &model), ("--output", &report)]),
-            vec![model],
+            place.how(&[("--checkpoint", &checkpoint), ("--output", &report)]),
+            vec![checkpoint],
             vec![report],
         ));
     }
@@ -327,16 +344,16 @@ mod tests {
             lines,
             [
                 format!(
-                    "distill --config data/profiles/faithful.toml --dataset cifar10 --ipc 10 --seed 2 \
-                     --set iterations=30 --set crl=false --set eta=0.6 \
+                    "distill --config data/profiles/faithful.toml --dataset cifar10 --ipc 10 --seed 2 --name class-mean \
+                     --train-per-class 500 --set model=ConvNet-D3-W32-IN --set iterations=30 --set crl=false --set eta=0.6 \
                      --run-dir {folder}/distill --threads 1"
                 ),
                 format!(
-                    "train --protocol natural --seed 2 --set steps=20 --synthetic \
+                    "train --protocol natural --seed 2 --model ConvNet-D3-W32-IN --set steps=20 --synthetic \
                      {folder}/distill/synthetic.safetensors --run-dir {folder}/natural --threads 1"
                 ),
                 format!(
-                    "attack --dataset cifar10 --attack fgsm,pgd --norm linf --eps 0.1 --each --seed 2 \
+                    "attack --dataset cifar10 --attack fgsm,pgd --norm linf --eps 0.1 --each --seed 2 --n-test 100 \
                      --checkpoint {folder}/natural/model.safetensors --output {folder}/natural/attack.json --threads 1"
                 ),
             ]
@@ -349,7 +366,10 @@ mod tests {
         let steps = steps("dataset=digits,ipc=all,seed=0").unwrap();
         assert_eq!(steps.len(), 4);
         assert_eq!(steps[0].name(), "digits/all/full/seed0 train-natural");
-        assert!(shell_line(steps[0].args()).starts_with("train --protocol natural --seed 0 --dataset digits --set"));
+        assert!(
+            shell_line(steps[0].args())
+                .starts_with("train --protocol natural --seed 0 --dataset digits --train-per-class 500")
+        );
         assert!(steps[0].needs.is_none() && steps[2].needs.is_none());
     }
 

@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::Path,
-    process::{Child, Command},
+    process::Command,
     sync::{Condvar, Mutex},
     thread,
     time::{Duration, Instant},
@@ -19,8 +19,7 @@ use super::{
 };
 use crate::{
     checkout::{self, Checkout},
-    exit,
-    process::{self, Stop},
+    exit, process,
 };
 
 /// Lines of a failed command's log that are shown.
@@ -188,7 +187,7 @@ fn run_step(step: &Step, position: usize, board: &Board, checkout: &Checkout) ->
     checkout::with_libtorch(&mut command, &checkout.libtorch_link());
     let started = Instant::now();
     let mut child = process::background(&mut command, &step.log)?;
-    let status = wait(&mut child, || board.tick(position, step))?;
+    let status = process::wait(&mut child, |_| board.tick(position, step))?;
     if status.success() {
         if let Some(missing) = step.outputs.iter().find(|output| !output.is_file()) {
             return Err(failure(step, "ended well", &format!("did not write {}", missing.display()), exit::UNEXPECTED));
@@ -201,23 +200,6 @@ fn run_step(step: &Step, position: usize, board: &Board, checkout: &Checkout) ->
     }
     let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(exit::UNEXPECTED);
     Err(failure(step, "failed", &status.to_string(), code))
-}
-
-/// Waits for a command; passes the user's wish to stop on, once politely and then, if repeated, at once.
-fn wait(child: &mut Child, mut tick: impl FnMut()) -> anyhow::Result<std::process::ExitStatus> {
-    let mut passed_on = 0;
-    loop {
-        if let Some(status) = child.try_wait().context("cannot wait for a command")? {
-            return Ok(status);
-        }
-        let asked = process::interrupts().min(2);
-        if asked > passed_on {
-            process::stop(child, if asked == 1 { Stop::Politely } else { Stop::Now }, true);
-            passed_on = asked;
-        }
-        tick();
-        thread::sleep(process::POLL);
-    }
 }
 
 fn failure(step: &Step, how: &str, detail: &str, code: u8) -> anyhow::Error {
