@@ -24,7 +24,7 @@ use tch::{Device, Tensor};
 /// let logits = Brightness.logits(&Tensor::ones([3, 1, 4, 4], (Kind::Float, Device::Cpu)));
 /// assert_eq!(logits.size(), [3, 2]);
 /// ```
-pub trait Classifier: Send {
+pub trait Classifier {
     /// Logits of a batch.
     ///
     /// * `images`: f32 `[N, C, H, W]` in `[0, 1]`, on [`Classifier::device`].

@@ -1,0 +1,110 @@
+//! The update rule of the synthetic images, with a state that can be saved.
+
+use std::collections::BTreeMap;
+
+use tch::{Kind, Tensor};
+
+use crate::config::{ImageOptimizer, ImagesConfig};
+
+const ADAM_BETAS: (f64, f64) = (0.9, 0.999);
+const ADAM_EPSILON: f64 = 1e-8;
+/// DM (Zhao & Bilen 2023, arXiv:2110.04181) and ROME.
+const SGD_MOMENTUM: f64 = 0.5;
+
+/// Adam or SGD over one tensor of images.
+#[derive(Debug)]
+pub(crate) struct ImageUpdate {
+    rule: ImageOptimizer,
+    first: Tensor,
+    second: Tensor,
+}
+
+impl ImageUpdate {
+    pub(crate) fn new(config: &ImagesConfig, images: &Tensor) -> Self {
+        Self { rule: config.optimizer, first: images.zeros_like(), second: images.zeros_like() }
+    }
+
+    /// Moves `images` against `gradient` and clamps them to `[0, 1]`; `step` counts from 1.
+    pub(crate) fn apply(&mut self, images: &mut Tensor, gradient: &Tensor, lr: f64, step: u64) {
+        let _no_grad = tch::no_grad_guard();
+        let change = match self.rule {
+            ImageOptimizer::Adam => {
+                let (beta1, beta2) = ADAM_BETAS;
+                self.first = &self.first * beta1 + gradient * (1.0 - beta1);
+                self.second = &self.second * beta2 + gradient.square() * (1.0 - beta2);
+                let unbias = |beta: f64| 1.0 - beta.powf(step as f64);
+                (&self.first / unbias(beta1)) / ((&self.second / unbias(beta2)).sqrt() + ADAM_EPSILON)
+            }
+            ImageOptimizer::Sgd => {
+                self.first = &self.first * SGD_MOMENTUM + gradient;
+                self.first.shallow_clone()
+            }
+        };
+        let moved = (&*images - change * lr).clamp(0.0, 1.0);
+        images.copy_(&moved);
+    }
+
+    pub(crate) fn state(&self) -> BTreeMap<String, Tensor> {
+        BTreeMap::from([("first".to_owned(), self.first.copy()), ("second".to_owned(), self.second.copy())])
+    }
+
+    pub(crate) fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<(), String> {
+        for (name, own) in [("first", &mut self.first), ("second", &mut self.second)] {
+            let stored = state.get(name).ok_or_else(|| format!("no tensor `{name}`"))?;
+            if stored.size() != own.size() || stored.kind() != Kind::Float {
+                return Err(format!("`{name}` is {:?} {:?}, expected f32 {:?}", stored.kind(), stored.size(), own.size()));
+            }
+            *own = stored.to_device(own.device()).copy();
+        }
+        Ok(())
+    }
+}
+
+/// Learning rate of iteration `t` of `total`: a cosine from `lr` to `final_lr`.
+pub(crate) fn learning_rate(config: &ImagesConfig, t: u64, total: u64) -> f64 {
+    let progress = if total <= 1 { 0.0 } else { t as f64 / (total - 1) as f64 };
+    config.final_lr + (config.lr - config.final_lr) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Init;
+
+    fn config(optimizer: ImageOptimizer) -> ImagesConfig {
+        ImagesConfig { init: Init::Real, formation: 1, optimizer, lr: 0.1, final_lr: 0.02, batch_per_class: 0 }
+    }
+
+    #[test]
+    fn adam_by_hand() {
+        let mut images = Tensor::from_slice(&[0.5f32, 0.5, 0.99]);
+        let mut update = ImageUpdate::new(&config(ImageOptimizer::Adam), &images);
+        // The first Adam step has length lr in every coordinate; the last one is clamped.
+        update.apply(&mut images, &Tensor::from_slice(&[3.0f32, -0.01, -1.0]), 0.1, 1);
+        let got: Vec<f32> = Vec::try_from(&images).unwrap();
+        for (got, expected) in got.iter().zip([0.4, 0.6, 1.0]) {
+            assert!((got - expected).abs() < 1e-5, "{got} instead of {expected}");
+        }
+    }
+
+    #[test]
+    fn sgd_by_hand_and_after_a_resume() {
+        let mut images = Tensor::from_slice(&[0.5f32]);
+        let mut update = ImageUpdate::new(&config(ImageOptimizer::Sgd), &images);
+        update.apply(&mut images, &Tensor::from_slice(&[1.0f32]), 0.1, 1);
+        let mut resumed = ImageUpdate::new(&config(ImageOptimizer::Sgd), &images);
+        resumed.load_state(&update.state()).unwrap();
+        // Momentum 0.5 * 1 + 1 = 1.5.
+        resumed.apply(&mut images, &Tensor::from_slice(&[1.0f32]), 0.1, 2);
+        assert!((images.double_value(&[0]) - 0.25).abs() < 1e-6);
+    }
+
+    #[test]
+    fn learning_rate_falls_on_a_cosine() {
+        let config = config(ImageOptimizer::Adam);
+        assert!((learning_rate(&config, 0, 101) - 0.1).abs() < 1e-12);
+        assert!((learning_rate(&config, 50, 101) - 0.06).abs() < 1e-12);
+        assert!((learning_rate(&config, 100, 101) - 0.02).abs() < 1e-12);
+        assert!((learning_rate(&config, 0, 1) - 0.1).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,360 @@
+//! The pool of adversarially trained networks that the synthetic images are optimized through.
+
+use std::collections::BTreeMap;
+
+use c2r_attacks::loss;
+use c2r_base::{Classifier, Seed, grad::gradients};
+use c2r_core::{curriculum::Curriculum, ls_pgd::Passes};
+use c2r_data::Split;
+use c2r_models::{Model, ModelInput, ModelSpec};
+use c2r_train::{Sgd, SgdConfig};
+use tch::{Device, Kind, Tensor};
+
+use crate::{companions::Companion, config::PoolConfig, distillation::DistillError, plan::Plan};
+
+/// Images per batch when a whole epoch is scored for the curriculum.
+const SCORING_BATCH: usize = 256;
+
+/// The teacher is a trajectory of its own, outside the numbering of the pool.
+const TEACHER: u64 = u64::MAX;
+
+/// A network in evaluation mode, as attacks see it; its parameters must not require gradients.
+pub(crate) struct Eval<'a>(pub(crate) &'a Model);
+
+impl Classifier for Eval<'_> {
+    fn logits(&self, images: &Tensor) -> Tensor {
+        self.0.logits(images, false)
+    }
+
+    fn device(&self) -> Device {
+        self.0.device()
+    }
+}
+
+/// One network with everything that its training continues from.
+#[derive(Debug)]
+pub(crate) struct Member {
+    pub(crate) model: Model,
+    optimizer: Sgd,
+    /// Training steps so far.
+    age: u64,
+    /// Which initialization it comes from; selects its random streams.
+    trajectory: u64,
+    plan: Plan,
+}
+
+/// Networks of several ages, growing one training step at a time.
+#[derive(Debug)]
+pub struct Pool {
+    members: Vec<Member>,
+    /// The trajectory in training while the pool is filled.
+    growing: Option<Member>,
+    next_trajectory: u64,
+    config: PoolConfig,
+    seed: Seed,
+}
+
+/// What pool training needs besides the pool.
+pub(crate) struct Training<'a> {
+    pub(crate) spec: &'a ModelSpec,
+    pub(crate) input: &'a ModelInput,
+    pub(crate) data: &'a Split,
+    pub(crate) companion: &'a Companion,
+    pub(crate) curriculum: &'a Curriculum,
+    pub(crate) device: Device,
+}
+
+impl Pool {
+    pub(crate) const fn new(config: PoolConfig, seed: Seed) -> Self {
+        Self { members: Vec::new(), growing: None, next_trajectory: 0, config, seed }
+    }
+
+    /// Number of networks that are ready.
+    pub fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Whether no network is ready.
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// Training steps that filling the pool takes.
+    pub(crate) const fn steps_to_fill(config: &PoolConfig) -> u64 {
+        config.trajectories as u64 * config.max_steps
+    }
+
+    /// Training steps of the filling that are done.
+    pub(crate) fn steps_done(&self) -> u64 {
+        let complete = self.next_trajectory.saturating_sub(u64::from(self.growing.is_some()));
+        let complete = complete.min(self.config.trajectories as u64) * self.config.max_steps;
+        complete + self.growing.as_ref().map_or(0, |member| member.age)
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.growing.is_none() && self.members.len() == self.config.trajectories * self.config.snapshots
+    }
+
+    pub(crate) fn member(&self, index: usize) -> &Model {
+        &self.members[index].model
+    }
+
+    /// Ages at which a trajectory enters the pool, evenly spaced from `min_steps` to `max_steps`.
+    fn snapshot_ages(&self) -> Vec<u64> {
+        let (min, max, n) = (self.config.min_steps, self.config.max_steps, self.config.snapshots as u64);
+        if n == 1 { vec![max] } else { (0..n).map(|k| min + (max - min) * k / (n - 1)).collect() }
+    }
+
+    /// One training step of the trajectory in training; takes snapshots as they fall due.
+    ///
+    /// Returns the training loss.
+    pub(crate) fn fill_step(&mut self, training: &Training<'_>, passes: &mut Passes) -> Result<f64, DistillError> {
+        let mut member = match self.growing.take() {
+            Some(member) => member,
+            None => {
+                let trajectory = self.next_trajectory;
+                self.next_trajectory += 1;
+                let member = self.new_member(training, trajectory)?;
+                self.take_snapshots(&member)?;
+                member
+            }
+        };
+        let loss = if member.age < self.config.max_steps {
+            let loss = self.train_step(&mut member, training, passes)?;
+            self.take_snapshots(&member)?;
+            loss
+        } else {
+            0.0
+        };
+        if member.age < self.config.max_steps {
+            self.growing = Some(member);
+        }
+        Ok(loss)
+    }
+
+    fn take_snapshots(&mut self, member: &Member) -> Result<(), DistillError> {
+        for _ in self.snapshot_ages().iter().filter(|&&age| age == member.age) {
+            let copy = member.copy(&self.config)?;
+            self.members.push(copy);
+        }
+        Ok(())
+    }
+
+    /// Trains the drawn network further; a network past its age makes room for a young one.
+    ///
+    /// Returns whether the network was replaced: whatever is remembered of its embeddings is void then.
+    pub(crate) fn grow(&mut self, index: usize, training: &Training<'_>, passes: &mut Passes) -> Result<bool, DistillError> {
+        if self.config.steps_per_iteration == 0 {
+            return Ok(false);
+        }
+        let mut member = self.members.swap_remove(index);
+        for _ in 0..self.config.steps_per_iteration {
+            self.train_step(&mut member, training, passes)?;
+        }
+        let replaced = member.age > self.config.max_steps;
+        if replaced {
+            let trajectory = self.next_trajectory;
+            self.next_trajectory += 1;
+            member = self.new_member(training, trajectory)?;
+            while member.age < self.config.min_steps {
+                self.train_step(&mut member, training, passes)?;
+            }
+        }
+        self.members.push(member);
+        let last = self.members.len() - 1;
+        self.members.swap(index, last);
+        Ok(replaced)
+    }
+
+    fn new_member(&self, training: &Training<'_>, trajectory: u64) -> Result<Member, DistillError> {
+        let model =
+            Model::new(training.spec, training.input, self.seed.child("pool/init", trajectory), training.device)?;
+        model.set_trainable(false);
+        Ok(Member {
+            optimizer: Sgd::new(sgd_config(&self.config), &model.parameters()),
+            model,
+            age: 0,
+            trajectory,
+            plan: Plan::default(),
+        })
+    }
+
+    /// One SGD step on the next mini-batch of the member's epoch.
+    fn train_step(&self, member: &mut Member, training: &Training<'_>, passes: &mut Passes) -> Result<f64, DistillError> {
+        let seed = self.seed.child("pool/train", member.trajectory).child("step", member.age);
+        if member.plan.is_finished() {
+            member.plan = Plan::new(epoch_order(&member.model, training, seed, passes));
+        }
+        let positions = member.plan.next(self.config.batch_size);
+        let (images, labels) = training.data.batch(&positions, training.device);
+        let draw = self.config.dsa.draw(&mut seed.stream("dsa", 0));
+        // Augmentation may leave the box; attacks live inside it.
+        let mut images = self.config.dsa.apply_normalized(&images, &draw, &training.input.mean, &training.input.std).clamp(0.0, 1.0);
+        if self.config.adversarial {
+            let ids: Vec<u64> = positions.iter().map(|&position| position as u64).collect();
+            let found = training.companion.make(&Eval(&member.model), &images, &labels, &ids, seed, None);
+            *passes += found.passes;
+            images = found.images;
+        }
+        let parameters = member.model.parameters();
+        member.model.set_trainable(true);
+        let value = tch::with_grad(|| loss::ce(&member.model.logits(&images, true), &labels).mean(Kind::Float));
+        let handles: Vec<&Tensor> = parameters.iter().map(|(_, tensor)| tensor).collect();
+        let step = gradients(&value, &handles);
+        member.model.set_trainable(false);
+        passes.forward += positions.len() as u64;
+        passes.backward += positions.len() as u64;
+        member.optimizer.step(&parameters, &step);
+        member.age += 1;
+        let value = value.double_value(&[]);
+        if !value.is_finite() {
+            return Err(DistillError::NotFinite { what: "pool training loss", at: member.age, value });
+        }
+        Ok(value)
+    }
+
+    pub(crate) fn state(&self, into: &mut BTreeMap<String, Tensor>) {
+        into.insert("pool.next-trajectory".to_owned(), Tensor::from_slice(&[self.next_trajectory as i64]));
+        for (index, member) in self.members.iter().enumerate() {
+            member.state(&format!("pool.{index:04}"), into);
+        }
+        if let Some(member) = &self.growing {
+            member.state("pool.growing", into);
+        }
+    }
+
+    pub(crate) fn load_state(
+        &mut self,
+        state: &BTreeMap<String, Tensor>,
+        training: &Training<'_>,
+    ) -> Result<(), DistillError> {
+        self.next_trajectory = scalar(state, "pool.next-trajectory")? as u64;
+        self.members.clear();
+        loop {
+            let prefix = format!("pool.{:04}", self.members.len());
+            match self.restore_member(state, &prefix, training)? {
+                Some(member) => self.members.push(member),
+                None => break,
+            }
+        }
+        self.growing = self.restore_member(state, "pool.growing", training)?;
+        Ok(())
+    }
+
+    fn restore_member(
+        &self,
+        state: &BTreeMap<String, Tensor>,
+        prefix: &str,
+        training: &Training<'_>,
+    ) -> Result<Option<Member>, DistillError> {
+        if !state.contains_key(&format!("{prefix}.age")) {
+            return Ok(None);
+        }
+        let trajectory = scalar(state, &format!("{prefix}.trajectory"))? as u64;
+        let mut member = self.new_member(training, trajectory)?;
+        member.age = scalar(state, &format!("{prefix}.age"))? as u64;
+        member.model.load_state(&section(state, &format!("{prefix}.model.")))?;
+        member.optimizer.load_state(&section(state, &format!("{prefix}.sgd.")))?;
+        let plan = state.get(&format!("{prefix}.plan")).ok_or_else(|| DistillError::State(format!("no tensor `{prefix}.plan`")))?;
+        member.plan = Plan::from_state(plan).map_err(DistillError::State)?;
+        Ok(Some(member))
+    }
+}
+
+impl Member {
+    fn copy(&self, config: &PoolConfig) -> Result<Self, DistillError> {
+        let model = self.model.snapshot()?;
+        model.set_trainable(false);
+        let mut optimizer = Sgd::new(sgd_config(config), &model.parameters());
+        optimizer.load_state(&self.optimizer.state())?;
+        Ok(Self { model, optimizer, age: self.age, trajectory: self.trajectory, plan: self.plan.clone() })
+    }
+
+    fn state(&self, prefix: &str, into: &mut BTreeMap<String, Tensor>) {
+        into.insert(format!("{prefix}.age"), Tensor::from_slice(&[self.age as i64]));
+        into.insert(format!("{prefix}.trajectory"), Tensor::from_slice(&[self.trajectory as i64]));
+        into.insert(format!("{prefix}.plan"), self.plan.state());
+        into.extend(self.model.state().into_iter().map(|(name, tensor)| (format!("{prefix}.model.{name}"), tensor)));
+        into.extend(self.optimizer.state().into_iter().map(|(name, tensor)| (format!("{prefix}.sgd.{name}"), tensor)));
+    }
+}
+
+/// The teacher: a trajectory of `steps` steps that grows like the pool's.
+#[derive(Debug)]
+pub(crate) struct Teacher {
+    trainer: Pool,
+    member: Member,
+    steps: u64,
+}
+
+impl Teacher {
+    pub(crate) fn new(config: &PoolConfig, steps: u64, seed: Seed, training: &Training<'_>) -> Result<Self, DistillError> {
+        let trainer = Pool::new(config.clone(), seed);
+        let member = trainer.new_member(training, TEACHER)?;
+        Ok(Self { trainer, member, steps })
+    }
+
+    pub(crate) const fn steps_done(&self) -> u64 {
+        self.member.age
+    }
+
+    pub(crate) const fn is_trained(&self) -> bool {
+        self.member.age >= self.steps
+    }
+
+    pub(crate) const fn model(&self) -> &Model {
+        &self.member.model
+    }
+
+    pub(crate) fn train_step(&mut self, training: &Training<'_>, passes: &mut Passes) -> Result<f64, DistillError> {
+        self.trainer.train_step(&mut self.member, training, passes)
+    }
+
+    pub(crate) fn state(&self, into: &mut BTreeMap<String, Tensor>) {
+        self.member.state("teacher", into);
+    }
+
+    pub(crate) fn load_state(&mut self, state: &BTreeMap<String, Tensor>, training: &Training<'_>) -> Result<(), DistillError> {
+        let restored = self.trainer.restore_member(state, "teacher", training)?;
+        self.member = restored.ok_or_else(|| DistillError::State("no teacher".to_owned()))?;
+        Ok(())
+    }
+}
+
+const fn sgd_config(config: &PoolConfig) -> SgdConfig {
+    SgdConfig { lr: config.lr, momentum: config.momentum, weight_decay: config.weight_decay }
+}
+
+/// The order of a new epoch: scores every real image first, where the curriculum needs it.
+fn epoch_order(model: &Model, training: &Training<'_>, seed: Seed, passes: &mut Passes) -> Vec<usize> {
+    let n = training.data.len();
+    let mut scores = vec![0.0f32; n];
+    if training.curriculum.needs_scores() {
+        let all: Vec<usize> = (0..n).collect();
+        for positions in all.chunks(SCORING_BATCH) {
+            let (images, labels) = training.data.batch(positions, training.device);
+            let ids: Vec<u64> = positions.iter().map(|&position| position as u64).collect();
+            let found = training.companion.make(&Eval(model), &images, &labels, &ids, seed, None);
+            *passes += found.passes;
+            let batch = Vec::<f32>::try_from(&found.scores).expect("scores are f32 [N]");
+            scores[positions[0]..positions[0] + positions.len()].copy_from_slice(&batch);
+        }
+    }
+    training.curriculum.order(&scores, training.data.labels(), &mut seed.stream("order", 0))
+}
+
+/// The tensors whose name starts with `prefix`, without it.
+fn section(state: &BTreeMap<String, Tensor>, prefix: &str) -> BTreeMap<String, Tensor> {
+    state
+        .iter()
+        .filter_map(|(name, tensor)| Some((name.strip_prefix(prefix)?.to_owned(), tensor.shallow_clone())))
+        .collect()
+}
+
+pub(crate) fn scalar(state: &BTreeMap<String, Tensor>, name: &str) -> Result<i64, DistillError> {
+    let tensor = state.get(name).ok_or_else(|| DistillError::State(format!("no tensor `{name}`")))?;
+    if tensor.size() != [1] || tensor.kind() != Kind::Int64 {
+        return Err(DistillError::State(format!("`{name}` must be i64 [1], got {:?} {:?}", tensor.kind(), tensor.size())));
+    }
+    Ok(tensor.int64_value(&[0]))
+}
