@@ -16,6 +16,7 @@ const HEARTBEAT: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone)]
 pub(crate) struct Checkout {
     root: PathBuf,
+    target: PathBuf,
 }
 
 impl Checkout {
@@ -28,11 +29,18 @@ impl Checkout {
             Some(folder) => PathBuf::from(folder),
             None => env::current_dir()?,
         };
-        start
+        let root = start
             .ancestors()
             .find(|folder| folder.join("xtask/Cargo.toml").is_file())
-            .map(|root| Self { root: root.to_owned() })
-            .ok_or_else(|| exit::usage(format!("{} is not inside a c2r checkout", start.display())))
+            .ok_or_else(|| exit::usage(format!("{} is not inside a c2r checkout", start.display())))?;
+        let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |dir| root.join(dir));
+        Ok(Self { root: root.to_owned(), target })
+    }
+
+    /// A checkout in `root` with nothing in it but what a test puts there.
+    #[cfg(test)]
+    pub(crate) fn for_test(root: &Path) -> Self {
+        Self { root: root.to_owned(), target: root.join("target") }
     }
 
     /// The top folder.
@@ -45,14 +53,9 @@ impl Checkout {
         self.root.join(".libtorch")
     }
 
-    /// Cargo's output folder.
-    pub(crate) fn target(&self) -> PathBuf {
-        env::var_os("CARGO_TARGET_DIR").map_or_else(|| self.root.join("target"), |dir| self.root.join(dir))
-    }
-
     /// The `c2r` command, built or not.
     pub(crate) fn c2r(&self) -> PathBuf {
-        self.target().join("release").join(format!("c2r{}", env::consts::EXE_SUFFIX))
+        self.target.join("release").join(format!("c2r{}", env::consts::EXE_SUFFIX))
     }
 
     /// `path` as seen from the top folder, where it lies inside.

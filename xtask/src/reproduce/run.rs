@@ -275,4 +275,93 @@ mod tests {
         assert!(text.contains("digits/ipc1/c2r/seed0 distill failed: exit status: 3"), "{text}");
         assert!(text.contains("command: c2r distill --ipc 1\n  it printed nothing"), "{text}");
     }
+
+    /// A checkout whose `c2r` is a shell script: it counts its calls, fails for seed 1's distillation
+    /// with code 3, and otherwise writes the files that its arguments name.
+    #[cfg(unix)]
+    fn checkout_with_fake_c2r(root: &Path) -> Checkout {
+        const SCRIPT: &str = r#"#!/bin/sh
+echo "$*" >> calls
+command=$1
+while [ $# -gt 0 ]; do
+    case $1 in
+        --run-dir) dir=$2 ;;
+        --output) out=$2 ;;
+        --synthetic | --checkpoint) test -f "$2" || { echo "no input $2"; exit 9; } ;;
+        --seed) seed=$2 ;;
+    esac
+    shift
+done
+if [ "$command$seed" = distill1 ]; then echo "error: cannot read data_batch_1.bin"; exit 3; fi
+case $command in
+    distill) mkdir -p "$dir" && echo "$seed" > "$dir/synthetic.safetensors" ;;
+    train) mkdir -p "$dir" && echo "$seed" > "$dir/model.safetensors" ;;
+    attack) echo "{}" > "$out" ;;
+esac
+"#;
+        use std::io::Write;
+        let folder = root.join("target/release");
+        fs::create_dir_all(&folder).unwrap();
+        fs::create_dir_all(root.join("data/profiles")).unwrap();
+        fs::write(root.join("data/profiles/faithful.toml"), "eta = 0.4").unwrap();
+        // Written by another process: a program that is open for writing here cannot be started, and a
+        // test beside this one may hold a copy of the open file while it starts something.
+        let mut writer = Command::new("sh")
+            .args(["-c", "cat > \"$0\" && chmod +x \"$0\""])
+            .arg(folder.join("c2r"))
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        writer.stdin.take().unwrap().write_all(SCRIPT.as_bytes()).unwrap();
+        assert!(writer.wait().unwrap().success());
+        Checkout::for_test(root)
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_grid_runs_fails_in_part_and_is_not_run_twice() {
+        use super::super::{
+            experiment::tests::example,
+            plan::{Only, Place, expand},
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let checkout = checkout_with_fake_c2r(folder.path());
+        let place = Place {
+            root: folder.path().into(),
+            runs: folder.path().join("runs/example-quick"),
+            data: None,
+            threads: None,
+            device: None,
+            force: false,
+        };
+        let experiment = example();
+        let plan = |only: &str| {
+            let only: Only = only.parse().unwrap();
+            expand(&experiment, experiment.scale("quick").unwrap(), &only, &place).unwrap()
+        };
+        let n_calls = || fs::read_to_string(folder.path().join("calls")).unwrap().lines().count();
+
+        // Per seed and method one distillation, two trainings, two attacks; seed 1 fails at once.
+        let steps = plan("dataset=digits,ipc=10");
+        assert_eq!(steps.len(), 2 * 3 * 5);
+        let summary = run(&steps, &finished(&steps), 3, &checkout).unwrap();
+        assert_eq!((summary.n_finished, summary.n_reused, summary.n_blocked), (20, 0, 8));
+        assert_eq!(summary.failures.len(), 2);
+        assert!(summary.failures.iter().all(|failure| failure.code == 3));
+        let report = &summary.failures[0].report;
+        assert!(report.contains("seed1 distill failed") && report.contains("data_batch_1.bin"), "{report}");
+        assert_eq!(n_calls(), 22);
+
+        // The second time, only what failed is started.
+        let again = run(&steps, &finished(&steps), 3, &checkout).unwrap();
+        assert_eq!((again.n_finished, again.n_reused, again.n_blocked), (0, 20, 8));
+        assert_eq!(n_calls(), 24);
+
+        // Another profile is another result, from the distillation on.
+        fs::write(folder.path().join("data/profiles/faithful.toml"), "eta = 0.6").unwrap();
+        let steps = plan("dataset=digits,ipc=10,method=c2r,seed=0");
+        assert_eq!(finished(&steps), [false; 5]);
+        assert_eq!(run(&steps, &finished(&steps), 1, &checkout).unwrap().n_finished, 5);
+        assert_eq!(finished(&steps), [true; 5]);
+    }
 }
