@@ -14,6 +14,8 @@ use crate::{AttackRecord, EvalError};
 pub struct Source {
     /// Path of the `attack.json`, relative to the results folder, with `/`.
     pub path: String,
+    /// The file itself.
+    pub file: PathBuf,
     /// Its contents.
     pub record: AttackRecord,
     /// `config` of the training's `run.json`, which lies beside it; `None` where there is none.
@@ -101,7 +103,13 @@ fn read(file: &Path, ancestor: &Path) -> Result<Source, EvalError> {
     };
     let relative = file.strip_prefix(ancestor).unwrap_or(file);
     let parts: Vec<_> = relative.components().map(|part| part.as_os_str().to_string_lossy()).collect();
-    Ok(Source { path: parts.join("/"), record, train_config: config(&folder.join("run.json"))?, distill_config })
+    Ok(Source {
+        path: parts.join("/"),
+        file: file.to_owned(),
+        record,
+        train_config: config(&folder.join("run.json"))?,
+        distill_config,
+    })
 }
 
 fn config(path: &Path) -> Result<Option<Value>, EvalError> {

@@ -7,6 +7,15 @@
 //! **What it is not:** it runs no network and no attack ([`AttackRecord::from_report`] takes what `c2r-attacks` found), and it never prints.
 //!
 //! **Where to start:** [`Table::build`]. How to read the result is in `docs/tables.md`.
+//!
+//! ```no_run
+//! use c2r_eval::{Table, TableOptions, collect};
+//! let results = collect(&["runs/mine".into()])?;
+//! let options = TableOptions { baseline: Some("class-mean"), ..TableOptions::default() };
+//! let table = Table::build(&results, &options)?;
+//! assert!(table.markdown().contains("| ipc | method | runs |"));
+//! # Ok::<(), c2r_eval::EvalError>(())
+//! ```
 
 mod collect;
 mod error;

@@ -53,7 +53,10 @@ impl Table {
     fn document(&self, drawn: bool) -> String {
         let mut out = format!("# {}\n", self.title);
         if let Some(experiment) = &self.experiment {
-            let scale = experiment.scale.as_ref().map_or(String::new(), |scale| format!(", scale `{scale}`"));
+            let scale = experiment
+                .scale
+                .as_ref()
+                .map_or_else(String::new, |scale| format!(", scale `{scale}`: {}", experiment.about));
             out.push_str(&format!(
                 "\nExperiment `{}`{scale}. Published numbers: {}.\n",
                 experiment.name, experiment.source
@@ -62,9 +65,9 @@ impl Table {
         for section in &self.sections {
             let grid = Grid::new(section);
             out.push_str(&format!(
-                "\n## {}, trained with {}\n\n{}\n\n",
+                "\n## {}, {}\n\n{}\n\n",
                 section.dataset,
-                section.protocol,
+                protocol_label(&section.protocol),
                 setting(section)
             ));
             out.push_str(&if drawn { drawn_grid(&grid) } else { markdown_grid(&grid) });
@@ -215,7 +218,7 @@ impl Grid {
             let plain = |text: String| Entry { text, better: false };
             let mut label = row.label.clone();
             if row.undistilled {
-                label.push_str(" (undistilled)");
+                label.push_str(", undistilled");
             }
             let marks: Vec<String> = row.notes.iter().map(|note| grid.mark(note)).collect();
             let runs = match row.planned_runs {
@@ -362,7 +365,11 @@ fn csv_line(section: &Section, row: &Row, cell: &Cell) -> Vec<String> {
     let published = cell.published.as_ref();
     let comparison = cell.comparison.as_ref();
     let seeds = row.runs.iter().zip(&cell.values).filter(|(_, value)| value.is_some());
-    let seeds: Vec<String> = seeds.map(|(run, _)| format!("{}/{}", number(run.distill_seed), run.train_seed)).collect();
+    let seeds: Vec<String> = seeds
+        .map(|(run, _)| {
+            format!("{}/{}", run.distill_seed.map_or_else(|| "-".to_owned(), |seed| seed.to_string()), run.train_seed)
+        })
+        .collect();
     let caveats = [cell.caveat.as_str(), published.map_or("", |published| published.caveat.as_str())];
     let notes: Vec<&str> = (row.notes.iter().chain(&section.notes).map(String::as_str))
         .chain(caveats.into_iter().filter(|caveat| !caveat.is_empty()))

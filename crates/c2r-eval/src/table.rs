@@ -671,7 +671,9 @@ fn section(
     columns.extend([MEAN_ROBUST, DROP_RATE].map(str::to_owned));
     columns.retain(|column| made.iter().any(|row| row.cell(column).is_some()));
     let mut notes = Vec::new();
-    lift_common_notes(&mut made, &mut notes);
+    let of_data: BTreeSet<&String> =
+        files().flat_map(|file| file.record.subject.notes.iter().chain(&file.record.notes)).collect();
+    lift_common_notes(&mut made, &of_data, &mut notes);
     let versions: BTreeSet<String> = files()
         .map(|file| {
             let versions = &file.record.versions;
@@ -702,11 +704,11 @@ fn section(
     })
 }
 
-/// Moves notes that stand in every row to the section.
-fn lift_common_notes(rows: &mut [Row], notes: &mut Vec<String>) {
+/// Moves notes about data and evaluation that stand in every row to the section.
+fn lift_common_notes(rows: &mut [Row], of_data: &BTreeSet<&String>, notes: &mut Vec<String>) {
     let Some(first) = rows.first() else { return };
-    let common: Vec<String> =
-        first.notes.iter().filter(|note| rows.iter().all(|row| row.notes.contains(note))).cloned().collect();
+    let everywhere = |note: &&String| of_data.contains(note) && rows.iter().all(|row| row.notes.contains(note));
+    let common: Vec<String> = first.notes.iter().filter(everywhere).cloned().collect();
     for row in rows {
         row.notes.retain(|note| !common.contains(note));
     }
@@ -748,7 +750,13 @@ fn make_row(
         note(format!("stores in addition to its images: {}", first.record.subject.extra_storage));
     }
     for file in measured.values().flat_map(|run| &run.files) {
-        file.record.subject.notes.iter().chain(&file.record.notes).for_each(|text| note(text.clone()));
+        for text in file.record.subject.notes.iter().chain(&file.record.notes) {
+            let has = |file: &&Source| file.record.subject.notes.contains(text) || file.record.notes.contains(text);
+            match measured.values().filter(|run| run.files.iter().any(|file| has(file))).count() {
+                all if all == measured.len() => note(text.clone()),
+                some => note(format!("{text} ({some} of {} runs)", measured.len())),
+            }
+        }
     }
     if let Some(difference) = configs_differ(measured) {
         note(format!("its runs were distilled with different configurations: {difference}"));

@@ -1,1 +1,3 @@
+//! One binary, because each links libtorch.
+
 mod table;

@@ -132,6 +132,7 @@ fn source(method: &str, protocol: &str, seed: u64, clean: usize, fgsm: usize, pg
     let size = if full { "all".to_owned() } else { "ipc10".to_owned() };
     Source {
         path: format!("cifar10/{size}/{method}/seed{seed}/{protocol}/attack.json"),
+        file: PathBuf::new(),
         record,
         train_config: Some(json!({ "steps": 20, "seed": seed })),
         distill_config: (!full).then(|| json!({ "iterations": 300, "seed": seed })),
@@ -262,12 +263,18 @@ fn golden(name: &str, text: &str) {
 
 #[test]
 fn renderings_are_as_accepted() {
-    let mut table = table(&sources(), "paper");
+    let mut sources = sources();
+    for source in &mut sources {
+        source.record.subject.notes = vec!["cifar10 train: 20000 of 50000 images (subset)".into()];
+    }
+    sources[4].record.notes = vec!["the first 100 of 10000 test images".into()];
+    let mut table = table(&sources, "paper");
     table.pictures.push(c2r_eval::table::Picture {
         file: "grid-cifar10-ipc10.png".into(),
         caption: "cifar10, 10 images per class, from left to right: class means, C²R".into(),
         sources: vec!["cifar10/ipc10/c2r/seed0/distill/synthetic.safetensors".into()],
     });
+    // A note about the data of every row of a section stands once, of one row with that row.
     golden("table.md", &table.markdown());
     golden("table.txt", &table.terminal(Some(200)));
     golden("table.csv", &table.csv().unwrap());

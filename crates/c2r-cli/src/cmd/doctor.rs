@@ -1,0 +1,471 @@
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use c2r_base::native;
+use c2r_data::{DatasetSpec, Format};
+use c2r_models::ModelSpec;
+use serde::Serialize;
+use tch::{Cuda, Device};
+
+use crate::{
+    exit::{self, OrExit},
+    run_dir,
+    throughput::{self, Throughput},
+    ui::Ui,
+};
+
+/// Version of what `--json` prints.
+const SCHEMA_VERSION: u32 = 1;
+/// Published images per second to compare with stand in docs/performance.md for this batch size.
+const BATCH_SIZE: usize = 128;
+
+/// Say what was found on this machine, what was not, and what to do about it.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  c2r doctor --data DIR
+  c2r doctor --throughput ConvNet-D3-W128-IN --input 3x32x32 --classes 10")]
+pub(crate) struct Args {
+    /// Folder that holds the downloaded datasets
+    #[arg(long, value_name = "DIR", env = "C2R_DATA")]
+    data: Option<PathBuf>,
+
+    /// Also measure how many images per second a network takes forward and backward to the pixels (4 seconds)
+    #[arg(long, value_name = "MODEL")]
+    throughput: Option<ModelSpec>,
+
+    /// Shape of the images for --throughput
+    #[arg(long, value_name = "CxHxW", default_value = "3x32x32", value_parser = parse_shape, requires = "throughput")]
+    input: [i64; 3],
+
+    /// Number of classes for --throughput
+    #[arg(long, value_name = "K", default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..), requires = "throughput")]
+    classes: u32,
+
+    /// Images per pass for --throughput
+    #[arg(long, value_name = "N", default_value_t = BATCH_SIZE as u32, value_parser = clap::value_parser!(u32).range(1..), requires = "throughput")]
+    batch_size: u32,
+
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+fn parse_shape(text: &str) -> Result<[i64; 3], String> {
+    let sides: Option<Vec<i64>> =
+        text.split('x').map(|side| side.parse().ok().filter(|side| (1..=4096).contains(side))).collect();
+    sides
+        .and_then(|sides| <[i64; 3]>::try_from(sides).ok())
+        .ok_or_else(|| "expected channels, height and width, e.g. 3x32x32".to_owned())
+}
+
+/// Everything that was found; what `--json` prints.
+#[derive(Serialize)]
+struct Report {
+    schema_version: u32,
+    /// c2r, its git revision, tch and the libtorch it was built for.
+    versions: BTreeMap<String, String>,
+    libtorch: Libtorch,
+    threads: Threads,
+    cuda: CudaState,
+    /// Where computing happens unless `--device` says otherwise.
+    device: String,
+    /// Whether freed memory is kept for the next tensor.
+    allocator_keeps_memory: bool,
+    data: Vec<DataState>,
+    throughput: Option<ThroughputState>,
+    /// What is wrong, each with what to do.
+    problems: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Libtorch {
+    /// The version that was loaded, where its folder says so.
+    version: Option<String>,
+    /// The library that was loaded, where the system says so.
+    path: Option<PathBuf>,
+    mkldnn: bool,
+    mkl: bool,
+    openmp: bool,
+}
+
+#[derive(Serialize)]
+struct Threads {
+    /// Within one operation.
+    used: i32,
+    /// Cores that this process may use.
+    cores: usize,
+}
+
+#[derive(Serialize)]
+struct CudaState {
+    /// GPUs that libtorch sees.
+    devices: i64,
+    cudnn: bool,
+    /// Whether an NVIDIA driver is installed.
+    driver: bool,
+    /// Why libtorch's CUDA part could not be loaded.
+    load_error: Option<String>,
+}
+
+#[derive(Serialize)]
+struct DataState {
+    dataset: String,
+    /// `embedded`, a folder, or nothing.
+    found: Option<String>,
+}
+
+#[derive(Serialize)]
+struct ThroughputState {
+    model: String,
+    input: [i64; 3],
+    classes: u32,
+    device: String,
+    threads: i32,
+    #[serde(flatten)]
+    images_per_second: Throughput,
+}
+
+pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
+    let mut report = Report {
+        schema_version: SCHEMA_VERSION,
+        versions: run_dir::versions(),
+        libtorch: libtorch(),
+        threads: Threads {
+            used: tch::get_num_threads(),
+            cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        },
+        cuda: cuda(),
+        device: device_name(device),
+        allocator_keeps_memory: native::keep_large_allocations(),
+        data: data(args.data.as_deref()),
+        throughput: None,
+        problems: Vec::new(),
+    };
+    report.problems = problems(&report, args.data.as_deref());
+    if let Some(model) = &args.throughput {
+        report.throughput = Some(measure(model, &args, device)?);
+    }
+    if args.json {
+        ui.out(serde_json::to_string_pretty(&report).context("the report cannot be written as JSON")?);
+    } else {
+        for line in lines(&report) {
+            ui.out(line);
+        }
+    }
+    Ok(())
+}
+
+fn device_name(device: Device) -> String {
+    match device {
+        Device::Cuda(index) => format!("cuda:{index}"),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}
+
+fn libtorch() -> Libtorch {
+    let path = loaded_library("libtorch_cpu.so");
+    let version = path.as_deref().and_then(|library| library.parent()?.parent()).and_then(version_of);
+    Libtorch {
+        version,
+        path,
+        mkldnn: tch::utils::has_mkldnn(),
+        mkl: tch::utils::has_mkl(),
+        openmp: tch::utils::has_openmp(),
+    }
+}
+
+/// The file that a shared library of this process was loaded from; only Linux says so.
+fn loaded_library(name: &str) -> Option<PathBuf> {
+    let maps = fs::read_to_string("/proc/self/maps").ok()?;
+    // The path follows five columns and may contain spaces.
+    let paths = maps.lines().filter_map(|line| line.find('/').map(|start| PathBuf::from(&line[start..])));
+    paths.into_iter().find(|path| path.file_name().is_some_and(|file| file == name))
+}
+
+/// What a libtorch folder says about itself: `build-version` (archives of pytorch.org), `version.py` (the Python
+/// package) or the C++ header.
+fn version_of(folder: &Path) -> Option<String> {
+    let read = |name: &str| fs::read_to_string(folder.join(name)).ok();
+    if let Some(text) = read("build-version") {
+        return Some(text.trim().to_owned());
+    }
+    let python = read("version.py").and_then(|text| {
+        let line = text.lines().find(|line| line.starts_with("__version__"))?.to_owned();
+        Some(line.split(['\'', '"']).nth(1)?.to_owned())
+    });
+    python.or_else(|| {
+        let headers = ["include/torch/headeronly/version.h", "include/torch/csrc/api/include/torch/version.h"];
+        let text = headers.iter().find_map(|header| read(header).filter(|text| text.contains("_VERSION_MAJOR ")))?;
+        let number = |part: &str| {
+            let start = format!("#define TORCH_VERSION_{part} ");
+            text.lines().find_map(|line| line.strip_prefix(&start)).map(|number| number.trim().to_owned())
+        };
+        Some(format!("{}.{}.{}", number("MAJOR")?, number("MINOR")?, number("PATCH")?))
+    })
+}
+
+fn cuda() -> CudaState {
+    let load_error = native::load_cuda().err();
+    let driver =
+        ["/proc/driver/nvidia/version", "/dev/nvidia0", "/dev/dxg"].iter().any(|path| Path::new(path).exists());
+    let devices = Cuda::device_count();
+    CudaState { devices, cudnn: devices > 0 && Cuda::cudnn_is_available(), driver, load_error }
+}
+
+fn data(folder: Option<&Path>) -> Vec<DataState> {
+    let find = |spec: &DatasetSpec| {
+        if spec.format == Format::Digits {
+            return Some("embedded".to_owned());
+        }
+        let folder = folder?;
+        let inside = spec.folders.iter().map(|name| folder.join(name)).find(|path| path.is_dir());
+        let itself = || spec.folders.iter().any(|name| folder.ends_with(name)).then(|| folder.to_owned());
+        inside.or_else(itself).filter(|path| path.is_dir()).map(|path| path.display().to_string())
+    };
+    c2r_data::registry().iter().map(|spec| DataState { dataset: spec.name.clone(), found: find(spec) }).collect()
+}
+
+fn problems(report: &Report, folder: Option<&Path>) -> Vec<String> {
+    let mut problems = Vec::new();
+    let built_for = report.versions.get("libtorch").map_or("", String::as_str);
+    if let (Some(version), Some(path)) = (&report.libtorch.version, &report.libtorch.path) {
+        if !version.starts_with(built_for) {
+            problems.push(format!(
+                "libtorch {version} was loaded from {}, but c2r was built for {built_for}: unset LD_LIBRARY_PATH, or run `cargo xtask setup` and build again",
+                path.display()
+            ));
+        }
+    }
+    let cuda = &report.cuda;
+    match &cuda.load_error {
+        Some(_) if cuda.driver => problems.push(
+            "an NVIDIA driver is here, but libtorch has no CUDA part that loads: run `cargo xtask setup --cuda yes` and build again"
+                .to_owned(),
+        ),
+        None if cuda.driver && cuda.devices == 0 => problems.push(
+            "libtorch's CUDA part loads and a driver is here, but no GPU is visible: look at `nvidia-smi` and at CUDA_VISIBLE_DEVICES; the driver may be too old for CUDA 13"
+                .to_owned(),
+        ),
+        _ => {}
+    }
+    let threads = &report.threads;
+    if (threads.used as usize) < threads.cores {
+        problems.push(format!(
+            "{} of {} cores are used: --threads {} uses all, unless OMP_NUM_THREADS or several processes are meant to",
+            threads.used, threads.cores, threads.cores
+        ));
+    }
+    if threads.used as usize > threads.cores {
+        problems.push(format!(
+            "{} threads share {} cores: --threads {} is usually faster",
+            threads.used, threads.cores, threads.cores
+        ));
+    }
+    if !report.allocator_keeps_memory {
+        problems.push(
+            "the C library's allocator cannot be told to keep freed memory, which may double the time on the CPU (docs/performance.md)"
+                .to_owned(),
+        );
+    }
+    match folder {
+        Some(folder) if !folder.is_dir() => {
+            problems.push(format!("the data folder {} is not there: check --data and C2R_DATA", folder.display()));
+        }
+        Some(folder)
+            if report.data.iter().all(|data| data.found.as_deref().is_none_or(|found| found == "embedded")) =>
+        {
+            problems.push(format!(
+                "{} holds no dataset that c2r knows: docs/datasets.md shows the layouts",
+                folder.display()
+            ));
+        }
+        _ => {}
+    }
+    problems
+}
+
+fn measure(model: &ModelSpec, args: &Args, device: Device) -> anyhow::Result<ThroughputState> {
+    let [channels, height, width] = args.input;
+    let mut spec = c2r_data::spec("digits")?;
+    (spec.channels, spec.height, spec.width) = (channels, height, width);
+    (spec.mean, spec.std) = (vec![0.5; channels as usize], vec![0.25; channels as usize]);
+    spec.classes = (0..args.classes).map(|class| class.to_string()).collect();
+    let images_per_second = throughput::measure(model, &spec, args.batch_size as usize, device)
+        .with_context(|| format!("cannot run {model} on {channels}x{height}x{width} images"))
+        .or_exit(exit::USAGE)?;
+    Ok(ThroughputState {
+        model: model.to_string(),
+        input: args.input,
+        classes: args.classes,
+        device: device_name(device),
+        threads: tch::get_num_threads(),
+        images_per_second,
+    })
+}
+
+/// The report for people: one subject per line, what it is about in the first column.
+fn lines(report: &Report) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut say = |subject: &str, text: String| lines.push(format!("{subject:<11}{text}"));
+    let version = |name: &str| report.versions.get(name).map_or("unknown", String::as_str);
+    say("c2r", format!("{} (git {}), tch {}", version("c2r"), version("git"), version("tch")));
+    let libtorch = &report.libtorch;
+    let parts: Vec<&str> = [("MKL", libtorch.mkl), ("oneDNN", libtorch.mkldnn), ("OpenMP", libtorch.openmp)]
+        .into_iter()
+        .filter_map(|(name, there)| there.then_some(name))
+        .collect();
+    say(
+        "libtorch",
+        format!(
+            "{} with {}, from {}",
+            libtorch.version.as_deref().unwrap_or("of unknown version"),
+            if parts.is_empty() { "no CPU libraries".to_owned() } else { parts.join(", ") },
+            libtorch.path.as_ref().map_or_else(|| "an unknown place".to_owned(), |path| path.display().to_string())
+        ),
+    );
+    say("threads", format!("{} on {} cores", report.threads.used, report.threads.cores));
+    let cuda = &report.cuda;
+    say(
+        "CUDA",
+        match &cuda.load_error {
+            _ if cuda.devices > 0 => {
+                format!("{} GPUs, {}", cuda.devices, if cuda.cudnn { "with cuDNN" } else { "without cuDNN" })
+            }
+            Some(error) => {
+                format!("not available: {error}{}", if cuda.driver { "" } else { " (and no NVIDIA driver is here)" })
+            }
+            None if cuda.driver => "loaded, but no GPU is visible".to_owned(),
+            None => "loaded, but no NVIDIA driver is here".to_owned(),
+        },
+    );
+    say("device", report.device.clone());
+    let allocator = if report.allocator_keeps_memory { "keeps freed memory for the next tensor" } else { "default" };
+    say("allocator", allocator.to_owned());
+    for data in &report.data {
+        say("data", format!("{}: {}", data.dataset, data.found.as_deref().unwrap_or("not found")));
+    }
+    if let Some(measured) = &report.throughput {
+        let [channels, height, width] = measured.input;
+        say(
+            "throughput",
+            format!(
+                "{} on {channels}x{height}x{width}, {} classes, batch {}, {}: {:.0} images/s forward, {:.0} input gradient, {:.0} training",
+                measured.model,
+                measured.classes,
+                measured.images_per_second.batch_size,
+                measured.device,
+                measured.images_per_second.forward,
+                measured.images_per_second.input_gradient,
+                measured.images_per_second.training,
+            ),
+        );
+    }
+    for problem in &report.problems {
+        say("problem", problem.clone());
+    }
+    if report.problems.is_empty() {
+        say("problems", "none".to_owned());
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn healthy() -> Report {
+        Report {
+            schema_version: SCHEMA_VERSION,
+            versions: BTreeMap::from([("libtorch".to_owned(), "2.11".to_owned())]),
+            libtorch: Libtorch {
+                version: Some("2.11.0+cu130".into()),
+                path: Some("/lib/libtorch_cpu.so".into()),
+                mkldnn: true,
+                mkl: true,
+                openmp: true,
+            },
+            threads: Threads { used: 4, cores: 4 },
+            cuda: CudaState { devices: 0, cudnn: false, driver: false, load_error: Some("no such file".into()) },
+            device: "cpu".into(),
+            allocator_keeps_memory: true,
+            data: data(None),
+            throughput: None,
+            problems: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn every_trouble_has_an_advice() {
+        assert_eq!(problems(&healthy(), None), Vec::<String>::new(), "a CPU-only machine is healthy");
+        let check = |part: &str, spoil: fn(&mut Report)| {
+            let mut report = healthy();
+            spoil(&mut report);
+            let found = problems(&report, None);
+            assert!(found.len() == 1 && found[0].contains(part), "{found:?}");
+        };
+        check("LD_LIBRARY_PATH", |report| report.libtorch.version = Some("2.9.1".into()));
+        check("setup --cuda yes", |report| report.cuda.driver = true);
+        check("CUDA_VISIBLE_DEVICES", |report| (report.cuda.driver, report.cuda.load_error) = (true, None));
+        check("--threads 4 uses all", |report| report.threads.used = 1);
+        check("8 threads share 4 cores", |report| report.threads.used = 8);
+        check("allocator", |report| report.allocator_keeps_memory = false);
+        let none = problems(&healthy(), Some(Path::new("no/such/folder")));
+        assert!(none[0].contains("C2R_DATA"), "{none:?}");
+        let folder = tempfile::tempdir().unwrap();
+        let empty = problems(&healthy(), Some(folder.path()));
+        assert!(empty[0].contains("holds no dataset"), "{empty:?}");
+    }
+
+    #[test]
+    fn data_folders_are_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let cifar = folder.path().join("cifar-10-batches-bin");
+        fs::create_dir(&cifar).unwrap();
+        for given in [folder.path(), &cifar] {
+            let seen = data(Some(given));
+            let of = |name: &str| seen.iter().find(|state| state.dataset == name).unwrap().found.clone();
+            assert_eq!(of("digits").as_deref(), Some("embedded"));
+            assert_eq!(of("cifar10"), Some(cifar.display().to_string()));
+            assert_eq!(of("cifar100"), None);
+        }
+    }
+
+    #[test]
+    fn a_folder_says_its_version_in_one_of_three_ways() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        assert_eq!(version_of(root), None);
+        let header = root.join("include/torch/headeronly/version.h");
+        fs::create_dir_all(header.parent().unwrap()).unwrap();
+        fs::write(
+            &header,
+            "#define TORCH_VERSION_MAJOR 2\n#define TORCH_VERSION_MINOR 11\n#define TORCH_VERSION_PATCH 0\n",
+        )
+        .unwrap();
+        assert_eq!(version_of(root).as_deref(), Some("2.11.0"));
+        fs::write(root.join("version.py"), "from typing import Optional\n__version__ = '2.11.0+cpu'\n").unwrap();
+        assert_eq!(version_of(root).as_deref(), Some("2.11.0+cpu"));
+        fs::write(root.join("build-version"), "2.10.0\n").unwrap();
+        assert_eq!(version_of(root).as_deref(), Some("2.10.0"));
+    }
+
+    #[test]
+    fn shapes_are_three_lengths() {
+        assert_eq!(parse_shape("3x32x64"), Ok([3, 32, 64]));
+        for wrong in ["3x32", "3x32x32x1", "ax2x2", "0x1x1", "", "3x32x99999"] {
+            assert!(parse_shape(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn the_loaded_libtorch_is_found() {
+        let path = loaded_library("libtorch_cpu.so").unwrap();
+        assert!(path.is_file(), "{}", path.display());
+    }
+}

@@ -1,0 +1,292 @@
+use std::{
+    collections::BTreeMap,
+    io::IsTerminal,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use c2r_base::artifact;
+use c2r_data::SyntheticSet;
+use c2r_eval::{
+    EvalError, Experiment, Source, Table, TableOptions, collect,
+    table::{Picture, Row},
+};
+use image::RgbImage;
+
+use crate::{
+    exit::{self, OrExit},
+    ui::Ui,
+};
+
+/// White pixels between two methods' pictures.
+const GAP: u32 = 16;
+/// A picture of all methods that would be wider or higher is not made, pixels.
+const LARGEST_SIDE: u32 = 20_000;
+
+/// Make the table from a folder of attack reports.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  c2r table runs/table2-quick --experiment data/paper/table2.toml --scale quick --output-dir runs/table2-quick
+  c2r table runs/mine --baseline class-mean --format csv > cells.csv
+
+Every attack.json below the folders is read; docs/tables.md says how to read the result. Exit code 4: at the
+scale `paper` a number is farther from the published one than the experiment's tolerance.")]
+pub(crate) struct Args {
+    /// Results folders, searched for attack.json
+    #[arg(required = true, value_name = "ROOT")]
+    roots: Vec<PathBuf>,
+
+    /// Labels, order of the rows and published numbers, e.g. data/paper/table2.toml
+    #[arg(long, value_name = "FILE")]
+    experiment: Option<PathBuf>,
+
+    /// Which of the experiment's grids the results are of: marks what is missing, checks tolerances
+    #[arg(long, value_name = "NAME", requires = "experiment")]
+    scale: Option<String>,
+
+    /// Also write table.md, table.csv, table.json and pictures of the synthetic images
+    #[arg(long, value_name = "DIR")]
+    output_dir: Option<PathBuf>,
+
+    /// What to print
+    #[arg(long, value_enum, default_value_t = Format::Terminal)]
+    format: Format,
+
+    /// Print JSON: the same as --format json
+    #[arg(long, conflicts_with = "format")]
+    json: bool,
+
+    /// Compare the other methods with this one, seed by seed [default: the experiment's]
+    #[arg(long, value_name = "METHOD")]
+    baseline: Option<String>,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Format {
+    /// Drawn tables if they fit into the terminal, else Markdown
+    Terminal,
+    /// Markdown
+    Markdown,
+    /// One line per number
+    Csv,
+    /// Everything, with the files behind every number
+    Json,
+}
+
+pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
+    let experiment = args.experiment.as_deref().map(Experiment::read).transpose().map_err(coded)?;
+    let sources = collect(&args.roots).map_err(coded)?;
+    let options = TableOptions {
+        experiment: experiment.as_ref(),
+        scale: args.scale.as_deref(),
+        baseline: args.baseline.as_deref(),
+    };
+    let mut table = Table::build(&sources, &options).map_err(coded)?;
+    if let Some(folder) = &args.output_dir {
+        table.pictures = pictures(&table, &sources, folder, ui)?;
+        for (name, text) in [("table.md", table.markdown()), ("table.csv", table.csv()?), ("table.json", table.json())]
+        {
+            let path = folder.join(name);
+            artifact::write_atomically(&path, text.as_bytes())?;
+            ui.note(format!("wrote {}", path.display()));
+        }
+    }
+    let text = match if args.json { Format::Json } else { args.format } {
+        Format::Terminal => table.terminal(terminal_width()),
+        Format::Markdown => table.markdown(),
+        Format::Csv => table.csv()?,
+        Format::Json => table.json(),
+    };
+    ui.out(text.trim_end());
+    judge(&table)
+}
+
+/// An error of the tables with the exit code it asks for.
+fn coded(error: EvalError) -> anyhow::Error {
+    let code = match &error {
+        EvalError::Nothing(_) | EvalError::Record { .. } | EvalError::Several(_) | EvalError::Artifact(_) => exit::DATA,
+        _ => exit::USAGE,
+    };
+    exit::coded(code, error)
+}
+
+/// Columns of the terminal that stdout is, if it is one.
+fn terminal_width() -> Option<usize> {
+    let (width, _) = terminal_size::terminal_size()?;
+    std::io::stdout().is_terminal().then_some(usize::from(width.0))
+}
+
+/// Exit code 4 where numbers are outside the tolerance.
+fn judge(table: &Table) -> anyhow::Result<()> {
+    let outside: Vec<String> = table
+        .outside_tolerance()
+        .filter_map(|(section, row, cell)| {
+            let published = cell.published.as_ref()?;
+            let size = row.images_per_class.map_or_else(|| "all".to_owned(), |count| count.to_string());
+            Some(format!(
+                "{} {} ipc {size} {} {}: {:.2}, published {:.2}",
+                section.dataset, section.protocol, row.method, cell.column, cell.summary.mean, published.value
+            ))
+        })
+        .collect();
+    if outside.is_empty() {
+        return Ok(());
+    }
+    let tolerance = table.experiment.as_ref().map_or(0.0, |experiment| experiment.tolerance);
+    exit::fail(
+        exit::OUTSIDE_TOLERANCE,
+        format!(
+            "{} numbers are farther than {tolerance} points from the published ones:\n  {}",
+            outside.len(),
+            outside.join("\n  ")
+        ),
+    )
+}
+
+/// One picture per distilled method and size, and one with all methods side by side. Each shows the set of the
+/// method's first run whose `distill/synthetic.safetensors` is there.
+fn pictures(table: &Table, sources: &[Source], folder: &Path, ui: &Ui) -> anyhow::Result<Vec<Picture>> {
+    let files: BTreeMap<&str, &Path> =
+        sources.iter().map(|source| (source.path.as_str(), source.file.as_path())).collect();
+    let mut rows: BTreeMap<(&str, usize), Vec<&Row>> = BTreeMap::new();
+    for section in &table.sections {
+        for row in &section.rows {
+            let Some(ipc) = row.images_per_class.filter(|_| !row.undistilled) else { continue };
+            let there = rows.entry((&section.dataset, ipc)).or_default();
+            if !there.iter().any(|other| (&other.method, &other.profile) == (&row.method, &row.profile)) {
+                there.push(row);
+            }
+        }
+    }
+    let mut pictures = Vec::new();
+    for ((dataset, ipc), rows) in rows {
+        let stem = format!("grid-{}-ipc{ipc}", file_name(dataset));
+        let mut drawn = Vec::new();
+        for row in &rows {
+            let Some((set, relative)) =
+                row.runs.iter().flat_map(|run| &run.files).find_map(|file| synthetic(file, &files))
+            else {
+                ui.detail(format!(
+                    "no distill/synthetic.safetensors beside the runs of {} ({dataset}, ipc {ipc})",
+                    row.method
+                ));
+                continue;
+            };
+            let several = rows.iter().filter(|other| other.method == row.method).count() > 1;
+            let method = if several { format!("{}-{}", row.method, row.profile) } else { row.method.clone() };
+            let file = format!("{stem}-{}.png", file_name(&method));
+            let path = folder.join(&file);
+            SyntheticSet::load(&set).or_exit(exit::DATA)?.grid_png(&path)?;
+            ui.note(format!("wrote {}", path.display()));
+            drawn.push((
+                row.label.clone(),
+                Picture {
+                    file,
+                    caption: format!("{dataset}, {ipc} images per class, {}", row.label),
+                    sources: vec![relative],
+                },
+            ));
+        }
+        if drawn.len() > 1 {
+            let file = format!("{stem}.png");
+            let parts: Vec<PathBuf> = drawn.iter().map(|(_, picture)| folder.join(&picture.file)).collect();
+            if side_by_side(&parts, &folder.join(&file))? {
+                let labels: Vec<&str> = drawn.iter().map(|(label, _)| label.as_str()).collect();
+                let caption = format!(
+                    "{dataset}, {ipc} images per class, one row per class; from left to right: {}",
+                    labels.join(", ")
+                );
+                let sources = drawn.iter().flat_map(|(_, picture)| picture.sources.clone()).collect();
+                pictures.push(Picture { file, caption, sources });
+                continue;
+            }
+        }
+        pictures.extend(drawn.into_iter().map(|(_, picture)| picture));
+    }
+    Ok(pictures)
+}
+
+/// The synthetic set of the run that an `attack.json` belongs to: on disk, and relative to the results folder.
+fn synthetic(file: &str, files: &BTreeMap<&str, &Path>) -> Option<(PathBuf, String)> {
+    const NAME: &str = "distill/synthetic.safetensors";
+    let path = files.get(file)?.parent()?.parent()?.join(NAME);
+    let relative = match file.rsplitn(3, '/').nth(2) {
+        Some(run) => format!("{run}/{NAME}"),
+        None => NAME.to_owned(),
+    };
+    path.is_file().then_some((path, relative))
+}
+
+/// Letters, digits, `.`, `-` and `_` only.
+fn file_name(text: &str) -> String {
+    text.chars().map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' }).collect()
+}
+
+/// Puts pictures beside each other. Returns false, and writes nothing, where the result would be too large to look at.
+fn side_by_side(parts: &[PathBuf], path: &Path) -> anyhow::Result<bool> {
+    let images: Vec<RgbImage> = parts
+        .iter()
+        .map(|part| Ok(image::open(part).with_context(|| format!("cannot read {}", part.display()))?.to_rgb8()))
+        .collect::<anyhow::Result<_>>()?;
+    let width = images.iter().map(RgbImage::width).sum::<u32>() + GAP * (images.len() as u32 - 1);
+    let height = images.iter().map(RgbImage::height).max().unwrap_or(1);
+    if width > LARGEST_SIDE || height > LARGEST_SIDE {
+        return Ok(false);
+    }
+    let mut whole = RgbImage::from_pixel(width, height, image::Rgb([255, 255, 255]));
+    let mut left = 0;
+    for image in &images {
+        image::imageops::replace(&mut whole, image, i64::from(left), 0);
+        left += image.width() + GAP;
+    }
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    whole.write_to(&mut bytes, image::ImageFormat::Png)?;
+    artifact::write_atomically(path, bytes.get_ref())?;
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pictures_stand_beside_each_other_on_white() {
+        let folder = tempfile::tempdir().unwrap();
+        let parts: Vec<PathBuf> = [(3, 2, [255u8, 0, 0]), (4, 5, [0, 0, 255])]
+            .into_iter()
+            .enumerate()
+            .map(|(position, (width, height, colour))| {
+                let path = folder.path().join(format!("{position}.png"));
+                RgbImage::from_pixel(width, height, image::Rgb(colour)).save(&path).unwrap();
+                path
+            })
+            .collect();
+        let path = folder.path().join("whole.png");
+        assert!(side_by_side(&parts, &path).unwrap());
+        let whole = image::open(&path).unwrap().to_rgb8();
+        assert_eq!(whole.dimensions(), (3 + GAP + 4, 5));
+        assert_eq!(whole.get_pixel(2, 1).0, [255, 0, 0]);
+        assert_eq!(whole.get_pixel(2, 2).0, [255, 255, 255]);
+        assert_eq!(whole.get_pixel(3 + GAP, 4).0, [0, 0, 255]);
+    }
+
+    #[test]
+    fn the_set_lies_beside_the_protocols() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path().join("digits/c2r/seed0");
+        std::fs::create_dir_all(run.join("distill")).unwrap();
+        std::fs::write(run.join("distill/synthetic.safetensors"), "").unwrap();
+        let file = run.join("natural/attack.json");
+        let files = BTreeMap::from([("digits/c2r/seed0/natural/attack.json", file.as_path())]);
+        let (path, relative) = synthetic("digits/c2r/seed0/natural/attack.json", &files).unwrap();
+        assert_eq!(path, run.join("distill/synthetic.safetensors"));
+        assert_eq!(relative, "digits/c2r/seed0/distill/synthetic.safetensors");
+    }
+
+    #[test]
+    fn file_names_are_plain() {
+        assert_eq!(file_name("folder:/a b/ç"), "folder--a-b--");
+        assert_eq!(file_name("tiny-imagenet"), "tiny-imagenet");
+    }
+}
