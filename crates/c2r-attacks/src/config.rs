@@ -390,6 +390,9 @@ options!(
         rho: f64 = APGD_RHO,
         /// Gradients averaged per step, for randomized models.
         samples: u32 = 1,
+        /// Compare the first window's first loss with 0, as the authors' code does by accident, instead of
+        /// with the start's loss, as their paper does.
+        first_window_from_zero: bool = false,
     }
 );
 options!(
@@ -403,6 +406,9 @@ options!(
         rho: f64 = APGD_RHO,
         /// Gradients averaged per step, for randomized models.
         samples: u32 = 1,
+        /// Compare the first window's first loss with 0, as the authors' code does by accident, instead of
+        /// with the start's loss, as their paper does.
+        first_window_from_zero: bool = false,
         /// Target classes per sample; at most K - 1 are used.
         targets: u32 = TARGETS,
     }
@@ -448,6 +454,8 @@ options!(
         eta: f64 = FAB_ETA,
         /// Backward step.
         beta: f64 = FAB_BETA,
+        /// Go on after a perturbation within epsilon was found, for the smallest one.
+        minimize: bool = true,
     }
 );
 options!(
@@ -465,12 +473,14 @@ options!(
         beta: f64 = FAB_BETA,
         /// Target classes per sample; at most K - 1 are used.
         targets: u32 = TARGETS,
+        /// Go on after a perturbation within epsilon was found, for the smallest one.
+        minimize: bool = true,
     }
 );
 options!(
     /// Square (Andriushchenko et al. 2020, arXiv:1912.00049): random search over windows, logits only.
     SquareConfig {
-        /// Forward passes per sample, the first one included.
+        /// Windows tried per sample; the start is one forward pass more.
         queries: u32 = SQUARE_QUERIES,
         /// Attempts; a sample that is broken is not tried again.
         restarts: u32 = 1,
@@ -650,8 +660,8 @@ impl AttackConfig {
             Self::ApgdT(config) => {
                 let check = Check("apgd-t");
                 check.count("targets", config.targets)?;
-                let ApgdTConfig { steps, restarts, rho, samples, targets } = config.clone();
-                let plain = ApgdConfig { steps, restarts, rho, samples };
+                let ApgdTConfig { steps, restarts, rho, samples, first_window_from_zero, targets } = config.clone();
+                let plain = ApgdConfig { steps, restarts, rho, samples, first_window_from_zero };
                 Box::new(plain.build("apgd-t", ApgdLoss::DlrTargeted { targets })?)
             }
             Self::DeepFool(config) => {
@@ -669,8 +679,8 @@ impl AttackConfig {
                 Box::new(CwL2::new(config.clone()))
             }
             Self::Fab(config) => {
-                let FabConfig { steps, restarts, alpha_max, eta, beta } = config.clone();
-                Box::new(fab("fab", &FabTConfig { steps, restarts, alpha_max, eta, beta, targets: 1 }, None)?)
+                let FabConfig { steps, restarts, alpha_max, eta, beta, minimize } = config.clone();
+                Box::new(fab("fab", &FabTConfig { steps, restarts, alpha_max, eta, beta, targets: 1, minimize }, None)?)
             }
             Self::FabT(config) => Box::new(fab("fab-t", config, Some(config.targets))?),
             Self::Square(config) => {

@@ -1,13 +1,30 @@
-use c2r_base::{Classifier, Seed, ThreatModel};
+//! CW-L2: Adam on distance plus margin, in a space where the box is everything.
+
+use c2r_base::{Classifier, Norm, Seed, ThreatModel};
+use tch::{Kind, Tensor};
 
 use crate::{
-    attack::{Attack, AttackBatch, AttackError, Family, Perturbed},
-    config::*,
+    attack::{
+        Attack, AttackBatch, AttackError, Family, Oracle, Perturbed, check_norms, goal_margin, per_image, reached,
+    },
+    config::{ConfigError, CwL2Config},
 };
 
+/// Pixels are kept this far inside (-1, 1), so that values at the border have a finite preimage.
+/// Carlini & Wagner's code.
+const INSIDE: f64 = 0.999_999;
+/// Adam (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1).
+const BETA_1: f64 = 0.9;
+const BETA_2: f64 = 0.999;
+const ADAM_EPSILON: f64 = 1e-8;
+/// Factor on `c` while no upper bound is known. Carlini & Wagner's code.
+const GROW: f64 = 10.0;
+
+/// The attack of Carlini & Wagner in L2.
 pub(crate) struct CwL2 {
     config: CwL2Config,
 }
+
 impl CwL2 {
     pub(crate) fn new(config: CwL2Config) -> Self {
         Self { config }
@@ -18,19 +35,104 @@ impl Attack for CwL2 {
     fn name(&self) -> &str {
         "cw-l2"
     }
+
     fn family(&self) -> Family {
         Family::MinimumNorm
     }
-    fn check(&self, _: &ThreatModel, _: i64) -> Result<(), ConfigError> {
-        Ok(())
+
+    fn check(&self, threat: &ThreatModel, _: i64) -> Result<(), ConfigError> {
+        check_norms(self.name(), &[Norm::L2], threat)
     }
+
     fn perturb(
         &self,
-        _: &dyn Classifier,
-        _: &AttackBatch<'_>,
+        model: &dyn Classifier,
+        batch: &AttackBatch<'_>,
         _: &ThreatModel,
         _: Seed,
     ) -> Result<Perturbed, AttackError> {
-        Err(AttackError::SelfCheck("not written yet".into()))
+        let _no_grad = tch::no_grad_guard();
+        let mut oracle = Oracle::new(model, self.name(), batch.ids);
+        let like = batch.images.select(1, 0).select(1, 0).select(1, 0);
+        let mut found = batch.images.copy();
+        let mut distance = like.full_like(f64::INFINITY);
+        let mut c = like.full_like(self.config.c);
+        let mut low = like.zeros_like();
+        let mut high = like.full_like(f64::INFINITY);
+        for _ in 0..=self.config.search_steps {
+            let (images, distances) = self.minimize(&mut oracle, batch, &c)?;
+            let better = distances.lt_tensor(&distance);
+            found = images.where_self(&per_image(&better), &found);
+            distance = distances.minimum(&distance);
+            let success = distances.isfinite();
+            high = high.minimum(&c).where_self(&success, &high);
+            low = low.where_self(&success, &low.maximum(&c));
+            let middle = (&low + &high) * 0.5;
+            c = middle.where_self(&high.isfinite(), &(&c * GROW));
+        }
+        Ok(oracle.finish(found))
     }
+}
+
+impl CwL2 {
+    /// One run of Adam: the nearest images that reach the goal and their squared distances, infinite where
+    /// there is none.
+    fn minimize(
+        &self,
+        oracle: &mut Oracle<'_>,
+        batch: &AttackBatch<'_>,
+        c: &Tensor,
+    ) -> Result<(Tensor, Tensor), AttackError> {
+        let rows: Vec<usize> = (0..batch.ids.len()).collect();
+        let mut w = ((batch.images * 2.0 - 1.0) * INSIDE).atanh();
+        let mut first = w.zeros_like();
+        let mut second = w.zeros_like();
+        let mut best = batch.images.copy();
+        let mut best_distance = c.full_like(f64::INFINITY);
+        for step in 1..=self.config.steps {
+            let mut seen = None;
+            let slope = oracle.slope(&to_pixels(&w), &rows, |x, logits| {
+                let distance =
+                    (x - batch.images).square().flatten(1, -1).sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
+                let margin = self.margin(logits, batch);
+                seen = Some((x.detach(), distance.detach()));
+                distance + margin.clamp_min(-self.config.kappa) * c
+            })?;
+            let (x, distance) = seen.expect("the loss was computed");
+            let hit = reached(&slope.logits, batch.labels, batch.targets);
+            let better = hit.logical_and(&distance.lt_tensor(&best_distance));
+            best = x.where_self(&per_image(&better), &best);
+            best_distance = distance.where_self(&better, &best_distance);
+            // d tanh(w)/dw = 1 - tanh(w)^2, halved by the map to pixels.
+            let gradient: Tensor = slope.gradient * ((1.0 - w.tanh().square()) * 0.5);
+            first = first * BETA_1 + &gradient * (1.0 - BETA_1);
+            second = second * BETA_2 + gradient.square() * (1.0 - BETA_2);
+            let mean = &first / (1.0 - BETA_1.powi(step as i32));
+            let spread = (&second / (1.0 - BETA_2.powi(step as i32))).sqrt() + ADAM_EPSILON;
+            w -= mean / spread * self.config.lr;
+        }
+        Ok((best, best_distance))
+    }
+
+    fn margin(&self, logits: &Tensor, batch: &AttackBatch<'_>) -> Tensor {
+        if !self.config.clipped_margin {
+            return goal_margin(logits, batch.labels, batch.targets);
+        }
+        match batch.targets {
+            Some(targets) => -clipped_margin(logits, targets),
+            None => clipped_margin(logits, batch.labels),
+        }
+    }
+}
+
+fn to_pixels(w: &Tensor) -> Tensor {
+    (w.tanh() + 1.0) * 0.5
+}
+
+/// torchattacks' margin: both sides through a product with a one-hot row, so the other side is clipped
+/// at 0 from below.
+pub fn clipped_margin(logits: &Tensor, labels: &Tensor) -> Tensor {
+    let at = labels.unsqueeze(1);
+    let own = logits.gather(1, &at, false).squeeze_dim(1);
+    own - logits.scatter_value(1, &at, 0.0).amax([1i64].as_slice(), false)
 }

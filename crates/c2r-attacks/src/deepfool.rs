@@ -1,13 +1,21 @@
-use c2r_base::{Classifier, Seed, ThreatModel};
+//! DeepFool: steps to the nearest linearized boundary until the label changes.
+
+use c2r_base::{Classifier, Goal, Norm, Seed, ThreatModel};
+use tch::{Kind, Tensor};
 
 use crate::{
-    attack::{Attack, AttackBatch, AttackError, Family, Perturbed},
-    config::*,
+    attack::{
+        Attack, AttackBatch, AttackError, Family, Oracle, Perturbed, check_norms, index, per_image, positions, reached,
+    },
+    config::{ConfigError, DeepFoolConfig},
+    jacobian::nearest_boundary,
 };
 
+/// DeepFool, L2.
 pub(crate) struct DeepFool {
     config: DeepFoolConfig,
 }
+
 impl DeepFool {
     pub(crate) fn new(config: DeepFoolConfig) -> Self {
         Self { config }
@@ -18,19 +26,62 @@ impl Attack for DeepFool {
     fn name(&self) -> &str {
         "deepfool"
     }
+
     fn family(&self) -> Family {
         Family::MinimumNorm
     }
-    fn check(&self, _: &ThreatModel, _: i64) -> Result<(), ConfigError> {
+
+    fn check(&self, threat: &ThreatModel, _: i64) -> Result<(), ConfigError> {
+        check_norms(self.name(), &[Norm::L2], threat)?;
+        if threat.goal != Goal::Untargeted {
+            return Err(ConfigError::UnsupportedGoal { attack: self.name().to_owned() });
+        }
         Ok(())
     }
+
     fn perturb(
         &self,
-        _: &dyn Classifier,
-        _: &AttackBatch<'_>,
+        model: &dyn Classifier,
+        batch: &AttackBatch<'_>,
         _: &ThreatModel,
         _: Seed,
     ) -> Result<Perturbed, AttackError> {
-        Err(AttackError::SelfCheck("not written yet".into()))
+        let _no_grad = tch::no_grad_guard();
+        let mut oracle = Oracle::new(model, self.name(), batch.ids);
+        let mut found = batch.images.copy();
+        let mut rows: Vec<usize> = (0..batch.ids.len()).collect();
+        let mut clean = batch.images.copy();
+        let mut labels = batch.labels.copy();
+        let mut x = clean.copy();
+        let mut total = clean.zeros_like();
+        for _ in 0..self.config.steps {
+            let (difference, gradient) = nearest_boundary(&mut oracle, &x, &rows, &labels, Norm::L2)?;
+            let step = step_onto(&difference, &gradient);
+            x = if self.config.overshoot_each_step {
+                (&x + step * (1.0 + self.config.overshoot)).clamp(0.0, 1.0)
+            } else {
+                total += step;
+                (&clean + &total * (1.0 + self.config.overshoot)).clamp(0.0, 1.0)
+            };
+            let _ = found.index_copy_(0, &index(&rows, &found), &x);
+            let left = positions(&reached(&oracle.logits(&x, &rows)?, &labels, None).logical_not());
+            if left.is_empty() {
+                break;
+            }
+            if left.len() < rows.len() {
+                let keep = index(&left, &x);
+                for tensor in [&mut clean, &mut labels, &mut x, &mut total] {
+                    *tensor = tensor.index_select(0, &keep);
+                }
+                rows = left.iter().map(|&row| rows[row]).collect();
+            }
+        }
+        Ok(oracle.finish(found))
     }
+}
+
+/// The shortest change to the linearized boundary: `|z_k - z_y| / |g|^2 * g`.
+pub(crate) fn step_onto(difference: &Tensor, gradient: &Tensor) -> Tensor {
+    let squared = gradient.square().flatten(1, -1).sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
+    gradient * per_image(&(difference.abs() / squared.clamp_min(1e-20)))
 }

@@ -24,7 +24,7 @@ pub(crate) fn named(name: &str) -> Option<AttackConfig> {
         "autoattack-standard" => vec![
             AttackConfig::ApgdCe(ApgdConfig::default()),
             AttackConfig::ApgdT(ApgdTConfig::default()),
-            AttackConfig::FabT(FabTConfig::default()),
+            AttackConfig::FabT(FabTConfig { minimize: false, ..FabTConfig::default() }),
             AttackConfig::Square(SquareConfig::default()),
         ],
         "autoattack-plus" => {
@@ -32,10 +32,10 @@ pub(crate) fn named(name: &str) -> Option<AttackConfig> {
             vec![
                 AttackConfig::ApgdCe(many.clone()),
                 AttackConfig::ApgdDlr(many),
-                AttackConfig::Fab(FabConfig { restarts: PLUS_RESTARTS, ..FabConfig::default() }),
+                AttackConfig::Fab(FabConfig { restarts: PLUS_RESTARTS, minimize: false, ..FabConfig::default() }),
                 AttackConfig::Square(SquareConfig::default()),
                 AttackConfig::ApgdT(ApgdTConfig::default()),
-                AttackConfig::FabT(FabTConfig::default()),
+                AttackConfig::FabT(FabTConfig { minimize: false, ..FabTConfig::default() }),
             ]
         }
         "autoattack-rand" => {

@@ -1,0 +1,7 @@
+//! Conformance with reference implementations, and properties that hold for every attack.
+
+mod deterministic;
+mod properties;
+mod support;
+mod traces;
+mod units;
