@@ -153,14 +153,14 @@ mod tests {
     fn every_broken_file_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().to_owned();
-        let message = collect(&[root.clone()]).unwrap_err().to_string();
+        let message = collect(std::slice::from_ref(&root)).unwrap_err().to_string();
         assert!(message.contains("no attack.json under"), "{message}");
         for name in ["good", "cut", "empty"] {
             example().write(&root.join(name).join("attack.json")).unwrap();
         }
         fs::write(root.join("cut/attack.json"), "{\"schema_version\": 1, ").unwrap();
         fs::write(root.join("empty/attack.json"), "").unwrap();
-        let message = collect(&[root.clone()]).unwrap_err().to_string();
+        let message = collect(std::slice::from_ref(&root)).unwrap_err().to_string();
         assert!(message.starts_with("2 result files") && message.contains("cut/attack.json"), "{message}");
         assert!(message.contains("empty/attack.json") && !message.contains("good/attack.json"), "{message}");
         let message = collect(&[root.join("none")]).unwrap_err().to_string();

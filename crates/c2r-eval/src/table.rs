@@ -752,7 +752,7 @@ fn make_row(
     for file in measured.values().flat_map(|run| &run.files) {
         for text in file.record.subject.notes.iter().chain(&file.record.notes) {
             let has = |file: &&Source| file.record.subject.notes.contains(text) || file.record.notes.contains(text);
-            match measured.values().filter(|run| run.files.iter().any(|file| has(file))).count() {
+            match measured.values().filter(|run| run.files.iter().any(&has)).count() {
                 all if all == measured.len() => note(text.clone()),
                 some => note(format!("{text} ({some} of {} runs)", measured.len())),
             }

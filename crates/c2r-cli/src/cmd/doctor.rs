@@ -346,8 +346,13 @@ fn lines(report: &Report) -> Vec<String> {
     say("device", report.device.clone());
     let allocator = if report.allocator_keeps_memory { "keeps freed memory for the next tensor" } else { "default" };
     say("allocator", allocator.to_owned());
-    for data in &report.data {
-        say("data", format!("{}: {}", data.dataset, data.found.as_deref().unwrap_or("not found")));
+    for (data, found) in report.data.iter().filter_map(|data| Some((data, data.found.as_ref()?))) {
+        say("data", format!("{}: {found}", data.dataset));
+    }
+    let absent: Vec<&str> =
+        report.data.iter().filter(|data| data.found.is_none()).map(|data| data.dataset.as_str()).collect();
+    if !absent.is_empty() {
+        say("data", format!("not found: {} (--data DIR or C2R_DATA says where to look)", absent.join(", ")));
     }
     if let Some(measured) = &report.throughput {
         let [channels, height, width] = measured.input;
