@@ -82,6 +82,10 @@ pub(crate) struct Args {
     #[arg(long)]
     force: bool,
 
+    /// Do not measure first how long the scale `paper` will take
+    #[arg(long)]
+    no_estimate: bool,
+
     /// Print the commands, run none
     #[arg(long)]
     dry_run: bool,
@@ -118,7 +122,7 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     };
     let steps = plan::expand(&experiment, &scale, &Only::merge(args.only.clone()), &place)?;
     if args.dry_run {
-        print_commands(&steps, name, &place, checkout);
+        print_commands(&steps, &table_args(name, scale_name, &place), checkout);
         return Ok(());
     }
 
@@ -137,7 +141,7 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
             steps.len(),
             checkout.relative(&place.runs).display()
         ));
-        if scale_name == LONG_SCALE {
+        if scale_name == LONG_SCALE && !args.no_estimate {
             estimate::print(&steps, &finished, n_jobs, checkout)?;
         }
     }
@@ -149,7 +153,11 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
             summary.n_reused
         ));
     }
-    let outside = if summary.n_finished + summary.n_reused > 0 { table(name, &place, checkout)? } else { false };
+    let outside = if summary.n_finished + summary.n_reused > 0 {
+        table(&table_args(name, scale_name, &place), checkout)?
+    } else {
+        false
+    };
     conclude(&summary, &steps, outside)
 }
 
@@ -186,19 +194,19 @@ fn list(checkout: &Checkout) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn print_commands(steps: &[Step], name: &str, place: &Place, checkout: &Checkout) {
+fn print_commands(steps: &[Step], table_args: &[String], checkout: &Checkout) {
     let c2r = checkout.relative(&checkout.c2r()).display().to_string();
     for step in steps {
         let words = std::iter::once(c2r.as_str()).chain(step.args().map(String::as_str));
         ui::out(process::shell_line(words));
     }
-    let table = table_args(name, place);
-    ui::out(process::shell_line(std::iter::once(c2r.as_str()).chain(table.iter().map(String::as_str))));
+    ui::out(process::shell_line(std::iter::once(c2r.as_str()).chain(table_args.iter().map(String::as_str))));
 }
 
-fn table_args(name: &str, place: &Place) -> Vec<String> {
+fn table_args(name: &str, scale: &str, place: &Place) -> Vec<String> {
     let runs = place.runs.strip_prefix(&place.root).unwrap_or(&place.runs).display().to_string();
-    ["table", &runs, "--experiment", &Experiment::path(name), "--output-dir", &runs].map(String::from).into()
+    let file = Experiment::path(name);
+    ["table", &runs, "--experiment", &file, "--scale", scale, "--output-dir", &runs].map(String::from).into()
 }
 
 /// Two reproductions in one folder would start the same commands.
@@ -216,9 +224,9 @@ fn lock(runs: &Path) -> anyhow::Result<fs::File> {
 }
 
 /// Prints the table; `true` if numbers are outside the tolerance.
-fn table(name: &str, place: &Place, checkout: &Checkout) -> anyhow::Result<bool> {
+fn table(args: &[String], checkout: &Checkout) -> anyhow::Result<bool> {
     let mut command = Command::new(checkout.c2r());
-    command.args(table_args(name, place)).current_dir(checkout.root());
+    command.args(args).current_dir(checkout.root());
     checkout::with_libtorch(&mut command, &checkout.libtorch_link());
     let status = process::foreground(&mut command, |_| {})?;
     match status.code() {

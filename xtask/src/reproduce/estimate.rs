@@ -1,4 +1,7 @@
 //! How long a grid will take: one command of each kind measures its own speed (`c2r ... --estimate`).
+//!
+//! Before anything is distilled there is no set to train on and no network to attack. Training is then
+//! measured on as many real images as the set will hold, and an attack on an untrained network.
 
 use std::{collections::BTreeMap, process::Command, time::Duration};
 
@@ -40,16 +43,16 @@ pub(crate) fn print(steps: &[Step], finished: &[bool], n_jobs: usize, checkout: 
     }
     ui::note(format!("measuring the speed of one command of each of {} kinds", kinds.len()));
     let (mut total, mut unknown) = (0.0, 0);
-    for ((stage, size), steps) in &kinds {
+    for ((stage, size), same) in &kinds {
         process::check_interrupt()?;
-        match measure(steps[0], checkout)? {
+        match measure(same[0], steps, checkout)? {
             Ok(seconds) => {
-                total += seconds * steps.len() as f64;
-                ui::note(format!("  {stage} ({size}): {} x {}", steps.len(), time(seconds)));
+                total += seconds * same.len() as f64;
+                ui::note(format!("  {stage} ({size}): {} x {}", same.len(), time(seconds)));
             }
             Err(reason) => {
-                unknown += steps.len();
-                ui::note(format!("  {stage} ({size}): {} x unknown: {reason}", steps.len()));
+                unknown += same.len();
+                ui::note(format!("  {stage} ({size}): {} x unknown: {reason}", same.len()));
             }
         }
     }
@@ -69,16 +72,68 @@ fn time(seconds: f64) -> String {
 }
 
 /// Seconds of `step`, or why they are not known.
-fn measure(step: &Step, checkout: &Checkout) -> anyhow::Result<Result<f64, String>> {
+fn measure(step: &Step, steps: &[Step], checkout: &Checkout) -> anyhow::Result<Result<f64, String>> {
+    let mut args: Vec<String> = step.args().cloned().collect();
+    if let (Stage::Train(_), Some(distill)) = (&step.stage, step.needs.map(|position| &steps[position]))
+        && !step.inputs.iter().all(|input| input.is_file())
+    {
+        let n_per_class = match decoded_per_class(distill, checkout)? {
+            Ok(number) => number,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        stand_in(&mut args, &step.cell.dataset, n_per_class);
+    }
+    args.extend(["--estimate".into(), "--json".into()]);
+    let text = match c2r(&args, checkout)? {
+        Ok(text) => text,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    Ok(serde_json::from_str::<Estimate>(&text).map(|estimate| estimate.seconds).map_err(|error| error.to_string()))
+}
+
+/// Trains on real images instead of a synthetic set that does not exist yet.
+fn stand_in(args: &mut Vec<String>, dataset: &str, n_per_class: u32) {
+    if let Some(position) = args.iter().position(|arg| arg == "--synthetic") {
+        let real = ["--dataset", dataset, "--train-per-class", &n_per_class.to_string()].map(String::from);
+        args.splice(position..position + 2, real);
+    }
+}
+
+/// What is read of a resolved distillation configuration.
+#[derive(Debug, Deserialize)]
+struct Config {
+    ipc: u32,
+    images: Images,
+}
+
+#[derive(Debug, Deserialize)]
+struct Images {
+    /// Images per side in each stored image.
+    formation: u32,
+}
+
+/// How many images of a class a network sees that trains on what `distill` makes.
+fn decoded_per_class(distill: &Step, checkout: &Checkout) -> anyhow::Result<Result<u32, String>> {
+    let args: Vec<String> = distill.args().cloned().chain(["--print-config".into()]).collect();
+    let text = match c2r(&args, checkout)? {
+        Ok(text) => text,
+        Err(reason) => return Ok(Err(reason)),
+    };
+    let config = toml::from_str::<Config>(&text).map_err(|error| error.to_string());
+    Ok(config.map(|config| config.ipc * config.images.formation * config.images.formation))
+}
+
+/// What a short `c2r` command prints, or the last line of its complaint.
+fn c2r(args: &[String], checkout: &Checkout) -> anyhow::Result<Result<String, String>> {
     let mut command = Command::new(checkout.c2r());
-    command.args(step.args()).args(["--estimate", "--json"]).current_dir(checkout.root());
+    command.args(args).current_dir(checkout.root());
     checkout::with_libtorch(&mut command, &checkout.libtorch_link());
     let Some(output) = process::output(&mut command)? else { return Ok(Err("c2r is not built".into())) };
-    if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stderr);
-        return Ok(Err(text.lines().last().unwrap_or("no reason given").to_owned()));
+    if output.status.success() {
+        return Ok(String::from_utf8(output.stdout).map_err(|error| error.to_string()));
     }
-    Ok(serde_json::from_slice::<Estimate>(&output.stdout).map(|estimate| estimate.seconds).map_err(|e| e.to_string()))
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    Ok(Err(complaint.lines().last().unwrap_or("no reason given").trim().to_owned()))
 }
 
 #[cfg(test)]
@@ -102,5 +157,16 @@ mod tests {
         kinds.dedup();
         // Per dataset: 2 methods x 2 ipcs distilled, 2 protocols x (2 ipcs and all) trained, one attack.
         assert_eq!(kinds.len(), 2 * (4 + 6 + 1));
+    }
+
+    #[test]
+    fn real_images_stand_in_for_a_set_that_is_not_there() {
+        let mut args = ["train", "--seed", "0", "--synthetic", "x/synthetic.safetensors", "--run-dir", "x"]
+            .map(String::from)
+            .to_vec();
+        stand_in(&mut args, "cifar10", 40);
+        assert_eq!(args.join(" "), "train --seed 0 --dataset cifar10 --train-per-class 40 --run-dir x");
+        let config: Config = toml::from_str("ipc = 10\nprofile = \"x\"\n[images]\nformation = 2\nlr = 0.1\n").unwrap();
+        assert_eq!(config.ipc * config.images.formation * config.images.formation, 40);
     }
 }
