@@ -148,8 +148,9 @@ impl Table {
                 if missing > NAMED_MISSING {
                     named.push("... (all in table.json)".to_owned());
                 }
+                let threat = self.experiment.as_ref().map_or("", |experiment| experiment.threat.as_str());
                 lines.push(format!(
-                    "Missing: {missing} of {} rows of the grid: {}.",
+                    "Missing: {missing} of {} rows of the grid, which is at {threat}: {}.",
                     self.planned_rows,
                     named.join("; ")
                 ));

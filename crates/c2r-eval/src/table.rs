@@ -89,6 +89,8 @@ pub struct ExperimentInfo {
     pub scale: Option<String>,
     /// What the grid is for.
     pub about: String,
+    /// The ball that the grid plans, e.g. `Linf 2/255`; empty without a grid.
+    pub threat: String,
     /// Where the published numbers are from.
     pub source: String,
     /// Percentage points.
@@ -319,6 +321,7 @@ impl Table {
                 name: experiment.name.clone(),
                 scale: options.scale.map(str::to_owned),
                 about: plan.scale.map(|scale| scale.about.clone()).unwrap_or_default(),
+                threat: plan.scale.map(|scale| format!("{:?} {}", scale.norm, scale.epsilon)).unwrap_or_default(),
                 source: experiment.source.clone(),
                 tolerance: experiment.tolerance,
                 tolerance_applies: plan.tolerance.is_some(),

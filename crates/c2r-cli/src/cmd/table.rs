@@ -30,8 +30,8 @@ Examples:
   c2r table runs/table2-quick --experiment data/paper/table2.toml --scale quick --output-dir runs/table2-quick
   c2r table runs/mine --baseline class-mean --format csv > cells.csv
 
-Every attack.json below the folders is read; docs/tables.md says how to read the result. Exit code 4: at the
-scale `paper` a number is farther from the published one than the experiment's tolerance.")]
+Every attack.json below the folders is read; docs/tables.md says how to read the result.
+Exit code 4: at the scale `paper` a number is farther from the published one than the tolerance.")]
 pub(crate) struct Args {
     /// Results folders, searched for attack.json
     #[arg(required = true, value_name = "ROOT")]
@@ -41,7 +41,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     experiment: Option<PathBuf>,
 
-    /// Which of the experiment's grids the results are of: marks what is missing, checks tolerances
+    /// Which of the experiment's grids the results are of: marks what is missing, checks tolerances [default: by
+    /// the folder's name, `quick` for table2-quick]
     #[arg(long, value_name = "NAME", requires = "experiment")]
     scale: Option<String>,
 
@@ -77,9 +78,10 @@ enum Format {
 pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
     let experiment = args.experiment.as_deref().map(Experiment::read).transpose().map_err(coded)?;
     let sources = collect(&args.roots).map_err(coded)?;
+    let by_name = experiment.as_ref().and_then(|experiment| scale_by_name(&args.roots, experiment));
     let options = TableOptions {
         experiment: experiment.as_ref(),
-        scale: args.scale.as_deref(),
+        scale: args.scale.as_deref().or(by_name),
         baseline: args.baseline.as_deref(),
     };
     let mut table = Table::build(&sources, &options).map_err(coded)?;
@@ -100,6 +102,14 @@ pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
     };
     ui.out(text.trim_end());
     judge(&table)
+}
+
+/// `cargo xtask reproduce` gives the results folder the names of the experiment and of the scale.
+fn scale_by_name<'a>(roots: &[PathBuf], experiment: &'a Experiment) -> Option<&'a str> {
+    let [root] = roots else { return None };
+    let whole = root.canonicalize().ok()?;
+    let scale = whole.file_name()?.to_str()?.strip_prefix(&experiment.name)?.strip_prefix('-')?;
+    experiment.scales.keys().map(String::as_str).find(|known| *known == scale)
 }
 
 /// An error of the tables with the exit code it asks for.
@@ -282,6 +292,24 @@ mod tests {
         let (path, relative) = synthetic("digits/c2r/seed0/natural/attack.json", &files).unwrap();
         assert_eq!(path, run.join("distill/synthetic.safetensors"));
         assert_eq!(relative, "digits/c2r/seed0/distill/synthetic.safetensors");
+    }
+
+    #[test]
+    fn a_results_folder_names_its_scale() {
+        let experiment = Experiment::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/paper/table2.toml"));
+        let experiment = experiment.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let check = |name: &str, expected: Option<&str>| {
+            let root = folder.path().join(name);
+            std::fs::create_dir_all(&root).unwrap();
+            assert_eq!(scale_by_name(&[root.clone()], &experiment), expected, "{name}");
+            assert_eq!(scale_by_name(&[root.clone(), root], &experiment), None, "two folders have no one name");
+        };
+        check("table2-quick", Some("quick"));
+        check("table2-paper", Some("paper"));
+        check("table2-huge", None);
+        check("table20-quick", None);
+        check("quick", None);
     }
 
     #[test]
