@@ -84,7 +84,11 @@ impl Companion {
                 Companions {
                     images,
                     scores,
-                    passes: Passes { forward: found.counts.forward_images + n, backward: found.counts.backward_images, reused: 0 },
+                    passes: Passes {
+                        forward: found.counts.forward_images + n,
+                        backward: found.counts.backward_images,
+                        reused: 0,
+                    },
                 }
             }
         }

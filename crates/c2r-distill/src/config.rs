@@ -317,12 +317,22 @@ impl DistillConfig {
         in_range(self.pool.trajectories >= 1, "pool.trajectories", "at least 1", self.pool.trajectories)?;
         in_range(self.pool.snapshots >= 1, "pool.snapshots", "at least 1", self.pool.snapshots)?;
         in_range(self.pool.batch_size >= 1, "pool.batch-size", "at least 1", self.pool.batch_size)?;
-        in_range(self.pool.min_steps <= self.pool.max_steps, "pool.min-steps", "at most pool.max-steps", self.pool.min_steps)?;
+        in_range(
+            self.pool.min_steps <= self.pool.max_steps,
+            "pool.min-steps",
+            "at most pool.max-steps",
+            self.pool.min_steps,
+        )?;
         in_range(not_negative(self.pool.lr), "pool.lr", "at least 0", self.pool.lr)?;
         in_range((0.0..1.0).contains(&self.pool.momentum), "pool.momentum", "in [0, 1)", self.pool.momentum)?;
         in_range(not_negative(self.pool.weight_decay), "pool.weight-decay", "at least 0", self.pool.weight_decay)?;
         in_range(not_negative(self.matching.weight), "matching.weight", "at least 0", self.matching.weight)?;
-        in_range(self.matching.real_per_class >= 2, "matching.real-per-class", "at least 2", self.matching.real_per_class)?;
+        in_range(
+            self.matching.real_per_class >= 2,
+            "matching.real-per-class",
+            "at least 2",
+            self.matching.real_per_class,
+        )?;
         in_range(not_negative(self.objective.weight), "objective.weight", "at least 0", self.objective.weight)?;
         in_range((0.0..=1.0).contains(&self.objective.eta), "objective.eta", "in [0, 1]", self.objective.eta)?;
         self.crl.validate()?;
@@ -358,7 +368,9 @@ impl DistillConfig {
             (None, LabelKind::Soft) => Err(ConfigError::TeacherMissing("soft")),
             (None, LabelKind::Teacher) => Err(ConfigError::TeacherMissing("teacher")),
             (Some(_), LabelKind::Hard) => Err(ConfigError::TeacherUnused),
-            (Some(teacher), _) => in_range(positive(teacher.temperature), "teacher.temperature", "positive", teacher.temperature),
+            (Some(teacher), _) => {
+                in_range(positive(teacher.temperature), "teacher.temperature", "positive", teacher.temperature)
+            }
             (None, LabelKind::Hard) => Ok(()),
         }
     }

@@ -200,7 +200,12 @@ impl Distillation {
             data,
         };
         if let Some(teacher) = &distillation.config.teacher {
-            let trained = Teacher::new(&distillation.config.pool, teacher.steps, seed.child("teacher", 0), &distillation.training())?;
+            let trained = Teacher::new(
+                &distillation.config.pool,
+                teacher.steps,
+                seed.child("teacher", 0),
+                &distillation.training(),
+            )?;
             distillation.teacher = Some(trained);
         }
         Ok(distillation)
@@ -274,7 +279,11 @@ impl Distillation {
             let mut pool = std::mem::replace(&mut self.pool, Pool::new(self.config.pool.clone(), self.seed));
             let loss = pool.fill_step(&self.training(), &mut passes);
             self.pool = pool;
-            DistillEvent::Pool { done: self.pool.steps_done(), total: Pool::steps_to_fill(&self.config.pool), loss: loss? }
+            DistillEvent::Pool {
+                done: self.pool.steps_done(),
+                total: Pool::steps_to_fill(&self.config.pool),
+                loss: loss?,
+            }
         } else if self.teacher_is_due() {
             let mut teacher = self.teacher.take().expect("a teacher is due");
             let loss = teacher.train_step(&self.training(), &mut passes);
@@ -302,7 +311,8 @@ impl Distillation {
         // Synthetic side: the next batch in curriculum order, its companions and scores.
         let tracked = self.images.detach().set_requires_grad(true);
         let decoded = tch::with_grad(|| decode_formation(&tracked, self.config.images.formation))?;
-        let needs_companions = self.config.objective.robust != RobustTerm::None || self.config.aac.synthetic.needs_scores();
+        let needs_companions =
+            self.config.objective.robust != RobustTerm::None || self.config.aac.synthetic.needs_scores();
         if self.plan.is_finished() {
             self.plan = Plan::new(self.synthetic_order(network, &decoded.detach(), seed, passes));
         }
@@ -342,7 +352,8 @@ impl Distillation {
             let (real_means, _) = class_means(&target.embeddings, &target.labels, n_classes);
             // A sub-batch in literal order may miss classes; they have nothing to match.
             let present = synthetic_counts.gt(0.0).to_kind(Kind::Float);
-            let distances = (real_means - synthetic_means).square().sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
+            let distances =
+                (real_means - synthetic_means).square().sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
             let matching = (distances * &present).sum(Kind::Float) / present.sum(Kind::Float) / &spread;
 
             let weights = match &companions {
@@ -434,7 +445,14 @@ impl Distillation {
     }
 
     /// Embeddings of real images, clean and attacked, without gradients.
-    fn real_side(&self, model: &Model, t: u64, seed: Seed, draw: &c2r_data::dsa::DsaDraw, passes: &mut Passes) -> RealSide {
+    fn real_side(
+        &self,
+        model: &Model,
+        t: u64,
+        seed: Seed,
+        draw: &c2r_data::dsa::DsaDraw,
+        passes: &mut Passes,
+    ) -> RealSide {
         let _no_grad = tch::no_grad_guard();
         let needs_attacked = self.config.matching.attacked || self.config.objective.robust == RobustTerm::Crl;
         let needs_clean = !self.config.matching.attacked || self.config.objective.robust == RobustTerm::Crl;
@@ -481,7 +499,8 @@ impl Distillation {
 
     /// Puts attacked real embeddings into the network's queue.
     fn remember(&mut self, network: usize, real: &Embedded) {
-        let Some(queue) = self.config.crl.queue.clone().filter(|_| self.config.objective.robust == RobustTerm::Crl) else {
+        let Some(queue) = self.config.crl.queue.clone().filter(|_| self.config.objective.robust == RobustTerm::Crl)
+        else {
             return;
         };
         let labels: Vec<i64> = Vec::try_from(&real.labels).expect("labels are i64 [N]");
@@ -537,7 +556,11 @@ impl Distillation {
         let get = |name: &str| state.get(name).ok_or_else(|| DistillError::State(format!("no tensor `{name}`")));
         let images = get("images")?;
         if images.size() != self.images.size() {
-            return Err(DistillError::State(format!("images are {:?}, expected {:?}", images.size(), self.images.size())));
+            return Err(DistillError::State(format!(
+                "images are {:?}, expected {:?}",
+                images.size(),
+                self.images.size()
+            )));
         }
         self.images = images.to_device(self.device).copy();
         self.iteration = scalar(state, "iteration")? as u64;
@@ -688,9 +711,8 @@ fn first_images(
     let per_image = (config.images.formation * config.images.formation) as usize;
     if config.images.init == Init::Real || config.method == Method::RandomReal {
         let sampler = ClassSampler::new(seed.child("init", 0));
-        let positions: Vec<usize> = (0..data.n_classes())
-            .flat_map(|class| sampler.positions(data, 0, class, config.ipc * per_image))
-            .collect();
+        let positions: Vec<usize> =
+            (0..data.n_classes()).flat_map(|class| sampler.positions(data, 0, class, config.ipc * per_image)).collect();
         return mosaic(&data.batch(&positions, device).0, config.images.formation);
     }
     let ids: Vec<u64> = (0..(data.n_classes() * config.ipc) as u64).collect();

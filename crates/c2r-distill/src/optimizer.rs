@@ -52,7 +52,12 @@ impl ImageUpdate {
         for (name, own) in [("first", &mut self.first), ("second", &mut self.second)] {
             let stored = state.get(name).ok_or_else(|| format!("no tensor `{name}`"))?;
             if stored.size() != own.size() || stored.kind() != Kind::Float {
-                return Err(format!("`{name}` is {:?} {:?}, expected f32 {:?}", stored.kind(), stored.size(), own.size()));
+                return Err(format!(
+                    "`{name}` is {:?} {:?}, expected f32 {:?}",
+                    stored.kind(),
+                    stored.size(),
+                    own.size()
+                ));
             }
             *own = stored.to_device(own.device()).copy();
         }

@@ -143,7 +143,12 @@ impl Pool {
     /// Trains the drawn network further; a network past its age makes room for a young one.
     ///
     /// Returns whether the network was replaced: whatever is remembered of its embeddings is void then.
-    pub(crate) fn grow(&mut self, index: usize, training: &Training<'_>, passes: &mut Passes) -> Result<bool, DistillError> {
+    pub(crate) fn grow(
+        &mut self,
+        index: usize,
+        training: &Training<'_>,
+        passes: &mut Passes,
+    ) -> Result<bool, DistillError> {
         if self.config.steps_per_iteration == 0 {
             return Ok(false);
         }
@@ -180,7 +185,12 @@ impl Pool {
     }
 
     /// One SGD step on the next mini-batch of the member's epoch.
-    fn train_step(&self, member: &mut Member, training: &Training<'_>, passes: &mut Passes) -> Result<f64, DistillError> {
+    fn train_step(
+        &self,
+        member: &mut Member,
+        training: &Training<'_>,
+        passes: &mut Passes,
+    ) -> Result<f64, DistillError> {
         let seed = self.seed.child("pool/train", member.trajectory).child("step", member.age);
         if member.plan.is_finished() {
             member.plan = Plan::new(epoch_order(&member.model, training, seed, passes));
@@ -189,7 +199,8 @@ impl Pool {
         let (images, labels) = training.data.batch(&positions, training.device);
         let draw = self.config.dsa.draw(&mut seed.stream("dsa", 0));
         // Augmentation may leave the box; attacks live inside it.
-        let mut images = self.config.dsa.apply_normalized(&images, &draw, &training.input.mean, &training.input.std).clamp(0.0, 1.0);
+        let mut images =
+            self.config.dsa.apply_normalized(&images, &draw, &training.input.mean, &training.input.std).clamp(0.0, 1.0);
         if self.config.adversarial {
             let ids: Vec<u64> = positions.iter().map(|&position| position as u64).collect();
             let found = training.companion.make(&Eval(&member.model), &images, &labels, &ids, seed, None);
@@ -255,7 +266,9 @@ impl Pool {
         member.age = scalar(state, &format!("{prefix}.age"))? as u64;
         member.model.load_state(&section(state, &format!("{prefix}.model.")))?;
         member.optimizer.load_state(&section(state, &format!("{prefix}.sgd.")))?;
-        let plan = state.get(&format!("{prefix}.plan")).ok_or_else(|| DistillError::State(format!("no tensor `{prefix}.plan`")))?;
+        let plan = state
+            .get(&format!("{prefix}.plan"))
+            .ok_or_else(|| DistillError::State(format!("no tensor `{prefix}.plan`")))?;
         member.plan = Plan::from_state(plan).map_err(DistillError::State)?;
         Ok(Some(member))
     }
@@ -288,7 +301,12 @@ pub(crate) struct Teacher {
 }
 
 impl Teacher {
-    pub(crate) fn new(config: &PoolConfig, steps: u64, seed: Seed, training: &Training<'_>) -> Result<Self, DistillError> {
+    pub(crate) fn new(
+        config: &PoolConfig,
+        steps: u64,
+        seed: Seed,
+        training: &Training<'_>,
+    ) -> Result<Self, DistillError> {
         let trainer = Pool::new(config.clone(), seed);
         let member = trainer.new_member(training, TEACHER)?;
         Ok(Self { trainer, member, steps })
@@ -314,7 +332,11 @@ impl Teacher {
         self.member.state("teacher", into);
     }
 
-    pub(crate) fn load_state(&mut self, state: &BTreeMap<String, Tensor>, training: &Training<'_>) -> Result<(), DistillError> {
+    pub(crate) fn load_state(
+        &mut self,
+        state: &BTreeMap<String, Tensor>,
+        training: &Training<'_>,
+    ) -> Result<(), DistillError> {
         let restored = self.trainer.restore_member(state, "teacher", training)?;
         self.member = restored.ok_or_else(|| DistillError::State("no teacher".to_owned()))?;
         Ok(())
@@ -354,7 +376,11 @@ fn section(state: &BTreeMap<String, Tensor>, prefix: &str) -> BTreeMap<String, T
 pub(crate) fn scalar(state: &BTreeMap<String, Tensor>, name: &str) -> Result<i64, DistillError> {
     let tensor = state.get(name).ok_or_else(|| DistillError::State(format!("no tensor `{name}`")))?;
     if tensor.size() != [1] || tensor.kind() != Kind::Int64 {
-        return Err(DistillError::State(format!("`{name}` must be i64 [1], got {:?} {:?}", tensor.kind(), tensor.size())));
+        return Err(DistillError::State(format!(
+            "`{name}` must be i64 [1], got {:?} {:?}",
+            tensor.kind(),
+            tensor.size()
+        )));
     }
     Ok(tensor.int64_value(&[0]))
 }

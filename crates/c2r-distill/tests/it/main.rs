@@ -1,0 +1,279 @@
+//! Distillation on the embedded digits, with networks small enough to run in seconds.
+
+use std::collections::BTreeMap;
+
+use c2r_base::artifact::TensorFile;
+use c2r_data::Dataset;
+use c2r_distill::{DistillConfig, DistillError, DistillEvent, Distillation, StepReport};
+use tch::{Device, Kind, Tensor};
+
+/// The faithful profile cut down to a few seconds.
+fn config(changes: &[(&str, toml::Value)]) -> DistillConfig {
+    let text = include_str!("../../../../data/profiles/faithful.toml");
+    let mut table: toml::Table = text.parse().unwrap();
+    let small = [
+        ("model", "ConvNet-D2-W8-IN".into()),
+        ("ipc", 2.into()),
+        ("iterations", 4.into()),
+        ("train-per-class", 40.into()),
+        ("threat.epsilon", "16/255".into()),
+        ("images.formation", 1.into()),
+        ("pool.trajectories", 2.into()),
+        ("pool.snapshots", 2.into()),
+        ("pool.min-steps", 2.into()),
+        ("pool.max-steps", 5.into()),
+        ("pool.batch-size", 32.into()),
+        ("matching.real-per-class", 6.into()),
+        ("crl.queue.per-class", 8.into()),
+    ];
+    for (key, value) in small.iter().chain(changes) {
+        let mut at = &mut table;
+        let mut parts: Vec<&str> = key.split('.').collect();
+        let last = parts.pop().unwrap();
+        for part in parts {
+            at = at.entry(part).or_insert_with(|| toml::Table::new().into()).as_table_mut().unwrap();
+        }
+        at.insert(last.to_owned(), value.clone());
+    }
+    table.try_into().unwrap()
+}
+
+fn table(text: &str) -> toml::Value {
+    toml::Value::Table(text.parse().unwrap())
+}
+
+fn digits() -> Dataset {
+    c2r_data::load("digits", None).unwrap()
+}
+
+fn start(config: &DistillConfig) -> Distillation {
+    // Networks this small are slower on several threads, above all where tests run side by side.
+    tch::set_num_threads(1);
+    Distillation::new(config.clone(), &digits(), Device::Cpu).unwrap()
+}
+
+/// Runs to the end; returns the reports of the image updates.
+fn finish(distillation: &mut Distillation) -> Vec<StepReport> {
+    let mut reports = Vec::new();
+    while !distillation.is_finished() {
+        if let DistillEvent::Images(report) = distillation.step().unwrap() {
+            reports.push(report);
+        }
+    }
+    reports
+}
+
+fn bytes(distillation: &Distillation) -> Vec<u8> {
+    let set = distillation.synthetic_set(BTreeMap::new()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("set.safetensors");
+    set.save(&path).unwrap();
+    std::fs::read(path).unwrap()
+}
+
+fn images(distillation: &Distillation) -> Tensor {
+    distillation.synthetic_set(BTreeMap::new()).unwrap().images
+}
+
+#[test]
+fn the_same_configuration_gives_the_same_bytes_and_another_seed_does_not() {
+    let run = |seed: i64| {
+        let mut distillation = start(&config(&[("seed", seed.into())]));
+        finish(&mut distillation);
+        bytes(&distillation)
+    };
+    let first = run(7);
+    assert_eq!(first, run(7));
+    assert_ne!(first, run(8));
+}
+
+/// Every part that has a state is on: queue, cache, growing and replaced networks, sub-batches in order.
+#[test]
+fn a_run_that_is_stopped_anywhere_ends_with_the_same_bytes() {
+    let config = config(&[
+        ("iterations", 6.into()),
+        ("images.batch-per-class", 1.into()),
+        ("pool.steps-per-iteration", 3.into()),
+        ("companions.warm-start", true.into()),
+        ("companions.reuse", true.into()),
+        ("aac.synthetic", table("mode = \"order\"\nfirst = \"hard\"\nclass-balanced = true")),
+        ("aac.pool", table("mode = \"prefix\"\nfirst = \"easy\"\nfraction = 0.5")),
+        ("labels", "soft".into()),
+        ("teacher", table("steps = 3\ntemperature = 2.0")),
+    ]);
+    let mut whole = start(&config);
+    finish(&mut whole);
+    let expected = bytes(&whole);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.safetensors");
+    let (_, total) = whole.progress();
+    let mut distillation = start(&config);
+    for stop in 0..total {
+        // Stop before every single step: save, drop, load, go on.
+        distillation.state().write(&path).unwrap();
+        distillation = start(&config);
+        distillation.restore(&TensorFile::read(&path).unwrap()).unwrap();
+        assert_eq!(distillation.progress().0, stop);
+        distillation.step().unwrap();
+    }
+    assert!(distillation.is_finished());
+    assert_eq!(bytes(&distillation), expected);
+    assert_eq!(distillation.passes(), whole.passes());
+}
+
+#[test]
+fn a_state_of_another_configuration_is_refused() {
+    let mut small = start(&config(&[]));
+    small.step().unwrap();
+    let mut other = start(&config(&[("ipc", 3.into())]));
+    let message = other.restore(&small.state()).unwrap_err().to_string();
+    assert!(message.contains("[20, 1, 8, 8]") && message.contains("[30, 1, 8, 8]"), "{message}");
+    let mut state = small.state();
+    state.tensors.remove("plan");
+    let message = start(&config(&[])).restore(&state).unwrap_err().to_string();
+    assert!(message.contains("`plan`"), "{message}");
+}
+
+#[test]
+fn the_loss_is_what_the_method_says() {
+    let mut distillation = start(&config(&[]));
+    let before = images(&distillation);
+    for report in finish(&mut distillation) {
+        let expected = 10.0 * report.matching + 5.0 * (0.6 * report.performance + 0.4 * report.robust);
+        assert!((report.loss - expected).abs() < 1e-4 * expected.abs(), "{report:?}");
+        assert!(report.matching > 0.0 && report.performance > 0.0 && report.robust > 0.0);
+    }
+    let after = images(&distillation);
+    assert!((&after - &before).abs().max().double_value(&[]) > 1e-3, "the images moved");
+    assert!(after.min().double_value(&[]) >= 0.0 && after.max().double_value(&[]) <= 1.0);
+    assert_eq!(after.kind(), Kind::Float);
+}
+
+#[test]
+fn distillation_lowers_its_loss() {
+    // Networks that have learned something and stay as they are, so that losses compare.
+    let changes = [
+        ("iterations", 60.into()),
+        ("images.lr", 0.05.into()),
+        ("images.init", "noise".into()),
+        ("pool.min-steps", 60.into()),
+        ("pool.max-steps", 120.into()),
+        ("pool.lr", 0.05.into()),
+        ("pool.steps-per-iteration", 0.into()),
+    ];
+    let mut distillation = start(&config(&changes));
+    let reports = finish(&mut distillation);
+    let mean = |part: &[StepReport]| part.iter().map(|report| report.loss).sum::<f64>() / part.len() as f64;
+    let (first, last) = (mean(&reports[..15]), mean(&reports[45..]));
+    assert!(last < 0.8 * first, "from {first} to {last}");
+}
+
+#[test]
+fn every_switch_runs_and_changes_the_result() {
+    let mut plain = start(&config(&[]));
+    finish(&mut plain);
+    let plain = images(&plain);
+    let off = || table("mode = \"off\"");
+    let switches: [(&str, Vec<(&str, toml::Value)>); 14] = [
+        ("crl off", vec![("objective.robust", "class-mean".into())]),
+        ("no robust term", vec![("objective.robust", "none".into()), ("aac.synthetic", off())]),
+        ("aac off", vec![("aac.synthetic", off())]),
+        ("prefix", vec![("aac.synthetic", table("mode = \"prefix\"\nfirst = \"hard\"\nfraction = 0.5"))]),
+        ("pool order", vec![("aac.pool", table("mode = \"order\"\nfirst = \"hard\""))]),
+        ("easy targets", vec![("aac.matching", table("mode = \"prefix\"\nfirst = \"easy\"\nfraction = 0.5"))]),
+        ("tau", vec![("crl.temperature", 0.5.into())]),
+        ("random start", vec![("companions.start", "random".into())]),
+        ("pgd", vec![("companions", table("attack = \"pgd\"\nsteps = 3\nrel-step-size = 0.5\nrandom-start = true"))]),
+        ("clean targets", vec![("matching.attacked", false.into())]),
+        ("natural pool", vec![("pool.adversarial", false.into())]),
+        ("noise", vec![("images.init", "noise".into())]),
+        ("sgd", vec![("images.optimizer", "sgd".into())]),
+        ("no augmentation", vec![("dsa", "none".into())]),
+    ];
+    for (name, changes) in switches {
+        let mut distillation = start(&config(&changes));
+        finish(&mut distillation);
+        let changed = (images(&distillation) - &plain).abs().max().double_value(&[]);
+        assert!(changed > 1e-5, "`{name}` has no effect");
+    }
+}
+
+/// The queue is empty at the first visit of a network, so its effect needs a second one.
+#[test]
+fn the_queue_has_an_effect_once_it_is_filled() {
+    let run = |queue: bool| {
+        let mut changes = vec![("iterations", 6.into()), ("pool.trajectories", 1.into()), ("pool.snapshots", 1.into())];
+        if !queue {
+            changes.push(("crl", table("temperature = 0.1")));
+        }
+        let mut distillation = start(&config(&changes));
+        finish(&mut distillation);
+        images(&distillation)
+    };
+    assert!((run(true) - run(false)).abs().max().double_value(&[]) > 1e-5);
+}
+
+#[test]
+fn random_real_images_are_training_images_of_their_class() {
+    let mut distillation = start(&config(&[("method", "random-real".into())]));
+    finish(&mut distillation);
+    let set = distillation.synthetic_set(BTreeMap::new()).unwrap();
+    assert_eq!(set.header.method, "random-real");
+    let train = digits().train;
+    for row in 0..20 {
+        let class = set.labels.int64_value(&[row]);
+        assert_eq!(class, row / 2);
+        let (real, _) = train.batch(train.class_positions(class as usize), Device::Cpu);
+        let nearest = (real - set.images.get(row)).abs().amax([1i64, 2, 3].as_slice(), false).min();
+        assert!(nearest.double_value(&[]) < 1e-6, "image {row} is no training image");
+    }
+}
+
+#[test]
+fn soft_labels_are_the_teachers_and_are_declared() {
+    let changes = [("labels", "soft".into()), ("teacher", table("steps = 4\ntemperature = 1.0"))];
+    let mut distillation = start(&config(&changes));
+    finish(&mut distillation);
+    let set = distillation.synthetic_set(BTreeMap::new()).unwrap();
+    let soft = set.soft_labels.unwrap();
+    assert_eq!(soft.size(), [20, 10]);
+    let expected = distillation.teacher().unwrap().logits(&set.images, false).softmax(1, Kind::Float);
+    assert!((soft - expected).abs().max().double_value(&[]) < 1e-6);
+    assert_eq!(set.header.extra_storage, "soft labels, 200 floats");
+}
+
+#[test]
+fn mosaics_hold_four_images() {
+    let mut distillation = start(&config(&[("images.formation", 2.into())]));
+    finish(&mut distillation);
+    let set = distillation.synthetic_set(BTreeMap::new()).unwrap();
+    assert_eq!((set.images.size(), set.formation), (vec![20, 1, 8, 8], 2));
+    assert_eq!(set.decode(Device::Cpu).0.size(), [80, 1, 8, 8]);
+}
+
+#[test]
+fn too_little_data_and_wrong_options_are_errors_that_name_them() {
+    let error = Distillation::new(config(&[("ipc", 41.into())]), &digits(), Device::Cpu).unwrap_err();
+    assert!(matches!(error, DistillError::TooFewImages { class: 0, got: 40, needed: 41, .. }), "{error}");
+    let message = |key: &str, value: toml::Value| config(&[(key, value)]).validate().unwrap_err().to_string();
+    assert!(message("objective.eta", 1.5.into()).contains("objective.eta must be in [0, 1], got 1.5"));
+    assert!(message("images.formation", 3.into()).contains("images.formation must be 1 or 2, got 3"));
+    assert!(message("labels", "soft".into()).contains("[teacher]"));
+    assert!(message("threat.norm", "l2".into()).contains("linf"));
+    assert!(
+        message("aac.matching", table("mode = \"order\"\nfirst = \"hard\"")).contains("aac.matching cannot be `order`")
+    );
+    assert!(message("pool.min-steps", 9.into()).contains("pool.max-steps"));
+}
+
+#[test]
+fn an_exploding_run_stops_with_an_error() {
+    let mut distillation = start(&config(&[("pool.lr", 1e30.into())]));
+    let error = loop {
+        if let Err(error) = distillation.step() {
+            break error;
+        }
+        assert!(!distillation.is_finished(), "a learning rate of 1e30 must explode");
+    };
+    assert!(matches!(error, DistillError::NotFinite { .. }), "{error}");
+}
