@@ -35,15 +35,30 @@ impl TorchScript {
     /// # Errors
     /// [`ModelError::TorchScript`] saying what it returned instead.
     pub fn check(&self, shape: [i64; 3], n_classes: i64) -> Result<(), ModelError> {
+        self.probe(shape, Some(n_classes)).map(drop)
+    }
+
+    /// [`TorchScript::check`] without knowing the number of classes, which it returns.
+    ///
+    /// # Errors
+    /// [`ModelError::TorchScript`] saying what it returned instead.
+    pub fn classes(&self, shape: [i64; 3]) -> Result<i64, ModelError> {
+        self.probe(shape, None)
+    }
+
+    fn probe(&self, shape: [i64; 3], n_classes: Option<i64>) -> Result<i64, ModelError> {
         let wrong = |reason: String| Err(ModelError::TorchScript { path: self.path.clone(), reason });
         let [channels, height, width] = shape;
         let images =
             Tensor::full([2, channels, height, width], 0.5, (Kind::Float, self.device)).set_requires_grad(true);
         let logits =
             tch::with_grad(|| self.module.forward_ts(&[&images])).map_err(|error| failure(&self.path, &error))?;
-        if logits.size() != [2, n_classes] || logits.kind() != Kind::Float {
+        let size = logits.size();
+        let fits = size.len() == 2 && size[0] == 2 && n_classes.is_none_or(|n_classes| size[1] == n_classes);
+        if !fits || logits.kind() != Kind::Float {
+            let wanted = n_classes.map_or("K".to_owned(), |n_classes| n_classes.to_string());
             return wrong(format!(
-                "for images [2, {channels}, {height}, {width}] it returns {:?} {:?} instead of Float logits [2, {n_classes}]",
+                "for images [2, {channels}, {height}, {width}] it returns {:?} {:?} instead of Float logits [2, {wanted}]",
                 logits.kind(),
                 logits.size(),
             ));
@@ -58,7 +73,7 @@ impl TorchScript {
         if !gradient.defined() {
             return wrong("its logits do not depend on the images".into());
         }
-        Ok(())
+        Ok(size[1])
     }
 }
 
