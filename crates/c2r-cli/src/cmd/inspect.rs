@@ -521,7 +521,7 @@ mod tests {
         check(&report(&path, None).unwrap(), &["80 training images", "xxx... ("], &[]);
         assert!(grid.is_file());
 
-        let _ = set.images.get(3).copy_(&set.images.get(4));
+        set.images.get(3).copy_(&set.images.get(4));
         let _ = set.images.get(5).fill_(0.5);
         set.header.mean = vec![0.5];
         set.save(&path).unwrap();
