@@ -19,7 +19,8 @@ pub struct Experiment {
     pub title: String,
     /// Where the published numbers are from.
     pub source: String,
-    /// Percentage points; a mean farther than this from the published one is marked, at [`Experiment::PAPER_SCALE`] only.
+    /// Percentage points; a mean farther than this from the published one is marked, at
+    /// [`Experiment::PAPER_SCALE`] only.
     pub tolerance: f64,
     /// The method that the others are compared with, seed by seed.
     #[serde(default)]

@@ -4,7 +4,8 @@
 //! such file of a results folder), [`Experiment`] (labels and published numbers), [`Table`] (rows with mean,
 //! deviation, significance and the files behind every number) and its renderings.
 //!
-//! **What it is not:** it runs no network and no attack ([`AttackRecord::from_report`] takes what `c2r-attacks` found), and it never prints.
+//! **What it is not:** it runs no network and no attack ([`AttackRecord::from_report`] takes what
+//! `c2r-attacks` found), and it never prints.
 //!
 //! **Where to start:** [`Table::build`]. How to read the result is in `docs/tables.md`.
 //!

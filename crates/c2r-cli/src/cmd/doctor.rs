@@ -233,13 +233,12 @@ fn data(folder: Option<&Path>) -> Vec<DataState> {
 fn problems(report: &Report, folder: Option<&Path>) -> Vec<String> {
     let mut problems = Vec::new();
     let built_for = report.versions.get("libtorch").map_or("", String::as_str);
-    if let (Some(version), Some(path)) = (&report.libtorch.version, &report.libtorch.path) {
-        if !version.starts_with(built_for) {
-            problems.push(format!(
-                "libtorch {version} was loaded from {}, but c2r was built for {built_for}: unset LD_LIBRARY_PATH, or run `cargo xtask setup` and build again",
-                path.display()
-            ));
-        }
+    let loaded = report.libtorch.version.as_ref().zip(report.libtorch.path.as_ref());
+    if let Some((version, path)) = loaded.filter(|(version, _)| !version.starts_with(built_for)) {
+        problems.push(format!(
+            "libtorch {version} was loaded from {}, but c2r was built for {built_for}: unset LD_LIBRARY_PATH, or run `cargo xtask setup` and build again",
+            path.display()
+        ));
     }
     let cuda = &report.cuda;
     match &cuda.load_error {

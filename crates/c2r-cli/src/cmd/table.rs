@@ -302,7 +302,7 @@ mod tests {
         let check = |name: &str, expected: Option<&str>| {
             let root = folder.path().join(name);
             std::fs::create_dir_all(&root).unwrap();
-            assert_eq!(scale_by_name(&[root.clone()], &experiment), expected, "{name}");
+            assert_eq!(scale_by_name(std::slice::from_ref(&root), &experiment), expected, "{name}");
             assert_eq!(scale_by_name(&[root.clone(), root], &experiment), None, "two folders have no one name");
         };
         check("table2-quick", Some("quick"));
