@@ -69,6 +69,11 @@ pub const CW_L2_LR: f64 = 0.01;
 /// Random perturbations of the noise floor.
 pub const NOISE_SAMPLES: u32 = 10;
 
+/// Restarts of APGD-CE in `autoattack-standard` for L1. Croce & Hein 2021 (arXiv:2103.01208), their code.
+pub const L1_RESTARTS: u32 = 5;
+/// Target classes of APGD-T in `autoattack-standard` for L1. Croce & Hein 2021, their code.
+pub const L1_TARGETS: u32 = 5;
+
 /// Why a configuration cannot work.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -569,6 +574,74 @@ impl AttackConfig {
             name: name.to_owned(),
             known: ATTACKS.iter().chain(&SUITES).copied().collect::<Vec<_>>().join(" "),
         })
+    }
+
+    /// [`AttackConfig::named`] with what the authors of a suite use for `norm`: the `autoattack` suites in L1
+    /// take five restarts of APGD-CE and five targets of APGD-T (Croce & Hein 2021, arXiv:2103.01208, section 5).
+    ///
+    /// # Errors
+    /// [`ConfigError::UnknownAttack`].
+    pub fn named_for(name: &str, norm: Norm) -> Result<Self, ConfigError> {
+        let mut config = Self::named(name)?;
+        if norm == Norm::L1 {
+            config.for_l1();
+        }
+        Ok(config)
+    }
+
+    fn for_l1(&mut self) {
+        let Self::Suite(suite) = self else { return };
+        let standard = suite.name == "autoattack-standard";
+        for member in &mut suite.attacks {
+            match member {
+                Self::ApgdCe(apgd) if standard => apgd.restarts = L1_RESTARTS,
+                Self::ApgdT(apgd) if standard => apgd.targets = L1_TARGETS,
+                Self::Suite(_) => member.for_l1(),
+                _ => {}
+            }
+        }
+    }
+
+    /// Passes per sample that no attack stops early on, for estimates of time: forward (those that a
+    /// backward pass follows included) and backward.
+    pub fn passes(&self, classes: u64) -> (u64, u64) {
+        let many = u64::from;
+        let targets = |wanted: u32| many(wanted).min(classes.saturating_sub(1));
+        let both = |n: u64| (n, n);
+        match self {
+            Self::Clean(_) => (0, 0),
+            Self::Noise(config) => (many(config.samples), 0),
+            Self::ApgdCe(config) | Self::ApgdDlr(config) => {
+                both((many(config.steps) + 1) * many(config.restarts) * many(config.samples))
+            }
+            Self::ApgdT(config) => {
+                both((many(config.steps) + 1) * many(config.restarts) * many(config.samples) * targets(config.targets))
+            }
+            Self::DeepFool(config) => (2 * many(config.steps), classes * many(config.steps)),
+            Self::CwL2(config) => both(many(config.steps) * (many(config.search_steps) + 1)),
+            Self::Fab(config) => {
+                let steps = many(config.steps) * many(config.restarts);
+                (2 * steps, classes * steps)
+            }
+            Self::FabT(config) => {
+                let steps = many(config.steps) * many(config.restarts) * targets(config.targets);
+                (2 * steps, steps)
+            }
+            Self::Square(config) => ((many(config.queries) + 1) * many(config.restarts), 0),
+            Self::Suite(suite) => suite
+                .attacks
+                .iter()
+                .map(|attack| attack.passes(classes))
+                .fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1)),
+            _ => match self.recipe() {
+                Ok(Some(recipe)) => {
+                    let neighbours = recipe.variance.map_or(0, |variance| many(variance.neighbours));
+                    let per_step = many(recipe.gradient_samples) + neighbours;
+                    both(many(recipe.steps) * many(recipe.restarts) * per_step)
+                }
+                _ => (0, 0),
+            },
+        }
     }
 
     /// The name it was asked for by.

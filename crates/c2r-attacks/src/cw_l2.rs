@@ -60,7 +60,7 @@ impl Attack for CwL2 {
         let mut low = like.zeros_like();
         let mut high = like.full_like(f64::INFINITY);
         for _ in 0..=self.config.search_steps {
-            let (images, distances) = self.minimize(&mut oracle, batch, &c)?;
+            let (images, distances) = self.minimize(&mut oracle, batch, &c, false)?;
             let better = distances.lt_tensor(&distance);
             found = images.where_self(&per_image(&better), &found);
             distance = distances.minimum(&distance);
@@ -77,11 +77,15 @@ impl Attack for CwL2 {
 impl CwL2 {
     /// One run of Adam: the nearest images that reach the goal and their squared distances, infinite where
     /// there is none.
-    fn minimize(
+    ///
+    /// With `abort`, all samples stop when the sum of their objectives has not fallen for a tenth of the
+    /// steps, as in torchattacks: a sample's result then depends on its batch, so no evaluation uses it.
+    pub(crate) fn minimize(
         &self,
         oracle: &mut Oracle<'_>,
         batch: &AttackBatch<'_>,
         c: &Tensor,
+        abort: bool,
     ) -> Result<(Tensor, Tensor), AttackError> {
         let rows: Vec<usize> = (0..batch.ids.len()).collect();
         let mut w = ((batch.images * 2.0 - 1.0) * INSIDE).atanh();
@@ -89,6 +93,7 @@ impl CwL2 {
         let mut second = w.zeros_like();
         let mut best = batch.images.copy();
         let mut best_distance = c.full_like(f64::INFINITY);
+        let mut lowest = f64::INFINITY;
         for step in 1..=self.config.steps {
             let mut seen = None;
             let slope = oracle.slope(&to_pixels(&w), &rows, |x, logits| {
@@ -110,6 +115,13 @@ impl CwL2 {
             let mean = &first / (1.0 - BETA_1.powi(step as i32));
             let spread = (&second / (1.0 - BETA_2.powi(step as i32))).sqrt() + ADAM_EPSILON;
             w -= mean / spread * self.config.lr;
+            if abort && (step - 1) % (self.config.steps / 10).max(1) == 0 {
+                let sum = slope.losses.sum(Kind::Double).double_value(&[]);
+                if sum > lowest * 0.9999 {
+                    break;
+                }
+                lowest = sum;
+            }
         }
         Ok((best, best_distance))
     }

@@ -9,8 +9,8 @@ use tch::{Kind, Tensor};
 use crate::{
     apgd::{ApgdLoss, Problem, climb},
     attack::{AttackBatch, AttackError, Oracle},
-    config::{APGD_RHO, AttackConfig, ConfigError, FabTConfig, LossKind, SquareConfig},
-    deepfool,
+    config::{APGD_RHO, AttackConfig, ConfigError, CwL2Config, FabTConfig, LossKind, SquareConfig},
+    cw_l2, deepfool,
     draws::Draws,
     fab, iterative,
     square::{SquareDraws, search},
@@ -182,4 +182,16 @@ pub fn deepfool_step(logits: &Tensor, jacobian: &Tensor, labels: &Tensor) -> (Te
     let gradient = gradients.gather(1, &pick.unsqueeze(2).expand([-1, 1, size[2]], false), false);
     let step = deepfool::step_onto(&difference, &gradient.view([size[0], 1, 1, size[2]]));
     (chosen, step.view([size[0], size[2]]))
+}
+
+/// Runs CW-L2 with torchattacks' stop over the whole batch.
+///
+/// # Errors
+/// [`AttackError`] if logits are not finite.
+pub fn cw_l2(config: &CwL2Config, model: &dyn Classifier, batch: &AttackBatch<'_>) -> Result<Nearest, AttackError> {
+    let _no_grad = tch::no_grad_guard();
+    let mut oracle = Oracle::new(model, "cw-l2", batch.ids);
+    let c = Tensor::full([batch.ids.len() as i64], config.c, (Kind::Float, batch.images.device()));
+    let (images, squared) = cw_l2::CwL2::new(config.clone()).minimize(&mut oracle, batch, &c, true)?;
+    Ok(Nearest { images, distances: squared.sqrt() })
 }

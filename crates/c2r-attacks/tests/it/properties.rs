@@ -1,1 +1,558 @@
+//! What holds for every attack and norm, on toys.
 
+use c2r_attacks::{
+    ATTACKS, AdversarialImages, Answer, Attack, AttackBatch, AttackConfig, AttackError, EvaluateOptions, Flag, Mode,
+    Outcome, evaluate,
+};
+use c2r_base::{Classifier, Epsilon, Goal, LabelledImages, Norm, Seed, TargetRule, ThreatModel};
+use c2r_testkit::toys::{self, Linear, Tanh};
+use proptest::prelude::*;
+use tch::{Device, Kind, Tensor};
+
+use crate::support::{config, run, threat};
+
+const CLASSES: i64 = 5;
+const SHAPE: [i64; 3] = [2, 6, 6];
+const NORMS: [(Norm, f64); 3] = [(Norm::Linf, 0.03), (Norm::L2, 0.15), (Norm::L1, 0.6)];
+
+/// Every attack that knows `norm`, short enough for a test.
+fn attacks(norm: Norm) -> Vec<Box<dyn Attack>> {
+    let short: &[(&str, &[(&str, &str)])] = &[
+        ("square", &[("queries", "30")]),
+        ("fab", &[("steps", "10")]),
+        ("fab-t", &[("steps", "10")]),
+        ("apgd-ce", &[("steps", "10")]),
+        ("apgd-dlr", &[("steps", "10")]),
+        ("apgd-t", &[("steps", "10")]),
+        ("vmi-fgsm", &[("neighbours", "3"), ("steps", "5")]),
+        ("vni-fgsm", &[("neighbours", "3"), ("steps", "5")]),
+        ("cw-l2", &[("steps", "30")]),
+    ];
+    ATTACKS
+        .iter()
+        .map(|name| {
+            let options = short.iter().find(|(known, _)| known == name).map_or(&[][..], |(_, options)| options);
+            config(name, options).build().unwrap()
+        })
+        .filter(|attack| attack.check(&threat(norm, 0.1), CLASSES).is_ok())
+        .collect()
+}
+
+fn toy() -> (Tanh, LabelledImages) {
+    let model = Tanh::new(CLASSES, SHAPE, 12);
+    let images = toys::images(12, SHAPE);
+    let labels = model.logits(&images).argmax(1, false);
+    // Two images are misclassified: they must not be attacked.
+    let wrong = Tensor::from_slice(&[1i64, 7]);
+    let other = (labels.index_select(0, &wrong) + 1).remainder(CLASSES);
+    let labels = labels.index_copy(0, &wrong, &other);
+    (model, LabelledImages::new(images, labels).unwrap())
+}
+
+fn perturb(
+    attack: &dyn Attack,
+    model: &dyn Classifier,
+    data: &LabelledImages,
+    at: &[usize],
+    threat: &ThreatModel,
+) -> Tensor {
+    let (images, labels) = data.select(at, Device::Cpu);
+    let ids: Vec<u64> = at.iter().map(|&position| position as u64).collect();
+    let batch = AttackBatch { images: &images, labels: &labels, ids: &ids, targets: None };
+    attack.perturb(model, &batch, threat, Seed::new(3)).unwrap().images
+}
+
+#[test]
+fn inside_ball_and_box_deterministic_and_independent_of_batch_and_order() {
+    let (model, data) = toy();
+    let all: Vec<usize> = (0..data.len()).collect();
+    let backwards: Vec<usize> = all.iter().rev().copied().collect();
+    for (norm, epsilon) in NORMS {
+        let threat = threat(norm, epsilon);
+        for attack in attacks(norm) {
+            let what = format!("{} {norm}", attack.name());
+            let whole = perturb(attack.as_ref(), &model, &data, &all, &threat);
+            let again = perturb(attack.as_ref(), &model, &data, &all, &threat);
+            assert_eq!((&whole - again).abs().max().double_value(&[]), 0.0, "{what}: not deterministic");
+            let turned = perturb(attack.as_ref(), &model, &data, &backwards, &threat).flip([0i64]);
+            let parts: Vec<Tensor> =
+                all.chunks(5).map(|part| perturb(attack.as_ref(), &model, &data, part, &threat)).collect();
+            for (how, other) in [("order", turned), ("batch", Tensor::cat(&parts, 0))] {
+                // A value whose gradient is nearly zero may go either way on a last bit.
+                let different = (&whole - &other).abs().gt(1e-4).to_kind(Kind::Float).mean(Kind::Float);
+                let share = different.double_value(&[]);
+                assert!(share < 0.02, "{what}: {share} of the values depend on the {how}");
+            }
+            let projected = threat.project(data.images(), &whole);
+            let length = norm.distance(&projected, data.images()).max().double_value(&[]);
+            assert!(length <= epsilon + 1e-6, "{what}: {length}");
+            let (least, most) = (projected.min().double_value(&[]), projected.max().double_value(&[]));
+            assert!(least >= 0.0 && most <= 1.0, "{what}: {least} {most}");
+            if attack.family() != c2r_attacks::Family::MinimumNorm {
+                let own = norm.distance(&whole, data.images()).max().double_value(&[]);
+                assert!(own <= epsilon + 1e-5, "{what} leaves the ball by itself: {own}");
+            }
+        }
+    }
+}
+
+#[test]
+fn outcomes_do_not_depend_on_the_batch_size_and_floors_hold() {
+    let (model, data) = toy();
+    for (norm, epsilon) in NORMS {
+        let threat = threat(norm, epsilon);
+        let report = |batch_size| {
+            let options = EvaluateOptions { batch_size, mode: Mode::Each, ..Default::default() };
+            run(&model, &data, &attacks(norm), &threat, &options)
+        };
+        let (whole, parts) = (report(12), report(5));
+        assert!((whole.clean_accuracy() - 10.0 / 12.0).abs() < 1e-12);
+        for (a, b) in whole.attacks.iter().zip(&parts.attacks) {
+            let outcomes = |entry: &c2r_attacks::AttackEntry| -> Vec<Outcome> {
+                entry.samples.iter().map(|sample| sample.outcome.clone()).collect()
+            };
+            assert_eq!(outcomes(a), outcomes(b), "{} {norm}", a.name);
+            assert_eq!(a.samples[1].outcome, Outcome::CleanError);
+            assert_eq!(a.samples[1].queries, 0, "{} attacks what is misclassified", a.name);
+        }
+        assert_eq!(whole.attack("clean").unwrap().robust_accuracy(), whole.clean_accuracy());
+        let floor = whole.attack("noise").unwrap().robust_accuracy();
+        for entry in &whole.attacks {
+            assert!(
+                entry.name == "clean" || entry.robust_accuracy() <= floor + 1e-12,
+                "{norm}: {} leaves {} robust, noise {floor}",
+                entry.name,
+                entry.robust_accuracy()
+            );
+        }
+    }
+}
+
+#[test]
+fn epsilon_zero_is_clean_accuracy() {
+    let (model, data) = toy();
+    for (norm, _) in NORMS {
+        let threat = ThreatModel::untargeted(norm, Epsilon::ZERO);
+        let options = EvaluateOptions { mode: Mode::Each, ..Default::default() };
+        let report = run(&model, &data, &attacks(norm), &threat, &options);
+        for entry in &report.attacks {
+            assert_eq!(entry.robust_accuracy(), report.clean_accuracy(), "{} {norm}", entry.name);
+        }
+    }
+}
+
+/// A model with a parameter, to see that nothing touches it.
+struct Weighted(Tensor);
+
+impl Classifier for Weighted {
+    fn logits(&self, images: &Tensor) -> Tensor {
+        images.flatten(1, -1).matmul(&self.0)
+    }
+
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+}
+
+#[test]
+fn parameters_and_their_gradients_are_untouched() {
+    let weight = toys::images(1, [1, 72, CLASSES]).view([72, CLASSES]) - 0.5;
+    let before = weight.copy();
+    let model = Weighted(weight.set_requires_grad(true));
+    let images = toys::images(6, SHAPE);
+    let labels = model.logits(&images).argmax(1, false);
+    let data = LabelledImages::new(images.copy(), labels).unwrap();
+    for (norm, epsilon) in NORMS {
+        let options = EvaluateOptions { mode: Mode::Each, ..Default::default() };
+        run(&model, &data, &attacks(norm), &threat(norm, epsilon), &options);
+    }
+    assert!(!model.0.grad().defined());
+    assert_eq!((model.0.detach() - before).abs().max().double_value(&[]), 0.0);
+    assert_eq!((data.images() - images).abs().max().double_value(&[]), 0.0);
+}
+
+#[test]
+fn linear_models_are_broken_exactly_beyond_their_distance() {
+    let model = Linear::mixed(3, SHAPE);
+    // Near mid-grey, so that the box does not matter.
+    let images = (toys::images(8, SHAPE) - 0.5) * 0.2 + 0.5;
+    let labels = model.logits(&images).argmax(1, false);
+    let distances = |norm| model.distance(&images, &labels, norm);
+    for (norm, names) in [
+        (Norm::Linf, &["fgsm", "pgd", "apgd-ce", "apgd-dlr", "fab", "fab-t"][..]),
+        (Norm::L2, &["fgsm", "pgd", "apgd-ce", "fab", "fab-t", "deepfool"]),
+        (Norm::L1, &["apgd-ce", "fab", "fab-t"]),
+    ] {
+        let exact = distances(norm);
+        for row in 0..8 {
+            let data = LabelledImages::new(images.narrow(0, row, 1), labels.narrow(0, row, 1)).unwrap();
+            let distance = exact.double_value(&[row]);
+            for (factor, robust) in [(0.97, 1.0), (1.06, 0.0)] {
+                for &name in names {
+                    let attack = [config(name, &[]).build().unwrap()];
+                    let threat = threat(norm, distance * factor);
+                    let report = run(&model, &data, &attack, &threat, &EvaluateOptions::default());
+                    let got = report.robust_accuracy();
+                    // Cross entropy and DLR look at more than one class, so their steps may miss the nearest.
+                    let certain = robust == 1.0 || !matches!(name, "fgsm" | "pgd" | "apgd-ce" | "apgd-dlr");
+                    assert!(got == robust || !certain, "{name} {norm} at {factor} of the distance of {row}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn fab_and_deepfool_find_the_exact_distance_of_linear_models() {
+    let model = Linear::mixed(4, SHAPE);
+    let images = (toys::images(6, SHAPE) - 0.5) * 0.2 + 0.5;
+    let labels = model.logits(&images).argmax(1, false);
+    let data = LabelledImages::new(images, labels).unwrap();
+    let all: Vec<usize> = (0..6).collect();
+    for (norm, name) in [
+        (Norm::Linf, "fab"),
+        (Norm::Linf, "fab-t"),
+        (Norm::L2, "fab"),
+        (Norm::L2, "fab-t"),
+        (Norm::L2, "deepfool"),
+        (Norm::L1, "fab"),
+    ] {
+        let attack = config(name, &[]).build().unwrap();
+        let found = perturb(attack.as_ref(), &model, &data, &all, &threat(norm, 100.0));
+        let ratio = norm.distance(&found, data.images()) / model.distance(data.images(), data.labels(), norm);
+        let (least, most) = (ratio.min().double_value(&[]), ratio.max().double_value(&[]));
+        assert!(least >= 0.999 && most <= 1.03, "{name} {norm}: between {least} and {most} of the distance");
+    }
+}
+
+#[test]
+fn more_steps_never_lower_the_best_loss() {
+    let (model, data) = toy();
+    for (norm, epsilon) in NORMS {
+        for kind in [c2r_attacks::LossKind::Ce, c2r_attacks::LossKind::Dlr] {
+            let best = |steps| {
+                let start = data.images();
+                // The same checkpoints, so that the shorter run is the beginning of the longer one.
+                c2r_attacks::replay::apgd(&model, data.images(), data.labels(), None, kind, norm, epsilon, steps, start)
+                    .unwrap()
+                    .losses
+            };
+            let start = kind_losses(kind, &model, &data);
+            assert!((best(20) - &start).min().double_value(&[]) >= 0.0, "{norm} {kind:?}");
+        }
+        // Restarts keep what they found.
+        let robust = |restarts: &str| {
+            let attack = [config("pgd", &[("restarts", restarts), ("steps", "3")]).build().unwrap()];
+            run(&model, &data, &attack, &threat(norm, epsilon), &EvaluateOptions::default()).robust_accuracy()
+        };
+        assert!(robust("4") <= robust("1"), "{norm}");
+    }
+}
+
+fn kind_losses(kind: c2r_attacks::LossKind, model: &dyn Classifier, data: &LabelledImages) -> Tensor {
+    let logits = model.logits(data.images());
+    match kind {
+        c2r_attacks::LossKind::Ce => c2r_attacks::loss::ce(&logits, data.labels()),
+        _ => c2r_attacks::loss::dlr(&logits, data.labels()),
+    }
+}
+
+#[test]
+fn early_stop_breaks_at_least_as_much() {
+    let (model, data) = toy();
+    for (norm, epsilon) in NORMS {
+        for name in ["pgd", "bim", "mi-fgsm"] {
+            let robust = |stop: &str| {
+                let attack = [config(name, &[("early-stop", stop)]).build().unwrap()];
+                let report = run(&model, &data, &attack, &threat(norm, epsilon), &EvaluateOptions::default());
+                (report.robust_accuracy(), report.counts().backward_images)
+            };
+            let (with, without) = (robust("true"), robust("false"));
+            assert!(with.0 <= without.0 && with.1 <= without.1, "{name} {norm}: {with:?} {without:?}");
+        }
+    }
+}
+
+#[test]
+fn targeted_goals_aim_at_the_rules_class() {
+    let (model, data) = toy();
+    for rule in [TargetRule::Next, TargetRule::Random, TargetRule::LeastLikely, TargetRule::SecondBest] {
+        let threat = ThreatModel { norm: Norm::Linf, epsilon: "0.5".parse().unwrap(), goal: Goal::Targeted(rule) };
+        let attacks: Vec<Box<dyn Attack>> = ATTACKS
+            .iter()
+            .map(|name| AttackConfig::named(name).unwrap().build().unwrap())
+            .filter(|attack| attack.check(&threat, CLASSES).is_ok() && attack.family() != c2r_attacks::Family::BlackBox)
+            .collect();
+        let options = EvaluateOptions { mode: Mode::Each, ..Default::default() };
+        let report = run(&model, &data, &attacks, &threat, &options);
+        let targets = report.targets.as_ref().unwrap();
+        assert!(targets.iter().zip(&report.labels).all(|(target, label)| target != label));
+        for entry in &report.attacks {
+            for (sample, target) in entry.samples.iter().zip(targets) {
+                if matches!(sample.outcome, Outcome::Broken { .. }) {
+                    assert_eq!(sample.prediction, *target, "{}", entry.name);
+                }
+            }
+        }
+        // FAB walks to the boundary between label and target, where a third class may be larger.
+        for name in ["pgd", "apgd-ce", "apgd-t"] {
+            let rate = report.attack(name).unwrap().success_rate().unwrap();
+            assert!(rate > 0.5, "{name} reaches {rate} of its targets at a huge radius ({rule:?})");
+        }
+    }
+}
+
+#[test]
+fn too_few_classes_and_unknown_norms_are_errors_before_anything_runs() {
+    let two = Linear::two_pixels();
+    let image = Tensor::from_slice(&[0.75f32, 0.5]).view([1, 1, 1, 2]);
+    let data = LabelledImages::new(image, Tensor::from_slice(&[0i64])).unwrap();
+    let message = |name: &str, norm| {
+        let attacks = [AttackConfig::named(name).unwrap().build().unwrap()];
+        let options = EvaluateOptions::default();
+        let result = evaluate(&two, &data, &attacks, &threat(norm, 0.1), &options, &mut |_| Answer::Continue(()));
+        result.unwrap_err().to_string()
+    };
+    assert!(message("apgd-dlr", Norm::Linf).contains("needs a model with 3 classes"));
+    assert!(message("apgd-t", Norm::Linf).contains("needs a model with 4 classes"));
+    assert!(message("autoattack-standard", Norm::Linf).contains("apgd-t"));
+    assert!(message("deepfool", Norm::L1).contains("not defined for the norm l1; it knows l2"));
+}
+
+/// Answers with what it was given.
+struct Fixed(Tensor);
+
+impl Classifier for Fixed {
+    fn logits(&self, images: &Tensor) -> Tensor {
+        let zero = images.flatten(1, -1).sum_dim_intlist([1i64].as_slice(), true, Kind::Float) * 0.0;
+        self.0.narrow(0, 0, images.size()[0]) + zero
+    }
+
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+}
+
+#[test]
+fn bad_logits_and_labels_name_the_sample() {
+    let images = toys::images(3, [1, 2, 2]);
+    let data = LabelledImages::new(images, Tensor::from_slice(&[0i64, 1, 1])).unwrap();
+    let result = |logits: Tensor| {
+        let attacks = [config("fgsm", &[]).build().unwrap()];
+        let options = EvaluateOptions::default();
+        evaluate(&Fixed(logits), &data, &attacks, &threat(Norm::Linf, 0.1), &options, &mut |_| Answer::Continue(()))
+    };
+    let nan = Tensor::from_slice(&[1.0f32, 0.0, f32::NAN, 1.0, 0.0, 1.0]).view([3, 2]);
+    assert!(matches!(result(nan), Err(AttackError::NonFiniteLogits { sample: 1, .. })));
+    let double = Tensor::zeros([3, 2], (Kind::Double, Device::Cpu));
+    assert!(matches!(result(double), Err(AttackError::LogitsKind(Kind::Double))));
+    let one = Tensor::zeros([3, 1], (Kind::Float, Device::Cpu));
+    assert!(matches!(result(one), Err(AttackError::LogitsShape { .. })));
+    let labels = LabelledImages::new(toys::images(3, [1, 2, 2]), Tensor::from_slice(&[0i64, 7, 1])).unwrap();
+    let attacks = [config("fgsm", &[]).build().unwrap()];
+    let three = Fixed(Tensor::zeros([3, 3], (Kind::Float, Device::Cpu)));
+    let error = evaluate(&three, &labels, &attacks, &threat(Norm::Linf, 0.1), &EvaluateOptions::default(), &mut |_| {
+        Answer::Continue(())
+    });
+    assert!(error.unwrap_err().to_string().contains("sample 1 has label 7, outside 0..3"));
+}
+
+#[test]
+fn doubtful_models_are_flagged() {
+    let (model, data) = toy();
+    struct Probabilities<'a>(&'a Tanh);
+    impl Classifier for Probabilities<'_> {
+        fn logits(&self, images: &Tensor) -> Tensor {
+            self.0.logits(images).softmax(1, Kind::Float)
+        }
+        fn device(&self) -> Device {
+            Device::Cpu
+        }
+    }
+    struct InBatch<'a>(&'a Tanh);
+    impl Classifier for InBatch<'_> {
+        fn logits(&self, images: &Tensor) -> Tensor {
+            self.0.logits(&(images - images.mean_dim([0i64].as_slice(), true, Kind::Float)))
+        }
+        fn device(&self) -> Device {
+            Device::Cpu
+        }
+    }
+    struct Saturated<'a>(&'a Tanh);
+    impl Classifier for Saturated<'_> {
+        fn logits(&self, images: &Tensor) -> Tensor {
+            self.0.logits(images) * 1e4
+        }
+        fn device(&self) -> Device {
+            Device::Cpu
+        }
+    }
+    let flags = |model: &dyn Classifier| {
+        run(model, &data, &[config("fgsm", &[]).build().unwrap()], &threat(Norm::Linf, 0.01), &Default::default()).flags
+    };
+    assert_eq!(flags(&model), []);
+    assert!(flags(&Probabilities(&model)).contains(&Flag::ProbabilitiesNotLogits));
+    assert!(flags(&InBatch(&model)).iter().any(|flag| matches!(flag, Flag::BatchDependentModel { .. })));
+    assert!(flags(&Saturated(&model)).iter().any(|flag| matches!(flag, Flag::ZeroGradient { .. })));
+}
+
+#[test]
+fn square_on_a_masked_gradient_raises_the_flag() {
+    /// Differentiates to zero, but moves.
+    struct Masked(Linear);
+    impl Classifier for Masked {
+        fn logits(&self, images: &Tensor) -> Tensor {
+            let zero = images.flatten(1, -1).sum_dim_intlist([1i64].as_slice(), true, Kind::Float) * 0.0;
+            self.0.logits(&images.detach()) + zero
+        }
+        fn device(&self) -> Device {
+            Device::Cpu
+        }
+    }
+    let model = Masked(Linear::mixed(3, SHAPE));
+    let images = toys::images(8, SHAPE);
+    let labels = model.logits(&images).argmax(1, false);
+    let data = LabelledImages::new(images, labels).unwrap();
+    let attacks = ["bim", "square"].map(|name| AttackConfig::named(name).unwrap().build().unwrap());
+    for mode in [Mode::Suite, Mode::Each] {
+        let options = EvaluateOptions { mode, ..Default::default() };
+        let report = run(&model, &data, &attacks, &threat(Norm::Linf, 0.2), &options);
+        assert!(
+            report.flags.iter().any(|flag| matches!(flag, Flag::BlackBoxBeatsWhiteBox { .. })),
+            "{mode:?} {:?}",
+            report.flags
+        );
+    }
+}
+
+#[test]
+fn a_suite_runs_on_survivors_and_its_images_give_the_same_accuracy() {
+    let (model, data) = toy();
+    let attacks = ["fgsm", "pgd", "apgd-ce"].map(|name| AttackConfig::named(name).unwrap().build().unwrap());
+    let threat = threat(Norm::Linf, 0.03);
+    let mut saved = AdversarialImages::new(&data, attacks.len(), Mode::Suite);
+    let options = EvaluateOptions { batch_size: 5, ..Default::default() };
+    let report = evaluate(&model, &data, &attacks, &threat, &options, &mut |event| {
+        saved.observe(event);
+        Answer::Continue(())
+    })
+    .unwrap();
+    for pair in report.attacks.windows(2) {
+        assert_eq!(pair[1].stages[0].attacked, pair[0].stages[0].survivors);
+    }
+    let predictions = model.logits(&saved.sets()[0]).argmax(1, false);
+    let accuracy = predictions.eq_tensor(data.labels()).to_kind(Kind::Float).mean(Kind::Double).double_value(&[]);
+    assert!((accuracy - report.robust_accuracy()).abs() < 1e-9);
+    assert!(report.robust_accuracy() < report.clean_accuracy());
+    // The same as one attack with stages.
+    let suite = AttackConfig::Suite(c2r_attacks::SuiteConfig {
+        name: "three".into(),
+        attacks: ["fgsm", "pgd", "apgd-ce"].map(|name| AttackConfig::named(name).unwrap()).to_vec(),
+    });
+    let one = run(&model, &data, &[suite.build().unwrap()], &threat, &options);
+    assert_eq!(one.robust_accuracy(), report.robust_accuracy());
+    assert_eq!(one.attacks[0].stages.len(), 3);
+    let last = &report.attacks[2].samples;
+    assert!(one.attacks[0].samples.iter().zip(last).all(|(a, b)| a.outcome == b.outcome && a.queries == b.queries));
+    let direct = perturb(suite.build().unwrap().as_ref(), &model, &data, &[0, 2, 3], &threat);
+    let kept = saved.sets()[0].index_select(0, &Tensor::from_slice(&[0i64, 2, 3]));
+    assert!((direct - kept).abs().max().double_value(&[]) < 1e-4);
+}
+
+#[test]
+fn resume_equals_never_stopped() {
+    let (model, data) = toy();
+    let attacks = || {
+        ["fgsm", "autoattack-standard"].map(|name| {
+            let mut config = AttackConfig::named(name).unwrap();
+            if name != "fgsm" {
+                config.set("queries", "20").unwrap();
+                config.set("steps", "5").unwrap();
+            }
+            config.build().unwrap()
+        })
+    };
+    let threat = threat(Norm::Linf, 0.02);
+    for mode in [Mode::Suite, Mode::Each] {
+        let options = EvaluateOptions { batch_size: 4, mode, ..Default::default() };
+        let whole = run(&model, &data, &attacks(), &threat, &options);
+        let n_events = {
+            let mut n = 0;
+            evaluate(&model, &data, &attacks(), &threat, &options, &mut |_| {
+                n += 1;
+                Answer::Continue(())
+            })
+            .unwrap();
+            n
+        };
+        for stop_after in 3..n_events {
+            let (mut seen, mut state) = (0, None);
+            let stopped = evaluate(&model, &data, &attacks(), &threat, &options, &mut |event| {
+                seen += 1;
+                if let c2r_attacks::Event::Judged { report, .. } = event {
+                    state = Some(serde_json::to_string(report).unwrap());
+                }
+                if seen > stop_after { Answer::Break(()) } else { Answer::Continue(()) }
+            });
+            assert!(matches!(stopped, Err(AttackError::Interrupted)));
+            let Some(state) = state else { continue };
+            let resumed = EvaluateOptions { resume: Some(serde_json::from_str(&state).unwrap()), ..options.clone() };
+            let resumed = run(&model, &data, &attacks(), &threat, &resumed);
+            let strip = |report: &c2r_attacks::AttackReport| -> Vec<_> {
+                report.attacks.iter().map(|entry| entry.samples.clone()).collect()
+            };
+            assert_eq!(strip(&whole), strip(&resumed), "{mode:?} after {stop_after}");
+            assert_eq!(whole.flags, resumed.flags);
+        }
+        let other = EvaluateOptions { seed: Seed::new(9), resume: Some(whole.clone()), ..options.clone() };
+        let refused = evaluate(&model, &data, &attacks(), &threat, &other, &mut |_| Answer::Continue(()));
+        assert!(matches!(refused, Err(AttackError::Resume(_))));
+    }
+}
+
+#[test]
+fn report_round_trips_through_json() {
+    let (model, data) = toy();
+    let attacks = [config("pgd", &[]).build().unwrap()];
+    let report = run(&model, &data, &attacks, &threat(Norm::Linf, 0.02), &EvaluateOptions::default());
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(json["schema_version"], 1);
+    assert_eq!(json["robust_accuracy"], report.robust_accuracy());
+    assert_eq!(json["attacks"][0]["robust_accuracy"], report.attacks[0].robust_accuracy());
+    assert_eq!(serde_json::from_value::<c2r_attacks::AttackReport>(json).unwrap(), report);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Random norm, radius and seed: the judged images stay inside, and broken samples are really broken.
+    #[test]
+    fn judged_images_are_inside_and_outcomes_true(
+        which in 0usize..3,
+        scale in 0.1f64..3.0,
+        seed in 0u64..1000,
+    ) {
+        let (model, data) = toy();
+        let (norm, epsilon) = NORMS[which];
+        let threat = threat(norm, epsilon * scale);
+        let attacks = ["pgd", "apgd-ce", "noise", "square"].map(|name| {
+            let options: &[(&str, &str)] = if name == "square" { &[("queries", "15")] } else { &[] };
+            config(name, options).build().unwrap()
+        });
+        let options = EvaluateOptions { seed: Seed::new(seed), batch_size: 7, mode: Mode::Each, ..Default::default() };
+        let mut saved = AdversarialImages::new(&data, attacks.len(), Mode::Each);
+        let report = evaluate(&model, &data, &attacks, &threat, &options, &mut |event| {
+            saved.observe(event);
+            Answer::Continue(())
+        }).unwrap();
+        for (entry, images) in report.attacks.iter().zip(saved.sets()) {
+            prop_assert!(norm.distance(images, data.images()).max().double_value(&[]) <= threat.epsilon.value() + 1e-6);
+            prop_assert!(images.min().double_value(&[]) >= 0.0 && images.max().double_value(&[]) <= 1.0);
+            let predictions = Vec::<i64>::try_from(model.logits(images).argmax(1, false)).unwrap();
+            for ((sample, prediction), label) in entry.samples.iter().zip(predictions).zip(&report.labels) {
+                prop_assert_eq!(sample.prediction, prediction);
+                prop_assert_eq!(sample.outcome == Outcome::Survived, prediction == *label);
+            }
+        }
+    }
+}

@@ -1,5 +1,7 @@
 //! What the tests share.
 
+use std::collections::BTreeMap;
+
 use c2r_attacks::{Answer, Attack, AttackConfig, AttackReport, EvaluateOptions, evaluate};
 use c2r_base::{Classifier, Epsilon, LabelledImages, Norm, ThreatModel};
 use c2r_testkit::goldens::Goldens;
@@ -12,6 +14,8 @@ pub(crate) struct Script(CModule);
 
 impl Script {
     pub(crate) fn load(goldens: &Goldens, model: &str) -> Self {
+        // One thread, as the goldens were made; the tests themselves run in parallel.
+        tch::set_num_threads(1);
         let mut module = CModule::load(goldens.path(&format!("{model}.torchscript.pt"))).unwrap();
         module.set_eval();
         Self(module)
@@ -21,6 +25,35 @@ impl Script {
 impl Classifier for Script {
     fn logits(&self, images: &Tensor) -> Tensor {
         self.0.forward_ts(&[images]).unwrap()
+    }
+
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+}
+
+/// The same network from its plain weights, computed layer by layer as the reference did: TorchScript
+/// fuses layers, which moves last bits.
+pub(crate) struct Layers(BTreeMap<String, Tensor>);
+
+impl Layers {
+    pub(crate) fn load(goldens: &Goldens, model: &str) -> Self {
+        tch::set_num_threads(1);
+        Self(goldens.tensors(&format!("{model}.safetensors")).tensors)
+    }
+}
+
+impl Classifier for Layers {
+    fn logits(&self, images: &Tensor) -> Tensor {
+        let of = |layer: usize, name: &str| &self.0[&format!("features.{layer}.{name}")];
+        let mut x = (images - &self.0["norm.mean"]) / &self.0["norm.std"];
+        for block in 0..3 {
+            let (conv, norm) = (4 * block, 4 * block + 1);
+            x = x.conv2d(of(conv, "weight"), Some(of(conv, "bias")), 1, 1, 1, 1);
+            x = x.group_norm(32, Some(of(norm, "weight")), Some(of(norm, "bias")), 1e-5, true);
+            x = x.relu().avg_pool2d([2, 2], [2, 2], [0, 0], false, true, None::<i64>);
+        }
+        x.flatten(1, -1).linear(&self.0["classifier.weight"], Some(&self.0["classifier.bias"]))
     }
 
     fn device(&self) -> Device {

@@ -1,0 +1,736 @@
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use c2r_attacks::{
+    AdversarialImages, Answer, Attack, AttackConfig, AttackEntry, AttackError, AttackReport, EvaluateOptions, Event,
+    Mode, Outcome, evaluate,
+};
+use c2r_base::{
+    Classifier, Epsilon, Goal, LabelledImages, Norm, Seed, Subject, TargetRule, ThreatModel,
+    artifact::{self, TensorFile},
+};
+use c2r_eval::{AttackRecord, Bits, Samples};
+use c2r_models::{Frozen, TorchScript, checkpoint};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tch::Device;
+
+use crate::{
+    data,
+    exit::{self, OrExit},
+    run_dir, throughput,
+    ui::Ui,
+};
+
+const SCHEMA_VERSION: u32 = 1;
+/// How often an unfinished evaluation is written down.
+const CHECKPOINT: Duration = Duration::from_secs(30);
+/// Samples of the test set that an estimate assumes to be attacked: a network trained on few images is
+/// right about that often.
+const ASSUMED_ACCURACY: f64 = 0.5;
+
+/// Attack a classifier and report its robust accuracy.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  c2r attack --model m.pt --inputs x.safetensors --attack autoattack-standard --norm linf --eps 2/255
+  c2r attack --checkpoint runs/first/pgd-at/model.safetensors --dataset digits --attack fgsm,pgd --eps 16/255 --each
+
+Attacks: clean noise fgsm r-fgsm bim pgd mi-fgsm ni-fgsm vmi-fgsm vni-fgsm tpgd eot-pgd jitter cw-linf apgd-ce
+apgd-dlr apgd-t deepfool cw-l2 fab fab-t square; suites: paper-six autoattack-standard autoattack-plus
+autoattack-rand. docs/attacks.md has every option, its default and where the default is from.
+
+A model takes pixels in [0, 1] and returns logits; normalization is inside. Epsilon and step sizes are in
+pixel units. With --output or --save, the same command goes on where an interrupted one stopped.")]
+pub(crate) struct Args {
+    /// A TorchScript model
+    #[arg(long, value_name = "FILE", conflicts_with = "checkpoint", required_unless_present = "checkpoint")]
+    model: Option<PathBuf>,
+
+    /// A network that c2r trained
+    #[arg(long, value_name = "FILE")]
+    checkpoint: Option<PathBuf>,
+
+    /// A safetensors file with `images` (f32 in [0, 1] or u8, [N, C, H, W]) and `labels` (i64 [N])
+    #[arg(long, value_name = "FILE", conflicts_with = "dataset", required_unless_present = "dataset")]
+    inputs: Option<PathBuf>,
+
+    /// The test images of a dataset: digits, cifar10, ..., or folder:PATH
+    #[arg(long, value_name = "NAME")]
+    dataset: Option<String>,
+
+    /// Folder that holds the downloaded datasets
+    #[arg(long, value_name = "DIR", env = "C2R_DATA", requires = "dataset")]
+    data: Option<PathBuf>,
+
+    /// Attack only the first so many images
+    #[arg(long, value_name = "N", alias = "limit", value_parser = clap::value_parser!(u64).range(1..))]
+    n_test: Option<u64>,
+
+    /// Attacks and suites, separated by commas; each runs on what the ones before it left
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', required = true)]
+    attack: Vec<String>,
+
+    /// Judge every attack by itself, on all images that are classified correctly
+    #[arg(long)]
+    each: bool,
+
+    /// linf, l2 or l1
+    #[arg(long, value_name = "NORM", default_value = "linf")]
+    norm: Norm,
+
+    /// Radius in pixel units: a fraction such as 2/255 or a decimal
+    #[arg(long, value_name = "EPS")]
+    eps: Epsilon,
+
+    /// Aim at one class per image: next, random, least-likely or second-best
+    #[arg(long, value_name = "RULE", value_parser = parse_rule)]
+    targets: Option<TargetRule>,
+
+    /// Number of steps
+    #[arg(long, value_name = "N")]
+    steps: Option<String>,
+
+    /// Length of a step, pixel units, such as 2/255
+    #[arg(long, value_name = "EPS")]
+    step_size: Option<String>,
+
+    /// Start at a random point of the ball
+    #[arg(long, value_name = "BOOL")]
+    random_start: Option<String>,
+
+    /// Queries per image
+    #[arg(long, value_name = "N")]
+    queries: Option<String>,
+
+    /// Attempts per image
+    #[arg(long, value_name = "N")]
+    restarts: Option<String>,
+
+    /// Any option of one attack: ATTACK.OPTION=VALUE, e.g. vmi-fgsm.neighbours=5
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+
+    /// Seed of all noise
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+
+    /// Images per pass; bounds memory, changes no result
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u64).range(1..))]
+    batch_size: u64,
+
+    /// Write the report: what a table is made from with --checkpoint and --each, else every image's outcome
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+
+    /// Write the images that were judged, as a file that --inputs takes
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
+
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+
+    /// Discard an earlier or unfinished result
+    #[arg(long)]
+    force: bool,
+
+    /// Measure for a few seconds and print how long it would take
+    #[arg(long)]
+    estimate: bool,
+}
+
+fn parse_rule(text: &str) -> Result<TargetRule, String> {
+    serde_json::from_value(Value::String(text.to_owned()))
+        .map_err(|_| "expected next, random, least-likely or second-best".to_owned())
+}
+
+pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
+    let configs = configs(&args).or_exit(exit::USAGE)?;
+    let attacks: Vec<Box<dyn Attack>> =
+        configs.iter().map(AttackConfig::build).collect::<Result<_, _>>().or_exit(exit::USAGE)?;
+    let threat = ThreatModel {
+        norm: args.norm,
+        epsilon: args.eps,
+        goal: args.targets.map_or(Goal::Untargeted, Goal::Targeted),
+    };
+    if args.estimate {
+        return estimate(&args, &configs, device, ui);
+    }
+    let target = target(&args, device)?;
+    let material = material(&args, ui)?;
+    let mode = if args.each { Mode::Each } else { Mode::Suite };
+    let key = json!({
+        "model": target.sha256,
+        "inputs": material.sha256,
+        "n": material.images.len(),
+        "threat": threat,
+        "mode": mode,
+        "seed": args.seed,
+        "attacks": configs,
+        "save": args.save.is_some(),
+    });
+    let journal = Journal::of(&args);
+    let mut images = args.save.as_ref().map(|_| AdversarialImages::new(&material.images, attacks.len(), mode));
+    let mut resume = None;
+    if let Some(journal) = &journal {
+        match journal.read(&key, args.force)? {
+            Found::Finished(summary) => {
+                ui.note(format!("{} is finished; nothing to do", journal.result.display()));
+                if args.json {
+                    ui.out(summary.to_string());
+                }
+                return Ok(());
+            }
+            Found::Unfinished(report) => {
+                if let Some(images) = &mut images {
+                    journal.restore(images)?;
+                }
+                ui.note(format!("going on where {} stopped", journal.state.display()));
+                resume = Some(*report);
+            }
+            Found::Nothing => {}
+        }
+    }
+    let options = EvaluateOptions {
+        seed: Seed::new(args.seed),
+        batch_size: usize::try_from(args.batch_size)?,
+        mode,
+        self_check: true,
+        resume,
+    };
+    let mut report = observed(&target, &material, &attacks, &threat, &options, journal.as_ref(), &key, &mut images, ui)?;
+    report.subject = target.subject.clone();
+    report.versions.extend(run_dir::versions());
+
+    let summary = summary(&report, &args, &target, &material);
+    if let (Some(path), Some(images)) = (&args.save, &images) {
+        save(path, images, &configs, mode, &material, &summary)?;
+    }
+    if let Some(path) = &args.output {
+        match (&report.subject, args.each, &material.test_sha256) {
+            (Some(subject), true, Some(sha256)) => record(&report, subject, sha256, &material)?.write(path)?,
+            _ => artifact::write_json(path, &report)?,
+        }
+    }
+    if let Some(journal) = &journal {
+        journal.finish(&key, &summary)?;
+    }
+    if args.json {
+        ui.out(summary.to_string());
+    } else {
+        print(&report, ui);
+    }
+    Ok(())
+}
+
+/// The attacks with their options.
+fn configs(args: &Args) -> anyhow::Result<Vec<AttackConfig>> {
+    let mut configs: Vec<AttackConfig> = args
+        .attack
+        .iter()
+        .map(|name| AttackConfig::named_for(name.trim(), args.norm))
+        .collect::<Result<_, _>>()?;
+    let common = [
+        ("steps", &args.steps),
+        ("step-size", &args.step_size),
+        ("random-start", &args.random_start),
+        ("queries", &args.queries),
+        ("restarts", &args.restarts),
+    ];
+    for (option, value) in common {
+        if let Some(value) = value {
+            for config in &mut configs {
+                config.set(option, value)?;
+            }
+        }
+    }
+    for assignment in &args.set {
+        let wrong = || format!("`--set {assignment}` is not ATTACK.OPTION=VALUE");
+        let (key, value) = assignment.split_once('=').with_context(wrong)?;
+        let (name, option) = key.split_once('.').with_context(wrong)?;
+        let mut found = false;
+        for config in &mut configs {
+            if config.name() == name {
+                config.set(option, value)?;
+                found = true;
+            }
+        }
+        anyhow::ensure!(found, "`--set {assignment}` names an attack that is not among --attack");
+    }
+    Ok(configs)
+}
+
+/// What is attacked.
+struct Target {
+    classifier: Box<dyn Classifier>,
+    subject: Option<Subject>,
+    name: String,
+    sha256: String,
+    /// Loads the model once more for a check on images of a shape.
+    script: Option<PathBuf>,
+}
+
+fn target(args: &Args, device: Device) -> anyhow::Result<Target> {
+    let path = args.model.as_ref().or(args.checkpoint.as_ref()).expect("clap requires one");
+    let sha256 = artifact::sha256_of_file(path).or_exit(exit::DATA)?;
+    let name = path.display().to_string();
+    if args.model.is_some() {
+        let classifier = Box::new(TorchScript::load(path, device).or_exit(exit::DATA)?);
+        return Ok(Target { classifier, subject: None, name, sha256, script: Some(path.clone()) });
+    }
+    let (model, header) = checkpoint::load(path, device).or_exit(exit::DATA)?;
+    let subject = match header.get("subject") {
+        Some(text) => Some(
+            serde_json::from_str(text).with_context(|| format!("the subject in {name}")).or_exit(exit::DATA)?,
+        ),
+        None => None,
+    };
+    Ok(Target { classifier: Box::new(Frozen::new(model)), subject, name, sha256, script: None })
+}
+
+/// What it is attacked with.
+struct Material {
+    images: LabelledImages,
+    name: String,
+    sha256: String,
+    /// Hash of the whole test split, for tables.
+    test_sha256: Option<String>,
+    notes: Vec<String>,
+}
+
+fn material(args: &Args, ui: &Ui) -> anyhow::Result<Material> {
+    let n_test = args.n_test.map(usize::try_from).transpose()?;
+    if let Some(name) = &args.dataset {
+        let dataset = data::load(name, args.data.as_deref(), ui)?;
+        let sha256 = dataset.test.sha256();
+        let mut notes = Vec::new();
+        let test = match n_test {
+            Some(n) if n < dataset.test.len() => {
+                notes.push(format!("{name} test: the first {n} of {} images", dataset.test.len()));
+                dataset.test.first(n)
+            }
+            _ => dataset.test,
+        };
+        return Ok(Material {
+            images: test.to_labelled(),
+            name: name.clone(),
+            sha256: sha256.clone(),
+            test_sha256: Some(sha256),
+            notes,
+        });
+    }
+    let path = args.inputs.as_ref().expect("clap requires it here");
+    let mut file = TensorFile::read(path).or_exit(exit::DATA)?;
+    let mut take = |name: &str| match file.tensors.remove(name) {
+        Some(tensor) => Ok(match n_test {
+            Some(n) if tensor.dim() > 0 => tensor.narrow(0, 0, tensor.size()[0].min(n as i64)),
+            _ => tensor,
+        }),
+        None => exit::fail(exit::DATA, format!("{} has no tensor `{name}`", path.display())),
+    };
+    let (images, labels) = (take("images")?, take("labels")?);
+    let images =
+        LabelledImages::new(images, labels).with_context(|| path.display().to_string()).or_exit(exit::DATA)?;
+    let sha256 = artifact::sha256_of_file(path).or_exit(exit::DATA)?;
+    Ok(Material { images, name: path.display().to_string(), sha256, test_sha256: None, notes: Vec::new() })
+}
+
+/// [`evaluate`] with progress, a journal and Ctrl-C.
+#[expect(clippy::too_many_arguments, reason = "one call of one function, split for reading")]
+fn observed(
+    target: &Target,
+    material: &Material,
+    attacks: &[Box<dyn Attack>],
+    threat: &ThreatModel,
+    options: &EvaluateOptions,
+    journal: Option<&Journal>,
+    key: &Value,
+    images: &mut Option<AdversarialImages>,
+    ui: &Ui,
+) -> anyhow::Result<AttackReport> {
+    if let Some(path) = &target.script {
+        TorchScript::load(path, target.classifier.device())
+            .and_then(|script| script.classes(material.images.image_shape()))
+            .or_exit(exit::DATA)?;
+    }
+    let mut progress = ui.progress("clean", material.images.len() as u64);
+    let mut running = (usize::MAX, String::new());
+    let mut written = Instant::now();
+    let mut failure = None;
+    let result = evaluate(target.classifier.as_ref(), &material.images, attacks, threat, options, &mut |event| {
+        if let Some(images) = images.as_mut() {
+            images.observe(event);
+        }
+        match event {
+            Event::Clean { done, .. } => progress.set(*done as u64, ""),
+            Event::Judged { entry, attack, done, total, report, .. } => {
+                if (running.0, running.1.as_str()) != (*entry, *attack) {
+                    running = (*entry, (*attack).to_owned());
+                    let next = ui.progress(attack, *total as u64);
+                    std::mem::replace(&mut progress, next).finish();
+                }
+                progress.set(*done as u64, format!("{:.1} % robust", 100.0 * report.attacks[*entry].robust_accuracy()));
+                if let Some(journal) = journal
+                    && (ui.interrupted() || written.elapsed() >= CHECKPOINT)
+                {
+                    if let Err(error) = journal.write(key, report, images.as_ref()) {
+                        failure = Some(error);
+                        return Answer::Break(());
+                    }
+                    written = Instant::now();
+                }
+            }
+            _ => {}
+        }
+        if ui.interrupted() { Answer::Break(()) } else { Answer::Continue(()) }
+    });
+    progress.finish();
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    match result {
+        Ok(report) => Ok(report),
+        Err(AttackError::Interrupted) => {
+            let what = match journal {
+                Some(journal) => format!("interrupted; the same command goes on from {}", journal.state.display()),
+                None => "interrupted; nothing was kept (give --output or --save to go on later)".to_owned(),
+            };
+            exit::fail(exit::INTERRUPTED, what)
+        }
+        Err(error @ AttackError::Config(_)) => Err(exit::coded(exit::USAGE, error)),
+        Err(error @ AttackError::Images(_)) => Err(exit::coded(exit::DATA, error)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What is kept beside the results of an evaluation that takes long: where it is, or that it is done.
+struct Journal {
+    state: PathBuf,
+    images: PathBuf,
+    /// The file whose presence means that the result is there.
+    result: PathBuf,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Page {
+    schema_version: u32,
+    key: Value,
+    summary: Option<Value>,
+    report: Option<AttackReport>,
+}
+
+enum Found {
+    Nothing,
+    Unfinished(Box<AttackReport>),
+    Finished(Value),
+}
+
+impl Journal {
+    fn of(args: &Args) -> Option<Self> {
+        let result = args.output.as_ref().or(args.save.as_ref())?.clone();
+        let beside = |suffix: &str| {
+            let mut name = result.file_stem().unwrap_or_default().to_owned();
+            name.push(suffix);
+            result.with_file_name(name)
+        };
+        Some(Self { state: beside(".run.json"), images: beside(".part.safetensors"), result })
+    }
+
+    fn read(&self, key: &Value, force: bool) -> anyhow::Result<Found> {
+        if force || !self.state.exists() {
+            return Ok(Found::Nothing);
+        }
+        let page: Page = artifact::read_json(&self.state)
+            .with_context(|| format!("{} is no readable state; --force starts again", self.state.display()))?;
+        if let Some(difference) = run_dir::first_difference(&page.key, key, "") {
+            return exit::fail(
+                exit::USAGE,
+                format!(
+                    "{} belongs to another evaluation ({difference}); choose another file, or --force to discard it",
+                    self.state.display()
+                ),
+            );
+        }
+        Ok(match (page.summary, page.report) {
+            (Some(summary), _) if self.result.exists() => Found::Finished(summary),
+            (None, Some(report)) => Found::Unfinished(Box::new(report)),
+            _ => Found::Nothing,
+        })
+    }
+
+    /// Images first: an image that is newer than the report is attacked again and overwritten.
+    fn write(&self, key: &Value, report: &AttackReport, images: Option<&AdversarialImages>) -> anyhow::Result<()> {
+        if let Some(images) = images {
+            let tensors = images.sets().iter().enumerate().map(|(at, set)| (format!("{at:04}"), set.shallow_clone()));
+            TensorFile { tensors: tensors.collect(), ..TensorFile::default() }.write(&self.images)?;
+        }
+        let page = Page {
+            schema_version: SCHEMA_VERSION,
+            key: key.clone(),
+            summary: None,
+            report: Some(report.clone()),
+        };
+        Ok(artifact::write_json(&self.state, &page)?)
+    }
+
+    fn restore(&self, images: &mut AdversarialImages) -> anyhow::Result<()> {
+        let stored = TensorFile::read(&self.images)?;
+        Ok(images.restore(stored.tensors.into_values().collect())?)
+    }
+
+    fn finish(&self, key: &Value, summary: &Value) -> anyhow::Result<()> {
+        let page =
+            Page { schema_version: SCHEMA_VERSION, key: key.clone(), summary: Some(summary.clone()), report: None };
+        artifact::write_json(&self.state, &page)?;
+        if self.images.exists() {
+            fs::remove_file(&self.images).with_context(|| format!("cannot delete {}", self.images.display()))?;
+        }
+        Ok(())
+    }
+}
+
+fn n_robust(entry: &AttackEntry) -> usize {
+    entry.samples.iter().filter(|sample| sample.outcome == Outcome::Survived).count()
+}
+
+/// The object that `--json` prints.
+fn summary(report: &AttackReport, args: &Args, target: &Target, material: &Material) -> Value {
+    let attacks: Vec<Value> = report
+        .attacks
+        .iter()
+        .map(|entry| {
+            let counts = entry.counts();
+            json!({
+                "attack": entry.name,
+                "attacked": entry.stages.first().map_or(0, |stage| stage.attacked),
+                "survivors": n_robust(entry),
+                "robust_accuracy": entry.robust_accuracy(),
+                "forward": counts.forward_images,
+                "backward": counts.backward_images,
+                "seconds": entry.seconds(),
+                "stages": entry.stages,
+                "config": entry.config,
+            })
+        })
+        .collect();
+    let counts = report.counts();
+    json!({
+        "schema_version": SCHEMA_VERSION,
+        "attack": args.attack.join(","),
+        "mode": report.mode,
+        "norm": report.threat.norm,
+        "eps": report.threat.epsilon,
+        "goal": report.threat.goal,
+        "seed": report.seed,
+        "n": report.n(),
+        "clean_accuracy": report.clean_accuracy(),
+        "robust_accuracy": report.robust_accuracy(),
+        "attacks": attacks,
+        "forward": counts.forward_images,
+        "backward": counts.backward_images,
+        "seconds": report.seconds(),
+        "flags": report.flags,
+        "flag_notes": report.flags.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "notes": material.notes,
+        "model": target.name,
+        "model_sha256": target.sha256,
+        "inputs": material.name,
+        "inputs_sha256": material.sha256,
+        "versions": report.versions,
+    })
+}
+
+/// What tables are made from.
+fn record(
+    report: &AttackReport,
+    subject: &Subject,
+    test_sha256: &str,
+    material: &Material,
+) -> anyhow::Result<AttackRecord> {
+    let tag = |flag: &c2r_attacks::Flag| -> (String, Option<String>) {
+        let value = serde_json::to_value(flag).unwrap_or_default();
+        let text = |key: &str| value[key].as_str().map(str::to_owned);
+        (text("flag").unwrap_or_default(), text("attack"))
+    };
+    let n = report.n();
+    let attacks = report
+        .attacks
+        .iter()
+        .map(|entry| {
+            let counts = entry.counts();
+            let about = |of: &Option<String>| {
+                of.as_ref().is_none_or(|of| *of == entry.name || entry.stages.iter().any(|stage| stage.attack == *of))
+            };
+            c2r_eval::AttackEntry {
+                attack: entry.name.clone(),
+                norm: report.threat.norm,
+                epsilon: report.threat.epsilon,
+                robust_accuracy: entry.robust_accuracy(),
+                survivors: n_robust(entry),
+                n,
+                forward: counts.forward_images,
+                backward: counts.backward_images,
+                seconds: entry.seconds(),
+                flags: report.flags.iter().map(tag).filter(|(_, of)| about(of)).map(|(name, _)| name).collect(),
+                config: serde_json::to_value(&entry.config).unwrap_or_default(),
+                survived: Some(entry.samples.iter().map(|s| s.outcome == Outcome::Survived).collect::<Bits>()),
+            }
+        })
+        .collect();
+    Ok(AttackRecord {
+        schema_version: AttackRecord::SCHEMA_VERSION,
+        subject: subject.clone(),
+        threat: report.threat,
+        n,
+        clean_accuracy: report.clean_accuracy(),
+        clean_seconds: report.clean_seconds,
+        attacks,
+        samples: Some(Samples {
+            labels: report.labels.iter().map(|&label| usize::try_from(label)).collect::<Result<_, _>>()?,
+            clean: report.clean_correct().collect(),
+        }),
+        attack_seed: report.seed.value(),
+        test_sha256: test_sha256.to_owned(),
+        flag_notes: report.flags.iter().map(ToString::to_string).collect(),
+        notes: material.notes.clone(),
+        versions: report.versions.clone(),
+        argv: std::env::args().collect(),
+    })
+}
+
+/// `images` and `labels` as `--inputs` takes them; with several attacks judged each by itself, `images.NAME`.
+fn save(
+    path: &Path,
+    images: &AdversarialImages,
+    configs: &[AttackConfig],
+    mode: Mode,
+    material: &Material,
+    summary: &Value,
+) -> anyhow::Result<()> {
+    let mut file = TensorFile::default();
+    file.header = BTreeMap::from([
+        ("format".to_owned(), "c2r-adversarial".to_owned()),
+        ("schema_version".to_owned(), SCHEMA_VERSION.to_string()),
+        ("attack".to_owned(), summary["attack"].to_string()),
+        ("robust_accuracy".to_owned(), summary["robust_accuracy"].to_string()),
+    ]);
+    file.tensors.insert("labels".to_owned(), material.images.labels().shallow_clone());
+    for (at, set) in images.sets().iter().enumerate() {
+        let name = match (mode, images.sets().len()) {
+            (Mode::Suite, _) | (Mode::Each, 1) => "images".to_owned(),
+            (Mode::Each, _) => format!("images.{}", configs[at].name()),
+        };
+        file.tensors.insert(name, set.shallow_clone());
+    }
+    Ok(file.write(path)?)
+}
+
+fn print(report: &AttackReport, ui: &Ui) {
+    let percent = |share: f64| format!("{:.2} %", 100.0 * share);
+    ui.out(format!("{} images, {} {}", report.n(), report.threat.norm, report.threat.epsilon));
+    ui.out(format!("{:<22}{:>10}{:>12}{:>10}", "attack", "accuracy", "broken", "seconds"));
+    ui.out(format!("{:<22}{:>10}{:>12}{:>10.1}", "clean", percent(report.clean_accuracy()), "", report.clean_seconds));
+    for entry in &report.attacks {
+        let broken = |attacked: usize, left: usize| format!("{} of {attacked}", attacked - left);
+        let attacked = entry.stages.first().map_or(0, |stage| stage.attacked);
+        let left = entry.stages.last().map_or(attacked, |stage| stage.survivors);
+        ui.out(format!(
+            "{:<22}{:>10}{:>12}{:>10.1}",
+            entry.name,
+            percent(entry.robust_accuracy()),
+            broken(attacked, left),
+            entry.seconds()
+        ));
+        if entry.stages.len() > 1 {
+            for stage in &entry.stages {
+                let broken = broken(stage.attacked, stage.survivors);
+                ui.out(format!("  {:<20}{:>10}{broken:>12}{:>10.1}", stage.attack, "", stage.seconds));
+            }
+        }
+    }
+    if report.attacks.len() > 1 {
+        ui.out(format!("{:<22}{:>10}", "all together", percent(report.robust_accuracy())));
+    }
+    for flag in &report.flags {
+        ui.out(format!("doubtful: {flag}"));
+    }
+}
+
+fn estimate(args: &Args, configs: &[AttackConfig], device: Device, ui: &Ui) -> anyhow::Result<()> {
+    let Some(name) = &args.dataset else {
+        return exit::fail(exit::USAGE, "--estimate needs --dataset");
+    };
+    let dataset = data::load(name, args.data.as_deref(), ui)?;
+    let n = args.n_test.map_or(dataset.test.len(), |n| dataset.test.len().min(n as usize)) as f64;
+    let spec = match &args.checkpoint {
+        // An estimate of a whole grid comes before its networks are trained.
+        Some(path) if path.exists() => checkpoint::load(path, Device::Cpu).or_exit(exit::DATA)?.0.spec().clone(),
+        _ => dataset.spec.model.parse()?,
+    };
+    let batch = (args.batch_size as usize).min(n as usize).max(1);
+    let speed = throughput::measure(&spec, &dataset.spec, batch, device)?;
+    let classes = dataset.spec.classes.len() as u64;
+    let attacked = n * ASSUMED_ACCURACY;
+    let (mut forward, mut backward) = (n, 0.0);
+    for config in configs {
+        let (one_forward, one_backward) = config.passes(classes);
+        forward += attacked * (one_forward + 1) as f64;
+        backward += attacked * one_backward as f64;
+    }
+    ui.out(
+        json!({
+            "seconds": speed.seconds(forward, backward, 0.0),
+            "throughput": speed,
+            "device": format!("{device:?}"),
+            "threads": tch::get_num_threads(),
+        })
+        .to_string(),
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn parse(more: &[&str]) -> Args {
+        let line = ["attack", "--model", "m.pt", "--inputs", "x", "--eps", "2/255"].iter().chain(more);
+        Line::try_parse_from(line).unwrap_or_else(|error| panic!("{error}")).args
+    }
+
+    #[test]
+    fn options_reach_their_attack_and_strangers_are_errors() {
+        let configs_of = |more: &[&str]| configs(&parse(more));
+        let pgd = &configs_of(&["--attack", "pgd", "--steps", "7", "--step-size", "0.25/255"]).unwrap()[0];
+        let AttackConfig::Pgd(pgd) = pgd else { panic!() };
+        assert_eq!((pgd.steps, pgd.step_size), (7, Some(Epsilon::of_255(0.25))));
+        let error = configs_of(&["--attack", "fgsm,pgd", "--steps", "7"]).unwrap_err().to_string();
+        assert!(error.contains("`fgsm` has no option `steps`"), "{error}");
+        let both = configs_of(&["--attack", "fgsm,pgd", "--set", "pgd.steps=7"]).unwrap();
+        assert!(matches!(&both[1], AttackConfig::Pgd(pgd) if pgd.steps == 7));
+        assert!(configs_of(&["--attack", "fgsm", "--set", "pgd.steps=7"]).is_err());
+        assert!(configs_of(&["--attack", "fgsmm"]).unwrap_err().to_string().contains("apgd-ce"));
+        assert!(configs_of(&["--attack", "autoattack-standard", "--queries", "9"]).is_ok());
+        assert!(configs_of(&["--attack", "pgd", "--random-start", "maybe"]).is_err());
+    }
+
+    #[test]
+    fn target_rules_are_words() {
+        assert_eq!(parse_rule("least-likely"), Ok(TargetRule::LeastLikely));
+        assert!(parse_rule("worst").is_err());
+    }
+}
