@@ -2,6 +2,7 @@
 
 mod deterministic;
 mod properties;
+mod stochastic;
 mod support;
 mod traces;
 mod units;
