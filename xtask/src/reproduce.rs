@@ -181,11 +181,11 @@ fn list(checkout: &Checkout) -> anyhow::Result<()> {
         for (scale, grid) in &experiment.scales {
             ui::out(format!("  --scale {scale}: {}", grid.about));
             ui::out(format!(
-                "    methods {}; datasets {}; ipc {}; {} seeds; {}; attacks {}",
+                "    methods {}; datasets {}; ipc {}; seeds {}; {}; attacks {}",
                 grid.methods.join(", "),
                 grid.datasets.join(", "),
                 grid.ipcs.iter().map(u32::to_string).collect::<Vec<_>>().join(", "),
-                grid.seeds.len(),
+                grid.seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(", "),
                 grid.protocols.join(", "),
                 grid.attacks.join(", ")
             ));

@@ -3,8 +3,9 @@
 //! Before anything is distilled there is no set to train on and no network to attack. Training is then
 //! measured on as many real images as the set will hold, and an attack on an untrained network.
 
-use std::{collections::BTreeMap, process::Command, time::Duration};
+use std::{collections::BTreeMap, path::Path, process::Command, time::Duration};
 
+use anyhow::Context;
 use serde::Deserialize;
 
 use super::plan::{Stage, Step};
@@ -74,14 +75,19 @@ fn time(seconds: f64) -> String {
 /// Seconds of `step`, or why they are not known.
 fn measure(step: &Step, steps: &[Step], checkout: &Checkout) -> anyhow::Result<Result<f64, String>> {
     let mut args: Vec<String> = step.args().cloned().collect();
-    if let (Stage::Train(_), Some(distill)) = (&step.stage, step.needs.map(|position| &steps[position]))
-        && !step.inputs.iter().all(|input| input.is_file())
-    {
-        let n_per_class = match decoded_per_class(distill, checkout)? {
-            Ok(number) => number,
-            Err(reason) => return Ok(Err(reason)),
+    // Gone at the end, with what was made for the measurement.
+    let workshop = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let needed = step.needs.map(|position| &steps[position]);
+    if let (Some(needed), false) = (needed, step.inputs.iter().all(|input| input.is_file())) {
+        let made = match step.stage {
+            Stage::Attack(_) => untrained(&mut args, needed, workshop.path(), checkout)?,
+            _ => {
+                decoded_per_class(needed, checkout)?.map(|number| on_real_images(&mut args, &step.cell.dataset, number))
+            }
         };
-        stand_in(&mut args, &step.cell.dataset, n_per_class);
+        if let Err(reason) = made {
+            return Ok(Err(reason));
+        }
     }
     args.extend(["--estimate".into(), "--json".into()]);
     let text = match c2r(&args, checkout)? {
@@ -92,10 +98,33 @@ fn measure(step: &Step, steps: &[Step], checkout: &Checkout) -> anyhow::Result<R
 }
 
 /// Trains on real images instead of a synthetic set that does not exist yet.
-fn stand_in(args: &mut Vec<String>, dataset: &str, n_per_class: u32) {
+fn on_real_images(args: &mut Vec<String>, dataset: &str, n_per_class: u32) {
     if let Some(position) = args.iter().position(|arg| arg == "--synthetic") {
         let real = ["--dataset", dataset, "--train-per-class", &n_per_class.to_string()].map(String::from);
         args.splice(position..position + 2, real);
+    }
+}
+
+/// Attacks a network that was trained for one step, made in `folder`, instead of the one `train` will make.
+fn untrained(
+    args: &mut [String],
+    train: &Step,
+    folder: &Path,
+    checkout: &Checkout,
+) -> anyhow::Result<Result<(), String>> {
+    let mut train_args: Vec<String> = train.args().cloned().collect();
+    on_real_images(&mut train_args, &train.cell.dataset, 1);
+    put(&mut train_args, "--train-per-class", "1");
+    put(&mut train_args, "--run-dir", &folder.display().to_string());
+    train_args.extend(["--set", "length={steps=1}"].map(String::from));
+    put(args, "--checkpoint", &folder.join("model.safetensors").display().to_string());
+    Ok(c2r(&train_args, checkout)?.map(drop))
+}
+
+/// Changes the value of an option that is there.
+fn put(args: &mut [String], option: &str, value: &str) {
+    if let Some(position) = args.iter().position(|arg| arg == option) {
+        value.clone_into(&mut args[position + 1]);
     }
 }
 
@@ -164,8 +193,9 @@ mod tests {
         let mut args = ["train", "--seed", "0", "--synthetic", "x/synthetic.safetensors", "--run-dir", "x"]
             .map(String::from)
             .to_vec();
-        stand_in(&mut args, "cifar10", 40);
-        assert_eq!(args.join(" "), "train --seed 0 --dataset cifar10 --train-per-class 40 --run-dir x");
+        on_real_images(&mut args, "cifar10", 40);
+        put(&mut args, "--run-dir", "y");
+        assert_eq!(args.join(" "), "train --seed 0 --dataset cifar10 --train-per-class 40 --run-dir y");
         let config: Config = toml::from_str("ipc = 10\nprofile = \"x\"\n[images]\nformation = 2\nlr = 0.1\n").unwrap();
         assert_eq!(config.ipc * config.images.formation * config.images.formation, 40);
     }
