@@ -56,11 +56,13 @@ pub(crate) fn read_all(paths: &[PathBuf], size: Size) -> Result<Vec<u8>, DataErr
 pub(crate) fn read_rgb(path: &Path) -> Result<RgbImage, DataError> {
     let bytes = fs::read(path).map_err(DataError::io(path))?;
     let wrong = |reason: String| DataError::Image { path: path.to_owned(), reason };
-    // The decoder fills what is missing with grey and says nothing.
-    const JPEG_START: &[u8] = &[0xff, 0xd8];
-    const JPEG_END: &[u8] = &[0xff, 0xd9];
-    if bytes.starts_with(JPEG_START) && !bytes.windows(2).rev().any(|pair| pair == JPEG_END) {
-        return Err(wrong(format!("the JPEG is cut short after {} bytes (no end marker)", bytes.len())));
+    // The decoders fill what is missing with grey, or do not look past the last pixel, and say nothing.
+    let ends: [(&str, &[u8], &[u8]); 2] =
+        [("JPEG", b"\xff\xd8", b"\xff\xd9"), ("PNG", b"\x89PNG", b"\0\0\0\0IEND\xae\x42\x60\x82")];
+    for (format, start, end) in ends {
+        if bytes.starts_with(start) && !bytes.windows(end.len()).rev().any(|window| window == end) {
+            return Err(wrong(format!("the {format} is cut short after {} bytes (no end marker)", bytes.len())));
+        }
     }
     let reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format().map_err(DataError::io(path))?;
     Ok(reader.decode().map_err(|error| wrong(format!("{error} ({} bytes)", bytes.len())))?.to_rgb8())

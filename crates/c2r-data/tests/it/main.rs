@@ -8,6 +8,7 @@ mod real_data;
 mod splits;
 mod synthetic;
 
+use proptest::test_runner::{Config as ProptestConfig, RngSeed};
 use tch::Tensor;
 
 /// All values in storage order.
@@ -27,4 +28,10 @@ fn noise(shape: &[i64], seed: u64) -> Tensor {
 fn distance(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.size(), b.size());
     (a - b).abs().max().double_value(&[])
+}
+
+/// The same random cases in every run.
+fn cases(n: u32) -> ProptestConfig {
+    let rng_seed = RngSeed::Fixed(20605);
+    ProptestConfig { cases: n, failure_persistence: None, rng_seed, ..ProptestConfig::default() }
 }

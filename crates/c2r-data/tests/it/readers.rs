@@ -367,7 +367,7 @@ fn imagenet_subsets_from_class_folders_and_from_a_flat_val_folder() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(crate::cases(48))]
 
     #[test]
     fn random_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..4000), cut in 0usize..3074) {

@@ -147,7 +147,7 @@ fn small_and_empty_classes() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(crate::cases(64))]
 
     #[test]
     fn draws_are_stateless_and_without_repetition(len in 1usize..30, n in 1usize..40, t in 0u64..1000, seed in 0u64..100) {
