@@ -1,9 +1,14 @@
 //! Forward pass, input gradient and training step of the ConvNet, beside the same network made of libtorch's
 //! `instance_norm` and `avg_pool2d`. Results and what follows from them: docs/performance.md.
+//!
+//! One thread, CPU time.
+
+mod cpu_time;
 
 use c2r_base::{Seed, grad};
 use c2r_models::{Model, ModelInput, ModelSpec};
 use c2r_testkit::toys;
+use cpu_time::CpuTime;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
 use tch::{Device, Kind, Tensor};
 
@@ -46,7 +51,7 @@ fn plain(parameters: &[(String, Tensor)], images: &Tensor) -> Tensor {
     x.flatten(1, -1).linear(weight, Some(bias))
 }
 
-fn networks(c: &mut Criterion) {
+fn networks(c: &mut Criterion<CpuTime>) {
     for (spec, shape, n) in CASES {
         let model = model(spec, shape);
         let parameters = model.parameters();
@@ -83,10 +88,15 @@ fn networks(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, networks);
+criterion_group! {
+    name = benches;
+    config = Criterion::default().with_measurement(CpuTime::new());
+    targets = networks
+}
 
 fn main() {
     c2r_base::native::keep_large_allocations();
+    tch::set_num_threads(1);
     benches();
     Criterion::default().configure_from_args().final_summary();
 }
