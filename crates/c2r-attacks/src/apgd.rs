@@ -255,13 +255,13 @@ impl Problem {
         let mut slope = once(oracle)?;
         for _ in 1..self.samples {
             let more = once(oracle)?;
-            slope.gradient = slope.gradient + more.gradient;
-            slope.losses = slope.losses + more.losses;
+            slope.gradient += more.gradient;
+            slope.losses += more.losses;
             slope.logits = more.logits;
         }
         if self.samples > 1 {
-            slope.gradient = slope.gradient / f64::from(self.samples);
-            slope.losses = slope.losses / f64::from(self.samples);
+            slope.gradient /= f64::from(self.samples);
+            slope.losses /= f64::from(self.samples);
         }
         Ok(slope)
     }

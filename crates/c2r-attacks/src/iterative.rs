@@ -257,7 +257,7 @@ pub(crate) fn ascend(
         };
         let mut slope = recipe.slope(oracle, &rows, &point, noise)?;
         for _ in 1..recipe.gradient_samples {
-            slope.gradient = slope.gradient + recipe.slope(oracle, &rows, &point, noise)?.gradient;
+            slope.gradient += recipe.slope(oracle, &rows, &point, noise)?.gradient;
         }
         let mut gradient = slope.gradient;
         if recipe.early_stop {

@@ -43,7 +43,7 @@ Examples:
 
 Attacks: clean noise fgsm r-fgsm bim pgd mi-fgsm ni-fgsm vmi-fgsm vni-fgsm tpgd eot-pgd jitter cw-linf apgd-ce
 apgd-dlr apgd-t deepfool cw-l2 fab fab-t square; suites: paper-six autoattack-standard autoattack-plus
-autoattack-rand. docs/attacks.md has every option, its default and where the default is from.
+autoattack-rand. docs/attacks has every option, its default and where the default is from.
 
 A model takes pixels in [0, 1] and returns logits; normalization is inside. Epsilon and step sizes are in
 pixel units. With --output or --save, the same command goes on where an interrupted one stopped.")]
