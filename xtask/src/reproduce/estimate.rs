@@ -3,7 +3,7 @@
 //! Before anything is distilled there is no set to train on and no network to attack. Training is then
 //! measured on as many real images as the set will hold, and an attack on an untrained network.
 
-use std::{collections::BTreeMap, path::Path, process::Command, time::Duration};
+use std::{path::Path, process::Command, time::Duration};
 
 use anyhow::Context;
 use serde::Deserialize;
@@ -38,9 +38,13 @@ fn kind(step: &Step) -> (String, String) {
 /// # Errors
 /// If the user interrupted.
 pub(crate) fn print(steps: &[Step], finished: &[bool], n_jobs: usize, checkout: &Checkout) -> anyhow::Result<()> {
-    let mut kinds: BTreeMap<(String, String), Vec<&Step>> = BTreeMap::new();
+    // In the order of the plan.
+    let mut kinds: Vec<((String, String), Vec<&Step>)> = Vec::new();
     for (step, _) in steps.iter().zip(finished).filter(|(_, done)| !**done) {
-        kinds.entry(kind(step)).or_default().push(step);
+        match kinds.iter_mut().find(|(name, _)| *name == kind(step)) {
+            Some((_, same)) => same.push(step),
+            None => kinds.push((kind(step), vec![step])),
+        }
     }
     ui::note(format!("measuring the speed of one command of each of {} kinds", kinds.len()));
     let (mut total, mut unknown) = (0.0, 0);

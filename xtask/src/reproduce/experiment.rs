@@ -100,6 +100,8 @@ pub(crate) struct Override {
     dataset: Option<String>,
     ipc: Option<u32>,
     method: Option<String>,
+    /// Only trained and attacked under this protocol; distillation does not know protocols.
+    protocol: Option<String>,
     /// `--set` for `c2r distill`.
     #[serde(default)]
     pub(crate) distill_set: Vec<String>,
@@ -112,11 +114,12 @@ pub(crate) struct Override {
 }
 
 impl Override {
-    /// Whether it is for these cells.
-    pub(crate) fn matches(&self, dataset: &str, ipc: Option<u32>, method: &str) -> bool {
+    /// Whether it is for these cells; `protocol` is `None` for distillation.
+    pub(crate) fn matches(&self, dataset: &str, ipc: Option<u32>, method: &str, protocol: Option<&str>) -> bool {
         self.dataset.as_deref().is_none_or(|wanted| wanted == dataset)
             && self.ipc.is_none_or(|wanted| Some(wanted) == ipc)
             && self.method.as_deref().is_none_or(|wanted| wanted == method)
+            && self.protocol.as_deref().is_none_or(|wanted| Some(wanted) == protocol)
     }
 }
 

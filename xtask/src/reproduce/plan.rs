@@ -220,8 +220,11 @@ pub(crate) fn expand(experiment: &Experiment, scale: &Scale, only: &Only, place:
 }
 
 fn add_cell(steps: &mut Vec<Step>, cell: &Cell, method: &Method, scale: &Scale, only: &Only, place: &Place) {
-    let overrides: Vec<&Override> =
-        scale.overrides.iter().filter(|part| part.matches(&cell.dataset, cell.ipc, &cell.method)).collect();
+    let overrides_for = |protocol: Option<&str>| -> Vec<&Override> {
+        let matches = |part: &&Override| part.matches(&cell.dataset, cell.ipc, &cell.method, protocol);
+        scale.overrides.iter().filter(matches).collect()
+    };
+    let overrides = overrides_for(None);
     let option = |flag: &str, value: Option<String>| value.map_or(vec![], |value| vec![flag.to_owned(), value]);
     let model = scale.model.clone();
     let train_per_class = option("--train-per-class", scale.train_per_class.map(|n| n.to_string()));
@@ -264,6 +267,7 @@ fn add_cell(steps: &mut Vec<Step>, cell: &Cell, method: &Method, scale: &Scale, 
         ));
     }
     for protocol in scale.protocols.iter().filter(|protocol| only.takes("protocol", protocol)) {
+        let overrides = overrides_for(Some(protocol));
         let run_dir = folder.join(protocol);
         let checkpoint = run_dir.join("model.safetensors");
         let mut what = words(&["train", "--protocol", protocol, "--seed", &seed]);
