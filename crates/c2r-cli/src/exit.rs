@@ -42,6 +42,11 @@ pub(crate) fn fail<T>(code: u8, message: impl fmt::Display) -> anyhow::Result<T>
     Err(anyhow::Error::new(Coded { code, error: anyhow::Error::msg(message.to_string()) }))
 }
 
+/// `error` with the exit code it asks for.
+pub(crate) fn coded(code: u8, error: impl Into<anyhow::Error>) -> anyhow::Error {
+    anyhow::Error::new(Coded { code, error: error.into() })
+}
+
 /// Puts an exit code on the error of a result.
 pub(crate) trait OrExit<T> {
     /// Keeps the message, sets the exit code.
@@ -50,7 +55,7 @@ pub(crate) trait OrExit<T> {
 
 impl<T, E: Into<anyhow::Error>> OrExit<T> for Result<T, E> {
     fn or_exit(self, code: u8) -> anyhow::Result<T> {
-        self.map_err(|error| anyhow::Error::new(Coded { code, error: error.into() }))
+        self.map_err(|error| coded(code, error))
     }
 }
 

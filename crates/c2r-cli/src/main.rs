@@ -2,8 +2,11 @@
 //! classifier, and print the table. See docs/cli.md.
 
 mod cmd;
+mod config;
+mod data;
 mod exit;
 mod run_dir;
+mod throughput;
 mod ui;
 
 use std::process::ExitCode;

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    io::Write,
     path::{Path, PathBuf},
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
@@ -66,15 +67,10 @@ pub(crate) struct RunDir {
 
 /// Versions that every artefact records.
 pub(crate) fn versions() -> BTreeMap<String, String> {
-    [
-        ("c2r", env!("CARGO_PKG_VERSION")),
-        ("git", env!("C2R_GIT_REVISION")),
-        ("tch", "0.24.0"),
-        ("libtorch", "2.11"),
-    ]
-    .into_iter()
-    .map(|(name, version)| (name.to_owned(), version.to_owned()))
-    .collect()
+    [("c2r", env!("CARGO_PKG_VERSION")), ("git", env!("C2R_GIT_REVISION")), ("tch", "0.24.0"), ("libtorch", "2.11")]
+        .into_iter()
+        .map(|(name, version)| (name.to_owned(), version.to_owned()))
+        .collect()
 }
 
 impl RunDir {
@@ -103,8 +99,9 @@ impl RunDir {
         let mut seconds = 0.0;
         let mut found = Found::Nothing;
         if record_path.exists() {
-            let old: RunRecord = artifact::read_json(&record_path)
-                .with_context(|| format!("{} holds no readable run; delete it or choose another --run-dir", path.display()))?;
+            let old: RunRecord = artifact::read_json(&record_path).with_context(|| {
+                format!("{} holds no readable run; delete it or choose another --run-dir", path.display())
+            })?;
             let difference = if old.stage == stage {
                 first_difference(&old.config, &config, "")
             } else {
@@ -115,7 +112,10 @@ impl RunDir {
                     seconds = old.seconds;
                     found = if old.status == "finished" { Found::Finished } else { Found::Unfinished };
                     if found == Found::Finished {
-                        return Ok((Self { path: path.to_owned(), record: old, opened: Instant::now(), _lock: lock }, found));
+                        return Ok((
+                            Self { path: path.to_owned(), record: old, opened: Instant::now(), _lock: lock },
+                            found,
+                        ));
                     }
                 }
                 Some(difference) if !force => {
@@ -182,14 +182,58 @@ impl RunDir {
         self.pause()
     }
 
+    /// `log.jsonl`, without the lines of iterations after `iteration`: those will be done again.
+    pub(crate) fn log(&self, iteration: u64) -> anyhow::Result<Log> {
+        let path = self.file("log.jsonl");
+        let kept = match fs::read_to_string(&path) {
+            Ok(text) => text
+                .lines()
+                .filter(|line| {
+                    serde_json::from_str::<Value>(line)
+                        .is_ok_and(|line| line["iteration"].as_u64().is_some_and(|at| at <= iteration))
+                })
+                .fold(String::new(), |text, line| text + line + "\n"),
+            Err(_) => String::new(),
+        };
+        artifact::write_atomically(&path, kept.as_bytes())?;
+        let file = fs::OpenOptions::new()
+            .append(true)
+            .open(&path)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Log { file, path })
+    }
+
     fn write(&self) -> anyhow::Result<()> {
         Ok(artifact::write_json(&self.file("run.json"), &self.record)?)
     }
 }
 
+/// JSON lines, one per logged step.
+pub(crate) struct Log {
+    file: fs::File,
+    path: PathBuf,
+}
+
+impl Log {
+    /// Appends a line.
+    pub(crate) fn line(&mut self, value: &impl Serialize) -> anyhow::Result<()> {
+        let line = serde_json::to_string(value)? + "\n";
+        self.file.write_all(line.as_bytes()).with_context(|| format!("cannot write {}", self.path.display()))
+    }
+}
+
 /// Deletes what a run wrote: the files we know, nothing else.
 fn clear(path: &Path) -> anyhow::Result<()> {
-    for name in ["run.json", "state.safetensors", "synthetic.safetensors", "synthetic.png", "model.safetensors", "log.jsonl", "attack.json"] {
+    for name in [
+        "run.json",
+        "state.safetensors",
+        "synthetic.safetensors",
+        "synthetic.png",
+        "model.safetensors",
+        "teacher.safetensors",
+        "log.jsonl",
+        "attack.json",
+    ] {
         let file = path.join(name);
         if file.exists() {
             fs::remove_file(&file).with_context(|| format!("cannot delete {}", file.display()))?;
@@ -199,7 +243,7 @@ fn clear(path: &Path) -> anyhow::Result<()> {
 }
 
 /// The first key, depth first, in which two configurations differ.
-fn first_difference(old: &Value, new: &Value, at: &str) -> Option<String> {
+pub(crate) fn first_difference(old: &Value, new: &Value, at: &str) -> Option<String> {
     match (old, new) {
         (Value::Object(old), Value::Object(new)) => {
             let keys = old.keys().chain(new.keys().filter(|key| !old.contains_key(*key)));

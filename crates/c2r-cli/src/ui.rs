@@ -106,7 +106,8 @@ impl Progress {
             self.last = Instant::now();
             let total = self.bar.length().unwrap_or(0);
             let elapsed = self.start.elapsed().as_secs_f64();
-            let left = if position == 0 { 0.0 } else { elapsed / position as f64 * total.saturating_sub(position) as f64 };
+            let left =
+                if position == 0 { 0.0 } else { elapsed / position as f64 * total.saturating_sub(position) as f64 };
             eprintln!("{} {position}/{total} {message} ({elapsed:.0} s, {left:.0} s left)", self.label);
         }
         self.bar.set_message(message);

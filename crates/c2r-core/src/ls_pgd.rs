@@ -1,7 +1,7 @@
 //! Line-search PGD (LS-PGD): one gradient, several step lengths, and a memory per sample
 //! (docs/method.md 4). It ranks and trains; it never evaluates.
 
-use c2r_base::{Classifier, Epsilon, Norm, Seed, ThreatModel, grad::input_gradient};
+use c2r_base::{Classifier, Norm, Seed, ThreatModel, grad::input_gradient};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
@@ -11,11 +11,11 @@ use crate::margin::perturbation_score;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct LsPgdConfig {
-    /// Smallest step (the paper's alpha), pixel units.
-    pub step_size: Epsilon,
+    /// Smallest step (the paper's alpha) as a fraction of epsilon, positive.
+    pub rel_step_size: f64,
     /// Ratio of neighbouring steps (the paper's beta), above 1.
     pub growth: f64,
-    /// Number of steps tried (the paper's Z): `step_size * growth^q` for `q = 0..candidates`.
+    /// Number of steps tried (the paper's Z): `alpha * growth^q` for `q = 0..candidates`.
     pub candidates: u32,
     /// Start from the sample's last perturbation (the paper's continuation) instead of from `start`.
     pub warm_start: bool,
@@ -40,6 +40,9 @@ pub enum Start {
 #[derive(Debug, thiserror::Error, PartialEq)]
 #[non_exhaustive]
 pub enum LsPgdError {
+    /// Zero, negative or not finite.
+    #[error("ls-pgd rel-step-size must be positive, got {0}")]
+    StepSize(f64),
     /// At or below 1.
     #[error("ls-pgd growth must be a finite number above 1, got {0}")]
     Growth(f64),
@@ -142,6 +145,9 @@ impl LsPgd {
     pub fn new(config: LsPgdConfig, threat: ThreatModel) -> Result<Self, LsPgdError> {
         if threat.norm != Norm::Linf {
             return Err(LsPgdError::Norm(threat.norm));
+        }
+        if !(config.rel_step_size.is_finite() && config.rel_step_size > 0.0) {
+            return Err(LsPgdError::StepSize(config.rel_step_size));
         }
         if !(config.growth.is_finite() && config.growth > 1.0) {
             return Err(LsPgdError::Growth(config.growth));
@@ -261,7 +267,7 @@ impl LsPgd {
     /// Step lengths, pixel units, smallest first.
     fn steps(&self) -> Vec<f64> {
         (0..self.config.candidates)
-            .map(|power| self.config.step_size.value() * self.config.growth.powi(power as i32))
+            .map(|power| self.config.rel_step_size * self.threat.epsilon.value() * self.config.growth.powi(power as i32))
             .collect()
     }
 }
@@ -308,7 +314,7 @@ mod tests {
 
     fn config() -> LsPgdConfig {
         LsPgdConfig {
-            step_size: "2/255".parse().unwrap(),
+            rel_step_size: 0.25,
             growth: 2.0,
             candidates: 3,
             warm_start: false,
@@ -335,7 +341,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Never weaker than one PGD step of `step_size` from the same start, never outside the threat set.
+        /// Never weaker than one PGD step of alpha from the same start, never outside the threat set.
         #[test]
         fn beats_a_pgd_step_and_stays_inside(seed in 0u64..1000, random in any::<bool>(), candidates in 1u32..4) {
             let model = Toy::new(seed);
@@ -420,6 +426,7 @@ mod tests {
     #[test]
     fn options_are_checked() {
         let check = |config| LsPgd::new(config, threat()).unwrap_err();
+        assert_eq!(check(LsPgdConfig { rel_step_size: 0.0, ..config() }), LsPgdError::StepSize(0.0));
         assert_eq!(check(LsPgdConfig { growth: 1.0, ..config() }), LsPgdError::Growth(1.0));
         assert_eq!(check(LsPgdConfig { candidates: 0, ..config() }), LsPgdError::Candidates(0));
         assert_eq!(check(LsPgdConfig { reuse: true, ..config() }), LsPgdError::ReuseWithoutWarmStart);

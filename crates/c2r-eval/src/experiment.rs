@@ -121,6 +121,9 @@ pub struct Override {
     /// Method.
     #[serde(default)]
     pub method: Option<String>,
+    /// Only trained and attacked under this protocol.
+    #[serde(default)]
+    pub protocol: Option<String>,
     /// `--set` arguments for `c2r distill`.
     #[serde(default)]
     pub distill_set: Vec<String>,

@@ -1,0 +1,259 @@
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use c2r_base::{Epsilon, artifact::TensorFile};
+use c2r_data::Dataset;
+use c2r_distill::{DistillConfig, DistillEvent, Distillation, LabelKind};
+use serde_json::json;
+use tch::Device;
+use toml::Value;
+
+use crate::{
+    config, data,
+    exit::{self, OrExit},
+    run_dir::{Found, RunDir, versions},
+    throughput,
+    ui::Ui,
+};
+
+const FAITHFUL: &str = include_str!("../../../../data/profiles/faithful.toml");
+const PLUS: &str = include_str!("../../../../data/profiles/plus.toml");
+
+/// Distil a training set into a few images per class.
+///
+/// Leaves RUN_DIR/synthetic.safetensors (images, labels and where they come from),
+/// synthetic.png (a picture of them), log.jsonl (losses) and run.json (resolved configuration).
+/// The same command on the same folder goes on where it stopped.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  c2r distill --dataset digits --ipc 1 --iterations 300 --seed 7 --run-dir runs/first --checkpoint-every 20
+  c2r distill --dataset cifar10 --data DIR --config plus --ipc 10 --run-dir runs/plus --set images.lr=0.02
+
+A configuration is a profile (--config faithful, --config plus or a TOML file), changed key by key with --set.
+`--print-config` shows the result and stops.")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    data: data::DatasetArgs,
+
+    /// Profile: faithful, plus, or a TOML file
+    #[arg(long, value_name = "PROFILE", default_value = "faithful")]
+    config: String,
+
+    /// Change one key of the profile, e.g. --set objective.eta=0.6 (repeatable)
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+
+    /// What tables call the result [default: from its parts, e.g. c2r]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+
+    /// Images per class
+    #[arg(long, value_name = "N")]
+    ipc: Option<usize>,
+
+    /// Updates of the images
+    #[arg(long, value_name = "N")]
+    iterations: Option<u64>,
+
+    /// Seed of everything random
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+
+    /// Radius of the adversary in pixel units, e.g. 2/255 [default: the dataset's]
+    #[arg(long, value_name = "EPS")]
+    eps: Option<Epsilon>,
+
+    /// Folder for everything this run writes
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["estimate", "print_config"])]
+    run_dir: Option<PathBuf>,
+
+    /// Save the state every so many steps
+    #[arg(long, value_name = "STEPS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
+    checkpoint_every: u64,
+
+    /// Save the state every so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    checkpoint_seconds: u64,
+
+    /// Discard what another configuration left in the run folder
+    #[arg(long)]
+    force: bool,
+
+    /// Print how long it would take here, from a short measurement, and stop
+    #[arg(long)]
+    estimate: bool,
+
+    /// Print the resolved configuration as TOML and stop
+    #[arg(long, conflicts_with = "estimate")]
+    print_config: bool,
+
+    /// Print JSON lines on stdout: one per logged step, one at the end
+    #[arg(long)]
+    json: bool,
+}
+
+/// Smallest side, in pixels, whose half still shows something: below, images are not put into mosaics.
+const MOSAIC_FROM: i64 = 32;
+
+/// Steps between log lines.
+const LOG_EVERY: u64 = 10;
+
+pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
+    let spec = args.data.spec()?;
+    let config = resolve(&args, &spec)?;
+    if args.print_config {
+        ui.out(toml::to_string(&config)?.trim_end());
+        return Ok(());
+    }
+    let dataset = args.data.load(ui)?;
+    if args.estimate {
+        return estimate(&config, &dataset, device, ui);
+    }
+    let path = args.run_dir.as_deref().expect("clap requires it here");
+    let mut distillation = Distillation::new(config.clone(), &dataset, device).or_exit(exit::USAGE)?;
+    let record = json!({
+        "dataset": dataset.spec.name,
+        "data_sha256": dataset.train.sha256(),
+        "distill": config,
+    });
+    let (mut run, found) = RunDir::open(path, "distill", record, device, args.force)?;
+    if found == Found::Finished {
+        ui.note(format!("{} is finished; nothing to do", run.file("synthetic.safetensors").display()));
+        if args.json {
+            ui.out(run.summary().to_string());
+        }
+        return Ok(());
+    }
+    let state = run.file("state.safetensors");
+    if found == Found::Unfinished && state.exists() {
+        distillation
+            .restore(&TensorFile::read(&state)?)
+            .with_context(|| format!("cannot continue from {}; --force starts again", state.display()))?;
+        let (done, total) = distillation.progress();
+        ui.note(format!("going on at step {done} of {total} in {}", path.display()));
+    }
+    work(&mut distillation, &mut run, &args, ui)?;
+    finish(&distillation, &mut run, &args, ui)
+}
+
+/// Runs until finished; saves the state on the way, on Ctrl-C, and not after a failure.
+fn work(distillation: &mut Distillation, run: &mut RunDir, args: &Args, ui: &Ui) -> anyhow::Result<()> {
+    let mut log = run.log(distillation.iteration())?;
+    let mut progress = ui.progress("distil", distillation.progress().1);
+    let mut saved = Instant::now();
+    let mut since_saved = 0;
+    while !distillation.is_finished() {
+        let event = distillation.step()?;
+        since_saved += 1;
+        let (done, _) = distillation.progress();
+        match &event {
+            DistillEvent::Pool { loss, .. } => progress.set(done, format!("training networks, loss {loss:.3}")),
+            DistillEvent::Teacher { loss, .. } => progress.set(done, format!("training the teacher, loss {loss:.3}")),
+            DistillEvent::Images(report) => {
+                progress.set(done, format!("loss {:.3}", report.loss));
+                if report.iteration % LOG_EVERY == 0 || distillation.is_finished() {
+                    log.line(report)?;
+                    if args.json {
+                        ui.out(serde_json::to_string(report)?);
+                    }
+                }
+            }
+            _ => {}
+        }
+        let interrupted = ui.interrupted();
+        let due =
+            since_saved >= args.checkpoint_every || saved.elapsed() >= Duration::from_secs(args.checkpoint_seconds);
+        if interrupted || (due && !distillation.is_finished()) {
+            distillation.state().write(&run.file("state.safetensors"))?;
+            run.pause()?;
+            saved = Instant::now();
+            since_saved = 0;
+        }
+        if interrupted {
+            progress.finish();
+            return exit::fail(
+                exit::INTERRUPTED,
+                format!("interrupted; the state is saved, the same command goes on from {}", run.path().display()),
+            );
+        }
+    }
+    progress.finish();
+    Ok(())
+}
+
+fn finish(distillation: &Distillation, run: &mut RunDir, args: &Args, ui: &Ui) -> anyhow::Result<()> {
+    let set = distillation.synthetic_set(versions())?;
+    if let (LabelKind::Teacher, Some(teacher)) = (distillation.config().labels, distillation.teacher()) {
+        c2r_models::checkpoint::save(&run.file("teacher.safetensors"), teacher, Default::default())?;
+    }
+    let file = run.file("synthetic.safetensors");
+    set.save(&file)?;
+    set.grid_png(&run.file("synthetic.png"))?;
+    let passes = distillation.passes();
+    let summary = json!({
+        "synthetic_set": "synthetic.safetensors",
+        "sha256": c2r_base::artifact::sha256_of_file(&file)?,
+        "iterations": distillation.iteration(),
+        "seconds": run.seconds(),
+        "passes": passes,
+    });
+    run.finish(summary.clone())?;
+    let state = run.file("state.safetensors");
+    if state.exists() {
+        std::fs::remove_file(&state).with_context(|| format!("cannot delete {}", state.display()))?;
+    }
+    ui.note(format!("wrote {} ({:.0} s)", file.display(), run.seconds()));
+    if args.json {
+        ui.out(summary.to_string());
+    }
+    Ok(())
+}
+
+/// The profile with everything that the command line changes.
+fn resolve(args: &Args, spec: &c2r_data::DatasetSpec) -> anyhow::Result<DistillConfig> {
+    let mut table = match args.config.as_str() {
+        "faithful" => config::parse(FAITHFUL, "the faithful profile")?,
+        "plus" => config::parse(PLUS, "the plus profile")?,
+        path => config::read(path.as_ref())?,
+    };
+    for assignment in &args.set {
+        config::set(&mut table, assignment)?;
+    }
+    let mut option =
+        |key: &str, value: Option<Value>| value.map_or(Ok(()), |value| config::put(&mut table, key, value));
+    option("name", args.name.clone().map(Value::String))?;
+    option("ipc", args.ipc.map(|n| Value::Integer(n as i64)))?;
+    option("iterations", args.iterations.map(|n| Value::Integer(n as i64)))?;
+    option("seed", args.seed.map(|n| Value::Integer(n as i64)))?;
+    option("threat.epsilon", args.eps.map(|epsilon| Value::String(epsilon.to_string())))?;
+    option("train-per-class", args.data.train_per_class.map(|n| Value::Integer(n.get() as i64)))?;
+    config::put_default(&mut table, "threat.epsilon", Value::String(spec.epsilon.to_string()))?;
+    let formation = if spec.height.min(spec.width) >= MOSAIC_FROM { 2 } else { 1 };
+    config::put_default(&mut table, "images.formation", Value::Integer(formation))?;
+    config::put_default(&mut table, "model", Value::String(spec.model.clone()))?;
+    let config: DistillConfig = config::resolve(table, &args.config)?;
+    config.validate().or_exit(exit::USAGE)?;
+    Ok(config)
+}
+
+fn estimate(config: &DistillConfig, dataset: &Dataset, device: Device, ui: &Ui) -> anyhow::Result<()> {
+    let per_class = config.train_per_class.unwrap_or(usize::MAX);
+    let n_train = dataset.train.len().min(per_class.saturating_mul(dataset.spec.classes.len()));
+    let work = c2r_distill::work(config, dataset.spec.classes.len(), n_train);
+    let speed = throughput::measure(&config.model, &dataset.spec, config.pool.batch_size, device)?;
+    ui.out(
+        json!({
+            "seconds": speed.seconds(work.forward, work.input_gradient, work.training),
+            "work": work,
+            "throughput": speed,
+            "device": format!("{device:?}"),
+            "threads": tch::get_num_threads(),
+        })
+        .to_string(),
+    );
+    Ok(())
+}

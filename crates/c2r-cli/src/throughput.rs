@@ -1,0 +1,92 @@
+//! How fast a network runs here, measured in a few seconds: the base of every time estimate.
+
+use std::time::Instant;
+
+use c2r_attacks::loss;
+use c2r_base::{Seed, grad};
+use c2r_data::DatasetSpec;
+use c2r_models::{Model, ModelInput, ModelSpec};
+use serde::Serialize;
+use tch::{Cuda, Device, Kind, Tensor};
+
+/// Seconds of measuring per kind of pass, after one pass to warm up.
+const SECONDS: f64 = 1.0;
+
+/// Images per second.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Throughput {
+    /// Forward only.
+    pub(crate) forward: f64,
+    /// Forward and backward to the pixels.
+    pub(crate) input_gradient: f64,
+    /// Forward and backward to the parameters.
+    pub(crate) training: f64,
+    /// Images per pass.
+    pub(crate) batch_size: usize,
+}
+
+impl Throughput {
+    /// Seconds for so many images forward, backward to pixels (whose forward passes are among the
+    /// former), and trained on.
+    pub(crate) fn seconds(&self, forward: f64, input_gradient: f64, training: f64) -> f64 {
+        let backward = (1.0 / self.input_gradient - 1.0 / self.forward).max(0.0);
+        forward / self.forward + input_gradient * backward + training / self.training
+    }
+}
+
+/// What a model for this dataset takes.
+pub(crate) fn model_input(spec: &DatasetSpec) -> ModelInput {
+    ModelInput {
+        channels: spec.channels,
+        height: spec.height,
+        width: spec.width,
+        n_classes: spec.classes.len() as i64,
+        mean: spec.mean.clone(),
+        std: spec.std.clone(),
+    }
+}
+
+/// Measures a freshly initialized network on images of the dataset's shape.
+pub(crate) fn measure(
+    model: &ModelSpec,
+    spec: &DatasetSpec,
+    batch_size: usize,
+    device: Device,
+) -> anyhow::Result<Throughput> {
+    let model = Model::new(model, &model_input(spec), Seed::new(0), device)?;
+    let images = Tensor::full([batch_size as i64, spec.channels, spec.height, spec.width], 0.5, (Kind::Float, device));
+    let labels = Tensor::zeros([batch_size as i64], (Kind::Int64, device));
+    let rate = |pass: &dyn Fn()| {
+        pass();
+        synchronize(device);
+        let (start, mut passes) = (Instant::now(), 0u32);
+        while passes < 2 || start.elapsed().as_secs_f64() < SECONDS {
+            pass();
+            synchronize(device);
+            passes += 1;
+        }
+        f64::from(passes) * batch_size as f64 / start.elapsed().as_secs_f64()
+    };
+    model.set_trainable(false);
+    let forward = rate(&|| {
+        let _no_grad = tch::no_grad_guard();
+        let _logits = model.logits(&images, false);
+    });
+    let input_gradient = rate(&|| {
+        let _gradient = grad::input_gradient(&images, |x| loss::ce(&model.logits(x, false), &labels));
+    });
+    model.set_trainable(true);
+    let parameters = model.parameters();
+    let handles: Vec<&Tensor> = parameters.iter().map(|(_, tensor)| tensor).collect();
+    let training = rate(&|| {
+        let loss = loss::ce(&model.logits(&images, true), &labels).mean(Kind::Float);
+        let _gradients = grad::gradients(&loss, &handles);
+    });
+    Ok(Throughput { forward, input_gradient, training, batch_size })
+}
+
+fn synchronize(device: Device) {
+    if let Device::Cuda(index) = device {
+        Cuda::synchronize(index as i64);
+    }
+}
