@@ -407,9 +407,13 @@ fn flags_of_model(
     Ok(flags)
 }
 
+/// Attacks that differ by no more than this share of the samples are equally strong. AutoAttack, `checks.py`.
+const SAME_STRENGTH: f64 = 0.002;
+
 /// Flags that compare attacks with each other.
 fn flags_of_results(report: &mut AttackReport) {
     let mut flags: Vec<Flag> = Vec::new();
+    let few = (SAME_STRENGTH * report.n() as f64) as usize;
     let sees_gradients = |family| matches!(family, Family::Gradient | Family::MinimumNorm);
     // Stages in the order in which they ran on the same survivors.
     let runs: Vec<Vec<&StageEntry>> = match report.mode {
@@ -420,7 +424,7 @@ fn flags_of_results(report: &mut AttackReport) {
         for (at, stage) in stages.iter().enumerate() {
             let samples = stage.attacked - stage.survivors;
             let after = |wanted: &dyn Fn(Family) -> bool| stages[..at].iter().rev().find(|s| wanted(s.family));
-            if samples == 0 {
+            if samples <= few {
                 continue;
             }
             if stage.family == Family::BlackBox && after(&sees_gradients).is_some() {
@@ -440,14 +444,14 @@ fn flags_of_results(report: &mut AttackReport) {
         let noise = report.attack("noise").map(robust);
         for entry in &report.attacks {
             if let (Family::BlackBox, Some(strongest)) = (family(entry), strongest)
-                && robust(entry) < strongest
+                && robust(entry) + few < strongest
             {
                 let samples = strongest - robust(entry);
                 flags.push(Flag::BlackBoxBeatsWhiteBox { attack: entry.name.clone(), samples });
             }
             if let Some(noise) = noise
                 && family(entry) != Family::Sanity
-                && robust(entry) > noise
+                && robust(entry) > noise + few
             {
                 let samples = robust(entry) - noise;
                 flags.push(Flag::WeakerThanNoise { attack: entry.name.clone(), samples });

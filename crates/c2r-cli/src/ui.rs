@@ -80,11 +80,6 @@ impl Ui {
     pub(crate) fn interrupted(&self) -> bool {
         self.interrupted.load(Ordering::SeqCst)
     }
-
-    /// The flag behind [`Ui::interrupted`].
-    pub(crate) fn interrupt_flag(&self) -> Arc<AtomicBool> {
-        self.interrupted.clone()
-    }
 }
 
 /// A running bar; dropped without [`Progress::finish`] it disappears.

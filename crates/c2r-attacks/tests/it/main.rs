@@ -1,6 +1,7 @@
 //! Conformance with reference implementations, and properties that hold for every attack.
 
 mod deterministic;
+mod digits;
 mod properties;
 mod stochastic;
 mod support;

@@ -1,0 +1,170 @@
+//! Reference results on a small network for the digits, made by `tests/goldens/make_digits.py`: every clone
+//! has these.
+
+use std::{collections::BTreeMap, path::Path};
+
+use c2r_attacks::{AttackBatch, AttackConfig, AttackReport, Draws, EvaluateOptions, Mode, Outcome, replay};
+use c2r_base::{Classifier, LabelledImages, Norm, Seed, artifact::TensorFile};
+use serde_json::Value;
+use tch::{Device, Kind, Tensor};
+
+use crate::support::{config, flags, n_different, run, threat};
+
+struct Digits {
+    tensors: BTreeMap<String, Tensor>,
+    manifest: Value,
+}
+
+impl Digits {
+    fn load() -> Self {
+        tch::set_num_threads(1);
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens");
+        Self {
+            tensors: TensorFile::read(&folder.join("digits.safetensors")).unwrap().tensors,
+            manifest: c2r_base::artifact::read_json(&folder.join("digits.json")).unwrap(),
+        }
+    }
+
+    fn number(&self, key: &str) -> f64 {
+        self.manifest[key].as_f64().unwrap()
+    }
+
+    fn data(&self, n: i64) -> LabelledImages {
+        LabelledImages::new(self.tensors["images"].narrow(0, 0, n), self.tensors["labels"].narrow(0, 0, n)).unwrap()
+    }
+
+    fn attacked(&self, n: i64, norm: Norm, epsilon: f64, seed: u64, attacks: &[AttackConfig]) -> AttackReport {
+        let attacks: Vec<_> = attacks.iter().map(|attack| attack.build().unwrap()).collect();
+        let options = EvaluateOptions { seed: Seed::new(seed), mode: Mode::Suite, ..Default::default() };
+        run(self, &self.data(n), &attacks, &threat(norm, epsilon), &options)
+    }
+}
+
+impl Classifier for Digits {
+    fn logits(&self, images: &Tensor) -> Tensor {
+        let of = |name: &str| &self.tensors[&format!("weights.{name}")];
+        let mut x = images.shallow_clone();
+        for layer in ["conv1", "conv2"] {
+            x = x.conv2d(of(&format!("{layer}.weight")), Some(of(&format!("{layer}.bias"))), 1, 1, 1, 1);
+            x = x.relu().avg_pool2d([2, 2], [2, 2], [0, 0], false, true, None::<i64>);
+        }
+        x.flatten(1, -1).linear(of("linear.weight"), Some(of("linear.bias")))
+    }
+
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+}
+
+#[test]
+fn deterministic_attacks() {
+    let digits = Digits::load();
+    let n = digits.number("n") as i64;
+    let data = digits.data(n);
+    let worst = (digits.logits(data.images()) - &digits.tensors["clean_logits"]).abs().max().double_value(&[]);
+    assert!(worst < 1e-4, "logits are off by {worst:e}");
+    let clean = flags(&digits.tensors["flags/clean"]);
+    let start = [("random-start", "false")];
+    for (golden, name, norm, options) in [
+        ("fgsm", "fgsm", Norm::Linf, &[][..]),
+        ("bim", "bim", Norm::Linf, &[]),
+        ("pgd", "pgd", Norm::Linf, &start),
+        ("mi-fgsm", "mi-fgsm", Norm::Linf, &[]),
+        ("ni-fgsm", "ni-fgsm", Norm::Linf, &[]),
+        ("pgd-l2", "pgd", Norm::L2, &start),
+    ] {
+        let epsilon = digits.number(if norm == Norm::L2 { "epsilon_l2" } else { "epsilon" });
+        let attack = config(name, options);
+        let report = digits.attacked(n, norm, epsilon, 0, std::slice::from_ref(&attack));
+        let got: Vec<bool> = report.attacks[0].samples.iter().map(|s| s.outcome == Outcome::Survived).collect();
+        let expected: Vec<bool> = flags(&digits.tensors[&format!("flags/{golden}")])
+            .into_iter()
+            .zip(&clean)
+            .map(|(still, clean)| still && *clean)
+            .collect();
+        assert!(n_different(&got, &expected) <= 1, "{golden}: {got:?} instead of {expected:?}");
+
+        let few = digits.data(16);
+        let ids: Vec<u64> = (0..16).collect();
+        let batch = AttackBatch { images: few.images(), labels: few.labels(), ids: &ids, targets: None };
+        let images = replay::gradient_attack(
+            &attack,
+            &digits,
+            &batch,
+            &threat(norm, epsilon),
+            few.images(),
+            &mut Draws::recorded([]),
+        );
+        let different = (images.unwrap() - &digits.tensors[&format!("images/{golden}")]).abs().gt(1e-4);
+        let share = different.to_kind(Kind::Float).mean(Kind::Float).double_value(&[]);
+        assert!(share <= 0.02, "{golden}: {share} of the values differ");
+    }
+}
+
+#[test]
+fn deepfool() {
+    let digits = Digits::load();
+    let data = digits.data(digits.number("n_slow") as i64);
+    let ids: Vec<u64> = (0..data.len() as u64).collect();
+    let batch = AttackBatch { images: data.images(), labels: data.labels(), ids: &ids, targets: None };
+    let attack = config("deepfool", &[("overshoot-each-step", "true")]).build().unwrap();
+    let found = attack.perturb(&digits, &batch, &threat(Norm::L2, 100.0), Seed::new(0)).unwrap();
+    let (got, expected) = (Norm::L2.distance(&found.images, data.images()), &digits.tensors["distance/deepfool"]);
+    let correct = digits.tensors["flags/clean"].narrow(0, 0, data.len() as i64).to_kind(Kind::Bool);
+    let close = ((&got - expected).abs() / expected.clamp_min(1e-3)).le(0.01).logical_or(&correct.logical_not());
+    let share = close.to_kind(Kind::Float).mean(Kind::Float).double_value(&[]);
+    assert!(share >= 0.95, "{share} of the distances agree: {got} {expected}");
+}
+
+/// Our mean over three seeds is within the reference's seeds, up to a few images.
+fn check(what: &str, ours: &[usize], reference: &Value, images: f64) {
+    let reference: Vec<f64> = reference.as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect();
+    let mean = ours.iter().sum::<usize>() as f64 / ours.len() as f64;
+    let (best, worst) =
+        (reference.iter().copied().fold(f64::MAX, f64::min), reference.iter().copied().fold(0.0, f64::max));
+    assert!(
+        mean <= worst + images && mean >= best - images,
+        "{what}: {ours:?} survive, of the reference {reference:?}"
+    );
+}
+
+fn survivors(report: &AttackReport) -> usize {
+    (report.robust_accuracy() * report.n() as f64).round() as usize
+}
+
+#[test]
+fn stochastic_attacks() {
+    let digits = Digits::load();
+    let n = digits.number("n") as i64;
+    for (name, reference) in digits.manifest["stochastic"].as_object().unwrap() {
+        let options: &[(&str, &str)] = if name.starts_with('v') { &[("neighbours", "5")] } else { &[] };
+        let attack = [config(name, options)];
+        let ours: Vec<usize> = (0..3)
+            .map(|seed| survivors(&digits.attacked(n, Norm::Linf, digits.number("epsilon"), seed, &attack)))
+            .collect();
+        check(name, &ours, reference, if name == "pgd" { 2.0 } else { 3.0 });
+    }
+}
+
+#[test]
+fn autoattack_in_three_norms() {
+    let digits = Digits::load();
+    let n = digits.number("n_slow") as i64;
+    for (case, reference) in digits.manifest["autoattack"].as_object().unwrap() {
+        let (norm, names) = case.split_once('/').unwrap();
+        let attacks: Vec<AttackConfig> = names
+            .split('+')
+            .map(|name| match name {
+                "square" => config(name, &[("queries", "500")]),
+                "fab-t" => config(name, &[("minimize", "false")]),
+                _ => config(name, &[]),
+            })
+            .collect();
+        let epsilon = reference["epsilon"].as_f64().unwrap();
+        let ours: Vec<usize> = (0..3)
+            .map(|seed| survivors(&digits.attacked(n, norm.parse().unwrap(), epsilon, seed, &attacks)))
+            .collect();
+        let images = if names == "square" || names == "fab-t" { 3.0 } else { 2.0 };
+        check(case, &ours, &reference["robust"], images);
+    }
+}

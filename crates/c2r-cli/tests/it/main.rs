@@ -1,0 +1,256 @@
+//! The `c2r` command as a person uses it: separate processes, real files, exit codes.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use c2r_base::artifact::TensorFile;
+use serde_json::Value;
+
+/// Keys that make a distillation of the digits take a second or two.
+const SMALL: [&str; 8] = [
+    "model=ConvNet-D2-W8-IN",
+    "pool.trajectories=1",
+    "pool.snapshots=2",
+    "pool.min-steps=5",
+    "pool.max-steps=10",
+    "pool.batch-size=32",
+    "matching.real-per-class=6",
+    "crl.queue.per-class=8",
+];
+
+fn c2r() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_c2r"));
+    command.env_remove("C2R_DATA").stdin(Stdio::null());
+    command
+}
+
+fn distill(run_dir: &Path, iterations: u32, more: &[&str]) -> Command {
+    let mut command = c2r();
+    command.args(["distill", "--dataset", "digits", "--ipc", "1", "--seed", "7", "--iterations", &iterations.to_string()]);
+    command.args(SMALL.iter().flat_map(|set| ["--set", set])).arg("--run-dir").arg(run_dir);
+    if !more.contains(&"--threads") {
+        command.args(["--threads", "1"]);
+    }
+    command.args(more);
+    command
+}
+
+fn run(command: &mut Command) -> Output {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}\n{}", text(&output.stderr));
+    output
+}
+
+/// Runs a command that must fail; returns its exit code and what it said.
+fn fails(command: &mut Command) -> (i32, String) {
+    let output = command.output().unwrap();
+    assert!(!output.status.success(), "{command:?} must fail");
+    (output.status.code().expect("it was not killed"), text(&output.stderr))
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn synthetic(run_dir: &Path) -> Vec<u8> {
+    fs::read(run_dir.join("synthetic.safetensors")).unwrap()
+}
+
+fn folder() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_owned();
+    (folder, path)
+}
+
+fn wait_for(path: &Path, child: &mut Child) {
+    let start = Instant::now();
+    while !path.exists() {
+        assert!(start.elapsed() < Duration::from_secs(120), "{} does not appear", path.display());
+        assert!(child.try_wait().unwrap().is_none(), "it ended before {} appeared", path.display());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn two_processes_write_the_same_bytes() {
+    let (_guard, folder) = folder();
+    for name in ["a", "b"] {
+        run(&mut distill(&folder.join(name), 20, &[]));
+    }
+    assert_eq!(synthetic(&folder.join("a")), synthetic(&folder.join("b")));
+}
+
+#[test]
+fn another_thread_count_changes_only_the_rounding() {
+    let (_guard, folder) = folder();
+    run(&mut distill(&folder.join("one"), 5, &["--threads", "1"]));
+    run(&mut distill(&folder.join("two"), 5, &["--threads", "2"]));
+    let images = |name: &str| {
+        TensorFile::read(&folder.join(name).join("synthetic.safetensors")).unwrap().tensors["images"].shallow_clone()
+    };
+    let difference = (images("one") - images("two")).abs().max().double_value(&[]);
+    assert!(difference < 1e-4, "{difference}");
+}
+
+#[test]
+fn a_killed_run_goes_on_and_ends_with_the_same_bytes() {
+    let (_guard, folder) = folder();
+    let (whole, killed) = (folder.join("whole"), folder.join("killed"));
+    run(&mut distill(&whole, 60, &[]));
+    // kill -9 after the first checkpoint, twice, each time a little later.
+    for round in 0..2u64 {
+        let mut child = distill(&killed, 60, &["--checkpoint-every", "1"]).stderr(Stdio::null()).spawn().unwrap();
+        wait_for(&killed.join("state.safetensors"), &mut child);
+        std::thread::sleep(Duration::from_millis(40 * (round + 1)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!killed.join("synthetic.safetensors").exists(), "it was killed too late to test anything");
+    }
+    let said = text(&run(&mut distill(&killed, 60, &[])).stderr);
+    assert!(said.contains("going on at step"), "{said}");
+    assert_eq!(synthetic(&whole), synthetic(&killed));
+    // One log line per tenth iteration, none twice.
+    let log = fs::read_to_string(killed.join("log.jsonl")).unwrap();
+    let iterations: Vec<u64> =
+        log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["iteration"].as_u64().unwrap()).collect();
+    assert_eq!(iterations, [10, 20, 30, 40, 50, 60]);
+    assert!(!killed.join("state.safetensors").exists(), "a finished run keeps no state");
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_saves_the_state_and_exits_with_130() {
+    let (_guard, folder) = folder();
+    let mut child = distill(&folder, 20_000, &["--checkpoint-every", "5"]).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for(&folder.join("state.safetensors"), &mut child);
+    run(Command::new("kill").args(["-INT", &child.id().to_string()]));
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("the same command goes on"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_finished_run_says_so_and_another_configuration_is_refused() {
+    let (_guard, folder) = folder();
+    run(&mut distill(&folder, 3, &[]));
+    let before = synthetic(&folder);
+    let said = text(&run(&mut distill(&folder, 3, &[])).stderr);
+    assert!(said.contains("is finished"), "{said}");
+    let (code, said) = fails(&mut distill(&folder, 4, &[]));
+    assert_eq!(code, 2);
+    assert!(said.contains("distill.iterations is 3 there and 4 here") && said.contains("--force"), "{said}");
+    assert_eq!(synthetic(&folder), before, "a refused run changes nothing");
+    run(&mut distill(&folder, 4, &["--force"]));
+    assert_ne!(synthetic(&folder), before);
+}
+
+#[test]
+fn from_images_to_a_table() {
+    let (_guard, folder) = folder();
+    run(&mut distill(&folder.join("distill"), 3, &[]));
+    let set = folder.join("distill/synthetic.safetensors");
+    let trained = folder.join("pgd-at");
+    let train = || {
+        let mut command = c2r();
+        command.args(["train", "--protocol", "pgd-at", "--seed", "3", "--model", "ConvNet-D2-W8-IN", "--threads", "1"]);
+        command.args(["--set", "length={steps=20}", "--set", "adversarial.steps=1"]);
+        command.arg("--synthetic").arg(&set).arg("--run-dir").arg(&trained);
+        command
+    };
+    run(&mut train());
+    assert!(text(&run(&mut train()).stderr).contains("is finished"));
+    let report = trained.join("attack.json");
+    let mut attack = c2r();
+    attack.args(["attack", "--dataset", "digits", "--attack", "fgsm,pgd", "--eps", "32/255", "--each", "--n-test", "60"]);
+    run(attack.arg("--checkpoint").arg(trained.join("model.safetensors")).arg("--output").arg(&report));
+    let report: Value = serde_json::from_slice(&fs::read(report).unwrap()).unwrap();
+    assert_eq!(report["subject"]["method"], "c2r");
+    assert_eq!(report["subject"]["protocol"], "pgd-at");
+    assert_eq!(report["subject"]["n_images"], 10);
+
+    let table = run(c2r().args(["table", "--format", "csv"]).arg(&folder));
+    let table = text(&table.stdout);
+    let row = table.lines().find(|line| line.contains(",clean,")).expect("a line for clean accuracy");
+    let clean = 100.0 * report["clean_accuracy"].as_f64().unwrap();
+    let mean: f64 = row.split(',').nth(13).unwrap().parse().unwrap();
+    assert!((mean - clean).abs() < 1e-9, "{mean} instead of {clean}");
+}
+
+#[test]
+fn mistakes_have_an_exit_code_and_say_what_to_do() {
+    let (_guard, folder) = folder();
+    let run_dir = folder.join("run");
+    let (code, said) = fails(&mut distill(&run_dir, 3, &["--set", "objective.etta=0.5"]));
+    assert!(code == 2 && said.contains("etta"), "{code} {said}");
+    let (code, said) = fails(&mut distill(&run_dir, 3, &["--set", "objective.eta=7"]));
+    assert!(code == 2 && said.contains("objective.eta must be in [0, 1], got 7"), "{code} {said}");
+    assert!(!run_dir.exists(), "a refused configuration leaves no folder");
+    let (code, said) = fails(c2r().args(["distill", "--dataset", "mnist", "--run-dir"]).arg(&run_dir));
+    assert!(code == 2 && said.contains("mnist") && said.contains("cifar10"), "{code} {said}");
+    let data = folder.join("nothing-here");
+    fs::create_dir(&data).unwrap();
+    let (code, said) = fails(c2r().args(["distill", "--dataset", "cifar10", "--run-dir"]).arg(&run_dir).arg("--data").arg(&data));
+    assert!(code == 3 && said.contains("cifar-10-batches-bin") && said.contains("--data"), "{code} {said}");
+    let (code, said) = fails(c2r().args(["distill", "--dataset", "digits", "--eps", "8/0", "--run-dir"]).arg(&run_dir));
+    assert!(code == 2 && said.contains("8/0") && said.contains("2/255"), "{code} {said}");
+    let cut = folder.join("cut.safetensors");
+    fs::write(&cut, b"not a synthetic set").unwrap();
+    let (code, said) = fails(c2r().args(["train", "--run-dir"]).arg(&run_dir).arg("--synthetic").arg(&cut));
+    assert!(code == 3 && said.contains("cut.safetensors"), "{code} {said}");
+}
+
+/// Every distillation that an experiment file plans has a configuration that resolves.
+#[test]
+fn every_planned_distillation_resolves() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut n_checked = 0;
+    for entry in fs::read_dir(root.join("data/paper")).unwrap() {
+        let experiment: toml::Table = fs::read_to_string(entry.unwrap().path()).unwrap().parse().unwrap();
+        let texts = |value: Option<&toml::Value>| -> Vec<String> {
+            let list = value.and_then(toml::Value::as_array).cloned().unwrap_or_default();
+            list.iter().map(|text| text.as_str().unwrap().to_owned()).collect()
+        };
+        for scale in experiment["scales"].as_table().unwrap().values() {
+            for name in texts(scale.get("methods")) {
+                let method = &experiment["methods"][&name];
+                let Some(profile) = method.get("profile").and_then(toml::Value::as_str) else { continue };
+                let datasets = texts(scale.get("datasets"));
+                let mut sets = [texts(scale.get("distill-set")), texts(method.get("set"))].concat();
+                for part in scale.get("overrides").and_then(toml::Value::as_array).into_iter().flatten() {
+                    sets.extend(texts(part.get("distill-set")).into_iter().filter(|_| {
+                        part.get("method").and_then(toml::Value::as_str).is_none_or(|wanted| wanted == name)
+                    }));
+                }
+                for dataset in datasets {
+                    let mut command = c2r();
+                    command.args(["distill", "--print-config", "--dataset", &dataset, "--name", &name, "--config"]);
+                    command.arg(root.join(profile)).args(sets.iter().flat_map(|set| ["--set", set]));
+                    let printed = text(&run(&mut command).stdout);
+                    assert!(printed.contains(&format!("name = \"{name}\"")), "{printed}");
+                    n_checked += 1;
+                }
+            }
+        }
+    }
+    assert!(n_checked >= 6, "{n_checked}");
+}
+
+#[test]
+fn every_command_has_help_with_examples() {
+    for command in ["distill", "train", "attack", "table", "inspect", "doctor"] {
+        let said = text(&run(c2r().args([command, "--help"])).stdout);
+        assert!(said.contains("Examples:") && said.contains(&format!("c2r {command} ")), "{command}: {said}");
+    }
+}
+
+#[test]
+fn doctor_says_what_it_found() {
+    let said = text(&run(c2r().args(["doctor", "--json"])).stdout);
+    let found: Value = serde_json::from_str(&said).unwrap();
+    assert!(found.as_object().is_some_and(|found| found.len() > 3), "{said}");
+    assert!(said.contains("2.11"), "{said}");
+}
