@@ -27,9 +27,8 @@ impl Ui {
         let interrupted = Arc::new(AtomicBool::new(false));
         let flag = interrupted.clone();
         ctrlc::set_handler(move || {
-            // A second Ctrl-C does not wait for the state to be written.
+            // A second Ctrl-C does not wait for the state to be written; a signal thread cannot unwind.
             if flag.swap(true, Ordering::SeqCst) {
-                #[expect(clippy::exit, reason = "the user insisted; unwinding from a signal thread is impossible")]
                 std::process::exit(i32::from(crate::exit::INTERRUPTED));
             }
         })?;
@@ -39,7 +38,7 @@ impl Ui {
     /// A result: one line on stdout. A closed pipe (`| head`) ends the program quietly.
     pub(crate) fn out(&self, line: impl AsRef<str>) {
         if writeln!(std::io::stdout().lock(), "{}", line.as_ref()).is_err() {
-            #[expect(clippy::exit, reason = "the reader is gone; nothing is left to say")]
+            // The reader is gone; nothing is left to say.
             std::process::exit(0);
         }
     }

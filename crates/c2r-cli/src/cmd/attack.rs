@@ -613,13 +613,13 @@ fn save(
     material: &Material,
     summary: &Value,
 ) -> anyhow::Result<()> {
-    let mut file = TensorFile::default();
-    file.header = BTreeMap::from([
+    let header = BTreeMap::from([
         ("format".to_owned(), "c2r-adversarial".to_owned()),
         ("schema_version".to_owned(), SCHEMA_VERSION.to_string()),
         ("attack".to_owned(), summary["attack"].to_string()),
         ("robust_accuracy".to_owned(), summary["robust_accuracy"].to_string()),
     ]);
+    let mut file = TensorFile { header, ..TensorFile::default() };
     file.tensors.insert("labels".to_owned(), material.images.labels().shallow_clone());
     for (at, set) in images.sets().iter().enumerate() {
         let name = match (mode, images.sets().len()) {
@@ -670,7 +670,7 @@ fn estimate(args: &Args, configs: &[AttackConfig], device: Device, ui: &Ui) -> a
     let n = args.n_test.map_or(dataset.test.len(), |n| dataset.test.len().min(n as usize)) as f64;
     let spec = match &args.checkpoint {
         // An estimate of a whole grid comes before its networks are trained.
-        Some(path) if path.exists() => checkpoint::load(path, Device::Cpu).or_exit(exit::DATA)?.0.spec().clone(),
+        Some(path) if path.exists() => *checkpoint::load(path, Device::Cpu).or_exit(exit::DATA)?.0.spec(),
         _ => dataset.spec.model.parse()?,
     };
     let batch = (args.batch_size as usize).min(n as usize).max(1);

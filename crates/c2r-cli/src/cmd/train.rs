@@ -147,7 +147,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         (None, None) => unreachable!("clap requires one of them"),
     };
     let spec = match &args.model {
-        Some(spec) => spec.clone(),
+        Some(spec) => *spec,
         None => material.spec.model.parse()?,
     };
     let epsilon = args.eps.unwrap_or(material.spec.epsilon);
