@@ -30,7 +30,7 @@ const EXAMPLES: &str = "\
 Examples:
   c2r distill --dataset digits --ipc 1 --iterations 300 --seed 7 --run-dir runs/first
   c2r train --synthetic runs/first/synthetic.safetensors --protocol pgd-at --seed 0 --run-dir runs/first/pgd-at
-  c2r attack --checkpoint runs/first/pgd-at/model.safetensors --dataset digits --attack fgsm,pgd --eps 0.1 --each
+  c2r attack --checkpoint runs/first/pgd-at/model.safetensors --dataset digits --attack fgsm,pgd --eps 32/255 --each
 
 Exit codes: 0 done, 1 unexpected failure, 2 wrong arguments or configuration, 3 data missing or wrong,
 4 finished but outside the stated tolerance, 130 interrupted (state saved; run the same command to go on).";

@@ -39,7 +39,7 @@ const ASSUMED_ACCURACY: f64 = 0.5;
 #[command(after_help = "\
 Examples:
   c2r attack --model m.pt --inputs x.safetensors --attack autoattack-standard --norm linf --eps 2/255
-  c2r attack --checkpoint runs/first/pgd-at/model.safetensors --dataset digits --attack fgsm,pgd --eps 16/255 --each
+  c2r attack --checkpoint runs/first/pgd-at/model.safetensors --dataset digits --attack fgsm,pgd --eps 32/255 --each
 
 Attacks: clean noise fgsm r-fgsm bim pgd mi-fgsm ni-fgsm vmi-fgsm vni-fgsm tpgd eot-pgd jitter cw-linf apgd-ce
 apgd-dlr apgd-t deepfool cw-l2 fab fab-t square; suites: paper-six autoattack-standard autoattack-plus
