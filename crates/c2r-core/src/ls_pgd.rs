@@ -1,6 +1,7 @@
 //! Line-search PGD (LS-PGD): one gradient, several step lengths, and a memory per sample
 //! (docs/method.md 4). It ranks and trains; it never evaluates.
 
+use c2r_attacks::loss;
 use c2r_base::{Classifier, Norm, Seed, ThreatModel, grad::input_gradient};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -212,7 +213,7 @@ impl LsPgd {
         if let (true, Some((_, losses))) = (self.config.reuse, &remembered) {
             let logits = model.logits(&start);
             passes.forward += n as u64;
-            let loss = per_sample_cross_entropy(&logits, labels);
+            let loss = loss::ce(&logits, labels);
             let keep = loss.ge_tensor(losses).logical_and(&losses.isnan().logical_not());
             let search = keep.logical_not().nonzero().squeeze_dim(1);
             passes.reused += (n - search.size()[0]) as u64;
@@ -228,7 +229,7 @@ impl LsPgd {
         let (from, clean, targets) = (pick(&start), pick(images), pick(labels));
         let n_searched = from.size()[0];
         if n_searched > 0 {
-            let (gradient, _) = input_gradient(&from, |x| per_sample_cross_entropy(&model.logits(x), &targets));
+            let (gradient, _) = input_gradient(&from, |x| loss::ce(&model.logits(x), &targets));
             let direction = gradient.sign();
             let steps = self.steps();
             let candidates: Vec<Tensor> =
@@ -238,7 +239,7 @@ impl LsPgd {
             let n_steps = steps.len() as i64;
             passes.backward += n_searched as u64;
             passes.forward += (n_searched * (1 + n_steps)) as u64;
-            let loss = per_sample_cross_entropy(&logits, &targets.repeat([n_steps])).view([n_steps, n_searched]);
+            let loss = loss::ce(&logits, &targets.repeat([n_steps])).view([n_steps, n_searched]);
             let (loss, winner) = loss.max_dim(0, false);
             let at = winner * n_searched + Tensor::arange(n_searched, (Kind::Int64, images.device()));
             let (images, logits) = (candidates.index_select(0, &at), logits.index_select(0, &at));
@@ -270,11 +271,6 @@ impl LsPgd {
             .map(|power| self.config.rel_step_size * self.threat.epsilon.value() * self.config.growth.powi(power as i32))
             .collect()
     }
-}
-
-/// Cross-entropy of each sample, f32 `[N]`, from logits f32 `[N, K]`.
-pub fn per_sample_cross_entropy(logits: &Tensor, labels: &Tensor) -> Tensor {
-    logits.cross_entropy_loss::<Tensor>(labels, None, tch::Reduction::None, -100, 0.0)
 }
 
 #[cfg(test)]
@@ -335,7 +331,7 @@ mod tests {
     }
 
     fn loss_at(model: &Toy, images: &Tensor, labels: &Tensor) -> Tensor {
-        per_sample_cross_entropy(&model.logits(images), labels)
+        loss::ce(&model.logits(images), labels)
     }
 
     proptest! {

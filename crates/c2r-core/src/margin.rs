@@ -1,19 +1,8 @@
-//! Robust margin, hinge and perturbation score (the paper's section on margins; docs/method.md 2).
+//! Hinge and perturbation score (the paper's section on margins; docs/method.md). The margin itself is
+//! [`c2r_attacks::loss::margin`].
 
+use c2r_attacks::loss::margin;
 use tch::Tensor;
-
-/// Signed logit margin `g(x) = z_y - max_{k != y} z_k`; negative means misclassified.
-///
-/// * `logits`: f32 `[N, K]`, before softmax, K at least 2.
-/// * `labels`: i64 `[N]`, in `0..K`.
-///
-/// Returns f32 `[N]`, in logits. Tracks gradients if `logits` does.
-pub fn margin(logits: &Tensor, labels: &Tensor) -> Tensor {
-    let index = labels.unsqueeze(1);
-    let own = logits.gather(1, &index, false).squeeze_dim(1);
-    let others = logits.scatter_value(1, &index, f64::NEG_INFINITY);
-    own - others.amax([1i64].as_slice(), false)
-}
 
 /// Hinge of a margin, `[1 - m]_+`: 0 from a margin of 1 up, 1 at the decision boundary.
 ///
