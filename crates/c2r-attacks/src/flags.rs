@@ -27,7 +27,7 @@ pub enum Flag {
         /// Of how many that were tried.
         of: usize,
     },
-    /// A black-box attack broke what attacks that see gradients did not: gradients are masked.
+    /// A black-box attack broke what attacks that see gradients did not: gradients may be masked.
     BlackBoxBeatsWhiteBox {
         /// Which black-box attack.
         attack: String,
@@ -62,7 +62,7 @@ impl fmt::Display for Flag {
             ),
             Self::BlackBoxBeatsWhiteBox { attack, samples } => write!(
                 f,
-                "`{attack}`, which sees no gradient, broke {samples} samples that no gradient attack broke: gradients are masked"
+                "`{attack}`, which sees no gradient, broke {samples} samples that the gradient attacks before it did not: gradients may be masked, or those attacks too short"
             ),
             Self::WeakerThanNoise { attack, samples } => {
                 write!(f, "random noise breaks {samples} samples more than `{attack}`")

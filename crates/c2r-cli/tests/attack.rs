@@ -6,31 +6,16 @@ use std::{
     time::Duration,
 };
 
-use c2r_base::{Seed, Subject};
-use c2r_models::{Model, ModelInput, ModelSpec, checkpoint};
 use serde_json::Value;
 
-const SUBJECT: &str = r#"{"dataset":"digits","method":"full","profile":"","images_per_class":null,"distill_seed":null,
-"train_seed":0,"protocol":"natural","model":"ConvNet-D3-W8-IN","n_images":1,"extra_storage":"","data_sha256":"ab",
-"notes":[]}"#;
-
-/// A network with random weights: right by luck, and quick.
+/// A small network after a few steps of training: right now and then, and quick.
 fn checkpoint_in(folder: &Path) -> String {
-    let spec = c2r_data::spec("digits").unwrap();
-    let input = ModelInput {
-        channels: spec.channels,
-        height: spec.height,
-        width: spec.width,
-        n_classes: spec.classes.len() as i64,
-        mean: spec.mean,
-        std: spec.std,
-    };
-    let model = Model::new(&"ConvNet-D3-W8-IN".parse::<ModelSpec>().unwrap(), &input, Seed::new(1), tch::Device::Cpu);
-    let subject: Subject = serde_json::from_str(SUBJECT).unwrap();
-    let header = [("subject".to_owned(), serde_json::to_string(&subject).unwrap())].into();
-    let path = folder.join("model.safetensors");
-    checkpoint::save(&path, &model.unwrap(), header).unwrap();
-    path.display().to_string()
+    let run_dir = folder.join("run").display().to_string();
+    let words = ["train", "--dataset", "digits", "--model", "ConvNet-D3-W8-IN", "--set", "length={steps=60}"];
+    let how = ["--device", "cpu", "--threads", "1", "--quiet", "--run-dir", &run_dir];
+    let output = Command::new(env!("CARGO_BIN_EXE_c2r")).args(words).args(how).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    format!("{run_dir}/model.safetensors")
 }
 
 fn command(checkpoint: &str, words: &[&str]) -> Command {
@@ -48,8 +33,7 @@ fn json(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// A radius at which even the constant answer of random weights changes.
-const DIGITS: [&str; 4] = ["--dataset", "digits", "--eps", "0.6"];
+const DIGITS: [&str; 4] = ["--dataset", "digits", "--eps", "0.1"];
 
 fn with<'a>(words: &[&'a str]) -> Vec<&'a str> {
     DIGITS.iter().copied().chain(words.iter().copied()).collect()
@@ -120,13 +104,18 @@ fn an_interrupted_attack_goes_on_where_it_stopped() {
         with(&["--attack", "pgd,square", "--set", "square.queries=1500", "--batch-size", "4", "--json", "--save", save])
     };
     let whole_result = json(&attack(&checkpoint, &words(&whole)));
-    let child = command(&checkpoint, &words(&part)).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    std::thread::sleep(Duration::from_millis(1500));
-    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(killed.success());
-    let stopped = child.wait_with_output().unwrap();
-    assert_eq!(stopped.status.code(), Some(130), "{stopped:?}");
-    assert!(folder.path().join("part.run.json").exists());
+    // Too soon and nothing has begun, too late and all is done.
+    let stopped = [1500, 800, 400, 3000, 200].into_iter().any(|milliseconds| {
+        for name in ["part.safetensors", "part.run.json", "part.part.safetensors"] {
+            let _ = std::fs::remove_file(folder.path().join(name));
+        }
+        let child = command(&checkpoint, &words(&part)).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+        let stopped = child.wait_with_output().unwrap();
+        killed.success() && stopped.status.code() == Some(130) && folder.path().join("part.run.json").exists()
+    });
+    assert!(stopped, "the attack could not be interrupted half way");
     let resumed = json(&attack(&checkpoint, &words(&part)));
     for key in ["clean_accuracy", "robust_accuracy", "n", "flags"] {
         assert_eq!(resumed[key], whole_result[key], "{key}");

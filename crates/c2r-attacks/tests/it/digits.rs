@@ -161,9 +161,8 @@ fn autoattack_in_three_norms() {
             })
             .collect();
         let epsilon = reference["epsilon"].as_f64().unwrap();
-        let ours: Vec<usize> = (0..3)
-            .map(|seed| survivors(&digits.attacked(n, norm.parse().unwrap(), epsilon, seed, &attacks)))
-            .collect();
+        let ours: Vec<usize> =
+            (0..3).map(|seed| survivors(&digits.attacked(n, norm.parse().unwrap(), epsilon, seed, &attacks))).collect();
         let images = if names == "square" || names == "fab-t" { 3.0 } else { 2.0 };
         check(case, &ours, &reference["robust"], images);
     }

@@ -154,11 +154,8 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     let configs = configs(&args).or_exit(exit::USAGE)?;
     let attacks: Vec<Box<dyn Attack>> =
         configs.iter().map(AttackConfig::build).collect::<Result<_, _>>().or_exit(exit::USAGE)?;
-    let threat = ThreatModel {
-        norm: args.norm,
-        epsilon: args.eps,
-        goal: args.targets.map_or(Goal::Untargeted, Goal::Targeted),
-    };
+    let threat =
+        ThreatModel { norm: args.norm, epsilon: args.eps, goal: args.targets.map_or(Goal::Untargeted, Goal::Targeted) };
     if args.estimate {
         return estimate(&args, &configs, device, ui);
     }
@@ -204,7 +201,8 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         self_check: true,
         resume,
     };
-    let mut report = observed(&target, &material, &attacks, &threat, &options, journal.as_ref(), &key, &mut images, ui)?;
+    let mut report =
+        observed(&target, &material, &attacks, &threat, &options, journal.as_ref(), &key, &mut images, ui)?;
     report.subject = target.subject.clone();
     report.versions.extend(run_dir::versions());
 
@@ -231,11 +229,8 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
 
 /// The attacks with their options.
 fn configs(args: &Args) -> anyhow::Result<Vec<AttackConfig>> {
-    let mut configs: Vec<AttackConfig> = args
-        .attack
-        .iter()
-        .map(|name| AttackConfig::named_for(name.trim(), args.norm))
-        .collect::<Result<_, _>>()?;
+    let mut configs: Vec<AttackConfig> =
+        args.attack.iter().map(|name| AttackConfig::named_for(name.trim(), args.norm)).collect::<Result<_, _>>()?;
     let common = [
         ("steps", &args.steps),
         ("step-size", &args.step_size),
@@ -286,9 +281,9 @@ fn target(args: &Args, device: Device) -> anyhow::Result<Target> {
     }
     let (model, header) = checkpoint::load(path, device).or_exit(exit::DATA)?;
     let subject = match header.get("subject") {
-        Some(text) => Some(
-            serde_json::from_str(text).with_context(|| format!("the subject in {name}")).or_exit(exit::DATA)?,
-        ),
+        Some(text) => {
+            Some(serde_json::from_str(text).with_context(|| format!("the subject in {name}")).or_exit(exit::DATA)?)
+        }
         None => None,
     };
     Ok(Target { classifier: Box::new(Frozen::new(model)), subject, name, sha256, script: None })
@@ -335,8 +330,7 @@ fn material(args: &Args, ui: &Ui) -> anyhow::Result<Material> {
         None => exit::fail(exit::DATA, format!("{} has no tensor `{name}`", path.display())),
     };
     let (images, labels) = (take("images")?, take("labels")?);
-    let images =
-        LabelledImages::new(images, labels).with_context(|| path.display().to_string()).or_exit(exit::DATA)?;
+    let images = LabelledImages::new(images, labels).with_context(|| path.display().to_string()).or_exit(exit::DATA)?;
     let sha256 = artifact::sha256_of_file(path).or_exit(exit::DATA)?;
     Ok(Material { images, name: path.display().to_string(), sha256, test_sha256: None, notes: Vec::new() })
 }
@@ -470,12 +464,8 @@ impl Journal {
             let tensors = images.sets().iter().enumerate().map(|(at, set)| (format!("{at:04}"), set.shallow_clone()));
             TensorFile { tensors: tensors.collect(), ..TensorFile::default() }.write(&self.images)?;
         }
-        let page = Page {
-            schema_version: SCHEMA_VERSION,
-            key: key.clone(),
-            summary: None,
-            report: Some(report.clone()),
-        };
+        let page =
+            Page { schema_version: SCHEMA_VERSION, key: key.clone(), summary: None, report: Some(report.clone()) };
         Ok(artifact::write_json(&self.state, &page)?)
     }
 
