@@ -38,7 +38,7 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
 }
 
 fn cargo_words(args: &Args) -> Vec<String> {
-    let mut words: Vec<String> = ["test", "--release"].map(String::from).into();
+    let mut words: Vec<String> = ["test", "--release", "--no-fail-fast"].map(String::from).into();
     match &args.package {
         Some(name) => words.extend(["--package".into(), name.clone()]),
         None => words.push("--workspace".into()),
@@ -60,7 +60,12 @@ mod tests {
             let args = Args { slow, package: package.map(Into::into), filter: filter.map(Into::into) };
             assert_eq!(cargo_words(&args).join(" "), words);
         };
-        check(false, None, None, "test --release --workspace");
-        check(true, Some("c2r-data"), Some("cifar"), "test --release --package c2r-data cifar -- --include-ignored");
+        check(false, None, None, "test --release --no-fail-fast --workspace");
+        check(
+            true,
+            Some("c2r-data"),
+            Some("cifar"),
+            "test --release --no-fail-fast --package c2r-data cifar -- --include-ignored",
+        );
     }
 }
