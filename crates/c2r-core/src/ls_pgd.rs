@@ -268,7 +268,9 @@ impl LsPgd {
     /// Step lengths, pixel units, smallest first.
     fn steps(&self) -> Vec<f64> {
         (0..self.config.candidates)
-            .map(|power| self.config.rel_step_size * self.threat.epsilon.value() * self.config.growth.powi(power as i32))
+            .map(|power| {
+                self.config.rel_step_size * self.threat.epsilon.value() * self.config.growth.powi(power as i32)
+            })
             .collect()
     }
 }

@@ -30,7 +30,17 @@ fn c2r() -> Command {
 
 fn distill(run_dir: &Path, iterations: u32, more: &[&str]) -> Command {
     let mut command = c2r();
-    command.args(["distill", "--dataset", "digits", "--ipc", "1", "--seed", "7", "--iterations", &iterations.to_string()]);
+    command.args([
+        "distill",
+        "--dataset",
+        "digits",
+        "--ipc",
+        "1",
+        "--seed",
+        "7",
+        "--iterations",
+        &iterations.to_string(),
+    ]);
     command.args(SMALL.iter().flat_map(|set| ["--set", set])).arg("--run-dir").arg(run_dir);
     if !more.contains(&"--threads") {
         command.args(["--threads", "1"]);
@@ -165,7 +175,18 @@ fn from_images_to_a_table() {
     assert!(text(&run(&mut train()).stderr).contains("is finished"));
     let report = trained.join("attack.json");
     let mut attack = c2r();
-    attack.args(["attack", "--dataset", "digits", "--attack", "fgsm,pgd", "--eps", "32/255", "--each", "--n-test", "60"]);
+    attack.args([
+        "attack",
+        "--dataset",
+        "digits",
+        "--attack",
+        "fgsm,pgd",
+        "--eps",
+        "32/255",
+        "--each",
+        "--n-test",
+        "60",
+    ]);
     run(attack.arg("--checkpoint").arg(trained.join("model.safetensors")).arg("--output").arg(&report));
     let report: Value = serde_json::from_slice(&fs::read(report).unwrap()).unwrap();
     assert_eq!(report["subject"]["method"], "c2r");
@@ -193,7 +214,8 @@ fn mistakes_have_an_exit_code_and_say_what_to_do() {
     assert!(code == 2 && said.contains("mnist") && said.contains("cifar10"), "{code} {said}");
     let data = folder.join("nothing-here");
     fs::create_dir(&data).unwrap();
-    let (code, said) = fails(c2r().args(["distill", "--dataset", "cifar10", "--run-dir"]).arg(&run_dir).arg("--data").arg(&data));
+    let (code, said) =
+        fails(c2r().args(["distill", "--dataset", "cifar10", "--run-dir"]).arg(&run_dir).arg("--data").arg(&data));
     assert!(code == 3 && said.contains("cifar-10-batches-bin") && said.contains("--data"), "{code} {said}");
     let (code, said) = fails(c2r().args(["distill", "--dataset", "digits", "--eps", "8/0", "--run-dir"]).arg(&run_dir));
     assert!(code == 2 && said.contains("8/0") && said.contains("2/255"), "{code} {said}");
