@@ -56,7 +56,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     checkpoint: Option<PathBuf>,
 
-    /// A safetensors file with `images` (f32 in [0, 1] or u8, [N, C, H, W]) and `labels` (i64 [N])
+    /// A safetensors file with `images` (f32 in `[0, 1]` or u8, `[N, C, H, W]`) and `labels` (i64 `[N]`)
     #[arg(long, value_name = "FILE", conflicts_with = "dataset", required_unless_present = "dataset")]
     inputs: Option<PathBuf>,
 
