@@ -1,7 +1,7 @@
 //! One folder of images per class: any image folder, ILSVRC-2012 and the fast.ai archives.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
 };
 
@@ -10,6 +10,7 @@ use c2r_base::Epsilon;
 use crate::{
     DataError, Dataset, DatasetSpec, Format, Split,
     decode::{self, Size},
+    dsa::Dsa,
 };
 
 /// Reads a folder of images: `train/<class>/*.{jpg,jpeg,png}` and `test/<class>/...` or `val/<class>/...`.
@@ -83,6 +84,8 @@ pub fn load_folder(path: &Path, size: Option<(u32, u32)>) -> Result<Dataset, Dat
         std,
         epsilon: Epsilon::of_255(2.0),
         model: format!("ConvNet-D{}-W128-IN", depth_for(h.min(w))),
+        dsa: Dsa::full(),
+        distill: BTreeMap::new(),
         folders: Vec::new(),
         licence: String::new(),
         homepage: String::new(),

@@ -19,7 +19,7 @@ pub enum DataError {
     },
     /// The dataset lies in files and nobody said where.
     #[error(
-        "no data folder was given for {dataset}: download it with `cargo xtask download {dataset}`, or point at the folder that holds {layout} with `--data DIR` or C2R_DATA"
+        "no data folder was given for {dataset}: point at the folder that holds {layout} with `--data DIR` or C2R_DATA (docs/datasets.md says where the files are published)"
     )]
     NoDataFolder {
         /// Dataset name.
@@ -29,7 +29,7 @@ pub enum DataError {
     },
     /// The folder is not there.
     #[error(
-        "{dataset} is not in {}: looked for {layout}; download it with `cargo xtask download {dataset}`, or point at another folder with `--data DIR` or C2R_DATA",
+        "{dataset} is not in {}: looked for {layout}; unpack it there, or point at another folder with `--data DIR` or C2R_DATA (docs/datasets.md says where the files are published)",
         folder.display()
     )]
     Missing {

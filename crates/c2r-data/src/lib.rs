@@ -4,7 +4,7 @@
 //! [`ClassSampler`] draws from them, [`dsa`] augments differentiably, and [`SyntheticSet`] is the file
 //! in which distillation and evaluation meet. [`registry`] lists every known dataset.
 //!
-//! **What it is not:** it downloads nothing (`cargo xtask download` does), knows no network and no
+//! **What it is not:** it downloads nothing, knows no network and no
 //! attack, and does not normalize: pixels are in `[0, 1]` and normalization belongs inside the model.
 //!
 //! **Where to start:** [`load`], then [`Split::batch`].

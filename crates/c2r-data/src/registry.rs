@@ -1,9 +1,9 @@
-use std::sync::LazyLock;
+use std::{collections::BTreeMap, sync::LazyLock};
 
 use c2r_base::Epsilon;
 use serde::Deserialize;
 
-use crate::DataError;
+use crate::{DataError, dsa::Dsa};
 
 /// What is known about a dataset, from `data/datasets.toml`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -33,6 +33,12 @@ pub struct DatasetSpec {
     pub epsilon: Epsilon,
     /// Architecture that this dataset's tables use, in the spelling of `c2r-models`.
     pub model: String,
+    /// Augmentation that this dataset's tables use.
+    pub dsa: Dsa,
+    /// Keys of the distillation configuration that this dataset needs otherwise than the field's values,
+    /// dotted.
+    #[serde(default)]
+    pub distill: BTreeMap<String, toml::Value>,
     /// Folders inside the data folder that may hold the files; the first one that exists is read.
     pub folders: Vec<String>,
     /// Terms of use and whom to credit.

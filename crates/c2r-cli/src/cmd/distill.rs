@@ -96,8 +96,16 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// Smallest side, in pixels, whose half still shows something: below, images are not put into mosaics.
-const MOSAIC_FROM: i64 = 32;
+/// Values of the field (ROME: mosaics, 256 real images per class; pool sizes are ours) for keys that a dataset
+/// may need otherwise.
+const FIELD: [(&str, i64); 6] = [
+    ("images.formation", 2),
+    ("matching.real-per-class", 256),
+    ("pool.trajectories", 2),
+    ("pool.min-steps", 200),
+    ("pool.max-steps", 1000),
+    ("pool.batch-size", 256),
+];
 
 /// Steps between log lines.
 const LOG_EVERY: u64 = 10;
@@ -232,8 +240,14 @@ fn resolve(args: &Args, spec: &c2r_data::DatasetSpec) -> anyhow::Result<DistillC
     option("threat.epsilon", args.eps.map(|epsilon| Value::String(epsilon.to_string())))?;
     option("train-per-class", args.data.train_per_class.map(|n| Value::Integer(n.get() as i64)))?;
     config::put_default(&mut table, "threat.epsilon", Value::String(spec.epsilon.to_string()))?;
-    let formation = if spec.height.min(spec.width) >= MOSAIC_FROM { 2 } else { 1 };
-    config::put_default(&mut table, "images.formation", Value::Integer(formation))?;
+    config::put_default(&mut table, "dsa", Value::String(spec.dsa.to_string()))?;
+    config::put_default(&mut table, "pool.dsa", Value::String(spec.dsa.to_string()))?;
+    for (key, value) in &spec.distill {
+        config::put_default(&mut table, key, value.clone())?;
+    }
+    for (key, value) in FIELD {
+        config::put_default(&mut table, key, Value::Integer(value))?;
+    }
     config::put_default(&mut table, "model", Value::String(spec.model.clone()))?;
     let config: DistillConfig = config::resolve(table, &args.config)?;
     config.validate().or_exit(exit::USAGE)?;

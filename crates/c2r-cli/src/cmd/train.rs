@@ -302,6 +302,7 @@ fn real(name: &str, args: &Args, ui: &Ui) -> anyhow::Result<Material> {
 fn resolve(args: &Args, epsilon: Epsilon, material: &Material) -> anyhow::Result<TrainConfig> {
     let mut preset = args.protocol.config();
     preset.labels = material.targets().label_source();
+    preset.dsa = material.spec.dsa.clone();
     if let Some(adversarial) = &mut preset.adversarial {
         adversarial.epsilon = epsilon;
     }

@@ -85,6 +85,28 @@ fn wait_for(path: &Path, child: &mut Child) {
     }
 }
 
+/// The first example of the README, shorter: nothing but the dataset has to be said.
+#[test]
+fn the_embedded_digits_need_no_settings() {
+    let (_guard, folder) = folder();
+    let mut command = c2r();
+    command.args([
+        "distill",
+        "--dataset",
+        "digits",
+        "--ipc",
+        "1",
+        "--iterations",
+        "3",
+        "--seed",
+        "7",
+        "--threads",
+        "1",
+    ]);
+    run(command.args(["--checkpoint-every", "20", "--run-dir"]).arg(&folder));
+    assert!(folder.join("synthetic.safetensors").exists() && folder.join("synthetic.png").exists());
+}
+
 #[test]
 fn two_processes_write_the_same_bytes() {
     let (_guard, folder) = folder();

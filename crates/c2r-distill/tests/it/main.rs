@@ -17,6 +17,8 @@ fn config(changes: &[(&str, toml::Value)]) -> DistillConfig {
         ("iterations", 4.into()),
         ("train-per-class", 40.into()),
         ("threat.epsilon", "16/255".into()),
+        ("dsa", "color_crop_cutout_flip_scale_rotate".into()),
+        ("pool.dsa", "color_crop_cutout_flip_scale_rotate".into()),
         ("images.formation", 1.into()),
         ("pool.trajectories", 2.into()),
         ("pool.snapshots", 2.into()),
