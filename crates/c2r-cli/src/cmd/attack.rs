@@ -156,7 +156,10 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         configs.iter().map(AttackConfig::build).collect::<Result<_, _>>().or_exit(exit::USAGE)?;
     if args.norm == Norm::Linf && args.eps.value() >= 1.0 {
         let eps = args.eps;
-        return exit::fail(exit::USAGE, format!("--eps {eps} reaches every image, since pixels are in [0, 1]; write {eps}/255 for 8-bit units"));
+        return exit::fail(
+            exit::USAGE,
+            format!("--eps {eps} reaches every image, since pixels are in [0, 1]; write {eps}/255 for 8-bit units"),
+        );
     }
     let threat =
         ThreatModel { norm: args.norm, epsilon: args.eps, goal: args.targets.map_or(Goal::Untargeted, Goal::Targeted) };
