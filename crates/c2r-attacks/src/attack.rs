@@ -12,7 +12,7 @@ use crate::{
 /// Model, batch, threat model and randomness are arguments, so one attack can run on many models.
 /// What comes back is a proposal: the driver ([`crate::evaluate`]) projects it into the threat set
 /// and judges it by its own forward pass.
-pub trait Attack: Send {
+pub trait Attack: Send + Sync {
     /// The published name in lower case, e.g. `apgd-ce`: used in tables, options and file names.
     fn name(&self) -> &str;
 

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::{
-    attack::{Attack, AttackBatch, AttackError, Counts, Family, Oracle, first_not_finite, positions, reached},
+    attack::{Attack, AttackError, Counts, Family, Oracle, positions},
+    crew::{Crew, Judged, Task},
     flags::Flag,
     loss,
     report::{AttackEntry, AttackReport, Outcome, SampleOutcome, StageEntry},
@@ -36,13 +37,18 @@ pub struct EvaluateOptions {
     pub mode: Mode,
     /// Look for reasons to doubt the model before attacking it (docs/attacks/flags.md).
     pub self_check: bool,
+    /// Threads that attack parts of a batch side by side, at least 1, if the model is on the CPU and can be
+    /// replicated ([`Classifier::replica`]). While they run, each of them computes with one thread of
+    /// libtorch. Changes no result but for float rounding.
+    pub workers: usize,
     /// A report that [`Event::Judged`] showed, to continue from.
     pub resume: Option<AttackReport>,
 }
 
 impl Default for EvaluateOptions {
     fn default() -> Self {
-        Self { seed: Seed::new(0), batch_size: 128, mode: Mode::Suite, self_check: true, resume: None }
+        let workers = usize::try_from(tch::get_num_threads()).unwrap_or(1).max(1);
+        Self { seed: Seed::new(0), batch_size: 128, mode: Mode::Suite, self_check: true, workers, resume: None }
     }
 }
 
@@ -108,6 +114,7 @@ pub fn evaluate(
         attack.check(threat, report.classes)?;
     }
 
+    let mut crew = Crew::new(model, options.workers);
     for (entry, attack) in attacks.iter().enumerate() {
         if report.attacks.len() == entry {
             let samples = first_outcomes(&report, options.mode);
@@ -122,7 +129,7 @@ pub fn evaluate(
         let stages = attack.stages().unwrap_or(whole);
         for (stage, attack) in stages.iter().enumerate() {
             run_stage(
-                model,
+                &mut crew,
                 data,
                 attack.as_ref(),
                 threat,
@@ -158,7 +165,7 @@ fn first_outcomes(report: &AttackReport, mode: Mode) -> Vec<SampleOutcome> {
 
 #[expect(clippy::too_many_arguments, reason = "a stage needs what the evaluation needs, and one caller gives it")]
 fn run_stage(
-    model: &dyn Classifier,
+    crew: &mut Crew<'_>,
     data: &LabelledImages,
     attack: &dyn Attack,
     threat: &ThreatModel,
@@ -188,25 +195,10 @@ fn run_stage(
     let total = report.attacks[entry].stages[stage].attacked + open.len();
     for part in open.chunks(batch_size) {
         let start = Instant::now();
-        let (images, labels) = data.select(part, model.device());
-        let ids: Vec<u64> = part.iter().map(|&position| position as u64).collect();
-        let targets = report.targets.as_ref().map(|targets| {
-            let chosen: Vec<i64> = part.iter().map(|&position| targets[position]).collect();
-            Tensor::from_slice(&chosen).to_device(model.device())
-        });
-        let batch = AttackBatch { images: &images, labels: &labels, ids: &ids, targets: targets.as_ref() };
-        let proposal = attack.perturb(model, &batch, threat, options.seed)?;
-        let judged = projected(attack.name(), &batch, threat, &proposal.images)?;
-
-        let rows: Vec<usize> = (0..part.len()).collect();
-        let mut judge = Oracle::new(model, attack.name(), &ids);
-        let logits = judge.logits(&judged, &rows)?;
-        let judging = judge.finish(logits);
-        let logits = &judging.images;
-        let broken = Vec::<bool>::try_from(reached(logits, &labels, targets.as_ref())).expect("bool tensor");
-        let predictions = Vec::<i64>::try_from(logits.argmax(1, false)).expect("i64 tensor");
-        let distances =
-            Vec::<f64>::try_from(threat.norm.distance(&judged, &images).to_kind(Kind::Double)).expect("f64 tensor");
+        let tasks = crew.split(part).map(|part| Task::new(part, data, report.targets.as_deref(), crew.device()));
+        let tasks: Vec<Task> = tasks.collect();
+        let Judged { images, broken, predictions, distances, queries, counts } =
+            crew.run(attack, threat, options.seed, tasks)?;
 
         let result = &mut report.attacks[entry];
         for (row, &position) in part.iter().enumerate() {
@@ -214,7 +206,7 @@ fn run_stage(
             sample.stages = stage + 1;
             sample.prediction = predictions[row];
             sample.distance = distances[row];
-            sample.queries += proposal.queries[row] + judging.queries[row];
+            sample.queries += queries[row];
             if broken[row] {
                 sample.outcome = Outcome::Broken { by: attack.name().to_owned() };
             }
@@ -222,8 +214,7 @@ fn run_stage(
         let done = &mut result.stages[stage];
         done.attacked += part.len();
         done.survivors += broken.iter().filter(|broken| !**broken).count();
-        done.counts += proposal.counts;
-        done.counts += judging.counts;
+        done.counts += counts;
         done.seconds += start.elapsed().as_secs_f64();
         let done = done.attacked;
         let event = Event::Judged {
@@ -232,7 +223,7 @@ fn run_stage(
             done,
             total,
             positions: part,
-            images: &judged,
+            images: &images,
             report: &*report,
         };
         if observer(&event).is_break() {
@@ -240,26 +231,6 @@ fn run_stage(
         }
     }
     Ok(())
-}
-
-/// Never trust the attack: right shape, finite, inside the ball and the box.
-fn projected(
-    attack: &str,
-    batch: &AttackBatch<'_>,
-    threat: &ThreatModel,
-    proposal: &Tensor,
-) -> Result<Tensor, AttackError> {
-    if proposal.size() != batch.images.size() {
-        return Err(AttackError::ImageShape {
-            attack: attack.to_owned(),
-            expected: batch.images.size(),
-            got: proposal.size(),
-        });
-    }
-    if let Some(row) = first_not_finite(proposal) {
-        return Err(AttackError::NonFiniteImage { attack: attack.to_owned(), sample: batch.ids[row] });
-    }
-    Ok(threat.project(batch.images, proposal))
 }
 
 /// Classifies the clean images, chooses targets, and looks for reasons to doubt the model.

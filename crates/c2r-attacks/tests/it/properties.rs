@@ -333,6 +333,93 @@ impl Classifier for Fixed {
     }
 }
 
+/// A model that lends itself to other threads, and counts on how many it runs.
+#[derive(Clone)]
+struct Shared(std::sync::Arc<std::sync::Mutex<std::collections::HashSet<std::thread::ThreadId>>>);
+
+impl Classifier for Shared {
+    fn logits(&self, images: &Tensor) -> Tensor {
+        self.0.lock().unwrap().insert(std::thread::current().id());
+        Tanh::new(CLASSES, SHAPE, 12).logits(images)
+    }
+
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+
+    fn replica(&self) -> Option<Box<dyn Classifier + Send>> {
+        Some(Box::new(self.clone()))
+    }
+}
+
+#[test]
+fn outcomes_do_not_depend_on_the_workers() {
+    let (_, data) = toy();
+    for (norm, epsilon) in NORMS {
+        let report = |workers| {
+            let threads = std::sync::Arc::default();
+            let options = EvaluateOptions { batch_size: 9, mode: Mode::Each, workers, ..Default::default() };
+            let report =
+                run(&Shared(std::sync::Arc::clone(&threads)), &data, &attacks(norm), &threat(norm, epsilon), &options);
+            let threads = threads.lock().unwrap().len();
+            (report, threads)
+        };
+        let (alone, one) = report(1);
+        assert_eq!(one, 1);
+        // More workers than samples leave some idle.
+        for workers in [2, 3, 50] {
+            let (together, many) = report(workers);
+            assert!(many > 1, "{workers} workers ran on {many} thread");
+            for (a, b) in alone.attacks.iter().zip(&together.attacks) {
+                assert_eq!(a.stages[0].attacked, b.stages[0].attacked);
+                let name = &a.name;
+                for (a, b) in a.samples.iter().zip(&b.samples) {
+                    // DeepFool ends on the boundary itself, where the last bit decides.
+                    if name != "deepfool" {
+                        assert_eq!((&a.outcome, a.prediction), (&b.outcome, b.prediction), "{name} {norm}");
+                    }
+                    assert!((a.distance - b.distance).abs() <= 1e-4 * a.distance.max(1.0));
+                }
+            }
+        }
+    }
+}
+
+/// A model that breaks on bright images, wherever it runs.
+#[derive(Clone)]
+struct Fragile;
+
+impl Classifier for Fragile {
+    fn logits(&self, images: &Tensor) -> Tensor {
+        let bright = images.mean_dim([1i64, 2, 3].as_slice(), false, Kind::Float);
+        let dark: Tensor = 2.0 - &bright;
+        Tensor::stack(&[dark.masked_fill(&bright.gt(0.35), f64::NAN), bright], 1)
+    }
+
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+
+    fn replica(&self) -> Option<Box<dyn Classifier + Send>> {
+        Some(Box::new(self.clone()))
+    }
+}
+
+#[test]
+fn workers_report_the_first_offending_sample() {
+    // Clean images are fine; random noise makes samples 2 and 3 too bright.
+    let means = Tensor::from_slice(&[0.1f32, 0.1, 0.34, 0.34]).view([4, 1, 1, 1]);
+    let images = means.expand([4, 1, 2, 2], false).contiguous();
+    let data = LabelledImages::new(images, Tensor::zeros([4], (Kind::Int64, Device::Cpu))).unwrap();
+    for workers in [1, 2, 4] {
+        let options = EvaluateOptions { workers, self_check: false, ..Default::default() };
+        let attacks = [config("pgd", &[("steps", "10")]).build().unwrap()];
+        let threat = threat(Norm::Linf, 0.1);
+        let result = evaluate(&Fragile, &data, &attacks, &threat, &options, &mut |_| Answer::Continue(()));
+        assert!(matches!(result, Err(AttackError::NonFiniteLogits { sample: 2, .. })), "{workers}: {result:?}");
+    }
+}
+
 #[test]
 fn bad_logits_and_labels_name_the_sample() {
     let images = toys::images(3, [1, 2, 2]);

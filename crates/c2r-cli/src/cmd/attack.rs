@@ -207,6 +207,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         mode,
         self_check: true,
         resume,
+        ..EvaluateOptions::default()
     };
     let mut report =
         observed(&target, &material, &attacks, &threat, &options, journal.as_ref(), &key, &mut images, ui)?;
