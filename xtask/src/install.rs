@@ -23,7 +23,7 @@ use crate::{
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// Unfinished installations; under the lock, any that is found is a dead one.
-const UNFINISHED: &str = ".installing-";
+pub(crate) const UNFINISHED: &str = ".installing-";
 
 /// Takes the parts named on its command line out of wheels: wheels' folder, output folder, library names.
 const EXTRACT: &str = r#"
@@ -218,7 +218,7 @@ fn bytes_below(folder: &Path) -> u64 {
 }
 
 /// Keeps two set-ups from working at once. The lock ends with the process, also with a killed one.
-fn lock(cache: &Path) -> anyhow::Result<fs::File> {
+pub(crate) fn lock(cache: &Path) -> anyhow::Result<fs::File> {
     let path = cache.join(".lock");
     let file = fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
     let mut told = false;
@@ -235,7 +235,8 @@ fn lock(cache: &Path) -> anyhow::Result<fs::File> {
     }
 }
 
-fn remove_unfinished(cache: &Path) -> anyhow::Result<()> {
+/// Removes what killed installations left; only under the lock.
+pub(crate) fn remove_unfinished(cache: &Path) -> anyhow::Result<()> {
     for entry in fs::read_dir(cache)? {
         let entry = entry?;
         if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {

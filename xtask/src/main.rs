@@ -2,6 +2,7 @@
 //!
 //! Links neither libtorch nor a c2r library, so it builds in seconds and can install what they need.
 
+mod bench;
 mod checkout;
 mod compiler;
 mod exit;
@@ -43,6 +44,7 @@ enum Command {
     Setup(setup::Args),
     Test(test::Args),
     Reproduce(reproduce::Args),
+    Bench(bench::Args),
     Tidy(tidy::Args),
 }
 
@@ -53,6 +55,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Setup(args) => setup::run(args, &checkout),
         Command::Test(args) => test::run(args, &checkout),
         Command::Reproduce(args) => reproduce::run(args, &checkout),
+        Command::Bench(args) => bench::run(args, &checkout),
         Command::Tidy(args) => tidy::run(args, &checkout),
     }
 }

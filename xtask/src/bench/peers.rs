@@ -1,0 +1,402 @@
+//! Our attacks beside torchattacks and pyautoattack: the same TorchScript model, images, radius and threads.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+use super::Peers;
+use crate::{
+    checkout::Checkout,
+    exit,
+    install::{self, UNFINISHED},
+    process,
+    python::Python,
+    ui,
+};
+
+/// What the environment holds. torchattacks and pyautoattack do not pin what they need.
+const REQUIREMENTS: [&str; 8] = [
+    "torch==2.11.0",
+    "torchvision==0.26.0",
+    "torchattacks==3.5.1",
+    "pyautoattack==0.2.0",
+    "safetensors==0.8.0",
+    "numpy==2.4.6",
+    "scipy==1.17.1",
+    "tqdm==4.70.1",
+];
+/// The environment's folder in the cache; another list of requirements is another folder.
+const FOLDER: &str = "peers-1";
+const AUTOATTACK: &str = "autoattack-standard";
+const ATTACKS: [&str; 5] = ["fgsm", "pgd", "vmi-fgsm", "apgd-ce", AUTOATTACK];
+/// Robust accuracies that differ by more than this are not the same result, points.
+const TOLERANCE: f64 = 0.5;
+/// Seed of the noise on both sides (different noise: the generators differ).
+const SEED: &str = "0";
+
+/// What a round of either side printed.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+struct Round {
+    robust_accuracy: f64,
+    seconds: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    attack: &'static str,
+    n: usize,
+    ours: Vec<Round>,
+    reference: Vec<Round>,
+}
+
+impl Row {
+    fn difference(&self) -> f64 {
+        100.0 * (mean_accuracy(&self.ours) - mean_accuracy(&self.reference))
+    }
+
+    fn ratio(&self) -> f64 {
+        median(&self.reference) / median(&self.ours)
+    }
+
+    fn agrees(&self) -> bool {
+        self.difference().abs() <= TOLERANCE + 1e-9
+    }
+}
+
+fn mean_accuracy(rounds: &[Round]) -> f64 {
+    rounds.iter().map(|round| round.robust_accuracy).sum::<f64>() / rounds.len() as f64
+}
+
+fn median(rounds: &[Round]) -> f64 {
+    let mut seconds: Vec<f64> = rounds.iter().map(|round| round.seconds).collect();
+    seconds.sort_by(f64::total_cmp);
+    let middle = seconds.len() / 2;
+    if seconds.len() % 2 == 1 { seconds[middle] } else { (seconds[middle - 1] + seconds[middle]) / 2.0 }
+}
+
+/// Both sides, with what they attack.
+struct Bench<'a> {
+    checkout: &'a Checkout,
+    python: PathBuf,
+    script: PathBuf,
+    threads: usize,
+    model: PathBuf,
+    inputs: PathBuf,
+    epsilon: Radius,
+}
+
+/// Measures and prints.
+pub(super) fn run(args: &Peers, checkout: &Checkout) -> anyhow::Result<()> {
+    let attacks = chosen(&args.only)?;
+    let mut build = checkout.cargo();
+    build.args(["build", "--release", "--package", "c2r-cli"]);
+    checkout.run_cargo(&mut build, "building c2r")?;
+    let python = match &args.python {
+        Some(python) => python.clone(),
+        None => environment()?,
+    };
+    let script = checkout.root().join("crates/c2r-attacks/benches/peers.py");
+    let workshop = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let (model, inputs, epsilon) = material(args, checkout, &python, &script, workshop.path())?;
+    let bench = Bench {
+        checkout,
+        python,
+        script,
+        threads: args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
+        model,
+        inputs,
+        epsilon: args.eps.as_deref().unwrap_or(epsilon).parse()?,
+    };
+
+    let mut rows = Vec::new();
+    for attack in attacks {
+        let slow = attack == AUTOATTACK;
+        let n = args.n.unwrap_or(if slow { 50 } else { 100 });
+        let repeats = args.repeats.unwrap_or(if slow { 1 } else { 3 });
+        let images = workshop.path().join(format!("first-{n}.safetensors"));
+        if !images.exists() {
+            bench.script(&[&"cut", &bench.inputs.to_string_lossy(), &n.to_string(), &images.to_string_lossy()])?;
+        }
+        let mut row = Row { attack, n, ours: Vec::new(), reference: Vec::new() };
+        for round in 1..=repeats {
+            ui::note(format!("{attack}, {n} images, round {round} of {repeats}"));
+            row.ours.push(bench.ours(attack, &images, n)?);
+            row.reference.push(bench.reference(attack, &images)?);
+        }
+        rows.push(row);
+    }
+
+    ui::out(table(&rows, &bench));
+    if let Some(path) = &args.json {
+        fs::write(path, serde_json::to_string_pretty(&rows)? + "\n")
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    let apart: Vec<&str> = rows.iter().filter(|row| !row.agrees()).map(|row| row.attack).collect();
+    if apart.is_empty() {
+        return Ok(());
+    }
+    Err(exit::error(
+        exit::OUTSIDE_TOLERANCE,
+        format!("robust accuracy differs by more than {TOLERANCE} points: {}", apart.join(", ")),
+    ))
+}
+
+fn chosen(only: &[String]) -> anyhow::Result<Vec<&'static str>> {
+    if let Some(unknown) = only.iter().find(|name| !ATTACKS.contains(&name.as_str())) {
+        return Err(exit::usage(format!("`{unknown}` is not compared; known are {}", ATTACKS.join(", "))));
+    }
+    Ok(ATTACKS.into_iter().filter(|name| only.is_empty() || only.iter().any(|wanted| wanted == name)).collect())
+}
+
+/// Model, images and radius.
+fn material(
+    args: &Peers,
+    checkout: &Checkout,
+    python: &Path,
+    script: &Path,
+    workshop: &Path,
+) -> anyhow::Result<(PathBuf, PathBuf, &'static str)> {
+    if let (Some(model), Some(inputs)) = (&args.model, &args.inputs) {
+        return Ok((model.clone(), inputs.clone(), "2/255"));
+    }
+    let shared = checkout.root().join("../shared/goldens");
+    let (model, inputs) = (shared.join("convnet_nat.torchscript.pt"), shared.join("inputs.safetensors"));
+    if model.is_file() && inputs.is_file() {
+        return Ok((model, inputs, "2/255"));
+    }
+    ui::note("no reference models in ../shared/goldens: comparing on the small network for the digits");
+    let goldens = checkout.root().join("crates/c2r-attacks/tests/goldens/digits.safetensors");
+    call_script(python, script, &[&"material", &goldens.to_string_lossy(), &workshop.to_string_lossy()])?;
+    Ok((workshop.join("digits.pt"), workshop.join("digits.safetensors"), "0.15"))
+}
+
+impl Bench<'_> {
+    fn script(&self, words: &[&dyn AsRef<str>]) -> anyhow::Result<String> {
+        call_script(&self.python, &self.script, words)
+    }
+
+    fn reference(&self, attack: &str, images: &Path) -> anyhow::Result<Round> {
+        let line = self.script(&[
+            &"attack",
+            &self.model.to_string_lossy(),
+            &images.to_string_lossy(),
+            &attack,
+            &self.epsilon.value().to_string(),
+            &(self.epsilon.value() / 4.0).to_string(),
+            &SEED,
+            &self.threads.to_string(),
+        ])?;
+        // Their libraries may print lines of their own before.
+        let last = line.lines().last().unwrap_or_default();
+        serde_json::from_str(last).with_context(|| format!("the reference printed `{last}`"))
+    }
+
+    fn ours(&self, attack: &str, images: &Path, n: usize) -> anyhow::Result<Round> {
+        #[derive(Deserialize)]
+        struct Printed {
+            robust_accuracy: f64,
+            attacks: Vec<Entry>,
+        }
+        #[derive(Deserialize)]
+        struct Entry {
+            seconds: f64,
+        }
+        let mut command = Command::new(self.checkout.c2r());
+        command.args(["--quiet", "--threads", &self.threads.to_string(), "attack", "--json", "--device", "cpu"]);
+        command.arg("--model").arg(&self.model).arg("--inputs").arg(images);
+        command.args(["--attack", attack, "--eps", &self.epsilon.text, "--seed", SEED]);
+        command.args(["--batch-size", &n.to_string()]);
+        if ["pgd", "vmi-fgsm"].contains(&attack) {
+            command.args(["--steps", "10", "--step-size", &(self.epsilon.value() / 4.0).to_string()]);
+        }
+        let printed = printed_by(&mut command)?;
+        let printed: Printed = serde_json::from_str(&printed).context("c2r printed something else than a result")?;
+        let seconds = printed.attacks.iter().map(|entry| entry.seconds).sum();
+        Ok(Round { robust_accuracy: printed.robust_accuracy, seconds })
+    }
+}
+
+fn call_script(python: &Path, script: &Path, words: &[&dyn AsRef<str>]) -> anyhow::Result<String> {
+    printed_by(Command::new(python).arg(script).args(words.iter().map(|word| word.as_ref())))
+}
+
+fn printed_by(command: &mut Command) -> anyhow::Result<String> {
+    process::check_interrupt()?;
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = process::output(command)?
+        .ok_or_else(|| exit::usage(format!("`{program}` is not there; give another --python")))?;
+    process::check_interrupt()?;
+    anyhow::ensure!(
+        output.status.success(),
+        "`{program}` failed ({}):\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr).trim_end()
+    );
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+fn table(rows: &[Row], bench: &Bench<'_>) -> String {
+    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let mut lines = vec![
+        format!(
+            "{}, {}, Linf {}, {} thread(s), torch 2.11.0; robust accuracy and median seconds (attack and judging)",
+            name(&bench.model),
+            name(&bench.inputs),
+            bench.epsilon.text,
+            bench.threads
+        ),
+        String::new(),
+        "| attack | reference | images | rounds | ours, % | reference, % | ours, s | reference, s | ratio |".into(),
+        "|---|---|---|---|---|---|---|---|---|".into(),
+    ];
+    lines.extend(rows.iter().map(|row| {
+        format!(
+            "| {} | {} | {} | {} | {:.1} | {:.1}{} | {:.2} | {:.2} | {:.2} |",
+            row.attack,
+            if ["apgd-ce", AUTOATTACK].contains(&row.attack) { "pyautoattack 0.2.0" } else { "torchattacks 3.5.1" },
+            row.n,
+            row.ours.len(),
+            100.0 * mean_accuracy(&row.ours),
+            100.0 * mean_accuracy(&row.reference),
+            if row.agrees() { "" } else { " (!)" },
+            median(&row.ours),
+            median(&row.reference),
+            row.ratio()
+        )
+    }));
+    lines.extend([
+        String::new(),
+        "ratio: the reference's seconds over ours. Ours attacks what is classified correctly; torchattacks attacks \
+         everything. (!): the accuracies differ by more than 0.5 points."
+            .into(),
+    ]);
+    lines.join("\n")
+}
+
+/// A radius as it was written: c2r reads the text, Python the number.
+#[derive(Debug, Clone, PartialEq)]
+struct Radius {
+    text: String,
+    value: f64,
+}
+
+impl Radius {
+    const fn value(&self) -> f64 {
+        self.value
+    }
+}
+
+impl std::str::FromStr for Radius {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        let value = match text.split_once('/') {
+            Some((over, under)) => {
+                over.trim().parse::<f64>().ok().zip(under.trim().parse::<f64>().ok()).map(|(a, b)| a / b)
+            }
+            None => text.parse().ok(),
+        };
+        match value {
+            Some(value) if value.is_finite() && value > 0.0 => Ok(Self { text: text.to_owned(), value }),
+            _ => Err(exit::usage(format!("--eps {text} is no radius: write 2/255 or 0.0078"))),
+        }
+    }
+}
+
+/// The Python of an environment with [`REQUIREMENTS`], made if it is not there: whole or not at all.
+fn environment() -> anyhow::Result<PathBuf> {
+    let cache = install::cache_folder()?;
+    let folder = cache.join(FOLDER);
+    let interpreter = |folder: &Path| folder.join("bin/python");
+    if is_complete(&folder) {
+        return Ok(interpreter(&folder));
+    }
+    let python = Python::with_pip()?;
+    fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
+    let _lock = install::lock(&cache)?;
+    if is_complete(&folder) {
+        return Ok(interpreter(&folder));
+    }
+    install::remove_unfinished(&cache)?;
+    ui::note(format!("installing {} into {} (5 GB, once)", REQUIREMENTS.join(" "), folder.display()));
+    let workshop = tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(&cache)?;
+    let made = workshop.path().join("made");
+    let status = process::foreground(python.command().args(["-m", "venv"]).arg(&made), |_| {})?;
+    if !status.success() {
+        return Err(exit::usage(format!(
+            "`python3 -m venv` failed ({status}); on Debian and Ubuntu, sudo apt-get install python3-venv, or give --python"
+        )));
+    }
+    let temporary = workshop.path().join("tmp");
+    fs::create_dir_all(&temporary)?;
+    let mut pip = Command::new(interpreter(&made));
+    pip.args(["-m", "pip", "install", "--quiet", "--no-compile"]).args(REQUIREMENTS);
+    pip.env("TMPDIR", &temporary).env("PIP_DISABLE_PIP_VERSION_CHECK", "1");
+    let status = process::foreground(&mut pip, |_| {})?;
+    if !status.success() {
+        return Err(exit::usage(format!(
+            "pip could not install the references ({status}); its reason stands above, and nothing was left behind"
+        )));
+    }
+    fs::write(made.join("requirements.txt"), REQUIREMENTS.join("\n") + "\n")?;
+    if folder.exists() {
+        fs::rename(&folder, workshop.path().join("old"))
+            .with_context(|| format!("cannot replace {}", folder.display()))?;
+    }
+    fs::rename(&made, &folder).with_context(|| format!("cannot rename to {}", folder.display()))?;
+    Ok(interpreter(&folder))
+}
+
+/// The list is written last, so its presence says that the environment is whole.
+fn is_complete(folder: &Path) -> bool {
+    fs::read_to_string(folder.join("requirements.txt")).is_ok_and(|list| list.lines().eq(REQUIREMENTS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians_ratios_and_agreement() {
+        let rounds = |accuracy, seconds: &[f64]| -> Vec<Round> {
+            seconds.iter().map(|&seconds| Round { robust_accuracy: accuracy, seconds }).collect()
+        };
+        let row = |ours, reference| Row { attack: "pgd", n: 4, ours, reference };
+        let same = row(rounds(0.5, &[3.0, 1.0, 2.0]), rounds(0.505, &[4.0, 8.0]));
+        assert_eq!(same.ratio(), 3.0);
+        assert!(same.agrees());
+        assert!(!row(rounds(0.5, &[1.0]), rounds(0.51, &[1.0])).agrees());
+    }
+
+    #[test]
+    fn radii_are_fractions_or_decimals() {
+        let value = |text: &str| text.parse::<Radius>().map(|radius| radius.value);
+        assert_eq!(value("2/255").unwrap(), 2.0 / 255.0);
+        assert_eq!(value("0.15").unwrap(), 0.15);
+        for wrong in ["", "2/0", "-1", "x/255", "nan"] {
+            assert_eq!(exit::code_of(&value(wrong).unwrap_err()), exit::USAGE, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn attacks_are_chosen_by_name() {
+        assert_eq!(chosen(&[]).unwrap(), ATTACKS);
+        assert_eq!(chosen(&["apgd-ce".into(), "fgsm".into()]).unwrap(), ["fgsm", "apgd-ce"]);
+        assert!(chosen(&["deepfool".into()]).unwrap_err().to_string().contains("vmi-fgsm"));
+    }
+
+    #[test]
+    fn an_environment_is_complete_when_its_list_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(!is_complete(folder.path()));
+        fs::write(folder.path().join("requirements.txt"), "torch==2.10.0\n").unwrap();
+        assert!(!is_complete(folder.path()));
+        fs::write(folder.path().join("requirements.txt"), REQUIREMENTS.join("\n")).unwrap();
+        assert!(is_complete(folder.path()));
+    }
+}
