@@ -49,7 +49,7 @@ pub(crate) struct Peers {
     #[arg(long, value_name = "EPS", requires = "peers")]
     eps: Option<String>,
 
-    /// Attack only the first so many images [default: 100, and 50 for AutoAttack]
+    /// Attack only the first so many images [default: 200, and 50 for AutoAttack]
     #[arg(long, value_name = "N", requires = "peers")]
     n: Option<usize>,
 
@@ -61,7 +61,8 @@ pub(crate) struct Peers {
     #[arg(long, value_name = "N", requires = "peers")]
     threads: Option<usize>,
 
-    /// Rounds of each attack, in turn; medians are reported. AutoAttack runs once unless this is given [default: 3]
+    /// Rounds of each attack, in turn, each with its own seed; means of the accuracies and medians of the seconds are
+    /// reported. AutoAttack runs once unless this is given [default: 3]
     #[arg(long, value_name = "N", requires = "peers", value_parser = clap::value_parser!(u32).range(1..))]
     repeats: Option<u32>,
 
