@@ -3,6 +3,7 @@
     python peers.py material GOLDENS OUT    writes OUT/digits.pt and OUT/digits.safetensors from tests/goldens/digits.safetensors
     python peers.py cut INPUTS N OUT        writes the first N images of INPUTS as OUT
     python peers.py attack MODEL INPUTS ATTACK EPS STEP_SIZE SEED THREADS    prints one JSON object
+    python peers.py bound MODEL INPUTS    prints the seconds of one image's convolutions on one thread, as one JSON object
 
 Inputs are safetensors files with `images` (or `images_u8`) and `labels`. What is timed is the attack and one forward pass
 to judge its images, as in the stage times of `c2r attack`; loading, the clean pass and a first gradient, which lets
@@ -97,6 +98,34 @@ def run(path, inputs, name, eps, step_size, seed, threads):
     print(json.dumps({"robust_accuracy": robust.double().mean().item(), "seconds": seconds}))
 
 
+def bound(path, inputs):
+    """Seconds per image that PyTorch's profiler finds in the convolutions: forward, and the gradient of the pixels."""
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.set_num_threads(1)
+    model = torch.jit.load(path).eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    images, labels = read(inputs)
+    images, labels = images[:32], labels[:32]
+    images = images.float() / 255 if images.dtype == torch.uint8 else images
+
+    def gradient():
+        pixels = images.clone().requires_grad_()
+        torch.autograd.grad(F.cross_entropy(model(pixels), labels), pixels)
+
+    for _ in range(5):
+        gradient()
+    rounds = 20
+    with profile(activities=[ProfilerActivity.CPU]) as trace:
+        for _ in range(rounds):
+            gradient()
+    seconds = {event.key: event.cpu_time_total / 1e6 / rounds / len(images) for event in trace.key_averages()}
+    # TorchScript calls the operator below the one that a Python program calls.
+    forward = seconds.get("aten::convolution") or seconds["aten::_convolution"]
+    print(json.dumps({"forward": forward, "backward": seconds["aten::convolution_backward"]}))
+
+
 if __name__ == "__main__":
     command, *words = sys.argv[1:]
     if command == "material":
@@ -105,5 +134,7 @@ if __name__ == "__main__":
         cut(words[0], int(words[1]), words[2])
     elif command == "attack":
         run(words[0], words[1], words[2], float(words[3]), float(words[4]), int(words[5]), int(words[6]))
+    elif command == "bound":
+        bound(*words)
     else:
         sys.exit(__doc__)

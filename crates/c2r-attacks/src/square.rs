@@ -301,17 +301,16 @@ pub(crate) fn search(
     Ok(result)
 }
 
-/// Linf: every pixel of the window goes to the end of its range that the channel's sign says.
+/// Linf: every pixel of the window goes to the end of its range that the channel's sign says. Only the window is
+/// computed: after the first queries it is a small part of the image.
 fn linf_candidate(clean: &Tensor, best: &Tensor, windows: &Windows, side: i64, threat: &ThreatModel) -> Tensor {
     let size = clean.size();
-    let span = |first: &Tensor, length: i64| {
-        let along = Tensor::arange(length, (Kind::Int64, clean.device())).unsqueeze(0);
-        let first = first.unsqueeze(1);
-        along.ge_tensor(&first).logical_and(&along.lt_tensor(&(first + side)))
-    };
-    let inside = span(&windows.top, size[2]).unsqueeze(2).logical_and(&span(&windows.left, size[3]).unsqueeze(1));
-    let change = windows.signs.unsqueeze(2).unsqueeze(3) * inside.unsqueeze(1).to_kind(Kind::Float);
-    threat.project(clean, &(best + change * (2.0 * threat.epsilon.value())))
+    let here = windows.pixels(side, size[3]).unsqueeze(1).expand([-1, size[1], -1], false);
+    let best = best.flatten(2, 3);
+    let change = windows.signs.unsqueeze(2) * (2.0 * threat.epsilon.value());
+    let moved = best.gather(2, &here, false) + change;
+    let moved = threat.project(&clean.flatten(2, 3).gather(2, &here, false), &moved);
+    best.scatter(2, &here, &moved).view_as(clean)
 }
 
 /// L2 and L1: the start, a grid of windows with random signs.

@@ -15,7 +15,7 @@ use c2r_base::{
     artifact::{self, TensorFile},
 };
 use c2r_eval::{AttackRecord, Bits, Samples};
-use c2r_models::{Frozen, TorchScript, checkpoint};
+use c2r_models::{Frozen, ModelError, TorchScript, checkpoint};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tch::Device;
@@ -140,6 +140,11 @@ pub(crate) struct Args {
     #[arg(long)]
     force: bool,
 
+    /// Run the operators of --model as they are: without this, average pooling and instance normalization run as
+    /// equal operators that are faster on the CPU
+    #[arg(long, requires = "model")]
+    as_is: bool,
+
     /// Measure for a few seconds and print how long it would take
     #[arg(long)]
     estimate: bool,
@@ -166,8 +171,11 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     if args.estimate {
         return estimate(&args, &configs, device, ui);
     }
-    let target = target(&args, device)?;
+    let mut target = target(&args, device)?;
     let material = material(&args, ui)?;
+    if let Some(script) = target.script.take() {
+        target.prepare(&script, material.images.image_shape(), args.as_is).or_exit(exit::DATA)?;
+    }
     let mode = if args.each { Mode::Each } else { Mode::Suite };
     let key = json!({
         "model": target.sha256,
@@ -178,6 +186,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         "seed": args.seed,
         "attacks": configs,
         "save": args.save.is_some(),
+        "as_is": args.as_is,
     });
     let journal = Journal::of(&args);
     let mut images = args.save.as_ref().map(|_| AdversarialImages::new(&material.images, attacks.len(), mode));
@@ -275,8 +284,22 @@ struct Target {
     subject: Option<Subject>,
     name: String,
     sha256: String,
-    /// Loads the model once more for a check on images of a shape.
-    script: Option<PathBuf>,
+    /// The model once more if it is a TorchScript file, for what depends on the shape of the images.
+    script: Option<TorchScript>,
+    /// Operators of a TorchScript model that run as faster equal ones.
+    n_tuned: usize,
+}
+
+impl Target {
+    /// Checks that the TorchScript model takes such images, and lets it run faster unless it should stay as it is.
+    fn prepare(&mut self, script: &TorchScript, shape: [i64; 3], as_is: bool) -> Result<(), ModelError> {
+        script.classes(shape)?;
+        if !as_is && let Some((tuned, n_replaced)) = script.tuned(shape)? {
+            self.classifier = Box::new(tuned);
+            self.n_tuned = n_replaced;
+        }
+        Ok(())
+    }
 }
 
 fn target(args: &Args, device: Device) -> anyhow::Result<Target> {
@@ -284,8 +307,9 @@ fn target(args: &Args, device: Device) -> anyhow::Result<Target> {
     let sha256 = artifact::sha256_of_file(path).or_exit(exit::DATA)?;
     let name = path.display().to_string();
     if args.model.is_some() {
-        let classifier = Box::new(TorchScript::load(path, device).or_exit(exit::DATA)?);
-        return Ok(Target { classifier, subject: None, name, sha256, script: Some(path.clone()) });
+        let script = TorchScript::load(path, device).or_exit(exit::DATA)?;
+        let classifier = Box::new(script.clone());
+        return Ok(Target { classifier, subject: None, name, sha256, script: Some(script), n_tuned: 0 });
     }
     let (model, header) = checkpoint::load(path, device).or_exit(exit::DATA)?;
     let subject = match header.get("subject") {
@@ -294,7 +318,7 @@ fn target(args: &Args, device: Device) -> anyhow::Result<Target> {
         }
         None => None,
     };
-    Ok(Target { classifier: Box::new(Frozen::new(model)), subject, name, sha256, script: None })
+    Ok(Target { classifier: Box::new(Frozen::new(model)), subject, name, sha256, script: None, n_tuned: 0 })
 }
 
 /// What it is attacked with.
@@ -356,11 +380,6 @@ fn observed(
     images: &mut Option<AdversarialImages>,
     ui: &Ui,
 ) -> anyhow::Result<AttackReport> {
-    if let Some(path) = &target.script {
-        TorchScript::load(path, target.classifier.device())
-            .and_then(|script| script.classes(material.images.image_shape()))
-            .or_exit(exit::DATA)?;
-    }
     let mut progress = ui.progress("clean", material.images.len() as u64);
     let mut running = (usize::MAX, String::new());
     let mut written = Instant::now();
@@ -538,6 +557,7 @@ fn summary(report: &AttackReport, args: &Args, target: &Target, material: &Mater
         "notes": material.notes,
         "model": target.name,
         "model_sha256": target.sha256,
+        "tuned_operators": target.n_tuned,
         "inputs": material.name,
         "inputs_sha256": material.sha256,
         "versions": report.versions,
