@@ -15,6 +15,10 @@ use clap::{Parser, Subcommand};
 
 use crate::ui::Ui;
 
+/// Also libtorch's, since it takes the place of `malloc`: see docs/performance.md.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Robust dataset distillation (C2R), adversarial attacks and honest evaluation on libtorch.
 #[derive(Parser)]
 #[command(name = "c2r", version, propagate_version = true, after_help = EXAMPLES)]
@@ -119,8 +123,6 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 
 #[expect(clippy::print_stderr, reason = "errors go to stderr")]
 fn main() -> ExitCode {
-    // Before the first tensor: see docs/performance.md.
-    c2r_base::native::keep_large_allocations();
     match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -50,6 +50,31 @@ struct Row {
     n: usize,
     ours: Vec<Round>,
     reference: Vec<Round>,
+    /// Images that ours sent through the model, in its first round.
+    passes: Passes,
+    /// Seconds that the convolutions of these passes alone take.
+    bound: f64,
+}
+
+/// Images sent forward, and those of them that were sent backward, too.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+struct Passes {
+    forward: u64,
+    backward: u64,
+}
+
+/// Seconds of one image's convolutions on one thread, as PyTorch's profiler finds them.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct Convolutions {
+    forward: f64,
+    backward: f64,
+}
+
+impl Convolutions {
+    /// What passes would take if nothing but convolutions cost time, shared by all threads without loss.
+    fn bound(self, passes: Passes, threads: usize) -> f64 {
+        (passes.forward as f64 * self.forward + passes.backward as f64 * self.backward) / threads as f64
+    }
 }
 
 impl Row {
@@ -111,6 +136,8 @@ pub(super) fn run(args: &Peers, checkout: &Checkout) -> anyhow::Result<()> {
         epsilon: args.eps.as_deref().unwrap_or(epsilon).parse()?,
     };
 
+    ui::note("the convolutions alone");
+    let convolutions = bench.convolutions()?;
     let mut rows = Vec::new();
     for attack in attacks {
         let slow = attack == AUTOATTACK;
@@ -120,15 +147,19 @@ pub(super) fn run(args: &Peers, checkout: &Checkout) -> anyhow::Result<()> {
         if !images.exists() {
             bench.script(&[&"cut", &bench.inputs.to_string_lossy(), &n.to_string(), &images.to_string_lossy()])?;
         }
-        let mut row = Row { attack, n, ours: Vec::new(), reference: Vec::new() };
+        let (mut ours, mut reference) = (Vec::new(), Vec::new());
+        let mut passes = None;
         for round in 1..=repeats {
             ui::note(format!("{attack}, {n} images, round {round} of {repeats}"));
             // The generators differ, so the noise does; equal seeds only make a round repeatable.
             let seed = (round - 1).to_string();
-            row.ours.push(bench.ours(attack, &images, n, &seed)?);
-            row.reference.push(bench.reference(attack, &images, &seed)?);
+            let (round, sent) = bench.ours(attack, &images, n, &seed)?;
+            ours.push(round);
+            let _ = passes.get_or_insert(sent);
+            reference.push(bench.reference(attack, &images, &seed)?);
         }
-        rows.push(row);
+        let passes = passes.expect("there is at least one round");
+        rows.push(Row { attack, n, ours, reference, passes, bound: convolutions.bound(passes, bench.threads) });
     }
 
     ui::out(table(&rows, &bench));
@@ -196,10 +227,17 @@ impl Bench<'_> {
         serde_json::from_str(last).with_context(|| format!("the reference printed `{last}`"))
     }
 
-    fn ours(&self, attack: &str, images: &Path, n: usize, seed: &str) -> anyhow::Result<Round> {
+    fn convolutions(&self) -> anyhow::Result<Convolutions> {
+        let line = self.script(&[&"bound", &self.model.to_string_lossy(), &self.inputs.to_string_lossy()])?;
+        serde_json::from_str(&line).with_context(|| format!("the profiler's script printed `{line}`"))
+    }
+
+    fn ours(&self, attack: &str, images: &Path, n: usize, seed: &str) -> anyhow::Result<(Round, Passes)> {
         #[derive(Deserialize)]
         struct Printed {
             robust_accuracy: f64,
+            forward: u64,
+            backward: u64,
             attacks: Vec<Entry>,
         }
         #[derive(Deserialize)]
@@ -220,7 +258,8 @@ impl Bench<'_> {
         let printed = printed_by(&mut command)?;
         let printed: Printed = serde_json::from_str(&printed).context("c2r printed something else than a result")?;
         let seconds = printed.attacks.iter().map(|entry| entry.seconds).sum();
-        Ok(Round { robust_accuracy: printed.robust_accuracy, seconds })
+        let passes = Passes { forward: printed.forward, backward: printed.backward };
+        Ok((Round { robust_accuracy: printed.robust_accuracy, seconds }, passes))
     }
 }
 
@@ -254,12 +293,12 @@ fn table(rows: &[Row], bench: &Bench<'_>) -> String {
             bench.threads
         ),
         String::new(),
-        "| attack | reference | images | rounds | ours, % | reference, % | ours, s | reference, s | ratio |".into(),
-        "|---|---|---|---|---|---|---|---|---|".into(),
+        "| attack | reference | images | rounds | ours, % | reference, % | ours, s | reference, s | ratio | convolutions, s | share |".into(),
+        "|---|---|---|---|---|---|---|---|---|---|---|".into(),
     ];
     lines.extend(rows.iter().map(|row| {
         format!(
-            "| {} | {} | {} | {} | {:.1} | {:.1}{} | {:.2} | {:.2} | {:.2} |",
+            "| {} | {} | {} | {} | {:.1} | {:.1}{} | {:.2} | {:.2} | {:.2} | {:.2} | {:.0} % |",
             row.attack,
             if ["apgd-ce", AUTOATTACK].contains(&row.attack) { "pyautoattack 0.2.0" } else { "torchattacks 3.5.1" },
             row.n,
@@ -269,13 +308,16 @@ fn table(rows: &[Row], bench: &Bench<'_>) -> String {
             if row.agrees() { "" } else { " (!)" },
             median(&row.ours),
             median(&row.reference),
-            row.ratio()
+            row.ratio(),
+            row.bound,
+            100.0 * row.bound / median(&row.ours)
         )
     }));
     lines.extend([
         String::new(),
         "ratio: the reference's seconds over ours. Ours attacks what is classified correctly; torchattacks attacks \
-         everything. (!): the accuracies differ by more than 0.5 points."
+         everything. (!): the accuracies differ by more than 0.5 points. convolutions: what those of our passes take \
+         alone on as many threads; share: of our seconds."
             .into(),
     ]);
     lines.join("\n")
@@ -369,11 +411,18 @@ mod tests {
         let rounds = |accuracy, seconds: &[f64]| -> Vec<Round> {
             seconds.iter().map(|&seconds| Round { robust_accuracy: accuracy, seconds }).collect()
         };
-        let row = |ours, reference| Row { attack: "pgd", n: 4, ours, reference };
+        let passes = Passes { forward: 10, backward: 4 };
+        let row = |ours, reference| Row { attack: "pgd", n: 4, ours, reference, passes, bound: 0.0 };
         let same = row(rounds(0.5, &[3.0, 1.0, 2.0]), rounds(0.505, &[4.0, 8.0]));
         assert_eq!(same.ratio(), 3.0);
         assert!(same.agrees());
         assert!(!row(rounds(0.5, &[1.0]), rounds(0.51, &[1.0])).agrees());
+    }
+
+    #[test]
+    fn the_bound_counts_both_directions() {
+        let convolutions = Convolutions { forward: 0.5, backward: 1.0 };
+        assert_eq!(convolutions.bound(Passes { forward: 10, backward: 4 }, 2), 4.5);
     }
 
     #[test]

@@ -74,8 +74,6 @@ struct Report {
     cuda: CudaState,
     /// Where computing happens unless `--device` says otherwise.
     device: String,
-    /// Whether freed memory is kept for the next tensor.
-    allocator_keeps_memory: bool,
     data: Vec<DataState>,
     throughput: Option<ThroughputState>,
     /// What is wrong, each with what to do.
@@ -141,7 +139,6 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         },
         cuda: cuda(),
         device: device_name(device),
-        allocator_keeps_memory: native::keep_large_allocations(),
         data: data(args.data.as_deref()),
         throughput: None,
         problems: Vec::new(),
@@ -265,12 +262,6 @@ fn problems(report: &Report, folder: Option<&Path>) -> Vec<String> {
             threads.used, threads.cores, threads.cores
         ));
     }
-    if !report.allocator_keeps_memory {
-        problems.push(
-            "the C library's allocator cannot be told to keep freed memory, which may double the time on the CPU (docs/performance.md)"
-                .to_owned(),
-        );
-    }
     match folder {
         Some(folder) if !folder.is_dir() => {
             problems.push(format!("the data folder {} is not there: check --data and C2R_DATA", folder.display()));
@@ -343,8 +334,6 @@ fn lines(report: &Report) -> Vec<String> {
         },
     );
     say("device", report.device.clone());
-    let allocator = if report.allocator_keeps_memory { "keeps freed memory for the next tensor" } else { "default" };
-    say("allocator", allocator.to_owned());
     for (data, found) in report.data.iter().filter_map(|data| Some((data, data.found.as_ref()?))) {
         say("data", format!("{}: {found}", data.dataset));
     }
@@ -396,7 +385,6 @@ mod tests {
             threads: Threads { used: 4, cores: 4 },
             cuda: CudaState { devices: 0, cudnn: false, driver: false, load_error: Some("no such file".into()) },
             device: "cpu".into(),
-            allocator_keeps_memory: true,
             data: data(None),
             throughput: None,
             problems: Vec::new(),
@@ -417,7 +405,6 @@ mod tests {
         check("CUDA_VISIBLE_DEVICES", |report| (report.cuda.driver, report.cuda.load_error) = (true, None));
         check("--threads 4 uses all", |report| report.threads.used = 1);
         check("8 threads share 4 cores", |report| report.threads.used = 8);
-        check("allocator", |report| report.allocator_keeps_memory = false);
         let none = problems(&healthy(), Some(Path::new("no/such/folder")));
         assert!(none[0].contains("C2R_DATA"), "{none:?}");
         let folder = tempfile::tempdir().unwrap();
