@@ -244,11 +244,10 @@ fn store(result: &mut Nearest, slot: &[usize], out: &[usize], best: &Tensor, dis
 /// the multiplier t at which they add up, and whole rooms in the order of `|w_i|` (L1).
 pub fn project_on_hyperplane(norm: Norm, points: &Tensor, w: &Tensor, b: &Tensor) -> Tensor {
     let gap = (w * points).sum_dim_intlist([1i64].as_slice(), true, Kind::Float) - b.unsqueeze(1);
-    let sign = gap.sign() * w.sign();
+    let sign = (w * gap.sign()).sign();
     let weight = w.abs();
-    let up = sign.lt(0.0).to_kind(Kind::Float);
-    let room: Tensor = (1.0 - points) * &up + points * (1.0 - &up);
-    let room = room.clamp_min(0.0) * sign.abs();
+    let headroom: Tensor = 1.0 - points;
+    let room = headroom.where_self(&sign.lt(0.0), points);
     let needed = gap.abs();
     let gain = &weight * &room;
     let moves = match norm {
@@ -277,7 +276,8 @@ pub fn project_on_hyperplane(norm: Norm, points: &Tensor, w: &Tensor, b: &Tensor
 fn multiplier(gain: &Tensor, rate: &Tensor, needed: &Tensor) -> Tensor {
     let zero = gain.zeros_like();
     let sum = |values: Tensor| values.sum_dim_intlist([1i64].as_slice(), true, Kind::Float);
-    let mut t = needed.zeros_like();
+    // As if no room were ever full: not too far.
+    let mut t = (needed / sum(rate.shallow_clone())).nan_to_num(0.0, f64::from(f32::MAX), 0.0);
     for _ in 0..gain.size()[1] {
         let open = (&t * rate).lt_tensor(gain);
         let slope = sum(rate.where_self(&open, &zero));

@@ -30,10 +30,13 @@ const FUNCTIONS: &str = r#"def avg_pool2d(x: Tensor) -> Tensor:
     channels = torch.size(x, 1)
     height = torch.floordiv(torch.size(x, 2), 2)
     width = torch.floordiv(torch.size(x, 3), 2)
-    even = torch.slice(torch.slice(x, 2, 0, torch.mul(height, 2)), 3, 0, torch.mul(width, 2))
+    whole = torch.mul(torch.mul(height, width), 4)
+    if torch.eq(whole, torch.mul(torch.size(x, 2), torch.size(x, 3))):
+      even = x
+    else:
+      even = torch.slice(torch.slice(x, 2, 0, torch.mul(height, 2)), 3, 0, torch.mul(width, 2))
     pairs = torch.reshape(even, [torch.mul(torch.mul(n, channels), height), torch.mul(width, 4)])
-    row = torch.mul(torch.repeat_interleave(torch.eye(width), 2, 0), 0.25)
-    averages = torch.type_as(torch.cat([row, row]), x)
+    averages = torch.type_as(__torch__.c2r_tuned.averages(width, ), x)
     pooled = torch.reshape(torch.matmul(pairs, averages), [n, channels, height, width])
   else:
     pooled = torch.avg_pool2d(x, [2, 2], [2, 2], [0, 0])
@@ -57,6 +60,25 @@ def instance_norm(x: Tensor,
     normed = torch.group_norm(x, torch.size(x, 1), weight, bias, eps, cudnn_enabled)
   return normed
 "#;
+
+/// Widths for which the matrix is written with constants, so that libtorch makes it once and not in each pass.
+const COMMON_WIDTHS: [u32; 5] = [16, 8, 4, 2, 32];
+
+/// The code of [`FUNCTIONS_FILE`].
+fn functions() -> String {
+    let mut code = String::from("def averages(width: int) -> Tensor:\n");
+    let matrix = |width: &str, indent: &str| {
+        format!(
+            "{indent}row = torch.mul(torch.repeat_interleave(torch.eye({width}), 2, 0), 0.25)\n\
+             {indent}return torch.cat([row, row])\n"
+        )
+    };
+    for width in COMMON_WIDTHS {
+        let known = matrix(&width.to_string(), "    ");
+        code.push_str(&format!("  if torch.eq(width, {width}):\n{known}  else:\n    pass\n"));
+    }
+    code + &matrix("width", "  ") + FUNCTIONS
+}
 
 /// No module's code is longer than this; a longer one is left alone, bytes.
 const LONGEST_CODE: u64 = 16 << 20;
@@ -89,8 +111,8 @@ pub(super) fn tuned(path: &Path) -> Result<Option<(Vec<u8>, usize)>, ZipError> {
     }
     let Some((first, _)) = rewritten.first() else { return Ok(None) };
     let root = first.split_once('/').map_or("", |(root, _)| root);
-    let functions = format!("{root}/{FUNCTIONS_FILE}");
-    if archive.by_name(&functions).is_ok() {
+    let functions_file = format!("{root}/{FUNCTIONS_FILE}");
+    if archive.by_name(&functions_file).is_ok() {
         return Ok(None);
     }
     let mut copy = ZipWriter::new(Cursor::new(Vec::new()));
@@ -105,8 +127,8 @@ pub(super) fn tuned(path: &Path) -> Result<Option<(Vec<u8>, usize)>, ZipError> {
             None => copy.raw_copy_file(entry)?,
         }
     }
-    copy.start_file(functions, stored())?;
-    copy.write_all(FUNCTIONS.as_bytes())?;
+    copy.start_file(functions_file, stored())?;
+    copy.write_all(functions().as_bytes())?;
     Ok(Some((copy.finish()?.into_inner(), n_replaced)))
 }
 
