@@ -95,6 +95,10 @@ impl RunDir {
                 format!("another process is working in {}; wait for it or choose another --run-dir", path.display()),
             );
         }
+        // Ours alone while the lock is held: what a kill in the middle of a write has left.
+        for folder in [path.to_owned(), path.join("pictures")] {
+            artifact::remove_parts(&folder)?;
+        }
         let record_path = path.join("run.json");
         let mut seconds = 0.0;
         let mut found = Found::Nothing;

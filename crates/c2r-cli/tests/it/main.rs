@@ -1,5 +1,8 @@
 //! The `c2r` command as a person uses it: separate processes, real files, exit codes.
 
+#[cfg(unix)]
+mod long_runs;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -126,31 +129,6 @@ fn another_thread_count_changes_only_the_rounding() {
     };
     let difference = (images("one") - images("two")).abs().max().double_value(&[]);
     assert!(difference < 1e-4, "{difference}");
-}
-
-#[test]
-fn a_killed_run_goes_on_and_ends_with_the_same_bytes() {
-    let (_guard, folder) = folder();
-    let (whole, killed) = (folder.join("whole"), folder.join("killed"));
-    run(&mut distill(&whole, 60, &[]));
-    // kill -9 after the first checkpoint, twice, each time a little later.
-    for round in 0..2u64 {
-        let mut child = distill(&killed, 60, &["--checkpoint-every", "1"]).stderr(Stdio::null()).spawn().unwrap();
-        wait_for(&killed.join("state.safetensors"), &mut child);
-        std::thread::sleep(Duration::from_millis(40 * (round + 1)));
-        child.kill().unwrap();
-        child.wait().unwrap();
-        assert!(!killed.join("synthetic.safetensors").exists(), "it was killed too late to test anything");
-    }
-    let said = text(&run(&mut distill(&killed, 60, &[])).stderr);
-    assert!(said.contains("going on at step"), "{said}");
-    assert_eq!(synthetic(&whole), synthetic(&killed));
-    // One log line per tenth iteration, none twice.
-    let log = fs::read_to_string(killed.join("log.jsonl")).unwrap();
-    let iterations: Vec<u64> =
-        log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["iteration"].as_u64().unwrap()).collect();
-    assert_eq!(iterations, [10, 20, 30, 40, 50, 60]);
-    assert!(!killed.join("state.safetensors").exists(), "a finished run keeps no state");
 }
 
 #[cfg(unix)]
