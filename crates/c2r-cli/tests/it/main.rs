@@ -261,6 +261,27 @@ fn every_planned_distillation_resolves() {
     assert!(n_checked >= 6, "{n_checked}");
 }
 
+/// Every profile is complete with what a dataset adds, and what a method does not read is not recorded.
+#[test]
+fn every_profile_resolves_with_every_dataset() {
+    let profiles = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/profiles")).unwrap();
+    let mut names: Vec<String> =
+        profiles.map(|entry| entry.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned()).collect();
+    names.sort();
+    assert!(names.len() >= 17, "{names:?}");
+    for name in names {
+        for dataset in ["digits", "cifar10"] {
+            let mut command = c2r();
+            command.args(["distill", "--print-config", "--dataset", dataset, "--config", &name, "--ipc", "1"]);
+            // A setting that methods share.
+            let printed = text(&run(command.args(["--set", "crl.temperature=0.5"])).stdout);
+            let config: toml::Table = printed.parse().unwrap();
+            assert_eq!(config["profile"].as_str(), Some(name.as_str()));
+            assert_eq!(config.contains_key("crl"), config["method"].as_str() == Some("c2r"), "{printed}");
+        }
+    }
+}
+
 #[test]
 fn every_command_has_help_with_examples() {
     for command in ["distill", "train", "attack", "table", "inspect", "doctor"] {
