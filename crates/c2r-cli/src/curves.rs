@@ -12,6 +12,10 @@ const WIDTH: f64 = 460.0;
 const HEIGHT: f64 = 200.0;
 /// Around the plotting area: left, right, top, bottom.
 const MARGIN: [f64; 4] = [64.0, 12.0, 26.0, 24.0];
+/// From the left end of the axis to the first name of a curve.
+const LEGEND_START: f64 = 60.0;
+/// About the width of a character of the names.
+const CHARACTER: f64 = 6.2;
 /// Blue, orange, green, purple, readable on white and told apart by colour-blind people (Okabe and Ito 2008).
 const COLOURS: [&str; 4] = ["#0072b2", "#d55e00", "#009e73", "#cc79a7"];
 
@@ -109,18 +113,20 @@ fn panel(title: &str, curves: &[(&str, Vec<(f64, f64)>)]) -> String {
         writeln!(svg, "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"{anchor}\">{label}</text>", x(value), floor + 15.0)
             .expect("texts grow");
     }
+    // Names stand below the axis, between its labels, where no curve is.
+    let mut name_at = margin_left + LEGEND_START;
     for (at, (name, points)) in curves.iter().enumerate() {
         let colour = COLOURS[at % COLOURS.len()];
         let path: Vec<String> = points.iter().map(|&(a, b)| format!("{:.1},{:.1}", x(a), y(b))).collect();
         writeln!(
             svg,
             "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.5\"/>\n\
-             <text x=\"{}\" y=\"{}\" text-anchor=\"end\" fill=\"{colour}\">{name}</text>",
+             <text x=\"{name_at:.0}\" y=\"{}\" fill=\"{colour}\">{name}</text>",
             path.join(" "),
-            end - 4.0,
-            margin_top + 10.0 + 13.0 * at as f64
+            floor + 15.0
         )
         .expect("texts grow");
+        name_at += CHARACTER * name.chars().count() as f64 + 14.0;
     }
     svg
 }
