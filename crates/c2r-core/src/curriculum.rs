@@ -189,7 +189,7 @@ impl Curriculum {
                 for members in &mut classes {
                     sort_by_score(members, scores, First::Easy);
                     let n = members.len();
-                    // At least one sample, also where the class is smaller than the window is fine.
+                    // At least one sample, however narrow the window and small the class.
                     let first = ((n as f64 * low).floor() as usize).min(n - 1);
                     let last = ((n as f64 * high).ceil() as usize).clamp(first + 1, n);
                     all.extend_from_slice(&members[first..last]);

@@ -394,7 +394,7 @@ impl Method for C2r {
         let plan = state.get("plan").ok_or_else(|| wrong("no tensor `plan`".to_owned()))?;
         self.plan = Plan::from_state(plan).map_err(wrong)?;
         self.pool.load_state(state, Training { setting, curriculum: &self.aac.pool })?;
-        let n = self.plan_length(setting);
+        let n = n_decoded(setting);
         self.memories = (0..self.pool.len()).map(|_| Memory::default()).collect();
         for index in 0..self.memories.len() {
             let queue = section(state, &format!("queue.{index:04}."));
@@ -435,12 +435,10 @@ impl Method for C2r {
     }
 }
 
-impl C2r {
-    /// Decoded images of the whole set.
-    fn plan_length(&self, setting: &Setting) -> usize {
-        let config = &setting.config;
-        setting.n_classes() * config.ipc * (config.images.formation * config.images.formation) as usize
-    }
+/// Decoded images of the whole set.
+fn n_decoded(setting: &Setting) -> usize {
+    let config = &setting.config;
+    setting.n_classes() * config.ipc * (config.images.formation * config.images.formation) as usize
 }
 
 fn cache_state(cache: &PerturbationCache) -> [(String, Tensor); 2] {
