@@ -1,6 +1,6 @@
-//! `cargo xtask`: set-up, tests, reproduction and checks of this repository.
+//! `cargo xtask`: set-up, downloads, tests, reproduction and checks of this repository.
 //!
-//! Links neither libtorch nor a c2r library, so it builds in seconds and can install what they need.
+//! Links neither libtorch nor a c2r library that does, so it builds anywhere and can install what they need.
 
 mod bench;
 mod checkout;
