@@ -91,6 +91,7 @@ pub fn load_folder(path: &Path, size: Option<(u32, u32)>) -> Result<Dataset, Dat
         homepage: String::new(),
         classes,
         wnids: Vec::new(),
+        embedded: None,
         files: Vec::new(),
     };
     Ok(Dataset { spec, train, test, notes: Vec::new() })

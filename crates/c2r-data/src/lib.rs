@@ -38,7 +38,7 @@ pub use dataset::{Dataset, load};
 pub use error::DataError;
 pub use formation::{decode_formation, mosaic};
 pub use picture::write_grid;
-pub use registry::{DataFile, DatasetSpec, Format, registry, spec};
+pub use registry::{DataFile, DatasetSpec, EmbeddedFile, Format, registry, spec};
 pub use sampler::ClassSampler;
 pub use split::Split;
 pub use synthetic::{SCHEMA_VERSION, SyntheticHeader, SyntheticSet};
