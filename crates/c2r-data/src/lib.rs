@@ -18,6 +18,7 @@
 //! assert_eq!(labels.size(), [3]);
 //! ```
 
+mod cache;
 mod cifar;
 mod class_folders;
 mod dataset;
@@ -27,6 +28,7 @@ pub mod dsa;
 mod error;
 mod formation;
 mod picture;
+mod pixels;
 mod registry;
 mod sampler;
 mod split;
@@ -34,7 +36,7 @@ mod synthetic;
 mod tiny_imagenet;
 
 pub use class_folders::load_folder;
-pub use dataset::{Dataset, load};
+pub use dataset::{Dataset, LoadEvent, load, load_with};
 pub use error::DataError;
 pub use formation::{decode_formation, mosaic};
 pub use picture::write_grid;
