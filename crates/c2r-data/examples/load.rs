@@ -22,8 +22,6 @@ fn memory(field: &str) -> u64 {
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    // As `c2r` does.
-    c2r_base::native::keep_large_allocations();
     let words: Vec<String> = std::env::args().skip(1).collect();
     let [name, folder] = &words[..] else { return Err("say which dataset and where: load NAME DIR".into()) };
     let (mut decoded, mut anonymous) = (0, memory("RssAnon"));
