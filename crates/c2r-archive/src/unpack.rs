@@ -85,6 +85,9 @@ pub fn unpack(
             }
         }
     })?;
+    if unpacked.files.is_empty() {
+        return Err(format.damaged("it holds no file"));
+    }
     finish(&root, &unpacked).map_err(ArchiveError::io("write into", &root))?;
     fs::rename(&root, into).map_err(ArchiveError::io("rename the unpacked folder to", into))?;
     Ok(unpacked)

@@ -71,7 +71,7 @@ impl Format {
         }
     }
 
-    fn damaged(self, reason: impl ToString) -> ArchiveError {
+    pub(crate) fn damaged(self, reason: impl ToString) -> ArchiveError {
         ArchiveError::Damaged { format: self.name(), reason: reason.to_string() }
     }
 

@@ -237,6 +237,8 @@ fn damaged_archives() {
     wrong_contents[800] ^= 1;
     refused(Format::Zip, &wrong_contents, &["not a whole zip archive"]);
     refused(Format::TarGz, b"<html>404</html>", &["not a whole tar.gz archive"]);
+    refused(Format::Zip, &zip(&[("top/", b"", None)]), &["holds no file"]);
+    refused(Format::TarGz, &tar_gz(&[tar_entry(b"top/", EntryType::Directory, b"")]), &["holds no file"]);
 }
 
 #[test]
