@@ -18,6 +18,7 @@
 //! assert_eq!(labels.size(), [3]);
 //! ```
 
+mod cache;
 mod cifar;
 mod class_folders;
 mod dataset;
@@ -27,6 +28,7 @@ pub mod dsa;
 mod error;
 mod formation;
 mod picture;
+mod pixels;
 mod registry;
 mod sampler;
 mod split;
@@ -34,11 +36,11 @@ mod synthetic;
 mod tiny_imagenet;
 
 pub use class_folders::load_folder;
-pub use dataset::{Dataset, load};
+pub use dataset::{Dataset, LoadEvent, load, load_with};
 pub use error::DataError;
 pub use formation::{decode_formation, mosaic};
 pub use picture::write_grid;
-pub use registry::{DataFile, DatasetSpec, Format, registry, spec};
+pub use registry::{DataFile, DatasetSpec, EmbeddedFile, Format, registry, spec};
 pub use sampler::ClassSampler;
 pub use split::Split;
 pub use synthetic::{SCHEMA_VERSION, SyntheticHeader, SyntheticSet};

@@ -96,7 +96,11 @@ fn mean_accuracy(rounds: &[Round]) -> f64 {
 }
 
 fn median(rounds: &[Round]) -> f64 {
-    let mut seconds: Vec<f64> = rounds.iter().map(|round| round.seconds).collect();
+    middle(rounds.iter().map(|round| round.seconds).collect())
+}
+
+/// The median of at least one number.
+pub(super) fn middle(mut seconds: Vec<f64>) -> f64 {
     seconds.sort_by(f64::total_cmp);
     let middle = seconds.len() / 2;
     if seconds.len() % 2 == 1 { seconds[middle] } else { (seconds[middle - 1] + seconds[middle]) / 2.0 }
@@ -267,7 +271,11 @@ fn call_script(python: &Path, script: &Path, words: &[&dyn AsRef<str>]) -> anyho
     printed_by(Command::new(python).arg(script).args(words.iter().map(|word| word.as_ref())))
 }
 
-fn printed_by(command: &mut Command) -> anyhow::Result<String> {
+/// What a program prints.
+///
+/// # Errors
+/// If it is not there or fails; then with what it says.
+pub(super) fn printed_by(command: &mut Command) -> anyhow::Result<String> {
     process::check_interrupt()?;
     let program = command.get_program().to_string_lossy().into_owned();
     let output = process::output(command)?
@@ -354,7 +362,7 @@ impl std::str::FromStr for Radius {
 }
 
 /// The Python of an environment with [`REQUIREMENTS`], made if it is not there: whole or not at all.
-fn environment() -> anyhow::Result<PathBuf> {
+pub(super) fn environment() -> anyhow::Result<PathBuf> {
     let cache = install::cache_folder()?;
     let folder = cache.join(FOLDER);
     let interpreter = |folder: &Path| folder.join("bin/python");
@@ -363,7 +371,7 @@ fn environment() -> anyhow::Result<PathBuf> {
     }
     let python = Python::with_pip()?;
     fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
-    let _lock = install::lock(&cache)?;
+    let _lock = install::lock_cache(&cache)?;
     if is_complete(&folder) {
         return Ok(interpreter(&folder));
     }
