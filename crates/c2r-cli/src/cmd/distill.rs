@@ -12,6 +12,7 @@ use tch::Device;
 use toml::Value;
 
 use crate::{
+    cmd::estimate::{self, Passes, Written},
     config, data,
     exit::{self, OrExit},
     run_dir::{Found, RunDir, versions},
@@ -252,6 +253,24 @@ fn resolve(args: &Args, spec: &c2r_data::DatasetSpec) -> anyhow::Result<DistillC
     let config: DistillConfig = config::resolve(table, &args.config)?;
     config.validate().or_exit(exit::USAGE)?;
     Ok(config)
+}
+
+/// What the command will send through its networks.
+pub(crate) fn passes(args: &Args, written: &mut Written) -> anyhow::Result<Passes> {
+    let dataset = args.data.spec()?;
+    let config = resolve(args, &dataset)?;
+    let n_classes = dataset.classes.len();
+    let per_class = estimate::train_per_class(&dataset).min(config.train_per_class.unwrap_or(usize::MAX));
+    let work = c2r_distill::work(&config, n_classes, per_class * n_classes);
+    let decoded = config.ipc * (config.images.formation * config.images.formation) as usize;
+    written.set(args.run_dir.as_deref(), &dataset, decoded);
+    Ok(Passes {
+        dataset,
+        model: config.model,
+        forward: work.forward,
+        input_gradient: work.input_gradient,
+        training: work.training,
+    })
 }
 
 fn estimate(config: &DistillConfig, dataset: &Dataset, device: Device, ui: &Ui) -> anyhow::Result<()> {
