@@ -2,13 +2,13 @@
 //! says how.
 
 mod board;
-mod data;
+pub(crate) mod data;
 mod estimate;
 mod identity;
 mod lease;
-mod plan;
-mod record;
-mod run;
+pub(crate) mod plan;
+pub(crate) mod record;
+pub(crate) mod run;
 mod slurm;
 mod view;
 
