@@ -33,14 +33,21 @@ impl Identity {
         self.part("dataset", dataset.entry.as_bytes()).part("data", dataset.contents().as_bytes())
     }
 
-    /// It reads a configuration. Comments and layout decide nothing.
+    /// It reads a configuration, and those beside it that this one starts from (`base = "NAME"`). Comments and layout
+    /// decide nothing.
     ///
     /// # Errors
     /// If it cannot be read or is not TOML.
     pub(crate) fn profile(self, path: &Path) -> anyhow::Result<Self> {
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         let table: toml::Table = text.parse().map_err(|error| exit::usage(format!("{}: {error}", path.display())))?;
-        Ok(self.part("profile", serde_json::to_string(&table)?.as_bytes()))
+        let identity = self.part("profile", serde_json::to_string(&table)?.as_bytes());
+        let base =
+            table.get("base").and_then(toml::Value::as_str).map(|name| path.with_file_name(format!("{name}.toml")));
+        match base.filter(|base| base.is_file() && base != path) {
+            Some(base) => identity.profile(&base),
+            None => Ok(identity),
+        }
     }
 
     /// Its arguments. Where a profile is part of it, the path to it is not.

@@ -749,6 +749,12 @@ attack-set = ["pgd.steps=5"]
         std::fs::write(&profile, "eta = 0.6").unwrap();
         let other = ids(&example);
         assert!(before.iter().zip(&other).all(|(a, b)| a != b), "another profile");
+        let base = example.folder.path().join("data/profiles/base.toml");
+        std::fs::write(&profile, "base = \"base\"\neta = 0.4").unwrap();
+        std::fs::write(&base, "ipc = 1").unwrap();
+        let based = ids(&example);
+        std::fs::write(&base, "ipc = 2").unwrap();
+        assert!(based.iter().zip(&ids(&example)).all(|(a, b)| a != b), "another base");
         std::fs::write(&profile, "eta = 0.4").unwrap();
         assert_eq!(ids(&example), before);
 
