@@ -225,7 +225,7 @@ fn say_what_is_missing(experiment: &Experiment, plan: &Plan) {
 fn no_data(absent: &[String], place: &Place) -> String {
     let place = match &place.data {
         Some(folder) => format!("not in {}", folder.display()),
-        None => "and no folder with datasets was given (--data DIR or C2R_DATA)".to_owned(),
+        None => "is not here, and no folder with datasets was given (--data DIR or C2R_DATA)".to_owned(),
     };
     format!(
         "no data: {} {place}; docs/datasets.md says what belongs there, --only leaves datasets out",
