@@ -566,6 +566,9 @@ mod tests {
         assert!(drop_rate.is_subset(&table2));
         let larger_eps: BTreeSet<String> = distilled("larger-eps");
         assert!(larger_eps.is_subset(&table2));
+        let trained = |name| ids(name, "quick").into_iter().filter(|id| id.starts_with("train")).collect();
+        let (cross, quick): (BTreeSet<String>, BTreeSet<String>) = (trained("cross-arch"), trained("table2"));
+        assert_eq!(cross.intersection(&quick).count(), 3 * 3 * 2, "the digits' own network, named or not");
         let ablation: BTreeSet<String> = distilled("ablation");
         let shared = ablation.intersection(&table2).count();
         assert_eq!(shared, 2 * 3 * 5, "two methods, three datasets, five seeds");

@@ -34,6 +34,8 @@ const LARGE: u64 = 500_000_000;
 #[derive(Debug, Clone)]
 pub(crate) struct Dataset {
     name: String,
+    /// The network that commands take unless told otherwise.
+    pub(crate) model: String,
     /// What the registry says about it, as far as it can change a number.
     pub(crate) entry: String,
     /// SHA-256 over names and contents of its files; `None` where it is not here.
@@ -88,9 +90,10 @@ impl Datasets {
                 texts(&entry, "folders").iter().filter_map(inside).find(|folder| folder.is_dir())
             };
             let sha256 = folder.map(|folder| contents(&folder, &wnids, &name, place)).transpose()?.flatten();
+            let model = entry.get("model").map(text).unwrap_or_default();
             entry.retain(|key, _| !ABOUT.contains(&key));
             let entry = serde_json::to_string(&entry)?;
-            datasets.insert(name.clone(), Dataset { name, entry, sha256 });
+            datasets.insert(name.clone(), Dataset { name, model, entry, sha256 });
         }
         Ok(Self(datasets))
     }

@@ -403,7 +403,8 @@ impl Planner<'_> {
                         (identity.data(dataset), None)
                     }
                 };
-                what.extend(option("--model", model));
+                // Left out where it says what goes without saying, so that grids with and without it share the training.
+                what.extend(option("--model", model.filter(|model| *model != dataset.model)));
                 what.extend(sets(scale.train_set.iter().chain(overrides.iter().flat_map(|part| &part.train_set))));
                 let id = identity.words(&what).finish();
                 let folder = self.place.job(&id);

@@ -25,7 +25,7 @@ const IMAGENET_TRAIN_PER_CLASS: usize = 1300;
 /// Test images of each class, where the registry does not say (ImageNet).
 const IMAGENET_TEST_PER_CLASS: usize = 50;
 /// Pixels in the passes that are timed, as a number of 32x32 images; fewer, larger images take as much memory.
-const BATCH: usize = 64;
+const BATCH: usize = 16;
 
 /// Say how long commands would take here, before anything they need exists.
 ///
