@@ -11,6 +11,7 @@ mod install;
 mod libtorch;
 mod process;
 mod python;
+mod regression;
 mod reproduce;
 mod setup;
 mod test;

@@ -46,22 +46,25 @@ fn interrupted() -> anyhow::Error {
 ///
 /// # Errors
 /// If it cannot be started, or the user interrupted us.
-pub(crate) fn foreground(command: &mut Command, tick: impl FnMut(Duration)) -> anyhow::Result<ExitStatus> {
+pub(crate) fn foreground(command: &mut Command, mut tick: impl FnMut(Duration)) -> anyhow::Result<ExitStatus> {
     check_interrupt()?;
     let program = command.get_program().to_string_lossy().into_owned();
     let mut child =
         own_group(command).stdin(Stdio::null()).spawn().with_context(|| format!("cannot run `{program}`"))?;
-    let status = wait(&mut child, tick)?;
+    let status = wait(&mut child, |elapsed| {
+        tick(elapsed);
+        true
+    })?;
     check_interrupt()?;
     Ok(status)
 }
 
-/// Waits for a child with a process group of its own. Passes the user's wish to stop on: once
-/// politely and, if it is repeated, at once.
+/// Waits for a child with a process group of its own, calling `go_on` while it runs. Passes the user's wish to stop on:
+/// once politely and, if it is repeated, at once; if `go_on` says no, politely too.
 ///
 /// # Errors
 /// If the child cannot be waited for.
-pub(crate) fn wait(child: &mut Child, mut tick: impl FnMut(Duration)) -> anyhow::Result<ExitStatus> {
+pub(crate) fn wait(child: &mut Child, mut go_on: impl FnMut(Duration) -> bool) -> anyhow::Result<ExitStatus> {
     let start = Instant::now();
     let mut passed_on = 0;
     loop {
@@ -73,7 +76,10 @@ pub(crate) fn wait(child: &mut Child, mut tick: impl FnMut(Duration)) -> anyhow:
             stop(child, if asked == 1 { Stop::Politely } else { Stop::Now });
             passed_on = asked;
         }
-        tick(start.elapsed());
+        if !go_on(start.elapsed()) && passed_on == 0 {
+            stop(child, Stop::Politely);
+            passed_on = 1;
+        }
         thread::sleep(POLL);
     }
 }
@@ -86,17 +92,17 @@ fn own_group(command: &mut Command) -> &mut Command {
     command
 }
 
-/// Starts a program whose output goes to `log`.
+/// Starts a program that reads `stdin` and whose output goes to `log`.
 ///
 /// # Errors
 /// If the log cannot be written or the program cannot be started.
-pub(crate) fn background(command: &mut Command, log: &Path) -> anyhow::Result<Child> {
+pub(crate) fn background(command: &mut Command, stdin: Stdio, log: &Path) -> anyhow::Result<Child> {
     let file = std::fs::File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
     let errors = file.try_clone().context("cannot share the log file")?;
     #[cfg(unix)]
     std::os::unix::process::CommandExt::process_group(command, 0);
     let program = command.get_program().to_string_lossy().into_owned();
-    command.stdin(Stdio::null()).stdout(file).stderr(errors).spawn().with_context(|| format!("cannot run `{program}`"))
+    command.stdin(stdin).stdout(file).stderr(errors).spawn().with_context(|| format!("cannot run `{program}`"))
 }
 
 /// How a program is stopped.
@@ -178,7 +184,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("log");
         let script = "trap 'echo saved; exit 130' INT; echo started; while :; do sleep 0.02; done";
-        let mut child = background(Command::new("sh").args(["-c", script]), &log).unwrap();
+        let mut child = background(Command::new("sh").args(["-c", script]), Stdio::null(), &log).unwrap();
         let deadline = Instant::now() + Duration::from_secs(20);
         while !std::fs::read_to_string(&log).unwrap().contains("started") {
             assert!(Instant::now() < deadline, "the program never wrote its first line");

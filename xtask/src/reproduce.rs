@@ -1,14 +1,19 @@
-//! `cargo xtask reproduce`: fills a table of the paper, through the public `c2r` command line only.
+//! `cargo xtask reproduce`: fills a table of the paper, through the public `c2r` command line only. docs/reproduce.md
+//! says how.
 
 mod board;
+pub(crate) mod data;
 mod estimate;
-mod experiment;
-mod plan;
-mod record;
-mod run;
+mod identity;
+mod lease;
+pub(crate) mod plan;
+pub(crate) mod record;
+pub(crate) mod run;
+mod slurm;
+mod view;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     env, fs,
     io::{Read, Seek, SeekFrom},
     path::{Path, PathBuf},
@@ -17,29 +22,34 @@ use std::{
 };
 
 use anyhow::Context;
-use fs4::fs_std::FileExt;
+use c2r_experiment::{COMMON, Experiment, Scale};
 
 use crate::{
     checkout::{self, Checkout},
     exit, process, setup, ui,
 };
-use experiment::{Experiment, Scale};
-use plan::{Only, Place, Step};
+use data::Datasets;
+use plan::{Only, Place, Plan, Planner, Shard, Step};
+
+/// Where the experiment files lie.
+const FOLDER: &str = "data/paper";
 
 /// The scale whose commands take days: its time is estimated first.
-const LONG_SCALE: &str = "paper";
+const LONG_SCALE: &str = Experiment::PAPER_SCALE;
 
 /// Fill a table of the paper: distil, train, attack, and print it
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "\
 Examples:
-  cargo xtask reproduce table2 --scale quick
-  cargo xtask reproduce table2 --scale small --data ~/datasets
-  cargo xtask reproduce table2 --scale paper --data ~/datasets --only dataset=cifar10,ipc=10,seed=0
-  cargo xtask reproduce table2 --scale quick --only method=c2r --dry-run
   cargo xtask reproduce --list
+  cargo xtask reproduce table2 --scale quick
+  cargo xtask reproduce table2 --scale small --data ~/datasets --dry-run
+  cargo xtask reproduce table2 --scale paper --data ~/datasets --only dataset=cifar10,ipc=10,seed=0
+  cargo xtask reproduce ablation --scale paper --data ~/datasets --shard 2/8
+  cargo xtask reproduce table2 --scale paper --data ~/datasets --launcher slurm --sbatch '--partition=gpu --gres=gpu:1'
 
-What is finished is not run again, and what was interrupted goes on where it stopped.
+What is finished is not run again, by whichever experiment it was asked for first; what was interrupted goes on where it
+stopped; several processes or machines may share one --results folder. docs/reproduce.md says how that works.
 Exit codes: 0 done, 1 a command failed, 2 wrong arguments, 3 data missing, 4 numbers outside the tolerance, 130 interrupted.")]
 pub(crate) struct Args {
     /// A file of data/paper, without `.toml`
@@ -54,9 +64,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
 
-    /// Only this part of the grid, e.g. dataset=cifar10,ipc=10,method=c2r,seed=0,protocol=natural
+    /// Only this part of the grid, e.g. dataset=cifar10,ipc=10,method=c2r,seed=0,protocol=natural,attack=pgd
     #[arg(long, value_name = "KEY=VALUE,..")]
     only: Vec<Only>,
+
+    /// Only the I-th of N parts of the grid, for N machines that each take another I
+    #[arg(long, value_name = "I/N", default_value_t = Shard::ALL)]
+    shard: Shard,
 
     /// Other seeds than those of the grid
     #[arg(long, value_name = "N,..", value_delimiter = ',')]
@@ -66,7 +80,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME,..", value_delimiter = ',')]
     methods: Vec<String>,
 
-    /// How many commands run at once [default: as many as the cores carry]
+    /// How many commands run at once [default: as many as the cores carry]; with Slurm, how many tasks
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     jobs: Option<u16>,
 
@@ -74,153 +88,337 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
 
-    /// Where results go
+    /// Where results go; may be shared with other processes and machines
     #[arg(long, value_name = "DIR", default_value = "runs")]
     results: PathBuf,
 
-    /// Overwrite results of another configuration
+    /// Who runs the commands: this machine, or a job array of a Slurm cluster that sees the same folders
+    #[arg(long, value_enum, default_value_t = Launcher::Local)]
+    launcher: Launcher,
+
+    /// Options for sbatch, e.g. '--partition=gpu --time=12:00:00 --gres=gpu:1' (repeatable)
+    #[arg(long, value_name = "OPTIONS", allow_hyphen_values = true)]
+    sbatch: Vec<String>,
+
+    /// Tasks of the job array [default: one for each distilled set, at most 1000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    tasks: Option<u16>,
+
+    /// Run finished commands again, and discard what they wrote
     #[arg(long)]
     force: bool,
 
-    /// Do not measure first how long the scale `paper` will take
+    /// Do not say first how long the scale `paper` will take
     #[arg(long)]
     no_estimate: bool,
 
-    /// Print the commands, run none
+    /// Make no table at the end
+    #[arg(long)]
+    no_table: bool,
+
+    /// Neither set up nor build: c2r is built already, and this machine need not be able to
+    #[arg(long)]
+    prebuilt: bool,
+
+    /// Print the commands and what they cost here, run none
     #[arg(long)]
     dry_run: bool,
 
-    /// Print the experiments with their scales
+    /// Print the experiments: size, what is finished, and how long the rest takes here
     #[arg(long)]
     list: bool,
 }
 
+/// Who runs the commands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Launcher {
+    Local,
+    Slurm,
+}
+
 /// The command.
 pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
+    let place = place(args, checkout)?;
     if args.list {
-        return list(checkout);
+        return list(&place, checkout);
     }
     let (Some(name), Some(scale_name)) = (&args.experiment, &args.scale) else {
         return Err(exit::usage("which experiment, and at which --scale? `--list` shows them"));
     };
-    let experiment = Experiment::read(checkout, name)?;
-    let mut scale = experiment.scale(scale_name)?.clone();
+    if args.sbatch.iter().any(|options| !options.is_empty()) && args.launcher != Launcher::Slurm {
+        return Err(exit::usage("--sbatch is for --launcher slurm"));
+    }
+    let experiment = read(checkout, name)?;
+    let mut scale = experiment.scale(scale_name).map_err(exit::usage)?.clone();
     if !args.seeds.is_empty() {
         scale.seeds.clone_from(&args.seeds);
     }
     if !args.methods.is_empty() {
         scale.methods.clone_from(&args.methods);
     }
-    let user_folder = env::current_dir()?;
-    let place = Place {
-        root: checkout.root().to_owned(),
-        runs: results_folder(args, checkout, &user_folder).join(format!("{name}-{scale_name}")),
-        data: args.data.clone().or_else(|| env::var_os("C2R_DATA").map(PathBuf::from)).map(|dir| user_folder.join(dir)),
-        threads: scale.threads,
-        device: args.device.clone(),
-        force: args.force,
-    };
-    let steps = plan::expand(&experiment, &scale, &Only::merge(args.only.clone()), &place)?;
-    if args.dry_run {
-        print_commands(&steps, &table_args(name, scale_name, &place), checkout);
-        return Ok(());
+    let place = Place { threads: scale.threads, ..place };
+    let datasets = Datasets::read(&place)?;
+    let planner = Planner { experiment: &experiment, scale: &scale, place: &place, datasets: &datasets };
+    let only = Only::merge(args.only.clone());
+    let plan = planner.plan(&only, args.shard)?;
+    if let Some(method) = args.methods.iter().find(|method| plan.without_profile.contains(*method)) {
+        return Err(exit::usage(format!("method `{method}` is not implemented: its profile is not in data/profiles")));
     }
-
-    setup::ensure(checkout)?;
-    checkout.build_c2r()?;
-    let _lock = lock(&place.runs)?;
-    ui::note(format!("{}, scale {scale_name}: {}", experiment.title, scale.about));
-    let finished = run::finished(&steps);
-    let n_open = finished.iter().filter(|&&done| !done).count();
-    let n_jobs = n_jobs(args, &scale, n_open);
-    if n_open == 0 {
-        ui::note(format!("all {} commands were finished before", steps.len()));
+    say_what_is_missing(&experiment, &plan);
+    let absent = datasets.missing(plan.steps.iter().map(|step| step.cell.dataset.as_str()));
+    let job = Job { name: format!("{name}-{scale_name}"), args, scale: &scale, place: &place, checkout };
+    let table_args = job.table_args(name, scale_name);
+    if args.dry_run {
+        return dry_run(&job, &plan, &table_args, &absent);
+    }
+    if !absent.is_empty() {
+        return Err(exit::error(exit::DATA, no_data(&absent, &place)));
+    }
+    if args.prebuilt {
+        if !checkout.c2r().is_file() {
+            return Err(exit::usage(format!("--prebuilt: there is no {}", checkout.c2r().display())));
+        }
     } else {
-        ui::note(format!(
-            "{} commands, {n_open} of them to run, {n_jobs} at once; results in {}",
-            steps.len(),
-            checkout.relative(&place.runs).display()
-        ));
-        if scale_name == LONG_SCALE && !args.no_estimate {
-            estimate::print(&steps, &finished, n_jobs, checkout)?;
+        setup::ensure(checkout)?;
+        checkout.build_c2r()?;
+    }
+    ui::note(format!("{}, scale {scale_name}: {}", experiment.title, scale.about));
+    let summary = job.run(&plan)?;
+    let mut outside = false;
+    if summary.n_done() > 0 && !args.no_table {
+        let whole = planner.plan(&Only::default(), Shard::ALL)?;
+        let absent = datasets.missing(scale.datasets.iter().map(String::as_str));
+        if view::update(&job.table_folder(), &whole.steps, &run::finished(&whole.steps), &absent)? > 0 {
+            outside = table(&table_args, checkout)?;
         }
     }
-    let summary = run::run(&steps, &finished, n_jobs, checkout)?;
-    if n_open > 0 {
-        ui::note(format!(
-            "{} commands finished, {} of them before",
-            summary.n_finished + summary.n_reused,
-            summary.n_reused
-        ));
-    }
-    let outside = if summary.n_finished + summary.n_reused > 0 {
-        table(&table_args(name, scale_name, &place), checkout)?
-    } else {
-        false
-    };
-    conclude(&summary, &steps, outside)
+    conclude(&summary, &plan.steps, outside)
 }
 
-/// Relative to where the user stands, except for the default, which belongs to the checkout.
-fn results_folder(args: &Args, checkout: &Checkout, user_folder: &Path) -> PathBuf {
+/// Where everything is, as the user said it.
+fn place(args: &Args, checkout: &Checkout) -> anyhow::Result<Place> {
+    let user_folder = env::current_dir()?;
+    // Relative to where the user stands, except for the default, which belongs to the checkout.
     let is_default = args.results.as_os_str() == "runs";
-    if is_default { checkout.root().join(&args.results) } else { user_folder.join(&args.results) }
+    let results = if is_default { checkout.root().join(&args.results) } else { user_folder.join(&args.results) };
+    let data = args.data.clone().or_else(|| env::var_os("C2R_DATA").filter(|dir| !dir.is_empty()).map(PathBuf::from));
+    Ok(Place {
+        root: checkout.root().to_owned(),
+        results,
+        data: data.map(|dir| user_folder.join(dir)),
+        threads: None,
+        device: args.device.clone(),
+        force: args.force,
+    })
 }
 
-/// As many commands at once as the cores carry; small networks gain nothing from many threads each.
-fn n_jobs(args: &Args, scale: &Scale, n_open: usize) -> usize {
-    let n_cores = thread::available_parallelism().map_or(1, usize::from);
-    let carried = scale.threads.map_or(1, |threads| (n_cores / threads).max(1));
-    args.jobs.map_or(carried, usize::from).min(n_open.max(1))
+fn say_what_is_missing(experiment: &Experiment, plan: &Plan) {
+    for sentence in &experiment.missing {
+        ui::note(format!("missing: {sentence}"));
+    }
+    if !plan.without_profile.is_empty() {
+        let names: Vec<&str> = plan.without_profile.iter().map(String::as_str).collect();
+        ui::note(format!("missing: not implemented yet, so without rows: {}", names.join(", ")));
+    }
 }
 
-fn list(checkout: &Checkout) -> anyhow::Result<()> {
-    for name in experiment::names(checkout)? {
-        let experiment = Experiment::read(checkout, &name)?;
-        ui::out(format!("{name}: {}", experiment.title));
-        for (scale, grid) in &experiment.scales {
-            ui::out(format!("  --scale {scale}: {}", grid.about));
-            ui::out(format!(
-                "    methods {}; datasets {}; ipc {}; seeds {}; {}; attacks {}",
-                grid.methods.join(", "),
-                grid.datasets.join(", "),
-                grid.ipcs.iter().map(u32::to_string).collect::<Vec<_>>().join(", "),
-                grid.seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(", "),
-                grid.protocols.join(", "),
-                grid.attacks.join(", ")
-            ));
+fn no_data(absent: &[String], place: &Place) -> String {
+    let place = match &place.data {
+        Some(folder) => format!("not in {}", folder.display()),
+        None => "is not here, and no folder with datasets was given (--data DIR or C2R_DATA)".to_owned(),
+    };
+    format!(
+        "no data: {} {place}; docs/datasets.md says what belongs there, --only leaves datasets out",
+        absent.join(", ")
+    )
+}
+
+/// A part of a grid that is to be run.
+struct Job<'a> {
+    /// `table2-quick`: the folder of its table.
+    name: String,
+    args: &'a Args,
+    scale: &'a Scale,
+    place: &'a Place,
+    checkout: &'a Checkout,
+}
+
+impl Job<'_> {
+    fn table_folder(&self) -> PathBuf {
+        self.place.results.join(&self.name)
+    }
+
+    fn table_args(&self, name: &str, scale: &str) -> Vec<String> {
+        let folder = self.place.show(&self.table_folder());
+        let file = format!("{FOLDER}/{name}.toml");
+        ["table", &folder, "--experiment", &file, "--scale", scale, "--output-dir", &folder].map(String::from).into()
+    }
+
+    fn finished(&self, steps: &[Step]) -> Vec<bool> {
+        if self.args.force { vec![false; steps.len()] } else { run::finished(steps) }
+    }
+
+    /// As many commands at once as the cores carry; small networks gain nothing from many threads each.
+    fn n_jobs(&self, n_open: usize) -> usize {
+        let n_cores = thread::available_parallelism().map_or(1, usize::from);
+        let carried = self.scale.threads.map_or(1, |threads| (n_cores / threads).max(1));
+        self.args.jobs.map_or(carried, usize::from).min(n_open.max(1))
+    }
+
+    fn run(&self, plan: &Plan) -> anyhow::Result<run::Summary> {
+        let steps = &plan.steps;
+        let finished = self.finished(steps);
+        let n_open = finished.iter().filter(|&&done| !done).count();
+        if n_open == 0 {
+            ui::note(format!("all {} commands were finished before", steps.len()));
+            return Ok(run::Summary { n_reused: steps.len(), ..run::Summary::default() });
+        }
+        let n_jobs = self.n_jobs(n_open);
+        let results = self.checkout.relative(&self.place.results).display().to_string();
+        ui::note(format!("{} commands, {n_open} of them to run; results in {results}", steps.len()));
+        let local = self.args.launcher == Launcher::Local;
+        if self.args.scale.as_deref() == Some(LONG_SCALE) && !self.args.no_estimate && local {
+            let times = estimate::times(steps, &self.place.results, self.checkout)?;
+            estimate::print(steps, &finished, &times, n_jobs);
+        }
+        let summary = match self.args.launcher {
+            Launcher::Local => run::run(steps, &finished, n_jobs, self.checkout)?,
+            Launcher::Slurm => slurm::run(self, plan, &finished)?,
+        };
+        let others = match summary.n_elsewhere {
+            0 => String::new(),
+            n => format!(", {n} of them by others"),
+        };
+        ui::note(format!("{} commands finished, {} of them before{others}", summary.n_done(), summary.n_reused));
+        Ok(summary)
+    }
+}
+
+fn read(checkout: &Checkout, name: &str) -> anyhow::Result<Experiment> {
+    let there = names(checkout)?;
+    if !there.iter().any(|other| other == name) {
+        return Err(exit::usage(plan::unknown("experiment", name, there)));
+    }
+    let path = checkout.root().join(FOLDER).join(name).with_extension("toml");
+    Experiment::read(&path).map_err(exit::usage)
+}
+
+/// The experiments of the checkout, sorted.
+fn names(checkout: &Checkout) -> anyhow::Result<Vec<String>> {
+    let folder = checkout.root().join(FOLDER);
+    let entries = fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        let is_experiment = path.extension().is_some_and(|end| end == "toml") && !path.ends_with(COMMON);
+        names.extend(path.file_stem().filter(|_| is_experiment).map(|stem| stem.to_string_lossy().into_owned()));
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Everything about a grid that `--list` shows.
+struct Listed {
+    heading: String,
+    plan: Plan,
+    n_finished: usize,
+    /// Datasets that are not here.
+    absent: Vec<String>,
+    /// Where its commands start among all that are asked for.
+    from: usize,
+}
+
+fn list(place: &Place, checkout: &Checkout) -> anyhow::Result<()> {
+    let datasets = Datasets::read(place)?;
+    let (mut listed, mut asked) = (Vec::new(), Vec::<Step>::new());
+    for name in names(checkout)? {
+        let experiment = read(checkout, &name)?;
+        for (scale_name, scale) in &experiment.scales {
+            let place = Place { threads: scale.threads, ..place.clone() };
+            let planner = Planner { experiment: &experiment, scale, place: &place, datasets: &datasets };
+            let plan = planner.plan(&Only::default(), Shard::ALL)?;
+            let first = listed.iter().all(|other: &Listed| !other.heading.starts_with(&format!("{name}: ")));
+            let heading = if first { format!("{name}: {}\n", experiment.title) } else { String::new() };
+            let missing: String = experiment.missing.iter().map(|text| format!("  missing: {text}\n")).collect();
+            let heading =
+                format!("{heading}{}  --scale {scale_name}: {}", if first { &missing } else { "" }, scale.about);
+            let n_finished = run::finished(&plan.steps).iter().filter(|&&done| done).count();
+            let absent = datasets.missing(scale.datasets.iter().map(String::as_str));
+            let from = asked.len();
+            asked.extend(plan.steps.iter().map(|step| Step { needs: step.needs.map(|n| n + from), ..step.clone() }));
+            listed.push(Listed { heading, plan, n_finished, absent, from });
+        }
+    }
+    let times = if checkout.c2r().is_file() {
+        // Every scale has its own number of threads, and one measurement takes one.
+        ui::note("asking c2r how long everything takes here (the first time it measures for a minute)");
+        let asked: Vec<Step> = asked.into_iter().map(one_thread).collect();
+        estimate::times(&asked, &place.results, checkout).map_err(|error| exit::message(&error))
+    } else {
+        Err("c2r is not built".to_owned())
+    };
+    if let Err(reason) = &times {
+        ui::note(format!("no times: {reason}"));
+    }
+    for part in &listed {
+        ui::out(&part.heading);
+        let steps = &part.plan.steps;
+        let count = |stage: &str| steps.iter().filter(|step| step.stage.command() == stage).count();
+        let (distilled, trained, attacked) = (count("distill"), count("train"), count("attack"));
+        let mut line = format!("    {distilled} distillations, {trained} trainings, {attacked} attacks");
+        line += &format!("; {} of {} commands finished", part.n_finished, steps.len());
+        if let Ok(times) = &times {
+            let finished = run::finished(steps);
+            let open = times[part.from..part.from + steps.len()].iter().zip(&finished).filter(|(_, done)| !**done);
+            let known: Vec<f64> = open.clone().filter_map(|(time, _)| time.as_ref().ok().copied()).collect();
+            let n_unknown = open.count() - known.len();
+            if !known.is_empty() {
+                line += &format!(", the rest takes about {} of one core here", estimate::time(known.iter().sum()));
+            }
+            if n_unknown > 0 {
+                line += &format!(" ({n_unknown} commands of unknown length)");
+            }
+        }
+        ui::out(line);
+        if !part.absent.is_empty() {
+            ui::out(format!("    no data: {}", part.absent.join(", ")));
+        }
+        if !part.plan.without_profile.is_empty() {
+            let names: Vec<&str> = part.plan.without_profile.iter().map(String::as_str).collect();
+            ui::out(format!("    not implemented yet: {}", names.join(", ")));
         }
     }
     Ok(())
 }
 
-fn print_commands(steps: &[Step], table_args: &[String], checkout: &Checkout) {
-    let c2r = checkout.relative(&checkout.c2r()).display().to_string();
-    for step in steps {
+fn one_thread(mut step: Step) -> Step {
+    match step.how.iter().position(|word| word == "--threads") {
+        Some(position) => step.how[position + 1] = "1".into(),
+        None => step.how.extend(["--threads", "1"].map(String::from)),
+    }
+    step
+}
+
+fn dry_run(job: &Job<'_>, plan: &Plan, table_args: &[String], absent: &[String]) -> anyhow::Result<()> {
+    let c2r = job.checkout.relative(&job.checkout.c2r()).display().to_string();
+    for step in &plan.steps {
         let words = std::iter::once(c2r.as_str()).chain(step.args().map(String::as_str));
         ui::out(process::shell_line(words));
     }
     ui::out(process::shell_line(std::iter::once(c2r.as_str()).chain(table_args.iter().map(String::as_str))));
-}
-
-fn table_args(name: &str, scale: &str, place: &Place) -> Vec<String> {
-    let runs = place.runs.strip_prefix(&place.root).unwrap_or(&place.runs).display().to_string();
-    let file = Experiment::path(name);
-    ["table", &runs, "--experiment", &file, "--scale", scale, "--output-dir", &runs].map(String::from).into()
-}
-
-/// Two reproductions in one folder would start the same commands.
-fn lock(runs: &Path) -> anyhow::Result<fs::File> {
-    fs::create_dir_all(runs).with_context(|| format!("cannot create {}", runs.display()))?;
-    let path = runs.join(".lock");
-    let file = fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
-    if !FileExt::try_lock_exclusive(&file).with_context(|| format!("cannot lock {}", path.display()))? {
-        return Err(exit::usage(format!(
-            "another `cargo xtask reproduce` works in {}; wait for it or choose another --results",
-            runs.display()
-        )));
+    let finished = job.finished(&plan.steps);
+    let n_open = finished.iter().filter(|&&done| !done).count();
+    ui::note(format!("{} commands, {n_open} of them to run", plan.steps.len()));
+    if !absent.is_empty() {
+        ui::note(no_data(absent, job.place));
     }
-    Ok(file)
+    if n_open > 0 && job.checkout.c2r().is_file() {
+        let times = estimate::times(&plan.steps, &job.place.results, job.checkout)?;
+        estimate::print(&plan.steps, &finished, &times, job.n_jobs(n_open));
+    } else if n_open > 0 {
+        ui::note("what they cost is not known before c2r is built: cargo xtask setup && cargo build --release");
+    }
+    Ok(())
 }
 
 /// Prints the table; `true` if numbers are outside the tolerance.
@@ -236,7 +434,7 @@ fn table(args: &[String], checkout: &Checkout) -> anyhow::Result<bool> {
     }
 }
 
-/// The last word: what failed, grouped, because one missing dataset fails many commands.
+/// The last word: what failed, grouped, because one missing file fails many commands.
 fn conclude(summary: &run::Summary, steps: &[Step], outside: bool) -> anyhow::Result<()> {
     if summary.failures.is_empty() {
         return if outside {
@@ -250,26 +448,24 @@ fn conclude(summary: &run::Summary, steps: &[Step], outside: bool) -> anyhow::Re
     }
     let mut by_reason: BTreeMap<String, Vec<&run::Failure>> = BTreeMap::new();
     for failure in &summary.failures {
-        let reason = log_tail(&steps[failure.position].log, 1).pop().unwrap_or_default();
+        let reason = log_tail(&steps[failure.position].log(), 1).pop().unwrap_or_default();
         by_reason.entry(reason).or_default().push(failure);
     }
     for failures in by_reason.values() {
-        ui::note(format!("\n{}", failures[0].report));
+        ui::note(format!("\n{}", failures[0].failed.report));
         if failures.len() > 1 {
             let others: Vec<String> = failures[1..].iter().map(|failure| steps[failure.position].name()).collect();
             ui::note(format!("  the same in {} more: {}", others.len(), others.join(", ")));
         }
     }
-    let codes: Vec<u8> = summary.failures.iter().map(|failure| failure.code).collect();
-    let code = if codes.iter().all(|code| *code == codes[0]) { codes[0] } else { exit::UNEXPECTED };
+    let codes: BTreeSet<u8> = summary.failures.iter().map(|failure| failure.failed.code).collect();
+    let code = if codes.len() == 1 { codes.into_iter().next().unwrap_or(exit::UNEXPECTED) } else { exit::UNEXPECTED };
     let blocked = match summary.n_blocked {
         0 => String::new(),
         n_blocked => format!(", so {n_blocked} that need them did not run"),
     };
-    Err(exit::error(
-        code,
-        format!("{} commands failed{blocked}; fix the cause and run the same command again", codes.len()),
-    ))
+    let n_failed = summary.failures.len();
+    Err(exit::error(code, format!("{n_failed} commands failed{blocked}; fix the cause and run the same command again")))
 }
 
 /// The last lines of a log that say something; a progress bar's carriage returns count as line ends.
@@ -309,21 +505,12 @@ mod tests {
 
     #[test]
     fn failures_that_agree_give_their_code() {
-        let failure = |code| run::Failure { position: 0, code, report: "why".into() };
+        let failure = |code| run::Failure { position: 0, failed: record::Failed { code, report: "why".into() } };
         let summary = |codes: &[u8]| run::Summary {
             failures: codes.iter().map(|&code| failure(code)).collect(),
             ..run::Summary::default()
         };
-        let experiment = experiment::tests::example();
-        let place = Place {
-            root: "/repo".into(),
-            runs: "/repo/runs".into(),
-            data: None,
-            threads: None,
-            device: None,
-            force: false,
-        };
-        let steps = plan::expand(&experiment, experiment.scale("quick").unwrap(), &Only::default(), &place).unwrap();
+        let steps = plan::tests::Example::new().steps("");
         let code = |codes: &[u8], outside| match conclude(&summary(codes), &steps, outside) {
             Ok(()) => 0,
             Err(error) => exit::code_of(&error),
@@ -332,5 +519,59 @@ mod tests {
         assert_eq!(code(&[], true), exit::OUTSIDE_TOLERANCE);
         assert_eq!(code(&[3, 3], false), 3);
         assert_eq!(code(&[3, 1], true), exit::UNEXPECTED);
+    }
+
+    /// Every experiment of the repository can be planned at every scale, with or without data.
+    #[test]
+    fn every_experiment_has_a_plan() {
+        let checkout = Checkout::find().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let place = Place {
+            root: checkout.root().to_owned(),
+            results: folder.path().to_owned(),
+            data: None,
+            threads: None,
+            device: None,
+            force: false,
+        };
+        let datasets = Datasets::read(&place).unwrap();
+        let names = names(&checkout).unwrap();
+        let ids = |name: &str, scale: &str| -> BTreeSet<String> {
+            let experiment = read(&checkout, name).unwrap();
+            let scale = experiment.scale(scale).unwrap();
+            let planner = Planner { experiment: &experiment, scale, place: &place, datasets: &datasets };
+            planner.plan(&Only::default(), Shard::ALL).unwrap().steps.into_iter().map(|step| step.id).collect()
+        };
+        for name in [
+            "ablation",
+            "autoattack",
+            "cross-arch",
+            "drop-rate",
+            "eta",
+            "imagenet-subsets",
+            "larger-eps",
+            "ls-pgd",
+            "negatives",
+            "table2",
+        ] {
+            assert!(names.iter().any(|there| there == name), "{name}");
+            for scale in read(&checkout, name).unwrap().scales.keys() {
+                assert!(ids(name, scale).len() > 5, "{name} {scale}");
+            }
+        }
+        // What experiments have in common is done once.
+        let distilled = |name| ids(name, "paper").into_iter().filter(|id| id.starts_with("distill")).collect();
+        let table2: BTreeSet<String> = distilled("table2");
+        let drop_rate: BTreeSet<String> = distilled("drop-rate");
+        assert!(drop_rate.is_subset(&table2));
+        let larger_eps: BTreeSet<String> = distilled("larger-eps");
+        assert!(larger_eps.is_subset(&table2));
+        let trained = |name| ids(name, "quick").into_iter().filter(|id| id.starts_with("train")).collect();
+        let (cross, quick): (BTreeSet<String>, BTreeSet<String>) = (trained("cross-arch"), trained("table2"));
+        assert_eq!(cross.intersection(&quick).count(), 3 * 3 * 2, "the digits' own network, named or not");
+        let ablation: BTreeSet<String> = distilled("ablation");
+        let shared = ablation.intersection(&table2).count();
+        assert_eq!(shared, 2 * 3 * 5, "two methods, three datasets, five seeds");
+        assert!(ids("drop-rate", "paper").is_subset(&ids("table2", "paper")), "attacks too");
     }
 }

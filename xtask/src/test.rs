@@ -1,8 +1,10 @@
 //! `cargo xtask test`: every test of the workspace.
 
+use std::path::PathBuf;
+
 use crate::{
     checkout::{self, Checkout},
-    setup,
+    regression, setup,
 };
 
 /// Run the tests, documentation examples included
@@ -11,11 +13,26 @@ use crate::{
 Examples:
   cargo xtask test
   cargo xtask test --crate c2r-attacks pgd
-  C2R_DATA=~/datasets cargo xtask test --slow")]
+  C2R_DATA=~/datasets cargo xtask test --slow
+  cargo xtask test --regression --data ~/datasets
+
+--regression exits with 4 if a number has moved.")]
 pub(crate) struct Args {
     /// Also run what is marked as slow, and fail where a test lacks its data instead of skipping it
     #[arg(long)]
     slow: bool,
+
+    /// Run small experiments afresh and compare their numbers with the committed ones, instead of the tests
+    #[arg(long, conflicts_with_all = ["package", "filter"])]
+    regression: bool,
+
+    /// Take numbers that have moved, and write them into the change log
+    #[arg(long, requires = "regression")]
+    accept: bool,
+
+    /// Folder with the datasets for --regression [default: the variable C2R_DATA]
+    #[arg(long, value_name = "DIR", requires = "regression")]
+    data: Option<PathBuf>,
 
     /// Only this crate
     #[arg(long = "crate", value_name = "NAME")]
@@ -28,6 +45,9 @@ pub(crate) struct Args {
 /// The command.
 pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     setup::ensure(checkout)?;
+    if args.regression {
+        return regression::run(args.accept, args.data.as_deref(), args.slow, checkout);
+    }
     let mut command = checkout.cargo();
     command.args(cargo_words(args));
     checkout::with_libtorch(&mut command, &checkout.libtorch_link());
@@ -57,7 +77,14 @@ mod tests {
     #[test]
     fn words_for_cargo() {
         let check = |slow, package: Option<&str>, filter: Option<&str>, words: &str| {
-            let args = Args { slow, package: package.map(Into::into), filter: filter.map(Into::into) };
+            let args = Args {
+                slow,
+                regression: false,
+                accept: false,
+                data: None,
+                package: package.map(Into::into),
+                filter: filter.map(Into::into),
+            };
             assert_eq!(cargo_words(&args).join(" "), words);
         };
         check(false, None, None, "test --release --no-fail-fast --workspace");

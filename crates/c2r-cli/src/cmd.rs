@@ -3,6 +3,7 @@
 pub(crate) mod attack;
 pub(crate) mod distill;
 pub(crate) mod doctor;
+pub(crate) mod estimate;
 pub(crate) mod inspect;
 pub(crate) mod table;
 pub(crate) mod train;

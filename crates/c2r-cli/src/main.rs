@@ -70,6 +70,8 @@ enum Command {
     Attack(cmd::attack::Args),
     /// Make the table from a folder of attack reports
     Table(cmd::table::Args),
+    /// Say how long commands would take here
+    Estimate(cmd::estimate::Args),
     /// Say what a file or folder is and what looks wrong with it
     Inspect(cmd::inspect::Args),
     /// Say what was found on this machine: libtorch, CUDA, threads, data
@@ -117,6 +119,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Train(args) => cmd::train::run(args, device, &ui),
         Command::Attack(args) => cmd::attack::run(args, device, &ui),
         Command::Table(args) => cmd::table::run(args, &ui),
+        Command::Estimate(args) => cmd::estimate::run(&args, device, &ui),
         Command::Inspect(args) => cmd::inspect::run(args, &ui),
         Command::Doctor(args) => cmd::doctor::run(args, device, &ui),
     }

@@ -6,14 +6,14 @@ use c2r_attacks::loss;
 use c2r_base::{Seed, grad};
 use c2r_data::DatasetSpec;
 use c2r_models::{Model, ModelInput, ModelSpec};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tch::{Cuda, Device, Kind, Tensor};
 
 /// Seconds of measuring per kind of pass, after one pass to warm up.
 const SECONDS: f64 = 1.0;
 
 /// Images per second.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Throughput {
     /// Forward only.
     pub(crate) forward: f64,

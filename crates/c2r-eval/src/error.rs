@@ -1,6 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use c2r_base::artifact::ArtifactError;
+use c2r_experiment::ExperimentError;
 
 /// Why a table cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -20,14 +21,9 @@ pub enum EvalError {
     /// Several files are broken; each is named.
     #[error("{} result files cannot be used:{}", .0.len(), listed(.0))]
     Several(Vec<EvalError>),
-    /// An experiment file is wrong.
-    #[error("{}: {reason}", path.display())]
-    Experiment {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong.
-        reason: String,
-    },
+    /// An experiment file cannot be used.
+    #[error(transparent)]
+    Experiment(#[from] ExperimentError),
     /// No result was found.
     #[error(
         "no attack.json under {}; `c2r attack --output RUN/PROTOCOL/attack.json` writes one",
@@ -77,10 +73,6 @@ pub enum EvalError {
 impl EvalError {
     pub(crate) fn record(path: &Path, reason: impl Into<String>) -> Self {
         Self::Record { path: path.to_owned(), reason: reason.into() }
-    }
-
-    pub(crate) fn experiment(path: &Path, reason: impl Into<String>) -> Self {
-        Self::Experiment { path: path.to_owned(), reason: reason.into() }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Robustness metrics, statistics and result tables.
 //!
 //! **What it is:** [`AttackRecord`] (the `attack.json` file: one trained network under attack), [`collect`] (every
-//! such file of a results folder), [`Experiment`] (labels and published numbers), [`Table`] (rows with mean,
+//! such file of a results folder), [`Experiment`] (labels and published numbers, from `c2r-experiment`), [`Table`] (rows with mean,
 //! deviation, significance and the files behind every number) and its renderings.
 //!
 //! **What it is not:** it runs no network and no attack ([`AttackRecord::from_report`] takes what
@@ -20,7 +20,6 @@
 
 mod collect;
 mod error;
-mod experiment;
 mod from_report;
 pub mod metrics;
 mod record;
@@ -28,9 +27,9 @@ mod render;
 pub mod stats;
 pub mod table;
 
+pub use c2r_experiment::{Experiment, Method, MethodKind, Override, Published, Scale};
 pub use collect::{Source, collect};
 pub use error::EvalError;
-pub use experiment::{Experiment, Method, MethodKind, Override, Published, Scale};
 pub use from_report::RecordContext;
 pub use record::{AttackEntry, AttackRecord, Bits, Samples};
 pub use table::{Table, TableOptions};

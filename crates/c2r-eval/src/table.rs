@@ -321,7 +321,7 @@ impl Table {
                 name: experiment.name.clone(),
                 scale: options.scale.map(str::to_owned),
                 about: plan.scale.map(|scale| scale.about.clone()).unwrap_or_default(),
-                threat: plan.scale.map(|scale| format!("{:?} {}", scale.norm, scale.epsilon)).unwrap_or_default(),
+                threat: plan.scale.map(threat).unwrap_or_default(),
                 source: experiment.source.clone(),
                 tolerance: experiment.tolerance,
                 tolerance_applies: plan.tolerance.is_some(),
@@ -460,7 +460,9 @@ impl<'a> Plan<'a> {
     }
 
     fn same_threat(&self, norm: Norm, epsilon: f64) -> bool {
-        self.scale.is_some_and(|scale| scale.norm == norm && scale.epsilon.value() == epsilon)
+        self.scale.is_some_and(|scale| {
+            scale.norm.parse::<Norm>().is_ok_and(|planned| planned == norm) && scale.radii().contains(&epsilon)
+        })
     }
 
     /// Number of runs planned for a row.
@@ -494,7 +496,7 @@ impl<'a> Plan<'a> {
                 && (column == CLEAN
                     || norm == Norm::Linf
                         && section.goal == "Untargeted"
-                        && number.epsilon().value().to_bits() == section.epsilon)
+                        && number.radius().to_bits() == section.epsilon)
         };
         let candidates = || self.experiment.into_iter().flat_map(|experiment| &experiment.published).filter(matches);
         let over = |number: &&crate::Published| {
@@ -522,6 +524,12 @@ impl<'a> Plan<'a> {
             caveat,
         })
     }
+}
+
+/// `Linf 2/255`.
+fn threat(scale: &Scale) -> String {
+    let norm = scale.norm.parse::<Norm>().map_or_else(|_| scale.norm.clone(), |norm| format!("{norm:?}"));
+    format!("{norm} {}", scale.epsilons.join(", "))
 }
 
 fn epsilon_of(section: &Section) -> f64 {

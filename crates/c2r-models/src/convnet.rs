@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor};
 use crate::{ConvNetSpec, FeatureNorm, ModelInput};
 
 /// Epsilon of the instance normalization, torch's default.
-const NORM_EPS: f64 = 1e-5;
+pub(crate) const NORM_EPS: f64 = 1e-5;
 
 /// Module positions per block in the original `nn.Sequential`: convolution, norm, ReLU, pool.
 const MODULES_PER_BLOCK: i64 = 4;

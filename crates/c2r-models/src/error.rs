@@ -23,6 +23,18 @@ pub enum ModelError {
         /// Image width.
         width: i64,
     },
+    /// Images too small for an architecture of fixed depth.
+    #[error("{spec} needs images of at least {smallest}x{smallest} pixels, these are {height}x{width}")]
+    TooSmall {
+        /// The architecture.
+        spec: String,
+        /// The smallest side that it takes.
+        smallest: i64,
+        /// Image height.
+        height: i64,
+        /// Image width.
+        width: i64,
+    },
     /// Tensors that do not fit the network.
     #[error("the parameters do not fit {spec}: {}", differences.join("; "))]
     State {

@@ -29,14 +29,16 @@
 
 pub mod checkpoint;
 mod convnet;
+mod deep;
 mod error;
 mod frozen;
 mod model;
+mod network;
 mod spec;
 mod torchscript;
 
 pub use error::ModelError;
 pub use frozen::Frozen;
 pub use model::{Model, ModelInput};
-pub use spec::{ConvNetSpec, FeatureNorm, ModelSpec, ParseModelSpecError};
+pub use spec::{ConvNetSpec, DeepSpec, FeatureNorm, ModelSpec, ParseModelSpecError};
 pub use torchscript::TorchScript;

@@ -7,7 +7,8 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     ModelError, ModelSpec,
-    convnet::{self, ConvNet, Init, ParameterSpec},
+    convnet::{Init, ParameterSpec},
+    network::{self, Network},
 };
 
 /// What a network is made for: the images it sees, the classes it tells apart and how it normalizes.
@@ -69,7 +70,7 @@ pub struct Model {
     input: ModelInput,
     device: Device,
     parameters: BTreeMap<String, Tensor>,
-    network: ConvNet,
+    network: Network,
     mean: Tensor,
     std: Tensor,
 }
@@ -82,7 +83,7 @@ impl Model {
     /// Drawn on the host, from one stream of `seed` per parameter name: the same on every device.
     ///
     /// # Errors
-    /// [`ModelError::Input`] or [`ModelError::TooDeep`].
+    /// [`ModelError::Input`], [`ModelError::TooDeep`] or [`ModelError::TooSmall`].
     pub fn new(spec: &ModelSpec, input: &ModelInput, seed: Seed, device: Device) -> Result<Self, ModelError> {
         Self::build(spec, input, device, |parameter| {
             let n = parameter.shape.iter().product::<i64>() as usize;
@@ -112,17 +113,7 @@ impl Model {
         value: impl Fn(&ParameterSpec) -> Tensor,
     ) -> Result<Self, ModelError> {
         input.check()?;
-        let ModelSpec::ConvNet(layers) = spec;
-        let (height, width) = convnet::feature_size(layers, input);
-        if height == 0 || width == 0 {
-            return Err(ModelError::TooDeep {
-                spec: spec.to_string(),
-                depth: layers.depth,
-                height: input.height,
-                width: input.width,
-            });
-        }
-        let parameters: BTreeMap<String, Tensor> = convnet::parameters(layers, input)
+        let parameters: BTreeMap<String, Tensor> = network::parameters(spec, input)?
             .into_iter()
             .map(|parameter| {
                 let tensor = value(&parameter).to_device(device).set_requires_grad(true);
@@ -134,7 +125,7 @@ impl Model {
             Tensor::from_slice(&values).view([1, input.channels, 1, 1]).to_device(device)
         };
         Ok(Self {
-            network: ConvNet::new(layers, input, &parameters, device),
+            network: Network::new(spec, input, &parameters, device),
             mean: per_channel(&input.mean),
             std: per_channel(&input.std),
             parameters,
@@ -167,9 +158,8 @@ impl Model {
                 (name.clone(), tensor)
             })
             .collect();
-        let ModelSpec::ConvNet(layers) = &self.spec;
         Self {
-            network: ConvNet::new(layers, &self.input, &parameters, self.device),
+            network: Network::new(&self.spec, &self.input, &parameters, self.device),
             mean: self.mean.shallow_clone(),
             std: self.std.shallow_clone(),
             parameters,
@@ -198,13 +188,13 @@ impl Model {
     ///
     /// * `images`: f32 `[N, C, H, W]` pixels on [`Model::device`]; `[0, 1]` is not enforced, because
     ///   augmentation may leave it.
-    /// * `train`: the view to take. A ConvNet has no layer that differs between training and
+    /// * `train`: the view to take. No network here has a layer that differs between training and
     ///   evaluation; the caller still says which it means.
     ///
     /// # Panics
     /// If `images` do not have the shape of [`Model::input`].
     pub fn features(&self, images: &Tensor, train: bool) -> Tensor {
-        let _same_for_a_convnet = train;
+        let _same_in_both = train;
         let size = images.size();
         assert!(
             size.len() == 4 && size[1..] == self.input.image_shape(),
@@ -352,6 +342,66 @@ mod tests {
         assert_eq!(tiny.logits(&toys::images(2, [3, 64, 64]), false).size(), [2, 200]);
     }
 
+    /// Counted by hand from the layers; 11,173,962 and 9,231,114 are the field's own counts.
+    #[test]
+    fn sizes_of_the_networks_for_transfer() {
+        let check = |spec: &str, n_parameters: i64, n_features: i64| {
+            let model = model(spec, &cifar(), 0);
+            assert_eq!(model.n_parameters(), n_parameters, "{spec}");
+            assert_eq!(model.features(&toys::images(2, [3, 32, 32]), true).size(), [2, n_features], "{spec}");
+            let together = model.logits(&toys::images(3, [3, 32, 32]), false);
+            assert_eq!(together.size(), [3, 10]);
+            // No layer mixes images.
+            let alone = model.logits(&toys::images(3, [3, 32, 32]).narrow(0, 1, 1), false);
+            assert_close(spec, &together.narrow(0, 1, 1), &alone, 1e-4);
+            // Every parameter takes part.
+            let sum = model.logits(&toys::images(2, [3, 32, 32]), true).square().sum(Kind::Float);
+            let parameters = model.parameters();
+            let handles: Vec<&Tensor> = parameters.iter().map(|(_, tensor)| tensor).collect();
+            for ((name, _), gradient) in parameters.iter().zip(grad::gradients(&sum, &handles)) {
+                let largest = gradient.abs().max().double_value(&[]);
+                // A norm takes the mean of a channel away, and with it the convolution's bias.
+                let cancelled = spec == "VGG11-IN" && name.ends_with("bias") && gradient.size() != [10];
+                assert!(largest > 0.0 || cancelled, "{spec} {name}");
+            }
+        };
+        check("ResNet18-IN", 11_173_962, 512);
+        check("VGG11-IN", 9_231_114, 512);
+        check("AlexNet-NONE", 1_872_202, 192 * 4 * 4);
+        let large = ModelInput { height: 64, width: 64, n_classes: 200, ..cifar() };
+        for spec in ["ResNet18-IN", "VGG11-IN", "AlexNet-NONE"] {
+            assert_eq!(model(spec, &large, 0).logits(&toys::images(1, [3, 64, 64]), false).size(), [1, 200], "{spec}");
+        }
+    }
+
+    /// A residual block by hand: with its second norm switched off, the block is the ReLU of its input.
+    #[test]
+    fn a_residual_block_adds_its_input() {
+        let input = ModelInput { height: 16, width: 16, ..cifar() };
+        let model = model("ResNet18-IN", &input, 0);
+        let images = toys::images(2, [3, 16, 16]);
+        let before = model.features(&images, false);
+        {
+            let _no_grad = tch::no_grad_guard();
+            for (name, mut tensor) in model.parameters() {
+                if name.starts_with("layer1.1.bn2") {
+                    let _ = tensor.zero_();
+                }
+            }
+        }
+        let without = model.features(&images, false);
+        assert!(c2r_testkit::max_difference(&before, &without) > 1e-4, "the block did something");
+        {
+            let _no_grad = tch::no_grad_guard();
+            for (name, mut tensor) in model.parameters() {
+                if name.starts_with("layer1.1.conv") {
+                    let _ = tensor.zero_();
+                }
+            }
+        }
+        assert_close("its convolutions reach nothing", &model.features(&images, false), &without, 0.0);
+    }
+
     #[test]
     fn odd_sizes_are_rounded_down() {
         let input = ModelInput { height: 13, width: 11, ..cifar() };
@@ -365,6 +415,8 @@ mod tests {
             Model::new(&spec.parse().unwrap(), input, Seed::new(0), Device::Cpu).unwrap_err().to_string()
         };
         assert!(wrong("ConvNet-D4-W8-IN", &digits()).contains("leaves nothing of 8x8"));
+        assert!(wrong("ResNet18-IN", &digits()).contains("at least 9x9 pixels, these are 8x8"));
+        assert!(wrong("VGG11-IN", &digits()).contains("at least 32x32 pixels"));
         assert!(wrong("ConvNet-D1-W8-IN", &ModelInput { n_classes: 1, ..digits() }).contains("1 classes"));
         assert!(wrong("ConvNet-D1-W8-IN", &ModelInput { std: vec![0.0], ..digits() }).contains("positive"));
         assert!(wrong("ConvNet-D1-W8-IN", &ModelInput { mean: vec![], ..digits() }).contains("0 values"));

@@ -17,6 +17,32 @@ use serde::{Deserialize, Serialize};
 pub enum ModelSpec {
     /// Convolutions and average pools.
     ConvNet(ConvNetSpec),
+    /// A network of fixed size, for cross-architecture tables.
+    Deep(DeepSpec),
+}
+
+/// Networks that the field tests distilled images on, besides the one they were made with. Their size is fixed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DeepSpec {
+    /// `ResNet18-IN`: the form for small images (a 3x3 convolution first, global mean last), instance-normalized;
+    /// images of 9x9 pixels or more.
+    ResNet18,
+    /// `VGG11-IN`: eight convolutions, instance-normalized, one linear layer; images of 32x32 pixels or more.
+    Vgg11,
+    /// `AlexNet-NONE`: five convolutions without norms, one linear layer; images of 8x8 pixels or more.
+    AlexNet,
+}
+
+impl DeepSpec {
+    const ALL: [Self; 3] = [Self::ResNet18, Self::Vgg11, Self::AlexNet];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::ResNet18 => "ResNet18-IN",
+            Self::Vgg11 => "VGG11-IN",
+            Self::AlexNet => "AlexNet-NONE",
+        }
+    }
 }
 
 /// The ConvNet of the dataset distillation field (Zhao et al. 2021, arXiv:2006.05929): `depth` blocks of
@@ -68,7 +94,10 @@ impl ModelSpec {
 
 impl fmt::Display for ModelSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self::ConvNet(ConvNetSpec { depth, width, norm }) = self;
+        let ConvNetSpec { depth, width, norm } = match self {
+            Self::ConvNet(layers) => layers,
+            Self::Deep(deep) => return f.write_str(deep.name()),
+        };
         let norm = match norm {
             FeatureNorm::Instance => "IN",
             FeatureNorm::None => "NONE",
@@ -79,7 +108,9 @@ impl fmt::Display for ModelSpec {
 
 /// A text that names no [`ModelSpec`].
 #[derive(Debug, thiserror::Error)]
-#[error("`{text}` is not a model: {reason} (write e.g. ConvNet-D3-W128-IN: depth 1 to 6, width, IN or NONE)")]
+#[error(
+    "`{text}` is not a model: {reason} (write e.g. ConvNet-D3-W128-IN: depth 1 to 6, width, IN or NONE; or ResNet18-IN, VGG11-IN, AlexNet-NONE)"
+)]
 pub struct ParseModelSpecError {
     text: String,
     reason: String,
@@ -90,6 +121,9 @@ impl FromStr for ModelSpec {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let wrong = |reason: String| ParseModelSpecError { text: text.to_owned(), reason };
+        if let Some(deep) = DeepSpec::ALL.into_iter().find(|deep| deep.name() == text) {
+            return Ok(Self::Deep(deep));
+        }
         let parts: Vec<&str> = text.split('-').collect();
         let &[family, depth, width, norm] = parts.as_slice() else {
             return Err(wrong(format!("it has {} parts instead of 4", parts.len())));
@@ -147,6 +181,16 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn deep_networks_have_one_name_each() {
+        for deep in DeepSpec::ALL {
+            let spec = ModelSpec::Deep(deep);
+            assert_eq!(spec.to_string().parse::<ModelSpec>().unwrap(), spec);
+        }
+        let message = "ResNet18-BN".parse::<ModelSpec>().unwrap_err().to_string();
+        assert!(message.contains("ResNet18-IN, VGG11-IN, AlexNet-NONE"), "{message}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What people see while the commands run: bars on a terminal, plain lines elsewhere.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::Mutex,
     time::{Duration, Instant},
 };
@@ -24,6 +24,8 @@ struct State {
     done: usize,
     total: usize,
     running: BTreeMap<usize, Running>,
+    /// Mentioned once.
+    elsewhere: BTreeSet<usize>,
 }
 
 struct Running {
@@ -50,7 +52,7 @@ impl Board {
             bar.enable_steady_tick(Duration::from_millis(500));
             (all, bar)
         });
-        Self { bars, state: Mutex::new(State { done, total, running: BTreeMap::new() }) }
+        Self { bars, state: Mutex::new(State { done, total, running: BTreeMap::new(), elsewhere: BTreeSet::new() }) }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -79,10 +81,27 @@ impl Board {
             return;
         }
         running.told = Instant::now();
-        let line = log_tail(&step.log, 1).pop().unwrap_or_default();
+        let line = log_tail(&step.log(), 1).pop().unwrap_or_default();
         match &running.bar {
             Some(bar) => bar.set_message(line),
             None => ui::note(format!("... {} ({}) {line}", running.name, ui::duration(running.started.elapsed()))),
+        }
+    }
+
+    /// Another process works on `step`, or has finished it.
+    pub(crate) fn elsewhere(&self, position: usize, step: &Step, finished: bool) {
+        let mut state = self.state();
+        let line = if finished {
+            state.done += 1;
+            format!("[{}/{}] {} was finished elsewhere", state.done, state.total, step.name())
+        } else if state.elsewhere.insert(position) {
+            format!("{} is worked on elsewhere; it is looked at again", step.name())
+        } else {
+            return;
+        };
+        match &self.bars {
+            None => ui::note(line),
+            Some((_, bar)) => bar.set_position(state.done as u64),
         }
     }
 

@@ -1,138 +1,150 @@
-//! What is written beside a finished command, so that the next `reproduce` need not start it again.
+//! What is written beside a job that ended: `job.json` if it is finished, `failed.json` if it is not.
 
-use std::{fs, io::Read, path::Path, time::Duration};
+use std::{fs, io, path::Path, time::Duration};
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
-use super::plan::Step;
+use super::{lease, plan::Step};
 
-/// A finished command.
+const SCHEMA_VERSION: u32 = 2;
+
+const FINISHED: &str = "job.json";
+const FAILED: &str = "failed.json";
+
+/// A finished job.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Record {
+struct Finished {
     schema_version: u32,
+    /// The folder's name.
+    id: String,
+    /// The cell it was made for first; others may use it too.
+    name: String,
     /// The arguments that decide the result.
     what: Vec<String>,
-    /// SHA-256 over `what` and the contents of the input files.
-    fingerprint: String,
-    /// Wall-clock time.
+    /// Wall-clock time of the command, in its last session.
     seconds: f64,
+    /// Where it ran.
+    host: String,
 }
 
-const SCHEMA_VERSION: u32 = 1;
-
-/// SHA-256 over what decides the result of `step`: its arguments and the contents of its inputs.
-///
-/// # Errors
-/// If an input cannot be read.
-pub(crate) fn fingerprint(step: &Step) -> anyhow::Result<String> {
-    let mut hash = Sha256::new();
-    for word in &step.what {
-        hash.update((word.len() as u64).to_le_bytes());
-        hash.update(word);
-    }
-    for input in &step.inputs {
-        hash.update(hash_of_file(input).with_context(|| format!("cannot read {}", input.display()))?);
-    }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+/// A job that failed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Failed {
+    /// Exit code of the command; 1 if it had none (killed by a signal).
+    pub(crate) code: u8,
+    /// What happened, with the end of its log.
+    pub(crate) report: String,
 }
 
-fn hash_of_file(path: &Path) -> std::io::Result<[u8; 32]> {
-    let mut file = fs::File::open(path)?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(hash.finalize().into()),
-            length => hash.update(&buffer[..length]),
-        }
-    }
-}
-
-/// Whether `step` was finished with the same arguments and inputs, and its outputs are still there.
+/// Whether `step` is finished: the folder says so, and its output is there.
 pub(crate) fn is_finished(step: &Step) -> bool {
-    let Ok(text) = fs::read(&step.record) else { return false };
-    let Ok(record) = serde_json::from_slice::<Record>(&text) else { return false };
-    record.schema_version == SCHEMA_VERSION
-        && step.outputs.iter().all(|output| output.is_file())
-        && fingerprint(step).is_ok_and(|now| now == record.fingerprint)
+    step.folder.join(step.output).is_file()
+        && read::<Finished>(&step.folder.join(FINISHED))
+            .is_some_and(|record| record.schema_version == SCHEMA_VERSION && record.id == step.id)
 }
 
 /// Writes that `step` is finished.
 ///
 /// # Errors
 /// If the file cannot be written.
-pub(crate) fn write(step: &Step, took: Duration) -> anyhow::Result<()> {
-    let record = Record {
+pub(crate) fn finish(step: &Step, took: Duration) -> anyhow::Result<()> {
+    let record = Finished {
         schema_version: SCHEMA_VERSION,
+        id: step.id.clone(),
+        name: step.name(),
         what: step.what.clone(),
-        fingerprint: fingerprint(step)?,
         seconds: took.as_secs_f64(),
+        host: lease::host_name(),
     };
-    let fresh = step.record.with_extension("json.part");
-    let mut text = serde_json::to_string_pretty(&record)?;
+    write(&step.folder.join(FINISHED), &record)
+}
+
+/// Writes why `step` failed, for those who did not see it run.
+///
+/// # Errors
+/// If the file cannot be written.
+pub(crate) fn fail(step: &Step, failed: &Failed) -> anyhow::Result<()> {
+    write(&step.folder.join(FAILED), failed)
+}
+
+/// Why `step` failed the last time, if it did.
+pub(crate) fn failure(step: &Step) -> Option<Failed> {
+    read(&step.folder.join(FAILED))
+}
+
+/// Forgets how `step` ended before.
+///
+/// # Errors
+/// If a file is there and cannot be removed.
+pub(crate) fn forget(step: &Step) -> anyhow::Result<()> {
+    for name in [FINISHED, FAILED] {
+        remove(&step.folder.join(name))?;
+    }
+    Ok(())
+}
+
+/// Removes a file that need not be there.
+///
+/// # Errors
+/// If it is there and cannot be removed.
+pub(crate) fn remove(path: &Path) -> anyhow::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes a file whole or not at all, also where several processes write it at once.
+///
+/// # Errors
+/// If it cannot be written.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let fresh = path.with_extension(format!("{}.part", lease::token()));
+    let folder = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(folder)
+        .and_then(|()| fs::write(&fresh, bytes))
+        .and_then(|()| fs::rename(&fresh, path))
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn write(path: &Path, record: &impl Serialize) -> anyhow::Result<()> {
+    let mut text = serde_json::to_string_pretty(record)?;
     text.push('\n');
-    fs::write(&fresh, text)
-        .and_then(|()| fs::rename(&fresh, &step.record))
-        .with_context(|| format!("cannot write {}", step.record.display()))
+    write_whole(path, text.as_bytes())
+}
+
+fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Option<T> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::plan::{Cell, Stage},
-        *,
-    };
+    use super::{super::plan::tests::Example, *};
 
     #[test]
-    fn finished_means_same_arguments_same_inputs_and_outputs_there() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = |name: &str| folder.path().join(name);
-        let mut step = Step {
-            cell: Cell { dataset: "digits".into(), ipc: Some(1), method: "c2r".into(), seed: 0 },
-            stage: Stage::Distill,
-            needs: None,
-            what: vec!["distill".into(), "--ipc".into(), "1".into()],
-            how: vec![],
-            inputs: vec![file("profile")],
-            outputs: vec![file("synthetic")],
-            log: file("log"),
-            record: file("record.json"),
-        };
-        fs::write(file("profile"), "eta = 0.4").unwrap();
-        fs::write(file("synthetic"), "x").unwrap();
+    fn finished_means_recorded_and_the_output_there() {
+        let example = Example::new();
+        let step = example.steps("dataset=digits,ipc=1,method=c2r,seed=0").swap_remove(0);
+        fs::create_dir_all(&step.folder).unwrap();
+        fs::write(step.folder.join(step.output), "x").unwrap();
         assert!(!is_finished(&step));
-        write(&step, Duration::from_secs(1)).unwrap();
+        finish(&step, Duration::from_secs(1)).unwrap();
         assert!(is_finished(&step));
+        let other = Step { id: "distill-other".into(), ..step.clone() };
+        assert!(!is_finished(&other), "a folder that was copied under another name");
+        fs::remove_file(step.folder.join(step.output)).unwrap();
+        assert!(!is_finished(&step));
 
-        step.how.push("--threads=2".into());
-        assert!(is_finished(&step), "threads do not decide the result");
-        step.what[2] = "10".into();
-        assert!(!is_finished(&step));
-        step.what[2] = "1".into();
-        fs::write(file("profile"), "eta = 0.6").unwrap();
-        assert!(!is_finished(&step));
-        fs::write(file("profile"), "eta = 0.4").unwrap();
-        assert!(is_finished(&step));
-        fs::remove_file(file("synthetic")).unwrap();
-        assert!(!is_finished(&step));
-    }
-
-    #[test]
-    fn words_do_not_run_together() {
-        let step = |what: &[&str]| Step {
-            cell: Cell { dataset: String::new(), ipc: None, method: String::new(), seed: 0 },
-            stage: Stage::Distill,
-            needs: None,
-            what: what.iter().map(|word| (*word).to_owned()).collect(),
-            how: vec![],
-            inputs: vec![],
-            outputs: vec![],
-            log: "log".into(),
-            record: "record".into(),
-        };
-        assert_ne!(fingerprint(&step(&["ab", "c"])).unwrap(), fingerprint(&step(&["a", "bc"])).unwrap());
+        fail(&step, &Failed { code: 3, report: "no data".into() }).unwrap();
+        assert_eq!(failure(&step).unwrap().code, 3);
+        forget(&step).unwrap();
+        assert!(failure(&step).is_none() && !is_finished(&step));
+        let left: Vec<_> = fs::read_dir(&step.folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert!(left.is_empty(), "{left:?}");
     }
 }

@@ -1,3 +1,132 @@
-//! The command as a person runs it.
+//! The command as separate processes: downloads from a hostile server; `reproduce` killed, side by side, and under a real
+//! Slurm, with a shell script in the place of `c2r`.
+#![cfg(unix)]
 
 mod download;
+mod reproduce;
+mod slurm;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+/// Six distilled sets, each trained on and attacked under two protocols.
+const EXPERIMENT: &str = r#"
+schema_version = 2
+name = "example"
+title = "An example"
+source = "nobody"
+tolerance = 2.0
+[methods.one]
+label = "one"
+kind = "distill"
+profile = "data/profiles/p.toml"
+[methods.two]
+label = "two"
+kind = "distill"
+profile = "data/profiles/p.toml"
+[scales.quick]
+about = "an example"
+methods = ["one", "two"]
+datasets = ["digits"]
+ipcs = [1]
+seeds = [0, 1, 2]
+protocols = ["natural", "pgd-at"]
+attacks = ["fgsm"]
+norm = "linf"
+epsilons = ["0.1"]
+threads = 1
+"#;
+
+/// Commands of the example: a distillation, two trainings, two attacks for each set.
+const N_COMMANDS: usize = 6 * 5;
+
+/// Writes what it was called with into `calls`, fails if it is not alone in its folder, fails in seed 1's distillation while
+/// there is a file `broken`, takes longer while there is a file `slow`.
+const C2R: &str = r#"#!/bin/sh
+echo "$*" >> calls
+command=$1
+while [ $# -gt 0 ]; do
+    case $1 in
+        --run-dir) dir=$2 ;;
+        --output) out=$2; dir=$(dirname "$2") ;;
+        --seed) seed=$2 ;;
+    esac
+    shift
+done
+[ "$command" = table ] && { echo "the table"; exit 0; }
+mkdir "$dir/alone" || { echo "not alone in $dir"; exit 9; }
+trap 'rmdir "$dir/alone"' EXIT
+[ -f broken ] && [ "$command$seed" = distill1 ] && { echo "error: cannot read data_batch_1.bin"; exit 3; }
+[ -f slow ] && sleep 0.3
+case $command in
+    distill) echo "$seed" > "$dir/synthetic.safetensors" ;;
+    train) echo "$seed" > "$dir/model.safetensors"; echo "{}" > "$dir/run.json" ;;
+    attack) echo "{}" > "$out" ;;
+esac
+"#;
+
+/// A checkout with the example in a temporary folder.
+struct Checkout {
+    folder: tempfile::TempDir,
+}
+
+impl Checkout {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        write("xtask/Cargo.toml", "");
+        write("data/paper/example.toml", EXPERIMENT);
+        write("data/profiles/p.toml", "eta = 0.4");
+        write("data/digits/digits.csv", "pixels");
+        write("data/datasets.toml", "[[dataset]]\nname = \"digits\"\nformat = \"digits\"\nfolders = []\n");
+        write("target/release/script", C2R);
+        // Copied by another process: a program that is open for writing here, by a test beside this one, cannot be started.
+        let copy = "cp \"$0/script\" \"$0/c2r\" && chmod +x \"$0/c2r\"";
+        let copied = Command::new("sh").args(["-c", copy]).arg(folder.path().join("target/release")).status().unwrap();
+        assert!(copied.success());
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn mark(&self, name: &str) {
+        fs::write(self.path(name), "").unwrap();
+    }
+
+    fn reproduce(&self, more: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+        command.args(["reproduce", "example", "--scale", "quick", "--prebuilt"]).args(more);
+        command.current_dir(self.folder.path()).stdin(Stdio::null());
+        command.env_remove("CARGO_MANIFEST_DIR").env_remove("CARGO_TARGET_DIR").env_remove("C2R_DATA");
+        command
+    }
+
+    /// How often each command was started; the table does not count.
+    fn calls(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.path("calls")).unwrap_or_default();
+        text.lines().filter(|line| !line.starts_with("table")).map(String::from).collect()
+    }
+
+    fn n_finished(&self) -> usize {
+        let jobs = fs::read_dir(self.path("runs/jobs")).into_iter().flatten().flatten();
+        jobs.filter(|job| job.path().join("job.json").is_file()).count()
+    }
+}
+
+/// Exit code and what was said.
+fn ended(output: &Output) -> (Option<i32>, String) {
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+fn exists(path: &Path) -> bool {
+    path.exists()
+}

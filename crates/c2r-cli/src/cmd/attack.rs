@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use tch::Device;
 
 use crate::{
+    cmd::estimate::{self, Passes, Written},
     data,
     exit::{self, OrExit},
     run_dir, throughput,
@@ -680,6 +681,34 @@ fn print(report: &AttackReport, ui: &Ui) {
     }
 }
 
+/// What the command will send through its network.
+pub(crate) fn passes(args: &Args, written: &Written) -> anyhow::Result<Passes> {
+    let (Some(name), Some(checkpoint)) = (&args.dataset, &args.checkpoint) else {
+        anyhow::bail!("only attacks with --dataset and --checkpoint are foreseen");
+    };
+    let configs = configs(args)?;
+    let dataset = c2r_data::spec(name)?;
+    let model = match written.networks.get(checkpoint) {
+        Some(model) => *model,
+        None => *checkpoint::load(checkpoint, Device::Cpu)?.0.spec(),
+    };
+    let n = args.n_test.map_or(usize::MAX, |n| n as usize).min(estimate::n_test(&dataset));
+    let (forward, input_gradient) = images(&configs, n as f64, dataset.classes.len());
+    Ok(Passes { dataset, model, forward, input_gradient, training: 0.0 })
+}
+
+/// Images forward, and backward to the pixels, for attacks on `n` test images.
+fn images(configs: &[AttackConfig], n: f64, classes: usize) -> (f64, f64) {
+    let attacked = n * ASSUMED_ACCURACY;
+    let (mut forward, mut backward) = (n, 0.0);
+    for config in configs {
+        let (one_forward, one_backward) = config.passes(classes as u64);
+        forward += attacked * (one_forward + 1) as f64;
+        backward += attacked * one_backward as f64;
+    }
+    (forward, backward)
+}
+
 fn estimate(args: &Args, configs: &[AttackConfig], device: Device, ui: &Ui) -> anyhow::Result<()> {
     let Some(name) = &args.dataset else {
         return exit::fail(exit::USAGE, "--estimate needs --dataset");
@@ -693,14 +722,7 @@ fn estimate(args: &Args, configs: &[AttackConfig], device: Device, ui: &Ui) -> a
     };
     let batch = (args.batch_size as usize).min(n as usize).max(1);
     let speed = throughput::measure(&spec, &dataset.spec, batch, device)?;
-    let classes = dataset.spec.classes.len() as u64;
-    let attacked = n * ASSUMED_ACCURACY;
-    let (mut forward, mut backward) = (n, 0.0);
-    for config in configs {
-        let (one_forward, one_backward) = config.passes(classes);
-        forward += attacked * (one_forward + 1) as f64;
-        backward += attacked * one_backward as f64;
-    }
+    let (forward, backward) = images(configs, n, dataset.spec.classes.len());
     ui.out(
         json!({
             "seconds": speed.seconds(forward, backward, 0.0),

@@ -12,6 +12,7 @@ use tch::Device;
 use toml::Value;
 
 use crate::{
+    cmd::estimate::{self, Passes, Written},
     config, curves, data,
     exit::{self, OrExit},
     run_dir::{Found, RunDir, versions},
@@ -125,7 +126,7 @@ const TRAINING_LOG_EVERY: u64 = 100;
 
 pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     let spec = args.data.spec()?;
-    let config = resolve(&args, &spec, ui)?;
+    let config = resolve(&args, &spec, &|line| ui.detail(line))?;
     if args.print_config {
         ui.out(toml::to_string(&config)?.trim_end());
         return Ok(());
@@ -310,7 +311,9 @@ fn finish(distillation: &Distillation, run: &mut RunDir, args: &Args, ui: &Ui) -
 }
 
 /// The profile with everything that the command line changes.
-fn resolve(args: &Args, spec: &c2r_data::DatasetSpec, ui: &Ui) -> anyhow::Result<DistillConfig> {
+///
+/// `dropped` is told what has no effect.
+fn resolve(args: &Args, spec: &c2r_data::DatasetSpec, dropped: &dyn Fn(String)) -> anyhow::Result<DistillConfig> {
     let known = profiles::names().any(|name| name == args.config);
     let is_file = args.config.ends_with(".toml") || args.config.contains(std::path::MAIN_SEPARATOR);
     // What is neither a profile nor looks like a file is a misspelt profile.
@@ -332,7 +335,7 @@ fn resolve(args: &Args, spec: &c2r_data::DatasetSpec, ui: &Ui) -> anyhow::Result
     option("threat.epsilon", args.eps.map(|epsilon| Value::String(epsilon.to_string())))?;
     option("train-per-class", args.data.train_per_class.map(|n| Value::Integer(n.get() as i64)))?;
     for section in DistillConfig::drop_unread(&mut table) {
-        ui.detail(format!("[{section}] has no effect with this method and is left out"));
+        dropped(format!("[{section}] has no effect with this method and is left out"));
     }
     // A section that the method does not have gets no defaults either.
     let mut default = |key: &str, value: Value| match key.split_once('.') {
@@ -354,6 +357,24 @@ fn resolve(args: &Args, spec: &c2r_data::DatasetSpec, ui: &Ui) -> anyhow::Result
     config.fill_in();
     config.validate().or_exit(exit::USAGE)?;
     Ok(config)
+}
+
+/// What the command will send through its networks.
+pub(crate) fn passes(args: &Args, written: &mut Written) -> anyhow::Result<Passes> {
+    let dataset = args.data.spec()?;
+    let config = resolve(args, &dataset, &|_| {})?;
+    let n_classes = dataset.classes.len();
+    let per_class = estimate::train_per_class(&dataset).min(config.train_per_class.unwrap_or(usize::MAX));
+    let work = c2r_distill::work(&config, n_classes, per_class * n_classes);
+    let decoded = config.ipc * (config.images.formation * config.images.formation) as usize;
+    written.set(args.run_dir.as_deref(), &dataset, decoded);
+    Ok(Passes {
+        dataset,
+        model: config.model,
+        forward: work.forward,
+        input_gradient: work.input_gradient,
+        training: work.training,
+    })
 }
 
 fn estimate(config: &DistillConfig, dataset: &Dataset, device: Device, ui: &Ui) -> anyhow::Result<()> {

@@ -76,7 +76,8 @@ enum Format {
 }
 
 pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
-    let experiment = args.experiment.as_deref().map(Experiment::read).transpose().map_err(coded)?;
+    let experiment =
+        args.experiment.as_deref().map(Experiment::read).transpose().map_err(|error| coded(error.into()))?;
     let sources = collect(&args.roots).map_err(coded)?;
     let by_name = experiment.as_ref().and_then(|experiment| scale_by_name(&args.roots, experiment));
     let options = TableOptions {

@@ -13,6 +13,7 @@ use serde_json::json;
 use tch::{Device, Tensor};
 
 use crate::{
+    cmd::estimate::{self, Passes, Written},
     config, data,
     exit::{self, OrExit},
     run_dir::{Found, RunDir},
@@ -151,7 +152,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         None => material.spec.model.parse()?,
     };
     let epsilon = args.eps.unwrap_or(material.spec.epsilon);
-    let config = resolve(&args, epsilon, &material)?;
+    let config = resolve(&args, epsilon, &material.spec, &material.targets())?;
     if args.estimate {
         return estimate(&config, &spec, &material, device, ui);
     }
@@ -299,10 +300,10 @@ fn real(name: &str, args: &Args, ui: &Ui) -> anyhow::Result<Material> {
 }
 
 /// The protocol with everything that the command line changes.
-fn resolve(args: &Args, epsilon: Epsilon, material: &Material) -> anyhow::Result<TrainConfig> {
+fn resolve(args: &Args, epsilon: Epsilon, spec: &DatasetSpec, targets: &Targets<'_>) -> anyhow::Result<TrainConfig> {
     let mut preset = args.protocol.config();
-    preset.labels = material.targets().label_source();
-    preset.dsa = material.spec.dsa.clone();
+    preset.labels = targets.label_source();
+    preset.dsa = spec.dsa.clone();
     if let Some(adversarial) = &mut preset.adversarial {
         adversarial.epsilon = epsilon;
     }
@@ -315,6 +316,42 @@ fn resolve(args: &Args, epsilon: Epsilon, material: &Material) -> anyhow::Result
     Ok(config)
 }
 
+/// What the command will send through its network. Labels of a teacher, which cost a forward pass each, are not foreseen.
+pub(crate) fn passes(args: &Args, written: &mut Written) -> anyhow::Result<Passes> {
+    let (dataset, n) = match (&args.synthetic, &args.dataset) {
+        (Some(file), _) => match written.sets.get(file) {
+            Some((dataset, per_class)) => (dataset.clone(), per_class * dataset.classes.len()),
+            None => {
+                let material = synthetic(file, Device::Cpu)?;
+                let n = material.source().len();
+                (material.spec, n)
+            }
+        },
+        (None, Some(name)) => {
+            let dataset = c2r_data::spec(name).or_exit(exit::USAGE)?;
+            let wanted = args.train_per_class.map_or(usize::MAX, NonZeroUsize::get);
+            let n = estimate::train_per_class(&dataset).min(wanted) * dataset.classes.len();
+            (dataset, n)
+        }
+        (None, None) => unreachable!("clap requires one of them"),
+    };
+    let model = match &args.model {
+        Some(model) => *model,
+        None => dataset.model.parse()?,
+    };
+    let config = resolve(args, args.eps.unwrap_or(dataset.epsilon), &dataset, &Targets::Hard)?;
+    let (attack_steps, training) = images(&config, n);
+    written.network(args.run_dir.as_deref(), model);
+    Ok(Passes { dataset, model, forward: attack_steps, input_gradient: attack_steps, training })
+}
+
+/// Images that are attacked, once per step, and images that are trained on.
+fn images(config: &TrainConfig, n: usize) -> (f64, f64) {
+    let images = config.length.steps(n, config.batch_size) as f64 * config.batch_size.min(n) as f64;
+    let attack_steps = config.adversarial.as_ref().map_or(0.0, |adversarial| f64::from(adversarial.steps));
+    (attack_steps * images, images)
+}
+
 fn estimate(
     config: &TrainConfig,
     spec: &ModelSpec,
@@ -325,12 +362,11 @@ fn estimate(
     let n = material.source().len();
     let batch = config.batch_size.min(n);
     let speed = throughput::measure(spec, &material.spec, batch, device)?;
-    let images = config.length.steps(n, config.batch_size) as f64 * batch as f64;
-    let attack_steps = config.adversarial.as_ref().map_or(0.0, |adversarial| f64::from(adversarial.steps));
+    let (attacked, images) = images(config, n);
     let teacher = if material.teacher.is_some() { images } else { 0.0 };
     ui.out(
         json!({
-            "seconds": speed.seconds(attack_steps * images + teacher, attack_steps * images, images),
+            "seconds": speed.seconds(attacked + teacher, attacked, images),
             "throughput": speed,
             "device": format!("{device:?}"),
             "threads": tch::get_num_threads(),

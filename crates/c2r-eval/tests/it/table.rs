@@ -11,7 +11,7 @@ use c2r_eval::{AttackEntry, AttackRecord, EvalError, Experiment, Source, Table, 
 use serde_json::json;
 
 const EXPERIMENT: &str = r#"
-schema_version = 1
+schema_version = 2
 name = "table9"
 title = "Robust accuracy of distilled sets"
 source = "Nobody 2026, arXiv:0000.00000"
@@ -37,7 +37,7 @@ seeds = [0, 1, 2]
 protocols = ["natural", "pgd-at"]
 attacks = ["fgsm", "pgd"]
 norm = "linf"
-epsilon = "2/255"
+epsilons = ["2/255"]
 [scales.paper]
 about = "weeks"
 methods = ["full", "class-mean", "c2r"]
@@ -47,7 +47,7 @@ seeds = [0, 1, 2]
 protocols = ["natural"]
 attacks = ["fgsm", "pgd"]
 norm = "linf"
-epsilon = "2/255"
+epsilons = ["2/255"]
 [[published]]
 dataset = "cifar10"
 ipc = 10

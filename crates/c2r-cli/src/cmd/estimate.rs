@@ -1,0 +1,159 @@
+use std::{
+    collections::BTreeMap,
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use c2r_base::artifact;
+use c2r_data::DatasetSpec;
+use c2r_models::ModelSpec;
+use clap::Parser;
+use serde_json::json;
+use tch::Device;
+
+use crate::{
+    Cli, Command,
+    cmd::{attack, distill, train},
+    exit::{self, OrExit},
+    throughput::{self, Throughput},
+    ui::Ui,
+};
+
+/// Training images of each class, where the registry does not say (ImageNet).
+const IMAGENET_TRAIN_PER_CLASS: usize = 1300;
+/// Test images of each class, where the registry does not say (ImageNet).
+const IMAGENET_TEST_PER_CLASS: usize = 50;
+/// Pixels in the passes that are timed, as a number of 32x32 images; fewer, larger images take as much memory.
+const BATCH: usize = 16;
+
+/// Say how long commands would take here, before anything they need exists.
+///
+/// Reads commands, one JSON array of words per line, and prints one JSON object per line: `{"seconds": 12.5}` or
+/// `{"error": "..."}`. A file that an earlier command of the list will write counts as written. No data is read; each
+/// network is timed once for each kind of image (a few seconds each). Whatever else runs on the machine slows the measurement down.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  echo '[\"distill\", \"--dataset\", \"cifar10\", \"--ipc\", \"10\", \"--run-dir\", \"x\"]' | c2r estimate -
+  c2r estimate commands.jsonl --threads 1
+
+`cargo xtask reproduce --list` and `--dry-run` ask this command for a whole grid.")]
+pub(crate) struct Args {
+    /// A file of commands, or - for standard input
+    #[arg(value_name = "FILE")]
+    commands: PathBuf,
+
+    /// Keep the measured speeds in this file, and do not measure what stands there
+    #[arg(long, value_name = "FILE")]
+    speeds: Option<PathBuf>,
+}
+
+/// What a command will send through which network.
+#[derive(Clone)]
+pub(crate) struct Passes {
+    pub(crate) dataset: DatasetSpec,
+    pub(crate) model: ModelSpec,
+    /// Images forward, those of `input_gradient` included.
+    pub(crate) forward: f64,
+    /// Images backward to the pixels.
+    pub(crate) input_gradient: f64,
+    /// Images trained on.
+    pub(crate) training: f64,
+}
+
+/// What the commands so far will have written.
+#[derive(Default)]
+pub(crate) struct Written {
+    /// Synthetic sets: the dataset, and how many images of each class a network sees that trains on it.
+    pub(crate) sets: BTreeMap<PathBuf, (DatasetSpec, usize)>,
+    /// Networks.
+    pub(crate) networks: BTreeMap<PathBuf, ModelSpec>,
+}
+
+impl Written {
+    /// Remembers what a command with this run folder leaves.
+    pub(crate) fn set(&mut self, run_dir: Option<&Path>, spec: &DatasetSpec, per_class: usize) {
+        if let Some(run_dir) = run_dir {
+            self.sets.insert(run_dir.join("synthetic.safetensors"), (spec.clone(), per_class));
+        }
+    }
+
+    /// Remembers what a command with this run folder leaves.
+    pub(crate) fn network(&mut self, run_dir: Option<&Path>, model: ModelSpec) {
+        if let Some(run_dir) = run_dir {
+            self.networks.insert(run_dir.join("model.safetensors"), model);
+        }
+    }
+}
+
+/// Training images of each class.
+pub(crate) fn train_per_class(spec: &DatasetSpec) -> usize {
+    spec.n_train.map_or(IMAGENET_TRAIN_PER_CLASS, |n| n / spec.classes.len())
+}
+
+/// Test images.
+pub(crate) fn n_test(spec: &DatasetSpec) -> usize {
+    spec.n_test.unwrap_or(IMAGENET_TEST_PER_CLASS * spec.classes.len())
+}
+
+pub(crate) fn run(args: &Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
+    let text = if args.commands.as_os_str() == "-" {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).context("cannot read standard input")?;
+        text
+    } else {
+        std::fs::read_to_string(&args.commands)
+            .with_context(|| format!("cannot read {}", args.commands.display()))
+            .or_exit(exit::USAGE)?
+    };
+    let mut written = Written::default();
+    let mut speeds: BTreeMap<String, Throughput> = match &args.speeds {
+        Some(path) if path.exists() => artifact::read_json(path).or_exit(exit::DATA)?,
+        _ => BTreeMap::new(),
+    };
+    let n_known = speeds.len();
+    for (number, line) in (1..).zip(text.lines()) {
+        if ui.interrupted() {
+            return exit::fail(exit::INTERRUPTED, "interrupted");
+        }
+        let words: Vec<String> = serde_json::from_str(line)
+            .with_context(|| format!("line {number} is no JSON array of words"))
+            .or_exit(exit::USAGE)?;
+        let answer = match passes(&words, &mut written).and_then(|passes| seconds(&passes, device, &mut speeds)) {
+            Ok(seconds) => json!({ "seconds": seconds }),
+            Err(error) => json!({ "error": error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": ") }),
+        };
+        ui.out(answer.to_string());
+    }
+    if let Some(path) = args.speeds.as_deref().filter(|_| speeds.len() > n_known) {
+        artifact::write_json(path, &speeds)?;
+    }
+    Ok(())
+}
+
+fn passes(words: &[String], written: &mut Written) -> anyhow::Result<Passes> {
+    let cli = Cli::try_parse_from(std::iter::once("c2r").chain(words.iter().map(String::as_str)))?;
+    match cli.command {
+        Command::Distill(args) => distill::passes(&args, written),
+        Command::Train(args) => train::passes(&args, written),
+        Command::Attack(args) => attack::passes(&args, written),
+        _ => anyhow::bail!("only distill, train and attack take long"),
+    }
+}
+
+fn seconds(passes: &Passes, device: Device, speeds: &mut BTreeMap<String, Throughput>) -> anyhow::Result<f64> {
+    let Passes { dataset, model, forward, input_gradient, training } = passes;
+    let (shape, n_classes, threads) = (dataset.shape(), dataset.classes.len(), tch::get_num_threads());
+    let key = format!("{model} on {shape:?}, {n_classes} classes, {device:?}, {threads} threads");
+    let speed = match speeds.get(&key) {
+        Some(speed) => *speed,
+        None => {
+            let batch = (BATCH * 32 * 32 / (shape[1] * shape[2]) as usize).clamp(2, 256);
+            let speed = throughput::measure(model, dataset, batch, device)?;
+            speeds.insert(key, speed);
+            speed
+        }
+    };
+    Ok(speed.seconds(*forward, *input_gradient, *training))
+}

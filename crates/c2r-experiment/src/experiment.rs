@@ -1,0 +1,595 @@
+use std::{collections::BTreeMap, fs, path::Path};
+
+use serde::Deserialize;
+use toml::{Table, Value};
+
+use crate::ExperimentError;
+
+/// Name of the file beside the experiments that holds what they share: `[methods]`, and defaults of their scales.
+pub const COMMON: &str = "common.toml";
+
+/// One table or figure of a paper.
+///
+/// What stands in [`COMMON`] beside the file belongs to it too: all methods, and for a scale that the file has, every
+/// key that it does not give itself (`overrides` are joined, the common ones first). Experiments that agree there ask for
+/// the same commands, which are then run once.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Experiment {
+    /// [`Experiment::SCHEMA_VERSION`].
+    #[serde(rename = "schema_version")]
+    pub schema_version: u32,
+    /// Short name, e.g. `table2`: that of the file.
+    pub name: String,
+    /// Heading.
+    pub title: String,
+    /// Where the published numbers are from.
+    pub source: String,
+    /// Percentage points; a mean farther than this from the published one is marked, at
+    /// [`Experiment::PAPER_SCALE`] only.
+    pub tolerance: f64,
+    /// The method that the others are compared with, seed by seed.
+    #[serde(default)]
+    pub baseline: Option<String>,
+    /// What of the paper's experiment cannot be run here yet, one sentence each.
+    #[serde(default)]
+    pub missing: Vec<String>,
+    /// Methods by name.
+    #[serde(default)]
+    pub methods: BTreeMap<String, Method>,
+    /// Grids by name: `quick`, `small`, `paper`.
+    pub scales: BTreeMap<String, Scale>,
+    /// Published numbers.
+    #[serde(default)]
+    pub published: Vec<Published>,
+}
+
+/// How the training images of a row are made.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Method {
+    /// Name in tables.
+    pub label: String,
+    /// Synthetic images or all of the real ones.
+    pub kind: MethodKind,
+    /// Profile for `c2r distill`, a path from the repository's root. A method whose profile is not there is not
+    /// implemented yet.
+    #[serde(default)]
+    pub profile: Option<String>,
+    /// `--set` arguments for `c2r distill`.
+    #[serde(default)]
+    pub set: Vec<String>,
+}
+
+/// Whether anything is distilled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MethodKind {
+    /// `c2r distill`, then training on its images.
+    Distill,
+    /// Training on the whole real training set: the upper reference.
+    Full,
+}
+
+/// A grid of runs.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Scale {
+    /// What it is for.
+    pub about: String,
+    /// Methods, in the order of the table.
+    pub methods: Vec<String>,
+    /// Datasets, in the order of the table.
+    pub datasets: Vec<String>,
+    /// Images per class.
+    pub ipcs: Vec<usize>,
+    /// Seeds; each is the seed of the distillation and of the training.
+    pub seeds: Vec<u64>,
+    /// Downstream protocols, in the order of the table.
+    pub protocols: Vec<String>,
+    /// Attacks, in the order of the columns.
+    pub attacks: Vec<String>,
+    /// Norm of the attacks: `linf`, `l2` or `l1`.
+    pub norm: String,
+    /// Radii of the attacks, pixel units, e.g. `2/255`; each makes a table.
+    pub epsilons: Vec<String>,
+    /// `--set` arguments for every distillation.
+    #[serde(default)]
+    pub distill_set: Vec<String>,
+    /// `--set` arguments for every training.
+    #[serde(default)]
+    pub train_set: Vec<String>,
+    /// Options of attacks, `ATTACK.OPTION=VALUE`; an attack is given its own.
+    #[serde(default)]
+    pub attack_set: Vec<String>,
+    /// Network of every command, e.g. `ConvNet-D3-W32-IN`; the dataset's own unless given.
+    #[serde(default)]
+    pub model: Option<String>,
+    /// Downstream networks, each of which makes a table; [`Scale::model`] unless given.
+    #[serde(default)]
+    pub train_models: Vec<String>,
+    /// Use only the first so many training images of each class.
+    #[serde(default)]
+    pub train_per_class: Option<usize>,
+    /// Attack only the first so many test images.
+    #[serde(default)]
+    pub n_test: Option<usize>,
+    /// CPU threads of each command; all cores unless given. As many commands run at once as fit.
+    #[serde(default)]
+    pub threads: Option<usize>,
+    /// Settings for a part of the grid, after the ones above.
+    #[serde(default)]
+    pub overrides: Vec<Override>,
+}
+
+/// Settings for the cells that match every given key.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Override {
+    /// Dataset.
+    #[serde(default)]
+    pub dataset: Option<String>,
+    /// Images per class.
+    #[serde(default)]
+    pub ipc: Option<usize>,
+    /// Method.
+    #[serde(default)]
+    pub method: Option<String>,
+    /// Only trained and attacked under this protocol.
+    #[serde(default)]
+    pub protocol: Option<String>,
+    /// `--set` arguments for `c2r distill`.
+    #[serde(default)]
+    pub distill_set: Vec<String>,
+    /// `--set` arguments for `c2r train`.
+    #[serde(default)]
+    pub train_set: Vec<String>,
+    /// Options of attacks.
+    #[serde(default)]
+    pub attack_set: Vec<String>,
+}
+
+/// A number from the paper.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Published {
+    /// Dataset.
+    pub dataset: String,
+    /// Images per class.
+    pub ipc: usize,
+    /// Method; one that is no key of [`Experiment::methods`] is kept for the record.
+    pub method: String,
+    /// Column: `clean`, an attack's name, `mean-robust` or `drop-rate`.
+    pub column: String,
+    /// Percent.
+    pub value: f64,
+    /// Where it stands, e.g. `table 2`.
+    pub source: String,
+    /// The protocol it was measured under; where the paper does not say, it stands beside every protocol's number.
+    #[serde(default)]
+    pub protocol: Option<String>,
+    /// The radius it was measured at (Linf); 2/255 unless given.
+    #[serde(default)]
+    pub epsilon: Option<String>,
+    /// For `mean-robust`: the attacks it is the mean of. Compared only with a mean over the same ones.
+    #[serde(default)]
+    pub over: Vec<String>,
+}
+
+/// The column that [`Published::over`] belongs to.
+const MEAN_ROBUST: &str = "mean-robust";
+
+/// The radius of published numbers that name none.
+const FIELD_EPSILON: &str = "2/255";
+
+impl Published {
+    /// The radius it was measured at, pixel units.
+    pub fn radius(&self) -> f64 {
+        radius(self.epsilon()).expect("checked when the file was read")
+    }
+
+    fn epsilon(&self) -> &str {
+        self.epsilon.as_deref().unwrap_or(FIELD_EPSILON)
+    }
+
+    fn cell(&self) -> (&str, usize, &str, &str, Option<&str>, &str, &[String]) {
+        let protocol = self.protocol.as_deref();
+        (&self.dataset, self.ipc, &self.method, &self.column, protocol, self.epsilon(), &self.over)
+    }
+}
+
+impl Scale {
+    /// The radii of the attacks, pixel units.
+    pub fn radii(&self) -> Vec<f64> {
+        self.epsilons.iter().map(|text| radius(text).expect("checked when the file was read")).collect()
+    }
+
+    /// Downstream networks; `None` is the dataset's own.
+    pub fn downstream(&self) -> Vec<Option<&str>> {
+        match self.train_models.as_slice() {
+            [] => vec![self.model.as_deref()],
+            models => models.iter().map(|model| Some(model.as_str())).collect(),
+        }
+    }
+}
+
+impl Override {
+    /// Whether it is for these cells; `protocol` is `None` for distillation, which does not know protocols.
+    pub fn matches(&self, dataset: &str, ipc: Option<usize>, method: &str, protocol: Option<&str>) -> bool {
+        self.dataset.as_deref().is_none_or(|wanted| wanted == dataset)
+            && self.ipc.is_none_or(|wanted| Some(wanted) == ipc)
+            && self.method.as_deref().is_none_or(|wanted| wanted == method)
+            && self.protocol.as_deref().is_none_or(|wanted| Some(wanted) == protocol)
+    }
+}
+
+/// `2/255` or `0.5` as a positive number below 1e9; `None` for anything else.
+fn radius(text: &str) -> Option<f64> {
+    let (above, below) = text.split_once('/').unwrap_or((text, "1"));
+    let value = above.trim().parse::<f64>().ok()? / below.trim().parse::<f64>().ok()?;
+    (value > 0.0 && value < 1e9).then_some(value)
+}
+
+impl Experiment {
+    /// The version of the file format that this crate reads.
+    pub const SCHEMA_VERSION: u32 = 2;
+    /// The only scale whose numbers must agree with the published ones.
+    pub const PAPER_SCALE: &str = "paper";
+
+    /// Reads and checks an experiment file, with [`COMMON`] beside it where there is one.
+    ///
+    /// # Errors
+    /// [`ExperimentError`], naming the file and the key.
+    pub fn read(path: &Path) -> Result<Self, ExperimentError> {
+        let mut file = table(path)?;
+        let common = path.with_file_name(COMMON);
+        if common.is_file() {
+            merge(&mut file, table(&common)?).map_err(|reason| ExperimentError::wrong(&common, reason))?;
+        }
+        let experiment: Self =
+            file.try_into().map_err(|error: toml::de::Error| ExperimentError::wrong(path, error.to_string()))?;
+        experiment.check().map_err(|reason| ExperimentError::wrong(path, reason))?;
+        if path.file_stem().is_none_or(|stem| stem != experiment.name.as_str()) {
+            return Err(ExperimentError::wrong(
+                path,
+                format!("its name is `{}`, not that of the file", experiment.name),
+            ));
+        }
+        Ok(experiment)
+    }
+
+    /// The grid called `name`.
+    ///
+    /// # Errors
+    /// [`ExperimentError::Unknown`] with the names there are.
+    pub fn scale(&self, name: &str) -> Result<&Scale, ExperimentError> {
+        self.scales.get(name).ok_or_else(|| self.unknown("scale", name, self.scales.keys()))
+    }
+
+    /// The method called `name`.
+    ///
+    /// # Errors
+    /// [`ExperimentError::Unknown`] with the names there are.
+    pub fn method(&self, name: &str) -> Result<&Method, ExperimentError> {
+        self.methods.get(name).ok_or_else(|| self.unknown("method", name, self.methods.keys()))
+    }
+
+    fn unknown<'a>(&self, what: &'static str, name: &str, there: impl Iterator<Item = &'a String>) -> ExperimentError {
+        let there = there.map(String::as_str).collect::<Vec<_>>().join(", ");
+        ExperimentError::Unknown { experiment: self.name.clone(), what, name: name.to_owned(), there }
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.schema_version != Self::SCHEMA_VERSION {
+            return Err(format!("schema_version is {}, this c2r reads {}", self.schema_version, Self::SCHEMA_VERSION));
+        }
+        if !(self.tolerance.is_finite() && self.tolerance > 0.0) {
+            return Err(format!("tolerance must be a positive number of points, got {}", self.tolerance));
+        }
+        for (name, method) in &self.methods {
+            if (method.kind == MethodKind::Distill) != method.profile.is_some() {
+                return Err(format!("methods.{name}: a profile belongs to `kind = \"distill\"`, and to that only"));
+            }
+        }
+        let known = |method: &str, place: &str| {
+            self.method(method).map(drop).map_err(|_| {
+                let names: Vec<&str> = self.methods.keys().map(String::as_str).collect();
+                format!("{place}: there is no method `{method}`; [methods] has {}", names.join(", "))
+            })
+        };
+        if let Some(baseline) = &self.baseline {
+            known(baseline, "baseline")?;
+        }
+        for (name, scale) in &self.scales {
+            for method in &scale.methods {
+                known(method, &format!("scales.{name}.methods"))?;
+            }
+            scale.check().map_err(|reason| format!("scales.{name}.{reason}"))?;
+        }
+        for (position, number) in self.published.iter().enumerate() {
+            let place = format!("published number {}", position + 1);
+            if !(0.0..=100.0).contains(&number.value) {
+                return Err(format!("{place} is {}, not a percentage", number.value));
+            }
+            if radius(number.epsilon()).is_none() {
+                return Err(format!("{place}: `{}` is not a radius in pixel units", number.epsilon()));
+            }
+            if !number.over.is_empty() && number.column != MEAN_ROBUST {
+                return Err(format!("{place}: `over` belongs to the column `{MEAN_ROBUST}`"));
+            }
+            if self.published[..position].iter().any(|other| other.cell() == number.cell()) {
+                return Err(format!(
+                    "published twice: {} ipc {} {} {}",
+                    number.dataset, number.ipc, number.method, number.column
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Scale {
+    fn check(&self) -> Result<(), String> {
+        for (key, empty) in [
+            ("methods", self.methods.is_empty()),
+            ("datasets", self.datasets.is_empty()),
+            ("ipcs", self.ipcs.is_empty()),
+            ("seeds", self.seeds.is_empty()),
+            ("protocols", self.protocols.is_empty()),
+            ("attacks", self.attacks.is_empty()),
+            ("epsilons", self.epsilons.is_empty()),
+        ] {
+            if empty {
+                return Err(format!("{key} is empty"));
+            }
+        }
+        if !["linf", "l2", "l1"].contains(&self.norm.as_str()) {
+            return Err(format!("norm is `{}`, neither linf nor l2 nor l1", self.norm));
+        }
+        if let Some(text) = self.epsilons.iter().find(|text| radius(text).is_none()) {
+            return Err(format!("epsilons: `{text}` is not a radius in pixel units, such as 2/255"));
+        }
+        if self.threads == Some(0) {
+            return Err("threads must be at least 1".into());
+        }
+        let sets = self.overrides.iter().flat_map(|part| &part.attack_set).chain(&self.attack_set);
+        for set in sets {
+            if !set.split_once('=').is_some_and(|(key, _)| key.contains('.')) {
+                return Err(format!("attack-set: `{set}` is not ATTACK.OPTION=VALUE"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn table(path: &Path) -> Result<Table, ExperimentError> {
+    let text = fs::read_to_string(path).map_err(|source| ExperimentError::Io { path: path.to_owned(), source })?;
+    text.parse().map_err(|error: toml::de::Error| ExperimentError::wrong(path, error.to_string()))
+}
+
+/// Adds what `common` says and `file` does not; see [`Experiment`].
+fn merge(file: &mut Table, common: Table) -> Result<(), String> {
+    for (key, value) in common {
+        match (key.as_str(), value) {
+            ("schema_version", version) if version == Value::Integer(i64::from(Experiment::SCHEMA_VERSION)) => {}
+            ("schema_version", version) => {
+                return Err(format!("schema_version is {version}, this c2r reads {}", Experiment::SCHEMA_VERSION));
+            }
+            ("methods", Value::Table(methods)) => {
+                if let Value::Table(own) = file.entry("methods").or_insert_with(|| Value::Table(Table::new())) {
+                    for (name, method) in methods {
+                        own.entry(name).or_insert(method);
+                    }
+                }
+            }
+            ("scales", Value::Table(scales)) => {
+                let Some(Value::Table(own)) = file.get_mut("scales") else { continue };
+                for (name, defaults) in scales {
+                    if let (Some(Value::Table(scale)), Value::Table(defaults)) = (own.get_mut(&name), defaults) {
+                        merge_scale(scale, defaults);
+                    }
+                }
+            }
+            _ => return Err(format!("`{key}` does not belong here: methods and defaults of scales do")),
+        }
+    }
+    Ok(())
+}
+
+fn merge_scale(scale: &mut Table, defaults: Table) {
+    for (key, value) in defaults {
+        match (scale.get_mut(&key), value) {
+            (Some(Value::Array(own)), Value::Array(mut common)) if key == "overrides" => {
+                common.append(own);
+                *own = common;
+            }
+            (Some(_), _) => {}
+            (None, value) => drop(scale.insert(key, value)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One dataset, two distilled methods and the reference.
+    const EXAMPLE: &str = r#"
+schema_version = 2
+name = "table9"
+title = "An example"
+source = "Nobody 2026"
+tolerance = 2.0
+baseline = "class-mean"
+
+[methods.full]
+label = "all real images"
+kind = "full"
+
+[methods.class-mean]
+label = "class means"
+kind = "distill"
+profile = "data/profiles/faithful.toml"
+set = ["crl=false"]
+
+[methods.c2r]
+label = "C²R"
+kind = "distill"
+profile = "data/profiles/faithful.toml"
+
+[scales.quick]
+about = "seconds"
+methods = ["full", "class-mean", "c2r"]
+datasets = ["cifar10"]
+ipcs = [10]
+seeds = [0, 1, 2]
+protocols = ["natural", "pgd-at"]
+attacks = ["fgsm", "pgd"]
+norm = "linf"
+epsilons = ["2/255", "0.5"]
+attack-set = ["pgd.steps=3"]
+threads = 1
+[[scales.quick.overrides]]
+dataset = "cifar10"
+ipc = 10
+distill-set = ["eta=0.6"]
+
+[[published]]
+dataset = "cifar10"
+ipc = 10
+method = "c2r"
+column = "pgd"
+value = 29.12
+source = "table 2"
+
+[[published]]
+dataset = "cifar10"
+ipc = 10
+method = "c2r"
+column = "mean-robust"
+value = 28.41
+source = "table 4"
+over = ["fgsm", "pgd", "cw"]
+"#;
+
+    fn read(text: &str, common: Option<&str>) -> Result<Experiment, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("table9.toml");
+        fs::write(&path, text).unwrap();
+        if let Some(common) = common {
+            fs::write(folder.path().join(COMMON), common).unwrap();
+        }
+        Experiment::read(&path).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_example_is_read() {
+        let experiment = read(EXAMPLE, None).unwrap();
+        let scale = experiment.scale("quick").unwrap();
+        assert_eq!(scale.seeds, [0, 1, 2]);
+        assert_eq!(scale.radii(), [2.0 / 255.0, 0.5]);
+        assert_eq!(scale.downstream(), [None]);
+        assert_eq!(experiment.methods["full"].kind, MethodKind::Full);
+        assert_eq!(experiment.published[0].radius(), 2.0 / 255.0);
+        let message = experiment.scale("huge").unwrap_err().to_string();
+        assert!(message.contains("no scale `huge`; there are: quick"), "{message}");
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let check = |from: &str, to: &str, part: &str| {
+            assert!(EXAMPLE.contains(from));
+            let message = read(&EXAMPLE.replacen(from, to, 1), None).unwrap_err();
+            assert!(message.contains("table9.toml") && message.contains(part), "{message}");
+        };
+        check("tolerance", "tolerence", "tolerence");
+        check("schema_version = 2", "schema_version = 1", "schema_version is 1");
+        check("name = \"table9\"", "name = \"table8\"", "its name is `table8`");
+        check("tolerance = 2.0", "tolerance = 0.0", "positive number of points");
+        check("baseline = \"class-mean\"", "baseline = \"dm\"", "baseline: there is no method `dm`");
+        check(
+            "\"class-mean\", \"c2r\"]",
+            "\"class-means\"]",
+            "no method `class-means`; [methods] has c2r, class-mean, full",
+        );
+        check("seeds = [0, 1, 2]", "seeds = []", "scales.quick.seeds is empty");
+        check("\"0.5\"", "\"2/0\"", "`2/0` is not a radius");
+        check("norm = \"linf\"", "norm = \"l7\"", "norm is `l7`");
+        check("threads = 1", "threads = 0", "threads must be at least 1");
+        check("pgd.steps=3", "steps=3", "`steps=3` is not ATTACK.OPTION=VALUE");
+        check("attack-set", "attack-sets", "attack-sets");
+        check("value = 29.12", "value = 129.12", "published number 1 is 129.12");
+        check("column = \"mean-robust\"", "column = \"pgd\"", "`over` belongs to the column `mean-robust`");
+        check(
+            "column = \"pgd\"\nvalue",
+            "column = \"mean-robust\"\nover = [\"fgsm\", \"pgd\", \"cw\"]\nvalue",
+            "published twice: cifar10 ipc 10 c2r mean-robust",
+        );
+        check("kind = \"full\"", "kind = \"all\"", "unknown variant `all`");
+        check("kind = \"full\"", "kind = \"distill\"", "methods.full: a profile belongs");
+    }
+
+    #[test]
+    fn what_is_common_is_added_and_never_replaces() {
+        let common = r#"
+schema_version = 2
+[methods.c2r]
+label = "another label"
+kind = "distill"
+profile = "x.toml"
+[methods.dm]
+label = "DM"
+kind = "distill"
+profile = "dm.toml"
+[scales.quick]
+about = "common"
+model = "ConvNet-D2-W8-IN"
+n-test = 100
+seeds = [7]
+[[scales.quick.overrides]]
+method = "dm"
+distill-set = ["iterations=5"]
+[scales.paper]
+about = "an experiment without this scale does not get it"
+"#;
+        let experiment = read(EXAMPLE, Some(common)).unwrap();
+        assert_eq!(experiment.methods["c2r"].label, "C²R");
+        assert_eq!(experiment.methods["dm"].profile.as_deref(), Some("dm.toml"));
+        assert_eq!(experiment.scales.len(), 1);
+        let scale = experiment.scale("quick").unwrap();
+        assert_eq!((scale.about.as_str(), scale.n_test, &scale.seeds[..]), ("seconds", Some(100), &[0, 1, 2][..]));
+        assert_eq!(scale.downstream(), [Some("ConvNet-D2-W8-IN")]);
+        let sets: Vec<&str> = scale.overrides.iter().map(|part| part.distill_set[0].as_str()).collect();
+        assert_eq!(sets, ["iterations=5", "eta=0.6"], "the experiment's overrides come last");
+
+        let message = read(EXAMPLE, Some("published = []")).unwrap_err();
+        assert!(message.contains("common.toml: `published` does not belong here"), "{message}");
+        let message = read(EXAMPLE, Some("schema_version = 1")).unwrap_err();
+        assert!(message.contains("common.toml: schema_version is 1"), "{message}");
+    }
+
+    #[test]
+    fn overrides_match_by_every_key_they_give() {
+        let part =
+            |protocol: Option<&str>, ipc| Override { protocol: protocol.map(Into::into), ipc, ..Override::default() };
+        assert!(part(None, Some(10)).matches("digits", Some(10), "c2r", None));
+        assert!(!part(None, Some(10)).matches("digits", None, "full", None));
+        assert!(part(Some("natural"), None).matches("digits", Some(1), "c2r", Some("natural")));
+        assert!(!part(Some("natural"), None).matches("digits", Some(1), "c2r", None), "distillation knows no protocol");
+    }
+
+    #[test]
+    fn every_experiment_of_the_repository_is_read() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/paper");
+        let mut names = Vec::new();
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.file_name().is_some_and(|name| name != COMMON) {
+                let experiment = Experiment::read(&path).unwrap();
+                assert!(experiment.scales.contains_key("quick") || experiment.scales.contains_key("paper"));
+                names.push(experiment.name);
+            }
+        }
+        assert!(names.contains(&"table2".to_owned()));
+    }
+}

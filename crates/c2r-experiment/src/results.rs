@@ -1,0 +1,17 @@
+//! The version of the numbers that each stage makes.
+//!
+//! A finished command is never run again for the same configuration, data and **results version** of its stage and
+//! of the stages before it. The git revision is recorded beside every result and decides nothing: a change of the
+//! documentation, of a message or of the speed must not throw away a month of GPU time.
+//!
+//! Raise a stage's version in the commit that changes its numbers beyond float rounding, for any configuration:
+//! another default, another order of random draws, a mistake that is mended. Then every result of that stage and of
+//! the ones after it is made again, and `cargo xtask test --regression --accept` takes the new numbers; it refuses to
+//! take numbers that have moved under an unchanged version.
+
+/// `c2r distill`.
+pub const DISTILL: u32 = 1;
+/// `c2r train`.
+pub const TRAIN: u32 = 1;
+/// `c2r attack`.
+pub const ATTACK: u32 = 1;

@@ -1,0 +1,79 @@
+use std::collections::BTreeMap;
+
+use tch::{Device, Tensor};
+
+use crate::{
+    ModelError, ModelInput, ModelSpec,
+    convnet::{self, ConvNet, ParameterSpec},
+    deep::{self, Deep},
+};
+
+/// The layers of a [`crate::Model`], whichever architecture it has.
+#[derive(Debug)]
+pub(crate) enum Network {
+    ConvNet(ConvNet),
+    Deep(Deep),
+}
+
+/// The parameters of an architecture for images of this kind.
+///
+/// # Errors
+/// [`ModelError::TooDeep`] or [`ModelError::TooSmall`].
+pub(crate) fn parameters(spec: &ModelSpec, input: &ModelInput) -> Result<Vec<ParameterSpec>, ModelError> {
+    let (height, width) = (input.height, input.width);
+    match spec {
+        ModelSpec::ConvNet(layers) => {
+            let (rows, columns) = convnet::feature_size(layers, input);
+            if rows == 0 || columns == 0 {
+                return Err(ModelError::TooDeep { spec: spec.to_string(), depth: layers.depth, height, width });
+            }
+            Ok(convnet::parameters(layers, input))
+        }
+        ModelSpec::Deep(deep) => {
+            let smallest = deep::smallest_side(*deep);
+            if height.min(width) < smallest {
+                return Err(ModelError::TooSmall { spec: spec.to_string(), smallest, height, width });
+            }
+            Ok(deep::parameters(*deep, input))
+        }
+    }
+}
+
+impl Network {
+    /// * `parameters`: those of [`parameters`] by name, on `device`.
+    pub(crate) fn new(
+        spec: &ModelSpec,
+        input: &ModelInput,
+        parameters: &BTreeMap<String, Tensor>,
+        device: Device,
+    ) -> Self {
+        match spec {
+            ModelSpec::ConvNet(layers) => Self::ConvNet(ConvNet::new(layers, input, parameters, device)),
+            ModelSpec::Deep(deep) => Self::Deep(Deep::new(*deep, input, parameters)),
+        }
+    }
+
+    /// Normalized images f32 `[N, C, H, W]` to features f32 `[N, D]`.
+    pub(crate) fn features(&self, images: &Tensor) -> Tensor {
+        match self {
+            Self::ConvNet(network) => network.features(images),
+            Self::Deep(network) => network.features(images),
+        }
+    }
+
+    /// [`Network::features`], and what every convolution gives on the way, before its norm.
+    pub(crate) fn features_and_convolutions(&self, images: &Tensor) -> (Tensor, Vec<Tensor>) {
+        match self {
+            Self::ConvNet(network) => network.features_and_convolutions(images),
+            Self::Deep(network) => network.features_and_convolutions(images),
+        }
+    }
+
+    /// Features f32 `[N, D]` to logits f32 `[N, K]`.
+    pub(crate) fn classify(&self, features: &Tensor) -> Tensor {
+        match self {
+            Self::ConvNet(network) => network.classify(features),
+            Self::Deep(network) => network.classify(features),
+        }
+    }
+}

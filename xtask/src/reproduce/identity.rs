@@ -1,0 +1,106 @@
+//! The name of a job: a hash over everything that decides its result.
+
+use std::{fs, path::Path};
+
+use anyhow::Context;
+use sha2::{Digest, Sha256};
+
+use super::data::Dataset;
+use crate::exit;
+
+/// Hex digits of a job's name; 64 bits, so that two of a million jobs share one with a chance of 3e-8.
+const DIGITS: usize = 16;
+
+/// What decides a result, part by part.
+pub(crate) struct Identity {
+    stage: &'static str,
+    hash: Sha256,
+}
+
+impl Identity {
+    /// A job of `stage`, whose numbers are those of `version` (`c2r_experiment::results`).
+    pub(crate) fn new(stage: &'static str, version: u32) -> Self {
+        Self { stage, hash: Sha256::new() }.part("stage", stage.as_bytes()).part("version", &version.to_le_bytes())
+    }
+
+    /// It reads what another job wrote.
+    pub(crate) fn job(self, id: &str) -> Self {
+        self.part("job", id.as_bytes())
+    }
+
+    /// It reads a dataset: its pixels, and what `data/datasets.toml` says about it.
+    pub(crate) fn data(self, dataset: &Dataset) -> Self {
+        self.part("dataset", dataset.entry.as_bytes()).part("data", dataset.contents().as_bytes())
+    }
+
+    /// It reads a configuration, and those beside it that this one starts from (`base = "NAME"`). Comments and layout
+    /// decide nothing.
+    ///
+    /// # Errors
+    /// If it cannot be read or is not TOML.
+    pub(crate) fn profile(self, path: &Path) -> anyhow::Result<Self> {
+        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let table: toml::Table = text.parse().map_err(|error| exit::usage(format!("{}: {error}", path.display())))?;
+        let identity = self.part("profile", serde_json::to_string(&table)?.as_bytes());
+        let base =
+            table.get("base").and_then(toml::Value::as_str).map(|name| path.with_file_name(format!("{name}.toml")));
+        match base.filter(|base| base.is_file() && base != path) {
+            Some(base) => identity.profile(&base),
+            None => Ok(identity),
+        }
+    }
+
+    /// Its arguments. Where a profile is part of it, the path to it is not.
+    pub(crate) fn words(mut self, words: &[String]) -> Self {
+        let mut rest = words.iter();
+        while let Some(word) = rest.next() {
+            if word == "--config" {
+                rest.next();
+                continue;
+            }
+            self = self.part("word", word.as_bytes());
+        }
+        self
+    }
+
+    /// `distill-0123456789abcdef`.
+    pub(crate) fn finish(self) -> String {
+        format!("{}-{}", self.stage, &hex(&self.hash.finalize())[..DIGITS])
+    }
+
+    /// Lengths keep parts from running together.
+    fn part(mut self, name: &str, bytes: &[u8]) -> Self {
+        for bytes in [name.as_bytes(), bytes] {
+            self.hash.update((bytes.len() as u64).to_le_bytes());
+            self.hash.update(bytes);
+        }
+        self
+    }
+}
+
+/// Lower-case hex digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(version: u32, words: &[&str]) -> String {
+        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        Identity::new("distill", version).words(&words).finish()
+    }
+
+    #[test]
+    fn every_part_counts_and_parts_do_not_run_together() {
+        assert_eq!(id(1, &["a"]).len(), "distill-".len() + DIGITS);
+        assert_eq!(id(1, &["a", "b"]), id(1, &["a", "b"]));
+        assert_ne!(id(1, &["ab", "c"]), id(1, &["a", "bc"]));
+        assert_ne!(id(1, &["a", "b"]), id(1, &["b", "a"]));
+        assert_ne!(id(1, &["a"]), id(2, &["a"]), "another version of the results");
+        assert_eq!(id(1, &["a", "--config", "x.toml"]), id(1, &["a", "--config", "y.toml"]));
+        let other = Identity::new("train", 1).words(&["a".into()]).finish();
+        assert_ne!(other.trim_start_matches("train-"), id(1, &["a"]).trim_start_matches("distill-"));
+    }
+}

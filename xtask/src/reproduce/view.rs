@@ -1,0 +1,210 @@
+//! The folder of one table: what `c2r table` reads, made of finished jobs.
+//!
+//! `results/EXPERIMENT-SCALE/DATASET/ipcN/METHOD/seedN/` holds `distill`, a link to the job's folder, and for each attack a
+//! folder such as `natural-pgd-2of255` with the attack's `attack.json`, the training's `run.json` and a link to the
+//! network. The two files are copies: they are small, and a folder that is sent to somebody has its numbers with it.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+
+use super::{
+    lease,
+    plan::{Stage, Step},
+    record,
+};
+use crate::exit;
+
+/// What a folder of an attack holds.
+const REPORT: &str = "attack.json";
+const RUN: &str = "run.json";
+const NETWORK: &str = "model.safetensors";
+
+/// Brings `folder` in line with the jobs of `steps` that are `finished`; returns how many attacks it shows. What belongs
+/// to cells of another grid, or to jobs of an earlier version, is taken out; `keep` says of which datasets nothing is
+/// known here, so that what other machines put there stays.
+///
+/// # Errors
+/// If the folder holds what this did not write, or cannot be written.
+pub(crate) fn update(folder: &Path, steps: &[Step], finished: &[bool], keep: &[String]) -> anyhow::Result<usize> {
+    let place = |step: &Step| folder.join(step.cell.folder()).join(step.stage.folder());
+    let shown = |step: &&Step| matches!(step.stage, Stage::Attack { .. } | Stage::Distill);
+    let wanted: BTreeSet<PathBuf> =
+        steps.iter().zip(finished).filter(|(_, done)| **done).map(|(step, _)| step).filter(shown).map(place).collect();
+    for old in entries(folder, 5)? {
+        let dataset = old.strip_prefix(folder).ok().and_then(|inside| inside.iter().next()?.to_str());
+        if dataset.is_some_and(|dataset| keep.iter().any(|kept| kept == dataset)) {
+            continue;
+        }
+        if !is_ours(&old) {
+            return Err(exit::usage(format!(
+                "{} was not made by this `cargo xtask reproduce`; move {} away or choose another --results",
+                old.display(),
+                folder.display()
+            )));
+        }
+        if !wanted.contains(&old) {
+            take_out(&old)?;
+        }
+    }
+    let mut n_attacks = 0;
+    for (step, _) in steps.iter().zip(finished).filter(|(_, done)| **done) {
+        let at = place(step);
+        match &step.stage {
+            Stage::Distill => link(&step.folder, &at)?,
+            Stage::Train(_) => {}
+            Stage::Attack { .. } => {
+                let trained = &steps[step.needs.expect("an attack needs a network")];
+                fs::create_dir_all(&at).with_context(|| format!("cannot create {}", at.display()))?;
+                copy(&step.folder.join(REPORT), &at.join(REPORT))?;
+                copy(&trained.folder.join(RUN), &at.join(RUN))?;
+                link(&trained.folder.join(NETWORK), &at.join(NETWORK))?;
+                n_attacks += 1;
+            }
+        }
+    }
+    Ok(n_attacks)
+}
+
+/// Folders and links that lie `depth` levels below `folder`.
+fn entries(folder: &Path, depth: usize) -> anyhow::Result<Vec<PathBuf>> {
+    let mut level = vec![folder.to_owned()];
+    for _ in 0..depth {
+        let mut next = Vec::new();
+        for folder in level {
+            let entries = match fs::read_dir(&folder) {
+                Ok(entries) => entries,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error).with_context(|| format!("cannot read {}", folder.display())),
+            };
+            for entry in entries {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() || entry.file_type()?.is_symlink() {
+                    next.push(entry.path());
+                }
+            }
+        }
+        level = next;
+    }
+    Ok(level)
+}
+
+/// Whether we made it: a link to a job, or a folder whose network is one. One that a killed process left half made is
+/// recognized by holding nothing else.
+fn is_ours(path: &Path) -> bool {
+    if path.is_symlink() {
+        return true;
+    }
+    let network = path.join(NETWORK);
+    let names = fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    (network.is_symlink() || !network.exists()) && names.into_iter().all(|name| known(&name.to_string_lossy()))
+}
+
+fn known(name: &str) -> bool {
+    [REPORT, RUN, NETWORK].contains(&name) || name.ends_with(".part")
+}
+
+fn take_out(path: &Path) -> anyhow::Result<()> {
+    if path.is_symlink() {
+        return record::remove(path);
+    }
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        record::remove(&entry.path())?;
+    }
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let bytes = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+    if fs::read(to).is_ok_and(|there| there == bytes) {
+        return Ok(());
+    }
+    record::write_whole(to, &bytes)
+}
+
+/// Makes `to` a link to `from`, relative, so that the results folder can be moved.
+fn link(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let folder = to.parent().unwrap_or(Path::new("."));
+    let common = from.components().zip(folder.components()).take_while(|(a, b)| a == b).count();
+    let up = folder.components().skip(common).map(|_| "..");
+    let target: PathBuf = up
+        .map(PathBuf::from)
+        .chain(from.components().skip(common).map(|part| PathBuf::from(part.as_os_str())))
+        .collect();
+    if fs::read_link(to).is_ok_and(|there| there == target) {
+        return Ok(());
+    }
+    let fresh = to.with_extension(format!("{}.part", lease::token()));
+    fs::create_dir_all(folder)
+        .and_then(|()| symlink(&target, &fresh))
+        .and_then(|()| fs::rename(&fresh, to))
+        .with_context(|| format!("cannot write {}", to.display()))
+}
+
+#[cfg(unix)]
+fn symlink(target: &Path, link: &Path) -> io::Result<()> {
+    std::os::unix::fs::symlink(target, link)
+}
+
+#[cfg(not(unix))]
+fn symlink(_: &Path, _: &Path) -> io::Result<()> {
+    Err(io::Error::other("the table's folder is made of links, which need a Unix"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::plan::tests::Example, *};
+
+    fn finish(step: &Step) {
+        fs::create_dir_all(&step.folder).unwrap();
+        for name in [step.output, RUN] {
+            fs::write(step.folder.join(name), format!("{} {name}", step.id)).unwrap();
+        }
+    }
+
+    #[test]
+    fn finished_jobs_are_shown_and_others_taken_out() {
+        let example = Example::new();
+        let steps = example.steps("dataset=digits,ipc=1,method=c2r,seed=0");
+        assert_eq!(steps.len(), 7);
+        for step in &steps[..4] {
+            finish(step);
+        }
+        let folder = example.place.results.join("example-quick");
+        let finished = [true, true, true, true, false, false, false];
+        assert_eq!(update(&folder, &steps, &finished, &[]).unwrap(), 2);
+        let cell = folder.join("digits/ipc1/c2r/seed0");
+        let text = |path: &str| fs::read_to_string(cell.join(path)).unwrap();
+        assert_eq!(text("natural-fgsm-0.1/attack.json"), format!("{} attack.json", steps[2].id));
+        assert_eq!(text("natural-pgd-0.1/run.json"), format!("{} run.json", steps[1].id));
+        assert_eq!(text("natural-pgd-0.1/model.safetensors"), format!("{} model.safetensors", steps[1].id));
+        assert_eq!(text("distill/synthetic.safetensors"), format!("{} synthetic.safetensors", steps[0].id));
+        assert!(fs::read_link(cell.join("distill")).unwrap().is_relative());
+        // The same again changes nothing.
+        assert_eq!(update(&folder, &steps, &finished, &[]).unwrap(), 2);
+
+        // What is known of no dataset is left alone; what is not of this grid is taken out.
+        assert_eq!(update(&folder, &[], &[], &["digits".into()]).unwrap(), 0);
+        assert!(cell.join("natural-fgsm-0.1/attack.json").is_file());
+        update(&folder, &steps[..3], &[true, true, true], &[]).unwrap();
+        assert!(cell.join("natural-fgsm-0.1/attack.json").is_file() && !cell.join("natural-pgd-0.1").exists());
+        update(&folder, &[], &[], &[]).unwrap();
+        assert!(!cell.join("distill").exists() && steps[0].folder.join(RUN).is_file(), "links go, jobs stay");
+
+        // Somebody else's results are never touched.
+        fs::create_dir_all(cell.join("natural")).unwrap();
+        fs::write(cell.join("natural/model.safetensors"), "mine").unwrap();
+        let message = exit::message(&update(&folder, &[], &[], &[]).unwrap_err());
+        assert!(message.contains("was not made by this"), "{message}");
+        assert!(cell.join("natural/model.safetensors").is_file());
+    }
+}
