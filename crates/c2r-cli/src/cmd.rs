@@ -3,6 +3,8 @@
 pub(crate) mod attack;
 pub(crate) mod distill;
 pub(crate) mod doctor;
+pub(crate) mod export;
+pub(crate) mod import;
 pub(crate) mod inspect;
 pub(crate) mod table;
 pub(crate) mod train;

@@ -69,6 +69,10 @@ enum Command {
     Attack(cmd::attack::Args),
     /// Make the table from a folder of attack reports
     Table(cmd::table::Args),
+    /// Make a synthetic set from the file of another project
+    Import(cmd::import::Args),
+    /// Write a synthetic set as npz, PNG folder or safetensors
+    Export(cmd::export::Args),
     /// Say what a file or folder is and what looks wrong with it
     Inspect(cmd::inspect::Args),
     /// Say what was found on this machine: libtorch, CUDA, threads, data
@@ -116,6 +120,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Train(args) => cmd::train::run(args, device, &ui),
         Command::Attack(args) => cmd::attack::run(args, device, &ui),
         Command::Table(args) => cmd::table::run(args, &ui),
+        Command::Import(args) => cmd::import::run(args, &ui),
+        Command::Export(args) => cmd::export::run(args, &ui),
         Command::Inspect(args) => cmd::inspect::run(args, &ui),
         Command::Doctor(args) => cmd::doctor::run(args, device, &ui),
     }

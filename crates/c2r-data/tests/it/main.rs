@@ -1,6 +1,7 @@
 //! Tests of the public interface; one binary, because each one links libtorch.
 
 mod dsa;
+mod foreign;
 mod formation;
 mod picture;
 mod readers;
