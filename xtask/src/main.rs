@@ -6,6 +6,7 @@ mod bench;
 mod checkout;
 mod compiler;
 mod exit;
+mod fuzz;
 mod install;
 mod libtorch;
 mod process;
@@ -45,6 +46,7 @@ enum Command {
     Test(test::Args),
     Reproduce(reproduce::Args),
     Bench(bench::Args),
+    Fuzz(fuzz::Args),
     Tidy(tidy::Args),
 }
 
@@ -56,6 +58,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Test(args) => test::run(args, &checkout),
         Command::Reproduce(args) => reproduce::run(args, &checkout),
         Command::Bench(args) => bench::run(args, &checkout),
+        Command::Fuzz(args) => fuzz::run(args, &checkout),
         Command::Tidy(args) => tidy::run(args, &checkout),
     }
 }

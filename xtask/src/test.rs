@@ -2,8 +2,18 @@
 
 use crate::{
     checkout::{self, Checkout},
-    setup,
+    exit,
+    python::Environment,
+    setup, ui,
 };
+
+/// What Python's side of the file formats is tested with. The variable names its interpreter.
+const ENVIRONMENT: Environment = Environment {
+    folder: "formats-1",
+    requirements: &["numpy==2.4.6", "safetensors==0.8.0", "pillow==12.0.0"],
+    size: "100 MB",
+};
+const ENVIRONMENT_VARIABLE: &str = "C2R_TEST_PYTHON";
 
 /// Run the tests, documentation examples included
 #[derive(Debug, Clone, clap::Args)]
@@ -33,6 +43,11 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     checkout::with_libtorch(&mut command, &checkout.libtorch_link());
     if args.slow {
         command.env("C2R_TEST_STRICT", "1");
+    }
+    match ENVIRONMENT.python() {
+        Ok(python) => drop(command.env(ENVIRONMENT_VARIABLE, python)),
+        Err(error) if args.slow => return Err(error),
+        Err(error) => ui::note(format!("note: the tests of Python's side are skipped: {}", exit::message(&error))),
     }
     checkout.run_cargo(&mut command, "testing")
 }

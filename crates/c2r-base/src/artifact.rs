@@ -195,7 +195,9 @@ impl TensorFile {
             (name.as_str(), TensorView::new(*dtype, shape.clone(), bytes).expect("length was computed from the shape"))
         });
         let header = self.header.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
-        let bytes = safetensors::serialize(views, Some(header)).expect("views are valid");
+        // safetensors 0.6 writes an empty map of texts as broken JSON if there is no tensor either.
+        let header = Some(header).filter(|_| !self.header.is_empty());
+        let bytes = safetensors::serialize(views, header).expect("views are valid");
         sort_header(bytes)
     }
 
@@ -273,6 +275,15 @@ mod tests {
         assert_eq!(back.tensors["y"].int64_value(&[0]), 7);
         assert_eq!(example().to_bytes(), example().to_bytes());
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn an_empty_file_is_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("empty.safetensors");
+        TensorFile::default().write(&path).unwrap();
+        let back = TensorFile::read(&path).unwrap();
+        assert!(back.header.is_empty() && back.tensors.is_empty());
     }
 
     #[test]

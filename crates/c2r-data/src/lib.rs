@@ -45,6 +45,7 @@ mod torch_save;
 
 pub use class_folders::load_folder;
 pub use dataset::{Dataset, load};
+pub use digits::parse_digits;
 pub use error::DataError;
 pub use foreign::{FileKind, read_tensors};
 pub use formation::{decode_formation, mosaic};

@@ -4,6 +4,7 @@ mod dsa;
 mod foreign;
 mod formation;
 mod picture;
+mod python;
 mod readers;
 mod real_data;
 mod splits;

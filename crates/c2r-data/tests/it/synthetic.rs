@@ -26,6 +26,18 @@ fn header() -> SyntheticHeader {
     }
 }
 
+pub(crate) fn digits_header(images_per_class: usize) -> SyntheticHeader {
+    let spec = c2r_data::spec("digits").unwrap();
+    SyntheticHeader {
+        dataset: "digits".into(),
+        classes: 10,
+        images_per_class,
+        mean: spec.mean,
+        std: spec.std,
+        ..header()
+    }
+}
+
 fn set(formation: i64, soft: bool) -> SyntheticSet {
     SyntheticSet {
         images: noise(&[6, 3, 8, 8], 1),
