@@ -12,7 +12,7 @@ use super::{GRID_COLUMNS, Report};
 const SMALLEST_SIDE: i64 = 2;
 /// Interleaved colours repeat every third value: neighbours then differ by more than values three apart. In photographs
 /// it is the other way round, in noise both are equal.
-const INTERLEAVED_RATIO: f64 = 0.7;
+const INTERLEAVED_RATIO: f64 = 0.85;
 /// A difference this many standard errors from 0 is no accident.
 const ERRORS_TO_TELL: f64 = 3.0;
 /// Datasets whose red and blue differ by less have no order of channels to tell.
