@@ -1,5 +1,6 @@
-//! `cargo xtask bench`: benchmarks, and our attacks beside the references on the same model and images.
+//! `cargo xtask bench`: benchmarks, and our attacks and readers beside the references on the same inputs.
 
+mod loaders;
 mod peers;
 
 use std::path::PathBuf;
@@ -15,11 +16,13 @@ use crate::{
 Examples:
   cargo xtask bench attacks
   cargo xtask bench attacks --peers
+  cargo xtask bench data --peers --pictures ~/datasets/tiny-imagenet-200/train
   cargo xtask bench attacks --peers --model m.pt --inputs x.safetensors --n 100 --eps 4/255 --only pgd,apgd-ce
 
 --peers installs torch 2.11, torchattacks 3.5.1 and pyautoattack 0.2.0 into a Python environment in the cache folder
 (5 GB, once), or takes the one of --python. Without --model: the reference models in ../shared/goldens where they are,
 else the small network for the digits that the tests use. docs/attacks/speed.md says what is timed.
+data --peers: JPEGs are made, and read and resized by c2r and by torchvision 0.26 (docs/datasets.md).
 Exit code 4: an attack's robust accuracy differs from the reference's by more than 0.5 points.")]
 pub(crate) struct Args {
     /// What to measure: `attacks`, or any crate's name without `c2r-`
@@ -33,7 +36,7 @@ pub(crate) struct Args {
 /// What `--peers` takes.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Peers {
-    /// Run our attacks and those of torchattacks and pyautoattack in turn
+    /// Run ours and the reference's in turn: attacks of torchattacks and pyautoattack, or torchvision's ImageFolder
     #[arg(long)]
     peers: bool,
 
@@ -49,7 +52,7 @@ pub(crate) struct Peers {
     #[arg(long, value_name = "EPS", requires = "peers")]
     eps: Option<String>,
 
-    /// Attack only the first so many images [default: 200, and 50 for AutoAttack]
+    /// Attack only the first so many images [default: 200, and 50 for AutoAttack]; data: make so many JPEGs [default: 3000]
     #[arg(long, value_name = "N", requires = "peers")]
     n: Option<usize>,
 
@@ -66,6 +69,10 @@ pub(crate) struct Peers {
     #[arg(long, value_name = "N", requires = "peers", value_parser = clap::value_parser!(u32).range(1..))]
     repeats: Option<u32>,
 
+    /// Scale up the JPEGs and PNGs below this folder [default: noise with the spectrum of photographs]
+    #[arg(long, value_name = "DIR", requires = "peers")]
+    pictures: Option<PathBuf>,
+
     /// A Python that has the packages already
     #[arg(long, value_name = "FILE", requires = "peers")]
     python: Option<PathBuf>,
@@ -81,12 +88,19 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     if !checkout.root().join("crates").join(&package).join("benches").is_dir() {
         return Err(exit::usage(format!("`{}` has no benchmarks: there is no crates/{package}/benches", args.what)));
     }
-    if args.peers.peers && package != "c2r-attacks" {
-        return Err(exit::usage("--peers is about `attacks`"));
+    if args.peers.peers && !["c2r-attacks", "c2r-data"].contains(&package.as_str()) {
+        return Err(exit::usage("--peers is about `attacks` and `data`"));
+    }
+    if args.peers.pictures.is_some() && package != "c2r-data" {
+        return Err(exit::usage("--pictures is about `data`"));
     }
     setup::ensure(checkout)?;
     if args.peers.peers {
-        return peers::run(&args.peers, checkout);
+        return if package == "c2r-data" {
+            loaders::run(&args.peers, checkout)
+        } else {
+            peers::run(&args.peers, checkout)
+        };
     }
     let mut command = checkout.cargo();
     command.args(["bench", "--package", &package]);

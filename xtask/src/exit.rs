@@ -6,6 +6,8 @@ use std::fmt;
 pub(crate) const UNEXPECTED: u8 = 1;
 /// Wrong arguments, configuration or machine set-up.
 pub(crate) const USAGE: u8 = 2;
+/// Data is missing or not what its hash promises.
+pub(crate) const DATA: u8 = 3;
 /// Reproduction finished, but numbers are outside the tolerance of the experiment file.
 pub(crate) const OUTSIDE_TOLERANCE: u8 = 4;
 /// Interrupted; the same command goes on where it stopped.

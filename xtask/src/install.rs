@@ -93,7 +93,7 @@ pub(crate) fn install(cache: &Path, flavour: Flavour, force: bool) -> anyhow::Re
     );
     let python = Python::with_pip()?;
     fs::create_dir_all(cache).with_context(|| format!("cannot create {}", cache.display()))?;
-    let _lock = lock(cache)?;
+    let _lock = lock_cache(cache)?;
     if let (Some(found), false) = (find(cache, flavour), force) {
         return Ok(found);
     }
@@ -217,17 +217,22 @@ fn bytes_below(folder: &Path) -> u64 {
         .sum()
 }
 
-/// Keeps two set-ups from working at once. The lock ends with the process, also with a killed one.
-pub(crate) fn lock(cache: &Path) -> anyhow::Result<fs::File> {
-    let path = cache.join(".lock");
-    let file = fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+/// Keeps two set-ups from working at once.
+pub(crate) fn lock_cache(cache: &Path) -> anyhow::Result<fs::File> {
+    lock(&cache.join(".lock"), "another `cargo xtask` is installing libtorch")
+}
+
+/// Waits until no other process holds the lock in `path`; says `who` does if one has it. The lock ends with the process,
+/// also with a killed one.
+pub(crate) fn lock(path: &Path, who: &str) -> anyhow::Result<fs::File> {
+    let file = fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
     let mut told = false;
     loop {
         if FileExt::try_lock_exclusive(&file).with_context(|| format!("cannot lock {}", path.display()))? {
             return Ok(file);
         }
         if !told {
-            ui::note("another `cargo xtask` is installing libtorch; waiting for it");
+            ui::note(format!("{who}; waiting for it"));
             told = true;
         }
         process::check_interrupt()?;
@@ -282,7 +287,7 @@ mod tests {
     #[test]
     fn the_lock_is_exclusive_and_ends_with_its_file() {
         let cache = tempfile::tempdir().unwrap();
-        let first = lock(cache.path()).unwrap();
+        let first = lock_cache(cache.path()).unwrap();
         let other = fs::File::open(cache.path().join(".lock")).unwrap();
         assert!(!FileExt::try_lock_exclusive(&other).unwrap());
         drop(first);

@@ -1,10 +1,11 @@
-//! `cargo xtask`: set-up, tests, reproduction and checks of this repository.
+//! `cargo xtask`: set-up, downloads, tests, reproduction and checks of this repository.
 //!
-//! Links neither libtorch nor a c2r library, so it builds in seconds and can install what they need.
+//! Links neither libtorch nor a c2r library that does, so it builds anywhere and can install what they need.
 
 mod bench;
 mod checkout;
 mod compiler;
+mod download;
 mod exit;
 mod fuzz;
 mod install;
@@ -23,7 +24,7 @@ use clap::{Parser, Subcommand};
 
 use checkout::Checkout;
 
-/// Set-up, tests, reproduction and checks of this repository
+/// Set-up, downloads, tests, reproduction and checks of this repository
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", after_help = EXAMPLES)]
 struct Cli {
@@ -34,6 +35,7 @@ struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   cargo xtask setup
+  cargo xtask download cifar10 --data ~/datasets
   cargo xtask reproduce table2 --scale quick
   cargo xtask test
 
@@ -43,6 +45,7 @@ Exit codes: 0 done, 1 unexpected failure, 2 wrong arguments or machine set-up, 3
 #[derive(Subcommand)]
 enum Command {
     Setup(setup::Args),
+    Download(download::Args),
     Test(test::Args),
     Reproduce(reproduce::Args),
     Bench(bench::Args),
@@ -55,6 +58,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     let checkout = Checkout::find()?;
     match &cli.command {
         Command::Setup(args) => setup::run(args, &checkout),
+        Command::Download(args) => download::run(args, &checkout),
         Command::Test(args) => test::run(args, &checkout),
         Command::Reproduce(args) => reproduce::run(args, &checkout),
         Command::Bench(args) => bench::run(args, &checkout),

@@ -100,7 +100,7 @@ impl Environment {
         }
         let python = Python::with_pip()?;
         fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
-        let _lock = install::lock(&cache)?;
+        let _lock = install::lock_cache(&cache)?;
         if self.is_complete(&folder) {
             return Ok(interpreter(&folder));
         }

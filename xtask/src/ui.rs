@@ -2,8 +2,13 @@
 
 use std::{
     io::{IsTerminal, Write},
-    time::Duration,
+    time::{Duration, Instant},
 };
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// How often a line tells how far something is, where there is no terminal for a bar.
+const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// A line for people, on stderr.
 pub(crate) fn note(line: impl AsRef<str>) {
@@ -37,6 +42,45 @@ pub(crate) fn duration(duration: Duration) -> String {
 /// `12 MB`, in units of 10^6 bytes as pip prints them.
 pub(crate) fn megabytes(bytes: u64) -> String {
     format!("{} MB", bytes / 1_000_000)
+}
+
+/// How many bytes of something are done: a bar on a terminal, a line now and then elsewhere.
+pub(crate) struct Meter {
+    bar: ProgressBar,
+    name: String,
+    next: Instant,
+}
+
+impl Meter {
+    /// `total`: how many bytes there will be, where that is known.
+    pub(crate) fn new(name: String, total: Option<u64>) -> Self {
+        let target = if is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(total, target);
+        let template = match total {
+            Some(_) => "{prefix} [{bar:30}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} ({eta} left)",
+            None => "{prefix} {spinner} {decimal_bytes} {decimal_bytes_per_sec}",
+        };
+        bar.set_style(
+            ProgressStyle::with_template(template).expect("the templates are constants").progress_chars("=> "),
+        );
+        bar.set_prefix(name.clone());
+        Self { bar, name, next: Instant::now() + HEARTBEAT }
+    }
+
+    /// So many bytes are done.
+    pub(crate) fn set(&mut self, bytes: u64) {
+        self.bar.set_position(bytes);
+        if self.bar.is_hidden() && Instant::now() >= self.next {
+            self.next = Instant::now() + HEARTBEAT;
+            let total = self.bar.length().map(|total| format!(" of {}", megabytes(total))).unwrap_or_default();
+            note(format!("... {}: {}{total}", self.name, megabytes(bytes)));
+        }
+    }
+
+    /// Removes the bar.
+    pub(crate) fn finish(self) {
+        self.bar.finish_and_clear();
+    }
 }
 
 #[cfg(test)]

@@ -51,6 +51,26 @@ impl ArtifactError {
     }
 }
 
+/// How temporary files are named.
+const PART_PREFIX: &str = ".c2r-";
+const PART_SUFFIX: &str = ".part";
+
+/// Deletes the temporary files that killed processes have left in `folder`; nothing if there is no such folder.
+/// Only call it where no other process can be writing.
+///
+/// # Errors
+/// [`ArtifactError::Io`].
+pub fn remove_parts(folder: &Path) -> Result<(), ArtifactError> {
+    let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with(PART_PREFIX) && name.ends_with(PART_SUFFIX) {
+            fs::remove_file(&path).map_err(ArtifactError::io("delete", &path))?;
+        }
+    }
+    Ok(())
+}
+
 /// Writes `bytes` to a temporary file beside `path`, syncs it and renames it into place: a reader
 /// sees the old file or the new one, never a part. Creates missing folders.
 ///
@@ -60,8 +80,8 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), ArtifactError> 
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(folder).map_err(ArtifactError::io("create folder", folder))?;
     let mut file = tempfile::Builder::new()
-        .prefix(".c2r-")
-        .suffix(".part")
+        .prefix(PART_PREFIX)
+        .suffix(PART_SUFFIX)
         .tempfile_in(folder)
         .map_err(ArtifactError::io("write", path))?;
     file.write_all(bytes).map_err(ArtifactError::io("write", path))?;
@@ -274,7 +294,12 @@ mod tests {
         assert_eq!(back.tensors["x"].double_value(&[0, 1]), -2.0);
         assert_eq!(back.tensors["y"].int64_value(&[0]), 7);
         assert_eq!(example().to_bytes(), example().to_bytes());
-        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file is left");
+        let folder = path.parent().unwrap();
+        assert_eq!(fs::read_dir(folder).unwrap().count(), 1, "no temporary file is left");
+        fs::write(folder.join(".c2r-x1y2.part"), b"half").unwrap();
+        remove_parts(folder).unwrap();
+        assert_eq!(fs::read_dir(folder).unwrap().count(), 1, "what a kill left is gone, the file is not");
+        remove_parts(&folder.join("nowhere")).unwrap();
     }
 
     #[test]

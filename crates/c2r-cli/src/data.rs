@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroUsize, path::PathBuf};
 
-use c2r_data::{DataError, Dataset, DatasetSpec};
+use c2r_data::{DataError, Dataset, DatasetSpec, LoadEvent};
 
 use crate::{
     exit::{self, OrExit},
@@ -42,7 +42,32 @@ impl DatasetArgs {
 
 /// Reads a dataset; notes what is odd about it.
 pub(crate) fn load(name: &str, folder: Option<&std::path::Path>, ui: &Ui) -> anyhow::Result<Dataset> {
-    let dataset = c2r_data::load(name, folder).map_err(|error| {
+    let mut progress = None;
+    let mut on_event = |event: LoadEvent| match event {
+        LoadEvent::CacheDropped { path, reason } => {
+            ui.note(format!("{}: {reason}; the images are decoded again", path.display()));
+        }
+        LoadEvent::Decoding { n_images, cache } => {
+            ui.note(format!("decoding {n_images} images into {} (once)", cache.display()));
+            progress = Some(ui.progress("decoding", n_images as u64));
+        }
+        LoadEvent::Decoded { n_images } => {
+            if let Some(progress) = &mut progress {
+                progress.set(n_images as u64, "images");
+            }
+        }
+        LoadEvent::NotCached { folder, reason } => ui.note(format!(
+            "the decoded images cannot be kept in {} ({reason}): they are decoded into memory, each time; \
+             docs/datasets.md says how to give them a place",
+            folder.display()
+        )),
+        _ => {}
+    };
+    let dataset = c2r_data::load_with(name, folder, &mut on_event);
+    if let Some(progress) = progress {
+        progress.finish();
+    }
+    let dataset = dataset.map_err(|error| {
         let code = if matches!(error, DataError::UnknownDataset { .. }) { exit::USAGE } else { exit::DATA };
         exit::coded(code, error)
     })?;

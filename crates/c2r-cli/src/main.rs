@@ -3,6 +3,7 @@
 
 mod cmd;
 mod config;
+mod curves;
 mod data;
 mod exit;
 mod run_dir;

@@ -95,6 +95,10 @@ impl RunDir {
                 format!("another process is working in {}; wait for it or choose another --run-dir", path.display()),
             );
         }
+        // Ours alone while the lock is held: what a kill in the middle of a write has left.
+        for folder in [path.to_owned(), path.join("pictures")] {
+            artifact::remove_parts(&folder)?;
+        }
         let record_path = path.join("run.json");
         let mut seconds = 0.0;
         let mut found = Found::Nothing;
@@ -232,6 +236,7 @@ fn clear(path: &Path) -> anyhow::Result<()> {
         "model.safetensors",
         "teacher.safetensors",
         "log.jsonl",
+        "curves.svg",
         "attack.json",
     ] {
         let file = path.join(name);
@@ -239,6 +244,16 @@ fn clear(path: &Path) -> anyhow::Result<()> {
             fs::remove_file(&file).with_context(|| format!("cannot delete {}", file.display()))?;
         }
     }
+    let pictures = path.join("pictures");
+    let Ok(entries) = fs::read_dir(&pictures) else { return Ok(()) };
+    for file in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        let numbered = file.file_stem().is_some_and(|stem| stem.to_string_lossy().parse::<u64>().is_ok());
+        if numbered && file.extension().is_some_and(|extension| extension == "png") {
+            fs::remove_file(&file).with_context(|| format!("cannot delete {}", file.display()))?;
+        }
+    }
+    // Not empty where somebody put something beside them.
+    let _ = fs::remove_dir(&pictures);
     Ok(())
 }
 

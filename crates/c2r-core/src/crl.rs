@@ -121,18 +121,52 @@ impl CrlConfig {
 ///
 /// Returns a scalar f32; classes without a sample add 0.
 pub fn class_mean_alignment(embeddings: &Tensor, companions: &Tensor, labels: &Tensor, n_classes: i64) -> Tensor {
-    class_means(&(embeddings - companions), labels, n_classes).0.square().sum(Kind::Float)
+    class_means(&(embeddings - companions), labels, n_classes, None).0.square().sum(Kind::Float)
 }
 
 /// Mean embedding of each class.
 ///
 /// * `embeddings`: f32 `[M, D]`; `labels`: i64 `[M]` in `0..n_classes`.
+/// * `weights`: how much each sample counts, f32 `[M]`, at least 0; all the same without.
 ///
-/// Returns f32 `[n_classes, D]` (zeros for a class without a sample) and the counts, f32 `[n_classes]`.
-pub fn class_means(embeddings: &Tensor, labels: &Tensor, n_classes: i64) -> (Tensor, Tensor) {
-    let member = labels.one_hot(n_classes).to_kind(Kind::Float).transpose(0, 1);
+/// Returns f32 `[n_classes, D]` (zeros for a class without a sample, or whose weights are all 0) and the
+/// sum of the weights, which is the number of samples without `weights`, f32 `[n_classes]`.
+pub fn class_means(embeddings: &Tensor, labels: &Tensor, n_classes: i64, weights: Option<&Tensor>) -> (Tensor, Tensor) {
+    let mut member = labels.one_hot(n_classes).to_kind(Kind::Float).transpose(0, 1);
+    if let Some(weights) = weights {
+        member *= weights.unsqueeze(0);
+    }
     let counts = member.sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
-    (member.matmul(embeddings) / counts.clamp_min(1.0).unsqueeze(1), counts)
+    let divisor = counts.where_self(&counts.gt(0.0), &counts.ones_like());
+    (member.matmul(embeddings) / divisor.unsqueeze(1), counts)
+}
+
+/// Cosine similarity of each anchor with its nearest impostor: the most similar candidate of another class.
+///
+/// * `anchors`: f32 `[M, D]`; `labels`: i64 `[M]`.
+/// * `candidates`: what it is compared with; those of its own class do not count.
+/// * `impostors`: further embeddings and mask, as in [`CrlConfig::loss`].
+///
+/// Returns f32 `[M]` in `[-1, 1]`, detached; -1 for an anchor that no other class faces.
+pub fn nearest_impostor_similarity(
+    anchors: &Tensor,
+    labels: &Tensor,
+    candidates: &[Candidates<'_>],
+    impostors: Option<&(Tensor, Tensor)>,
+) -> Tensor {
+    let _no_grad = tch::no_grad_guard();
+    let unit = normalize_rows(&anchors.detach());
+    let mut nearest = Tensor::full([anchors.size()[0]], -1.0, (Kind::Float, anchors.device()));
+    for Candidates { embeddings, labels: theirs } in candidates.iter().filter(|c| c.labels.numel() > 0) {
+        let similarity = unit.matmul(&normalize_rows(&embeddings.detach()).transpose(0, 1));
+        let same = labels.unsqueeze(1).eq_tensor(&theirs.unsqueeze(0));
+        nearest = nearest.maximum(&similarity.masked_fill(&same, -1.0).amax([1i64].as_slice(), false));
+    }
+    if let Some((rows, found)) = impostors {
+        let similarity = normalize_rows(rows).matmul(&unit.unsqueeze(2)).squeeze_dim(2);
+        nearest = nearest.maximum(&similarity.masked_fill(&found.eq(0.0), -1.0).amax([1i64].as_slice(), false));
+    }
+    nearest
 }
 
 /// Rows scaled to length 1 along the last dimension; a zero row stays zero.
@@ -219,12 +253,32 @@ mod tests {
         let clean = rows(&[[1.0, 0.0], [3.0, 0.0], [0.0, 5.0]]);
         let attacked = rows(&[[0.0, 0.0], [2.0, 2.0], [0.0, 2.0]]);
         let labels = Tensor::from_slice(&[0i64, 0, 2]);
-        let (means, counts) = class_means(&clean, &labels, 3);
+        let (means, counts) = class_means(&clean, &labels, 3, None);
         assert_eq!(Vec::<f32>::try_from(means.flatten(0, -1)).unwrap(), [2.0, 0.0, 0.0, 0.0, 0.0, 5.0]);
         assert_eq!(Vec::<f32>::try_from(counts).unwrap(), [2.0, 0.0, 1.0]);
+        let weights = Tensor::from_slice(&[1.0f32, 3.0, 0.0]);
+        let (means, counts) = class_means(&clean, &labels, 3, Some(&weights));
+        assert_eq!(Vec::<f32>::try_from(means.flatten(0, -1)).unwrap(), [2.5, 0.0, 0.0, 0.0, 0.0, 0.0]);
+        assert_eq!(Vec::<f32>::try_from(counts).unwrap(), [4.0, 0.0, 0.0]);
         // Class 0: (2,0) against (1,1) -> 2; class 2: (0,5) against (0,2) -> 9.
         let value = class_mean_alignment(&clean, &attacked, &labels, 3).double_value(&[]);
         assert!((value - 11.0).abs() < 1e-5, "{value}");
+    }
+
+    #[test]
+    fn the_nearest_impostor_is_of_another_class() {
+        let anchors = rows(&[[1.0, 0.0], [0.0, 2.0]]);
+        let labels = Tensor::from_slice(&[0i64, 1]);
+        let others = rows(&[[5.0, 0.0], [3.0, 4.0], [-1.0, 0.0]]);
+        let their_labels = Tensor::from_slice(&[0i64, 1, 1]);
+        let candidates = [Candidates { embeddings: &others, labels: &their_labels }];
+        // Anchor 0 faces (3, 4) and (-1, 0); anchor 1 faces (5, 0).
+        close(&nearest_impostor_similarity(&anchors, &labels, &candidates, None), &[0.6, 0.0]);
+        let rows = rows(&[[0.0, 1.0], [9.0, 9.0], [0.0, 1.0], [1.0, 1.0]]).view([2, 2, 2]);
+        let found = Tensor::from_slice(&[1.0f32, 0.0, 0.0, 1.0]).view([2, 2]);
+        let nearest = nearest_impostor_similarity(&anchors, &labels, &candidates, Some(&(rows, found)));
+        close(&nearest, &[0.6, 0.5f64.sqrt()]);
+        close(&nearest_impostor_similarity(&anchors, &labels, &[], None), &[-1.0, -1.0]);
     }
 
     #[test]

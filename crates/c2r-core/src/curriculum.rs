@@ -20,6 +20,9 @@ pub enum Curriculum {
     Prefix(PrefixConfig),
     /// All samples, shuffled, each loss weighted by its score.
     Weight(WeightConfig),
+    /// The samples between two quantiles of the score, which move over the run, in shuffled order. No
+    /// part of the paper: an extension.
+    Pace(PaceConfig),
 }
 
 /// No options.
@@ -56,6 +59,20 @@ pub struct WeightConfig {
     pub floor: f64,
 }
 
+/// Options of [`Curriculum::Pace`]: which part of each class, sorted from easy (0) to hard (1), is kept.
+///
+/// Both ends move linearly from their first value, at the start of the run, to their second, at its end.
+/// `low = [0, 0], high = [0.5, 1]` begins with the easier half and ends with everything;
+/// `low = [0, 0.5], high = [0.5, 1]` moves a window of half the samples along the quantiles of the margin.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct PaceConfig {
+    /// Lower end, at the start and at the end of the run, in `[0, 1]`.
+    pub low: [f64; 2],
+    /// Upper end, above the lower one, in `[0, 1]`.
+    pub high: [f64; 2],
+}
+
 /// Which samples come first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -82,6 +99,9 @@ pub enum CurriculumError {
     /// Negative or not finite.
     #[error("curriculum floor must be a finite number that is at least 0, got {0}")]
     Floor(f64),
+    /// Not a part of `[0, 1]`.
+    #[error("curriculum pace needs 0 <= low < high <= 1, at the start and at the end of the run; got {0} and {1}")]
+    Pace(f64, f64),
 }
 
 impl Curriculum {
@@ -97,6 +117,9 @@ impl Curriculum {
             Self::Weight(config) if !(config.floor.is_finite() && config.floor >= 0.0) => {
                 Err(CurriculumError::Floor(config.floor))
             }
+            Self::Pace(PaceConfig { low, high }) => low.iter().zip(high).try_for_each(|(&low, &high)| {
+                if 0.0 <= low && low < high && high <= 1.0 { Ok(()) } else { Err(CurriculumError::Pace(low, high)) }
+            }),
             _ => Ok(()),
         }
     }
@@ -106,16 +129,33 @@ impl Curriculum {
         !matches!(self, Self::Off(_))
     }
 
+    /// Whether some samples are left out.
+    pub const fn chooses(&self) -> bool {
+        matches!(self, Self::Prefix(_) | Self::Pace(_))
+    }
+
+    /// The word that configurations use for it.
+    pub const fn mode(&self) -> &'static str {
+        match self {
+            Self::Off(_) => "off",
+            Self::Order(_) => "order",
+            Self::Prefix(_) => "prefix",
+            Self::Weight(_) => "weight",
+            Self::Pace(_) => "pace",
+        }
+    }
+
     /// The order in which samples are visited, possibly without some of them.
     ///
     /// * `scores`: perturbation score of each sample, at least 0; `labels`: its class, same length.
+    /// * `progress`: how much of the run is done, in `[0, 1]`.
     ///
     /// Returns positions into `scores`. Equal scores keep their order, so the result is a function of
     /// the arguments alone.
     ///
     /// # Panics
     /// If the lengths differ.
-    pub fn order(&self, scores: &[f32], labels: &[i64], rng: &mut impl Rng) -> Vec<usize> {
+    pub fn order(&self, scores: &[f32], labels: &[i64], progress: f64, rng: &mut impl Rng) -> Vec<usize> {
         assert_eq!(scores.len(), labels.len(), "one score per label");
         let mut all: Vec<usize> = (0..scores.len()).collect();
         match self {
@@ -138,6 +178,21 @@ impl Curriculum {
                     sort_by_score(members, scores, *first);
                     let kept = ((members.len() as f64 * fraction).ceil() as usize).clamp(1, members.len());
                     all.extend_from_slice(&members[..kept]);
+                }
+                all.shuffle(rng);
+            }
+            Self::Pace(PaceConfig { low, high }) => {
+                let at = |[from, to]: [f64; 2]| from + (to - from) * progress.clamp(0.0, 1.0);
+                let (low, high) = (at(*low), at(*high));
+                let mut classes = by_class(&all, labels);
+                all.clear();
+                for members in &mut classes {
+                    sort_by_score(members, scores, First::Easy);
+                    let n = members.len();
+                    // At least one sample, however narrow the window and small the class.
+                    let first = ((n as f64 * low).floor() as usize).min(n - 1);
+                    let last = ((n as f64 * high).ceil() as usize).clamp(first + 1, n);
+                    all.extend_from_slice(&members[first..last]);
                 }
                 all.shuffle(rng);
             }
@@ -189,7 +244,7 @@ mod tests {
     const LABELS: [i64; 6] = [0, 0, 0, 1, 1, 1];
 
     fn order(curriculum: &Curriculum) -> Vec<usize> {
-        curriculum.order(&SCORES, &LABELS, &mut Seed::new(1).stream("test", 0))
+        curriculum.order(&SCORES, &LABELS, 0.0, &mut Seed::new(1).stream("test", 0))
     }
 
     #[test]
@@ -214,6 +269,22 @@ mod tests {
         let mut kept = order(&Curriculum::Prefix(PrefixConfig { first: First::Easy, fraction: 0.01 }));
         kept.sort_unstable();
         assert_eq!(kept, [0, 4]);
+    }
+
+    #[test]
+    fn pace_moves_a_window_from_easy_to_hard() {
+        let kept = |low, high, progress| {
+            let pace = Curriculum::Pace(PaceConfig { low, high });
+            let mut kept = pace.order(&SCORES, &LABELS, progress, &mut Seed::new(1).stream("test", 0));
+            kept.sort_unstable();
+            kept
+        };
+        // Class 0 from easy to hard is 0, 2, 1; class 1 is 4, 3, 5.
+        assert_eq!(kept([0.0, 0.0], [0.3, 1.0], 0.0), [0, 4]);
+        assert_eq!(kept([0.0, 0.0], [0.3, 1.0], 0.5), [0, 2, 3, 4]);
+        assert_eq!(kept([0.0, 0.0], [0.3, 1.0], 1.0), [0, 1, 2, 3, 4, 5]);
+        assert_eq!(kept([0.0, 0.67], [0.33, 1.0], 0.0), [0, 4]);
+        assert_eq!(kept([0.0, 0.67], [0.33, 1.0], 1.0), [1, 5]);
     }
 
     #[test]
@@ -247,5 +318,8 @@ mod tests {
         assert_eq!(prefix(0.0).validate(), Err(CurriculumError::Fraction(0.0)));
         assert!(prefix(1.0).validate().is_ok());
         assert_eq!(Curriculum::Weight(WeightConfig { floor: -1.0 }).validate(), Err(CurriculumError::Floor(-1.0)));
+        let pace = |low, high| Curriculum::Pace(PaceConfig { low, high }).validate();
+        assert_eq!(pace([0.0, 0.5], [0.5, 0.5]), Err(CurriculumError::Pace(0.5, 0.5)));
+        assert!(pace([0.0, 0.5], [0.5, 1.0]).is_ok());
     }
 }

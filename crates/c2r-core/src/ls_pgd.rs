@@ -6,7 +6,7 @@ use c2r_base::{Classifier, Norm, Seed, ThreatModel, grad::input_gradient};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use crate::margin::perturbation_score;
+use crate::margin::hinge;
 
 /// Options of LS-PGD.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -65,14 +65,28 @@ pub struct Passes {
     pub forward: u64,
     /// Images sent backward.
     pub backward: u64,
-    /// Samples whose remembered perturbation was kept without a backward pass.
+    /// Samples for which companions were made.
+    pub attacked: u64,
+    /// Images sent backward to make companions, a part of `backward`.
+    pub attack_backward: u64,
+    /// Attacked samples whose remembered perturbation was kept without a backward pass.
     pub reused: u64,
+}
+
+impl Passes {
+    /// Backward passes that PGD with `steps` steps would have needed more, to make the same number of
+    /// companions, in images; negative where it would have needed fewer.
+    pub const fn backward_saved(&self, steps: u32) -> i64 {
+        self.attacked as i64 * steps as i64 - self.attack_backward as i64
+    }
 }
 
 impl std::ops::AddAssign for Passes {
     fn add_assign(&mut self, other: Self) {
         self.forward += other.forward;
         self.backward += other.backward;
+        self.attacked += other.attacked;
+        self.attack_backward += other.attack_backward;
         self.reused += other.reused;
     }
 }
@@ -82,10 +96,20 @@ impl std::ops::AddAssign for Passes {
 pub struct Companions {
     /// f32 `[N, C, H, W]`, inside the ball and `[0, 1]`, detached.
     pub images: Tensor,
-    /// Perturbation score of each sample at its companion, f32 `[N]`, at least 0, detached.
+    /// Margin of each sample at its companion: an upper bound of its robust margin, in logits, f32 `[N]`, detached.
+    pub margins: Tensor,
+    /// Perturbation score of each sample, `[1 - margin]_+`, f32 `[N]`, at least 0, detached.
     pub scores: Tensor,
     /// What it cost.
     pub passes: Passes,
+}
+
+impl Companions {
+    /// Companions with the logits that the network gives them, f32 `[N, K]`.
+    pub fn new(images: Tensor, logits: &Tensor, labels: &Tensor, passes: Passes) -> Self {
+        let margins = loss::margin(&logits.detach(), labels);
+        Self { images, scores: hinge(&margins), margins, passes }
+    }
 }
 
 /// Remembered perturbations and their losses, one row per sample id.
@@ -185,7 +209,7 @@ impl LsPgd {
     ) -> Companions {
         let _no_grad = tch::no_grad_guard();
         let n = ids.len() as i64;
-        let mut passes = Passes::default();
+        let mut passes = Passes { attacked: n as u64, ..Passes::default() };
         let rows = Tensor::from_slice(&ids.iter().map(|&id| id as i64).collect::<Vec<_>>()).to_device(images.device());
         let remembered = cache
             .as_ref()
@@ -238,6 +262,7 @@ impl LsPgd {
             let logits = model.logits(&candidates);
             let n_steps = steps.len() as i64;
             passes.backward += n_searched as u64;
+            passes.attack_backward += n_searched as u64;
             passes.forward += (n_searched * (1 + n_steps)) as u64;
             let loss = loss::ce(&logits, &targets.repeat([n_steps])).view([n_steps, n_searched]);
             let (loss, winner) = loss.max_dim(0, false);
@@ -262,7 +287,7 @@ impl LsPgd {
             let _ = cache.losses.index_copy_(0, &rows, &best_loss);
         }
         let logits = best_logits.expect("either every sample was searched or all logits were computed");
-        Companions { images: best_images, scores: perturbation_score(&logits, labels), passes }
+        Companions::new(best_images, &logits, labels, passes)
     }
 
     /// Step lengths, pixel units, smallest first.
@@ -280,6 +305,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::margin::perturbation_score;
 
     /// A two-layer network with fixed weights drawn from a seed.
     struct Toy {
@@ -367,7 +393,9 @@ mod tests {
         let model = Toy::new(3);
         let (images, labels, ids) = batch(4, 6);
         let ours = LsPgd::new(config(), threat()).unwrap().attack(&model, &images, &labels, &ids, Seed::new(0), None);
-        assert_eq!(ours.passes, Passes { forward: 6 * 4, backward: 6, reused: 0 });
+        let expected = Passes { forward: 6 * 4, backward: 6, attacked: 6, attack_backward: 6, reused: 0 };
+        assert_eq!(ours.passes, expected);
+        assert_eq!(ours.passes.backward_saved(10), 54);
         assert_eq!(model.forwards.get(), ours.passes.forward);
         let expected = perturbation_score(&model.logits(&ours.images), &labels);
         assert!((ours.scores - expected).abs().max().double_value(&[]) < 1e-5);
@@ -387,7 +415,8 @@ mod tests {
         );
         // The same network: every remembered loss still holds, so no backward pass at all.
         let second = attack.attack(&model, &images, &labels, &ids, Seed::new(0), Some(&mut cache));
-        assert_eq!(second.passes, Passes { forward: 6, backward: 0, reused: 6 });
+        let expected = Passes { forward: 6, backward: 0, attacked: 6, attack_backward: 0, reused: 6 };
+        assert_eq!(second.passes, expected);
         assert_eq!(second.images, first.images);
         // Without reuse the warm start goes on climbing.
         let attack = LsPgd::new(LsPgdConfig { warm_start: true, ..config() }, threat()).unwrap();

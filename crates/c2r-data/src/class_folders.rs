@@ -8,7 +8,8 @@ use std::{
 use c2r_base::Epsilon;
 
 use crate::{
-    DataError, Dataset, DatasetSpec, Format, Split,
+    DataError, Dataset, DatasetSpec, Format, LoadEvent, Split,
+    cache::{self, Listing},
     decode::{self, Size},
     dsa::Dsa,
 };
@@ -91,6 +92,7 @@ pub fn load_folder(path: &Path, size: Option<(u32, u32)>) -> Result<Dataset, Dat
         homepage: String::new(),
         classes,
         wnids: Vec::new(),
+        embedded: None,
         files: Vec::new(),
     };
     Ok(Dataset { spec, train, test, notes: Vec::new() })
@@ -106,43 +108,48 @@ fn depth_for(side: u32) -> u32 {
 /// `train/<wnid>/*.JPEG` and `val/<wnid>/*.JPEG`, or a flat `val/` with the label file
 /// `LOC_val_solution.csv` beside or above it. Images are resized to the size of `spec`, as in the field
 /// (MTT, DD-RobustBench).
-pub(crate) fn load_imagenet_subset(spec: DatasetSpec, folder: &Path) -> Result<Dataset, DataError> {
+pub(crate) fn load_imagenet_subset(
+    spec: DatasetSpec,
+    folder: &Path,
+    on_event: &mut dyn FnMut(LoadEvent),
+) -> Result<Dataset, DataError> {
     let size = Size::Resize(spec.height as u32, spec.width as u32);
-    let per_class = |split: &Path| -> Result<(Vec<PathBuf>, Vec<i64>), DataError> {
-        let (mut paths, mut labels) = (Vec::new(), Vec::new());
+    let per_class = |split: &Path| -> Result<Listing, DataError> {
+        let mut listing = Listing::default();
         for (class, id) in spec.wnids.iter().enumerate() {
             let files = decode::image_files(&split.join(id))?;
             if files.is_empty() {
                 return Err(DataError::Layout { path: split.join(id), expected: "JPEG images".into() });
             }
-            labels.resize(labels.len() + files.len(), class as i64);
-            paths.extend(files);
+            listing.labels.resize(listing.labels.len() + files.len(), class as i64);
+            listing.paths.extend(files);
         }
-        Ok((paths, labels))
+        Ok(listing)
     };
-    let (train, train_labels) = per_class(&folder.join("train"))?;
+    let train = per_class(&folder.join("train"))?;
     let val = folder.join("val");
     let solution = ["LOC_val_solution.csv", "val/LOC_val_solution.csv"].map(|name| folder.join(name));
-    let (test, test_labels) = match solution.into_iter().find(|path| path.is_file()) {
+    let test = match solution.into_iter().find(|path| path.is_file()) {
         Some(labels) if !val.join(&spec.wnids[0]).is_dir() => flat_validation(&spec, &val, &labels)?,
         _ => per_class(&val)?,
     };
-    let source = folder.file_name().unwrap_or_default().to_string_lossy();
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    // The two split training and test differently, so results on one do not compare with results on the other.
+    let source = if spec.files.iter().any(|file| file.folder == name) { "fast.ai" } else { "ILSVRC-2012" };
     let notes = vec![format!(
-        "{} from {source}: {} training and {} test images (train and val folders)",
+        "{} from {source} ({name}/): {} training and {} test images",
         spec.name,
-        train.len(),
-        test.len()
+        train.paths.len(),
+        test.paths.len()
     )];
-    let split =
-        |paths: &[_], labels| Split::new(spec.shape(), spec.classes.len(), decode::read_all(paths, size)?, labels);
-    Ok(Dataset { train: split(&train, train_labels)?, test: split(&test, test_labels)?, spec, notes })
+    let [train, test] = cache::splits(&spec, folder, size, [train, test], on_event)?;
+    Ok(Dataset { train, test, spec, notes })
 }
 
 /// The validation images of the subset's classes: lines `ILSVRC2012_val_00048981,n03995372 85 1 499 272`.
-fn flat_validation(spec: &DatasetSpec, val: &Path, solution: &Path) -> Result<(Vec<PathBuf>, Vec<i64>), DataError> {
+fn flat_validation(spec: &DatasetSpec, val: &Path, solution: &Path) -> Result<Listing, DataError> {
     let text = std::fs::read_to_string(solution).map_err(DataError::io(solution))?;
-    let (mut paths, mut labels) = (Vec::new(), Vec::new());
+    let mut listing = Listing::default();
     for (index, line) in text.lines().enumerate().skip(1).filter(|(_, line)| !line.trim().is_empty()) {
         let wrong = || DataError::Line {
             path: solution.to_owned(),
@@ -156,15 +163,15 @@ fn flat_validation(spec: &DatasetSpec, val: &Path, solution: &Path) -> Result<(V
             return Err(wrong());
         }
         if let Some(class) = spec.wnids.iter().position(|wnid| wnid == id) {
-            paths.push(val.join(format!("{name}.JPEG")));
-            labels.push(class as i64);
+            listing.paths.push(val.join(format!("{name}.JPEG")));
+            listing.labels.push(class as i64);
         }
     }
-    if paths.is_empty() {
+    if listing.paths.is_empty() {
         let expected = format!("validation images of the classes of {}", spec.name);
         return Err(DataError::Layout { path: solution.to_owned(), expected });
     }
-    Ok((paths, labels))
+    Ok(listing)
 }
 
 /// Mean and standard deviation of each channel, of pixels in `[0, 1]`.

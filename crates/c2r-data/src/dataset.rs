@@ -1,4 +1,9 @@
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
 
 use crate::{DataError, DatasetSpec, Format, Split, cifar, class_folders, digits, registry, tiny_imagenet};
 
@@ -15,6 +20,46 @@ pub struct Dataset {
     pub notes: Vec<String>,
 }
 
+/// What happens while a dataset is read that a person waits for or should know. None of it changes the data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LoadEvent {
+    /// What was in the cache is not used, and is made anew.
+    CacheDropped {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// So many images are decoded, into a file that the next call finds.
+    Decoding {
+        /// Images of both splits.
+        n_images: usize,
+        /// The file.
+        cache: PathBuf,
+    },
+    /// So many of them are done.
+    Decoded {
+        /// Images so far.
+        n_images: usize,
+    },
+    /// The decoded images cannot be kept in a file: they are decoded into memory, and the next call does it again.
+    NotCached {
+        /// Where they would be.
+        folder: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+}
+
+/// [`load_with`] without a word about what happens.
+///
+/// # Errors
+/// As [`load_with`].
+pub fn load(name: &str, data_dir: Option<&Path>) -> Result<Dataset, DataError> {
+    load_with(name, data_dir, &mut |_| {})
+}
+
 /// Reads a dataset.
 ///
 /// * `name`: a name of the [`registry`], or `folder:PATH` for a folder of images (see
@@ -25,10 +70,22 @@ pub struct Dataset {
 /// Files that hold fewer whole records than published are read as a subset, which [`Dataset::notes`]
 /// says.
 ///
+/// Tiny-ImageNet and the ImageNet subsets are decoded once, on all cores of rayon's pool, into a file in `.c2r-cache/`
+/// beside their folder, which is mapped from then on: pixels are read as they are needed and take no memory that the
+/// system could not have back. The file is made anew when an image is added, removed or changed (name, length, time of
+/// change), and when its SHA-256 is not what it was. Where it cannot be written, the pixels are kept in memory. The
+/// other datasets are in memory, too.
+///
+/// * `on_event`: is told what happens, see [`LoadEvent`].
+///
 /// # Errors
 /// [`DataError`]: the name is unknown; files are missing (the message says which layout was looked
 /// for and how to get it), cut short or hold wrong labels (the message names file, byte or line).
-pub fn load(name: &str, data_dir: Option<&Path>) -> Result<Dataset, DataError> {
+pub fn load_with(
+    name: &str,
+    data_dir: Option<&Path>,
+    on_event: &mut dyn FnMut(LoadEvent),
+) -> Result<Dataset, DataError> {
     if let Some(path) = name.strip_prefix("folder:") {
         return class_folders::load_folder(Path::new(path), None);
     }
@@ -43,13 +100,28 @@ pub fn load(name: &str, data_dir: Option<&Path>) -> Result<Dataset, DataError> {
     let Some(folder) = find(data_dir, &spec.folders) else {
         return Err(DataError::Missing { dataset: spec.name, folder: data_dir.to_owned(), layout });
     };
-    match spec.format {
+    let mut dataset = match spec.format {
         Format::Digits => unreachable!("handled above"),
         Format::Cifar10 => cifar::load_cifar10(spec, &folder),
         Format::Cifar100 => cifar::load_cifar100(spec, &folder),
-        Format::TinyImagenet => tiny_imagenet::load(spec, &folder),
-        Format::ClassFolders => class_folders::load_imagenet_subset(spec, &folder),
+        Format::TinyImagenet => tiny_imagenet::load(spec, &folder, on_event),
+        Format::ClassFolders => class_folders::load_imagenet_subset(spec, &folder, on_event),
+    }?;
+    dataset.notes.extend(accepted_hash(&dataset.spec.name, &folder));
+    Ok(dataset)
+}
+
+/// What `cargo xtask download --accept-sha256` left in a folder that does not come from the archive it should.
+fn accepted_hash(name: &str, folder: &Path) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Record {
+        archive: String,
+        sha256: String,
+        accepted_instead_of: Option<String>,
     }
+    let text = fs::read_to_string(folder.join(".c2r-download.json")).ok()?;
+    let Record { archive, sha256, accepted_instead_of } = serde_json::from_str(&text).ok()?;
+    Some(format!("{name}: {archive} was accepted with sha256 {sha256} instead of {}", accepted_instead_of?))
 }
 
 /// The first of `names` that is a folder in `data_dir`, or `data_dir` itself if it is called that.

@@ -19,7 +19,7 @@ pub enum DataError {
     },
     /// The dataset lies in files and nobody said where.
     #[error(
-        "no data folder was given for {dataset}: point at the folder that holds {layout} with `--data DIR` or C2R_DATA (docs/datasets.md says where the files are published)"
+        "no data folder was given for {dataset}: point at the folder that holds {layout} with `--data DIR` or C2R_DATA, or get it with `cargo xtask download` (docs/datasets.md)"
     )]
     NoDataFolder {
         /// Dataset name.
@@ -29,7 +29,7 @@ pub enum DataError {
     },
     /// The folder is not there.
     #[error(
-        "{dataset} is not in {}: looked for {layout}; unpack it there, or point at another folder with `--data DIR` or C2R_DATA (docs/datasets.md says where the files are published)",
+        "{dataset} is not in {}: looked for {layout}; unpack it there, or point at another folder with `--data DIR` or C2R_DATA, or get it with `cargo xtask download` (docs/datasets.md)",
         folder.display()
     )]
     Missing {

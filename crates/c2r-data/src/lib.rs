@@ -22,6 +22,7 @@
 //! ```
 
 mod archive;
+mod cache;
 mod cifar;
 mod class_folders;
 mod dataset;
@@ -35,6 +36,7 @@ mod import;
 mod npy;
 mod pickle;
 mod picture;
+mod pixels;
 mod png_folder;
 mod registry;
 mod sampler;
@@ -44,7 +46,7 @@ mod tiny_imagenet;
 mod torch_save;
 
 pub use class_folders::load_folder;
-pub use dataset::{Dataset, load};
+pub use dataset::{Dataset, LoadEvent, load, load_with};
 pub use digits::parse_digits;
 pub use error::DataError;
 pub use foreign::{FileKind, read_tensors};
@@ -52,7 +54,7 @@ pub use formation::{decode_formation, mosaic};
 pub use import::{ImportOptions, PixelValues, import};
 pub use picture::write_grid;
 pub use png_folder::{ClassOrder, read_class_folders};
-pub use registry::{DataFile, DatasetSpec, Format, registry, spec};
+pub use registry::{DataFile, DatasetSpec, EmbeddedFile, Format, registry, spec};
 pub use sampler::ClassSampler;
 pub use split::Split;
 pub use synthetic::{SCHEMA_VERSION, SyntheticHeader, SyntheticSet};

@@ -50,6 +50,8 @@ pub struct DatasetSpec {
     /// WordNet ids of the classes, in class order; empty where classes have none.
     #[serde(default)]
     pub wnids: Vec<String>,
+    /// The file of this repository that is the dataset.
+    pub embedded: Option<EmbeddedFile>,
     /// What to download.
     #[serde(default)]
     pub files: Vec<DataFile>,
@@ -76,6 +78,18 @@ pub enum Format {
     TinyImagenet,
     /// One folder of images per class.
     ClassFolders,
+}
+
+/// A dataset that is part of the program.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EmbeddedFile {
+    /// From the top of the repository.
+    pub path: String,
+    /// Size, bytes.
+    pub bytes: u64,
+    /// SHA-256, hexadecimal.
+    pub sha256: String,
 }
 
 /// One file to download.
@@ -144,7 +158,14 @@ mod tests {
             assert_eq!(spec.classes.iter().collect::<HashSet<_>>().len(), spec.classes.len(), "{name}");
             assert!(spec.wnids.is_empty() || spec.wnids.len() == spec.classes.len(), "{name}");
             assert!(spec.wnids.iter().all(|id| id.len() == 9 && id.starts_with('n')), "{name}");
+            assert_eq!(spec.embedded.is_some(), spec.format == Format::Digits, "{name}");
             for file in &spec.files {
+                assert!(file.md5.is_some() || file.sha256.is_some(), "{name}: {}", file.name);
+                assert!(
+                    [".tar.gz", ".tgz", ".zip"].iter().any(|end| file.name.ends_with(end)),
+                    "{name}: {}",
+                    file.name
+                );
                 assert!(spec.folders.contains(&file.folder), "{name}: {}", file.folder);
                 assert!(file.url.ends_with(&file.name), "{name}: {}", file.url);
                 assert!(file.md5.as_ref().is_none_or(|hash| hash.len() == 32), "{name}");

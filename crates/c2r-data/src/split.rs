@@ -5,9 +5,12 @@ use rand::seq::SliceRandom;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
-use crate::DataError;
+use crate::{DataError, pixels::Pixels};
 
 /// Images as bytes on the host, with their labels: one half (training or test) of a dataset.
+///
+/// The bytes lie in memory, or in a mapped file that the system reads as it is looked at ([`crate::load`] says which
+/// datasets). Clones share them.
 ///
 /// ```
 /// use c2r_data::Split;
@@ -22,7 +25,7 @@ use crate::DataError;
 #[derive(Clone)]
 pub struct Split {
     shape: [i64; 3],
-    pixels: Vec<u8>,
+    pixels: Pixels,
     labels: Vec<i64>,
     by_class: Vec<Vec<usize>>,
     sha256: OnceLock<String>,
@@ -38,6 +41,16 @@ impl Split {
     /// # Errors
     /// [`DataError::Split`], naming the first label out of range or the lengths that differ.
     pub fn new(shape: [i64; 3], n_classes: usize, pixels: Vec<u8>, labels: Vec<i64>) -> Result<Self, DataError> {
+        Self::from_pixels(shape, n_classes, pixels.into(), labels)
+    }
+
+    /// [`Split::new`] for pixels that may lie in a file.
+    pub(crate) fn from_pixels(
+        shape: [i64; 3],
+        n_classes: usize,
+        pixels: Pixels,
+        labels: Vec<i64>,
+    ) -> Result<Self, DataError> {
         if shape.iter().any(|&length| length < 1) {
             return Err(DataError::Split(format!("shape {shape:?} has a side below 1")));
         }
@@ -128,7 +141,7 @@ impl Split {
         self.select(&(0..n.min(self.len())).collect::<Vec<_>>())
     }
 
-    /// The images at `positions` as a split of their own.
+    /// The images at `positions` as a split of their own, copied into memory.
     ///
     /// # Panics
     /// If a position is not below [`Split::len`].
@@ -165,14 +178,24 @@ impl Split {
     pub fn sha256(&self) -> String {
         self.sha256
             .get_or_init(|| {
-                let [c, h, w] = self.shape;
-                let mut hash = Sha256::new();
-                hash.update(format!("{c} {h} {w} {} {}\n", self.n_classes(), self.len()));
-                self.labels.iter().for_each(|label| hash.update(label.to_le_bytes()));
-                hash.update(&self.pixels);
+                let mut hash = Self::start_of_hash(self.shape, self.n_classes(), &self.labels);
+                hash.update(&*self.pixels);
                 hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
             })
             .clone()
+    }
+
+    /// The hash of everything but the pixels, which come next.
+    pub(crate) fn start_of_hash([c, h, w]: [i64; 3], n_classes: usize, labels: &[i64]) -> Sha256 {
+        let mut hash = Sha256::new();
+        hash.update(format!("{c} {h} {w} {n_classes} {}\n", labels.len()));
+        labels.iter().for_each(|label| hash.update(label.to_le_bytes()));
+        hash
+    }
+
+    /// For whoever has just computed what [`Split::sha256`] would.
+    pub(crate) fn set_sha256(&self, sha256: String) {
+        let _ = self.sha256.set(sha256);
     }
 
     /// All images on the CPU, as attacks and evaluations take them.

@@ -3,14 +3,20 @@
 use std::{collections::HashMap, fs, path::Path};
 
 use crate::{
-    DataError, Dataset, DatasetSpec, Split, dataset,
+    DataError, Dataset, DatasetSpec, LoadEvent,
+    cache::{self, Listing},
+    dataset,
     decode::{self, Size},
 };
 
 /// Reads `wnids.txt`, `train/<wnid>/images/` and `val/images/` with `val_annotations.txt` (the published
 /// test set has no labels, so the validation images are the test split). Class order is that of the
 /// sorted ids.
-pub(crate) fn load(mut spec: DatasetSpec, folder: &Path) -> Result<Dataset, DataError> {
+pub(crate) fn load(
+    mut spec: DatasetSpec,
+    folder: &Path,
+    on_event: &mut dyn FnMut(LoadEvent),
+) -> Result<Dataset, DataError> {
     let mut notes = Vec::new();
     let wnids = read_wnids(&folder.join("wnids.txt"))?;
     if wnids != spec.wnids {
@@ -19,21 +25,21 @@ pub(crate) fn load(mut spec: DatasetSpec, folder: &Path) -> Result<Dataset, Data
         spec.classes = wnids.iter().map(|id| names.get(id).map_or(id, |name| *name).clone()).collect();
         spec.wnids = wnids;
     }
-    let (mut train, mut train_labels) = (Vec::new(), Vec::new());
+    let mut train = Listing::default();
     for (class, id) in spec.wnids.iter().enumerate() {
         let images = folder.join("train").join(id).join("images");
         let files = decode::image_files(&images)?;
         if files.is_empty() {
             return Err(DataError::Layout { path: images, expected: "JPEG images".into() });
         }
-        train_labels.resize(train_labels.len() + files.len(), class as i64);
-        train.extend(files);
+        train.labels.resize(train.labels.len() + files.len(), class as i64);
+        train.paths.extend(files);
     }
     let annotations = folder.join("val").join("val_annotations.txt");
     let text = fs::read_to_string(&annotations).map_err(DataError::io(&annotations))?;
     let class_of: HashMap<&str, i64> =
         spec.wnids.iter().enumerate().map(|(class, id)| (id.as_str(), class as i64)).collect();
-    let (mut val, mut val_labels) = (Vec::new(), Vec::new());
+    let mut val = Listing::default();
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let wrong = |expected: &str, found: &str| DataError::Line {
             path: annotations.clone(),
@@ -48,17 +54,16 @@ pub(crate) fn load(mut spec: DatasetSpec, folder: &Path) -> Result<Dataset, Data
         if name.is_empty() || name.contains(['/', '\\']) {
             return Err(wrong("a file name without folders", name));
         }
-        val_labels.push(*class_of.get(id.trim()).ok_or_else(|| wrong("a class id of wnids.txt", id))?);
-        val.push(folder.join("val").join("images").join(name));
+        val.labels.push(*class_of.get(id.trim()).ok_or_else(|| wrong("a class id of wnids.txt", id))?);
+        val.paths.push(folder.join("val").join("images").join(name));
     }
-    if val.is_empty() {
+    if val.paths.is_empty() {
         return Err(DataError::Layout { path: annotations, expected: "a line for each validation image".into() });
     }
-    dataset::note_subset(&mut notes, &spec, train.len(), val.len());
+    dataset::note_subset(&mut notes, &spec, train.paths.len(), val.paths.len());
     let size = Size::Exact(spec.height as u32, spec.width as u32);
-    let split =
-        |paths: &[_], labels| Split::new(spec.shape(), spec.classes.len(), decode::read_all(paths, size)?, labels);
-    Ok(Dataset { train: split(&train, train_labels)?, test: split(&val, val_labels)?, spec, notes })
+    let [train, test] = cache::splits(&spec, folder, size, [train, val], on_event)?;
+    Ok(Dataset { train, test, spec, notes })
 }
 
 fn read_wnids(path: &Path) -> Result<Vec<String>, DataError> {

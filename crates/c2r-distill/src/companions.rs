@@ -2,10 +2,7 @@
 
 use c2r_attacks::{Attack, AttackBatch, AttackConfig, PgdConfig};
 use c2r_base::{Classifier, Seed, ThreatModel};
-use c2r_core::{
-    ls_pgd::{Companions, LsPgd, Passes, PerturbationCache},
-    margin::perturbation_score,
-};
+use c2r_core::ls_pgd::{Companions, LsPgd, Passes, PerturbationCache};
 use tch::Tensor;
 
 use crate::config::{CompanionConfig, ConfigError};
@@ -79,17 +76,16 @@ impl Companion {
                     .expect("the attack was checked and the batch is ours");
                 let images = self.threat.project(images, &found.images);
                 let _no_grad = tch::no_grad_guard();
-                let scores = perturbation_score(&model.logits(&images), labels);
                 let n = ids.len() as u64;
-                Companions {
-                    images,
-                    scores,
-                    passes: Passes {
-                        forward: found.counts.forward_images + n,
-                        backward: found.counts.backward_images,
-                        reused: 0,
-                    },
-                }
+                let passes = Passes {
+                    forward: found.counts.forward_images + n,
+                    backward: found.counts.backward_images,
+                    attacked: n,
+                    attack_backward: found.counts.backward_images,
+                    reused: 0,
+                };
+                let logits = model.logits(&images);
+                Companions::new(images, &logits, labels, passes)
             }
         }
     }

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 
 use tch::{Kind, Tensor};
 
-use crate::config::{ImageOptimizer, ImagesConfig};
+use crate::config::{ImageOptimizer, ImageSpace, ImagesConfig};
 
 const ADAM_BETAS: (f64, f64) = (0.9, 0.999);
+/// SRe2L (Yin et al. 2023, arXiv:2306.13092), the authors' code.
+const ADAM_SHORT_BETAS: (f64, f64) = (0.5, 0.9);
 const ADAM_EPSILON: f64 = 1e-8;
 /// DM (Zhao & Bilen 2023, arXiv:2110.04181) and ROME.
 const SGD_MOMENTUM: f64 = 0.5;
@@ -15,21 +17,30 @@ const SGD_MOMENTUM: f64 = 0.5;
 #[derive(Debug)]
 pub(crate) struct ImageUpdate {
     rule: ImageOptimizer,
+    /// Pixels per unit of the space that the learning rate is about, where that is not pixels.
+    unit: Option<Tensor>,
     first: Tensor,
     second: Tensor,
 }
 
 impl ImageUpdate {
-    pub(crate) fn new(config: &ImagesConfig, images: &Tensor) -> Self {
-        Self { rule: config.optimizer, first: images.zeros_like(), second: images.zeros_like() }
+    /// * `std`: deviation of each channel, for [`ImageSpace::Normalized`].
+    pub(crate) fn new(config: &ImagesConfig, images: &Tensor, std: &[f64]) -> Self {
+        let unit = (config.space == ImageSpace::Normalized)
+            .then(|| Tensor::from_slice(std).to_kind(Kind::Float).to_device(images.device()).view([1, -1, 1, 1]));
+        Self { rule: config.optimizer, unit, first: images.zeros_like(), second: images.zeros_like() }
     }
 
     /// Moves `images` against `gradient` and clamps them to `[0, 1]`; `step` counts from 1.
     pub(crate) fn apply(&mut self, images: &mut Tensor, gradient: &Tensor, lr: f64, step: u64) {
         let _no_grad = tch::no_grad_guard();
+        let gradient = &match &self.unit {
+            Some(unit) => gradient * unit,
+            None => gradient.shallow_clone(),
+        };
         let change = match self.rule {
-            ImageOptimizer::Adam => {
-                let (beta1, beta2) = ADAM_BETAS;
+            ImageOptimizer::Adam | ImageOptimizer::AdamShort => {
+                let (beta1, beta2) = if self.rule == ImageOptimizer::Adam { ADAM_BETAS } else { ADAM_SHORT_BETAS };
                 self.first = &self.first * beta1 + gradient * (1.0 - beta1);
                 self.second = &self.second * beta2 + gradient.square() * (1.0 - beta2);
                 let unbias = |beta: f64| 1.0 - beta.powf(step as f64);
@@ -39,6 +50,10 @@ impl ImageUpdate {
                 self.first = &self.first * SGD_MOMENTUM + gradient;
                 self.first.shallow_clone()
             }
+        };
+        let change = match &self.unit {
+            Some(unit) => change * unit,
+            None => change,
         };
         let moved = (&*images - change * lr).clamp(0.0, 1.0);
         images.copy_(&moved);
@@ -77,13 +92,21 @@ mod tests {
     use crate::config::Init;
 
     fn config(optimizer: ImageOptimizer) -> ImagesConfig {
-        ImagesConfig { init: Init::Real, formation: 1, optimizer, lr: 0.1, final_lr: 0.02, batch_per_class: 0 }
+        ImagesConfig {
+            init: Init::Real,
+            formation: 1,
+            optimizer,
+            lr: 0.1,
+            final_lr: 0.02,
+            space: ImageSpace::Pixel,
+            batch_per_class: 0,
+        }
     }
 
     #[test]
     fn adam_by_hand() {
         let mut images = Tensor::from_slice(&[0.5f32, 0.5, 0.99]);
-        let mut update = ImageUpdate::new(&config(ImageOptimizer::Adam), &images);
+        let mut update = ImageUpdate::new(&config(ImageOptimizer::Adam), &images, &[]);
         // The first Adam step has length lr in every coordinate; the last one is clamped.
         update.apply(&mut images, &Tensor::from_slice(&[3.0f32, -0.01, -1.0]), 0.1, 1);
         let got: Vec<f32> = Vec::try_from(&images).unwrap();
@@ -95,13 +118,23 @@ mod tests {
     #[test]
     fn sgd_by_hand_and_after_a_resume() {
         let mut images = Tensor::from_slice(&[0.5f32]);
-        let mut update = ImageUpdate::new(&config(ImageOptimizer::Sgd), &images);
+        let mut update = ImageUpdate::new(&config(ImageOptimizer::Sgd), &images, &[]);
         update.apply(&mut images, &Tensor::from_slice(&[1.0f32]), 0.1, 1);
-        let mut resumed = ImageUpdate::new(&config(ImageOptimizer::Sgd), &images);
+        let mut resumed = ImageUpdate::new(&config(ImageOptimizer::Sgd), &images, &[]);
         resumed.load_state(&update.state()).unwrap();
         // Momentum 0.5 * 1 + 1 = 1.5.
         resumed.apply(&mut images, &Tensor::from_slice(&[1.0f32]), 0.1, 2);
         assert!((images.double_value(&[0]) - 0.25).abs() < 1e-6);
+    }
+
+    /// SGD on normalized values, by hand: 0.5 = 2 * 0.25 is moved by lr * (gradient * 0.25) * 0.25.
+    #[test]
+    fn normalized_space_scales_gradient_and_step() {
+        let mut images = Tensor::full([1, 1, 1, 1], 0.5, (Kind::Float, tch::Device::Cpu));
+        let config = ImagesConfig { space: ImageSpace::Normalized, ..config(ImageOptimizer::Sgd) };
+        let mut update = ImageUpdate::new(&config, &images, &[0.25]);
+        update.apply(&mut images, &Tensor::full([1, 1, 1, 1], 2.0, (Kind::Float, tch::Device::Cpu)), 1.0, 1);
+        assert!((images.double_value(&[0, 0, 0, 0]) - 0.375).abs() < 1e-6);
     }
 
     #[test]

@@ -4,19 +4,29 @@ use std::collections::BTreeMap;
 
 use c2r_attacks::loss;
 use c2r_base::{Classifier, Seed, grad::gradients};
-use c2r_core::{curriculum::Curriculum, ls_pgd::Passes};
-use c2r_data::Split;
-use c2r_models::{Model, ModelInput, ModelSpec};
+use c2r_core::{
+    curriculum::Curriculum,
+    ls_pgd::{Passes, PerturbationCache},
+};
+use c2r_models::Model;
 use c2r_train::{Sgd, SgdConfig};
 use tch::{Device, Kind, Tensor};
 
-use crate::{companions::Companion, config::PoolConfig, distillation::DistillError, plan::Plan};
+use crate::{
+    config::{CurvatureConfig, PoolConfig},
+    distillation::DistillError,
+    plan::Plan,
+    setting::Setting,
+};
 
 /// Images per batch when a whole epoch is scored for the curriculum.
 const SCORING_BATCH: usize = 256;
 
+/// Share of a network's average accuracy that is kept at each training step.
+const ACCURACY_KEPT: f64 = 0.9;
+
 /// The teacher is a trajectory of its own, outside the numbering of the pool.
-const TEACHER: u64 = u64::MAX;
+pub(crate) const TEACHER: u64 = u64::MAX;
 
 /// A network in evaluation mode, as attacks see it; its parameters must not require gradients.
 pub(crate) struct Eval<'a>(pub(crate) &'a Model);
@@ -40,6 +50,8 @@ pub(crate) struct Member {
     age: u64,
     /// Which initialization it comes from; selects its random streams.
     trajectory: u64,
+    /// Moving average of the accuracy on its own training batches, before each step; 0 before the first.
+    accuracy: f64,
     plan: Plan,
 }
 
@@ -55,13 +67,10 @@ pub struct Pool {
 }
 
 /// What pool training needs besides the pool.
+#[derive(Clone, Copy)]
 pub(crate) struct Training<'a> {
-    pub(crate) spec: &'a ModelSpec,
-    pub(crate) input: &'a ModelInput,
-    pub(crate) data: &'a Split,
-    pub(crate) companion: &'a Companion,
+    pub(crate) setting: &'a Setting,
     pub(crate) curriculum: &'a Curriculum,
-    pub(crate) device: Device,
 }
 
 impl Pool {
@@ -99,6 +108,11 @@ impl Pool {
         &self.members[index].model
     }
 
+    /// Moving average of a network's accuracy on its training batches, in `[0, 1]`.
+    pub(crate) fn accuracy(&self, index: usize) -> f64 {
+        self.members[index].accuracy
+    }
+
     /// Ages at which a trajectory enters the pool, evenly spaced from `min_steps` to `max_steps`.
     fn snapshot_ages(&self) -> Vec<u64> {
         let (min, max, n) = (self.config.min_steps, self.config.max_steps, self.config.snapshots as u64);
@@ -108,19 +122,24 @@ impl Pool {
     /// One training step of the trajectory in training; takes snapshots as they fall due.
     ///
     /// Returns the training loss.
-    pub(crate) fn fill_step(&mut self, training: &Training<'_>, passes: &mut Passes) -> Result<f64, DistillError> {
+    pub(crate) fn fill_step(
+        &mut self,
+        training: Training<'_>,
+        cache: Option<&mut PerturbationCache>,
+        passes: &mut Passes,
+    ) -> Result<f64, DistillError> {
         let mut member = match self.growing.take() {
             Some(member) => member,
             None => {
                 let trajectory = self.next_trajectory;
                 self.next_trajectory += 1;
-                let member = self.new_member(training, trajectory)?;
+                let member = self.new_member(training.setting, trajectory)?;
                 self.take_snapshots(&member)?;
                 member
             }
         };
         let loss = if member.age < self.config.max_steps {
-            let loss = self.train_step(&mut member, training, passes)?;
+            let loss = self.train_step(&mut member, training, cache, passes)?;
             self.take_snapshots(&member)?;
             loss
         } else {
@@ -146,7 +165,8 @@ impl Pool {
     pub(crate) fn grow(
         &mut self,
         index: usize,
-        training: &Training<'_>,
+        training: Training<'_>,
+        mut cache: Option<&mut PerturbationCache>,
         passes: &mut Passes,
     ) -> Result<bool, DistillError> {
         if self.config.steps_per_iteration == 0 {
@@ -154,15 +174,15 @@ impl Pool {
         }
         let mut member = self.members.swap_remove(index);
         for _ in 0..self.config.steps_per_iteration {
-            self.train_step(&mut member, training, passes)?;
+            self.train_step(&mut member, training, cache.as_deref_mut(), passes)?;
         }
         let replaced = member.age > self.config.max_steps;
         if replaced {
             let trajectory = self.next_trajectory;
             self.next_trajectory += 1;
-            member = self.new_member(training, trajectory)?;
+            member = self.new_member(training.setting, trajectory)?;
             while member.age < self.config.min_steps {
-                self.train_step(&mut member, training, passes)?;
+                self.train_step(&mut member, training, cache.as_deref_mut(), passes)?;
             }
         }
         self.members.push(member);
@@ -171,15 +191,15 @@ impl Pool {
         Ok(replaced)
     }
 
-    fn new_member(&self, training: &Training<'_>, trajectory: u64) -> Result<Member, DistillError> {
-        let model =
-            Model::new(training.spec, training.input, self.seed.child("pool/init", trajectory), training.device)?;
+    fn new_member(&self, setting: &Setting, trajectory: u64) -> Result<Member, DistillError> {
+        let model = setting.network(self.seed.child("pool/init", trajectory))?;
         model.set_trainable(false);
         Ok(Member {
             optimizer: Sgd::new(sgd_config(&self.config), &model.parameters()),
             model,
             age: 0,
             trajectory,
+            accuracy: 0.0,
             plan: Plan::default(),
         })
     }
@@ -188,34 +208,60 @@ impl Pool {
     fn train_step(
         &self,
         member: &mut Member,
-        training: &Training<'_>,
+        training: Training<'_>,
+        cache: Option<&mut PerturbationCache>,
         passes: &mut Passes,
     ) -> Result<f64, DistillError> {
+        let Training { setting, curriculum } = training;
         let seed = self.seed.child("pool/train", member.trajectory).child("step", member.age);
         if member.plan.is_finished() {
-            member.plan = Plan::new(epoch_order(&member.model, training, seed, passes));
+            let progress = member.age as f64 / self.config.max_steps.max(1) as f64;
+            member.plan = Plan::new(epoch_order(&member.model, training, progress, seed, cache, passes));
         }
         let positions = member.plan.next(self.config.batch_size);
-        let (images, labels) = training.data.batch(&positions, training.device);
+        let (images, labels) = setting.data.batch(&positions, setting.device);
         let draw = self.config.dsa.draw(&mut seed.stream("dsa", 0));
         // Augmentation may leave the box; attacks live inside it.
-        let mut images =
-            self.config.dsa.apply_normalized(&images, &draw, &training.input.mean, &training.input.std).clamp(0.0, 1.0);
-        if self.config.adversarial {
+        let (mean, std) = (&setting.input.mean, &setting.input.std);
+        let mut images = self.config.dsa.apply_normalized(&images, &draw, mean, std).clamp(0.0, 1.0);
+        let mut weights = None;
+        let weighs = matches!(curriculum, Curriculum::Weight(_));
+        if self.config.adversarial || weighs {
             let ids: Vec<u64> = positions.iter().map(|&position| position as u64).collect();
-            let found = training.companion.make(&Eval(&member.model), &images, &labels, &ids, seed, None);
+            let found = setting.companion().make(&Eval(&member.model), &images, &labels, &ids, seed, None);
             *passes += found.passes;
-            images = found.images;
+            weights = weighs.then(|| curriculum.weights(&found.scores));
+            if self.config.adversarial {
+                images = found.images;
+            }
         }
         let parameters = member.model.parameters();
         member.model.set_trainable(true);
-        let value = tch::with_grad(|| loss::ce(&member.model.logits(&images, true), &labels).mean(Kind::Float));
+        let mut n_right = 0;
+        let value = tch::with_grad(|| {
+            let logits = member.model.logits(&images, true);
+            n_right = logits.argmax(1, false).eq_tensor(&labels).sum(Kind::Int64).int64_value(&[]);
+            let entropy = loss::ce(&logits, &labels);
+            let value = match &weights {
+                Some(weights) => (entropy * weights).mean(Kind::Float),
+                None => entropy.mean(Kind::Float),
+            };
+            match &self.config.curvature {
+                Some(config) => value + curvature(&member.model, &images, &labels, config, std),
+                None => value,
+            }
+        });
         let handles: Vec<&Tensor> = parameters.iter().map(|(_, tensor)| tensor).collect();
         let step = gradients(&value, &handles);
         member.model.set_trainable(false);
-        passes.forward += positions.len() as u64;
-        passes.backward += positions.len() as u64;
+        // The penalty differentiates three more forward passes.
+        let n_passes = positions.len() as u64 * if self.config.curvature.is_some() { 4 } else { 1 };
+        passes.forward += n_passes;
+        passes.backward += n_passes;
         member.optimizer.step(&parameters, &step);
+        let accuracy = n_right as f64 / positions.len() as f64;
+        let kept = if member.age == 0 { 0.0 } else { ACCURACY_KEPT };
+        member.accuracy = kept * member.accuracy + (1.0 - kept) * accuracy;
         member.age += 1;
         let value = value.double_value(&[]);
         if !value.is_finite() {
@@ -237,18 +283,18 @@ impl Pool {
     pub(crate) fn load_state(
         &mut self,
         state: &BTreeMap<String, Tensor>,
-        training: &Training<'_>,
+        training: Training<'_>,
     ) -> Result<(), DistillError> {
         self.next_trajectory = scalar(state, "pool.next-trajectory")? as u64;
         self.members.clear();
         loop {
             let prefix = format!("pool.{:04}", self.members.len());
-            match self.restore_member(state, &prefix, training)? {
+            match self.restore_member(state, &prefix, training.setting)? {
                 Some(member) => self.members.push(member),
                 None => break,
             }
         }
-        self.growing = self.restore_member(state, "pool.growing", training)?;
+        self.growing = self.restore_member(state, "pool.growing", training.setting)?;
         Ok(())
     }
 
@@ -256,14 +302,15 @@ impl Pool {
         &self,
         state: &BTreeMap<String, Tensor>,
         prefix: &str,
-        training: &Training<'_>,
+        setting: &Setting,
     ) -> Result<Option<Member>, DistillError> {
         if !state.contains_key(&format!("{prefix}.age")) {
             return Ok(None);
         }
         let trajectory = scalar(state, &format!("{prefix}.trajectory"))? as u64;
-        let mut member = self.new_member(training, trajectory)?;
+        let mut member = self.new_member(setting, trajectory)?;
         member.age = scalar(state, &format!("{prefix}.age"))? as u64;
+        member.accuracy = float(state, &format!("{prefix}.accuracy"))?;
         member.model.load_state(&section(state, &format!("{prefix}.model.")))?;
         member.optimizer.load_state(&section(state, &format!("{prefix}.sgd.")))?;
         let plan = state
@@ -280,35 +327,38 @@ impl Member {
         model.set_trainable(false);
         let mut optimizer = Sgd::new(sgd_config(config), &model.parameters());
         optimizer.load_state(&self.optimizer.state())?;
-        Ok(Self { model, optimizer, age: self.age, trajectory: self.trajectory, plan: self.plan.clone() })
+        Ok(Self { model, optimizer, plan: self.plan.clone(), ..*self })
     }
 
     fn state(&self, prefix: &str, into: &mut BTreeMap<String, Tensor>) {
         into.insert(format!("{prefix}.age"), Tensor::from_slice(&[self.age as i64]));
+        into.insert(format!("{prefix}.accuracy"), Tensor::from_slice(&[self.accuracy]));
         into.insert(format!("{prefix}.trajectory"), Tensor::from_slice(&[self.trajectory as i64]));
         into.insert(format!("{prefix}.plan"), self.plan.state());
-        into.extend(self.model.state().into_iter().map(|(name, tensor)| (format!("{prefix}.model.{name}"), tensor)));
-        into.extend(self.optimizer.state().into_iter().map(|(name, tensor)| (format!("{prefix}.sgd.{name}"), tensor)));
+        put_section(into, &format!("{prefix}.model."), self.model.state());
+        put_section(into, &format!("{prefix}.sgd."), self.optimizer.state());
     }
 }
 
-/// The teacher: a trajectory of `steps` steps that grows like the pool's.
+/// One network that is trained on real images for `steps` steps, as the pool's are: a teacher, an expert.
 #[derive(Debug)]
-pub(crate) struct Teacher {
+pub(crate) struct Learner {
     trainer: Pool,
     member: Member,
     steps: u64,
 }
 
-impl Teacher {
+impl Learner {
+    /// * `trajectory`: selects initialization and random streams under `seed`.
     pub(crate) fn new(
         config: &PoolConfig,
         steps: u64,
         seed: Seed,
-        training: &Training<'_>,
+        trajectory: u64,
+        setting: &Setting,
     ) -> Result<Self, DistillError> {
         let trainer = Pool::new(config.clone(), seed);
-        let member = trainer.new_member(training, TEACHER)?;
+        let member = trainer.new_member(setting, trajectory)?;
         Ok(Self { trainer, member, steps })
     }
 
@@ -324,21 +374,22 @@ impl Teacher {
         &self.member.model
     }
 
-    pub(crate) fn train_step(&mut self, training: &Training<'_>, passes: &mut Passes) -> Result<f64, DistillError> {
-        self.trainer.train_step(&mut self.member, training, passes)
+    pub(crate) fn train_step(&mut self, training: Training<'_>, passes: &mut Passes) -> Result<f64, DistillError> {
+        self.trainer.train_step(&mut self.member, training, None, passes)
     }
 
-    pub(crate) fn state(&self, into: &mut BTreeMap<String, Tensor>) {
-        self.member.state("teacher", into);
+    pub(crate) fn state(&self, prefix: &str, into: &mut BTreeMap<String, Tensor>) {
+        self.member.state(prefix, into);
     }
 
     pub(crate) fn load_state(
         &mut self,
         state: &BTreeMap<String, Tensor>,
-        training: &Training<'_>,
+        prefix: &str,
+        setting: &Setting,
     ) -> Result<(), DistillError> {
-        let restored = self.trainer.restore_member(state, "teacher", training)?;
-        self.member = restored.ok_or_else(|| DistillError::State("no teacher".to_owned()))?;
+        let restored = self.trainer.restore_member(state, prefix, setting)?;
+        self.member = restored.ok_or_else(|| DistillError::State(format!("no `{prefix}`")))?;
         Ok(())
     }
 }
@@ -348,29 +399,82 @@ const fn sgd_config(config: &PoolConfig) -> SgdConfig {
 }
 
 /// The order of a new epoch: scores every real image first, where the curriculum needs it.
-fn epoch_order(model: &Model, training: &Training<'_>, seed: Seed, passes: &mut Passes) -> Vec<usize> {
-    let n = training.data.len();
+///
+/// Weights are made batch by batch, from the companions that are trained on.
+fn epoch_order(
+    model: &Model,
+    training: Training<'_>,
+    progress: f64,
+    seed: Seed,
+    mut cache: Option<&mut PerturbationCache>,
+    passes: &mut Passes,
+) -> Vec<usize> {
+    let Training { setting, curriculum } = training;
+    let n = setting.data.len();
     let mut scores = vec![0.0f32; n];
-    if training.curriculum.needs_scores() {
+    if curriculum.needs_scores() && !matches!(curriculum, Curriculum::Weight(_)) {
         let all: Vec<usize> = (0..n).collect();
         for positions in all.chunks(SCORING_BATCH) {
-            let (images, labels) = training.data.batch(positions, training.device);
+            let (images, labels) = setting.data.batch(positions, setting.device);
             let ids: Vec<u64> = positions.iter().map(|&position| position as u64).collect();
-            let found = training.companion.make(&Eval(model), &images, &labels, &ids, seed, None);
+            let found = setting.companion().make(&Eval(model), &images, &labels, &ids, seed, cache.as_deref_mut());
             *passes += found.passes;
             let batch = Vec::<f32>::try_from(&found.scores).expect("scores are f32 [N]");
             scores[positions[0]..positions[0] + positions.len()].copy_from_slice(&batch);
         }
     }
-    training.curriculum.order(&scores, training.data.labels(), &mut seed.stream("order", 0))
+    curriculum.order(&scores, setting.data.labels(), progress, &mut seed.stream("order", 0))
+}
+
+/// GUARD's penalty, a scalar; see [`CurvatureConfig`].
+///
+/// * `images`: f32 `[N, C, H, W]`, pixels; `labels`: i64 `[N]`; `std`: deviation of each channel.
+pub(crate) fn curvature(
+    model: &Model,
+    images: &Tensor,
+    labels: &Tensor,
+    config: &CurvatureConfig,
+    std: &[f64],
+) -> Tensor {
+    let std = Tensor::from_slice(std).to_kind(Kind::Float).to_device(images.device()).view([1, -1, 1, 1]);
+    let tracked = images.detach().set_requires_grad(true);
+    let value = |x: &Tensor| loss::ce(&model.logits(x, true), labels).mean(Kind::Float);
+    let length = |x: &Tensor| (x.square().sum_dim_intlist([1i64, 2, 3].as_slice(), true, Kind::Float) + 1e-14).sqrt();
+    tch::with_grad(|| {
+        // A derivative by normalized values is the deviation times the one by pixels.
+        let slope = gradients(&value(&tracked), &[&tracked]).swap_remove(0) * &std;
+        let step = &slope / length(&slope) * config.step;
+        let there = &tracked + step.detach() * &std;
+        let difference = value(&there) - value(&tracked);
+        let change = Tensor::run_backward(&[difference], &[&tracked], true, true).swap_remove(0) * &std;
+        length(&change).mean(Kind::Float) * config.weight
+    })
 }
 
 /// The tensors whose name starts with `prefix`, without it.
-fn section(state: &BTreeMap<String, Tensor>, prefix: &str) -> BTreeMap<String, Tensor> {
+pub(crate) fn section(state: &BTreeMap<String, Tensor>, prefix: &str) -> BTreeMap<String, Tensor> {
     state
         .iter()
         .filter_map(|(name, tensor)| Some((name.strip_prefix(prefix)?.to_owned(), tensor.shallow_clone())))
         .collect()
+}
+
+/// Adds the tensors of `section` under `prefix`.
+pub(crate) fn put_section(
+    into: &mut BTreeMap<String, Tensor>,
+    prefix: &str,
+    section: impl IntoIterator<Item = (String, Tensor)>,
+) {
+    into.extend(section.into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor)));
+}
+
+pub(crate) fn float(state: &BTreeMap<String, Tensor>, name: &str) -> Result<f64, DistillError> {
+    let tensor = state.get(name).ok_or_else(|| DistillError::State(format!("no tensor `{name}`")))?;
+    if tensor.size() != [1] || tensor.kind() != Kind::Double {
+        let (kind, size) = (tensor.kind(), tensor.size());
+        return Err(DistillError::State(format!("`{name}` must be f64 [1], got {kind:?} {size:?}")));
+    }
+    Ok(tensor.double_value(&[0]))
 }
 
 pub(crate) fn scalar(state: &BTreeMap<String, Tensor>, name: &str) -> Result<i64, DistillError> {

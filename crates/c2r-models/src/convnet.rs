@@ -86,7 +86,7 @@ impl ConvNet {
                 Block {
                     convolution: pair(&format!("features.{at}")),
                     norm: (spec.norm == FeatureNorm::Instance).then(|| pair(&format!("features.{}", at + 1))),
-                    pool: AveragePool::new(input.width >> block, device),
+                    pool: AveragePool::new(input.width >> block, device, parameters["classifier.weight"].kind()),
                 }
             })
             .collect();
@@ -109,6 +109,22 @@ impl ConvNet {
         x.flatten(1, -1)
     }
 
+    /// [`ConvNet::features`] and the output of every convolution.
+    pub(crate) fn features_and_convolutions(&self, images: &Tensor) -> (Tensor, Vec<Tensor>) {
+        let mut x = images.shallow_clone();
+        let mut convolutions = Vec::with_capacity(self.blocks.len());
+        for block in &self.blocks {
+            x = x.conv2d(&block.convolution.0, Some(&block.convolution.1), 1, 1, 1, 1);
+            convolutions.push(x.shallow_clone());
+            if let Some((weight, bias)) = &block.norm {
+                x = x.group_norm(weight.size()[0], Some(weight), Some(bias), NORM_EPS, true);
+            }
+            // Not in place: without a norm that would overwrite what is given out.
+            x = block.pool.apply(&x.relu());
+        }
+        (x.flatten(1, -1), convolutions)
+    }
+
     /// Features f32 `[N, D]` to logits f32 `[N, K]`.
     pub(crate) fn classify(&self, features: &Tensor) -> Tensor {
         features.linear(&self.classifier.0, Some(&self.classifier.1))
@@ -118,7 +134,7 @@ impl ConvNet {
 /// 2x2 average pooling with stride 2; odd sizes are rounded down.
 #[derive(Debug)]
 struct AveragePool {
-    /// On the CPU: f32 `[2 W, W / 2]` with 1/4 where a value of a pair of rows belongs to an output.
+    /// On the CPU: `[2 W, W / 2]` with 1/4 where a value of a pair of rows belongs to an output.
     ///
     /// libtorch's `avg_pool2d` is slow in NCHW, above all its gradient; two rows of the image times this
     /// matrix are the same sums as one matrix product (docs/performance.md).
@@ -126,10 +142,10 @@ struct AveragePool {
 }
 
 impl AveragePool {
-    fn new(width: i64, device: Device) -> Self {
+    fn new(width: i64, device: Device, kind: Kind) -> Self {
         let half = width / 2;
         let averages = (device == Device::Cpu && half > 0).then(|| {
-            let row = Tensor::eye(half, (Kind::Float, device)).repeat_interleave_self_int(2, 0, None) * 0.25;
+            let row = Tensor::eye(half, (kind, device)).repeat_interleave_self_int(2, 0, None) * 0.25;
             Tensor::cat(&[&row, &row], 0)
         });
         Self { averages }
@@ -164,7 +180,7 @@ mod tests {
             let x = toys::images(3, [4, height, width]);
             let weight = toys::images(1, [4, 1, 1]).flatten(0, -1) + 0.5;
             let bias = &weight - 0.7;
-            let pool = AveragePool::new(width, Device::Cpu);
+            let pool = AveragePool::new(width, Device::Cpu, Kind::Float);
             let ours = |x: &Tensor| pool.apply(&x.group_norm(4, Some(&weight), Some(&bias), NORM_EPS, true).relu_());
             let plain = |x: &Tensor| {
                 x.instance_norm(

@@ -156,8 +156,27 @@ impl Model {
 
     /// A second handle: the same parameters, for another thread that only reads them.
     pub(crate) fn share(&self) -> Self {
-        let parameters: BTreeMap<String, Tensor> =
-            self.parameters.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
+        self.with_parameters(self.parameters.values().map(Tensor::shallow_clone).collect())
+    }
+
+    /// The same network at other parameters, which may be results of a computation: gradients then flow
+    /// through them, as an unrolled training needs.
+    ///
+    /// * `parameters`: in the order, of the shapes and on the device of [`Model::parameters`].
+    ///
+    /// # Panics
+    /// If their number or a shape differs.
+    pub fn with_parameters(&self, parameters: Vec<Tensor>) -> Self {
+        assert_eq!(parameters.len(), self.parameters.len(), "one tensor per parameter of {}", self.spec);
+        let parameters: BTreeMap<String, Tensor> = self
+            .parameters
+            .iter()
+            .zip(parameters)
+            .map(|((name, own), tensor)| {
+                assert_eq!(tensor.size(), own.size(), "shape of `{name}`");
+                (name.clone(), tensor)
+            })
+            .collect();
         let ModelSpec::ConvNet(layers) = &self.spec;
         Self {
             network: ConvNet::new(layers, &self.input, &parameters, self.device),
@@ -206,6 +225,15 @@ impl Model {
             self.input.width,
         );
         self.network.features(&((images - &self.mean) / &self.std))
+    }
+
+    /// [`Model::features`] in the evaluation view, and what every convolution gives on the way, before its
+    /// norm: f32 `[N, C, H, W]` each, first layer first.
+    ///
+    /// # Panics
+    /// As [`Model::features`].
+    pub fn features_and_convolutions(&self, images: &Tensor) -> (Tensor, Vec<Tensor>) {
+        self.network.features_and_convolutions(&((images - &self.mean) / &self.std))
     }
 
     /// Logits f32 `[N, K]` of features f32 `[N, D]`.
@@ -350,6 +378,79 @@ mod tests {
         assert!(wrong("ConvNet-D1-W8-IN", &ModelInput { n_classes: 1, ..digits() }).contains("1 classes"));
         assert!(wrong("ConvNet-D1-W8-IN", &ModelInput { std: vec![0.0], ..digits() }).contains("positive"));
         assert!(wrong("ConvNet-D1-W8-IN", &ModelInput { mean: vec![], ..digits() }).contains("0 values"));
+    }
+
+    #[test]
+    fn convolutions_are_given_out_beside_the_same_features() {
+        for spec in ["ConvNet-D2-W8-IN", "ConvNet-D2-W8-NONE"] {
+            let model = model(spec, &digits(), 0);
+            let images = toys::images(3, [1, 8, 8]);
+            let (features, convolutions) = model.features_and_convolutions(&images);
+            assert_close(spec, &features, &model.features(&images, false), 1e-6);
+            assert_eq!(convolutions.iter().map(Tensor::size).collect::<Vec<_>>(), [[3, 8, 8, 8], [3, 8, 4, 4]]);
+            let state = model.state();
+            let normalized = (&images - 0.3) / 0.4;
+            let (weight, bias) = (&state["features.0.weight"], &state["features.0.bias"]);
+            let first = normalized.conv2d(weight, Some(bias), 1, 1, 1, 1);
+            assert_close(spec, &convolutions[0], &first, 1e-5);
+        }
+    }
+
+    /// Gradients of gradients, as gradient and trajectory matching take them: the derivative of
+    /// `sum_p <c_p, grad_p loss(x)>` in a direction of the pixels, against finite differences.
+    ///
+    /// In f64, so that the step can be too short to reach a kink of a ReLU, where the inner gradient jumps.
+    #[test]
+    fn second_derivatives_match_finite_differences() {
+        for spec in ["ConvNet-D2-W8-IN", "ConvNet-D2-W8-NONE"] {
+            let model = model(spec, &digits(), 3);
+            let parameters: Vec<Tensor> = model
+                .parameters()
+                .into_iter()
+                .map(|(_, tensor)| tensor.detach().to_kind(Kind::Double).set_requires_grad(true))
+                .collect();
+            let model = model.with_parameters(parameters.iter().map(Tensor::shallow_clone).collect());
+            let labels = toys::labels(4, 10);
+            // A smooth function of the parameter gradients, with another weight for each entry.
+            let inner = |images: &Tensor, create_graph: bool| {
+                let losses = model.logits(images, true).cross_entropy_loss::<Tensor>(
+                    &labels,
+                    None,
+                    tch::Reduction::Mean,
+                    -100,
+                    0.0,
+                );
+                let gradients = Tensor::run_backward(&[losses], &parameters, create_graph, create_graph);
+                gradients.iter().enumerate().fold(Tensor::from(0.0f64), |sum, (at, gradient)| {
+                    let weights = (Tensor::arange(gradient.numel() as i64, (Kind::Double, Device::Cpu)) + at as f64)
+                        .sin()
+                        .view(gradient.size().as_slice());
+                    sum + (gradient * weights).sum(Kind::Double)
+                })
+            };
+            let images = toys::images(4, [1, 8, 8]).to_kind(Kind::Double);
+            let direction = (images.flip([3]) - 0.5).sign();
+            let tracked = images.detach().set_requires_grad(true);
+            let gradient = grad::gradients(&inner(&tracked, true), &[&tracked]).swap_remove(0);
+            let got = (gradient * &direction).sum(Kind::Double).double_value(&[]);
+            let h = 1e-7;
+            let at = |step: f64| inner(&(&images + &direction * step), false).double_value(&[]);
+            let expected = (at(h) - at(-h)) / (2.0 * h);
+            let error = (got - expected).abs() / expected.abs();
+            assert!(error < 1e-4, "{spec}: {got} by the graph, {expected} by differences");
+        }
+    }
+
+    #[test]
+    fn other_parameters_give_another_network_through_which_gradients_flow() {
+        let (a, b) = (model("ConvNet-D2-W8-IN", &cifar(), 1), model("ConvNet-D2-W8-IN", &cifar(), 2));
+        let images = toys::images(2, [3, 32, 32]);
+        let scale = Tensor::from(1.0f32).set_requires_grad(true);
+        let scaled: Vec<Tensor> = b.parameters().into_iter().map(|(_, tensor)| tensor.detach() * &scale).collect();
+        let view = a.with_parameters(scaled);
+        assert_close("logits", &view.logits(&images, false), &b.logits(&images, false), 1e-6);
+        let gradient = grad::gradients(&view.logits(&images, false).square().sum(Kind::Float), &[&scale]);
+        assert!(gradient[0].double_value(&[]) > 0.0, "logits grow with the parameters");
     }
 
     #[test]

@@ -23,7 +23,8 @@ const REQUIREMENTS: [&str; 8] = [
     "scipy==1.17.1",
     "tqdm==4.70.1",
 ];
-const ENVIRONMENT: Environment = Environment { folder: "peers-1", requirements: &REQUIREMENTS, size: "5 GB" };
+pub(super) const ENVIRONMENT: Environment =
+    Environment { folder: "peers-1", requirements: &REQUIREMENTS, size: "5 GB" };
 const AUTOATTACK: &str = "autoattack-standard";
 const ATTACKS: [&str; 5] = ["fgsm", "pgd", "vmi-fgsm", "apgd-ce", AUTOATTACK];
 /// Robust accuracies that differ by more than this are not the same result, points.
@@ -88,7 +89,11 @@ fn mean_accuracy(rounds: &[Round]) -> f64 {
 }
 
 fn median(rounds: &[Round]) -> f64 {
-    let mut seconds: Vec<f64> = rounds.iter().map(|round| round.seconds).collect();
+    middle(rounds.iter().map(|round| round.seconds).collect())
+}
+
+/// The median of at least one number.
+pub(super) fn middle(mut seconds: Vec<f64>) -> f64 {
     seconds.sort_by(f64::total_cmp);
     let middle = seconds.len() / 2;
     if seconds.len() % 2 == 1 { seconds[middle] } else { (seconds[middle - 1] + seconds[middle]) / 2.0 }
@@ -259,7 +264,11 @@ fn call_script(python: &Path, script: &Path, words: &[&dyn AsRef<str>]) -> anyho
     printed_by(Command::new(python).arg(script).args(words.iter().map(|word| word.as_ref())))
 }
 
-fn printed_by(command: &mut Command) -> anyhow::Result<String> {
+/// What a program prints.
+///
+/// # Errors
+/// If it is not there or fails; then with what it says.
+pub(super) fn printed_by(command: &mut Command) -> anyhow::Result<String> {
     process::check_interrupt()?;
     let program = command.get_program().to_string_lossy().into_owned();
     let output = process::output(command)?

@@ -6,40 +6,45 @@ use std::{
 use anyhow::Context;
 use c2r_base::{Epsilon, artifact::TensorFile};
 use c2r_data::Dataset;
-use c2r_distill::{DistillConfig, DistillEvent, Distillation, LabelKind};
-use serde_json::json;
+use c2r_distill::{DistillConfig, DistillEvent, Distillation, LabelKind, StepReport, profiles};
+use serde_json::{Value as Json, json};
 use tch::Device;
 use toml::Value;
 
 use crate::{
-    config, data,
+    config, curves, data,
     exit::{self, OrExit},
     run_dir::{Found, RunDir, versions},
     throughput,
     ui::Ui,
 };
 
-const FAITHFUL: &str = include_str!("../../../../data/profiles/faithful.toml");
-const PLUS: &str = include_str!("../../../../data/profiles/plus.toml");
-
 /// Distil a training set into a few images per class.
 ///
 /// Leaves RUN_DIR/synthetic.safetensors (images, labels and where they come from),
-/// synthetic.png (a picture of them), log.jsonl (losses) and run.json (resolved configuration).
-/// The same command on the same folder goes on where it stopped.
+/// synthetic.png (a picture of them), pictures/ (how they changed), log.jsonl and curves.svg (losses,
+/// margins, cost) and run.json (resolved configuration, versions, summary). The same command on the same
+/// folder goes on where it stopped.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   c2r distill --dataset digits --ipc 1 --iterations 300 --seed 7 --run-dir runs/first --checkpoint-every 20
   c2r distill --dataset cifar10 --data DIR --config plus --ipc 10 --run-dir runs/plus --set images.lr=0.02
+  c2r distill --dataset cifar10 --data DIR --config dm --ipc 10 --run-dir runs/dm
 
-A configuration is a profile (--config faithful, --config plus or a TOML file), changed key by key with --set.
-`--print-config` shows the result and stops.")]
+A configuration is a profile or a TOML file, changed key by key with --set. A file may build on a profile with
+`base = \"faithful\"`. `--print-config` shows the result and stops. Profiles:
+  faithful     C2R as the paper describes it; plus: with labels of a stored teacher; literal: every reading to the letter
+  class-mean   its backbone; aac, crl: the backbone with one of its two parts
+  rome, mat, guard                  other robust distillations: ROME-like, adversarial trajectories, flat loss
+  dm, dc, dsa, mtt, sre2l           distillations that ignore robustness
+  random-real, herding, k-center    real images, chosen
+docs/method.md and docs/baselines.md have equations, sources and differences.")]
 pub(crate) struct Args {
     #[command(flatten)]
     data: data::DatasetArgs,
 
-    /// Profile: faithful, plus, or a TOML file
+    /// Profile (see below) or a TOML file
     #[arg(long, value_name = "PROFILE", default_value = "faithful")]
     config: String,
 
@@ -79,6 +84,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     checkpoint_seconds: u64,
 
+    /// Pictures of the images on the way, evenly spaced; 0 for none
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pictures: u64,
+
     /// Discard what another configuration left in the run folder
     #[arg(long)]
     force: bool,
@@ -91,7 +100,7 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with = "estimate")]
     print_config: bool,
 
-    /// Print JSON lines on stdout: one per logged step, one at the end
+    /// Print JSON lines on stdout: one per logged step (loss, margins, speed, time left), one at the end
     #[arg(long)]
     json: bool,
 }
@@ -107,12 +116,16 @@ const FIELD: [(&str, i64); 6] = [
     ("pool.batch-size", 256),
 ];
 
-/// Steps between log lines.
+/// Images per pass of an estimate where the configuration does not say how networks are trained.
+const ESTIMATE_BATCH: usize = 256;
+/// Updates between log lines.
 const LOG_EVERY: u64 = 10;
+/// Training steps between lines of `--json` before the first update.
+const TRAINING_LOG_EVERY: u64 = 100;
 
 pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     let spec = args.data.spec()?;
-    let config = resolve(&args, &spec)?;
+    let config = resolve(&args, &spec, ui)?;
     if args.print_config {
         ui.out(toml::to_string(&config)?.trim_end());
         return Ok(());
@@ -154,21 +167,40 @@ fn work(distillation: &mut Distillation, run: &mut RunDir, args: &Args, ui: &Ui)
     let mut progress = ui.progress("distil", distillation.progress().1);
     let mut saved = Instant::now();
     let mut since_saved = 0;
+    let pace = Pace::new(distillation);
+    picture(distillation, run, args)?;
     while !distillation.is_finished() {
         let event = distillation.step()?;
         since_saved += 1;
         let (done, _) = distillation.progress();
+        let say = |line: &Json| {
+            if args.json {
+                ui.out(line.to_string())
+            }
+        };
         match &event {
-            DistillEvent::Pool { loss, .. } => progress.set(done, format!("training networks, loss {loss:.3}")),
-            DistillEvent::Teacher { loss, .. } => progress.set(done, format!("training the teacher, loss {loss:.3}")),
+            DistillEvent::Preparation { done: at, total, loss } => {
+                progress.set(done, format!("preparing, loss {loss:.3}, {:.0} images/s", pace.images(distillation)));
+                if at % TRAINING_LOG_EVERY == 0 || at == total {
+                    say(&pace.line(distillation, json!({"stage": "preparation", "step": at, "loss": loss})));
+                }
+            }
+            DistillEvent::Teacher { done: at, total, loss } => {
+                let speed = pace.images(distillation);
+                progress.set(done, format!("training the teacher, loss {loss:.3}, {speed:.0} images/s"));
+                if at % TRAINING_LOG_EVERY == 0 || at == total {
+                    say(&pace.line(distillation, json!({"stage": "teacher", "step": at, "loss": loss})));
+                }
+            }
             DistillEvent::Images(report) => {
-                progress.set(done, format!("loss {:.3}", report.loss));
+                progress.set(done, describe(report, pace.images(distillation)));
                 if report.iteration % LOG_EVERY == 0 || distillation.is_finished() {
                     log.line(report)?;
-                    if args.json {
-                        ui.out(serde_json::to_string(report)?);
-                    }
+                    let mut line = serde_json::to_value(report)?;
+                    line["stage"] = "images".into();
+                    say(&pace.line(distillation, line));
                 }
+                picture(distillation, run, args)?;
             }
             _ => {}
         }
@@ -177,6 +209,7 @@ fn work(distillation: &mut Distillation, run: &mut RunDir, args: &Args, ui: &Ui)
             since_saved >= args.checkpoint_every || saved.elapsed() >= Duration::from_secs(args.checkpoint_seconds);
         if interrupted || (due && !distillation.is_finished()) {
             distillation.state().write(&run.file("state.safetensors"))?;
+            curves::write(&run.file("curves.svg"), &run.file("log.jsonl"))?;
             run.pause()?;
             saved = Instant::now();
             since_saved = 0;
@@ -193,6 +226,60 @@ fn work(distillation: &mut Distillation, run: &mut RunDir, args: &Args, ui: &Ui)
     Ok(())
 }
 
+/// What is shown of an update while it runs.
+fn describe(report: &StepReport, images_per_second: f64) -> String {
+    let margins = report.margin_quantiles.map_or_else(String::new, |[low, median, high]| {
+        format!(", margins {low:.2} {median:.2} {high:.2} (10, 50, 90 %)")
+    });
+    format!("loss {:.3}{margins}, {images_per_second:.0} images/s", report.loss)
+}
+
+/// How fast this session is.
+struct Pace {
+    start: Instant,
+    forward: u64,
+    done: u64,
+}
+
+impl Pace {
+    fn new(distillation: &Distillation) -> Self {
+        Self { start: Instant::now(), forward: distillation.passes().forward, done: distillation.progress().0 }
+    }
+
+    /// Images sent forward through a network per second.
+    fn images(&self, distillation: &Distillation) -> f64 {
+        (distillation.passes().forward - self.forward) as f64 / self.start.elapsed().as_secs_f64().max(1e-9)
+    }
+
+    /// Seconds left if the rest goes like the part of this session that is done.
+    fn seconds_left(&self, distillation: &Distillation) -> f64 {
+        let (done, total) = distillation.progress();
+        let steps = (done - self.done).max(1) as f64;
+        self.start.elapsed().as_secs_f64() / steps * (total - done) as f64
+    }
+
+    /// A line of `--json` with the speed.
+    fn line(&self, distillation: &Distillation, mut line: Json) -> Json {
+        line["images_per_second"] = self.images(distillation).into();
+        line["seconds_left"] = self.seconds_left(distillation).into();
+        line
+    }
+}
+
+/// Draws the images where one of the `--pictures` falls due: before the first update, after the last one and
+/// evenly in between.
+fn picture(distillation: &Distillation, run: &RunDir, args: &Args) -> anyhow::Result<()> {
+    let (at, total) = (distillation.iteration(), distillation.iterations());
+    if args.pictures == 0 || total == 0 || (at % total.div_ceil(args.pictures) != 0 && at != total) {
+        return Ok(());
+    }
+    let path = run.file("pictures").join(format!("{at:06}.png"));
+    if !path.exists() {
+        distillation.synthetic_set(versions())?.grid_png(&path)?;
+    }
+    Ok(())
+}
+
 fn finish(distillation: &Distillation, run: &mut RunDir, args: &Args, ui: &Ui) -> anyhow::Result<()> {
     let set = distillation.synthetic_set(versions())?;
     if let (LabelKind::Teacher, Some(teacher)) = (distillation.config().labels, distillation.teacher()) {
@@ -201,13 +288,14 @@ fn finish(distillation: &Distillation, run: &mut RunDir, args: &Args, ui: &Ui) -
     let file = run.file("synthetic.safetensors");
     set.save(&file)?;
     set.grid_png(&run.file("synthetic.png"))?;
-    let passes = distillation.passes();
+    curves::write(&run.file("curves.svg"), &run.file("log.jsonl"))?;
     let summary = json!({
         "synthetic_set": "synthetic.safetensors",
         "sha256": c2r_base::artifact::sha256_of_file(&file)?,
         "iterations": distillation.iteration(),
         "seconds": run.seconds(),
-        "passes": passes,
+        "passes": distillation.passes(),
+        "claims": distillation.claims()?,
     });
     run.finish(summary.clone())?;
     let state = run.file("state.safetensors");
@@ -222,12 +310,16 @@ fn finish(distillation: &Distillation, run: &mut RunDir, args: &Args, ui: &Ui) -
 }
 
 /// The profile with everything that the command line changes.
-fn resolve(args: &Args, spec: &c2r_data::DatasetSpec) -> anyhow::Result<DistillConfig> {
-    let mut table = match args.config.as_str() {
-        "faithful" => config::parse(FAITHFUL, "the faithful profile")?,
-        "plus" => config::parse(PLUS, "the plus profile")?,
-        path => config::read(path.as_ref())?,
+fn resolve(args: &Args, spec: &c2r_data::DatasetSpec, ui: &Ui) -> anyhow::Result<DistillConfig> {
+    let known = profiles::names().any(|name| name == args.config);
+    let is_file = args.config.ends_with(".toml") || args.config.contains(std::path::MAIN_SEPARATOR);
+    // What is neither a profile nor looks like a file is a misspelt profile.
+    let table = if known || !is_file {
+        profiles::profile(&args.config)
+    } else {
+        profiles::expand(config::read(args.config.as_ref())?)
     };
+    let mut table = table.with_context(|| format!("--config {}", args.config)).or_exit(exit::USAGE)?;
     for assignment in &args.set {
         config::set(&mut table, assignment)?;
     }
@@ -239,17 +331,27 @@ fn resolve(args: &Args, spec: &c2r_data::DatasetSpec) -> anyhow::Result<DistillC
     option("seed", args.seed.map(|n| Value::Integer(n as i64)))?;
     option("threat.epsilon", args.eps.map(|epsilon| Value::String(epsilon.to_string())))?;
     option("train-per-class", args.data.train_per_class.map(|n| Value::Integer(n.get() as i64)))?;
-    config::put_default(&mut table, "threat.epsilon", Value::String(spec.epsilon.to_string()))?;
-    config::put_default(&mut table, "dsa", Value::String(spec.dsa.to_string()))?;
-    config::put_default(&mut table, "pool.dsa", Value::String(spec.dsa.to_string()))?;
+    for section in DistillConfig::drop_unread(&mut table) {
+        ui.detail(format!("[{section}] has no effect with this method and is left out"));
+    }
+    // A section that the method does not have gets no defaults either.
+    let mut default = |key: &str, value: Value| match key.split_once('.') {
+        Some((section, _)) if !table.contains_key(section) => Ok(()),
+        _ => config::put_default(&mut table, key, value),
+    };
+    default("threat.epsilon", Value::String(spec.epsilon.to_string()))?;
+    for key in ["dsa", "pool.dsa", "experts.dsa"] {
+        default(key, Value::String(spec.dsa.to_string()))?;
+    }
     for (key, value) in &spec.distill {
-        config::put_default(&mut table, key, value.clone())?;
+        default(key, value.clone())?;
     }
     for (key, value) in FIELD {
-        config::put_default(&mut table, key, Value::Integer(value))?;
+        default(key, Value::Integer(value))?;
     }
-    config::put_default(&mut table, "model", Value::String(spec.model.clone()))?;
-    let config: DistillConfig = config::resolve(table, &args.config)?;
+    default("model", Value::String(spec.model.clone()))?;
+    let mut config: DistillConfig = config::resolve(table, &args.config)?;
+    config.fill_in();
     config.validate().or_exit(exit::USAGE)?;
     Ok(config)
 }
@@ -258,7 +360,12 @@ fn estimate(config: &DistillConfig, dataset: &Dataset, device: Device, ui: &Ui) 
     let per_class = config.train_per_class.unwrap_or(usize::MAX);
     let n_train = dataset.train.len().min(per_class.saturating_mul(dataset.spec.classes.len()));
     let work = c2r_distill::work(config, dataset.spec.classes.len(), n_train);
-    let speed = throughput::measure(&config.model, &dataset.spec, config.pool.batch_size, device)?;
+    let batch_size = match (&config.pool, &config.experts) {
+        (Some(pool), _) => pool.batch_size,
+        (_, Some(experts)) => experts.batch_size,
+        _ => ESTIMATE_BATCH,
+    };
+    let speed = throughput::measure(&config.model, &dataset.spec, batch_size, device)?;
     ui.out(
         json!({
             "seconds": speed.seconds(work.forward, work.input_gradient, work.training),

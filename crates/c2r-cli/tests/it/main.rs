@@ -1,5 +1,8 @@
 //! The `c2r` command as a person uses it: separate processes, real files, exit codes.
 
+#[cfg(unix)]
+mod long_runs;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -126,31 +129,6 @@ fn another_thread_count_changes_only_the_rounding() {
     };
     let difference = (images("one") - images("two")).abs().max().double_value(&[]);
     assert!(difference < 1e-4, "{difference}");
-}
-
-#[test]
-fn a_killed_run_goes_on_and_ends_with_the_same_bytes() {
-    let (_guard, folder) = folder();
-    let (whole, killed) = (folder.join("whole"), folder.join("killed"));
-    run(&mut distill(&whole, 60, &[]));
-    // kill -9 after the first checkpoint, twice, each time a little later.
-    for round in 0..2u64 {
-        let mut child = distill(&killed, 60, &["--checkpoint-every", "1"]).stderr(Stdio::null()).spawn().unwrap();
-        wait_for(&killed.join("state.safetensors"), &mut child);
-        std::thread::sleep(Duration::from_millis(40 * (round + 1)));
-        child.kill().unwrap();
-        child.wait().unwrap();
-        assert!(!killed.join("synthetic.safetensors").exists(), "it was killed too late to test anything");
-    }
-    let said = text(&run(&mut distill(&killed, 60, &[])).stderr);
-    assert!(said.contains("going on at step"), "{said}");
-    assert_eq!(synthetic(&whole), synthetic(&killed));
-    // One log line per tenth iteration, none twice.
-    let log = fs::read_to_string(killed.join("log.jsonl")).unwrap();
-    let iterations: Vec<u64> =
-        log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["iteration"].as_u64().unwrap()).collect();
-    assert_eq!(iterations, [10, 20, 30, 40, 50, 60]);
-    assert!(!killed.join("state.safetensors").exists(), "a finished run keeps no state");
 }
 
 #[cfg(unix)]
@@ -281,6 +259,27 @@ fn every_planned_distillation_resolves() {
         }
     }
     assert!(n_checked >= 6, "{n_checked}");
+}
+
+/// Every profile is complete with what a dataset adds, and what a method does not read is not recorded.
+#[test]
+fn every_profile_resolves_with_every_dataset() {
+    let profiles = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/profiles")).unwrap();
+    let mut names: Vec<String> =
+        profiles.map(|entry| entry.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned()).collect();
+    names.sort();
+    assert!(names.len() >= 17, "{names:?}");
+    for name in names {
+        for dataset in ["digits", "cifar10"] {
+            let mut command = c2r();
+            command.args(["distill", "--print-config", "--dataset", dataset, "--config", &name, "--ipc", "1"]);
+            // A setting that methods share.
+            let printed = text(&run(command.args(["--set", "crl.temperature=0.5"])).stdout);
+            let config: toml::Table = printed.parse().unwrap();
+            assert_eq!(config["profile"].as_str(), Some(name.as_str()));
+            assert_eq!(config.contains_key("crl"), config["method"].as_str() == Some("c2r"), "{printed}");
+        }
+    }
 }
 
 #[test]

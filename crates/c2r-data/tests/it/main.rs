@@ -1,5 +1,6 @@
 //! Tests of the public interface; one binary, because each one links libtorch.
 
+mod cache;
 mod dsa;
 mod foreign;
 mod formation;

@@ -361,6 +361,7 @@ fn imagenet_subsets_from_class_folders_and_from_a_flat_val_folder() {
         assert_eq!(corners(&data.test, 3), [[60, 7, 250]; 4]);
         let source = root.file_name().unwrap().to_string_lossy();
         assert!(data.notes[0].contains(&*source) && data.notes[0].contains("10 test images"), "{:?}", data.notes);
+        assert!(data.notes[0].contains(if flat { "from ILSVRC-2012" } else { "from fast.ai" }), "{:?}", data.notes);
     }
     fs::remove_dir_all(folder.path().join("ILSVRC2012/train").join(&wnids[4])).unwrap();
     assert!(message(load("imagenette", Some(folder.path()))).contains(&wnids[4]));

@@ -1,0 +1,61 @@
+use std::{io, path::PathBuf};
+
+/// Why an archive was not unpacked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ArchiveError {
+    /// The operating system said no.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// `read`, `write`, `create`, ...
+        action: &'static str,
+        /// Which file or folder.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The archive ends early, a checksum is wrong, or it is no archive at all.
+    #[error("not a whole {format} archive: {reason}")]
+    Damaged {
+        /// `tar.gz` or `zip`.
+        format: &'static str,
+        /// What the parser said.
+        reason: String,
+    },
+    /// An entry that no data archive needs and an attack does.
+    #[error("entry `{entry}` {reason}")]
+    Refused {
+        /// The entry's name, escaped and shortened.
+        entry: String,
+        /// What is wrong with it, after its name.
+        reason: String,
+    },
+    /// More than [`crate::Limits`] allow.
+    #[error("{0}")]
+    Limit(String),
+    /// The caller asked to stop.
+    #[error("stopped")]
+    Stopped,
+}
+
+impl ArchiveError {
+    pub(crate) fn refused(entry: &[u8], reason: impl Into<String>) -> Self {
+        Self::Refused { entry: shown(entry), reason: reason.into() }
+    }
+
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { action, path, source }
+    }
+}
+
+/// A name as it can be printed: a hostile one may hold escape sequences or be endless.
+fn shown(name: &[u8]) -> String {
+    const LONGEST: usize = 120;
+    let text: String = String::from_utf8_lossy(&name[..name.len().min(4 * LONGEST)]).escape_debug().collect();
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
+}

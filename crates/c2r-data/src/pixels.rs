@@ -1,0 +1,56 @@
+//! Bytes that lie in memory or in a file.
+#![expect(
+    unsafe_code,
+    reason = "memmap2's only constructor is unsafe; the one call is below, with what makes it sound"
+)]
+
+use std::{fmt, fs::File, io, ops::Deref, ops::Range, sync::Arc};
+
+use memmap2::Mmap;
+
+/// The pixels of a split. Clones share them.
+#[derive(Clone)]
+pub(crate) enum Pixels {
+    /// On the heap.
+    Memory(Arc<Vec<u8>>),
+    /// A part of a mapped file: the kernel reads it when it is looked at, and may drop it again when memory is short.
+    Mapped(Arc<Mmap>, Range<usize>),
+}
+
+impl From<Vec<u8>> for Pixels {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::Memory(Arc::new(bytes))
+    }
+}
+
+impl Deref for Pixels {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Memory(bytes) => bytes,
+            Self::Mapped(map, range) => &map[range.clone()],
+        }
+    }
+}
+
+/// Maps a whole file of the cache.
+///
+/// The caller must have got `file` from the cache, whose files are written under another name, made read-only and
+/// renamed: what replaces one is another file, and the one that is mapped lives as long as the map.
+///
+/// # Errors
+/// What the system says.
+pub(crate) fn map(file: &File) -> io::Result<Mmap> {
+    // SAFETY: the bytes must not change while they are borrowed. No program of ours ever writes to a file of the cache
+    // after it got its name (see above). Somebody who shortens it by hand gets this process killed by the system
+    // (SIGBUS), who writes into it gets other pixels; neither breaks memory safety of a `[u8]` that is only copied from.
+    unsafe { Mmap::map(file) }
+}
+
+impl fmt::Debug for Pixels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = if matches!(self, Self::Memory(_)) { "memory" } else { "mapped" };
+        write!(f, "{} bytes ({kind})", self.len())
+    }
+}

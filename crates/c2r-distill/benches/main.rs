@@ -1,0 +1,156 @@
+//! The parts of an iteration and the whole of it: companions, the contrastive loss with and without its queue,
+//! the matching steps, an iteration of C²R. Results: docs/performance.md.
+//!
+//! One thread, CPU time.
+
+#[path = "../../c2r-models/benches/cpu_time.rs"]
+mod cpu_time;
+
+use c2r_base::{Norm, Seed, ThreatModel, grad::gradients};
+use c2r_core::{
+    crl::CrlConfig,
+    queue::{MemoryQueue, QueueConfig},
+};
+use c2r_data::Dataset;
+use c2r_distill::{
+    Companion, CompanionConfig, DistillConfig, DistillEvent, Distillation, FgsmConfig, MultiStepConfig, profiles,
+};
+use c2r_models::{Frozen, Model, ModelInput};
+use c2r_testkit::toys;
+use cpu_time::CpuTime;
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group};
+use tch::{Device, Kind};
+
+const N: i64 = 100;
+const N_CLASSES: i64 = 10;
+
+fn companions(c: &mut Criterion<CpuTime>) {
+    let input =
+        ModelInput { channels: 3, height: 32, width: 32, n_classes: N_CLASSES, mean: vec![0.5; 3], std: vec![0.25; 3] };
+    let spec = "ConvNet-D3-W32-IN".parse().expect("a spec");
+    let model = Frozen::new(Model::new(&spec, &input, Seed::new(0), Device::Cpu).expect("sizes fit"));
+    let images = toys::images(N, [3, 32, 32]);
+    let labels = toys::labels(N, N_CLASSES);
+    let ids: Vec<u64> = (0..N as u64).collect();
+    let threat = ThreatModel::untargeted(Norm::Linf, "2/255".parse().expect("a radius"));
+    let faithful: DistillConfig = config("faithful", &[]);
+    let ls_pgd = faithful.companions.expect("faithful has companions");
+    let pgd = CompanionConfig::Pgd(MultiStepConfig { steps: 10, rel_step_size: 0.25, random_start: true });
+    let mut group = c.benchmark_group("companions");
+    group.throughput(Throughput::Elements(N as u64)).sample_size(10);
+    for (name, kind) in [("ls-pgd", ls_pgd), ("pgd-10", pgd), ("fgsm", CompanionConfig::Fgsm(FgsmConfig {}))] {
+        let companion = Companion::new(&kind, threat).expect("valid options");
+        group.bench_function(BenchmarkId::new(name, "W32/3x32x32/n100"), |b| {
+            b.iter(|| companion.make(&model, &images, &labels, &ids, Seed::new(1), None));
+        });
+    }
+    group.finish();
+}
+
+fn contrastive(c: &mut Criterion<CpuTime>) {
+    const DIMENSION: i64 = 512;
+    let mut group = c.benchmark_group("crl");
+    group.sample_size(10);
+    for n in [100i64, 400] {
+        let embeddings = |seed: u64, n: i64| {
+            let ids: Vec<u64> = (0..n as u64).collect();
+            Norm::Linf.random_in_ball(&[DIMENSION], &ids, 1.0, Seed::new(seed), "bench")
+        };
+        let labels = toys::labels(n, N_CLASSES);
+        let (anchors, companions) = (embeddings(1, n).set_requires_grad(true), embeddings(2, n));
+        let config = CrlConfig { temperature: 0.1, queue: None };
+        let settings = QueueConfig { per_class: 256, top_k: 64, projection: 64, momentum: 0.0 };
+        let mut queue = MemoryQueue::new(settings, N_CLASSES as usize, DIMENSION, Seed::new(3), Device::Cpu);
+        let stored: Vec<i64> = (0..256 * N_CLASSES).map(|row| row % N_CLASSES).collect();
+        queue.push(&embeddings(4, 256 * N_CLASSES), &stored);
+        for (name, queue) in [("batch", None), ("queue 10x256, top 64", Some(&queue))] {
+            group.bench_function(BenchmarkId::new(name, format!("D{DIMENSION}/n{n}")), |b| {
+                b.iter(|| {
+                    let far = queue.and_then(|queue| queue.nearest_impostors(&anchors, &labels));
+                    let loss = config.loss(&anchors, &labels, &companions, &[], far.as_ref()).mean(Kind::Float);
+                    gradients(&loss, &[&anchors])
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
+/// Section, key and value.
+type Change<'a> = (&'a str, &'a str, toml::Value);
+
+/// A profile on the digits with a network of width 32 and what is given, by section and key.
+fn config(profile: &str, changes: &[Change<'_>]) -> DistillConfig {
+    let mut table = profiles::profile(profile).expect("a profile");
+    let mut put = |section: &str, key: &str, value: toml::Value| {
+        let at = match section {
+            "" => Some(&mut table),
+            _ => table.get_mut(section).and_then(toml::Value::as_table_mut),
+        };
+        if let Some(at) = at {
+            at.insert(key.to_owned(), value);
+        }
+    };
+    put("", "model", "ConvNet-D3-W32-IN".into());
+    put("", "dsa", "crop_scale_rotate".into());
+    put("threat", "epsilon", "32/255".into());
+    put("images", "formation", 1.into());
+    put("matching", "real-per-class", 16.into());
+    for (key, value) in [("trajectories", 1), ("min-steps", 0), ("max-steps", 30), ("batch-size", 64)] {
+        put("pool", key, value.into());
+    }
+    put("pool", "dsa", "crop_scale_rotate".into());
+    put("experts", "dsa", "crop_scale_rotate".into());
+    for (section, key, value) in changes {
+        put(section, key, value.clone());
+    }
+    table.try_into().expect("a configuration")
+}
+
+/// One update of the images, after all preparation.
+fn updates(c: &mut Criterion<CpuTime>) {
+    let digits: Dataset = c2r_data::load("digits", None).expect("the digits are embedded");
+    let without_queue = toml::Value::Table("temperature = 0.1".parse().expect("TOML"));
+    let cases: [(&str, &str, Vec<Change<'_>>); 6] = [
+        ("iteration", "faithful", vec![]),
+        ("iteration without queue", "faithful", vec![("", "crl", without_queue)]),
+        ("iteration of the backbone", "class-mean", vec![]),
+        ("matching step, dm", "dm", vec![]),
+        ("matching step, dsa", "dsa", vec![("gradients", "outer", 1.into())]),
+        (
+            "matching step, mtt (5 steps)",
+            "mtt",
+            vec![
+                ("experts", "count", 1.into()),
+                ("experts", "epochs", 2.into()),
+                ("student", "max-start", 1.into()),
+                ("student", "span", 1.into()),
+                ("student", "steps", 5.into()),
+            ],
+        ),
+    ];
+    let mut group = c.benchmark_group("update");
+    group.sample_size(10);
+    for (name, profile, changes) in cases {
+        let config = config(profile, &changes);
+        let mut distillation = Distillation::new(config, &digits, Device::Cpu).expect("a valid configuration");
+        while !matches!(distillation.step().expect("finite losses"), DistillEvent::Images(_)) {}
+        group.bench_function(BenchmarkId::new(name, "W32/1x8x8/ipc10"), |b| {
+            b.iter_batched(|| (), |()| distillation.step().expect("finite losses"), BatchSize::PerIteration);
+        });
+    }
+    group.finish();
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default().with_measurement(CpuTime::new());
+    targets = companions, contrastive, updates
+}
+
+fn main() {
+    c2r_base::native::keep_large_allocations();
+    tch::set_num_threads(1);
+    benches();
+    Criterion::default().configure_from_args().final_summary();
+}

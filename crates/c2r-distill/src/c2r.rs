@@ -1,0 +1,478 @@
+//! C²R, its ablations and its backbone: Li et al. 2026 (arXiv:2605.20606). docs/method.md has the
+//! equations, and says where the paper is silent and what is ours.
+//!
+//! One update draws a network of the pool and a batch of synthetic images in curriculum order; companions
+//! of both sides give the scores; class means of the synthetic images are pulled to those of attacked real
+//! images, cross-entropy keeps them recognizable and the contrastive loss pulls them to their companions
+//! and away from their nearest impostors. The network is then trained further on attacked real images.
+
+use std::collections::BTreeMap;
+
+use c2r_attacks::loss;
+use c2r_base::{Seed, grad::gradients};
+use c2r_core::{
+    crl::{Candidates, CrlConfig, class_mean_alignment, class_means, nearest_impostor_similarity},
+    curriculum::Curriculum,
+    ls_pgd::{Companions, Passes, PerturbationCache},
+    queue::MemoryQueue,
+};
+use c2r_data::{ClassSampler, decode_formation, dsa::DsaDraw};
+use rand::Rng;
+use tch::{Kind, Tensor};
+
+use crate::{
+    canvas::{Canvas, first_images},
+    config::{AacConfig, Anchors, MatchingConfig, ObjectiveConfig, RealCandidates, RobustTerm},
+    distillation::DistillError,
+    method::{Claims, Method, StepReport, Turn, quantiles},
+    plan::Plan,
+    pool::{Eval, Pool, Training, put_section, section},
+    setting::Setting,
+};
+
+/// C²R in progress.
+#[derive(Debug)]
+pub(crate) struct C2r {
+    matching: MatchingConfig,
+    objective: ObjectiveConfig,
+    eta: f64,
+    crl: CrlConfig,
+    aac: AacConfig,
+    sampler: ClassSampler,
+    pool: Pool,
+    /// What is remembered for each network of the pool: embeddings and perturbations of different networks
+    /// do not compare.
+    memories: Vec<Memory>,
+    /// Perturbations of real images, by position.
+    real_cache: Option<PerturbationCache>,
+    plan: Plan,
+}
+
+#[derive(Debug, Default)]
+struct Memory {
+    queue: Option<MemoryQueue>,
+    cache: Option<PerturbationCache>,
+}
+
+impl C2r {
+    pub(crate) fn new(setting: &Setting) -> Result<Self, DistillError> {
+        let config = &setting.config;
+        let pool = config.need(&config.pool, "pool")?;
+        let objective = config.need(&config.objective, "objective")?.clone();
+        let aac = config.need(&config.aac, "aac")?.clone();
+        let real_cache = (setting.companion().remembers() && aac.remember.real())
+            .then(|| PerturbationCache::new(setting.data.len(), setting.input.image_shape(), setting.device));
+        Ok(Self {
+            matching: config.need(&config.matching, "matching")?.clone(),
+            eta: objective.eta.expect("the outer loop fills it in"),
+            objective,
+            crl: config.need(&config.crl, "crl")?.clone(),
+            aac,
+            sampler: ClassSampler::new(setting.seed.child("real", 0)),
+            pool: Pool::new(pool.clone(), setting.seed.child("pool", 0)),
+            memories: Vec::new(),
+            real_cache,
+            plan: Plan::default(),
+        })
+    }
+
+    fn contrasts(&self) -> bool {
+        self.objective.robust == RobustTerm::Crl
+    }
+
+    fn anchors_real(&self) -> bool {
+        self.contrasts() && self.objective.anchors != Anchors::Synthetic
+    }
+
+    /// Decoded images in one iteration.
+    fn synthetic_batch(&self, setting: &Setting, canvas: &Canvas) -> usize {
+        match setting.config.images.batch_per_class {
+            0 => canvas.labels().len(),
+            per_class => per_class * setting.n_classes(),
+        }
+    }
+
+    /// Visiting order of the decoded images for a new epoch; scores them all first where needed.
+    ///
+    /// A set that fits one batch has no order; its scores are computed with the batch itself.
+    fn synthetic_order(&mut self, turn: &mut Turn<'_>, network: usize, decoded: &Tensor, seed: Seed) -> Vec<usize> {
+        let labels = turn.canvas.labels();
+        let n = labels.len();
+        let curriculum = &self.aac.synthetic;
+        if self.synthetic_batch(turn.setting, turn.canvas) >= n && !curriculum.chooses() {
+            return (0..n).collect();
+        }
+        let mut scores = vec![0.0f32; n];
+        if curriculum.needs_scores() {
+            let ids: Vec<u64> = (0..n as u64).collect();
+            let model = Eval(self.pool.member(network));
+            let cache = self.memories[network].cache.as_mut();
+            let setting = turn.setting;
+            let found = setting.companion().make(&model, decoded, &setting.label_tensor(labels), &ids, seed, cache);
+            *turn.passes += found.passes;
+            scores = Vec::try_from(&found.scores).expect("scores are f32 [N]");
+        }
+        curriculum.order(&scores, labels, turn.canvas.progress(), &mut seed.stream("order", 0))
+    }
+
+    /// Embeddings of real images, clean and attacked, without gradients.
+    fn real_side(&mut self, turn: &mut Turn<'_>, network: usize, seed: Seed, draw: &DsaDraw) -> RealSide {
+        let _no_grad = tch::no_grad_guard();
+        let setting = turn.setting;
+        let crl = self.contrasts();
+        let candidates = self.objective.candidates;
+        let remembers = crl && self.crl.queue.is_some();
+        let needs_attacked =
+            self.matching.attacked || self.anchors_real() || (crl && candidates != RealCandidates::None) || remembers;
+        let needs_clean = !self.matching.attacked || self.anchors_real() || (crl && candidates == RealCandidates::Both);
+        let t = turn.canvas.iteration();
+        let positions = setting.real_positions(&self.sampler, t, self.matching.real_per_class);
+        let (images, labels) = setting.data.batch(&positions, setting.device);
+        let model = self.pool.member(network);
+        let curriculum = &self.aac.matching;
+        let mut views = Vec::new();
+        let (mut kept, mut weights, mut margins) = (None, None, None);
+        if needs_attacked || curriculum.needs_scores() {
+            let ids: Vec<u64> = positions.iter().map(|&position| position as u64).collect();
+            let seed_of_attack = seed.child("real", 0);
+            let cache = self.real_cache.as_mut();
+            let found = setting.companion().make(&Eval(model), &images, &labels, &ids, seed_of_attack, cache);
+            *turn.passes += found.passes;
+            margins = Some(quantiles(&found.margins));
+            if curriculum.chooses() {
+                let scores = Vec::<f32>::try_from(&found.scores).expect("scores are f32 [N]");
+                let classes: Vec<i64> = Vec::try_from(&labels).expect("labels are i64 [N]");
+                let progress = turn.canvas.progress();
+                let order = curriculum.order(&scores, &classes, progress, &mut seed.stream("matching", 0));
+                let order: Vec<i64> = order.into_iter().map(|at| at as i64).collect();
+                kept = Some(setting.label_tensor(&order));
+            }
+            if matches!(curriculum, Curriculum::Weight(_)) {
+                weights = Some(curriculum.weights(&found.scores));
+            }
+            if needs_attacked {
+                views.push(found.images);
+            }
+        }
+        if needs_clean {
+            views.push(images);
+        }
+        turn.passes.forward += (positions.len() * views.len()) as u64;
+        let embeddings = model.features(&setting.augmented(&Tensor::cat(&views, 0), draw), false);
+        let mut parts = embeddings.split(positions.len() as i64, 0).into_iter();
+        let mut side = |needed: bool| {
+            let embeddings = needed.then(|| parts.next().expect("one part per view"))?;
+            Some(match &kept {
+                Some(at) => Embedded { embeddings: embeddings.index_select(0, at), labels: labels.index_select(0, at) },
+                None => Embedded { embeddings, labels: labels.shallow_clone() },
+            })
+        };
+        RealSide { attacked: side(needs_attacked), clean: side(needs_clean), weights, margins }
+    }
+
+    /// `L_DM`: distance of class means, by the variance of the real embeddings; and that variance.
+    fn match_means(&self, clean: &Tensor, labels: &Tensor, real: &RealSide, n_classes: i64) -> (Tensor, Tensor) {
+        let target = if self.matching.attacked { &real.attacked } else { &real.clean };
+        let target = target.as_ref().expect("what is matched was embedded");
+        let spread = target.embeddings.var_dim([0i64].as_slice(), true, false).sum(Kind::Float).clamp_min(1e-12);
+        let (synthetic_means, synthetic_counts) = class_means(clean, labels, n_classes, None);
+        let (real_means, _) = class_means(&target.embeddings, &target.labels, n_classes, real.weights.as_ref());
+        // A sub-batch in literal order may miss classes; they have nothing to match.
+        let present = synthetic_counts.gt(0.0).to_kind(Kind::Float);
+        let distances = (real_means - synthetic_means).square().sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
+        ((distances * &present).sum(Kind::Float) / present.sum(Kind::Float) / &spread, spread)
+    }
+
+    /// `L_CRL` of the anchors that the configuration names, and how similar their nearest impostors are.
+    fn contrast(&self, network: usize, clean: &Embedded, perturbed: &Tensor, real: &RealSide) -> (Tensor, f64) {
+        let queue = self.memories[network].queue.as_ref();
+        let impostors =
+            |anchors: &Embedded| queue.and_then(|queue| queue.nearest_impostors(&anchors.embeddings, &anchors.labels));
+        let chosen = |side: &Option<Embedded>, wanted: bool| side.as_ref().filter(|_| wanted).map(Embedded::shallow);
+        let synthetic = || {
+            let extra = [
+                chosen(&real.clean, self.objective.candidates == RealCandidates::Both),
+                chosen(&real.attacked, self.objective.candidates != RealCandidates::None),
+            ];
+            let extra: Vec<Candidates<'_>> = extra.iter().flatten().map(Embedded::candidates).collect();
+            let far = impostors(clean);
+            let Embedded { embeddings, labels } = clean;
+            let loss = self.crl.loss(embeddings, labels, perturbed, &extra, far.as_ref()).mean(Kind::Float);
+            let companions = Candidates { embeddings: perturbed, labels };
+            let all: Vec<Candidates<'_>> = [clean.candidates(), companions].into_iter().chain(extra).collect();
+            let nearest = nearest_impostor_similarity(embeddings, labels, &all, far.as_ref());
+            (loss, nearest.mean(Kind::Float).double_value(&[]))
+        };
+        let on_real = || {
+            let anchors = real.clean.as_ref().expect("real anchors were embedded");
+            let companions = &real.attacked.as_ref().expect("companions of real anchors were embedded").embeddings;
+            let extra = [clean.candidates(), Candidates { embeddings: perturbed, labels: &clean.labels }];
+            let far = impostors(anchors);
+            let Embedded { embeddings, labels } = anchors;
+            let loss = self.crl.loss(embeddings, labels, companions, &extra, far.as_ref()).mean(Kind::Float);
+            let nearest = nearest_impostor_similarity(embeddings, labels, &extra, far.as_ref());
+            (loss, nearest.mean(Kind::Float).double_value(&[]))
+        };
+        match self.objective.anchors {
+            Anchors::Synthetic => synthetic(),
+            Anchors::Real => on_real(),
+            Anchors::Both => {
+                let ((a, similarity), (b, _)) = (synthetic(), on_real());
+                ((a + b) * 0.5, similarity)
+            }
+        }
+    }
+
+    /// Puts attacked real embeddings into the network's queue.
+    fn remember(&mut self, setting: &Setting, network: usize, real: Option<&Embedded>) {
+        let Some((config, real)) = self.crl.queue.clone().filter(|_| self.contrasts()).zip(real) else {
+            return;
+        };
+        let labels: Vec<i64> = Vec::try_from(&real.labels).expect("labels are i64 [N]");
+        let dimension = real.embeddings.size()[1];
+        self.memories[network]
+            .queue
+            .get_or_insert_with(|| {
+                let seed = setting.seed.child("queue", 0);
+                MemoryQueue::new(config, setting.n_classes(), dimension, seed, setting.device)
+            })
+            .push(&real.embeddings, &labels);
+    }
+
+    fn new_cache(&self, setting: &Setting, n: usize) -> Option<PerturbationCache> {
+        (setting.companion().remembers() && self.aac.remember.synthetic())
+            .then(|| PerturbationCache::new(n, setting.input.image_shape(), setting.device))
+    }
+
+    /// Margin quantiles and mean nearest-impostor similarity of stored images, over all networks of the pool.
+    fn look_at(&self, setting: &Setting, canvas: &Canvas, images: &Tensor) -> Result<([f64; 3], f64), DistillError> {
+        let _no_grad = tch::no_grad_guard();
+        let decoded = decode_formation(images, setting.config.images.formation)?;
+        let labels = setting.label_tensor(canvas.labels());
+        let ids: Vec<u64> = (0..canvas.labels().len() as u64).collect();
+        let (mut margins, mut similarity) = (Vec::new(), 0.0);
+        for network in 0..self.pool.len() {
+            let model = self.pool.member(network);
+            let seed = setting.seed.child("claims", network as u64);
+            let found = setting.companion().make(&Eval(model), &decoded, &labels, &ids, seed, None);
+            let [clean, attacked] = [&decoded, &found.images].map(|images| model.features(images, false));
+            let candidates = [&clean, &attacked].map(|embeddings| Candidates { embeddings, labels: &labels });
+            let nearest = nearest_impostor_similarity(&clean, &labels, &candidates, None);
+            similarity += nearest.mean(Kind::Float).double_value(&[]) / self.pool.len() as f64;
+            margins.push(found.margins);
+        }
+        Ok((quantiles(&Tensor::cat(&margins, 0)), similarity))
+    }
+}
+
+impl Method for C2r {
+    fn preparation(&self, setting: &Setting) -> (u64, u64) {
+        let total = setting.config.pool.as_ref().map_or(0, Pool::steps_to_fill);
+        (self.pool.steps_done().min(total), total)
+    }
+
+    fn is_prepared(&self, _: &Setting) -> bool {
+        self.pool.is_full()
+    }
+
+    fn prepare(&mut self, turn: &mut Turn<'_>) -> Result<f64, DistillError> {
+        let training = Training { setting: turn.setting, curriculum: &self.aac.pool };
+        self.pool.fill_step(training, self.real_cache.as_mut(), turn.passes)
+    }
+
+    fn update(&mut self, turn: &mut Turn<'_>) -> Result<StepReport, DistillError> {
+        let setting = turn.setting;
+        let seed = setting.seed.child("iteration", turn.canvas.iteration());
+        let network = seed.stream("network", 0).random_range(0..self.pool.len());
+        if self.memories.len() < self.pool.len() {
+            self.memories.resize_with(self.pool.len(), Memory::default);
+        }
+        if self.memories[network].cache.is_none() {
+            self.memories[network].cache = self.new_cache(setting, turn.canvas.labels().len());
+        }
+
+        // Synthetic side: the next batch in curriculum order, its companions and scores.
+        let (tracked, decoded) = turn.canvas.tracked()?;
+        if self.plan.is_finished() {
+            self.plan = Plan::new(self.synthetic_order(turn, network, &decoded.detach(), seed));
+        }
+        let batch = self.plan.next(self.synthetic_batch(setting, turn.canvas));
+        let index = setting.label_tensor(&batch.iter().map(|&at| at as i64).collect::<Vec<_>>());
+        let labels: Vec<i64> = batch.iter().map(|&at| turn.canvas.labels()[at]).collect();
+        let labels = setting.label_tensor(&labels);
+        let synthetic = tch::with_grad(|| decoded.index_select(0, &index));
+        let needs_companions = self.objective.robust != RobustTerm::None || self.aac.synthetic.needs_scores();
+        let companions: Option<Companions> = needs_companions.then(|| {
+            let ids: Vec<u64> = batch.iter().map(|&at| at as u64).collect();
+            let model = Eval(self.pool.member(network));
+            let cache = self.memories[network].cache.as_mut();
+            let found = setting.companion().make(&model, &synthetic.detach(), &labels, &ids, seed, cache);
+            *turn.passes += found.passes;
+            found
+        });
+
+        // Real side, the same augmentation draw.
+        let draw = setting.config.dsa.draw(&mut seed.stream("dsa", 0));
+        let real = self.real_side(turn, network, seed, &draw);
+
+        let model = self.pool.member(network);
+        let n = batch.len() as i64;
+        let n_classes = setting.input.n_classes;
+        let mut report = StepReport { real_margin_quantiles: real.margins, ..StepReport::default() };
+        let value = tch::with_grad(|| {
+            let views = match &companions {
+                // The perturbation is a constant: gradients reach the image through x + d as through x.
+                Some(found) => Tensor::cat(&[&synthetic, &(&synthetic + (&found.images - synthetic.detach()))], 0),
+                None => synthetic.shallow_clone(),
+            };
+            let embeddings = model.features(&setting.augmented(&views, &draw), false);
+            let clean = Embedded { embeddings: embeddings.narrow(0, 0, n), labels: labels.shallow_clone() };
+            let perturbed = companions.as_ref().map(|_| embeddings.narrow(0, n, n));
+            let (matching, spread) = self.match_means(&clean.embeddings, &labels, &real, n_classes);
+
+            let weights = match &companions {
+                Some(found) => self.aac.synthetic.weights(&found.scores),
+                None => Tensor::ones([n], (Kind::Float, setting.device)),
+            };
+            let entropy = loss::ce(&model.classify(&clean.embeddings), &labels);
+            let mut performance = (entropy * &weights).sum(Kind::Float) / weights.sum(Kind::Float);
+            report.performance = Some(performance.double_value(&[]));
+            if self.objective.by_accuracy {
+                performance *= self.pool.accuracy(network);
+            }
+
+            let robust = match (self.objective.robust, &perturbed) {
+                (RobustTerm::Crl, Some(perturbed)) => {
+                    let (loss, similarity) = self.contrast(network, &clean, perturbed, &real);
+                    report.impostor_similarity = Some(similarity);
+                    loss
+                }
+                (RobustTerm::ClassMean, Some(perturbed)) => {
+                    class_mean_alignment(&clean.embeddings, perturbed, &labels, n_classes) / n_classes as f64 / &spread
+                }
+                _ => Tensor::zeros([], (Kind::Float, setting.device)),
+            };
+            report.matching = Some(matching.double_value(&[]));
+            report.robust = (self.objective.robust != RobustTerm::None).then(|| robust.double_value(&[]));
+            matching * self.matching.weight
+                + (performance * (1.0 - self.eta) + robust * self.eta) * self.objective.weight
+        });
+        let gradient = gradients(&value, &[&tracked]).swap_remove(0);
+        let n_views = n as u64 * if companions.is_some() { 2 } else { 1 };
+        *turn.passes += Passes { forward: n_views, backward: n_views, ..Passes::default() };
+        report.loss = value.double_value(&[]);
+        report.margin_quantiles = companions.as_ref().map(|found| quantiles(&found.margins));
+        turn.canvas.descend(&gradient, report.loss)?;
+
+        self.remember(setting, network, real.attacked.as_ref());
+        let training = Training { setting, curriculum: &self.aac.pool };
+        if self.pool.grow(network, training, self.real_cache.as_mut(), turn.passes)? {
+            self.memories[network] = Memory::default();
+        }
+        Ok(report)
+    }
+
+    fn state(&self, into: &mut BTreeMap<String, Tensor>) {
+        into.insert("plan".to_owned(), self.plan.state());
+        self.pool.state(into);
+        for (index, memory) in self.memories.iter().enumerate() {
+            if let Some(queue) = &memory.queue {
+                let (rows, pushed) = queue.state();
+                put_section(into, &format!("queue.{index:04}."), [("rows".into(), rows), ("pushed".into(), pushed)]);
+            }
+            if let Some(cache) = &memory.cache {
+                put_section(into, &format!("cache.{index:04}."), cache_state(cache));
+            }
+        }
+        if let Some(cache) = &self.real_cache {
+            put_section(into, "real-cache.", cache_state(cache));
+        }
+    }
+
+    fn load_state(&mut self, setting: &Setting, state: &BTreeMap<String, Tensor>) -> Result<(), DistillError> {
+        let wrong = |reason: String| DistillError::State(reason);
+        let plan = state.get("plan").ok_or_else(|| wrong("no tensor `plan`".to_owned()))?;
+        self.plan = Plan::from_state(plan).map_err(wrong)?;
+        self.pool.load_state(state, Training { setting, curriculum: &self.aac.pool })?;
+        let n = n_decoded(setting);
+        self.memories = (0..self.pool.len()).map(|_| Memory::default()).collect();
+        for index in 0..self.memories.len() {
+            let queue = section(state, &format!("queue.{index:04}."));
+            if let (Some(rows), Some(pushed), Some(config)) =
+                (queue.get("rows"), queue.get("pushed"), self.crl.queue.clone())
+            {
+                let dimension = rows.size().get(1).copied().unwrap_or(0);
+                let seed = setting.seed.child("queue", 0);
+                let mut queue = MemoryQueue::new(config, setting.n_classes(), dimension, seed, setting.device);
+                queue.load_state(rows, pushed).map_err(wrong)?;
+                self.memories[index].queue = Some(queue);
+            }
+            let stored = section(state, &format!("cache.{index:04}."));
+            if let (false, Some(mut cache)) = (stored.is_empty(), self.new_cache(setting, n)) {
+                load_cache(&mut cache, &stored)?;
+                self.memories[index].cache = Some(cache);
+            }
+        }
+        if let Some(cache) = &mut self.real_cache {
+            load_cache(cache, &section(state, "real-cache."))?;
+        }
+        Ok(())
+    }
+
+    fn claims(&self, setting: &Setting, canvas: &Canvas) -> Result<Option<Claims>, DistillError> {
+        if self.pool.is_empty() {
+            return Ok(None);
+        }
+        let first = first_images(&setting.config, &setting.spec, &setting.data, setting.seed, setting.device)?;
+        let before = self.look_at(setting, canvas, &first)?;
+        let after = self.look_at(setting, canvas, canvas.images())?;
+        Ok(Some(Claims {
+            margin_quantiles_before: before.0,
+            margin_quantiles_after: after.0,
+            impostor_similarity_before: before.1,
+            impostor_similarity_after: after.1,
+        }))
+    }
+}
+
+/// Decoded images of the whole set.
+fn n_decoded(setting: &Setting) -> usize {
+    let config = &setting.config;
+    setting.n_classes() * config.ipc * (config.images.formation * config.images.formation) as usize
+}
+
+fn cache_state(cache: &PerturbationCache) -> [(String, Tensor); 2] {
+    let (deltas, losses) = cache.state();
+    [("deltas".to_owned(), deltas), ("losses".to_owned(), losses)]
+}
+
+fn load_cache(cache: &mut PerturbationCache, state: &BTreeMap<String, Tensor>) -> Result<(), DistillError> {
+    let get = |name: &str| state.get(name).ok_or_else(|| DistillError::State(format!("a cache without `{name}`")));
+    cache.load_state(get("deltas")?, get("losses")?).map_err(DistillError::State)
+}
+
+/// Embeddings f32 `[A, D]` with their labels i64 `[A]`.
+#[derive(Debug)]
+struct Embedded {
+    embeddings: Tensor,
+    labels: Tensor,
+}
+
+impl Embedded {
+    const fn candidates(&self) -> Candidates<'_> {
+        Candidates { embeddings: &self.embeddings, labels: &self.labels }
+    }
+
+    fn shallow(&self) -> Self {
+        Self { embeddings: self.embeddings.shallow_clone(), labels: self.labels.shallow_clone() }
+    }
+}
+
+/// The real images of an iteration; a side that nothing looks at is absent.
+struct RealSide {
+    attacked: Option<Embedded>,
+    clean: Option<Embedded>,
+    /// How much each image counts in its class mean.
+    weights: Option<Tensor>,
+    margins: Option<[f64; 3]>,
+}

@@ -1,0 +1,176 @@
+//! What holds for every method, checked with every profile.
+
+use c2r_distill::{DistillEvent, profiles};
+use c2r_testkit::max_difference;
+
+use super::*;
+
+type Changes = Vec<(&'static str, toml::Value)>;
+
+#[test]
+fn every_profile_resolves_and_says_what_it_is() {
+    for name in profiles::names() {
+        let config = profile(name, &[]);
+        config.validate().unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(config.profile, name);
+        let text = toml::to_string(&config).unwrap();
+        assert_eq!(toml::from_str::<DistillConfig>(&text).unwrap(), config, "{text}");
+    }
+}
+
+/// Saved, dropped and taken up before every single step, every method ends with the same bytes; so does a run
+/// that is simply repeated, and another seed does not.
+#[test]
+fn every_method_resumes_to_the_same_bytes() {
+    for name in profiles::names() {
+        let config = profile(name, &[]);
+        let mut whole = start(&config);
+        finish(&mut whole);
+        let expected = bytes(&whole);
+        let mut other = start(&profile(name, &[("seed", 1.into())]));
+        finish(&mut other);
+        assert_ne!(bytes(&other), expected, "{name}: the seed changes nothing");
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.safetensors");
+        let mut distillation = start(&config);
+        let mut n_steps = 0;
+        while !distillation.is_finished() {
+            distillation.state().write(&path).unwrap();
+            let before = distillation.progress();
+            distillation = start(&config);
+            distillation.restore(&TensorFile::read(&path).unwrap()).unwrap();
+            assert_eq!(distillation.progress(), before, "{name}");
+            distillation.step().unwrap();
+            assert_eq!(distillation.progress().0, before.0 + 1, "{name}: a step is a unit of work");
+            n_steps += 1;
+        }
+        let (done, total) = distillation.progress();
+        assert_eq!((done, n_steps), (total, total), "{name}");
+        assert_eq!(bytes(&distillation), expected, "{name}");
+        assert_eq!(distillation.passes(), whole.passes(), "{name}");
+    }
+}
+
+/// Mean of the first and of the last third of a method's losses.
+fn fall(name: &str, changes: &[(&str, toml::Value)]) -> (f64, f64) {
+    let mut distillation = start(&profile(name, changes));
+    let losses: Vec<f64> = finish(&mut distillation).iter().map(|report| report.loss).collect();
+    let third = losses.len() / 3;
+    let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+    (mean(&losses[..third]), mean(&losses[losses.len() - third..]))
+}
+
+/// Every method that optimizes lowers what it optimizes, from noise.
+#[test]
+fn every_method_lowers_its_own_objective() {
+    let noise = || vec![("images.init", "noise".into()), ("dsa", "none".into())];
+    let with = |more: Changes| [noise(), more].concat();
+    let frozen = || {
+        // Networks that have learned something and stay as they are, so that losses compare.
+        with(vec![
+            ("iterations", 45.into()),
+            ("images.lr", 0.05.into()),
+            ("pool.min-steps", 60.into()),
+            ("pool.max-steps", 60.into()),
+            ("pool.snapshots", 1.into()),
+            ("pool.lr", 0.05.into()),
+            ("pool.steps-per-iteration", 0.into()),
+        ])
+    };
+    let squeezed = || with(vec![("iterations", 45.into()), ("teacher.steps", 60.into()), ("pool.lr", 0.05.into())]);
+    let followed = || {
+        with(vec![
+            ("iterations", 45.into()),
+            ("images.lr", 3.0.into()),
+            ("experts.count", 1.into()),
+            ("experts.lr", 0.1.into()),
+            ("student.lr", 0.1.into()),
+            ("student.max-start", 1.into()),
+            ("student.steps", 5.into()),
+        ])
+    };
+    let cases: [(&str, f64, Changes); 12] = [
+        ("faithful", 0.9, frozen()),
+        ("literal", 0.95, frozen()),
+        ("class-mean", 0.9, frozen()),
+        ("aac", 0.9, frozen()),
+        ("crl", 0.9, frozen()),
+        ("rome", 0.9, frozen()),
+        ("dm", 0.5, with(vec![("iterations", 60.into())])),
+        ("dc", 0.9, with(vec![("iterations", 30.into()), ("gradients.outer", 1.into()), ("images.lr", 1.0.into())])),
+        ("mtt", 0.97, followed()),
+        ("mat", 0.97, followed()),
+        ("sre2l", 0.6, squeezed()),
+        ("guard", 0.8, squeezed()),
+    ];
+    for (name, share, changes) in cases {
+        let (first, last) = fall(name, &changes);
+        assert!(last < share * first, "{name}: from {first} to {last}");
+    }
+}
+
+/// Herding keeps the mean, k-center covers: each beats random images at what it chooses by.
+#[test]
+fn coresets_are_training_images_and_differ_from_random_ones() {
+    let train = digits().train.subset_per_class(40);
+    let mut random = start(&profile("random-real", &[]));
+    finish(&mut random);
+    for name in ["herding", "k-center"] {
+        let mut distillation = start(&profile(name, &[]));
+        finish(&mut distillation);
+        let set = distillation.synthetic_set(BTreeMap::new()).unwrap();
+        assert_eq!((set.header.method.as_str(), set.header.iterations), (name, 0));
+        for row in 0..20 {
+            let class = set.labels.int64_value(&[row]) as usize;
+            let (real, _) = train.batch(train.class_positions(class), Device::Cpu);
+            let nearest = (real - set.images.get(row)).abs().amax([1i64, 2, 3].as_slice(), false).min();
+            assert!(nearest.double_value(&[]) < 1e-6, "{name}: image {row} is no training image of its class");
+        }
+        assert!(max_difference(&set.images, &images(&random)) > 0.1, "{name} chose the random images");
+        let (first, second) = (set.images.get(0), set.images.get(1));
+        assert!(max_difference(&first, &second) > 1e-3, "{name}: no image twice");
+    }
+}
+
+/// MAT's average lags behind the parameters, and its experts are trained on other images than MTT's.
+#[test]
+fn adversarial_trajectories_differ_from_natural_ones() {
+    let run = |name, changes: &[(&str, toml::Value)]| {
+        let mut distillation = start(&profile(name, changes));
+        finish(&mut distillation);
+        images(&distillation)
+    };
+    let mtt = run("mtt", &[]);
+    let mat = run("mat", &[("experts.average", 0.0.into())]);
+    assert!(max_difference(&mtt, &mat) > 1e-6, "adversarial experts");
+    let averaged = run("mat", &[("experts.average", 0.9.into())]);
+    assert!(max_difference(&averaged, &mat) > 1e-6, "averaged experts");
+}
+
+/// GUARD's penalty makes the loss of the squeezed network flatter at the real images.
+#[test]
+fn the_curvature_penalty_flattens_the_loss() {
+    let curvature = |name: &str| {
+        let changes = [("iterations", 0.into()), ("teacher.steps", 80.into()), ("pool.lr", 0.05.into())];
+        let mut distillation = start(&profile(name, &changes));
+        while !distillation.is_finished() {
+            assert!(matches!(distillation.step().unwrap(), DistillEvent::Teacher { .. }));
+        }
+        let teacher = distillation.teacher().unwrap();
+        let train = digits().train.subset_per_class(20);
+        let (images, labels) = train.batch(&(0..train.len()).collect::<Vec<_>>(), Device::Cpu);
+        let slope = |x: &Tensor| {
+            c2r_base::grad::input_gradient(x, |x| {
+                teacher.logits(x, false).cross_entropy_loss::<Tensor>(&labels, None, tch::Reduction::None, -100, 0.0)
+            })
+            .0
+        };
+        let here = slope(&images);
+        let length = |x: &Tensor| x.square().sum_dim_intlist([1i64, 2, 3].as_slice(), true, Kind::Float).sqrt();
+        let there = slope(&(&images + &here / length(&here).clamp_min(1e-9)));
+        length(&(there - here)).mean(Kind::Float).double_value(&[])
+    };
+    let (plain, flat) = (curvature("sre2l"), curvature("guard"));
+    assert!(flat < 0.7 * plain, "curvature {flat} with the penalty, {plain} without");
+}

@@ -1,0 +1,201 @@
+//! Every switch of C²R changes what it should, and nothing else.
+
+use c2r_testkit::max_difference;
+
+use super::*;
+
+/// The reports of a run of the faithful profile with `changes`, and its images.
+fn run(changes: &[(&str, toml::Value)]) -> (Vec<StepReport>, Tensor) {
+    let mut distillation = start(&config(changes));
+    let reports = finish(&mut distillation);
+    (reports, images(&distillation))
+}
+
+fn off() -> toml::Value {
+    table("mode = \"off\"")
+}
+
+#[test]
+fn every_switch_runs_and_changes_the_result() {
+    let (_, plain) = run(&[]);
+    let switches: Vec<(&str, Vec<(&str, toml::Value)>)> = vec![
+        ("crl off", vec![("objective.robust", "class-mean".into())]),
+        ("no robust term", vec![("objective.robust", "none".into()), ("aac.synthetic", off())]),
+        ("eta", vec![("objective.eta", 0.6.into())]),
+        ("anchors real", vec![("objective.anchors", "real".into())]),
+        ("anchors both", vec![("objective.anchors", "both".into())]),
+        ("synthetic candidates", vec![("objective.candidates", "none".into())]),
+        ("attacked candidates", vec![("objective.candidates", "attacked".into())]),
+        ("by accuracy", vec![("objective.by-accuracy", true.into())]),
+        ("aac off", vec![("aac.synthetic", off())]),
+        ("prefix", vec![("aac.synthetic", table("mode = \"prefix\"\nfirst = \"hard\"\nfraction = 0.5"))]),
+        ("pace", vec![("aac.synthetic", table("mode = \"pace\"\nlow = [0.0, 0.5]\nhigh = [0.5, 1.0]"))]),
+        ("pool order hard", vec![("aac.pool", table("mode = \"order\"\nfirst = \"hard\""))]),
+        ("pool order easy", vec![("aac.pool", table("mode = \"order\"\nfirst = \"easy\""))]),
+        ("pool order balanced", vec![("aac.pool", table("mode = \"order\"\nfirst = \"hard\"\nclass-balanced = true"))]),
+        ("pool weight", vec![("aac.pool", table("mode = \"weight\"\nfloor = 0.05"))]),
+        ("pool pace", vec![("aac.pool", table("mode = \"pace\"\nlow = [0.0, 0.0]\nhigh = [0.3, 1.0]"))]),
+        ("easy targets", vec![("aac.matching", table("mode = \"prefix\"\nfirst = \"easy\"\nfraction = 0.5"))]),
+        ("weighted targets", vec![("aac.matching", table("mode = \"weight\"\nfloor = 0.05"))]),
+        ("paced targets", vec![("aac.matching", table("mode = \"pace\"\nlow = [0.0, 0.0]\nhigh = [0.5, 1.0]"))]),
+        ("tau", vec![("crl.temperature", 0.5.into())]),
+        ("random start", vec![("companions.start", "random".into())]),
+        ("pgd", vec![("companions", table("attack = \"pgd\"\nsteps = 3\nrel-step-size = 0.5\nrandom-start = true"))]),
+        ("clean targets", vec![("matching.attacked", false.into())]),
+        ("natural pool", vec![("pool.adversarial", false.into())]),
+        ("flat pool", vec![("pool.curvature", table("weight = 10.0\nstep = 3.0"))]),
+        ("noise", vec![("images.init", "noise".into())]),
+        ("coverage", vec![("images.init", "coverage".into())]),
+        ("sgd", vec![("images.optimizer", "sgd".into())]),
+        ("short adam", vec![("images.optimizer", "adam-short".into())]),
+        ("normalized space", vec![("images.space", "normalized".into())]),
+        ("no augmentation", vec![("dsa", "none".into())]),
+    ];
+    for (name, changes) in switches {
+        let (_, changed) = run(&changes);
+        assert!(max_difference(&changed, &plain) > 1e-5, "`{name}` has no effect");
+    }
+}
+
+/// Sub-batches of one image per class, in every order: the first batch of an epoch is what the order says.
+#[test]
+fn the_synthetic_side_takes_every_order() {
+    let small = ("images.batch-per-class", toml::Value::from(1));
+    let order = |text: &str| run(&[small.clone(), ("aac.synthetic", table(text))]).1;
+    let hard = order("mode = \"order\"\nfirst = \"hard\"");
+    let easy = order("mode = \"order\"\nfirst = \"easy\"");
+    let balanced = order("mode = \"order\"\nfirst = \"hard\"\nclass-balanced = true");
+    let off = order("mode = \"off\"");
+    for (a, b) in [(&hard, &easy), (&hard, &balanced), (&hard, &off), (&easy, &off)] {
+        assert!(max_difference(a, b) > 1e-5);
+    }
+}
+
+/// What a part does not touch stays as it is: the first losses of the terms, before anything has moved.
+#[test]
+fn switches_change_nothing_else() {
+    let first = |changes: &[(&str, toml::Value)]| run(changes).0.swap_remove(0);
+    let plain = first(&[]);
+    let other = first(&[("objective.robust", "class-mean".into())]);
+    assert_eq!((other.matching, other.performance), (plain.matching, plain.performance));
+    assert_eq!(other.margin_quantiles, plain.margin_quantiles);
+    assert_ne!(other.robust, plain.robust);
+    let other = first(&[("aac.synthetic", off())]);
+    assert_eq!((other.matching, other.robust), (plain.matching, plain.robust));
+    assert_ne!(other.performance, plain.performance);
+    let other = first(&[("aac.matching", table("mode = \"weight\"\nfloor = 0.05"))]);
+    assert_eq!((other.performance, other.robust), (plain.performance, plain.robust));
+    assert_ne!(other.matching, plain.matching);
+    let other = first(&[("objective.eta", 0.6.into())]);
+    let parts = |report: &StepReport| (report.matching, report.performance, report.robust);
+    assert_eq!(parts(&other), parts(&plain));
+    assert_ne!(other.loss, plain.loss);
+    let other = first(&[("objective.by-accuracy", true.into())]);
+    assert_eq!(parts(&other), parts(&plain));
+    assert!(other.loss < plain.loss, "the accuracy of a young network is below 1");
+    let other = first(&[("objective.candidates", "none".into())]);
+    assert_eq!((other.matching, other.performance), (plain.matching, plain.performance));
+    // Fewer candidates, smaller denominators.
+    assert!(other.robust < plain.robust);
+}
+
+#[test]
+fn eta_and_loops_follow_from_the_images_per_class() {
+    let eta = |ipc: i64, changes: &[(&str, toml::Value)]| {
+        let mut config = config(&[&[("ipc", ipc.into())], changes].concat());
+        config.fill_in();
+        config.objective.unwrap().eta.unwrap()
+    };
+    assert_eq!([1, 10, 30, 50, 100].map(|ipc| (eta(ipc, &[]) * 1e6).round() / 1e6), [0.4, 0.4, 0.5, 0.6, 0.6]);
+    assert_eq!(eta(50, &[("objective.eta", 0.25.into())]), 0.25);
+    let loops = [1, 10, 15, 20, 30, 40, 50, 60].map(c2r_distill::dc_loops);
+    assert_eq!(loops, [(1, 1), (10, 50), (10, 50), (20, 25), (30, 20), (40, 15), (50, 10), (50, 10)]);
+}
+
+/// The cache of each side is used where it is asked for: the same perturbation is kept without a backward pass.
+#[test]
+fn continuation_and_early_stop_act_on_the_side_they_name() {
+    let reused = |remember: &str| {
+        let changes = [
+            ("companions.warm-start", true.into()),
+            ("companions.reuse", true.into()),
+            ("aac.remember", remember.into()),
+            // One network that stays as it is: what is remembered of it stays true.
+            ("pool.trajectories", 1.into()),
+            ("pool.snapshots", 1.into()),
+            ("pool.steps-per-iteration", 0.into()),
+            ("matching.real-per-class", 40.into()),
+            ("iterations", 3.into()),
+            // Images that hardly move.
+            ("images.lr", 1e-7.into()),
+            ("images.final-lr", 0.0.into()),
+        ];
+        run(&changes).0.pop().unwrap()
+    };
+    let (synthetic, real, both) = (reused("synthetic"), reused("real"), reused("both"));
+    // 400 real images and 20 synthetic ones in each of 3 iterations, of which 2 can reuse.
+    assert!(real.passes.reused >= 780, "{real:?}");
+    assert!(synthetic.passes.reused > 0 && synthetic.passes.reused <= 40, "{synthetic:?}");
+    assert_eq!(both.passes.reused, real.passes.reused + synthetic.passes.reused);
+    let share = both.passes.reused as f64 / both.passes.attacked as f64;
+    assert!((both.reused_share.unwrap() - share).abs() < 1e-12);
+    assert!(both.backward_saved > real.backward_saved && real.backward_saved > synthetic.backward_saved);
+}
+
+#[test]
+fn companions_cost_what_they_say() {
+    let saved = |companions: &str| run(&[("companions", table(companions))]).0.pop().unwrap();
+    let pgd = saved("attack = \"pgd\"\nsteps = 10\nrel-step-size = 0.5\nrandom-start = true");
+    assert_eq!((pgd.backward_saved, pgd.reused_share), (Some(0), Some(0.0)));
+    let fgsm = saved("attack = \"fgsm\"");
+    assert_eq!(fgsm.backward_saved, Some(9 * fgsm.passes.attacked as i64));
+    // From the clean image, the longest LS-PGD step is FGSM's, so its companions are no weaker for their network.
+    let plain = run(&[]).0;
+    assert_eq!(plain.last().unwrap().backward_saved, Some(9 * plain.last().unwrap().passes.attacked as i64));
+}
+
+#[test]
+fn claims_are_measured_on_the_first_and_the_last_images() {
+    let changes = [
+        ("iterations", 30.into()),
+        ("images.lr", 0.05.into()),
+        ("pool.trajectories", 1.into()),
+        ("pool.snapshots", 1.into()),
+        ("pool.min-steps", 60.into()),
+        ("pool.max-steps", 60.into()),
+        ("pool.lr", 0.05.into()),
+        ("pool.steps-per-iteration", 0.into()),
+    ];
+    let mut distillation = start(&config(&changes));
+    finish(&mut distillation);
+    let claims = distillation.claims().unwrap().unwrap();
+    assert!(claims.margin_quantiles_after[1] > claims.margin_quantiles_before[1], "{claims:?}");
+    assert!(claims.impostor_similarity_after < claims.impostor_similarity_before, "{claims:?}");
+    let mut other = start(&profile("dm", &[]));
+    finish(&mut other);
+    assert_eq!(other.claims().unwrap(), None);
+}
+
+/// The images that cover a class are training images, and no two of them are the same.
+#[test]
+fn coverage_starts_from_images_that_spread() {
+    let spread = |init: &str| {
+        let changes = [("iterations", 0.into()), ("images.init", init.into()), ("ipc", 8.into())];
+        let distillation = start(&config(&changes));
+        let stored = images(&distillation).flatten(1, -1);
+        let train = digits().train.subset_per_class(40);
+        let mut gap = 0.0;
+        for class in 0..10 {
+            let own = stored.narrow(0, class * 8, 8);
+            let (real, _) = train.batch(train.class_positions(class as usize), Device::Cpu);
+            let distances = Tensor::cdist(&real.flatten(1, -1), &own, 2.0, None::<i64>);
+            assert!(distances.amin([0i64].as_slice(), false).max().double_value(&[]) < 1e-2, "real images");
+            let twice = Tensor::cdist(&own, &own, 2.0, None::<i64>) + Tensor::eye(8, (Kind::Float, Device::Cpu));
+            assert!(twice.min().double_value(&[]) > 0.1, "no image twice");
+            gap += distances.amin([1i64].as_slice(), false).mean(Kind::Float).double_value(&[]);
+        }
+        gap
+    };
+    let (covering, random) = (spread("coverage"), spread("real"));
+    assert!(covering < 0.95 * random, "mean distance to the nearest chosen image: {covering} and {random}");
+}

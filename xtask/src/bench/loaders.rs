@@ -1,0 +1,143 @@
+//! Our reading of an ImageNet subset beside torchvision's: the same JPEGs, size and number of threads.
+
+use std::{fs, path::Path, process::Command};
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+use super::{Peers, peers};
+use crate::{
+    checkout::{self, Checkout},
+    ui,
+};
+
+/// JPEGs for training; a tenth as many for testing.
+const N: usize = 3000;
+
+#[derive(Debug, Deserialize, Serialize)]
+struct Theirs {
+    images: usize,
+    seconds: f64,
+}
+
+/// What the example `load` prints, as far as it is read here.
+#[derive(Debug, Deserialize, Serialize)]
+struct Ours {
+    images: usize,
+    decoded: usize,
+    load_seconds: f64,
+    anonymous_mb_peak: u64,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+struct Difference {
+    mean: f64,
+    max: u8,
+    equal: f64,
+    within_one: f64,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Rounds {
+    decoding: Vec<Ours>,
+    cached: Vec<Ours>,
+    torchvision: Vec<Theirs>,
+}
+
+/// Measures and prints.
+pub(super) fn run(args: &Peers, checkout: &Checkout) -> anyhow::Result<()> {
+    let mut build = checkout.cargo();
+    build.args(["build", "--release", "--package", "c2r-data", "--example", "load"]);
+    checkout.run_cargo(&mut build, "building the example `load`")?;
+    let python = match &args.python {
+        Some(python) => python.clone(),
+        None => peers::ENVIRONMENT.python()?,
+    };
+    let script = checkout.root().join("crates/c2r-data/benches/peers.py");
+    let call = |words: &[&str]| peers::printed_by(Command::new(&python).arg(&script).args(words));
+    let workshop = tempfile::tempdir().context("cannot make a temporary folder")?;
+    let data = workshop.path();
+    let n = args.n.unwrap_or(N);
+    ui::note(format!("making {n} + {} JPEGs", n / 10));
+    let registry = checkout.root().join("data/datasets.toml");
+    let (n_text, pictures) = (n.to_string(), args.pictures.as_ref().map(|path| path.to_string_lossy()));
+    let (registry, data_text) = (registry.to_string_lossy(), data.to_string_lossy());
+    let mut words = vec!["make", &registry, &data_text, &n_text];
+    words.extend(pictures.as_deref());
+    call(&words)?;
+
+    let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let threads_text = threads.to_string();
+    let folder = data.join("imagenette2-320");
+    let ours = || -> anyhow::Result<Ours> {
+        let mut command = Command::new(checkout.c2r().with_file_name("examples/load"));
+        command.args(["imagenette", &data_text]).env("RAYON_NUM_THREADS", &threads_text);
+        checkout::with_libtorch(&mut command, &checkout.libtorch_link());
+        let line = peers::printed_by(&mut command)?;
+        serde_json::from_str(&line).with_context(|| format!("the example printed `{line}`"))
+    };
+    let cache = data.join(".c2r-cache");
+    let mut rounds = Rounds::default();
+    let repeats = args.repeats.unwrap_or(3);
+    for round in 1..=repeats {
+        ui::note(format!("round {round} of {repeats}"));
+        if cache.exists() {
+            fs::remove_dir_all(&cache).with_context(|| format!("cannot remove {}", cache.display()))?;
+        }
+        rounds.decoding.push(ours()?);
+        rounds.cached.push(ours()?);
+        let line = call(&["load", &folder.to_string_lossy(), &threads_text])?;
+        rounds.torchvision.push(serde_json::from_str(&line).with_context(|| format!("Python printed `{line}`"))?);
+    }
+    let (first, second) = (&rounds.decoding[0], &rounds.cached[0]);
+    anyhow::ensure!(
+        first.decoded == first.images && second.decoded == 0 && rounds.torchvision[0].images == first.images,
+        "the two did not do the same: {rounds:?}"
+    );
+    let line = call(&["compare", &folder.to_string_lossy(), &only_file(&cache)?])?;
+    let difference: Difference = serde_json::from_str(&line).with_context(|| format!("Python printed `{line}`"))?;
+
+    let seconds = |ours: &[Ours]| peers::middle(ours.iter().map(|round| round.load_seconds).collect());
+    let theirs = peers::middle(rounds.torchvision.iter().map(|round| round.seconds).collect());
+    let megabytes = rounds.decoding.iter().chain(&rounds.cached).map(|round| round.anonymous_mb_peak).max();
+    let row = |name: &str, seconds: f64| {
+        format!("| {name} | {seconds:.2} | {:.0} | {:.1} |", first.images as f64 / seconds, theirs / seconds)
+    };
+    ui::out(
+        [
+            format!(
+                "{} JPEGs of 500x375 to 128x128, {threads} thread(s), medians of {repeats} rounds in turn, {}",
+                first.images,
+                args.pictures.as_ref().map_or("pictures of noise".into(), |path| format!("pictures of {}", path.display()))
+            ),
+            String::new(),
+            "| reading | s | images/s | ratio |".into(),
+            "|---|---|---|---|".into(),
+            row("torchvision 0.26.0: ImageFolder, Resize, CenterCrop, PILToTensor", theirs),
+            row("c2r, first time (decodes, writes and checks the cache)", seconds(&rounds.decoding)),
+            row("c2r, from the cache (checked)", seconds(&rounds.cached)),
+            String::new(),
+            format!(
+                "Pixels beside Pillow's: {:.2} % equal, {:.2} % within one, mean difference {:.3}, largest {}. Memory of \
+                 c2r's own at its peak: {} MB.",
+                100.0 * difference.equal,
+                100.0 * difference.within_one,
+                difference.mean,
+                difference.max,
+                megabytes.unwrap_or_default()
+            ),
+        ]
+        .join("\n"),
+    );
+    if let Some(path) = &args.json {
+        fs::write(path, serde_json::to_string_pretty(&(rounds, difference))? + "\n")
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn only_file(folder: &Path) -> anyhow::Result<String> {
+    let mut entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let entry = entries.next().context("no cache was written")??;
+    Ok(entry.path().to_string_lossy().into_owned())
+}

@@ -1,0 +1,359 @@
+//! Against a server on the loopback interface that does everything a server can do wrong.
+
+use std::{
+    io::BufRead,
+    net::{TcpListener, TcpStream},
+};
+
+use super::*;
+
+/// What the server does with one request; it is given the request's lines.
+type Answer = Box<dyn FnOnce(&[String], &mut TcpStream) + Send>;
+
+/// One thread that answers one request per entry, then goes away. Returns its address, and the requests when joined.
+fn serve(answers: Vec<Answer>) -> (String, thread::JoinHandle<Vec<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}/file.zip", listener.local_addr().unwrap());
+    let server = thread::spawn(move || {
+        let mut requests = Vec::new();
+        for answer in answers {
+            let (mut stream, _) = listener.accept().unwrap();
+            let lines = io::BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+            let lines: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+            answer(&lines, &mut stream);
+            requests.push(lines);
+        }
+        requests
+    });
+    (address, server)
+}
+
+fn contents() -> Vec<u8> {
+    (0..300_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
+}
+
+fn promise() -> Promise {
+    let mut hashes = Hashes::default();
+    hashes.update(&contents());
+    let Found { bytes, md5, sha256 } = hashes.found();
+    Promise { bytes: Some(bytes), md5: Some(md5), sha256: Some(sha256) }
+}
+
+/// Status line, headers, and the body as far as `body` goes.
+fn say(head: &str, body: Vec<u8>) -> Answer {
+    let head = head.replace('\n', "\r\n");
+    Box::new(move |_, stream| {
+        let _ = stream.write_all(format!("HTTP/1.1 {head}\r\nConnection: close\r\n\r\n").as_bytes());
+        let _ = stream.write_all(&body);
+    })
+}
+
+/// A well-behaved server that closes the connection after `most` bytes.
+fn honest(most: usize) -> Answer {
+    Box::new(move |request, stream| {
+        let range = request.iter().find_map(|line| line.to_lowercase().strip_prefix("range: bytes=").map(String::from));
+        let start: usize = range.map_or(0, |range| range.trim_end_matches('-').parse().unwrap());
+        let all = contents();
+        let head = match start {
+            0 => "200 OK".to_owned(),
+            _ => format!("206 Partial Content\r\nContent-Range: bytes {start}-{}/{}", all.len() - 1, all.len()),
+        };
+        let head = format!("HTTP/1.1 {head}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", all.len() - start);
+        let _ = stream.write_all(head.as_bytes());
+        let _ = stream.write_all(&all[start..all.len().min(start.saturating_add(most))]);
+    })
+}
+
+/// A server that sends something and then nothing, without closing, for as long as the client waits.
+fn stalls(after: usize) -> Answer {
+    Box::new(move |request, stream| {
+        honest(after)(request, stream);
+        let _ = stream.read(&mut [0]);
+    })
+}
+
+struct Client {
+    folder: tempfile::TempDir,
+    patience: Patience,
+    promise: Promise,
+}
+
+impl Client {
+    fn new() -> Self {
+        let patience = Patience {
+            stall: Duration::from_millis(300),
+            tries: 3,
+            pause: Duration::from_millis(1),
+            longest_pause: Duration::from_secs(2),
+        };
+        Self { folder: tempfile::tempdir().unwrap(), patience, promise: promise() }
+    }
+
+    fn part(&self) -> PathBuf {
+        self.folder.path().join("file.zip.part")
+    }
+
+    fn get(&self, url: &str) -> anyhow::Result<Found> {
+        let mut watch = Watch { interrupted: &|| false, progress: &mut |_| {} };
+        download(url, &self.part(), &self.promise, &self.patience, &mut watch)
+    }
+
+    /// The download must succeed; returns the requests.
+    fn gets(&self, answers: Vec<Answer>) -> Vec<Vec<String>> {
+        let (url, server) = serve(answers);
+        let found = self.get(&url).unwrap();
+        assert!(self.promise.is_kept_by(&found), "{found:?}");
+        assert_eq!(fs::read(self.part()).unwrap(), contents());
+        server.join().unwrap()
+    }
+
+    /// The download must fail with this code and say this; returns the number of requests.
+    fn fails(&self, code: u8, reasons: &[&str], answers: Vec<Answer>) -> usize {
+        let (url, server) = serve(answers);
+        let error = self.get(&url).unwrap_err();
+        let message = exit::message(&error);
+        assert_eq!(exit::code_of(&error), code, "{message}");
+        reasons.iter().for_each(|reason| assert!(message.contains(reason), "{message} lacks {reason}"));
+        server.join().unwrap().len()
+    }
+}
+
+fn ranges(requests: &[Vec<String>]) -> Vec<Option<String>> {
+    let range = |lines: &Vec<String>| {
+        lines.iter().find_map(|line| line.to_lowercase().strip_prefix("range: ").map(String::from))
+    };
+    requests.iter().map(range).collect()
+}
+
+#[test]
+fn a_whole_file() {
+    let requests = Client::new().gets(vec![honest(usize::MAX)]);
+    assert_eq!(ranges(&requests), [None]);
+    assert!(requests[0][0].starts_with("GET /file.zip HTTP/1.1"), "{requests:?}");
+}
+
+#[test]
+fn a_cut_connection_is_taken_up_where_it_broke() {
+    let requests = Client::new().gets(vec![honest(100_000), honest(50_000), honest(usize::MAX)]);
+    assert_eq!(ranges(&requests), [None, Some("bytes=100000-".into()), Some("bytes=150000-".into())]);
+}
+
+#[test]
+fn a_later_call_goes_on_and_gains_reset_the_count() {
+    let client = Client::new();
+    let there = vec![honest(70_000), honest(0), honest(0)];
+    client.fails(exit::DATA, &["gave up after 3 tries", "70000 bytes of 0.3 MB are kept in", "file.zip.part"], there);
+    let requests = client.gets(vec![honest(usize::MAX)]);
+    assert_eq!(ranges(&requests), [Some("bytes=70000-".into())]);
+    // And a whole part needs no server at all.
+    client.get("http://127.0.0.1:1/file.zip").unwrap();
+}
+
+#[test]
+fn a_part_of_another_file_is_noticed() {
+    let client = Client::new();
+    fs::write(client.part(), vec![1; 1000]).unwrap();
+    let requests = client.gets(vec![honest(usize::MAX), honest(usize::MAX)]);
+    assert_eq!(ranges(&requests), [Some("bytes=1000-".into()), None]);
+    // One that is longer than the file: the server says so.
+    fs::write(client.part(), vec![1; 400_000]).unwrap();
+    let too_far = say("416 Range Not Satisfiable\nContent-Range: bytes */300000\nContent-Length: 0", vec![]);
+    let requests = client.gets(vec![too_far, honest(usize::MAX)]);
+    assert_eq!(ranges(&requests), [Some("bytes=400000-".into()), None]);
+}
+
+#[test]
+fn a_server_that_ignores_ranges_sends_everything_again() {
+    let client = Client::new();
+    let whole = say("200 OK\nContent-Length: 300000", contents());
+    let requests = client.gets(vec![honest(1234), whole]);
+    assert_eq!(ranges(&requests), [None, Some("bytes=1234-".into())]);
+}
+
+#[test]
+fn a_range_that_was_not_asked_for() {
+    for (head, reason) in [
+        ("206 Partial Content\nContent-Range: bytes 5-299999/300000", "asked for byte 1234, the answer begins at 5"),
+        ("206 Partial Content\nContent-Range: pages 1-2", "without its place"),
+        ("206 Partial Content", "without its place"),
+    ] {
+        let client = Client::new();
+        fs::write(client.part(), &contents()[..1234]).unwrap();
+        assert_eq!(client.fails(exit::DATA, &[reason, "1234 bytes"], vec![say(head, vec![])]), 1);
+    }
+}
+
+#[test]
+fn a_stalled_connection_is_given_up() {
+    let start = Instant::now();
+    let requests = Client::new().gets(vec![stalls(100_000), honest(usize::MAX)]);
+    assert_eq!(ranges(&requests), [None, Some("bytes=100000-".into())]);
+    // Before the headers, too, and not for ever.
+    let silent = || -> Answer { Box::new(|_, stream| drop(stream.read(&mut [0]))) };
+    let client = Client::new();
+    client.fails(exit::DATA, &["timeout", "gave up after 3 tries"], vec![silent(), silent(), silent()]);
+    assert!(!client.part().exists(), "nothing came, so nothing is kept");
+    assert!(start.elapsed() < Duration::from_secs(20));
+}
+
+#[test]
+fn lies_about_the_length() {
+    let refused = |length: usize, reasons: &[&str]| {
+        let client = Client::new();
+        let answer = say(&format!("200 OK\nContent-Type: text/html\nContent-Length: {length}"), contents());
+        assert_eq!(client.fails(exit::DATA, reasons, vec![answer]), 1);
+        assert!(!client.part().exists());
+    };
+    refused(200_000, &["offers 200000 bytes (text/html)", "promises 300000", "--accept-sha256"]);
+    refused(400_000, &["offers 400000 bytes", "promises 300000"]);
+
+    // Where the length is not known beforehand: too short is a wrong hash, too long a connection that never brings the
+    // rest.
+    let mut client = Client::new();
+    client.promise.bytes = None;
+    let (url, server) = serve(vec![say("200 OK\nContent-Length: 200000", contents())]);
+    let found = client.get(&url).unwrap();
+    assert!(!client.promise.is_kept_by(&found) && found.bytes == 200_000);
+    server.join().unwrap();
+    let mut client = Client::new();
+    client.promise.bytes = None;
+    let long = say("200 OK\nContent-Length: 300001", contents());
+    let nothing = || say("206 Partial Content\nContent-Range: bytes 300000-300000/300001\nContent-Length: 1", vec![]);
+    client.fails(exit::DATA, &["gave up after 3 tries", "kept in"], vec![long, nothing(), nothing()]);
+
+    // No length at all: the end of the connection ends the file, and one that goes on is cut off.
+    Client::new().gets(vec![say("200 OK", contents()[..1000].to_vec()), honest(usize::MAX)]);
+    let client = Client::new();
+    client.fails(exit::DATA, &["more bytes than the 300000"], vec![say("200 OK", [contents(), vec![0; 9]].concat())]);
+    assert!(!client.part().exists());
+}
+
+#[test]
+fn wrong_bytes_are_the_callers_to_judge() {
+    let client = Client::new();
+    let mut wrong = contents();
+    wrong[7] ^= 1;
+    let (url, server) = serve(vec![say("200 OK\nContent-Length: 300000", wrong)]);
+    let found = client.get(&url).unwrap();
+    assert!(!client.promise.is_kept_by(&found));
+    assert_ne!(Some(&found.sha256), client.promise.sha256.as_ref());
+    assert_eq!(server.join().unwrap().len(), 1);
+}
+
+#[test]
+fn redirects_are_followed_and_loops_are_not() {
+    let (target, server) = serve(vec![honest(usize::MAX)]);
+    let client = Client::new();
+    let (url, first) = serve(vec![say(&format!("302 Found\nLocation: {target}\nContent-Length: 0"), vec![])]);
+    assert!(client.promise.is_kept_by(&client.get(&url).unwrap()));
+    assert_eq!((first.join().unwrap().len(), server.join().unwrap().len()), (1, 1));
+
+    let client = Client::new();
+    let back = || say("302 Found\nLocation: /file.zip\nContent-Length: 0", vec![]);
+    let requests = 1 + MOST_REDIRECTS as usize;
+    let n = client.fails(exit::DATA, &["too many redirects"], (0..requests).map(|_| back()).collect());
+    assert_eq!(n, requests);
+    let elsewhere = say("302 Found\nLocation: file:///etc/passwd\nContent-Length: 0", vec![]);
+    Client::new().fails(exit::DATA, &["http"], vec![elsewhere]);
+}
+
+#[test]
+fn refusals_and_requests_to_wait() {
+    let status = |head: &str| say(&format!("{head}\nContent-Length: 0"), vec![]);
+    assert_eq!(Client::new().fails(exit::DATA, &["404", "file.zip"], vec![status("404 Not Found")]), 1);
+    assert_eq!(Client::new().fails(exit::DATA, &["403"], vec![status("403 Forbidden")]), 1);
+    Client::new().gets(vec![status("503 Service Unavailable"), status("500 Oops"), honest(usize::MAX)]);
+    let three = || (0..3).map(|_| status("503 Service Unavailable")).collect();
+    assert_eq!(Client::new().fails(exit::DATA, &["503", "gave up after 3 tries"], three()), 3);
+    // Retry-After is waited for, but not for longer than we wait for anyone.
+    let start = Instant::now();
+    Client::new().gets(vec![status("429 Too Many Requests\nRetry-After: 1"), honest(usize::MAX)]);
+    assert!(start.elapsed() >= Duration::from_secs(1));
+    let late = vec![status("429 Too Many Requests\nRetry-After: 3600")];
+    assert_eq!(Client::new().fails(exit::DATA, &["429", "come back in 60 min 0 s"], late), 1);
+    // A date, or nonsense, is no number of seconds.
+    Client::new().gets(vec![status("429 Too Many Requests\nRetry-After: soon"), honest(usize::MAX)]);
+}
+
+#[test]
+fn nobody_listens_or_answers_nonsense() {
+    let client = Client::new();
+    let error = client.get("http://127.0.0.1:1/file.zip").unwrap_err();
+    assert!(exit::message(&error).contains("gave up after 3 tries"), "{}", exit::message(&error));
+    assert_eq!(exit::code_of(&error), exit::DATA);
+    let nonsense = || -> Answer { Box::new(|_, stream| drop(stream.write_all(b"SSH-2.0-OpenSSH\r\n\r\n"))) };
+    client.fails(exit::DATA, &["file.zip"], vec![nonsense()]);
+    assert!(!client.part().exists());
+}
+
+#[test]
+fn an_interrupt_ends_a_silent_connection_and_keeps_what_came() {
+    static STOP: AtomicBool = AtomicBool::new(false);
+    let mut client = Client::new();
+    client.patience.stall = Duration::from_secs(60);
+    let (url, server) = serve(vec![stalls(100_000)]);
+    let mut progress = |bytes| STOP.store(bytes >= 100_000, Ordering::SeqCst);
+    let mut watch = Watch { interrupted: &|| STOP.load(Ordering::SeqCst), progress: &mut progress };
+    let start = Instant::now();
+    let error = download(&url, &client.part(), &client.promise, &client.patience, &mut watch).unwrap_err();
+    assert!(start.elapsed() < Duration::from_secs(30), "the server is silent for 60 s");
+    assert_eq!(exit::code_of(&error), exit::INTERRUPTED);
+    let message = exit::message(&error);
+    assert!(message.contains("interrupted") && message.contains("0.1 MB of 0.3 MB are kept in"), "{message}");
+    assert_eq!(fs::read(client.part()).unwrap(), &contents()[..100_000]);
+    server.join().unwrap();
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_said_plainly() {
+    let client = Client::new();
+    std::os::unix::fs::symlink("/dev/full", client.part()).unwrap();
+    client.patience_free_disk(&["the disk is full", "cannot write"]);
+}
+
+#[cfg(target_os = "linux")]
+impl Client {
+    /// As [`Client::fails`], for a part that is no regular file: /dev/full reads as endless zeros, so it is not hashed.
+    fn patience_free_disk(&self, reasons: &[&str]) {
+        let (url, server) = serve(vec![honest(usize::MAX)]);
+        let file = File::options().write(true).open(self.part()).unwrap();
+        let part = self.part();
+        let mut transfer = Transfer {
+            url: &url,
+            part: &part,
+            promise: &self.promise,
+            patience: &self.patience,
+            file,
+            hashes: Hashes::default(),
+            resumed: false,
+        };
+        let error = transfer.whole(&mut Watch { interrupted: &|| false, progress: &mut |_| {} }).unwrap_err();
+        let message = exit::message(&error);
+        reasons.iter().for_each(|reason| assert!(message.contains(reason), "{message} lacks {reason}"));
+        assert_eq!(exit::code_of(&error), exit::USAGE);
+        server.join().unwrap();
+    }
+}
+
+#[test]
+fn places_in_content_range() {
+    assert_eq!(content_range("bytes 100-199/500"), Some((100, Some(500))));
+    assert_eq!(content_range("bytes 0-0/*"), Some((0, None)));
+    for wrong in ["", "bytes */500", "bytes 5-1/500", "bytes a-b/c", "items 1-2/3", "bytes 1-2"] {
+        assert_eq!(content_range(wrong), None, "{wrong}");
+    }
+}
+
+#[test]
+fn mirrors() {
+    let url = |mirror: &str| Source::on_mirror(mirror, "a.zip").unwrap();
+    assert_eq!(url("https://host/path/"), Source::Url("https://host/path/a.zip".into()));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().display().to_string();
+    assert_eq!(url(&path), Source::File(folder.path().join("a.zip")));
+    assert_eq!(url(&format!("file://{path}")), Source::File(folder.path().join("a.zip")));
+    for wrong in ["ftp://host", "file:///no/such/folder", "host"] {
+        assert_eq!(exit::code_of(&Source::on_mirror(wrong, "a.zip").unwrap_err()), exit::USAGE, "{wrong}");
+    }
+}

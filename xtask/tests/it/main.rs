@@ -1,0 +1,3 @@
+//! The command as a person runs it.
+
+mod download;
