@@ -7,6 +7,7 @@ mod checkout;
 mod compiler;
 mod download;
 mod exit;
+mod fuzz;
 mod install;
 mod libtorch;
 mod process;
@@ -49,6 +50,7 @@ enum Command {
     Test(test::Args),
     Reproduce(reproduce::Args),
     Bench(bench::Args),
+    Fuzz(fuzz::Args),
     Tidy(tidy::Args),
 }
 
@@ -61,6 +63,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Test(args) => test::run(args, &checkout),
         Command::Reproduce(args) => reproduce::run(args, &checkout),
         Command::Bench(args) => bench::run(args, &checkout),
+        Command::Fuzz(args) => fuzz::run(args, &checkout),
         Command::Tidy(args) => tidy::run(args, &checkout),
     }
 }

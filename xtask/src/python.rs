@@ -1,8 +1,18 @@
 //! The Python of this machine: a possible home of libtorch, and the way to pip.
 
-use std::{path::PathBuf, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-use crate::{exit, process};
+use anyhow::Context;
+
+use crate::{
+    exit,
+    install::{self, UNFINISHED},
+    process, ui,
+};
 
 /// Where the `torch` package of this Python lies, without importing it (that takes seconds).
 const FIND_TORCH: &str = "\
@@ -65,8 +75,91 @@ impl Python {
     }
 }
 
+/// A virtual environment with pinned packages, in the cache folder.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Environment {
+    /// Its name in the cache folder; another list of requirements is another folder.
+    pub(crate) folder: &'static str,
+    /// What pip installs.
+    pub(crate) requirements: &'static [&'static str],
+    /// How much that is, in words.
+    pub(crate) size: &'static str,
+}
+
+impl Environment {
+    /// Its interpreter; the environment is made if it is not there: whole or not at all.
+    ///
+    /// # Errors
+    /// What is missing on this machine, or that pip failed. Nothing is left behind then.
+    pub(crate) fn python(self) -> anyhow::Result<PathBuf> {
+        let cache = install::cache_folder()?;
+        let folder = cache.join(self.folder);
+        let interpreter = |folder: &Path| folder.join("bin/python");
+        if self.is_complete(&folder) {
+            return Ok(interpreter(&folder));
+        }
+        let python = Python::with_pip()?;
+        fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
+        let _lock = install::lock_cache(&cache)?;
+        if self.is_complete(&folder) {
+            return Ok(interpreter(&folder));
+        }
+        install::remove_unfinished(&cache)?;
+        ui::note(format!("installing {} into {} ({}, once)", self.requirements.join(" "), folder.display(), self.size));
+        let workshop = tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(&cache)?;
+        let made = workshop.path().join("made");
+        let status = process::foreground(python.command().args(["-m", "venv"]).arg(&made), |_| {})?;
+        if !status.success() {
+            return Err(exit::usage(format!(
+                "`python3 -m venv` failed ({status}); on Debian and Ubuntu, sudo apt-get install python3-venv, or give --python"
+            )));
+        }
+        let temporary = workshop.path().join("tmp");
+        fs::create_dir_all(&temporary)?;
+        let mut pip = Command::new(interpreter(&made));
+        pip.args(["-m", "pip", "install", "--quiet", "--no-compile"]).args(self.requirements);
+        pip.env("TMPDIR", &temporary).env("PIP_DISABLE_PIP_VERSION_CHECK", "1");
+        let status = process::foreground(&mut pip, |_| {})?;
+        if !status.success() {
+            return Err(exit::usage(format!(
+                "pip could not install {} ({status}); its reason stands above, and nothing was left behind",
+                self.requirements.join(" ")
+            )));
+        }
+        fs::write(made.join("requirements.txt"), self.requirements.join("\n") + "\n")?;
+        if folder.exists() {
+            fs::rename(&folder, workshop.path().join("old"))
+                .with_context(|| format!("cannot replace {}", folder.display()))?;
+        }
+        fs::rename(&made, &folder).with_context(|| format!("cannot rename to {}", folder.display()))?;
+        Ok(interpreter(&folder))
+    }
+
+    /// The list is written last, so its presence says that the environment is whole.
+    fn is_complete(self, folder: &Path) -> bool {
+        fs::read_to_string(folder.join("requirements.txt"))
+            .is_ok_and(|list| list.lines().eq(self.requirements.iter().copied()))
+    }
+}
+
 const INSTALL: &str = "install both, for example\n    \
     Debian, Ubuntu:  sudo apt-get install python3-pip\n    \
     Fedora, RHEL:    sudo dnf install python3-pip\n    \
     Arch:            sudo pacman -S python-pip\n  \
     or set LIBTORCH to an unpacked libtorch";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_environment_is_complete_when_its_list_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let environment = Environment { folder: "x", requirements: &["a==1", "b==2"], size: "1 MB" };
+        assert!(!environment.is_complete(folder.path()));
+        fs::write(folder.path().join("requirements.txt"), "a==1\n").unwrap();
+        assert!(!environment.is_complete(folder.path()));
+        fs::write(folder.path().join("requirements.txt"), "a==1\nb==2\n").unwrap();
+        assert!(environment.is_complete(folder.path()));
+    }
+}

@@ -4,8 +4,18 @@ use std::path::PathBuf;
 
 use crate::{
     checkout::{self, Checkout},
-    regression, setup,
+    exit,
+    python::Environment,
+    regression, setup, ui,
 };
+
+/// What Python's side of the file formats is tested with. The variable names its interpreter.
+const ENVIRONMENT: Environment = Environment {
+    folder: "formats-1",
+    requirements: &["numpy==2.4.6", "safetensors==0.8.0", "pillow==12.0.0"],
+    size: "100 MB",
+};
+const ENVIRONMENT_VARIABLE: &str = "C2R_TEST_PYTHON";
 
 /// Run the tests, documentation examples included
 #[derive(Debug, Clone, clap::Args)]
@@ -53,6 +63,11 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     checkout::with_libtorch(&mut command, &checkout.libtorch_link());
     if args.slow {
         command.env("C2R_TEST_STRICT", "1");
+    }
+    match ENVIRONMENT.python() {
+        Ok(python) => drop(command.env(ENVIRONMENT_VARIABLE, python)),
+        Err(error) if args.slow => return Err(error),
+        Err(error) => ui::note(format!("note: the tests of Python's side are skipped: {}", exit::message(&error))),
     }
     checkout.run_cargo(&mut command, "testing")
 }

@@ -122,6 +122,41 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ArtifactError> {
     serde_json::from_slice(&bytes).map_err(|error| ArtifactError::format(path, "JSON", error.to_string()))
 }
 
+/// What safetensors calls the dtypes of libtorch, with their width in bytes.
+const KINDS: [(Dtype, Kind, usize); 9] = [
+    (Dtype::U8, Kind::Uint8, 1),
+    (Dtype::I8, Kind::Int8, 1),
+    (Dtype::I16, Kind::Int16, 2),
+    (Dtype::I32, Kind::Int, 4),
+    (Dtype::I64, Kind::Int64, 8),
+    (Dtype::F16, Kind::Half, 2),
+    (Dtype::BF16, Kind::BFloat16, 2),
+    (Dtype::F32, Kind::Float, 4),
+    (Dtype::F64, Kind::Double, 8),
+];
+
+/// A tensor on the CPU from its little-endian values in row-major order.
+///
+/// # Errors
+/// In words, if `shape` does not have exactly as many values of `kind` as `bytes` holds: libtorch would read
+/// past the end.
+pub fn tensor_from_bytes(bytes: &[u8], shape: &[usize], kind: Kind) -> Result<Tensor, String> {
+    let width = kind.elt_size_in_bytes();
+    let expected = shape.iter().try_fold(width, |product, &length| product.checked_mul(length));
+    if expected != Some(bytes.len()) {
+        let length = bytes.len();
+        return Err(format!("shape {shape:?} of {kind:?} ({width} bytes each) does not have {length} bytes"));
+    }
+    let size = shape.iter().map(|&length| i64::try_from(length)).collect::<Result<Vec<i64>, _>>();
+    let size = size.map_err(|_| format!("shape {shape:?} has a side that is too long"))?;
+    Tensor::f_from_data_size(bytes, &size, kind).map_err(|error| first_line(&error.to_string()))
+}
+
+/// libtorch appends its C++ stack, which helps nobody here.
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
 /// Named tensors with a header of named texts: the contents of a safetensors file.
 #[derive(Debug, Default)]
 pub struct TensorFile {
@@ -136,7 +171,7 @@ impl TensorFile {
     ///
     /// # Errors
     /// [`ArtifactError::Io`] if the file cannot be read, [`ArtifactError::Format`] if it is cut short,
-    /// not safetensors, or holds a dtype other than u8, i64, f32, f64.
+    /// not safetensors, or holds a dtype other than u8, i8, i16, i32, i64, f16, bf16, f32, f64.
     pub fn read(path: &Path) -> Result<Self, ArtifactError> {
         let bytes = fs::read(path).map_err(ArtifactError::io("read", path))?;
         let wrong = |reason: String| ArtifactError::format(path, "safetensors", reason);
@@ -147,19 +182,12 @@ impl TensorFile {
             .map_err(|error| wrong(format!("{error} (the file has {} bytes)", bytes.len())))?;
         let mut tensors = BTreeMap::new();
         for (name, view) in parsed.tensors() {
-            let kind = match view.dtype() {
-                Dtype::U8 => Kind::Uint8,
-                Dtype::I64 => Kind::Int64,
-                Dtype::F32 => Kind::Float,
-                Dtype::F64 => Kind::Double,
-                other => {
-                    return Err(wrong(format!("tensor `{name}` has dtype {other:?}; c2r reads U8, I64, F32 and F64")));
-                }
+            let Some((_, kind, _)) = KINDS.into_iter().find(|(dtype, ..)| *dtype == view.dtype()) else {
+                let known = KINDS.map(|(dtype, ..)| format!("{dtype:?}")).join(", ");
+                return Err(wrong(format!("tensor `{name}` has dtype {:?}; c2r reads {known}", view.dtype())));
             };
-            let size: Vec<i64> = view.shape().iter().map(|&length| length as i64).collect();
-            let tensor = Tensor::f_from_data_size(view.data(), &size, kind)
-                .map_err(|error| wrong(format!("tensor `{name}`: {error}")))?;
-            tensors.insert(name, tensor);
+            let tensor = tensor_from_bytes(view.data(), view.shape(), kind);
+            tensors.insert(name.clone(), tensor.map_err(|error| wrong(format!("tensor `{name}`: {error}")))?);
         }
         Ok(Self { header, tensors })
     }
@@ -167,20 +195,17 @@ impl TensorFile {
     /// The bytes of the safetensors file; equal contents give equal bytes.
     ///
     /// # Panics
-    /// If a tensor is neither u8, i64, f32 nor f64.
+    /// If a tensor has a dtype that [`TensorFile::read`] does not read.
     pub fn to_bytes(&self) -> Vec<u8> {
         let raw: Vec<(&String, Dtype, Vec<usize>, Vec<u8>)> = self
             .tensors
             .iter()
             .map(|(name, tensor)| {
                 let tensor = tensor.detach().to_device(tch::Device::Cpu).contiguous();
-                let (dtype, width) = match tensor.kind() {
-                    Kind::Uint8 => (Dtype::U8, 1),
-                    Kind::Int64 => (Dtype::I64, 8),
-                    Kind::Float => (Dtype::F32, 4),
-                    Kind::Double => (Dtype::F64, 8),
-                    other => panic!("tensor `{name}` has dtype {other:?}, which c2r never stores"),
-                };
+                let (dtype, _, width) = KINDS
+                    .into_iter()
+                    .find(|(_, kind, _)| *kind == tensor.kind())
+                    .unwrap_or_else(|| panic!("tensor `{name}` has dtype {:?}, which c2r never stores", tensor.kind()));
                 let mut bytes = vec![0u8; tensor.numel() * width];
                 tensor.copy_data_u8(&mut bytes, tensor.numel());
                 (name, dtype, tensor.size().iter().map(|&length| length as usize).collect(), bytes)
@@ -190,7 +215,9 @@ impl TensorFile {
             (name.as_str(), TensorView::new(*dtype, shape.clone(), bytes).expect("length was computed from the shape"))
         });
         let header = self.header.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
-        let bytes = safetensors::serialize(views, Some(header)).expect("views are valid");
+        // safetensors 0.6 writes an empty map of texts as broken JSON if there is no tensor either.
+        let header = Some(header).filter(|_| !self.header.is_empty());
+        let bytes = safetensors::serialize(views, header).expect("views are valid");
         sort_header(bytes)
     }
 
@@ -273,6 +300,15 @@ mod tests {
         remove_parts(folder).unwrap();
         assert_eq!(fs::read_dir(folder).unwrap().count(), 1, "what a kill left is gone, the file is not");
         remove_parts(&folder.join("nowhere")).unwrap();
+    }
+
+    #[test]
+    fn an_empty_file_is_a_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("empty.safetensors");
+        TensorFile::default().write(&path).unwrap();
+        let back = TensorFile::read(&path).unwrap();
+        assert!(back.header.is_empty() && back.tensors.is_empty());
     }
 
     #[test]

@@ -4,6 +4,8 @@ pub(crate) mod attack;
 pub(crate) mod distill;
 pub(crate) mod doctor;
 pub(crate) mod estimate;
+pub(crate) mod export;
+pub(crate) mod import;
 pub(crate) mod inspect;
 pub(crate) mod table;
 pub(crate) mod train;

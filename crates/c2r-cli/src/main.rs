@@ -72,6 +72,10 @@ enum Command {
     Table(cmd::table::Args),
     /// Say how long commands would take here
     Estimate(cmd::estimate::Args),
+    /// Make a synthetic set from the file of another project
+    Import(cmd::import::Args),
+    /// Write a synthetic set as npz, PNG folder or safetensors
+    Export(cmd::export::Args),
     /// Say what a file or folder is and what looks wrong with it
     Inspect(cmd::inspect::Args),
     /// Say what was found on this machine: libtorch, CUDA, threads, data
@@ -120,6 +124,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Attack(args) => cmd::attack::run(args, device, &ui),
         Command::Table(args) => cmd::table::run(args, &ui),
         Command::Estimate(args) => cmd::estimate::run(&args, device, &ui),
+        Command::Import(args) => cmd::import::run(args, &ui),
+        Command::Export(args) => cmd::export::run(args, &ui),
         Command::Inspect(args) => cmd::inspect::run(args, &ui),
         Command::Doctor(args) => cmd::doctor::run(args, device, &ui),
     }

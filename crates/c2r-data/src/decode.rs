@@ -10,10 +10,16 @@ use fast_image_resize::{
     FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer,
     images::{Image, ImageRef},
 };
-use image::{ImageReader, RgbImage};
+use image::{DynamicImage, ImageDecoder, ImageReader, RgbImage};
 use rayon::prelude::*;
 
 use crate::DataError;
+
+/// Pixel bytes per byte of an image file. Deflate reaches 1032; a JPEG codes 64 pixels of three channels in two bits per
+/// channel at best, which is 256.
+const LARGEST_RATIO: u64 = 1032;
+/// Pixel bytes of one image, 512 MiB.
+const MOST_BYTES: u64 = 512 << 20;
 
 /// What to do with an image of another size than wanted.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -45,15 +51,11 @@ pub(crate) fn read_into(paths: &[PathBuf], size: Size, out: &mut [u8]) -> Result
     let (Size::Exact(h, w) | Size::Resize(h, w)) = size;
     let plane = (h * w) as usize;
     let read = |workshop: &mut Workshop, out: &mut [u8], path: &PathBuf| -> Result<(), DataError> {
-        let image = read_rgb(path)?;
-        let found = (image.height(), image.width());
-        let rgb = if found == (h, w) {
-            image.as_raw()
-        } else if size == Size::Resize(h, w) {
-            workshop.resize(&image)
-        } else {
-            return Err(DataError::ImageSize { path: path.clone(), found, expected: (h, w) });
+        let image = match size {
+            Size::Exact(h, w) => read_sized(path, (h, w))?.into_rgb8(),
+            Size::Resize(..) => read_rgb(path)?,
         };
+        let rgb = if image.dimensions() == (w, h) { image.as_raw() } else { workshop.resize(&image) };
         let (red, rest) = out.split_at_mut(plane);
         let (green, blue) = rest.split_at_mut(plane);
         for (((pixel, r), g), b) in rgb.chunks_exact(3).zip(red).zip(green).zip(blue) {
@@ -90,8 +92,22 @@ impl Workshop {
     }
 }
 
-/// One image file, by its content, whatever it is called.
+/// One image file in RGB, see [`read`].
 pub(crate) fn read_rgb(path: &Path) -> Result<RgbImage, DataError> {
+    Ok(read(path)?.into_rgb8())
+}
+
+/// One image file, by its content, whatever it is called.
+pub(crate) fn read(path: &Path) -> Result<DynamicImage, DataError> {
+    decode(path, None)
+}
+
+/// One image file of a known height and width; nothing is decoded if it has another size.
+pub(crate) fn read_sized(path: &Path, size: (u32, u32)) -> Result<DynamicImage, DataError> {
+    decode(path, Some(size))
+}
+
+fn decode(path: &Path, expected: Option<(u32, u32)>) -> Result<DynamicImage, DataError> {
     let bytes = fs::read(path).map_err(DataError::io(path))?;
     let wrong = |reason: String| DataError::Image { path: path.to_owned(), reason };
     // The decoders fill what is missing with grey, or do not look past the last pixel, and say nothing.
@@ -102,8 +118,19 @@ pub(crate) fn read_rgb(path: &Path) -> Result<RgbImage, DataError> {
             return Err(wrong(format!("the {format} is cut short after {} bytes (no end marker)", bytes.len())));
         }
     }
+    let failed = |error: image::ImageError| wrong(format!("{error} ({} bytes)", bytes.len()));
     let reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format().map_err(DataError::io(path))?;
-    Ok(reader.decode().map_err(|error| wrong(format!("{error} ({} bytes)", bytes.len())))?.into_rgb8())
+    let decoder = reader.into_decoder().map_err(failed)?;
+    let (w, h) = decoder.dimensions();
+    if let Some(expected) = expected.filter(|&expected| expected != (h, w)) {
+        return Err(DataError::ImageSize { path: path.to_owned(), found: (h, w), expected });
+    }
+    let most = (bytes.len() as u64).saturating_mul(LARGEST_RATIO).min(MOST_BYTES);
+    if decoder.total_bytes() > most {
+        let length = bytes.len();
+        return Err(wrong(format!("{h}x{w} pixels (height x width) are more than a file of {length} bytes may hold")));
+    }
+    DynamicImage::from_decoder(decoder).map_err(failed)
 }
 
 /// The image files in a folder, by name, without those that are hidden.

@@ -7,7 +7,7 @@ const CSV: &str = include_str!("../../../data/digits/optdigits.csv");
 /// Reads the embedded CSV. Values 0..=16 become bytes by `round(v * 255 / 16)`; the last 20 % of each
 /// class (rounded to the nearest count), in file order, are the test split.
 pub(crate) fn load(spec: DatasetSpec) -> Dataset {
-    let (pixels, labels) = parse(CSV).expect("the embedded file is tested");
+    let (pixels, labels) = parse_digits(CSV).expect("the embedded file is tested");
     let all = Split::new(spec.shape(), spec.classes.len(), pixels, labels).expect("the embedded file is tested");
     let mut is_test = vec![false; all.len()];
     for class in 0..all.n_classes() {
@@ -19,7 +19,13 @@ pub(crate) fn load(spec: DatasetSpec) -> Dataset {
     Dataset { train: all.select(&train), test: all.select(&test), spec, notes: Vec::new() }
 }
 
-fn parse(csv: &str) -> Result<(Vec<u8>, Vec<i64>), DataError> {
+/// Reads the layout of the UCI archive: lines of 64 values from 0 to 16 (row by row) and a digit.
+///
+/// Returns the bytes, `round(v * 255 / 16)`, 64 of each image, and the labels, `0..10`.
+///
+/// # Errors
+/// [`DataError::Line`], naming the embedded file, the line and what was expected there.
+pub fn parse_digits(csv: &str) -> Result<(Vec<u8>, Vec<i64>), DataError> {
     let (mut pixels, mut labels) = (Vec::new(), Vec::new());
     let mut reader = csv::ReaderBuilder::new().has_headers(false).from_reader(csv.as_bytes());
     for (index, record) in reader.records().enumerate() {

@@ -116,6 +116,9 @@ pub enum DataError {
         /// Tiles along each side.
         formation: i64,
     },
+    /// A foreign set that is not what was declared.
+    #[error("cannot import: {0}")]
+    Import(String),
     /// A synthetic set that breaks its own rules.
     #[error("not a valid synthetic set: {0}")]
     Synthetic(String),

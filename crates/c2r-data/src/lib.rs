@@ -4,6 +4,9 @@
 //! [`ClassSampler`] draws from them, [`dsa`] augments differentiably, and [`SyntheticSet`] is the file
 //! in which distillation and evaluation meet. [`registry`] lists every known dataset.
 //!
+//! [`read_tensors`] and [`import`] take in the distilled sets of others (safetensors, NumPy, `torch.save`, folders of
+//! images).
+//!
 //! **What it is not:** it downloads nothing, knows no network and no
 //! attack, and does not normalize: pixels are in `[0, 1]` and normalization belongs inside the model.
 //!
@@ -18,6 +21,7 @@
 //! assert_eq!(labels.size(), [3]);
 //! ```
 
+mod archive;
 mod cache;
 mod cifar;
 mod class_folders;
@@ -26,20 +30,30 @@ mod decode;
 mod digits;
 pub mod dsa;
 mod error;
+mod foreign;
 mod formation;
+mod import;
+mod npy;
+mod pickle;
 mod picture;
 mod pixels;
+mod png_folder;
 mod registry;
 mod sampler;
 mod split;
 mod synthetic;
 mod tiny_imagenet;
+mod torch_save;
 
 pub use class_folders::load_folder;
 pub use dataset::{Dataset, LoadEvent, load, load_with};
+pub use digits::parse_digits;
 pub use error::DataError;
+pub use foreign::{FileKind, read_tensors};
 pub use formation::{decode_formation, mosaic};
+pub use import::{ImportOptions, PixelValues, import};
 pub use picture::write_grid;
+pub use png_folder::{ClassOrder, read_class_folders};
 pub use registry::{DataFile, DatasetSpec, EmbeddedFile, Format, registry, spec};
 pub use sampler::ClassSampler;
 pub use split::Split;

@@ -6,14 +6,18 @@
 use std::{collections::BTreeMap, path::Path};
 
 use c2r_base::artifact::{ArtifactError, TensorFile};
-use tch::Device;
+use tch::{Device, Tensor};
 
-use crate::{Model, ModelError, ModelInput, ModelSpec};
+use crate::{Model, ModelError, ModelInput, ModelSpec, convnet};
 
 /// The `schema_version` that [`save`] writes and [`load`] reads.
 pub const SCHEMA_VERSION: u32 = 1;
 
 const FORMAT: &str = "c2r-model";
+
+/// A network with no more values than this is made before it is compared with the file, so that an error can name the
+/// tensors that differ; a larger one must be in the file.
+const MOST_UNFOUNDED: i64 = 1 << 24;
 
 /// Header names that [`save`] fills itself.
 const RESERVED: [&str; 4] = ["format", "schema_version", "spec", "input"];
@@ -61,9 +65,20 @@ pub fn load(path: &Path, device: Device) -> Result<(Model, BTreeMap<String, Stri
     let input: ModelInput =
         serde_json::from_str(&input).map_err(|error| wrong(format!("`input` in its header: {error}")))?;
     let inside = |source| ModelError::Checkpoint { path: path.to_owned(), source: Box::new(source) };
+    input.check().map_err(inside)?;
+    let (declared, found) = (n_values(&spec, &input), tensors.values().map(Tensor::numel).sum::<usize>() as i64);
+    if declared > found && declared > MOST_UNFOUNDED {
+        return Err(wrong(format!("{spec} for its `input` has {declared} values, the file {found}")).into());
+    }
     let model = Model::zeros(&spec, &input, device).map_err(inside)?;
     model.load_state(&tensors).map_err(inside)?;
     Ok((model, header))
+}
+
+/// Number of values of the parameters; `input` was checked.
+fn n_values(spec: &ModelSpec, input: &ModelInput) -> i64 {
+    let ModelSpec::ConvNet(spec) = spec;
+    convnet::parameters(spec, input).iter().map(|parameter| parameter.shape.iter().product::<i64>()).sum()
 }
 
 #[cfg(test)]
@@ -72,7 +87,7 @@ mod tests {
 
     use c2r_base::Seed;
     use c2r_testkit::assert_same_bytes;
-    use tch::{Kind, Tensor};
+    use tch::Kind;
 
     use super::*;
 
@@ -118,6 +133,12 @@ mod tests {
             let (name, value) = (name.to_owned(), value.to_owned());
             Box::new(move |file| drop(file.header.insert(name, value)))
         };
+        let input = |changes: &str| {
+            let mut input = serde_json::to_value(model().input()).unwrap();
+            let changes: serde_json::Map<_, _> = serde_json::from_str(&format!("{{{changes}}}")).unwrap();
+            input.as_object_mut().unwrap().extend(changes);
+            input.to_string()
+        };
         let cases: Vec<Case<'_>> = vec![
             ("`format`", Box::new(|file| drop(file.header.remove("format")))),
             ("schema_version is 2", set("schema_version", "2")),
@@ -125,6 +146,11 @@ mod tests {
             ("[8, 8, 3, 3] where [16, 16, 3, 3]", set("spec", "ConvNet-D2-W16-IN")),
             ("`features.8.weight` is missing", set("spec", "ConvNet-D3-W8-IN")),
             ("`features.5.bias` is not a parameter", set("spec", "ConvNet-D2-W8-NONE")),
+            ("at most 4096 to a side", set("input", &input("\"height\":1099511627776"))),
+            (
+                "has 8589936312 values, the file",
+                set("input", &input("\"height\":4096,\"width\":4096,\"n-classes\":1024")),
+            ),
             ("unknown field `colour`", set("input", r#"{"channels":1,"colour":2}"#)),
             ("`classifier.bias` is missing", Box::new(|file| drop(file.tensors.remove("classifier.bias")))),
             (

@@ -29,6 +29,11 @@ pub struct ModelInput {
     pub std: Vec<f64>,
 }
 
+/// Longest side of an image and most channels: products of sizes that a file declares must not overflow.
+const LARGEST_SIDE: i64 = 4096;
+/// Most classes, for the same reason.
+const MOST_CLASSES: i64 = 1 << 20;
+
 impl ModelInput {
     /// `[C, H, W]`.
     pub const fn image_shape(&self) -> [i64; 3] {
@@ -44,6 +49,11 @@ impl ModelInput {
         let wrong = |reason: String| Err(ModelError::Input(reason));
         if [channels, height, width].into_iter().any(|&length| length < 1) {
             return wrong(format!("images of {channels}x{height}x{width} have no pixels"));
+        }
+        if [channels, height, width].into_iter().any(|&length| length > LARGEST_SIDE) || *n_classes > MOST_CLASSES {
+            return wrong(format!(
+                "images of {channels}x{height}x{width} in {n_classes} classes; at most {LARGEST_SIDE} to a side and {MOST_CLASSES} classes"
+            ));
         }
         if *n_classes < 2 {
             return wrong(format!("{n_classes} classes; at least 2 are needed"));

@@ -51,7 +51,7 @@ pub(super) fn run(args: &Peers, checkout: &Checkout) -> anyhow::Result<()> {
     checkout.run_cargo(&mut build, "building the example `load`")?;
     let python = match &args.python {
         Some(python) => python.clone(),
-        None => peers::environment()?,
+        None => peers::ENVIRONMENT.python()?,
     };
     let script = checkout.root().join("crates/c2r-data/benches/peers.py");
     let call = |words: &[&str]| peers::printed_by(Command::new(&python).arg(&script).args(words));

@@ -10,14 +10,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use super::Peers;
-use crate::{
-    checkout::Checkout,
-    exit,
-    install::{self, UNFINISHED},
-    process,
-    python::Python,
-    ui,
-};
+use crate::{checkout::Checkout, exit, process, python::Environment, ui};
 
 /// What the environment holds. torchattacks and pyautoattack do not pin what they need.
 const REQUIREMENTS: [&str; 8] = [
@@ -30,8 +23,8 @@ const REQUIREMENTS: [&str; 8] = [
     "scipy==1.17.1",
     "tqdm==4.70.1",
 ];
-/// The environment's folder in the cache; another list of requirements is another folder.
-const FOLDER: &str = "peers-1";
+pub(super) const ENVIRONMENT: Environment =
+    Environment { folder: "peers-1", requirements: &REQUIREMENTS, size: "5 GB" };
 const AUTOATTACK: &str = "autoattack-standard";
 const ATTACKS: [&str; 5] = ["fgsm", "pgd", "vmi-fgsm", "apgd-ce", AUTOATTACK];
 /// Robust accuracies that differ by more than this are not the same result, points.
@@ -125,7 +118,7 @@ pub(super) fn run(args: &Peers, checkout: &Checkout) -> anyhow::Result<()> {
     checkout.run_cargo(&mut build, "building c2r")?;
     let python = match &args.python {
         Some(python) => python.clone(),
-        None => environment()?,
+        None => ENVIRONMENT.python()?,
     };
     let script = checkout.root().join("crates/c2r-attacks/benches/peers.py");
     let workshop = tempfile::tempdir().context("cannot make a temporary folder")?;
@@ -361,55 +354,6 @@ impl std::str::FromStr for Radius {
     }
 }
 
-/// The Python of an environment with [`REQUIREMENTS`], made if it is not there: whole or not at all.
-pub(super) fn environment() -> anyhow::Result<PathBuf> {
-    let cache = install::cache_folder()?;
-    let folder = cache.join(FOLDER);
-    let interpreter = |folder: &Path| folder.join("bin/python");
-    if is_complete(&folder) {
-        return Ok(interpreter(&folder));
-    }
-    let python = Python::with_pip()?;
-    fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
-    let _lock = install::lock_cache(&cache)?;
-    if is_complete(&folder) {
-        return Ok(interpreter(&folder));
-    }
-    install::remove_unfinished(&cache)?;
-    ui::note(format!("installing {} into {} (5 GB, once)", REQUIREMENTS.join(" "), folder.display()));
-    let workshop = tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(&cache)?;
-    let made = workshop.path().join("made");
-    let status = process::foreground(python.command().args(["-m", "venv"]).arg(&made), |_| {})?;
-    if !status.success() {
-        return Err(exit::usage(format!(
-            "`python3 -m venv` failed ({status}); on Debian and Ubuntu, sudo apt-get install python3-venv, or give --python"
-        )));
-    }
-    let temporary = workshop.path().join("tmp");
-    fs::create_dir_all(&temporary)?;
-    let mut pip = Command::new(interpreter(&made));
-    pip.args(["-m", "pip", "install", "--quiet", "--no-compile"]).args(REQUIREMENTS);
-    pip.env("TMPDIR", &temporary).env("PIP_DISABLE_PIP_VERSION_CHECK", "1");
-    let status = process::foreground(&mut pip, |_| {})?;
-    if !status.success() {
-        return Err(exit::usage(format!(
-            "pip could not install the references ({status}); its reason stands above, and nothing was left behind"
-        )));
-    }
-    fs::write(made.join("requirements.txt"), REQUIREMENTS.join("\n") + "\n")?;
-    if folder.exists() {
-        fs::rename(&folder, workshop.path().join("old"))
-            .with_context(|| format!("cannot replace {}", folder.display()))?;
-    }
-    fs::rename(&made, &folder).with_context(|| format!("cannot rename to {}", folder.display()))?;
-    Ok(interpreter(&folder))
-}
-
-/// The list is written last, so its presence says that the environment is whole.
-fn is_complete(folder: &Path) -> bool {
-    fs::read_to_string(folder.join("requirements.txt")).is_ok_and(|list| list.lines().eq(REQUIREMENTS))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -448,15 +392,5 @@ mod tests {
         assert_eq!(chosen(&[]).unwrap(), ATTACKS);
         assert_eq!(chosen(&["apgd-ce".into(), "fgsm".into()]).unwrap(), ["fgsm", "apgd-ce"]);
         assert!(chosen(&["deepfool".into()]).unwrap_err().to_string().contains("vmi-fgsm"));
-    }
-
-    #[test]
-    fn an_environment_is_complete_when_its_list_is_there() {
-        let folder = tempfile::tempdir().unwrap();
-        assert!(!is_complete(folder.path()));
-        fs::write(folder.path().join("requirements.txt"), "torch==2.10.0\n").unwrap();
-        assert!(!is_complete(folder.path()));
-        fs::write(folder.path().join("requirements.txt"), REQUIREMENTS.join("\n")).unwrap();
-        assert!(is_complete(folder.path()));
     }
 }

@@ -1,57 +1,76 @@
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    fs,
+    collections::{BTreeMap, HashSet},
     path::{Path, PathBuf},
 };
+
+mod doubts;
 
 use anyhow::Context;
 use c2r_base::{
     Subject,
     artifact::{self, TensorFile},
 };
-use c2r_data::{Dataset, Split, SyntheticSet};
+use c2r_data::{Dataset, FileKind, Split, SyntheticSet};
 use c2r_eval::AttackRecord;
 use c2r_models::{TorchScript, checkpoint};
-use serde_json::Value;
+use serde::Serialize;
+use serde_json::{Value, json};
 use tch::{CModule, Device, Kind, Tensor};
 
 use crate::{
     exit::{self, OrExit},
     ui::Ui,
 };
+use doubts::Reference;
 
 /// Images per class in the picture of a dataset.
 const GRID_COLUMNS: usize = 10;
 /// Longest text of a header or configuration that is printed whole, characters.
 const LONGEST_TEXT: usize = 300;
+/// The version of what `--json` prints.
+const SCHEMA_VERSION: u32 = 1;
 
 /// Say what a file, a folder or a dataset is, and what looks wrong with it.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   c2r inspect runs/first/synthetic.safetensors --grid first.png
-  c2r inspect cifar10 --data DIR
+  c2r inspect res_DM_CIFAR10_ConvNet_10ipc.pt --dataset cifar10 --data DIR
+  c2r inspect cifar10 --data DIR --json
 
-It knows synthetic sets, checkpoints and other safetensors files, TorchScript models, attack reports, run
-folders, folders of images and dataset names. Lines that start with `looks wrong` are guesses.")]
+It knows synthetic sets (safetensors, npz, PNG folder), checkpoints and other safetensors files, NumPy's .npy and .npz,
+files of torch.save (read as data, never run), TorchScript models, attack reports, run folders, folders of images and
+dataset names. Lines that start with `looks wrong` are guesses; docs/formats.md says what each is based on.")]
 pub(crate) struct Args {
     /// A file, a folder, or a dataset: digits, cifar10, ..., folder:PATH
     #[arg(value_name = "FILE|DIR|DATASET")]
     what: String,
 
-    /// Folder that holds the downloaded datasets
+    /// Compare images and labels with this dataset [default: what the file names]
+    #[arg(long, value_name = "NAME")]
+    dataset: Option<String>,
+
+    /// Folder that holds the downloaded datasets; with it, labels are compared with real images
     #[arg(long, value_name = "DIR", env = "C2R_DATA")]
     data: Option<PathBuf>,
 
     /// Write a picture of the images, one row per class
     #[arg(long, value_name = "PNG")]
     grid: Option<PathBuf>,
+
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
     let report = inspect(&args)?;
-    report.lines.iter().for_each(|line| ui.out(line));
-    report.doubts.iter().for_each(|doubt| ui.out(format!("looks wrong: {doubt}")));
+    if args.json {
+        ui.out(report.json(&args.what).to_string());
+    } else {
+        report.lines().iter().for_each(|line| ui.out(line));
+        report.doubts.iter().for_each(|doubt| ui.out(format!("looks wrong: {doubt}")));
+    }
     if let Some(grid) = args.grid {
         ui.note(format!("wrote {}", grid.display()));
     }
@@ -62,7 +81,10 @@ fn inspect(args: &Args) -> anyhow::Result<Report> {
     let path = Path::new(&args.what);
     let known = c2r_data::registry().iter().any(|spec| spec.name == args.what);
     let grid = args.grid.as_deref();
-    let mut report = Report::default();
+    if let Some(name) = &args.dataset {
+        c2r_data::spec(name).or_exit(exit::USAGE)?;
+    }
+    let mut report = Report { data: args.data.clone(), dataset: args.dataset.clone(), ..Report::default() };
     let drawn = if args.what.starts_with("folder:") || (known && !path.exists()) {
         dataset(&mut report, &args.what, args.data.as_deref(), grid)?
     } else if path.is_dir() {
@@ -83,38 +105,125 @@ fn inspect(args: &Args) -> anyhow::Result<Report> {
     Ok(report)
 }
 
+/// One thing that was found, with what is known of it.
+#[derive(Serialize)]
+struct Section {
+    /// What it is, for machines: `synthetic-set`, `checkpoint`, ...
+    kind: &'static str,
+    title: String,
+    facts: Vec<(String, String)>,
+    tensors: Vec<TensorFacts>,
+}
+
+#[derive(Serialize)]
+struct TensorFacts {
+    name: String,
+    dtype: String,
+    shape: Vec<i64>,
+    /// Smallest and largest value, where there are any and all are finite.
+    range: Option<[f64; 2]>,
+}
+
 /// What is printed, and what is doubtful.
 #[derive(Default)]
 struct Report {
-    lines: Vec<String>,
+    sections: Vec<Section>,
     doubts: Vec<String>,
+    /// What the user named to compare with.
+    dataset: Option<String>,
+    data: Option<PathBuf>,
 }
 
 impl Report {
-    fn title(&mut self, name: impl std::fmt::Display, kind: impl std::fmt::Display) {
-        self.lines.push(format!("{name}: {kind}"));
+    fn title(&mut self, kind: &'static str, name: impl std::fmt::Display, text: impl std::fmt::Display) {
+        let title = format!("{name}: {text}");
+        self.sections.push(Section { kind, title, facts: Vec::new(), tensors: Vec::new() });
     }
 
-    /// One indented line, cut off where it is long; nothing if there is nothing to say.
+    fn section(&mut self) -> &mut Section {
+        self.sections.last_mut().expect("a title comes first")
+    }
+
+    /// One fact; nothing if there is nothing to say.
     fn line(&mut self, name: &str, text: impl AsRef<str>) {
         let text = text.as_ref();
-        if text.chars().count() > LONGEST_TEXT {
-            let start: String = text.chars().take(LONGEST_TEXT).collect();
-            self.lines.push(format!("  {name:<13} {start}... ({} bytes)", text.len()));
-        } else if !text.is_empty() {
-            self.lines.push(format!("  {name:<13} {text}"));
+        if !text.is_empty() {
+            self.section().facts.push((name.to_owned(), text.to_owned()));
         }
+    }
+
+    /// One fact about a tensor, and perhaps more words about it.
+    fn tensor(&mut self, name: &str, tensor: &Tensor, more: &str) {
+        let facts = TensorFacts::of(name, tensor);
+        self.line(name, format!("{}{more}", facts.text()));
+        self.section().tensors.push(facts);
     }
 
     fn doubt(&mut self, text: impl Into<String>) {
         self.doubts.push(text.into());
+    }
+
+    /// What to compare with: what the user named, else what the file names.
+    fn reference(&self, named: &str) -> Option<Reference> {
+        Reference::find(self.dataset.as_deref().unwrap_or(named), self.data.as_deref())
+    }
+
+    /// For people: facts are indented, and cut off where they are long.
+    fn lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for section in &self.sections {
+            lines.push(section.title.clone());
+            for (name, text) in &section.facts {
+                if text.chars().count() > LONGEST_TEXT {
+                    let start: String = text.chars().take(LONGEST_TEXT).collect();
+                    lines.push(format!("  {name:<13} {start}... ({} bytes)", text.len()));
+                } else {
+                    lines.push(format!("  {name:<13} {text}"));
+                }
+            }
+        }
+        lines
+    }
+
+    /// For machines.
+    fn json(&self, what: &str) -> Value {
+        json!({ "schema_version": SCHEMA_VERSION, "what": what, "found": self.sections, "looks_wrong": self.doubts })
+    }
+}
+
+impl TensorFacts {
+    fn of(name: &str, tensor: &Tensor) -> Self {
+        let dtype = match tensor.kind() {
+            Kind::Float => "f32".to_owned(),
+            Kind::Double => "f64".to_owned(),
+            Kind::Half => "f16".to_owned(),
+            Kind::BFloat16 => "bf16".to_owned(),
+            Kind::Int64 => "i64".to_owned(),
+            Kind::Int => "i32".to_owned(),
+            Kind::Uint8 => "u8".to_owned(),
+            other => format!("{other:?}").to_lowercase(),
+        };
+        // f64 holds every value of the others but some i64, which this is no place to tell apart.
+        let values = tensor.to_kind(Kind::Double);
+        let range = (tensor.numel() > 0).then(|| [values.min().double_value(&[]), values.max().double_value(&[])]);
+        let range = range.filter(|range| range.iter().all(|value| value.is_finite()));
+        Self { name: name.to_owned(), dtype, shape: tensor.size(), range }
+    }
+
+    /// Dtype, shape and, where there are values, their range.
+    fn text(&self) -> String {
+        match self.range {
+            Some([low, high]) => format!("{} {:?}, {low} to {high}", self.dtype, self.shape),
+            None if self.shape.contains(&0) => format!("{} {:?}, no values", self.dtype, self.shape),
+            None => format!("{} {:?}, not finite", self.dtype, self.shape),
+        }
     }
 }
 
 /// Reads the dataset as every other command does, so what it refuses is refused here with the same words.
 fn dataset(report: &mut Report, name: &str, data: Option<&Path>, grid: Option<&Path>) -> anyhow::Result<bool> {
     let Dataset { spec, train, test, notes } = c2r_data::load(name, data).or_exit(exit::DATA)?;
-    report.title(&spec.title, format!("dataset `{}`", spec.name));
+    report.title("dataset", &spec.title, format!("dataset `{}`", spec.name));
     report.line("images", format!("u8 {:?} (channels, height, width)", spec.shape()));
     report.line("classes", format!("{}: {}", spec.classes.len(), spec.classes.join(", ")));
     let mut seen = HashSet::new();
@@ -139,6 +248,7 @@ fn dataset(report: &mut Report, name: &str, data: Option<&Path>, grid: Option<&P
         }
         seen.extend(own);
     }
+    doubts::class_order(report, &spec.classes);
     report.line("mean, std", format!("{:?}, {:?} (for the model)", spec.mean, spec.std));
     report.line("tables use", format!("{} at linf {}", spec.model, spec.epsilon));
     report.line("licence", &spec.licence);
@@ -168,6 +278,9 @@ fn folder(report: &mut Report, path: &Path, grid: Option<&Path>) -> anyhow::Resu
         }
         return Ok(false);
     }
+    if SyntheticSet::is_png_folder(path) {
+        return synthetic(report, path, &SyntheticSet::load(path).or_exit(exit::DATA)?, grid);
+    }
     let holds = |folder: &str| path.ends_with(folder) || path.join(folder).is_dir();
     let found: Vec<_> =
         c2r_data::registry().iter().filter(|spec| spec.folders.iter().any(|folder| holds(folder))).collect();
@@ -175,7 +288,7 @@ fn folder(report: &mut Report, path: &Path, grid: Option<&Path>) -> anyhow::Resu
         return dataset(report, &only.name, Some(path), grid);
     }
     if !found.is_empty() {
-        report.title(path.display(), "data folder");
+        report.title("data-folder", path.display(), "data folder");
         for spec in found {
             report.line(&spec.name, format!("c2r inspect {} --data {}", spec.name, path.display()));
         }
@@ -184,65 +297,77 @@ fn folder(report: &mut Report, path: &Path, grid: Option<&Path>) -> anyhow::Resu
     if path.join("train").is_dir() {
         return dataset(report, &format!("folder:{}", path.display()), None, grid);
     }
+    if let Some(name) = report.dataset.clone() {
+        let spec = c2r_data::spec(&name).or_exit(exit::USAGE)?;
+        let (file, order) = c2r_data::read_class_folders(path, &spec).or_exit(exit::DATA)?;
+        report.title("image-folder", path.display(), "images in a folder per class");
+        report.line("classes", format!("{order:?}").to_lowercase());
+        if order == c2r_data::ClassOrder::Sorted {
+            report.doubt(format!(
+                "class order: folders are called neither as the classes of {name}, nor as their ids, nor as numbers"
+            ));
+        }
+        return tensors(report, &file, grid);
+    }
     exit::fail(
         exit::USAGE,
         format!(
-            "{} is neither a run folder (run.json), nor a data folder (cifar-10-batches-bin/ and so on), nor a folder of images (train/CLASS/*.png)",
+            "{} is neither a run folder (run.json), nor a data folder (cifar-10-batches-bin/ and so on), nor a folder of images (train/CLASS/*.png), nor a set (set.json); a folder CLASS/*.png is read with --dataset NAME",
             path.display()
         ),
     )
 }
 
 fn file(report: &mut Report, path: &Path, grid: Option<&Path>) -> anyhow::Result<bool> {
-    let mut start = [0u8; 16];
-    let n = {
-        use std::io::Read;
-        let mut file = fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-        file.read(&mut start).with_context(|| format!("cannot read {}", path.display()))?
-    };
-    let first_text = start[..n].iter().find(|byte| !byte.is_ascii_whitespace());
-    if start.starts_with(b"PK") {
-        torchscript(report, path)?;
-        Ok(false)
-    } else if first_text == Some(&b'{') {
-        json(report, path)?;
-        Ok(false)
-    } else if start.get(8) == Some(&b'{') {
-        let file = TensorFile::read(path).or_exit(exit::DATA)?;
-        safetensors(report, path, &file, grid)
-    } else {
-        exit::fail(
+    match FileKind::of(path).or_exit(exit::DATA)? {
+        FileKind::TorchScript => torchscript(report, path).map(|()| false),
+        FileKind::Json => json_file(report, path).map(|()| false),
+        FileKind::Safetensors => {
+            let file = TensorFile::read(path).or_exit(exit::DATA)?;
+            safetensors(report, path, &file, grid)
+        }
+        kind @ (FileKind::Npy | FileKind::Npz | FileKind::Torch) => {
+            let file = c2r_data::read_tensors(path).or_exit(exit::DATA)?;
+            if SyntheticSet::is_header(&file.header) {
+                return set_or_doubt(report, path, &file, grid);
+            }
+            let (name, words) = match kind {
+                FileKind::Npy => ("npy", "array of NumPy"),
+                FileKind::Npz => ("npz", "arrays of NumPy"),
+                _ => ("torch", "file of torch.save"),
+            };
+            report.title(name, path.display(), format!("{words} with {} tensors", file.tensors.len()));
+            texts(report, &file.header);
+            tensors(report, &file, grid)
+        }
+        // The reader says what it is and what to do.
+        FileKind::Pickle => c2r_data::read_tensors(path).map(|_| false).or_exit(exit::DATA),
+        FileKind::Png | FileKind::Jpeg => {
+            exit::fail(exit::USAGE, format!("{} is one picture; inspect knows folders of them", path.display()))
+        }
+        _ => exit::fail(
             exit::USAGE,
             format!(
-                "{} is neither safetensors, nor TorchScript, nor JSON; it starts with the bytes {:02x?}",
-                path.display(),
-                &start[..n.min(8)]
+                "{} is neither safetensors, nor NumPy, nor of torch.save, nor TorchScript, nor JSON",
+                path.display()
             ),
-        )
+        ),
     }
 }
 
 fn safetensors(report: &mut Report, path: &Path, file: &TensorFile, grid: Option<&Path>) -> anyhow::Result<bool> {
     if SyntheticSet::is_header(&file.header) {
-        match SyntheticSet::load(path) {
-            Ok(set) => {
-                synthetic(report, path, &set);
-                if let Some(grid) = grid {
-                    set.grid_png(grid)?;
-                }
-                return Ok(true);
-            }
-            Err(error) => report.doubt(format!("{error}: other commands refuse this synthetic set")),
-        }
-    } else if file.header.get("format").is_some_and(|format| format == "c2r-model") {
+        return set_or_doubt(report, path, file, grid);
+    }
+    if file.header.get("format").is_some_and(|format| format == "c2r-model") {
         match checkpoint::load(path, Device::Cpu) {
             Ok((model, header)) => {
-                report.title(path.display(), format!("checkpoint of {}", model.spec()));
+                report.title("checkpoint", path.display(), format!("checkpoint of {}", model.spec()));
                 report.line("parameters", format!("{} in {} tensors", model.n_parameters(), file.tensors.len()));
                 report.line("input", serde_json::to_string(model.input())?);
                 texts(report, &header);
                 for (name, tensor) in &file.tensors {
-                    doubt_values(report, name, tensor);
+                    doubts::values(report, name, tensor);
                 }
                 return Ok(false);
             }
@@ -252,34 +377,71 @@ fn safetensors(report: &mut Report, path: &Path, file: &TensorFile, grid: Option
             }
         }
     }
-    report.title(path.display(), format!("safetensors file with {} tensors", file.tensors.len()));
+    let is_inputs = ["images", "labels"].iter().all(|name| file.tensors.contains_key(*name));
+    let (kind, words) = match file.header.get("format").map(String::as_str) {
+        Some("c2r-adversarial") => ("adversarial", "attacked images"),
+        Some("c2r distillation state") => ("state", "state of a distillation"),
+        _ if is_inputs => ("attack-inputs", "images and labels, as `c2r attack --inputs` takes them, safetensors file"),
+        _ => ("safetensors", "safetensors file"),
+    };
+    report.title(kind, path.display(), format!("{words} with {} tensors", file.tensors.len()));
     texts(report, &file.header);
-    for (name, tensor) in &file.tensors {
-        report.line(name, describe(tensor));
-        doubt_values(report, name, tensor);
-        if tensor.dim() == 4 && matches!(tensor.size()[1], 1 | 3) && name.contains("image") {
-            doubt_images(report, name, tensor);
-        }
-    }
-    Ok(false)
+    tensors(report, file, grid)
 }
 
-fn synthetic(report: &mut Report, path: &Path, set: &SyntheticSet) {
+/// A file that calls itself a synthetic set.
+fn set_or_doubt(report: &mut Report, path: &Path, file: &TensorFile, grid: Option<&Path>) -> anyhow::Result<bool> {
+    match SyntheticSet::load(path) {
+        Ok(set) => synthetic(report, path, &set, grid),
+        Err(error) => {
+            report.doubt(format!("{error}: other commands refuse this synthetic set"));
+            report.title("broken-set", path.display(), format!("safetensors file with {} tensors", file.tensors.len()));
+            texts(report, &file.header);
+            let named = file.header.get("dataset").cloned();
+            report.dataset = report.dataset.take().or(named);
+            tensors(report, file, grid)
+        }
+    }
+}
+
+/// Lists tensors; those that are images, and their labels, are looked at.
+fn tensors(report: &mut Report, file: &TensorFile, grid: Option<&Path>) -> anyhow::Result<bool> {
+    let mut drawn = false;
+    let reference = report.reference("");
+    for (name, tensor) in &file.tensors {
+        report.tensor(name, tensor, "");
+        if !doubts::is_images(name, tensor) {
+            doubts::values(report, name, tensor);
+            continue;
+        }
+        doubts::images(report, name, tensor, reference.as_ref());
+        let labels = doubts::labels_of(file, name);
+        if let Some((labels_name, labels)) = &labels {
+            doubts::labels(report, labels_name, labels, reference.as_ref());
+            doubts::labels_fit(report, tensor, labels, reference.as_ref());
+        }
+        if let (Some(grid), false) = (grid, drawn) {
+            let (pixels, rows) = doubts::drawable(tensor, labels.as_ref().map(|(_, labels)| labels));
+            c2r_data::write_grid(grid, &pixels, &rows)?;
+            drawn = true;
+        }
+    }
+    Ok(drawn)
+}
+
+fn synthetic(report: &mut Report, path: &Path, set: &SyntheticSet, grid: Option<&Path>) -> anyhow::Result<bool> {
     let header = &set.header;
-    report.title(path.display(), format!("synthetic set of {}", header.dataset));
+    report.title("synthetic-set", path.display(), format!("synthetic set of {}", header.dataset));
     report.line("made by", format!("{}, seed {}, {} iterations", header.method, header.seed, header.iterations));
-    report.line("images", describe(&set.images));
-    report.line(
-        "labels",
-        format!("{}, {} per class of {}", describe(&set.labels), header.images_per_class, header.classes),
-    );
+    report.tensor("images", &set.images, "");
+    report.tensor("labels", &set.labels, &format!(", {} per class of {}", header.images_per_class, header.classes));
     let tiles = set.formation * set.formation * set.labels.size()[0];
     if set.formation > 1 {
         report.line("formation", format!("{0} x {0} mosaics: {tiles} training images", set.formation));
     }
     if let Some(soft) = &set.soft_labels {
         let confidence = soft.amax([1i64].as_slice(), false).mean(Kind::Double).double_value(&[]);
-        report.line("soft labels", format!("{}, mean largest probability {confidence:.3}", describe(soft)));
+        report.tensor("soft labels", soft, &format!(", mean largest probability {confidence:.3}"));
     }
     report.line("extra storage", &header.extra_storage);
     report.line("mean, std", format!("{:?}, {:?} (for the model)", header.mean, header.std));
@@ -287,7 +449,8 @@ fn synthetic(report: &mut Report, path: &Path, set: &SyntheticSet) {
     let versions: Vec<String> = header.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
     report.line("versions", versions.join(", "));
     report.line("config", header.config.to_string());
-    doubt_images(report, "images", &set.images);
+    let reference = report.reference(&header.dataset);
+    doubts::images(report, "images", &set.images, reference.as_ref());
     match c2r_data::spec(&header.dataset) {
         Ok(spec) if spec.shape() != set.images.size()[1..] => {
             report.doubt(format!(
@@ -302,6 +465,12 @@ fn synthetic(report: &mut Report, path: &Path, set: &SyntheticSet) {
         }
         _ => {}
     }
+    let (decoded, labels) = set.decode(Device::Cpu);
+    doubts::labels_fit(report, &decoded, &labels, reference.as_ref());
+    if let Some(grid) = grid {
+        set.grid_png(grid)?;
+    }
+    Ok(true)
 }
 
 fn torchscript(report: &mut Report, path: &Path) -> anyhow::Result<()> {
@@ -309,7 +478,7 @@ fn torchscript(report: &mut Report, path: &Path) -> anyhow::Result<()> {
     let module = CModule::load(path).with_context(|| format!("cannot load {}", path.display()))?;
     let parameters = module.named_parameters()?;
     let n: usize = parameters.iter().map(|(_, parameter)| parameter.numel()).sum();
-    report.title(path.display(), "TorchScript model");
+    report.title("torchscript", path.display(), "TorchScript model");
     report.line("parameters", format!("{n} in {} tensors", parameters.len()));
     let names: Vec<&str> = ["digits", "cifar10", "cifar100", "tiny-imagenet"]
         .into_iter()
@@ -324,11 +493,11 @@ fn torchscript(report: &mut Report, path: &Path) -> anyhow::Result<()> {
             "it is no classifier for digits, cifar10, cifar100 or tiny-imagenet (logits f32 [N, K] that differentiate)",
         );
     }
-    parameters.iter().for_each(|(name, parameter)| doubt_values(report, name, parameter));
+    parameters.iter().for_each(|(name, parameter)| doubts::values(report, name, parameter));
     Ok(())
 }
 
-fn json(report: &mut Report, path: &Path) -> anyhow::Result<()> {
+fn json_file(report: &mut Report, path: &Path) -> anyhow::Result<()> {
     let value: Value = artifact::read_json(path).or_exit(exit::DATA)?;
     if value.get("stage").is_some() && value.get("config").is_some() {
         return run_record(report, path);
@@ -336,12 +505,12 @@ fn json(report: &mut Report, path: &Path) -> anyhow::Result<()> {
     if value.get("subject").is_none() || value.get("attacks").is_none() {
         let keys: Vec<&str> =
             value.as_object().into_iter().flat_map(|object| object.keys().map(String::as_str)).collect();
-        report.title(path.display(), "JSON that c2r does not know");
+        report.title("json", path.display(), "JSON that c2r does not know");
         report.line("keys", keys.join(", "));
         return Ok(());
     }
     let record = AttackRecord::read(path).or_exit(exit::DATA)?;
-    report.title(path.display(), "attack report");
+    report.title("attack-report", path.display(), "attack report");
     subject(report, &record.subject);
     report.line("threat", format!("{} {}, {} test images", record.threat.norm, record.threat.epsilon, record.n));
     report.line("clean", percent(record.clean_accuracy));
@@ -363,7 +532,7 @@ fn run_record(report: &mut Report, path: &Path) -> anyhow::Result<()> {
     let text = |name: &str| {
         value.get(name).map(|value| value.as_str().map_or(value.to_string(), str::to_owned)).unwrap_or_default()
     };
-    report.title(path.display(), format!("run of c2r {}, {}", text("stage"), text("status")));
+    report.title("run", path.display(), format!("run of c2r {}, {}", text("stage"), text("status")));
     for name in ["seconds", "device", "threads", "versions", "config", "summary"] {
         report.line(name, text(name));
     }
@@ -401,78 +570,28 @@ fn range_of_counts(counts: &[usize]) -> String {
     }
 }
 
-/// Dtype, shape and, where there are values, their range.
-fn describe(tensor: &Tensor) -> String {
-    let kind = match tensor.kind() {
-        Kind::Float => "f32".to_owned(),
-        Kind::Double => "f64".to_owned(),
-        Kind::Int64 => "i64".to_owned(),
-        Kind::Uint8 => "u8".to_owned(),
-        other => format!("{other:?}"),
-    };
-    if tensor.numel() == 0 {
-        return format!("{kind} {:?}, no values", tensor.size());
-    }
-    let (low, high) = (tensor.min().double_value(&[]), tensor.max().double_value(&[]));
-    format!("{kind} {:?}, {low} to {high}", tensor.size())
-}
-
-fn doubt_values(report: &mut Report, name: &str, tensor: &Tensor) {
-    if tensor.is_floating_point() && tensor.isfinite().all().int64_value(&[]) == 0 {
-        report.doubt(format!("{name} holds values that are not finite"));
-    }
-}
-
-/// What goes wrong with stored images: normalized or 0..255 values, flat images, repeated images.
-fn doubt_images(report: &mut Report, name: &str, images: &Tensor) {
-    if images.numel() == 0 {
-        return;
-    }
-    let (low, high) = (images.min().double_value(&[]), images.max().double_value(&[]));
-    if images.kind() != Kind::Uint8 {
-        if low < 0.0 {
-            report.doubt(format!("{name}: values down to {low:.3}: normalized? c2r stores pixels in [0, 1]"));
-        } else if high > 2.0 {
-            report.doubt(format!("{name}: values up to {high:.1}: 0..255? c2r stores pixels in [0, 1]"));
-        } else if high > 1.0 {
-            report.doubt(format!("{name}: values up to {high:.3}, outside [0, 1]"));
-        }
-    }
-    let flat = images.flatten(1, -1);
-    let spread = flat.amax([1i64].as_slice(), false) - flat.amin([1i64].as_slice(), false);
-    let constant = spread.eq(0.0).sum(Kind::Int64).int64_value(&[]);
-    if constant > 0 {
-        report.doubt(format!("{name}: {constant} images have one value everywhere"));
-    }
-    let (n, length) = (flat.size()[0] as usize, flat.size()[1] as usize);
-    let values = flat.to_kind(Kind::Double).contiguous();
-    let mut bytes = vec![0u8; n * length * 8];
-    values.copy_data_u8(&mut bytes, n * length);
-    let mut first: HashMap<&[u8], usize> = HashMap::new();
-    let repeated =
-        bytes.chunks_exact(length * 8).enumerate().filter(|(at, image)| *first.entry(image).or_insert(*at) != *at);
-    let repeated = repeated.count();
-    if repeated > 0 {
-        report.doubt(format!("{name}: {repeated} of {n} images repeat another one exactly"));
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use c2r_base::Seed;
     use c2r_data::{SCHEMA_VERSION, SyntheticHeader};
     use c2r_models::{Model, ModelInput};
-    use serde_json::json;
 
     use super::*;
 
+    fn args(what: &Path, grid: Option<&Path>) -> Args {
+        let what = what.display().to_string();
+        Args { what, dataset: None, data: None, grid: grid.map(Path::to_owned), json: false }
+    }
+
     fn report(what: &Path, grid: Option<&Path>) -> anyhow::Result<Report> {
-        inspect(&Args { what: what.display().to_string(), data: None, grid: grid.map(Path::to_owned) })
+        inspect(&args(what, grid))
     }
 
     /// Every expected text is on a line, and the doubts are exactly these.
     fn check(report: &Report, lines: &[&str], doubts: &[&str]) {
-        let text = report.lines.join("\n");
+        let text = report.lines().join("\n");
         lines.iter().for_each(|line| assert!(text.contains(line), "{text}\nlacks {line}"));
         assert_eq!(report.doubts.len(), doubts.len(), "{:?}", report.doubts);
         doubts
@@ -480,13 +599,16 @@ mod tests {
             .for_each(|doubt| assert!(report.doubts.iter().any(|found| found.contains(doubt)), "{:?}", report.doubts));
     }
 
+    /// Two real digits of each class.
     fn synthetic_set() -> SyntheticSet {
-        let spec = c2r_data::spec("digits").unwrap();
+        let digits = c2r_data::load("digits", None).unwrap();
+        let chosen = digits.train.subset_per_class(2);
+        let (images, labels) = chosen.batch(&(0..20).collect::<Vec<_>>(), Device::Cpu);
         SyntheticSet {
-            images: Tensor::linspace(0.0, 1.0, 20 * 64, (Kind::Float, Device::Cpu)).view([20, 1, 8, 8]),
-            labels: Tensor::arange(20, (Kind::Int64, Device::Cpu)).fmod(10),
+            images,
+            labels,
             soft_labels: None,
-            formation: 2,
+            formation: 1,
             header: SyntheticHeader {
                 schema_version: SCHEMA_VERSION,
                 dataset: "digits".into(),
@@ -498,8 +620,8 @@ mod tests {
                 config: json!({"eta": 0.5, "long": "x".repeat(500)}),
                 versions: BTreeMap::new(),
                 data_sha256: "ab".into(),
-                mean: spec.mean,
-                std: spec.std,
+                mean: digits.spec.mean,
+                std: digits.spec.std,
                 extra_storage: String::new(),
             },
         }
@@ -518,8 +640,21 @@ mod tests {
             "2 per class of 10",
         ];
         check(&report(&path, Some(&grid)).unwrap(), &lines, &[]);
-        check(&report(&path, None).unwrap(), &["80 training images", "xxx... ("], &[]);
+        check(&report(&path, None).unwrap(), &["of 20 labels", "xxx... ("], &[]);
         assert!(grid.is_file());
+        for name in ["set.npz", "set"] {
+            let path = folder.path().join(name);
+            if name == "set" {
+                set.save_png(&path, false).map(drop).unwrap()
+            } else {
+                set.save_npz(&path).unwrap()
+            };
+            check(&report(&path, None).unwrap(), &lines, &[]);
+        }
+        let mut mosaics = synthetic_set();
+        mosaics.formation = 2;
+        mosaics.save(&path).unwrap();
+        assert!(report(&path, None).unwrap().lines().join("").contains("80 training images"));
 
         set.images.get(3).copy_(&set.images.get(4));
         let _ = set.images.get(5).fill_(0.5);
@@ -533,6 +668,153 @@ mod tests {
         set.header.dataset = "cifar10".into();
         set.save(&path).unwrap();
         check(&report(&path, None).unwrap(), &[], &["1 of 20", "1 images", "cifar10 images are [3, 32, 32]"]);
+    }
+
+    #[test]
+    fn machines_get_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("set.safetensors");
+        synthetic_set().save(&path).unwrap();
+        let printed = report(&path, None).unwrap().json("set.safetensors");
+        assert_eq!(printed["found"][0]["kind"], "synthetic-set");
+        assert_eq!(printed["found"][0]["tensors"][0]["shape"], json!([20, 1, 8, 8]));
+        assert_eq!(printed["found"][0]["tensors"][0]["range"], json!([0.0, 1.0]));
+        assert_eq!(printed["looks_wrong"], json!([]));
+    }
+
+    /// A report on a file with these tensors, compared with `dataset`.
+    fn on_tensors(dataset: &str, tensors: &[(&str, &Tensor)]) -> Report {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file.safetensors");
+        let tensors = tensors.iter().map(|(name, tensor)| ((*name).to_owned(), tensor.contiguous())).collect();
+        TensorFile { tensors, ..TensorFile::default() }.write(&path).unwrap();
+        let dataset = Some(dataset.to_owned()).filter(|name| !name.is_empty());
+        inspect(&Args { dataset, grid: Some(folder.path().join("grid.png")), ..args(&path, None) }).unwrap()
+    }
+
+    /// Smooth pictures with a little more red than blue, as CIFAR-10 has; `spread` is how much they differ in that.
+    fn pictures(n: i64, spread: f64) -> Tensor {
+        let range = |n: i64| Tensor::arange(n, (Kind::Float, Device::Cpu));
+        let image = range(n).view([n, 1, 1, 1]);
+        let place = range(32).view([1, 1, 32, 1]) / 9.0 + range(32).view([1, 1, 1, 32]) / 7.0;
+        let colour = Tensor::from_slice(&[0.4914f32, 0.4822, 0.4465]).view([1, 3, 1, 1]);
+        let tint = Tensor::from_slice(&[0.5f32, 0.0, -0.5]).view([1, 3, 1, 1]) * (&image * 2.0).sin() * spread;
+        colour + tint + (place + image).sin() * 0.12
+    }
+
+    #[test]
+    fn orders_of_channels() {
+        let clean = pictures(100, 0.1);
+        check(
+            &on_tensors("cifar10", &[("images", &clean)]),
+            &["channel order as in cifar10: red minus blue is 0.04"],
+            &[],
+        );
+        let bytes = (&clean * 255.0).round().to_kind(Kind::Uint8);
+        check(&on_tensors("cifar10", &[("images", &bytes)]), &["channel order as in cifar10"], &[]);
+        let swapped = clean.flip([1]);
+        check(&on_tensors("cifar10", &[("images", &swapped)]), &[], &["blue, green, red? red minus blue is -0.04"]);
+        // Too few pictures that differ too much, no dataset to compare with, or grey.
+        check(&on_tensors("cifar10", &[("images", &pictures(6, 0.6).flip([1]))]), &["channel order cannot tell"], &[]);
+        let report = on_tensors("", &[("images", &swapped)]);
+        check(&report, &[], &[]);
+        assert!(!report.lines().join("").contains("channel order"));
+    }
+
+    #[test]
+    fn layouts() {
+        let clean = pictures(8, 0.1);
+        let nhwc = clean.permute([0, 2, 3, 1]);
+        check(&on_tensors("", &[("images", &clean)]), &["f32 [8, 3, 32, 32]"], &[]);
+        check(&on_tensors("", &[("images", &nhwc)]), &["f32 [8, 32, 32, 3]"], &["channels last (NHWC)"]);
+        let colourful = &clean + Tensor::from_slice(&[0.2f32, 0.0, -0.2]).view([1, 3, 1, 1]);
+        check(&on_tensors("", &[("images", &colourful)]), &[], &[]);
+        let misread = colourful.permute([0, 2, 3, 1]).contiguous().view([8, 3, 32, 32]);
+        check(&on_tensors("", &[("images", &misread)]), &[], &["read as [N, C, H, W]?"]);
+        let noise = Tensor::arange(8 * 3072, (Kind::Double, Device::Cpu)).multiply_scalar(0.754_877_666).fmod(1.0);
+        let noise = (noise * 1e4).fmod(1.0).to_kind(Kind::Float).view([8, 3, 32, 32]);
+        check(&on_tensors("", &[("images", &noise)]), &[], &[]);
+    }
+
+    #[test]
+    fn labels_of_all_kinds() {
+        let set = synthetic_set();
+        let with = |labels: &Tensor| on_tensors("digits", &[("images", &set.images), ("labels", labels)]);
+        let (ascending, misfit) = ("in class order", "labels do not fit the images");
+        let clean = with(&set.labels.sort(0, false).0);
+        assert!(
+            clean.lines().join("").contains("10 classes, 2 per class") && clean.lines().join("").contains(ascending)
+        );
+        check(&with(&set.labels), &["images and labels", "of 20 labels", "--grouped would be wrong"], &[]);
+        check(&with(&set.labels.to_kind(Kind::Int)), &["i32 [20]"], &[]);
+        check(&with(&(&set.labels + 1)), &[], &["counted from 1?", misfit]);
+        check(&with(&(&set.labels - 1)), &[], &["-1 to 8, outside the classes 0 to 9", misfit]);
+        check(&with(&(&set.labels + 3).fmod(10)), &[], &[misfit]);
+        check(&with(&(9 - &set.labels)), &[], &["shuffled, or another class order?"]);
+    }
+
+    #[test]
+    fn folders_in_another_class_order() {
+        let order = |names: &[&str]| {
+            let mut report = Report::default();
+            doubts::class_order(&mut report, &names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>());
+            report.doubts.join("\n")
+        };
+        assert_eq!(order(&["cat", "dog"]), "");
+        assert_eq!(order(&["0", "1", "2"]), "");
+        assert_eq!(order(&["00", "01", "10"]), "");
+        assert!(order(&["0", "1", "10", "2"]).contains("sorted as texts (0, 1, 10, 2, ...)"));
+        let fruit = c2r_data::spec("imagefruit").unwrap();
+        let mut sorted: Vec<&str> = fruit.wnids.iter().map(String::as_str).collect();
+        assert_eq!(order(&sorted), "");
+        sorted.sort_unstable();
+        assert!(order(&sorted).contains("the classes of imagefruit in another order"));
+    }
+
+    /// Nothing that is committed as broken, or as valid, makes it panic.
+    #[test]
+    fn broken_files_of_every_kind() {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fuzz/corpus");
+        let mut n = 0;
+        for target in fs::read_dir(corpus).unwrap() {
+            for file in fs::read_dir(target.unwrap().path()).unwrap() {
+                let path = file.unwrap().path();
+                if let Err(error) = report(&path, None) {
+                    let message = format!("{error:#}");
+                    assert!(message.contains(&*path.file_name().unwrap().to_string_lossy()), "{message}");
+                }
+                n += 1;
+            }
+        }
+        assert!(n > 100, "{n}");
+    }
+
+    #[test]
+    fn files_of_others() {
+        let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("../c2r-data/tests/files");
+        let at = |name: &str, dataset: &str| {
+            let dataset = Some(dataset.to_owned()).filter(|name| !name.is_empty());
+            inspect(&Args { dataset, ..args(&files.join(name), None) })
+        };
+        let dc = at("dc.pt", "digits").unwrap();
+        check(
+            &dc,
+            &["file of torch.save with 4 tensors", "data[0][0]    f32 [20, 1, 8, 8]"],
+            &["data[0][0]: values down to", "data[1][0]: values down to"],
+        );
+        check(&at("plain.npz", "digits").unwrap(), &["arrays of NumPy", "labels fit"], &[]);
+        check(&at("nhwc.npz", "digits").unwrap(), &["u8 [20, 8, 8, 1]"], &["x: [20, 8, 8, 1] has the channels last"]);
+        check(&at("state_dict.pt", "").unwrap(), &["weight        f32 [3, 2]"], &[]);
+        for (name, expected) in [("legacy.pt", "before 1.6"), ("call.pt", "will not run")] {
+            let error = at(name, "").err().unwrap();
+            assert!(format!("{error:#}").contains(expected) && exit::code_of(&error) == exit::DATA, "{error:#}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let png = folder.path().join("set");
+        synthetic_set().save_png(&png, false).unwrap();
+        fs::remove_file(png.join("set.json")).unwrap();
+        let report = inspect(&Args { dataset: Some("digits".into()), ..args(&png, None) }).unwrap();
+        check(&report, &["images in a folder per class", "labels fit"], &[]);
     }
 
     #[test]

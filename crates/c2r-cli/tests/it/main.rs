@@ -341,3 +341,46 @@ fn doctor_says_what_it_found() {
     assert!(found.as_object().is_some_and(|found| found.len() > 3), "{said}");
     assert!(said.contains("2.11"), "{said}");
 }
+
+/// A file of torch, in, through every format and back; and what is refused leaves nothing.
+#[test]
+fn sets_of_others_come_in_and_go_out() {
+    let (_guard, folder) = folder();
+    let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("../c2r-data/tests/files");
+    let at = |name: &str| folder.join(name);
+    let import = |from: &Path, more: &[&str], to: &str| {
+        let mut command = c2r();
+        command.arg("import").arg(from).args(more).arg("-o").arg(at(to));
+        command
+    };
+    let export = |from: &str, format: &str, to: &str| {
+        let mut command = c2r();
+        command.arg("export").arg(at(from)).args(["--to", format]).arg(at(to));
+        command
+    };
+    let digits = ["--dataset", "digits", "--normalized", "digits", "--method", "dm"];
+    run(&mut import(&files.join("dc.pt"), &digits, "dm.safetensors"));
+    run(&mut export("dm.safetensors", "npz", "dm.npz"));
+    run(&mut import(&at("dm.npz"), &[], "back.safetensors"));
+    assert_eq!(fs::read(at("dm.safetensors")).unwrap(), fs::read(at("back.safetensors")).unwrap());
+
+    // Undoing a normalization leaves pixels beside the multiples of 1/255.
+    let (code, message) = fails(&mut export("dm.safetensors", "png", "png"));
+    assert!(code == 3 && message.contains("--quantize") && !at("png").exists(), "{message}");
+    run(export("dm.safetensors", "png", "png").arg("--quantize"));
+    run(&mut import(&at("png"), &[], "bytes.safetensors"));
+    run(&mut export("bytes.safetensors", "png", "again"));
+
+    for (from, more, code, expected) in [
+        (files.join("call.pt"), &digits[..], 3, "will not run"),
+        (files.join("dc.pt"), &digits[..2], 3, "normalized? Say `--normalized"),
+        (files.join("dc.pt"), &[], 2, "--dataset NAME"),
+        (at("absent.npz"), &digits, 3, "absent.npz"),
+    ] {
+        let (found, message) = fails(&mut import(&from, more, "refused.safetensors"));
+        assert!(found == code && message.contains(expected), "{found}: {message}");
+        assert!(!at("refused.safetensors").exists());
+    }
+    let (code, message) = fails(&mut import(&files.join("dc.pt"), &digits, "dm.safetensors"));
+    assert!(code == 2 && message.contains("--force"), "{message}");
+}

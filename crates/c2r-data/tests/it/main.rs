@@ -2,8 +2,10 @@
 
 mod cache;
 mod dsa;
+mod foreign;
 mod formation;
 mod picture;
+mod python;
 mod readers;
 mod real_data;
 mod splits;

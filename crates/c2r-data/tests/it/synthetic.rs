@@ -26,6 +26,18 @@ fn header() -> SyntheticHeader {
     }
 }
 
+pub(crate) fn digits_header(images_per_class: usize) -> SyntheticHeader {
+    let spec = c2r_data::spec("digits").unwrap();
+    SyntheticHeader {
+        dataset: "digits".into(),
+        classes: 10,
+        images_per_class,
+        mean: spec.mean,
+        std: spec.std,
+        ..header()
+    }
+}
+
 fn set(formation: i64, soft: bool) -> SyntheticSet {
     SyntheticSet {
         images: noise(&[6, 3, 8, 8], 1),
@@ -216,4 +228,77 @@ proptest! {
             prop_assert!(error.to_string().contains("set.safetensors"), "{}", error);
         }
     }
+}
+
+/// The same set in three formats: equal tensors, equal header, and equal bytes when it comes back.
+#[test]
+fn every_format_keeps_everything() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    for (formation, soft) in [(1, false), (2, true)] {
+        let mut set = set(formation, soft);
+        set.save(&at("first.safetensors")).unwrap();
+        set.save_npz(&at("set.npz")).unwrap();
+        let back = SyntheticSet::load(&at("set.npz")).unwrap();
+        back.save(&at("second.safetensors")).unwrap();
+        assert_eq!(fs::read(at("first.safetensors")).unwrap(), fs::read(at("second.safetensors")).unwrap());
+
+        let message = set.save_png(&at("png"), false).unwrap_err().to_string();
+        assert!(message.contains("no multiples of 1/255") && message.contains("--quantize"), "{message}");
+        assert!(!at("png").exists());
+        assert!(set.save_png(&at("lossy"), true).unwrap() > 1000);
+        let lossy = SyntheticSet::load(&at("lossy")).unwrap();
+        let furthest = (&lossy.images - &set.images).abs().max().double_value(&[]);
+        assert!(furthest > 0.0 && furthest <= 0.5 / 255.0 + 1e-6, "{furthest}");
+
+        // Bytes survive.
+        set.images = (&set.images * 255.0).round().to_kind(Kind::Uint8).to_kind(Kind::Float) / 255.0;
+        set.save(&at("first.safetensors")).unwrap();
+        assert_eq!(set.save_png(&at("png"), false).unwrap(), 0);
+        let back = SyntheticSet::load(&at("png")).unwrap();
+        back.save(&at("second.safetensors")).unwrap();
+        assert_eq!(fs::read(at("first.safetensors")).unwrap(), fs::read(at("second.safetensors")).unwrap());
+        assert!(at("png/2/3.png").is_file() && SyntheticSet::is_png_folder(&at("png")));
+
+        let message = set.save_png(&at("png"), false).unwrap_err().to_string();
+        assert!(message.contains("png"), "{message}");
+        let names = fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(names, 5, "nothing is left behind");
+        fs::remove_dir_all(at("png")).unwrap();
+        fs::remove_dir_all(at("lossy")).unwrap();
+    }
+}
+
+#[test]
+fn grey_sets_are_grey_pngs() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut set = set(1, false);
+    set.images = Tensor::arange(6 * 64, (Kind::Float, Device::Cpu)).fmod(256).view([6, 1, 8, 8]) / 255.0;
+    (set.header.mean, set.header.std) = (vec![0.5], vec![0.25]);
+    set.save_png(&folder.path().join("png"), false).unwrap();
+    assert_eq!(values(&SyntheticSet::load(&folder.path().join("png")).unwrap().images), values(&set.images));
+}
+
+#[test]
+fn broken_png_folders_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let (png, file) = (folder.path().join("png"), folder.path().join("png/set.json"));
+    let mut set = set(1, true);
+    set.images = set.images.zeros_like();
+    set.save_png(&png, false).unwrap();
+    let text = fs::read_to_string(&file).unwrap();
+    let check = |from: &str, to: &str, expected: &str| {
+        assert!(text.contains(from), "{text}");
+        fs::write(&file, text.replacen(from, to, 1)).unwrap();
+        let message = SyntheticSet::load(&png).unwrap_err().to_string();
+        assert!(message.contains("png") && message.contains(expected), "{message}");
+    };
+    check("\"schema_version\": 1,", "\"schema_version\": 2,", "schema_version 2");
+    check("\"0/0.png\"", "\"../0.png\"", "not inside the folder");
+    check("\"0/0.png\"", "\"0/9.png\"", "cannot read");
+    check("\"0/0.png\",", "", "5 images and 6 labels");
+    check("\"labels\"", "\"label\"", "unknown field");
+    check("\"format\"", "\"form\"", "no `format`");
+    fs::write(&file, text.replacen("\"soft_labels\": [\n    [", "\"soft_labels\": [\n    [0.0, ", 1)).unwrap();
+    assert!(SyntheticSet::load(&png).unwrap_err().to_string().contains("different lengths"));
 }

@@ -1,0 +1,104 @@
+//! Files of others: what they are, and their tensors.
+
+use std::{fs::File, io::Read, path::Path};
+
+use c2r_base::artifact::{ArtifactError, TensorFile};
+
+use crate::{DataError, archive::Archive, npy, torch_save};
+
+/// What a file is, judged by its first bytes and, in a zip, by its entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FileKind {
+    /// Named tensors with a header.
+    Safetensors,
+    /// One array of NumPy.
+    Npy,
+    /// Named arrays of NumPy.
+    Npz,
+    /// `torch.save` of torch 1.6 or later.
+    Torch,
+    /// `torch.jit.save`: a program, not data.
+    TorchScript,
+    /// A zip of something else.
+    Zip,
+    /// A bare pickle: `torch.save` before torch 1.6, or anything of Python.
+    Pickle,
+    /// Starts as JSON does.
+    Json,
+    /// PNG.
+    Png,
+    /// JPEG.
+    Jpeg,
+    /// Nothing that c2r knows.
+    Other,
+}
+
+/// How to convert what is not read.
+const CONVERT: &str = "if you trust it, convert it: python3 -c \"import torch; torch.save(torch.load('IN.pt', map_location='cpu', weights_only=True), 'OUT.pt')\"";
+
+impl FileKind {
+    /// Looks at `path`.
+    ///
+    /// # Errors
+    /// [`DataError::Io`] if it cannot be read, [`DataError::Artifact`] if it is a zip that is cut short.
+    pub fn of(path: &Path) -> Result<Self, DataError> {
+        let mut start = Vec::new();
+        File::open(path).and_then(|file| file.take(16).read_to_end(&mut start)).map_err(DataError::io(path))?;
+        let first_text = start.iter().find(|byte| !byte.is_ascii_whitespace());
+        Ok(match &start[..] {
+            [b'P', b'K', ..] => Self::of_zip(&Archive::open(path)?.names()),
+            [0x93, b'N', b'U', b'M', b'P', b'Y', ..] => Self::Npy,
+            [0x89, b'P', b'N', b'G', ..] => Self::Png,
+            [0xff, 0xd8, ..] => Self::Jpeg,
+            [0x80, 2..=5, ..] if start.get(8) != Some(&b'{') => Self::Pickle,
+            _ if first_text == Some(&b'{') => Self::Json,
+            _ if start.get(8) == Some(&b'{') => Self::Safetensors,
+            _ => Self::Other,
+        })
+    }
+
+    fn of_zip(names: &[String]) -> Self {
+        let inside = |ending: &str| names.iter().any(|name| name.split_once('/').is_some_and(|(_, end)| end == ending));
+        if inside("constants.pkl") {
+            Self::TorchScript
+        } else if inside("data.pkl") {
+            Self::Torch
+        } else if names.iter().any(|name| name.ends_with(".npy")) {
+            Self::Npz
+        } else {
+            Self::Zip
+        }
+    }
+}
+
+/// The tensors of a safetensors, `.npy`, `.npz` or `torch.save` file, on the CPU, with the texts beside them.
+///
+/// Names are those of the file; in a `torch.save` file they say where a tensor lies, e.g. `data[0][1]`, or `tensor` where
+/// it is the whole file, and the array of a `.npy` is `array`. Nothing in a file is executed: pickles are read as
+/// data, and one that names a function other than torch's own for making tensors is refused.
+///
+/// # Errors
+/// [`DataError::Io`] or [`DataError::Artifact`], naming the file, the place in it and what was expected.
+pub fn read_tensors(path: &Path) -> Result<TensorFile, DataError> {
+    let wrong = |format, reason: &str| Err(ArtifactError::format(path, format, reason).into());
+    match FileKind::of(path)? {
+        FileKind::Safetensors => Ok(TensorFile::read(path)?),
+        FileKind::Npy => npy::read_npy(path),
+        FileKind::Npz => npy::read_npz(path),
+        FileKind::Torch => {
+            let mut archive = Archive::open(path)?;
+            let names = archive.names();
+            let prefix = names.iter().find_map(|name| name.strip_suffix("/data.pkl").filter(|p| !p.contains('/')));
+            torch_save::read(path, &mut archive, prefix.expect("the kind was told by it"))
+        }
+        FileKind::TorchScript => wrong("torch.save", "it is a TorchScript model, not tensors"),
+        FileKind::Pickle => wrong(
+            "torch.save",
+            &format!("it is a pickle of its own, as torch before 1.6 wrote it, which c2r does not read; {CONVERT}"),
+        ),
+        FileKind::Zip | FileKind::Json | FileKind::Png | FileKind::Jpeg | FileKind::Other => {
+            wrong("tensor", "it is neither safetensors, nor .npy or .npz, nor written by torch.save")
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! Distilled sets of others as ours.
+
+use std::collections::BTreeMap;
+
+use c2r_base::artifact::TensorFile;
+use serde_json::json;
+use tch::{Kind, Tensor};
+
+use crate::{DataError, DatasetSpec, SyntheticSet, synthetic::SyntheticHeader};
+
+/// How far a pixel may be outside `[0, 1]` and still be rounding (of f16, or of undoing a normalization).
+const ROUNDING: f64 = 1e-3;
+/// How far a row of probabilities may be from a sum of 1.
+const ROW_SUM_TOLERANCE: f64 = 1e-3;
+/// The deviations of CIFAR-10 in the code of DC, DSA, DM and MTT. They are means of the deviations inside images, not
+/// the deviation of all pixels.
+const CIFAR10_DD_STD: [f64; 3] = [0.2023, 0.1994, 0.2010];
+
+/// What the numbers in a file mean.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PixelValues {
+    /// Pixels in `[0, 1]`, or bytes.
+    Unit,
+    /// Floats in `[0, 255]`.
+    Bytes,
+    /// `(pixel - mean) / std` per channel.
+    Normalized {
+        /// One per channel.
+        mean: Vec<f64>,
+        /// One per channel, positive.
+        std: Vec<f64>,
+    },
+}
+
+impl PixelValues {
+    /// Reads what `--normalized` takes: a dataset's name (mean and deviation of `data/datasets.toml`), `cifar10-dd` (those
+    /// of DC, DSA, DM and MTT for CIFAR-10), or `MEAN/STD`, each one number per channel with commas between.
+    ///
+    /// # Errors
+    /// [`DataError::Import`] naming what is allowed.
+    pub fn normalized(text: &str) -> Result<Self, DataError> {
+        let of = |name| crate::spec(name).map(|spec| (spec.mean, spec.std));
+        if text == "cifar10-dd" {
+            return Ok(Self::Normalized { mean: of("cifar10")?.0, std: CIFAR10_DD_STD.to_vec() });
+        }
+        if let Ok((mean, std)) = of(text) {
+            return Ok(Self::Normalized { mean, std });
+        }
+        let wrong = || {
+            DataError::Import(format!(
+                "`{text}` is no normalization: give cifar10-dd, a dataset's name, or MEAN/STD as in 0.4914,0.4822,0.4465/0.247,0.2435,0.2616"
+            ))
+        };
+        let numbers = |part: &str| -> Option<Vec<f64>> {
+            part.split(',').map(|number| number.trim().parse().ok().filter(|value: &f64| value.is_finite())).collect()
+        };
+        let (mean, std) = text.split_once('/').ok_or_else(wrong)?;
+        let (mean, std) = (numbers(mean).ok_or_else(wrong)?, numbers(std).ok_or_else(wrong)?);
+        if mean.len() != std.len() || std.iter().any(|&value| value <= 0.0) {
+            return Err(wrong());
+        }
+        Ok(Self::Normalized { mean, std })
+    }
+}
+
+/// What a foreign file does not say about itself.
+#[derive(Clone, Debug)]
+pub struct ImportOptions {
+    /// Name of the tensor with the images; the one that can only be meant if not given.
+    pub images: Option<String>,
+    /// Name of the tensor with the labels; the one that can only be meant if not given.
+    pub labels: Option<String>,
+    /// The images are grouped by class, equally many of each: hard labels follow from the position.
+    pub grouped: bool,
+    /// The label rows are logits: their softmax is meant.
+    pub logits: bool,
+    /// What the pixels are.
+    pub values: PixelValues,
+    /// Images are `[N, H, W, C]`.
+    pub nhwc: bool,
+    /// Channels are blue, green, red.
+    pub bgr: bool,
+    /// Cut off what is outside `[0, 1]`, instead of refusing it.
+    pub clamp: bool,
+    /// Each image is a mosaic of `formation` x `formation` images.
+    pub formation: i64,
+    /// Who made it, e.g. `dm`.
+    pub method: String,
+}
+
+/// Makes a synthetic set from the tensors of a foreign file ([`crate::read_tensors`], [`crate::read_class_folders`]).
+///
+/// * `file`: the images, and the labels unless `labels` has them.
+/// * `labels`: another file with the labels, as MTT writes.
+/// * `spec`: the dataset that was distilled; it gives shape, classes, mean and deviation.
+/// * `origin`: where the tensors come from; with the notes it becomes the set's config.
+///
+/// Returns the set and notes for people: which tensors were taken, what was undone, what was cut off.
+///
+/// # Errors
+/// [`DataError::Import`] saying what does not fit and which option would say otherwise; [`DataError::Synthetic`] if the
+/// outcome breaks a rule of a set.
+pub fn import(
+    file: &TensorFile,
+    labels: Option<&TensorFile>,
+    spec: &DatasetSpec,
+    options: &ImportOptions,
+    origin: serde_json::Value,
+) -> Result<(SyntheticSet, Vec<String>), DataError> {
+    let _no_grad = tch::no_grad_guard();
+    let mut notes = Vec::new();
+    let (name, images) = find_images(file, options)?;
+    notes.push(format!("images from `{name}`, {:?} {:?}", images.kind(), images.size()));
+    let images = pixels(images, spec, options, &mut notes)?;
+    let n = images.size()[0];
+    let (hard, soft) = find_labels(file, labels, &name, n, spec, options, &mut notes)?;
+
+    let n_classes = spec.classes.len();
+    let tiles = options.formation * options.formation;
+    let soft = match soft {
+        Some(soft) if tiles > 1 => Some(soft.repeat_interleave_self_int(tiles, 0, None)),
+        other => other,
+    };
+    let set = SyntheticSet {
+        images,
+        labels: hard,
+        soft_labels: soft,
+        formation: options.formation,
+        header: SyntheticHeader {
+            schema_version: crate::SCHEMA_VERSION,
+            dataset: spec.name.clone(),
+            classes: n_classes,
+            images_per_class: n as usize / n_classes,
+            method: options.method.clone(),
+            seed: 0,
+            iterations: 0,
+            config: json!({ "imported": origin, "notes": notes }),
+            versions: BTreeMap::from([("c2r".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]),
+            data_sha256: String::new(),
+            mean: spec.mean.clone(),
+            std: spec.std.clone(),
+            extra_storage: String::new(),
+        },
+    };
+    set.check()?;
+    Ok((set, notes))
+}
+
+fn wrong<T>(reason: String) -> Result<T, DataError> {
+    Err(DataError::Import(reason))
+}
+
+/// Names, dtypes and shapes, for errors.
+fn contents(file: &TensorFile) -> String {
+    let of = |(name, tensor): (&String, &Tensor)| format!("`{name}` {:?} {:?}", tensor.kind(), tensor.size());
+    let mut list: Vec<String> = file.tensors.iter().take(20).map(of).collect();
+    if file.tensors.len() > list.len() {
+        list.push(format!("and {} more", file.tensors.len() - list.len()));
+    }
+    if list.is_empty() { "no tensors".to_owned() } else { list.join(", ") }
+}
+
+fn named<'a>(file: &'a TensorFile, name: &str) -> Result<&'a Tensor, DataError> {
+    match file.tensors.get(name) {
+        Some(tensor) => Ok(tensor),
+        None => wrong(format!("there is no tensor `{name}`; there are {}", contents(file))),
+    }
+}
+
+fn find_images<'a>(file: &'a TensorFile, options: &ImportOptions) -> Result<(String, &'a Tensor), DataError> {
+    let found = |name: &str| Ok((name.to_owned(), named(file, name)?));
+    if let Some(name) = &options.images {
+        return found(name);
+    }
+    // `data[0][0]`: the layout of DC, DSA, DM; further entries are further experiments.
+    if let Some(known) = ["images", "data[0][0]"].into_iter().find(|&name| file.tensors.contains_key(name)) {
+        return found(known);
+    }
+    let candidates: Vec<&String> =
+        file.tensors.iter().filter(|(_, tensor)| tensor.dim() == 4).map(|(name, _)| name).collect();
+    match candidates[..] {
+        [only] => found(only),
+        _ => wrong(format!("which tensor has the images? Say `--images NAME`; there are {}", contents(file))),
+    }
+}
+
+/// f32 `[N, C, H, W]` in `[0, 1]`.
+fn pixels(
+    images: &Tensor,
+    spec: &DatasetSpec,
+    options: &ImportOptions,
+    notes: &mut Vec<String>,
+) -> Result<Tensor, DataError> {
+    let mut images = images.shallow_clone();
+    if options.nhwc && images.dim() == 4 {
+        images = images.permute([0, 3, 1, 2]);
+    }
+    let size = images.size();
+    if size.len() != 4 || size[1..] != spec.shape() || size[0] == 0 {
+        let [c, h, w] = spec.shape();
+        let mut hint = "";
+        if !options.nhwc && size.len() == 4 && size[1..] == [h, w, c] {
+            hint = "; the channels come last: say `--nhwc`";
+        }
+        return wrong(format!("images of {} are [N, {c}, {h}, {w}], these are {size:?}{hint}", spec.name));
+    }
+    let bytes = images.kind() == Kind::Uint8;
+    if !bytes && !images.is_floating_point() {
+        return wrong(format!("images must be floats or u8, these are {:?}", images.kind()));
+    }
+    if bytes && options.values != PixelValues::Unit {
+        return wrong("images are bytes, which are pixels already: leave `--normalized` and `--of-255` out".to_owned());
+    }
+    if options.bgr {
+        images = images.flip([1]);
+        notes.push("channels were reversed: blue, green, red to red, green, blue".to_owned());
+    }
+    if bytes {
+        return Ok((images.to_kind(Kind::Float) / 255.0).contiguous());
+    }
+    let raw = images.to_kind(Kind::Double);
+    if raw.isfinite().all().int64_value(&[]) == 0 {
+        return wrong("images hold values that are not finite".to_owned());
+    }
+    let values = match &options.values {
+        PixelValues::Unit => raw.shallow_clone(),
+        PixelValues::Bytes => &raw / 255.0,
+        PixelValues::Normalized { mean, std } => {
+            if mean.len() as i64 != spec.channels {
+                return wrong(format!(
+                    "the normalization has {} channels, the images have {}",
+                    mean.len(),
+                    spec.channels
+                ));
+            }
+            if raw.min().double_value(&[]) >= 0.0 && raw.max().double_value(&[]) <= 1.0 {
+                return wrong("all values are in [0, 1]: not normalized, leave `--normalized` out".to_owned());
+            }
+            let channel = |values: &[f64]| Tensor::from_slice(values).view([1, -1, 1, 1]);
+            notes.push(format!("undone: (pixel - {mean:?}) / {std:?}"));
+            &raw * channel(std) + channel(mean)
+        }
+    };
+    let (low, high) = (values.min().double_value(&[]), values.max().double_value(&[]));
+    if low < -ROUNDING || high > 1.0 + ROUNDING {
+        let outside = values.lt(-ROUNDING).logical_or(&values.gt(1.0 + ROUNDING)).sum(Kind::Int64).int64_value(&[]);
+        let share = 100.0 * outside as f64 / values.numel() as f64;
+        let what = format!("{share:.1} % of the values lie outside [0, 1], from {low:.3} to {high:.3}");
+        if !options.clamp {
+            return wrong(format!("{what}{}", hint(&options.values, low, high)));
+        }
+        notes.push(format!("{what}: cut off"));
+    }
+    Ok(values.clamp(0.0, 1.0).to_kind(Kind::Float).contiguous())
+}
+
+/// What to say where values are not pixels.
+fn hint(values: &PixelValues, low: f64, high: f64) -> &'static str {
+    match values {
+        PixelValues::Unit if low >= 0.0 && high > 2.0 && high <= 255.0 => ": bytes as floats? Say `--of-255`",
+        PixelValues::Unit => ": normalized? Say `--normalized MEAN/STD`; `--clamp` cuts off what is outside",
+        _ => {
+            ", after undoing what was declared: optimized images may leave the range of pixels, and `--clamp` cuts that off; much outside means another normalization"
+        }
+    }
+}
+
+/// Hard labels, i64 `[N]`, and soft ones, f32 `[N, K]`.
+fn find_labels(
+    file: &TensorFile,
+    labels: Option<&TensorFile>,
+    images: &str,
+    n: i64,
+    spec: &DatasetSpec,
+    options: &ImportOptions,
+    notes: &mut Vec<String>,
+) -> Result<(Tensor, Option<Tensor>), DataError> {
+    let k = spec.classes.len() as i64;
+    if n % k != 0 {
+        return wrong(format!("{n} images are not equally many for each of the {k} classes of {}", spec.name));
+    }
+    let by_position = || Tensor::arange(k, (Kind::Int64, tch::Device::Cpu)).repeat_interleave_self_int(n / k, 0, None);
+    let source = labels.unwrap_or(file);
+    let name = match &options.labels {
+        Some(name) => Some(name.clone()),
+        None => guess_labels(source, labels.is_some(), images, n, k),
+    };
+    let Some(name) = name else {
+        if options.grouped {
+            notes.push(format!("labels by position, {} per class", n / k));
+            return Ok((by_position(), None));
+        }
+        return wrong(format!(
+            "which tensor has the labels? Say `--labels NAME`, `--labels-from FILE`, or `--grouped` where the images are grouped by class; there are {}",
+            contents(source)
+        ));
+    };
+    let tensor = named(source, &name)?;
+    let size = tensor.size();
+    notes.push(format!("labels from `{name}`, {:?} {size:?}", tensor.kind()));
+    let flat = size[..] == [n] || size[..] == [n, 1];
+    if !flat && size[..] != [n, k] {
+        return wrong(format!("labels must be [{n}] or [{n}, {k}], `{name}` is {size:?}"));
+    }
+    if flat {
+        let values = tensor.view([n]).to_kind(Kind::Double);
+        if values.equal(&values.round()) {
+            return Ok((values.to_kind(Kind::Int64), None));
+        }
+        return wrong(format!("`{name}` holds numbers that are no classes"));
+    }
+    let mut soft = tensor.to_kind(Kind::Double);
+    if soft.isfinite().all().int64_value(&[]) == 0 {
+        return wrong(format!("`{name}` holds values that are not finite"));
+    }
+    if options.logits {
+        soft = soft.softmax(1, Kind::Double);
+        notes.push("softmax of the logits".to_owned());
+    }
+    let sums = soft.sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
+    let furthest = (sums - 1.0).abs().max().double_value(&[]);
+    if soft.min().double_value(&[]) < 0.0 || furthest > ROW_SUM_TOLERANCE {
+        return wrong(format!(
+            "the rows of `{name}` are no probabilities: they range from {:.3} to {:.3} and miss a sum of 1 by up to {furthest:.3}; logits? Say `--logits`",
+            soft.min().double_value(&[]),
+            soft.max().double_value(&[])
+        ));
+    }
+    let hard = if options.grouped { by_position() } else { soft.argmax(1, false) };
+    let one_hot = soft.eq(0.0).logical_or(&soft.eq(1.0)).all().int64_value(&[]) == 1;
+    if one_hot && soft.argmax(1, false).equal(&hard) {
+        notes.push("they are one-hot: hard labels".to_owned());
+        return Ok((hard, None));
+    }
+    Ok((hard, Some(soft.to_kind(Kind::Float))))
+}
+
+/// The tensor that can only be the labels.
+fn guess_labels(file: &TensorFile, own_file: bool, images: &str, n: i64, k: i64) -> Option<String> {
+    let sibling = images.strip_suffix("[0]").map(|entry| format!("{entry}[1]"));
+    let usual = ["soft_labels", "labels", "label", "y"].map(str::to_owned);
+    if let Some(known) = sibling.into_iter().chain(usual).find(|name| file.tensors.contains_key(name)) {
+        return Some(known);
+    }
+    let fits = |tensor: &Tensor| {
+        let size = tensor.size();
+        size[..] == [n] || size[..] == [n, 1] || size[..] == [n, k]
+    };
+    let candidates: Vec<&String> = file
+        .tensors
+        .iter()
+        .filter(|(name, tensor)| (own_file || *name != images) && fits(tensor))
+        .map(|(name, _)| name)
+        .collect();
+    match candidates[..] {
+        [only] => Some(only.clone()),
+        _ => None,
+    }
+}

@@ -1,0 +1,344 @@
+//! Files of others. `tests/files` was written by torch, NumPy and safetensors themselves (`make.py` there).
+
+use std::{
+    fs,
+    io::{Read, Write},
+    path::{Path, PathBuf},
+};
+
+use c2r_base::artifact::TensorFile;
+use c2r_data::{
+    ClassOrder, DataError, FileKind, ImportOptions, PixelValues, SyntheticSet, import, read_class_folders, read_tensors,
+};
+use serde_json::json;
+use tch::{Kind, Tensor};
+
+use crate::values;
+
+fn made(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/files").join(name)
+}
+
+fn expected() -> TensorFile {
+    TensorFile::read(&made("expected.safetensors")).unwrap()
+}
+
+fn same(name: &str, found: &Tensor, expected: &Tensor) {
+    assert_eq!((found.kind(), found.size()), (expected.kind(), expected.size()), "{name}");
+    assert!(found.equal(expected), "{name}");
+}
+
+fn options() -> ImportOptions {
+    ImportOptions {
+        images: None,
+        labels: None,
+        grouped: false,
+        logits: false,
+        values: PixelValues::Unit,
+        nhwc: false,
+        bgr: false,
+        clamp: false,
+        formation: 1,
+        method: "other".into(),
+    }
+}
+
+fn imported(
+    file: &TensorFile,
+    labels: Option<&TensorFile>,
+    options: &ImportOptions,
+) -> Result<(SyntheticSet, Vec<String>), DataError> {
+    import(file, labels, &c2r_data::spec("digits").unwrap(), options, json!({"file": "x"}))
+}
+
+fn refused(file: &TensorFile, options: &ImportOptions, expected: &str) {
+    let message = imported(file, None, options).unwrap_err().to_string();
+    assert!(message.contains(expected), "{message}\nlacks {expected}");
+}
+
+fn tensors<const N: usize>(named: [(&str, Tensor); N]) -> TensorFile {
+    TensorFile { tensors: named.map(|(name, tensor)| (name.to_owned(), tensor)).into(), ..TensorFile::default() }
+}
+
+fn close(found: &Tensor, expected: &Tensor) {
+    assert_eq!(found.size(), expected.size());
+    let furthest = (found - expected).abs().max().double_value(&[]);
+    assert!(furthest < 1e-6, "{furthest}");
+}
+
+#[test]
+fn torch_files_of_the_field() {
+    let expected = expected();
+    let dc = read_tensors(&made("dc.pt")).unwrap();
+    assert_eq!(dc.tensors.keys().collect::<Vec<_>>(), ["data[0][0]", "data[0][1]", "data[1][0]", "data[1][1]"]);
+    same("dc images", &dc.tensors["data[0][0]"], &expected.tensors["normalized"]);
+    same("dc second", &dc.tensors["data[1][0]"], &expected.tensors["second"]);
+    same("dc labels", &dc.tensors["data[0][1]"], &expected.tensors["labels"]);
+    assert_eq!(dc.header["lr"], "0.01");
+    let mtt = read_tensors(&made("images_best.pt")).unwrap();
+    same("mtt images", &mtt.tensors["tensor"], &expected.tensors["normalized"]);
+    same("mtt labels", &read_tensors(&made("labels_best.pt")).unwrap().tensors["tensor"], &expected.tensors["logits"]);
+    let state = read_tensors(&made("state_dict.pt")).unwrap();
+    assert_eq!(state.tensors.keys().collect::<Vec<_>>(), ["bias", "weight"]);
+    assert_eq!(state.tensors["weight"].size(), [3, 2]);
+}
+
+/// Views, strides, dtypes, parameters, scalars, nothing at all.
+#[test]
+fn every_shape_of_tensor() {
+    let expected = expected();
+    let odd = read_tensors(&made("odd.pt")).unwrap();
+    assert_eq!(odd.tensors.len(), 12);
+    for (name, tensor) in &odd.tensors {
+        match expected.tensors.get(&format!("odd.{name}")) {
+            Some(expected) => same(name, tensor, expected),
+            None => same(name, tensor, &expected.tensors["labels"].gt(4)),
+        }
+    }
+}
+
+#[test]
+fn numpy_files() {
+    let expected = expected();
+    let plain = read_tensors(&made("plain.npz")).unwrap();
+    same("images", &plain.tensors["images"], &expected.tensors["pixels"]);
+    same("labels", &plain.tensors["labels"], &expected.tensors["labels"]);
+    let packed = read_tensors(&made("nhwc.npz")).unwrap();
+    same(
+        "x",
+        &packed.tensors["x"].permute([0, 3, 1, 2]).contiguous(),
+        &(&expected.tensors["pixels"] * 255.0).round().to_kind(Kind::Uint8),
+    );
+    same("y", &packed.tensors["y"], &expected.tensors["labels"].to_kind(Kind::Int));
+    same("fortran", &packed.tensors["fortran"], &expected.tensors["pixels"].squeeze_dim(1).to_kind(Kind::Double));
+    same(
+        "array",
+        &read_tensors(&made("images.npy")).unwrap().tensors["array"],
+        &expected.tensors["pixels"].to_kind(Kind::Half),
+    );
+}
+
+#[test]
+fn kinds_are_told_by_content() {
+    for (name, kind) in [
+        ("dc.pt", FileKind::Torch),
+        ("model.pt", FileKind::TorchScript),
+        ("legacy.pt", FileKind::Pickle),
+        ("plain.npz", FileKind::Npz),
+        ("images.npy", FileKind::Npy),
+        ("expected.safetensors", FileKind::Safetensors),
+        ("make.py", FileKind::Other),
+    ] {
+        assert_eq!(FileKind::of(&made(name)).unwrap(), kind, "{name}");
+    }
+}
+
+#[test]
+fn what_is_not_read_says_why() {
+    for (name, parts) in [
+        ("call.pt", &["data.pkl, byte ", "`__builtin__.print`", "will not run"][..]),
+        ("protocol4.pt", &["data.pkl, byte 0", "pickle protocol 4"]),
+        ("legacy.pt", &["before 1.6", "torch.save(torch.load("]),
+        ("model.pt", &["a TorchScript model"]),
+        ("objects.npz", &["entry `images.npy`", "Python objects"]),
+        ("make.py", &["neither safetensors, nor .npy"]),
+    ] {
+        let message = read_tensors(&made(name)).unwrap_err().to_string();
+        assert!(message.contains(name), "{message}");
+        parts.iter().for_each(|part| assert!(message.contains(part), "{message}\nlacks {part}"));
+    }
+}
+
+/// `images_best.pt` with its pickle changed and all checksums right.
+fn with_pickle(path: &Path, from: &[u8], to: &[u8]) {
+    let mut zip = zip::ZipArchive::new(fs::File::open(made("images_best.pt")).unwrap()).unwrap();
+    let mut out = zip::ZipWriter::new(fs::File::create(path).unwrap());
+    for index in 0..zip.len() {
+        let mut entry = zip.by_index(index).unwrap();
+        let mut bytes = Vec::new();
+        entry.read_to_end(&mut bytes).unwrap();
+        if entry.name().ends_with("data.pkl") {
+            let at = bytes.windows(from.len()).position(|window| window == from).expect("the pickle has it");
+            bytes.splice(at..at + from.len(), to.iter().copied());
+        }
+        let stored = zip::write::FileOptions::default().compression_method(zip::CompressionMethod::Stored);
+        out.start_file(entry.name(), stored).unwrap();
+        out.write_all(&bytes).unwrap();
+    }
+    out.finish().unwrap();
+}
+
+/// A file that declares more than it has is refused before anything of that size is allocated.
+#[test]
+fn sizes_that_are_lies() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("lie.pt");
+    let check = |from: &[u8], to: &[u8], expected: &str| {
+        with_pickle(&path, from, to);
+        let message = read_tensors(&path).unwrap_err().to_string();
+        assert!(message.contains("lie.pt") && message.contains(expected), "{message}\nlacks {expected}");
+    };
+    // BININT2 1280 is the length of the storage, (20, 1, 8, 8) the size of the tensor, '0' the name of the storage.
+    check(b"M\x00\x05", b"M\xff\xff", "data/0`: 5120 bytes where 262140 were expected");
+    check(b"M\x00\x05", b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f", "a storage of 9223372036854775807 values");
+    check(b"M\x00\x05", b"J\xff\xff\xff\xff", "not a window");
+    check(b"K\x14K\x01K\x08K\x08", b"K\x15K\x01K\x08K\x08", "more values than its storage has");
+    check(
+        b"K\x14K\x01K\x08K\x08",
+        b"K\x14J\xff\xff\xff\x7fJ\xff\xff\xff\x7fJ\xff\xff\xff\x7f",
+        "more values than its storage has",
+    );
+    check(b"K@K@K\x08K\x01", b"K@K@K\x08K\x02", "reaches past the end");
+    check(b"X\x01\0\0\x000", b"X\x01\0\0\x001", "data/1`");
+    check(b"X\x01\0\0\x000", b"X\xff\xff\xff\x7f0", "2147483647 bytes were expected");
+}
+
+#[test]
+fn imports_of_the_field() {
+    let expected = expected();
+    let digits = PixelValues::normalized("digits").unwrap();
+    let normalized = ImportOptions { values: digits.clone(), ..options() };
+
+    let (set, notes) = imported(&read_tensors(&made("dc.pt")).unwrap(), None, &normalized).unwrap();
+    close(&set.images, &expected.tensors["pixels"]);
+    same("labels", &set.labels, &expected.tensors["labels"]);
+    assert!(set.soft_labels.is_none());
+    assert_eq!((set.header.images_per_class, set.header.method.as_str()), (2, "other"));
+    assert!(notes[0].contains("`data[0][0]`") && notes.iter().any(|note| note.contains("undone")), "{notes:?}");
+    let second = ImportOptions { images: Some("data[1][0]".into()), ..normalized.clone() };
+    let (set, _) = imported(&read_tensors(&made("dc.pt")).unwrap(), None, &second).unwrap();
+    close(&set.images, &expected.tensors["pixels"].flip([0]));
+    same("labels", &set.labels, &expected.tensors["labels"].flip([0]));
+
+    let (images, labels) =
+        (read_tensors(&made("images_best.pt")).unwrap(), read_tensors(&made("labels_best.pt")).unwrap());
+    let message = imported(&images, Some(&labels), &normalized).unwrap_err().to_string();
+    assert!(message.contains("`--logits`") && message.contains("from -1.000 to 3.000"), "{message}");
+    let logits = ImportOptions { logits: true, ..normalized.clone() };
+    let (set, _) = imported(&images, Some(&labels), &logits).unwrap();
+    close(set.soft_labels.as_ref().unwrap(), &expected.tensors["logits"].softmax(1, Kind::Float));
+    same("labels", &set.labels, &expected.tensors["labels"]);
+
+    let nhwc = ImportOptions { images: Some("x".into()), labels: Some("y".into()), nhwc: true, ..options() };
+    let (set, _) = imported(&read_tensors(&made("nhwc.npz")).unwrap(), None, &nhwc).unwrap();
+    same("images", &set.images, &expected.tensors["pixels"]);
+    let grouped = ImportOptions { grouped: true, ..options() };
+    let (set, _) = imported(&read_tensors(&made("images.npy")).unwrap(), None, &grouped).unwrap();
+    assert_eq!((set.images.kind(), set.labels.size()), (Kind::Float, vec![20]));
+    let one_hot =
+        tensors([("images", expected.tensors["pixels"].copy()), ("labels", expected.tensors["labels"].one_hot(10))]);
+    let (set, notes) = imported(&one_hot, None, &options()).unwrap();
+    same("labels", &set.labels, &expected.tensors["labels"]);
+    assert!(set.soft_labels.is_none() && notes.last().unwrap().contains("one-hot"), "{notes:?}");
+}
+
+#[test]
+fn declarations_are_checked() {
+    let expected = expected();
+    let pixels = || expected.tensors["pixels"].copy();
+    let labels = || expected.tensors["labels"].copy();
+    let with = |images: Tensor| tensors([("images", images), ("labels", labels())]);
+    let digits = ImportOptions { values: PixelValues::normalized("digits").unwrap(), ..options() };
+
+    refused(&with(pixels()), &digits, "all values are in [0, 1]");
+    refused(&with(expected.tensors["normalized"].copy()), &options(), "normalized? Say `--normalized");
+    refused(&with(pixels() * 255.0), &options(), "Say `--of-255`");
+    refused(&with((pixels() * 255.0).to_kind(Kind::Uint8)), &digits, "which are pixels already");
+    refused(&with(pixels() * f64::NAN), &options(), "not finite");
+    refused(&with(pixels().permute([0, 2, 3, 1])), &options(), "say `--nhwc`");
+    refused(&with(pixels().repeat([1, 3, 1, 1])), &options(), "are [N, 1, 8, 8], these are [20, 3, 8, 8]");
+    refused(&with(pixels().to_kind(Kind::Int64)), &options(), "floats or u8");
+    refused(&tensors([("a", pixels()), ("b", pixels())]), &options(), "Say `--images NAME`; there are `a` Float");
+    refused(&tensors([("a", pixels())]), &options(), "Say `--labels NAME`");
+    refused(&TensorFile::default(), &options(), "no tensors");
+    refused(&with(pixels()), &ImportOptions { images: Some("x".into()), ..options() }, "no tensor `x`");
+    refused(
+        &tensors([("images", pixels()), ("labels", labels().narrow(0, 0, 19))]),
+        &options(),
+        "must be [20] or [20, 10]",
+    );
+    refused(&tensors([("images", pixels()), ("labels", labels() + 1)]), &options(), "outside 0..10");
+    refused(
+        &tensors([("images", pixels()), ("labels", labels().to_kind(Kind::Float) + 0.5)]),
+        &options(),
+        "no classes",
+    );
+    refused(
+        &tensors([("images", pixels().narrow(0, 0, 19)), ("labels", labels())]),
+        &options(),
+        "19 images are not equally many",
+    );
+    refused(
+        &tensors([("images", pixels()), ("labels", labels().zeros_like())]),
+        &options(),
+        "class 0 has 20 images, not 2",
+    );
+
+    let other = ImportOptions { values: PixelValues::normalized("0.5/0.5").unwrap(), ..options() };
+    refused(&with(expected.tensors["normalized"].copy()), &other, "lie outside [0, 1], from 0.093 to 1.425");
+    let (set, notes) =
+        imported(&with(expected.tensors["normalized"].copy()), None, &ImportOptions { clamp: true, ..other }).unwrap();
+    assert_eq!(set.images.max().double_value(&[]), 1.0);
+    assert!(notes.iter().any(|note| note.contains("cut off")), "{notes:?}");
+    assert!(set.header.config["notes"].to_string().contains("cut off"));
+
+    let (set, _) =
+        imported(&with(pixels() * 255.0), None, &ImportOptions { values: PixelValues::Bytes, ..options() }).unwrap();
+    close(&set.images, &pixels());
+}
+
+#[test]
+fn normalizations_are_names_or_numbers() {
+    let normalized = |mean: &[f64], std: &[f64]| PixelValues::Normalized { mean: mean.into(), std: std.into() };
+    let dd = PixelValues::normalized("cifar10-dd").unwrap();
+    assert_eq!(dd, normalized(&[0.4914, 0.4822, 0.4465], &[0.2023, 0.1994, 0.201]));
+    assert_eq!(
+        PixelValues::normalized("cifar10").unwrap(),
+        normalized(&[0.4914, 0.4822, 0.4465], &[0.247, 0.2435, 0.2616])
+    );
+    assert_eq!(PixelValues::normalized("0.5, 0.25/1,2").unwrap(), normalized(&[0.5, 0.25], &[1.0, 2.0]));
+    for text in ["", "0.5", "0.5/0", "0.5/-1", "0.5/1,2", "nan/1", "a/b", "cifar11"] {
+        let message = PixelValues::normalized(text).unwrap_err().to_string();
+        assert!(message.contains("cifar10-dd") && message.contains("MEAN/STD"), "{message}");
+    }
+}
+
+#[test]
+fn blue_first_becomes_red_first() {
+    let spec = c2r_data::spec("cifar10").unwrap();
+    let images = Tensor::arange(10 * 3 * 1024, (Kind::Float, tch::Device::Cpu)).view([10, 3, 32, 32]) / 30720.0;
+    let file = tensors([("images", images.copy())]);
+    let options = ImportOptions { grouped: true, bgr: true, ..options() };
+    let (set, _) = import(&file, None, &spec, &options, json!({})).unwrap();
+    assert_eq!(values(&set.images.select(1, 0)), values(&images.select(1, 2)));
+    assert_eq!(values(&set.images.select(1, 1)), values(&images.select(1, 1)));
+}
+
+#[test]
+fn folders_of_images() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, value: u8| {
+        let path = folder.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        image::GrayImage::from_pixel(8, 8, image::Luma([value])).save(path).unwrap();
+    };
+    let spec = c2r_data::spec("digits").unwrap();
+    let message = |folder: &Path| read_class_folders(folder, &spec).unwrap_err().to_string();
+    for class in 0..10u8 {
+        write(&format!("{class:03}/a.png"), 10 * class);
+    }
+    let (file, order) = read_class_folders(folder.path(), &spec).unwrap();
+    assert_eq!(order, ClassOrder::Numbers);
+    assert_eq!(file.tensors["images"].size(), [10, 1, 8, 8]);
+    assert_eq!(file.tensors["images"].int64_value(&[7, 0, 0, 0]), 70);
+    assert_eq!(Vec::<i64>::try_from(&file.tensors["labels"]).unwrap(), (0..10).collect::<Vec<_>>());
+    let (set, _) = imported(&file, None, &options()).unwrap();
+    assert_eq!(set.header.images_per_class, 1);
+
+    image::RgbImage::from_pixel(8, 8, image::Rgb([1, 2, 3])).save(folder.path().join("003/a.png")).unwrap();
+    assert!(message(folder.path()).contains("003/a.png") && message(folder.path()).contains("the dataset is grey"));
+    image::GrayImage::new(8, 9).save(folder.path().join("003/a.png")).unwrap();
+    assert!(message(folder.path()).contains("9x8"), "{}", message(folder.path()));
+    fs::remove_dir_all(folder.path().join("003")).unwrap();
+    assert!(message(folder.path()).contains("each of the 10 classes of digits, found 9"));
+}

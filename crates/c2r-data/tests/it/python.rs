@@ -1,0 +1,90 @@
+//! What docs/formats.md shows to users of Python, run as it stands there.
+
+use std::{fs, io::Write, path::PathBuf, process::Command};
+
+use c2r_data::SyntheticSet;
+use tch::{Kind, Tensor};
+
+const PAGE: &str = include_str!("../../../../docs/formats.md");
+
+/// The interpreter that `cargo xtask test` prepares.
+fn python() -> Option<PathBuf> {
+    let python = std::env::var_os("C2R_TEST_PYTHON").map(PathBuf::from);
+    if python.is_none() {
+        let strict = std::env::var_os("C2R_TEST_STRICT").is_some();
+        assert!(!strict, "C2R_TEST_PYTHON names no Python with numpy, safetensors and pillow");
+        // Not `eprintln!`: the test harness would hide it where the test passes.
+        let _ =
+            writeln!(std::io::stderr(), "SKIPPED: docs/formats.md: C2R_TEST_PYTHON is not set; run cargo xtask test");
+    }
+    python
+}
+
+#[test]
+fn python_reads_every_format() {
+    let blocks: Vec<&str> = PAGE.split("```python\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert_eq!(blocks.len(), 3, "safetensors, npz and PNG");
+    assert!(blocks[..2].iter().all(|block| block.lines().count() == 2), "two lines each");
+    let Some(python) = python() else { return };
+
+    let folder = tempfile::tempdir().unwrap();
+    let digits = c2r_data::load("digits", None).unwrap().train.subset_per_class(2);
+    let (images, labels) = digits.batch(&(0..20).collect::<Vec<_>>(), tch::Device::Cpu);
+    let set = SyntheticSet {
+        soft_labels: Some((labels.one_hot(10).to_kind(Kind::Float) * 0.9) + 0.01),
+        images,
+        labels,
+        formation: 1,
+        header: crate::synthetic::digits_header(2),
+    };
+    set.save(&folder.path().join("set.safetensors")).unwrap();
+    set.save_npz(&folder.path().join("set.npz")).unwrap();
+    set.save_png(&folder.path().join("set"), false).unwrap();
+    let bytes: Vec<u8> = Vec::try_from((&set.images * 255.0).round().to_kind(Kind::Uint8).flatten(0, -1)).unwrap();
+    fs::write(folder.path().join("bytes"), bytes).unwrap();
+    let labels = Vec::<i64>::try_from(&set.labels).unwrap();
+
+    let checks = "
+import numpy as np
+expected = np.fromfile('bytes', dtype=np.uint8).reshape(20, 1, 8, 8).astype(np.float32) / 255
+assert images.dtype == np.float32 and images.shape == (20, 1, 8, 8), (images.dtype, images.shape)
+assert (images == expected).all()
+";
+    let more = [
+        "assert tensors['soft_labels'].shape == (20, 10)\n",
+        "assert tensors['dataset'].item() == 'digits' and tensors['soft_labels'].shape == (20, 10)\n",
+        "",
+    ];
+    for (block, more) in blocks.iter().zip(more) {
+        let script = format!(
+            "{block}{checks}assert list(labels) == {labels:?} and labels.dtype == np.int64\n{more}print('read')\n"
+        );
+        let output = Command::new(&python).arg("-c").arg(&script).current_dir(folder.path()).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && output.stdout.ends_with(b"read\n"), "{script}\n{text}");
+    }
+}
+
+/// The other way: what NumPy and safetensors write is imported, value for value.
+#[test]
+fn what_python_writes_is_read() {
+    let Some(python) = python() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let script = "
+import numpy as np
+from safetensors.numpy import save_file
+x = np.arange(640, dtype=np.float32).reshape(10, 1, 8, 8) / 640
+y = np.arange(10)
+np.savez('a.npz', images=x, labels=y)
+np.savez_compressed('b.npz', images=x, labels=y)
+save_file({'images': x, 'labels': y}, 'c.safetensors')
+np.save('d.npy', np.asfortranarray(x))
+";
+    let output = Command::new(python).arg("-c").arg(script).current_dir(folder.path()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let expected = Tensor::arange(640, (Kind::Float, tch::Device::Cpu)).view([10, 1, 8, 8]) / 640.0;
+    for (name, tensor) in [("a.npz", "images"), ("b.npz", "images"), ("c.safetensors", "images"), ("d.npy", "array")] {
+        let file = c2r_data::read_tensors(&folder.path().join(name)).unwrap();
+        assert!(file.tensors[tensor].equal(&expected), "{name}");
+    }
+}

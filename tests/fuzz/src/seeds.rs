@@ -1,0 +1,219 @@
+//! Valid files, small, for each target: what fuzzing and the property tests change.
+
+use std::{collections::BTreeMap, fs, io::Cursor, path::Path};
+
+use c2r_base::{Epsilon, Norm, Seed, Subject, ThreatModel, artifact::TensorFile};
+use c2r_data::{SCHEMA_VERSION, SyntheticHeader, SyntheticSet};
+use c2r_eval::{AttackEntry, AttackRecord};
+use c2r_models::{Model, ModelInput, checkpoint};
+use tch::{Device, Kind, Tensor};
+
+type Seeds = Vec<(&'static str, Vec<u8>)>;
+
+pub(crate) const CIFAR10_NAMES: &str = "airplane\nautomobile\nbird\ncat\ndeer\ndog\nfrog\nhorse\nship\ntruck\n";
+
+/// What `write` leaves at the path that it is given.
+fn written(write: impl FnOnce(&Path)) -> Vec<u8> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("file");
+    write(&path);
+    fs::read(path).expect("it was just written")
+}
+
+fn committed(relative: &str) -> Vec<u8> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(relative);
+    fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Labels and a grey image of CIFAR.
+pub(crate) fn record(labels: &[u8]) -> Vec<u8> {
+    [labels, &[128; 3072]].concat()
+}
+
+pub(crate) fn digits() -> Vec<u8> {
+    committed("data/digits/optdigits.csv").split_inclusive(|&byte| byte == b'\n').take(2).flatten().copied().collect()
+}
+
+pub(crate) fn png(width: u32, height: u32) -> Vec<u8> {
+    encoded(width, height, image::ImageFormat::Png)
+}
+
+fn encoded(width: u32, height: u32, format: image::ImageFormat) -> Vec<u8> {
+    let mut bytes = Cursor::new(Vec::new());
+    let picture = image::RgbImage::from_fn(width, height, |x, y| image::Rgb([(x * 16) as u8, (y * 16) as u8, 7]));
+    picture.write_to(&mut bytes, format).expect("memory can be written");
+    bytes.into_inner()
+}
+
+pub(crate) fn images() -> Seeds {
+    let mut grey = Cursor::new(Vec::new());
+    image::GrayImage::new(8, 8).write_to(&mut grey, image::ImageFormat::Png).expect("memory can be written");
+    vec![("rgb.png", png(8, 8)), ("grey.png", grey.into_inner()), ("rgb.jpg", encoded(8, 8, image::ImageFormat::Jpeg))]
+}
+
+/// Ten images of 8x8 or, as mosaics with soft labels, of 2x2.
+pub(crate) fn small_set(soft: bool) -> SyntheticSet {
+    let (formation, side) = if soft { (2, 2) } else { (1, 8) };
+    let n = 10 * formation * formation;
+    let images = Tensor::arange(10 * side * side, (Kind::Float, Device::Cpu)).fmod(256) / 255.0;
+    SyntheticSet {
+        images: images.view([10, 1, side, side]),
+        labels: Tensor::arange(10, (Kind::Int64, Device::Cpu)),
+        soft_labels: soft.then(|| Tensor::full([n, 10], 0.1, (Kind::Float, Device::Cpu))),
+        formation,
+        header: SyntheticHeader {
+            schema_version: SCHEMA_VERSION,
+            dataset: "digits".into(),
+            classes: 10,
+            images_per_class: 1,
+            method: "c2r".into(),
+            seed: 7,
+            iterations: 3,
+            config: serde_json::json!({"ipc": 1}),
+            versions: BTreeMap::new(),
+            data_sha256: "ab".into(),
+            mean: vec![0.3054],
+            std: vec![0.3753],
+            extra_storage: String::new(),
+        },
+    }
+}
+
+pub(crate) fn synthetic_sets() -> Seeds {
+    [("hard", false), ("soft", true)]
+        .map(|(name, soft)| (name, written(|path| small_set(soft).save(path).expect("a valid set"))))
+        .into()
+}
+
+pub(crate) fn set_json() -> Seeds {
+    [("hard", false), ("soft", true)]
+        .map(|(name, soft)| {
+            let folder = tempfile::tempdir().expect("a temporary folder");
+            let png = folder.path().join("png");
+            small_set(soft).save_png(&png, true).expect("a valid set");
+            (name, fs::read(png.join("set.json")).expect("it was just written"))
+        })
+        .into()
+}
+
+pub(crate) fn safetensors() -> Seeds {
+    let mut file = TensorFile::default();
+    file.header.insert("a".into(), "b".into());
+    for kind in [Kind::Uint8, Kind::Int, Kind::Int64, Kind::Half, Kind::Float, Kind::Double] {
+        file.tensors.insert(format!("{kind:?}"), Tensor::ones([2, 2], (kind, Device::Cpu)));
+    }
+    vec![("kinds", file.to_bytes()), ("empty", TensorFile::default().to_bytes())]
+}
+
+pub(crate) fn attack_inputs() -> Seeds {
+    let of = |images: Tensor| {
+        let mut file = TensorFile::default();
+        file.tensors.insert("images".into(), images);
+        file.tensors.insert("labels".into(), Tensor::from_slice(&[3i64, 1]));
+        file.to_bytes()
+    };
+    vec![
+        ("floats", of(Tensor::full([2, 1, 2, 2], 0.5, (Kind::Float, Device::Cpu)))),
+        ("bytes", of(Tensor::full([2, 1, 2, 2], 5, (Kind::Uint8, Device::Cpu)))),
+    ]
+}
+
+pub(crate) fn checkpoint() -> Seeds {
+    let input = ModelInput { channels: 1, height: 8, width: 8, n_classes: 10, mean: vec![0.3], std: vec![0.4] };
+    let spec = "ConvNet-D1-W2-IN".parse().expect("a valid name");
+    let model = Model::new(&spec, &input, Seed::new(0), Device::Cpu).expect("a valid network");
+    vec![("convnet", written(|path| checkpoint::save(path, &model, BTreeMap::new()).expect("a valid network")))]
+}
+
+pub(crate) fn npy() -> Seeds {
+    let mut file = committed("crates/c2r-data/tests/files/images.npy");
+    // One image is enough.
+    let at = file.windows(4).position(|window| window == b"(20,").expect("NumPy wrote this shape");
+    file[at..at + 4].copy_from_slice(b"(01,");
+    file.truncate(128 + 64 * 2);
+    vec![("one", file)]
+}
+
+pub(crate) fn npz() -> Seeds {
+    vec![
+        ("deflated", committed("crates/c2r-data/tests/files/nhwc.npz")),
+        ("ours", written(|path| small_set(false).save_npz(path).expect("a valid set"))),
+    ]
+}
+
+pub(crate) fn torch() -> Seeds {
+    vec![("labels", committed("crates/c2r-data/tests/files/labels_best.pt"))]
+}
+
+/// The pickles of the files that torch wrote.
+pub(crate) fn pickles() -> Seeds {
+    ["dc", "odd", "state_dict", "call"]
+        .map(|name| {
+            let bytes = committed(&format!("crates/c2r-data/tests/files/{name}.pt"));
+            let mut zip = zip::ZipArchive::new(Cursor::new(bytes)).expect("torch wrote it");
+            let mut pickle = Vec::new();
+            let mut entry = zip.by_name(&format!("{name}/data.pkl")).expect("torch wrote it");
+            std::io::copy(&mut entry, &mut pickle).expect("torch wrote it");
+            (name, pickle)
+        })
+        .into()
+}
+
+pub(crate) fn attack_json() -> Seeds {
+    let threat = ThreatModel::untargeted(Norm::Linf, Epsilon::of_255(2.0));
+    let record = AttackRecord {
+        schema_version: AttackRecord::SCHEMA_VERSION,
+        subject: Subject {
+            dataset: "digits".into(),
+            method: "c2r".into(),
+            profile: "plus".into(),
+            images_per_class: Some(10),
+            distill_seed: Some(1),
+            train_seed: 2,
+            protocol: "pgd-at".into(),
+            model: "ConvNet-D3-W8-IN".into(),
+            n_images: 100,
+            extra_storage: String::new(),
+            data_sha256: String::new(),
+            notes: vec![],
+        },
+        threat,
+        n: 8,
+        clean_accuracy: 0.5,
+        clean_seconds: 1.0,
+        attacks: vec![AttackEntry {
+            attack: "pgd".into(),
+            norm: threat.norm,
+            epsilon: threat.epsilon,
+            robust_accuracy: 0.375,
+            survivors: 3,
+            n: 8,
+            forward: 1,
+            backward: 1,
+            seconds: 1.0,
+            flags: vec![],
+            config: serde_json::Value::Null,
+            survived: None,
+        }],
+        samples: None,
+        attack_seed: 0,
+        test_sha256: String::new(),
+        flag_notes: vec![],
+        notes: vec![],
+        versions: BTreeMap::new(),
+        argv: vec![],
+    };
+    vec![("one", written(|path| record.write(path).expect("a valid record")))]
+}
+
+pub(crate) fn run_json() -> Seeds {
+    vec![("distill", br#"{"stage": "distill", "status": "running", "config": {"ipc": 1, "seed": 0}}"#.into())]
+}
+
+pub(crate) fn profiles() -> Seeds {
+    vec![("faithful", committed("data/profiles/faithful.toml")), ("plus", committed("data/profiles/plus.toml"))]
+}
+
+pub(crate) fn experiment() -> Seeds {
+    vec![("table2", committed("data/paper/table2.toml"))]
+}
