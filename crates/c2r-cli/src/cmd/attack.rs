@@ -14,7 +14,7 @@ use c2r_base::{
     Classifier, Epsilon, Goal, LabelledImages, Norm, Seed, Subject, TargetRule, ThreatModel,
     artifact::{self, TensorFile},
 };
-use c2r_eval::{AttackRecord, Bits, Samples};
+use c2r_eval::{AttackRecord, RecordContext};
 use c2r_models::{Frozen, TorchScript, checkpoint};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -220,7 +220,15 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     }
     if let Some(path) = &args.output {
         match (&report.subject, args.each, &material.test_sha256) {
-            (Some(subject), true, Some(sha256)) => record(&report, subject, sha256, &material)?.write(path)?,
+            (Some(subject), true, Some(sha256)) => {
+                let context = RecordContext {
+                    subject: subject.clone(),
+                    test_sha256: sha256.clone(),
+                    notes: material.notes.clone(),
+                    argv: std::env::args().collect(),
+                };
+                AttackRecord::from_report(&report, context).map_err(anyhow::Error::msg)?.write(path)?;
+            }
             _ => artifact::write_json(path, &report)?,
         }
     }
@@ -541,64 +549,6 @@ fn summary(report: &AttackReport, args: &Args, target: &Target, material: &Mater
         "inputs": material.name,
         "inputs_sha256": material.sha256,
         "versions": report.versions,
-    })
-}
-
-/// What tables are made from.
-fn record(
-    report: &AttackReport,
-    subject: &Subject,
-    test_sha256: &str,
-    material: &Material,
-) -> anyhow::Result<AttackRecord> {
-    let tag = |flag: &c2r_attacks::Flag| -> (String, Option<String>) {
-        let value = serde_json::to_value(flag).unwrap_or_default();
-        let text = |key: &str| value[key].as_str().map(str::to_owned);
-        (text("flag").unwrap_or_default(), text("attack"))
-    };
-    let n = report.n();
-    let attacks = report
-        .attacks
-        .iter()
-        .map(|entry| {
-            let counts = entry.counts();
-            let about = |of: &Option<String>| {
-                of.as_ref().is_none_or(|of| *of == entry.name || entry.stages.iter().any(|stage| stage.attack == *of))
-            };
-            c2r_eval::AttackEntry {
-                attack: entry.name.clone(),
-                norm: report.threat.norm,
-                epsilon: report.threat.epsilon,
-                robust_accuracy: entry.robust_accuracy(),
-                survivors: n_robust(entry),
-                n,
-                forward: counts.forward_images,
-                backward: counts.backward_images,
-                seconds: entry.seconds(),
-                flags: report.flags.iter().map(tag).filter(|(_, of)| about(of)).map(|(name, _)| name).collect(),
-                config: serde_json::to_value(&entry.config).unwrap_or_default(),
-                survived: Some(entry.samples.iter().map(|s| s.outcome == Outcome::Survived).collect::<Bits>()),
-            }
-        })
-        .collect();
-    Ok(AttackRecord {
-        schema_version: AttackRecord::SCHEMA_VERSION,
-        subject: subject.clone(),
-        threat: report.threat,
-        n,
-        clean_accuracy: report.clean_accuracy(),
-        clean_seconds: report.clean_seconds,
-        attacks,
-        samples: Some(Samples {
-            labels: report.labels.iter().map(|&label| usize::try_from(label)).collect::<Result<_, _>>()?,
-            clean: report.clean_correct().collect(),
-        }),
-        attack_seed: report.seed.value(),
-        test_sha256: test_sha256.to_owned(),
-        flag_notes: report.flags.iter().map(ToString::to_string).collect(),
-        notes: material.notes.clone(),
-        versions: report.versions.clone(),
-        argv: std::env::args().collect(),
     })
 }
 

@@ -93,6 +93,7 @@ fn entry(attack: &str, survivors: usize, seconds: f64) -> AttackEntry {
         flags: vec![],
         config: json!({ "attack": attack }),
         survived: None,
+        margins: None,
     }
 }
 
