@@ -4,5 +4,6 @@ pub(crate) mod attack;
 pub(crate) mod distill;
 pub(crate) mod doctor;
 pub(crate) mod inspect;
+pub(crate) mod report;
 pub(crate) mod table;
 pub(crate) mod train;

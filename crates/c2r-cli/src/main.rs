@@ -65,6 +65,8 @@ enum Command {
     Attack(cmd::attack::Args),
     /// Make the table from a folder of attack reports
     Table(cmd::table::Args),
+    /// Make one page of tables, drawings and pictures from a folder of attack reports
+    Report(cmd::report::Args),
     /// Say what a file or folder is and what looks wrong with it
     Inspect(cmd::inspect::Args),
     /// Say what was found on this machine: libtorch, CUDA, threads, data
@@ -112,6 +114,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Train(args) => cmd::train::run(args, device, &ui),
         Command::Attack(args) => cmd::attack::run(args, device, &ui),
         Command::Table(args) => cmd::table::run(args, &ui),
+        Command::Report(args) => cmd::report::run(args, &ui),
         Command::Inspect(args) => cmd::inspect::run(args, &ui),
         Command::Doctor(args) => cmd::doctor::run(args, device, &ui),
     }

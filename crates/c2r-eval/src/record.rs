@@ -197,6 +197,13 @@ impl AttackRecord {
             fs::read(path).map_err(|source| ArtifactError::Io { action: "read", path: path.to_owned(), source })?;
         let wrong = |error: serde_json::Error| ArtifactError::format(path, "attack.json", error.to_string());
         let value: serde_json::Value = serde_json::from_slice(&text).map_err(wrong)?;
+        if value.get("mode").is_some() && value.get("clean_predictions").is_some() {
+            return Err(EvalError::record(
+                path,
+                "this is a report of attacks on one another's survivors or of a model without a subject, which is no \
+                 table cell; `c2r attack --checkpoint FILE --dataset NAME --each --output FILE` writes one",
+            ));
+        }
         match value.get("schema_version").and_then(serde_json::Value::as_u64) {
             Some(version) if version == u64::from(Self::SCHEMA_VERSION) => {}
             Some(version) => {
@@ -373,6 +380,7 @@ pub(crate) mod tests {
                 distill_seed: Some(0),
                 train_seed: 0,
                 protocol: "natural".into(),
+                selection: Default::default(),
                 model: "ConvNet-D3-W32-IN".into(),
                 n_images: 2,
                 extra_storage: String::new(),
@@ -469,6 +477,10 @@ pub(crate) mod tests {
         check(&text.replace(r#""schema_version": 1"#, r#""schema_version": 9"#), "schema_version is 9");
         check(&text.replace(r#""schema_version": 1,"#, ""), "schema_version is missing");
         check(&text.replace(r#""n": 8,"#, r#""n": 8, "extra": 1,"#), "unknown field `extra`");
+        check(
+            r#"{"schema_version": 1, "mode": "suite", "clean_predictions": [1]}"#,
+            "--each --output FILE` writes one",
+        );
         check(&text.replace(r#""attack_seed": 0,"#, ""), "missing field `attack_seed`");
         check(&text.replace("11101100", "1110110x"), "found 'x'");
         check(&text.replace("0 0 0 0 1", "0 0 0 a 1"), "`a` is not a number");
