@@ -3,7 +3,10 @@
 use c2r_base::{Classifier, LabelledImages, Seed, ThreatModel};
 use tch::{Device, Kind, Tensor};
 
-use crate::attack::{Attack, AttackBatch, AttackError, Counts, Oracle, first_not_finite, reached};
+use crate::{
+    attack::{Attack, AttackBatch, AttackError, Counts, Oracle, first_not_finite, reached},
+    loss,
+};
 
 /// A model and its replicas.
 ///
@@ -30,6 +33,8 @@ pub(crate) struct Judged {
     pub(crate) broken: Vec<bool>,
     pub(crate) predictions: Vec<i64>,
     pub(crate) distances: Vec<f64>,
+    /// Margins of the labels, whatever the goal, in logits.
+    pub(crate) margins: Vec<f32>,
     pub(crate) queries: Vec<u64>,
     pub(crate) counts: Counts,
 }
@@ -108,6 +113,7 @@ impl Judged {
             broken: Vec::new(),
             predictions: Vec::new(),
             distances: Vec::new(),
+            margins: Vec::new(),
             queries: Vec::new(),
             counts: Counts::default(),
         };
@@ -115,6 +121,7 @@ impl Judged {
             all.broken.extend(part.broken);
             all.predictions.extend(part.predictions);
             all.distances.extend(part.distances);
+            all.margins.extend(part.margins);
             all.queries.extend(part.queries);
             all.counts += part.counts;
         }
@@ -147,6 +154,7 @@ fn attack_and_judge(
         predictions: Vec::<i64>::try_from(logits.argmax(1, false)).expect("i64 tensor"),
         distances: Vec::<f64>::try_from(threat.norm.distance(&judged, images).to_kind(Kind::Double))
             .expect("f64 tensor"),
+        margins: Vec::<f32>::try_from(loss::margin(logits, labels)).expect("f32 tensor"),
         queries: proposal.queries.iter().zip(&judging.queries).map(|(attack, judge)| attack + judge).collect(),
         counts,
         images: judged,

@@ -153,10 +153,12 @@ fn first_outcomes(report: &AttackReport, mode: Mode) -> Vec<SampleOutcome> {
     report
         .clean_correct()
         .zip(&report.clean_predictions)
-        .map(|(correct, &prediction)| SampleOutcome {
+        .enumerate()
+        .map(|(position, (correct, &prediction))| SampleOutcome {
             outcome: if correct { Outcome::Survived } else { Outcome::CleanError },
             prediction,
             distance: 0.0,
+            margin: report.clean_margins.get(position).copied(),
             queries: 0,
             stages: 0,
         })
@@ -197,7 +199,7 @@ fn run_stage(
         let start = Instant::now();
         let tasks = crew.split(part).map(|part| Task::new(part, data, report.targets.as_deref(), crew.device()));
         let tasks: Vec<Task> = tasks.collect();
-        let Judged { images, broken, predictions, distances, queries, counts } =
+        let Judged { images, broken, predictions, distances, margins, queries, counts } =
             crew.run(attack, threat, options.seed, tasks)?;
 
         let result = &mut report.attacks[entry];
@@ -206,6 +208,7 @@ fn run_stage(
             sample.stages = stage + 1;
             sample.prediction = predictions[row];
             sample.distance = distances[row];
+            sample.margin = sample.margin.map(|margin| margin.min(margins[row]));
             sample.queries += queries[row];
             if broken[row] {
                 sample.outcome = Outcome::Broken { by: attack.name().to_owned() };
@@ -249,6 +252,7 @@ fn clean_pass(
     let mut oracle = Oracle::new(model, "clean", &ids);
     let mut classes = None;
     let mut clean_predictions = Vec::with_capacity(n);
+    let mut clean_margins = Vec::with_capacity(n);
     let mut targets = Vec::new();
     let mut flags = Vec::new();
     for part in all.chunks(batch_size) {
@@ -269,6 +273,7 @@ fn clean_pass(
             }
         }
         clean_predictions.extend(Vec::<i64>::try_from(logits.argmax(1, false)).expect("i64 tensor"));
+        clean_margins.extend(Vec::<f32>::try_from(loss::margin(&logits, &labels)).expect("f32 tensor"));
         if let Goal::Targeted(rule) = threat.goal {
             let part_ids: Vec<u64> = part.iter().map(|&position| position as u64).collect();
             let chosen = targets_for(rule, &logits, &labels, &part_ids, options.seed);
@@ -289,6 +294,7 @@ fn clean_pass(
         labels: Vec::<i64>::try_from(data.labels()).expect("i64 tensor"),
         targets: matches!(threat.goal, Goal::Targeted(_)).then_some(targets),
         clean_predictions,
+        clean_margins,
         clean_counts: counted.counts,
         clean_seconds: start.elapsed().as_secs_f64(),
         attacks: Vec::new(),

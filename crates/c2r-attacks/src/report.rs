@@ -29,6 +29,10 @@ pub struct SampleOutcome {
     pub prediction: i64,
     /// Distance of that image from the clean one, pixel units, in the threat model's norm.
     pub distance: f64,
+    /// The smallest margin of the label, in logits, among the clean image and those that were judged: an estimate of
+    /// the robust margin from above, as good as the attack. `None` in reports of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub margin: Option<f32>,
     /// Forward passes that the sample took part in, judging included.
     pub queries: u64,
     /// Stages of the entry that have been run on it.
@@ -118,6 +122,8 @@ pub struct AttackReport {
     pub targets: Option<Vec<i64>>,
     /// Predictions on the clean images.
     pub clean_predictions: Vec<i64>,
+    /// Margins of the labels on the clean images, in logits; empty in reports of earlier versions.
+    pub clean_margins: Vec<f32>,
     /// What the clean pass and the self-checks cost.
     pub clean_counts: Counts,
     /// Wall clock of the clean pass and the self-checks.
@@ -219,6 +225,8 @@ mod wire {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         targets: Option<Vec<i64>>,
         clean_predictions: Vec<i64>,
+        #[serde(default)]
+        clean_margins: Vec<f32>,
     }
 
     #[derive(Serialize, Deserialize)]
@@ -278,6 +286,7 @@ mod wire {
                 labels: report.labels,
                 targets: report.targets,
                 clean_predictions: report.clean_predictions,
+                clean_margins: report.clean_margins,
             }
         }
     }
@@ -294,6 +303,7 @@ mod wire {
                 labels: wire.labels,
                 targets: wire.targets,
                 clean_predictions: wire.clean_predictions,
+                clean_margins: wire.clean_margins,
                 clean_counts: wire.clean_counts,
                 clean_seconds: wire.clean_seconds,
                 attacks: wire

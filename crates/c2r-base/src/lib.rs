@@ -40,5 +40,5 @@ pub use epsilon::{Epsilon, ParseEpsilonError};
 pub use images::{ImageError, LabelledImages};
 pub use norm::{Norm, ParseNormError};
 pub use seed::Seed;
-pub use subject::Subject;
+pub use subject::{Selection, Subject};
 pub use threat::{Goal, TargetRule, ThreatModel};

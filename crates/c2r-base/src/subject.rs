@@ -1,3 +1,5 @@
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// What a trained network is: copied from the synthetic set into the checkpoint and from there into
@@ -19,6 +21,9 @@ pub struct Subject {
     pub train_seed: u64,
     /// Downstream protocol: `natural`, `pgd-at`, ...
     pub protocol: String,
+    /// Which step's network this is.
+    #[serde(default, skip_serializing_if = "Selection::is_last")]
+    pub selection: Selection,
     /// Architecture, e.g. `ConvNet-D3-W128-IN`.
     pub model: String,
     /// Number of stored training images.
@@ -29,4 +34,35 @@ pub struct Subject {
     pub data_sha256: String,
     /// Reductions and oddities to print under a table, e.g. a subset of the training data.
     pub notes: Vec<String>,
+}
+
+/// Which step's network a training keeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Selection {
+    /// The last step's: nothing is chosen.
+    #[default]
+    Last,
+    /// The most accurate one on a part of the real **training** images that it was not trained on.
+    HeldOut,
+    /// The most accurate one on the **test** images, as DD-RobustBench does it. Its test accuracies are too good; for
+    /// comparison only, and every output says so.
+    BestTest,
+}
+
+impl Selection {
+    /// Whether nothing is chosen.
+    pub fn is_last(&self) -> bool {
+        *self == Self::Last
+    }
+}
+
+impl fmt::Display for Selection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Last => "last",
+            Self::HeldOut => "held-out",
+            Self::BestTest => "best-test",
+        })
+    }
 }

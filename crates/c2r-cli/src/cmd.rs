@@ -7,5 +7,6 @@ pub(crate) mod estimate;
 pub(crate) mod export;
 pub(crate) mod import;
 pub(crate) mod inspect;
+pub(crate) mod report;
 pub(crate) mod table;
 pub(crate) mod train;

@@ -76,6 +76,8 @@ enum Command {
     Import(cmd::import::Args),
     /// Write a synthetic set as npz, PNG folder or safetensors
     Export(cmd::export::Args),
+    /// Make one page of tables, drawings and pictures from a folder of attack reports
+    Report(cmd::report::Args),
     /// Say what a file or folder is and what looks wrong with it
     Inspect(cmd::inspect::Args),
     /// Say what was found on this machine: libtorch, CUDA, threads, data
@@ -126,6 +128,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Estimate(args) => cmd::estimate::run(&args, device, &ui),
         Command::Import(args) => cmd::import::run(args, &ui),
         Command::Export(args) => cmd::export::run(args, &ui),
+        Command::Report(args) => cmd::report::run(args, &ui),
         Command::Inspect(args) => cmd::inspect::run(args, &ui),
         Command::Doctor(args) => cmd::doctor::run(args, device, &ui),
     }

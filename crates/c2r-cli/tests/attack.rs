@@ -91,6 +91,19 @@ fn wrong_arguments_and_missing_files_have_their_exit_codes() {
     assert_eq!(code(&["--dataset", "digits", "--eps", "0", "--attack", "fgsm"]), Some(2));
     assert_eq!(code(&["--inputs", "absent.safetensors", "--eps", "0.1", "--attack", "fgsm"]), Some(3));
     assert_eq!(attack("absent", &with(&["--attack", "fgsm"])).status.code(), Some(3));
+
+    // A checkpoint is no TorchScript model, and a suite's report no table cell: both say what to do instead.
+    let mut mistaken = Command::new(env!("CARGO_BIN_EXE_c2r"));
+    mistaken.args(["attack", "--model", &checkpoint, "--device", "cpu", "--attack", "fgsm"]).args(DIGITS);
+    let mistaken = mistaken.output().unwrap();
+    let said = String::from_utf8_lossy(&mistaken.stderr);
+    assert!(mistaken.status.code() == Some(2) && said.contains("use --checkpoint"), "{said}");
+    let suite = folder.path().join("suite/attack.json");
+    let output = suite.display().to_string();
+    assert_eq!(code(&with(&["--attack", "fgsm,pgd", "--n-test", "20", "--output", &output])), Some(0));
+    let table = Command::new(env!("CARGO_BIN_EXE_c2r")).arg("table").arg(suite.parent().unwrap()).output().unwrap();
+    let said = String::from_utf8_lossy(&table.stderr);
+    assert!(table.status.code() == Some(3) && said.contains("--each --output"), "{said}");
 }
 
 #[cfg(unix)]

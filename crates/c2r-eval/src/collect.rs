@@ -5,6 +5,7 @@ use std::{
 };
 
 use c2r_base::artifact::{self, ArtifactError};
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{AttackRecord, EvalError};
@@ -18,10 +19,24 @@ pub struct Source {
     pub file: PathBuf,
     /// Its contents.
     pub record: AttackRecord,
-    /// `config` of the training's `run.json`, which lies beside it; `None` where there is none.
-    pub train_config: Option<Value>,
-    /// `config` of `../distill/run.json`; `None` where there is none.
-    pub distill_config: Option<Value>,
+    /// How the network was trained; `None` where its `run.json` is not there.
+    pub training: Option<RunInfo>,
+    /// How its training images were made; `None` where that `run.json` is not there.
+    pub distillation: Option<RunInfo>,
+}
+
+/// What a `run.json` says about how a run came to be.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+pub struct RunInfo {
+    /// `distill` or `train`.
+    #[serde(default)]
+    pub stage: String,
+    /// The resolved configuration.
+    #[serde(default)]
+    pub config: Value,
+    /// The command.
+    #[serde(default)]
+    pub argv: Vec<String>,
 }
 
 /// Reads every `attack.json` under `roots` (a root may be such a file itself), in the order of their paths. Links to
@@ -96,28 +111,34 @@ fn common(a: &Path, b: &Path) -> PathBuf {
 
 fn read(file: &Path, ancestor: &Path) -> Result<Source, EvalError> {
     let record = AttackRecord::read(file)?;
-    let folder = file.parent().unwrap_or(file);
-    let distill_config = match folder.parent() {
-        Some(run) => config(&run.join("distill/run.json"))?,
-        None => None,
-    };
     let relative = file.strip_prefix(ancestor).unwrap_or(file);
     let parts: Vec<_> = relative.components().map(|part| part.as_os_str().to_string_lossy()).collect();
     Ok(Source {
         path: parts.join("/"),
+        training: nearest(file, "train")?,
+        distillation: nearest(file, "distill")?,
         file: file.to_owned(),
         record,
-        train_config: config(&folder.join("run.json"))?,
-        distill_config,
     })
 }
 
-fn config(path: &Path) -> Result<Option<Value>, EvalError> {
-    if !path.exists() {
-        return Ok(None);
+/// How far above an `attack.json` its runs may lie: `RUN/natural/attack.json`, `RUN/natural/eps8/attack.json`.
+const LEVELS: usize = 3;
+
+/// The run of `stage` in the folder of `file` or in the nearest one above it.
+fn nearest(file: &Path, stage: &str) -> Result<Option<RunInfo>, EvalError> {
+    for folder in file.ancestors().skip(1).take(LEVELS) {
+        for name in ["run.json", "distill/run.json"] {
+            let path = folder.join(name);
+            if path.is_file() {
+                let run: RunInfo = artifact::read_json(&path)?;
+                if run.stage == stage {
+                    return Ok(Some(run));
+                }
+            }
+        }
     }
-    let mut run: Value = artifact::read_json(path)?;
-    Ok(run.get_mut("config").map(Value::take))
+    Ok(None)
 }
 
 #[cfg(test)]
@@ -135,12 +156,27 @@ mod tests {
             record.write(&root.join(format!("digits/seed{seed}/natural/attack.json"))).unwrap();
         }
         fs::create_dir_all(root.join("digits/seed0/distill")).unwrap();
-        fs::write(root.join("digits/seed0/distill/run.json"), r#"{"config": {"ipc": 1}, "stage": "distill"}"#).unwrap();
+        fs::write(
+            root.join("digits/seed0/distill/run.json"),
+            r#"{"config": {"ipc": 1}, "argv": ["c2r"], "stage": "distill"}"#,
+        )
+        .unwrap();
         let sources = collect(&[root.to_owned()]).unwrap();
         let paths: Vec<&str> = sources.iter().map(|source| source.path.as_str()).collect();
         assert_eq!(paths, ["digits/seed0/natural/attack.json", "digits/seed1/natural/attack.json"]);
-        assert_eq!(sources[0].distill_config, Some(serde_json::json!({"ipc": 1})));
-        assert_eq!((&sources[0].train_config, &sources[1].distill_config), (&None, &None));
+        let distillation =
+            RunInfo { stage: "distill".into(), config: serde_json::json!({"ipc": 1}), argv: vec!["c2r".into()] };
+        assert_eq!(sources[0].distillation.as_ref(), Some(&distillation));
+        assert_eq!((&sources[0].training, &sources[1].distillation), (&None, &None));
+        // An attack at another radius lies a level deeper and belongs to the same runs.
+        let deeper = root.join("digits/seed0/natural/eps8/attack.json");
+        fs::create_dir_all(deeper.parent().unwrap()).unwrap();
+        fs::rename(root.join("digits/seed0/natural/attack.json"), &deeper).unwrap();
+        fs::write(root.join("digits/seed0/natural/run.json"), r#"{"config": {"seed": 0}, "stage": "train"}"#).unwrap();
+        let moved = collect(std::slice::from_ref(&deeper)).unwrap().remove(0);
+        assert_eq!(moved.distillation, Some(distillation));
+        assert_eq!(moved.training.unwrap().config, serde_json::json!({"seed": 0}));
+        fs::rename(&deeper, root.join("digits/seed0/natural/attack.json")).unwrap();
         let both = collect(&[root.join("digits/seed0"), root.join("digits/seed1/natural/attack.json")]).unwrap();
         assert_eq!(
             both.iter().map(|source| source.path.as_str()).collect::<Vec<_>>(),

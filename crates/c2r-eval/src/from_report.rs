@@ -48,9 +48,10 @@ impl AttackRecord {
                     forward: counts.forward_images,
                     backward: counts.backward_images,
                     seconds: entry.seconds(),
-                    flags: flags(&report.flags, &entry.name),
+                    flags: flags(&report.flags, entry),
                     config: serde_json::to_value(&entry.config).expect("a configuration serializes to JSON"),
                     survived: Some(survived),
+                    margins: entry.samples.iter().map(|sample| sample.margin).collect(),
                 }
             })
             .collect();
@@ -64,7 +65,11 @@ impl AttackRecord {
             clean_accuracy: report.clean_accuracy(),
             clean_seconds: report.clean_seconds,
             attacks,
-            samples: Some(Samples { labels, clean: report.clean_correct().collect() }),
+            samples: Some(Samples {
+                labels,
+                clean: report.clean_correct().collect(),
+                margins: (report.clean_margins.len() == n).then(|| report.clean_margins.clone()),
+            }),
             attack_seed: report.seed.value(),
             test_sha256: context.test_sha256,
             flag_notes: report.flags.iter().map(ToString::to_string).collect(),
@@ -77,17 +82,14 @@ impl AttackRecord {
     }
 }
 
-/// Names of the flags that concern `attack`: its own and those of the model.
-fn flags(flags: &[Flag], attack: &str) -> Vec<String> {
-    let concerns = |flag: &&Flag| match flag {
-        Flag::WeakerThanNoise { attack: weak, .. } => weak == attack,
-        _ => true,
-    };
-    let name = |flag: &Flag| {
-        let value = serde_json::to_value(flag).expect("a flag serializes to JSON");
-        value["flag"].as_str().unwrap_or("unknown").to_owned()
-    };
-    let names: BTreeSet<String> = flags.iter().filter(concerns).map(name).collect();
+/// Names of the flags that concern `entry`: those of its attacks and those of the model.
+fn flags(flags: &[Flag], entry: &c2r_attacks::AttackEntry) -> Vec<String> {
+    let about = |attack: &str| entry.name == attack || entry.stages.iter().any(|stage| stage.attack == attack);
+    let tags = flags.iter().map(|flag| serde_json::to_value(flag).expect("a flag serializes to JSON"));
+    let names: BTreeSet<String> = tags
+        .filter(|tag| tag["attack"].as_str().is_none_or(about))
+        .map(|tag| tag["flag"].as_str().unwrap_or("unknown").to_owned())
+        .collect();
     names.into_iter().collect()
 }
 
@@ -121,6 +123,7 @@ mod tests {
                     },
                     prediction: 0,
                     distance: 0.0,
+                    margin: Some(if outcome == 's' { 0.5 } else { -1.25 }),
                     queries: 1,
                     stages: 1,
                 })
@@ -136,6 +139,7 @@ mod tests {
             labels: vec![0, 1, 0, 1, 0],
             targets: None,
             clean_predictions: vec![0, 1, 0, 1, 1],
+            clean_margins: vec![1.0, 1.0, 1.0, 1.0, -1.25],
             clean_counts: Counts::default(),
             clean_seconds: 0.125,
             attacks: vec![entry("fgsm", "sssbc"), entry("pgd", "ssbbc")],
@@ -168,6 +172,8 @@ mod tests {
         assert_eq!(record.attacks[1].flags, ["weaker-than-noise", "zero-gradient"]);
         assert_eq!(record.attacks[1].config["attack"], "pgd");
         assert_eq!(record.samples.as_ref().unwrap().clean.count(), 4);
+        assert_eq!(record.samples.as_ref().unwrap().margins.as_ref().unwrap()[4], -1.25);
+        assert_eq!(record.attacks[1].margins.as_deref().unwrap(), [0.5, 0.5, -1.25, -1.25, -1.25]);
         let text = serde_json::to_string(&record).unwrap();
         assert_eq!(serde_json::from_str::<AttackRecord>(&text).unwrap(), record);
     }

@@ -21,15 +21,18 @@
 mod collect;
 mod error;
 mod from_report;
+mod latex;
 pub mod metrics;
 mod record;
 mod render;
+mod report;
 pub mod stats;
 pub mod table;
 
 pub use c2r_experiment::{Experiment, Method, MethodKind, Override, Published, Scale};
-pub use collect::{Source, collect};
+pub use collect::{RunInfo, Source, collect};
 pub use error::EvalError;
 pub use from_report::RecordContext;
 pub use record::{AttackEntry, AttackRecord, Bits, Samples};
+pub use report::EmbeddedPicture;
 pub use table::{Table, TableOptions};

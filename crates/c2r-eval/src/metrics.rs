@@ -74,6 +74,37 @@ pub fn per_class(record: &AttackRecord, under: Option<&AttackEntry>) -> Option<V
     Some(counts.into_iter().map(|(right, all)| ratio(right as f64, all as f64)).collect())
 }
 
+/// Which quantiles [`margin_quantiles`] gives.
+pub const MARGIN_QUANTILES: [f64; 5] = [0.05, 0.25, 0.5, 0.75, 0.95];
+
+/// Quantiles of `margins` at [`MARGIN_QUANTILES`], linear between the two nearest images (type 7 of Hyndman & Fan 1996, the
+/// default of NumPy).
+///
+/// # Panics
+/// If `margins` is empty.
+///
+/// ```
+/// use c2r_eval::metrics::margin_quantiles;
+/// assert_eq!(margin_quantiles(&[4.0, 0.0, 1.0, 2.0, 3.0]), [0.2, 1.0, 2.0, 3.0, 3.8]);
+/// ```
+pub fn margin_quantiles(margins: &[f32]) -> [f64; 5] {
+    assert!(!margins.is_empty(), "there is no margin");
+    let mut sorted: Vec<f64> = margins.iter().map(|&margin| f64::from(margin)).collect();
+    sorted.sort_unstable_by(f64::total_cmp);
+    MARGIN_QUANTILES.map(|part| {
+        let place = part * (sorted.len() - 1) as f64;
+        let (below, above) = (sorted[place.floor() as usize], sorted[place.ceil() as usize]);
+        below + (above - below) * place.fract()
+    })
+}
+
+/// The smallest of 1, 2, 2.5 and 5 times a power of ten that is at least `step`: for bins and axes.
+pub(crate) fn round_step(step: f64) -> f64 {
+    let power = 10f64.powf(step.log10().floor());
+    let round = [1.0, 2.0, 2.5, 5.0, 10.0].into_iter().find(|round| round * power >= step * (1.0 - 1e-9));
+    round.unwrap_or(10.0) * power
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -117,6 +148,15 @@ mod tests {
         record.attacks[1].survived = None;
         let entries: Vec<&AttackEntry> = record.attacks.iter().collect();
         assert_eq!(worst_case(&record, &entries), None);
+    }
+
+    #[test]
+    fn steps_are_round() {
+        for (step, round) in
+            [(0.1, 0.1), (0.11, 0.2), (0.21, 0.25), (0.26, 0.5), (7.0, 10.0), (1.0, 1.0), (1300.0, 2000.0)]
+        {
+            close(Some(round_step(step)), round);
+        }
     }
 
     #[test]

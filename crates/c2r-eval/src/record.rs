@@ -1,7 +1,7 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use c2r_base::{
-    Epsilon, Norm, Subject, ThreatModel,
+    Epsilon, Goal, Norm, Subject, ThreatModel,
     artifact::{self, ArtifactError},
 };
 use serde::{Deserialize, Serialize, de::Error as _};
@@ -81,6 +81,11 @@ pub struct AttackEntry {
     /// Which images survived, in the order of [`Samples::labels`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub survived: Option<Bits>,
+    /// The smallest margin of each image's label that this attack found, in logits: an estimate of the robust margin
+    /// from above, as good as the attack. The clean image counts, so an image that is wrong has its clean margin. In
+    /// the file one text, separated by spaces.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "spaced_or_none")]
+    pub margins: Option<Vec<f32>>,
 }
 
 /// What is known about each test image.
@@ -92,6 +97,9 @@ pub struct Samples {
     pub labels: Vec<usize>,
     /// Which images are classified correctly with no attack.
     pub clean: Bits,
+    /// Margin of each image's label with no attack, in logits.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "spaced_or_none")]
+    pub margins: Option<Vec<f32>>,
 }
 
 /// One yes or no per image; in the file a text such as `1101`.
@@ -141,18 +149,37 @@ impl<'de> Deserialize<'de> for Bits {
     }
 }
 
+/// Numbers as one text, separated by spaces: an array would take a line for each.
 mod spaced {
+    use std::{fmt::Display, str::FromStr};
+
     use serde::{Deserialize, de::Error as _};
 
-    pub(super) fn serialize<S: serde::Serializer>(labels: &[usize], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&labels.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
+    pub(super) fn serialize<T: Display, S: serde::Serializer>(numbers: &[T], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&numbers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
     }
 
-    pub(super) fn deserialize<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<usize>, D::Error> {
+    pub(super) fn deserialize<'de, T: FromStr, D: serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<T>, D::Error> {
         String::deserialize(deserializer)?
             .split_whitespace()
-            .map(|word| word.parse().map_err(|_| D::Error::custom(format!("`{word}` is not a class number"))))
+            .map(|word| word.parse().map_err(|_| D::Error::custom(format!("`{word}` is not a number that fits here"))))
             .collect()
+    }
+}
+
+mod spaced_or_none {
+    #[expect(clippy::ref_option, reason = "serde's signature")]
+    pub(super) fn serialize<S: serde::Serializer>(
+        margins: &Option<Vec<f32>>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        super::spaced::serialize(margins.as_deref().unwrap_or_default(), serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<f32>>, D::Error> {
+        super::spaced::deserialize(deserializer).map(Some)
     }
 }
 
@@ -170,6 +197,13 @@ impl AttackRecord {
             fs::read(path).map_err(|source| ArtifactError::Io { action: "read", path: path.to_owned(), source })?;
         let wrong = |error: serde_json::Error| ArtifactError::format(path, "attack.json", error.to_string());
         let value: serde_json::Value = serde_json::from_slice(&text).map_err(wrong)?;
+        if value.get("mode").is_some() && value.get("clean_predictions").is_some() {
+            return Err(EvalError::record(
+                path,
+                "this is a report of attacks on one another's survivors or of a model without a subject, which is no \
+                 table cell; `c2r attack --checkpoint FILE --dataset NAME --each --output FILE` writes one",
+            ));
+        }
         match value.get("schema_version").and_then(serde_json::Value::as_u64) {
             Some(version) if version == u64::from(Self::SCHEMA_VERSION) => {}
             Some(version) => {
@@ -221,6 +255,9 @@ impl AttackRecord {
                     samples.clean.len(),
                     self.n
                 ));
+            }
+            if let Some(margins) = &samples.margins {
+                check_margins(margins, &samples.clean, false).map_err(|reason| format!("samples.margins {reason}"))?;
             }
             if samples.clean.count() as f64 != clean.round() {
                 return Err(format!(
@@ -279,7 +316,33 @@ impl AttackRecord {
                 return Err(format!("image {image} survived but is wrong without an attack"));
             }
         }
+        if let Some(margins) = &entry.margins {
+            let Some(survived) = &entry.survived else {
+                return Err("margins without outcomes per image".into());
+            };
+            let targeted = self.threat.goal != Goal::Untargeted;
+            check_margins(margins, survived, targeted).map_err(|reason| format!("margins {reason}"))?;
+        }
         Ok(())
+    }
+}
+
+/// A right image has no negative margin and a wrong one no positive one. Under a `targeted` attack the label may lose
+/// to a class that is not the target.
+fn check_margins(margins: &[f32], right: &Bits, targeted: bool) -> Result<(), String> {
+    if margins.len() != right.len() {
+        return Err(format!("has {} numbers for {} images", margins.len(), right.len()));
+    }
+    let wrong = |(margin, right): (f32, bool)| {
+        !margin.is_finite() || (right && margin < 0.0 && !targeted) || (!right && margin > 0.0)
+    };
+    match margins.iter().copied().zip(right.0.iter().copied()).position(wrong) {
+        Some(image) => Err(format!(
+            "says {} for image {image}, which is {}",
+            margins[image],
+            if right.0[image] { "right" } else { "wrong" }
+        )),
+        None => Ok(()),
     }
 }
 
@@ -303,6 +366,7 @@ pub(crate) mod tests {
                 seconds: 0.5,
                 flags: vec![],
                 config: serde_json::json!({ "attack": attack }),
+                margins: Some(survived.0.iter().map(|&survived| if survived { 0.25 } else { -1.5 }).collect()),
                 survived: Some(survived),
             }
         };
@@ -316,6 +380,7 @@ pub(crate) mod tests {
                 distill_seed: Some(0),
                 train_seed: 0,
                 protocol: "natural".into(),
+                selection: Default::default(),
                 model: "ConvNet-D3-W32-IN".into(),
                 n_images: 2,
                 extra_storage: String::new(),
@@ -330,6 +395,7 @@ pub(crate) mod tests {
             samples: Some(Samples {
                 labels: vec![0, 0, 0, 0, 1, 1, 1, 1],
                 clean: "11101110".chars().map(|c| c == '1').collect(),
+                margins: Some(vec![1.0, 2.0, 0.5, -1.5, 1.0, 2.0, 0.5, -1.5]),
             }),
             attack_seed: 0,
             test_sha256: "cd".into(),
@@ -351,6 +417,13 @@ pub(crate) mod tests {
             text.contains(r#""survived": "11101100""#) && text.contains(r#""labels": "0 0 0 0 1 1 1 1""#),
             "{text}"
         );
+        assert!(text.contains(r#""margins": "1 2 0.5 -1.5 1 2 0.5 -1.5""#), "{text}");
+        let mut older = example();
+        older.samples.as_mut().unwrap().margins = None;
+        older.attacks.iter_mut().for_each(|entry| entry.margins = None);
+        older.write(&path).unwrap();
+        assert!(!fs::read_to_string(&path).unwrap().contains("margins"));
+        assert_eq!(AttackRecord::read(&path).unwrap(), older);
     }
 
     #[test]
@@ -377,6 +450,14 @@ pub(crate) mod tests {
             r.attacks[0].survived = Some("11110100".chars().map(|c| c == '1').collect())
         });
         check("without the record's samples", |r| r.samples = None);
+        check("samples.margins has 7 numbers for 8 images", |r| {
+            r.samples.as_mut().unwrap().margins.as_mut().unwrap().truncate(7)
+        });
+        check("attack `pgd`: margins says 0.5 for image 3, which is wrong", |r| {
+            r.attacks[1].margins.as_mut().unwrap()[3] = 0.5
+        });
+        check("margins says -0.5 for image 0, which is right", |r| r.attacks[1].margins.as_mut().unwrap()[0] = -0.5);
+        check("margins says NaN", |r| r.attacks[0].margins.as_mut().unwrap()[0] = f32::NAN);
         check("attack `fgsm` appears twice at 2/255", |r| r.attacks[1] = r.attacks[0].clone());
     }
 
@@ -396,9 +477,13 @@ pub(crate) mod tests {
         check(&text.replace(r#""schema_version": 1"#, r#""schema_version": 9"#), "schema_version is 9");
         check(&text.replace(r#""schema_version": 1,"#, ""), "schema_version is missing");
         check(&text.replace(r#""n": 8,"#, r#""n": 8, "extra": 1,"#), "unknown field `extra`");
+        check(
+            r#"{"schema_version": 1, "mode": "suite", "clean_predictions": [1]}"#,
+            "--each --output FILE` writes one",
+        );
         check(&text.replace(r#""attack_seed": 0,"#, ""), "missing field `attack_seed`");
         check(&text.replace("11101100", "1110110x"), "found 'x'");
-        check(&text.replace("0 0 0 0 1", "0 0 0 a 1"), "`a` is not a class number");
+        check(&text.replace("0 0 0 0 1", "0 0 0 a 1"), "`a` is not a number");
         check(&text.replace(r#""survivors": 5"#, r#""survivors": 4"#), "robust_accuracy is 0.625 with 4 survivors");
     }
 }

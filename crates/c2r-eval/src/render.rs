@@ -1,5 +1,6 @@
 //! The table as Markdown, for a terminal, as CSV and as JSON. Equal tables give equal bytes.
 
+use c2r_base::Selection;
 use comfy_table::{CellAlignment, presets};
 
 use crate::{
@@ -64,12 +65,7 @@ impl Table {
         }
         for section in &self.sections {
             let grid = Grid::new(section);
-            out.push_str(&format!(
-                "\n## {}, {}\n\n{}\n\n",
-                section.dataset,
-                protocol_label(&section.protocol),
-                setting(section)
-            ));
+            out.push_str(&format!("\n## {}\n\n{}\n\n", heading(section), setting(section)));
             out.push_str(&if drawn { drawn_grid(&grid) } else { markdown_grid(&grid) });
             if !grid.notes.is_empty() || !section.notes.is_empty() {
                 out.push('\n');
@@ -94,13 +90,13 @@ impl Table {
         let end = out.trim_end_matches('\n').len();
         out.truncate(end);
         out.push_str("\n\n## How to read this\n\n");
-        for line in self.legend(drawn) {
+        for line in self.legend(if drawn { "`*`" } else { "Bold" }) {
             out.push_str(&format!("- {line}\n"));
         }
         out
     }
 
-    fn legend(&self, drawn: bool) -> Vec<String> {
+    pub(crate) fn legend(&self, bold: &str) -> Vec<String> {
         let mut lines = vec![
             "Accuracies in percent of all test images, mean ± sample standard deviation over runs. An image that is wrong without an attack counts as not robust.".to_owned(),
         ];
@@ -134,7 +130,7 @@ impl Table {
         match &self.baseline {
             Some(baseline) => lines.push(format!(
                 "{}: better than `{baseline}` in a paired t-test over seeds with p < {}; ↓: worse by the same test. Not corrected for the number of cells; any other difference is not a finding.",
-                if drawn { "`*`" } else { "Bold" },
+                bold,
                 crate::stats::SIGNIFICANT
             )),
             None => lines.push("No baseline was named, so no difference here is called significant.".to_owned()),
@@ -174,20 +170,27 @@ fn planned_name(row: &PlannedRow) -> String {
     format!("{} {} ipc {} {}", row.dataset, row.protocol, size(row.images_per_class), row.method)
 }
 
-fn size(images_per_class: Option<usize>) -> String {
+pub(crate) fn size(images_per_class: Option<usize>) -> String {
     images_per_class.map_or_else(|| "all".to_owned(), |count| count.to_string())
 }
 
-fn protocol_label(protocol: &str) -> String {
-    match protocol {
+/// Dataset, protocol, and how the step was chosen where it was.
+pub(crate) fn heading(section: &Section) -> String {
+    let protocol = match section.protocol.as_str() {
         "natural" => "natural training".to_owned(),
         "pgd-at" => "adversarial training (PGD-AT)".to_owned(),
         "trades" => "adversarial training (TRADES)".to_owned(),
         other => format!("protocol {other}"),
-    }
+    };
+    let chosen = match section.selection {
+        Selection::Last => "",
+        Selection::HeldOut => ", step chosen on held-out training images",
+        Selection::BestTest => ", step chosen on the TEST images (best-test: too good)",
+    };
+    format!("{}, {protocol}{chosen}", section.dataset)
 }
 
-fn setting(section: &Section) -> String {
+pub(crate) fn setting(section: &Section) -> String {
     let goal = match section.goal {
         c2r_base::Goal::Untargeted => "",
         c2r_base::Goal::Targeted(_) => ", targeted",
@@ -199,19 +202,19 @@ fn setting(section: &Section) -> String {
 }
 
 /// What both drawings show.
-struct Grid {
-    header: Vec<String>,
-    rows: Vec<Vec<Entry>>,
-    notes: Vec<String>,
+pub(crate) struct Grid {
+    pub(crate) header: Vec<String>,
+    pub(crate) rows: Vec<Vec<Entry>>,
+    pub(crate) notes: Vec<String>,
 }
 
-struct Entry {
-    text: String,
-    better: bool,
+pub(crate) struct Entry {
+    pub(crate) text: String,
+    pub(crate) better: bool,
 }
 
 impl Grid {
-    fn new(section: &Section) -> Self {
+    pub(crate) fn new(section: &Section) -> Self {
         let mut header = vec!["ipc".to_owned(), "method".to_owned(), "runs".to_owned()];
         header.extend(section.columns.iter().map(|column| column_label(column)));
         let mut grid = Self { header, rows: Vec::new(), notes: Vec::new() };
@@ -288,7 +291,7 @@ fn join(mut text: String, marks: &[String]) -> String {
 }
 
 /// One decimal; no negative zero.
-fn percent(value: f64) -> String {
+pub(crate) fn percent(value: f64) -> String {
     let text = format!("{value:.1}");
     if text == "-0.0" { "0.0".to_owned() } else { text }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use c2r_base::{Goal, Norm, artifact};
+use c2r_base::{Goal, Norm, Selection, artifact};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -23,6 +23,9 @@ pub const WORST_CASE: &str = "worst-case";
 pub const DROP_RATE: &str = "drop-rate";
 /// The attack of the column [`DROP_RATE`].
 pub const DROP_RATE_ATTACK: &str = "pgd";
+/// Columns `margin-q05-NAME` to `margin-q95-NAME`: quantiles over the test images of the smallest margin that an attack
+/// found ([`crate::AttackEntry::margins`]), in logits.
+pub const MARGIN: &str = "margin";
 /// Columns that measure the machine as much as the network.
 pub const HARDWARE_COLUMNS: [&str; 3] = ["ae", "crei", "i-crei"];
 
@@ -107,6 +110,9 @@ pub struct Section {
     pub dataset: String,
     /// Downstream protocol.
     pub protocol: String,
+    /// Which step's network each run kept.
+    #[serde(default, skip_serializing_if = "Selection::is_last")]
+    pub selection: Selection,
     /// Architecture.
     pub model: String,
     /// Norm of the attacks.
@@ -125,6 +131,10 @@ pub struct Section {
     pub attack_configs: BTreeMap<String, Value>,
     /// The columns that Markdown and terminal show; the other cells are in CSV and JSON.
     pub columns: Vec<String>,
+    /// Edges of the bins of [`Row::margin_counts`] in logits, upwards; smaller and larger margins are in the outermost
+    /// bins. Empty where no margins were kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub margin_edges: Vec<f64>,
     /// Rows: images per class upwards (all real images first), methods as the experiment lists them.
     pub rows: Vec<Row>,
     /// What is true of every row.
@@ -160,6 +170,10 @@ pub struct Row {
     /// Mean accuracy of each class by column (`clean` and attacks), percent; only where outcomes per image were kept.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub per_class: BTreeMap<String, Vec<Option<f64>>>,
+    /// Number of test images by margin, over all runs: `clean` and attacks, one number per bin of
+    /// [`Section::margin_edges`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub margin_counts: BTreeMap<String, Vec<usize>>,
     /// What is true of this row only.
     pub notes: Vec<String>,
 }
@@ -178,6 +192,12 @@ pub struct Run {
     pub files: Vec<String>,
     /// The command that wrote the first of them.
     pub argv: Vec<String>,
+    /// The command that distilled; empty where it is not known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub distill_argv: Vec<String>,
+    /// The command that trained; empty where it is not known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub train_argv: Vec<String>,
     /// Versions of the programs involved.
     pub versions: BTreeMap<String, String>,
     /// Key of [`Table::configs`].
@@ -186,7 +206,7 @@ pub struct Run {
     pub train_config: Option<String>,
 }
 
-/// One number, in percent.
+/// One number, in percent ([`MARGIN`]: in logits).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cell {
@@ -261,6 +281,7 @@ pub struct PlannedRow {
 struct SectionKey {
     dataset: String,
     protocol: String,
+    selection: Selection,
     model: String,
     norm: String,
     /// Bits of a positive float order as the float does.
@@ -390,6 +411,7 @@ impl<'a> Plan<'a> {
             section.model.clone(),
             self.place(|scale| &scale.protocols, &section.protocol),
             section.protocol.clone(),
+            section.selection,
             format!("{:?} {:?}", section.norm, section.goal),
             epsilon_of(section).to_bits(),
         )
@@ -451,6 +473,7 @@ impl<'a> Plan<'a> {
 
     fn covers(&self, section: &Section, planned: &PlannedRow) -> bool {
         self.same_threat(section.norm, epsilon_of(section))
+            && section.selection.is_last()
             && section.dataset == planned.dataset
             && section.protocol == planned.protocol
             && section
@@ -469,6 +492,7 @@ impl<'a> Plan<'a> {
     fn runs(&self, key: &SectionKey, norm: Norm, row: &RowKey) -> Option<usize> {
         let scale = self.scale?;
         let planned = self.same_threat(norm, f64::from_bits(key.epsilon))
+            && key.selection.is_last()
             && self.rows().iter().any(|planned| {
                 planned.dataset == key.dataset
                     && planned.protocol == key.protocol
@@ -508,7 +532,10 @@ impl<'a> Plan<'a> {
             None => (candidates().next()?, false),
         };
         let difference = mean - number.value;
-        let caveat = if same {
+        let chosen = section.selection == Selection::BestTest;
+        let caveat = if chosen {
+            "ours is of the step that the test images chose (best-test)".to_owned()
+        } else if same {
             String::new()
         } else if number.over.is_empty() {
             format!("the paper does not say which attacks its mean is over; ours is over {}", names(attacks))
@@ -520,7 +547,7 @@ impl<'a> Plan<'a> {
             value: number.value,
             source: number.source.clone(),
             difference,
-            outside_tolerance: self.tolerance.filter(|_| same).map(|tolerance| difference.abs() > tolerance),
+            outside_tolerance: self.tolerance.filter(|_| same && !chosen).map(|tolerance| difference.abs() > tolerance),
             caveat,
         })
     }
@@ -532,7 +559,7 @@ fn threat(scale: &Scale) -> String {
     format!("{norm} {}", scale.epsilons.join(", "))
 }
 
-fn epsilon_of(section: &Section) -> f64 {
+pub(crate) fn epsilon_of(section: &Section) -> f64 {
     section.epsilon.parse::<c2r_base::Epsilon>().map_or(0.0, c2r_base::Epsilon::value)
 }
 
@@ -557,7 +584,14 @@ pub(crate) fn column_label(column: &str) -> String {
         MEAN_ROBUST => "mean robust".into(),
         DROP_RATE => format!("DR ({})", column_label(DROP_RATE_ATTACK)),
         CLEAN | MINIMUM | WORST_CASE | "noise" => column.into(),
-        attack => attack.to_uppercase(),
+        _ => match column.strip_prefix("drop-rate-") {
+            Some(attack) => format!("DR ({})", column_label(attack)),
+            None if is_margin(column) => {
+                let (quantile, attack) = column[MARGIN.len() + 2..].split_once('-').unwrap_or((column, CLEAN));
+                format!("margin, {} % quantile ({})", quantile.trim_start_matches('0'), column_label(attack))
+            }
+            None => column.to_uppercase(),
+        },
     }
 }
 
@@ -572,6 +606,7 @@ fn group(sources: &[Source]) -> Result<BTreeMap<SectionKey, Rows<'_>>, EvalError
         let key = |norm: Norm, epsilon: f64| SectionKey {
             dataset: subject.dataset.clone(),
             protocol: subject.protocol.clone(),
+            selection: subject.selection,
             model: subject.model.clone(),
             norm: format!("{norm:?}"),
             epsilon: epsilon.to_bits(),
@@ -670,12 +705,14 @@ fn section(
     let entry = runs().flat_map(|run| run.attacks.values()).map(|(entry, _)| (entry.norm, entry.epsilon)).next();
     let (norm, epsilon) = entry.unwrap_or((first.record.threat.norm, first.record.threat.epsilon));
 
+    let margins = runs().flat_map(|run| margins_of(run, &attacks)).flat_map(|(_, margins)| margins);
+    let margin_edges = bin_edges(margins.copied().collect());
     let mut keys: Vec<&RowKey> = rows.keys().collect();
     keys.sort_by_cached_key(|row| plan.row_order(row));
     let mut made = Vec::new();
     for row in keys {
         let several = rows.keys().any(|other| other.method == row.method && other.profile != row.profile);
-        made.push(make_row(key, norm, row, several, rows, &attacks, plan, configs)?);
+        made.push(make_row(key, norm, row, several, rows, &attacks, &margin_edges, plan, configs)?);
     }
     let mut columns = vec![CLEAN.to_owned()];
     columns.extend(attacks.iter().cloned());
@@ -698,6 +735,7 @@ fn section(
     Ok(Section {
         dataset: key.dataset.clone(),
         protocol: key.protocol.clone(),
+        selection: key.selection,
         model: key.model.clone(),
         norm,
         epsilon: epsilon.to_string(),
@@ -710,6 +748,7 @@ fn section(
             .map(|(name, (entry, _))| (name.to_owned(), entry.config.clone()))
             .collect(),
         columns,
+        margin_edges,
         rows: made,
         notes,
     })
@@ -734,6 +773,7 @@ fn make_row(
     several_profiles: bool,
     rows: &Rows<'_>,
     attacks: &[String],
+    margin_edges: &[f64],
     plan: &Plan<'_>,
     configs: &mut BTreeMap<String, Value>,
 ) -> Result<Row, EvalError> {
@@ -822,8 +862,10 @@ fn make_row(
                 files: run.files.iter().map(|file| file.path.clone()).collect(),
                 argv: first.record.argv.clone(),
                 versions: first.record.versions.clone(),
-                distill_config: first.distill_config.as_ref().map(|config| remember(config, configs)),
-                train_config: first.train_config.as_ref().map(|config| remember(config, configs)),
+                distill_argv: first.distillation.as_ref().map(|run| run.argv.clone()).unwrap_or_default(),
+                train_argv: first.training.as_ref().map(|run| run.argv.clone()).unwrap_or_default(),
+                distill_config: first.distillation.as_ref().map(|run| remember(&run.config, configs)),
+                train_config: first.training.as_ref().map(|run| remember(&run.config, configs)),
             }
         })
         .collect();
@@ -840,6 +882,7 @@ fn make_row(
         runs,
         cells,
         per_class: classes_of(measured, attacks),
+        margin_counts: margin_counts(measured, attacks, margin_edges),
         notes,
     })
 }
@@ -921,10 +964,71 @@ fn values_of(runs: &BTreeMap<Seeds, Measured<'_>>, attacks: &[String]) -> Vec<(S
             put(column, value, &run.files);
         }
     }
+    for (position, run) in runs.values().enumerate() {
+        for (attack, margins) in margins_of(run, attacks) {
+            for (part, value) in metrics::MARGIN_QUANTILES.into_iter().zip(metrics::margin_quantiles(margins)) {
+                let column = format!("{MARGIN}-q{:02}-{attack}", (100.0 * part).round());
+                let file = run.attacks.get(attack).map_or(run.files[0], |(_, source)| source);
+                let place = columns.iter().position(|(name, _)| *name == column).unwrap_or_else(|| {
+                    columns.push((column, Values::default()));
+                    columns.len() - 1
+                });
+                let values = &mut columns[place].1;
+                values.per_run.resize(position, None);
+                values.per_run.push(Some(value));
+                values.sources.insert(file.path.clone());
+            }
+        }
+    }
     for (_, values) in &mut columns {
         values.per_run.resize(runs.len(), None);
     }
     columns
+}
+
+/// The margins that a run kept: without an attack ([`CLEAN`]) and under each.
+fn margins_of<'a>(run: &Measured<'a>, attacks: &'a [String]) -> Vec<(&'a str, &'a [f32])> {
+    let clean = run.files.iter().find_map(|file| file.record.samples.as_ref()?.margins.as_deref());
+    let attacked = attacks.iter().filter(|attack| *attack != CLEAN).filter_map(|attack| {
+        let (entry, _) = run.attacks.get(attack.as_str())?;
+        Some((attack.as_str(), entry.margins.as_deref()?))
+    });
+    clean.map(|margins| (CLEAN, margins)).into_iter().chain(attacked).collect()
+}
+
+/// Number of bins of a margin histogram, about.
+const MARGIN_BINS: f64 = 32.0;
+
+/// Edges at whole multiples of a round width, one of them 0, that hold all but the outermost hundredths of `margins`.
+fn bin_edges(mut margins: Vec<f32>) -> Vec<f64> {
+    margins.sort_unstable_by(f32::total_cmp);
+    let at = |part: f64| f64::from(margins[(part * (margins.len() - 1) as f64).round() as usize]);
+    if margins.is_empty() || at(0.0) == at(1.0) {
+        return Vec::new();
+    }
+    let (low, high) = (at(0.01).min(0.0), at(0.99).max(0.0));
+    let width = metrics::round_step((high - low).max(f64::from(f32::EPSILON)) / MARGIN_BINS);
+    let (first, last) = ((low / width).floor() as i64, (high / width).ceil() as i64);
+    (first..=last.max(first + 1)).map(|edge| edge as f64 * width).collect()
+}
+
+fn margin_counts(
+    runs: &BTreeMap<Seeds, Measured<'_>>,
+    attacks: &[String],
+    edges: &[f64],
+) -> BTreeMap<String, Vec<usize>> {
+    let mut counts: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    if edges.len() < 2 {
+        return counts;
+    }
+    for (attack, margins) in runs.values().flat_map(|run| margins_of(run, attacks)) {
+        let bins = counts.entry(attack.to_owned()).or_insert_with(|| vec![0; edges.len() - 1]);
+        for &margin in margins {
+            let above = edges[1..edges.len() - 1].partition_point(|&edge| edge <= f64::from(margin));
+            bins[above] += 1;
+        }
+    }
+    counts
 }
 
 /// Counted, so that 24 of 100 images are 24 and not 24.000000000000004.
@@ -933,7 +1037,18 @@ fn percent(count: usize, n: usize) -> f64 {
 }
 
 fn caveat(column: &str) -> &'static str {
-    if HARDWARE_COLUMNS.contains(&column) { "made of wall-clock times: depends on the hardware" } else { "" }
+    if HARDWARE_COLUMNS.contains(&column) {
+        "made of wall-clock times: depends on the hardware"
+    } else if is_margin(column) {
+        "in logits, so networks of different scale do not compare; from above, as good as the attack"
+    } else {
+        ""
+    }
+}
+
+/// Whether a column is in logits and not in percent.
+pub fn is_margin(column: &str) -> bool {
+    column.strip_prefix(MARGIN).is_some_and(|rest| rest.starts_with("-q"))
 }
 
 /// Runs of one distilled set are no independent evidence about the method, so they are averaged to one value. Without
@@ -952,7 +1067,7 @@ fn shared_sets(runs: &BTreeMap<Seeds, Measured<'_>>) -> bool {
 }
 
 fn compare(baseline: &str, column: &str, ours: &[(Seeds, f64)], theirs: &BTreeMap<Seeds, f64>) -> Option<Comparison> {
-    if HARDWARE_COLUMNS.contains(&column) {
+    if HARDWARE_COLUMNS.contains(&column) || is_margin(column) {
         return None;
     }
     let pairs: Vec<(Seeds, f64)> =
@@ -1005,7 +1120,7 @@ fn classes_of(runs: &BTreeMap<Seeds, Measured<'_>>, attacks: &[String]) -> BTree
 
 /// The first key, apart from seeds, in which the distillations of a row differ.
 fn configs_differ(runs: &BTreeMap<Seeds, Measured<'_>>) -> Option<String> {
-    let mut configs = runs.values().filter_map(|run| run.files[0].distill_config.as_ref());
+    let mut configs = runs.values().filter_map(|run| Some(&run.files[0].distillation.as_ref()?.config));
     let first = configs.next()?;
     configs.find_map(|other| difference(first, other, ""))
 }

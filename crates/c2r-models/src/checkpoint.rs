@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, path::Path};
 use c2r_base::artifact::{ArtifactError, TensorFile};
 use tch::{Device, Tensor};
 
-use crate::{Model, ModelError, ModelInput, ModelSpec, convnet};
+use crate::{Model, ModelError, ModelInput, ModelSpec, network};
 
 /// The `schema_version` that [`save`] writes and [`load`] reads.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -66,7 +66,8 @@ pub fn load(path: &Path, device: Device) -> Result<(Model, BTreeMap<String, Stri
         serde_json::from_str(&input).map_err(|error| wrong(format!("`input` in its header: {error}")))?;
     let inside = |source| ModelError::Checkpoint { path: path.to_owned(), source: Box::new(source) };
     input.check().map_err(inside)?;
-    let (declared, found) = (n_values(&spec, &input), tensors.values().map(Tensor::numel).sum::<usize>() as i64);
+    let (declared, found) =
+        (n_values(&spec, &input).map_err(inside)?, tensors.values().map(Tensor::numel).sum::<usize>() as i64);
     if declared > found && declared > MOST_UNFOUNDED {
         return Err(wrong(format!("{spec} for its `input` has {declared} values, the file {found}")).into());
     }
@@ -76,9 +77,9 @@ pub fn load(path: &Path, device: Device) -> Result<(Model, BTreeMap<String, Stri
 }
 
 /// Number of values of the parameters; `input` was checked.
-fn n_values(spec: &ModelSpec, input: &ModelInput) -> i64 {
-    let ModelSpec::ConvNet(spec) = spec;
-    convnet::parameters(spec, input).iter().map(|parameter| parameter.shape.iter().product::<i64>()).sum()
+fn n_values(spec: &ModelSpec, input: &ModelInput) -> Result<i64, ModelError> {
+    let parameters = network::parameters(spec, input)?;
+    Ok(parameters.iter().map(|parameter| parameter.shape.iter().product::<i64>()).sum())
 }
 
 #[cfg(test)]

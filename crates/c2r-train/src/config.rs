@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{SgdConfig, TrainError};
 
-/// How a network is trained. The presets of [`Protocol`] give every field a value with a source.
+/// How a network is trained. [`Protocol`] gives every field a value with a source.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct TrainConfig {
@@ -141,60 +141,19 @@ pub enum Protocol {
     Trades,
 }
 
-/// Epochs of DD-RobustBench's training on a distilled set; the five values after it are of the same recipe.
-const EPOCHS: u64 = 1000;
-/// Images per step.
-const BATCH_SIZE: usize = 256;
-/// Learning rate.
-const LR: f64 = 0.01;
-/// SGD's momentum.
-const MOMENTUM: f64 = 0.9;
-/// SGD's weight decay.
-const WEIGHT_DECAY: f64 = 5e-4;
-/// Radius of adversarial training, in 255ths: the one the tables attack with.
-const EPSILON_255: f64 = 2.0;
-/// Steps of the inner attack. Madry et al. 2018, section 5, CIFAR-10: 7 steps of a quarter of epsilon.
-const PGD_AT_STEPS: u32 = 7;
-/// Steps of TRADES's inner attack. Zhang et al. 2019, section 5.2, CIFAR-10: 10 steps of about a quarter of epsilon.
-const TRADES_STEPS: u32 = 10;
-/// Length of an inner step as a part of epsilon, in both.
-const REL_STEP_SIZE: f64 = 0.25;
-/// `1 / lambda` of Zhang et al. 2019, table 5.
-const TRADES_BETA: f64 = 6.0;
-
 impl Protocol {
     /// All protocols.
     pub const ALL: [Self; 3] = [Self::Natural, Self::PgdAt, Self::Trades];
 
-    /// The protocol's setting: DD-RobustBench's recipe (SGD 0.01, momentum 0.9, weight decay 5e-4, a tenth of the
-    /// rate from half way, 1000 epochs, batches of 256, full DSA, hard labels), for PGD-AT and TRADES attacked
-    /// at 2/255 in Linf with the steps of their papers.
+    /// The protocol's setting, from `data/protocols/`, where every value has its source: DD-RobustBench's recipe, for
+    /// PGD-AT and TRADES attacked at 2/255 in Linf with the steps of their papers.
     pub fn config(self) -> TrainConfig {
-        let adversarial = |steps, loss| AdversarialConfig {
-            norm: Norm::Linf,
-            epsilon: Epsilon::of_255(EPSILON_255),
-            rel_step_size: REL_STEP_SIZE,
-            steps,
-            random_start: true,
-            loss,
+        let text = match self {
+            Self::Natural => include_str!("../../../data/protocols/natural.toml"),
+            Self::PgdAt => include_str!("../../../data/protocols/pgd-at.toml"),
+            Self::Trades => include_str!("../../../data/protocols/trades.toml"),
         };
-        TrainConfig {
-            length: Length::Epochs(EPOCHS),
-            batch_size: BATCH_SIZE,
-            lr: LR,
-            momentum: MOMENTUM,
-            weight_decay: WEIGHT_DECAY,
-            lr_schedule: LrSchedule::HalfWay,
-            dsa: Dsa::full(),
-            labels: LabelSource::Hard,
-            adversarial: match self {
-                Self::Natural => None,
-                Self::PgdAt => Some(adversarial(PGD_AT_STEPS, AdversarialLoss::PgdAt)),
-                Self::Trades => {
-                    Some(adversarial(TRADES_STEPS, AdversarialLoss::Trades(TradesConfig { beta: TRADES_BETA })))
-                }
-            },
-        }
+        toml::from_str(text).expect("the file is a valid configuration, as a test checks")
     }
 }
 
@@ -289,6 +248,14 @@ mod tests {
             assert_eq!(protocol.to_string().parse::<Protocol>().unwrap(), protocol);
             assert_eq!(serde_json::to_string(&protocol).unwrap(), format!("\"{protocol}\""));
         }
+        // The protocols differ in nothing but the attack, and that at the radius of the tables.
+        for protocol in [Protocol::PgdAt, Protocol::Trades] {
+            let mut config = protocol.config();
+            let adversarial = config.adversarial.take().unwrap();
+            assert_eq!(config, Protocol::Natural.config());
+            assert_eq!((adversarial.norm, adversarial.epsilon), (Norm::Linf, Epsilon::of_255(2.0)));
+        }
+        assert_eq!(Protocol::Natural.config().dsa, Dsa::full());
         assert!("pgd".parse::<Protocol>().unwrap_err().to_string().contains("pgd-at"));
     }
 

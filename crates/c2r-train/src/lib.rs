@@ -5,8 +5,8 @@
 //! the same loop step by step, with a state that can be saved. [`Sgd`] is torch's optimizer with explicit
 //! state. [`Protocol`] names the settings that tables are made with.
 //!
-//! **What it is not:** an evaluation under attack (c2r-attacks), and it never looks at test images: the
-//! result is the last step's network.
+//! **What it is not:** an evaluation under attack (c2r-attacks), and it never looks at test images by itself: the
+//! result is the last step's network, unless the caller keeps the [`Best`] on images of its choice.
 //!
 //! **Where to start:** [`Protocol::config`], then [`train`].
 //!
@@ -36,6 +36,7 @@
 mod accuracy;
 mod adversarial;
 mod augment;
+mod best;
 mod config;
 mod error;
 mod sgd;
@@ -43,6 +44,7 @@ mod source;
 mod trainer;
 
 pub use accuracy::accuracy;
+pub use best::Best;
 pub use config::{
     AdversarialConfig, AdversarialLoss, LabelSource, Length, LrSchedule, ParseProtocolError, Protocol, TradesConfig,
     TrainConfig,

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fs, io::Cursor, path::Path};
 
-use c2r_base::{Epsilon, Norm, Seed, Subject, ThreatModel, artifact::TensorFile};
+use c2r_base::{Epsilon, Norm, Seed, Selection, Subject, ThreatModel, artifact::TensorFile};
 use c2r_data::{SCHEMA_VERSION, SyntheticHeader, SyntheticSet};
 use c2r_eval::{AttackEntry, AttackRecord};
 use c2r_models::{Model, ModelInput, checkpoint};
@@ -171,6 +171,7 @@ pub(crate) fn attack_json() -> Seeds {
             distill_seed: Some(1),
             train_seed: 2,
             protocol: "pgd-at".into(),
+            selection: Selection::default(),
             model: "ConvNet-D3-W8-IN".into(),
             n_images: 100,
             extra_storage: String::new(),
@@ -194,6 +195,7 @@ pub(crate) fn attack_json() -> Seeds {
             flags: vec![],
             config: serde_json::Value::Null,
             survived: None,
+            margins: None,
         }],
         samples: None,
         attack_seed: 0,

@@ -96,6 +96,41 @@ fn inside_ball_and_box_deterministic_and_independent_of_batch_and_order() {
     }
 }
 
+/// On a linear model FGSM from a clean image is exact: the least margin over the ball is `min_k (f_y - f_k - epsilon
+/// |w_y - w_k|_1)` as long as no pixel leaves the box.
+#[test]
+fn the_margin_of_a_linear_model_is_the_robust_margin() {
+    let shape = [1, 4, 4];
+    let model = Linear::mixed(2, shape);
+    let images = toys::images(9, shape) * 0.8 + 0.1;
+    let labels = model.logits(&images).argmax(1, false);
+    // One image is misclassified: its margin is that of the clean image.
+    let labels = labels.index_copy(0, &Tensor::from_slice(&[2i64]), &(1 - labels.narrow(0, 2, 1)));
+    let data = LabelledImages::new(images, labels).unwrap();
+    let options = EvaluateOptions { mode: Mode::Each, batch_size: 4, ..Default::default() };
+    let attacks = ["clean", "fgsm", "apgd-ce"].map(|name| config(name, &[]).build().unwrap());
+    let epsilon = 0.05;
+    let report = run(&model, &data, &attacks, &threat(Norm::Linf, epsilon), &options);
+    let clean = Vec::<f32>::try_from(model.margin(data.images(), data.labels())).unwrap();
+    let distance = Vec::<f32>::try_from(model.distance(data.images(), data.labels(), Norm::Linf)).unwrap();
+    for position in 0..data.len() {
+        let margin = |attack: &str| report.attack(attack).unwrap().samples[position].margin.unwrap();
+        // The margin falls linearly and is zero at the smallest adversarial distance.
+        let robust = match clean[position] {
+            wrong if wrong < 0.0 => wrong,
+            right => right * (1.0 - epsilon as f32 / distance[position]),
+        };
+        assert!((report.clean_margins[position] - clean[position]).abs() < 1e-5);
+        assert!((margin("clean") - clean[position]).abs() < 1e-5, "the floor has the clean margin");
+        for attack in ["fgsm", "apgd-ce"] {
+            let got = margin(attack);
+            assert!((got - robust).abs() < 1e-4, "{attack}, image {position}: {got} instead of {robust}");
+        }
+    }
+    let back: c2r_attacks::AttackReport = serde_json::from_str(&serde_json::to_string(&report).unwrap()).unwrap();
+    assert_eq!(back, report);
+}
+
 #[test]
 fn outcomes_do_not_depend_on_the_batch_size_and_floors_hold() {
     let (model, data) = toy();

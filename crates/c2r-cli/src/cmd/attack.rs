@@ -14,7 +14,7 @@ use c2r_base::{
     Classifier, Epsilon, Goal, LabelledImages, Norm, Seed, Subject, TargetRule, ThreatModel,
     artifact::{self, TensorFile},
 };
-use c2r_eval::{AttackRecord, Bits, Samples};
+use c2r_eval::{AttackRecord, RecordContext};
 use c2r_models::{Frozen, ModelError, TorchScript, checkpoint};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -29,6 +29,8 @@ use crate::{
 };
 
 const SCHEMA_VERSION: u32 = 1;
+/// The suite that is a list of columns and not one attack.
+const PAPER_SUITE: &str = "paper-six";
 /// How often an unfinished evaluation is written down.
 const CHECKPOINT: Duration = Duration::from_secs(30);
 /// Samples of the test set that an estimate assumes to be attacked: a network trained on few images is
@@ -37,6 +39,8 @@ const ASSUMED_ACCURACY: f64 = 0.5;
 
 /// Attack a classifier and report its robust accuracy.
 #[derive(clap::Args)]
+#[command(group = clap::ArgGroup::new("classifier").required(true).args(["model", "checkpoint"]))]
+#[command(group = clap::ArgGroup::new("images").required(true).args(["inputs", "dataset"]))]
 #[command(after_help = "\
 Examples:
   c2r attack --model m.pt --inputs x.safetensors --attack autoattack-standard --norm linf --eps 2/255
@@ -50,7 +54,7 @@ A model takes pixels in [0, 1] and returns logits; normalization is inside. Epsi
 pixel units. With --output or --save, the same command goes on where an interrupted one stopped.")]
 pub(crate) struct Args {
     /// A TorchScript model
-    #[arg(long, value_name = "FILE", conflicts_with = "checkpoint", required_unless_present = "checkpoint")]
+    #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
 
     /// A network that c2r trained
@@ -58,7 +62,7 @@ pub(crate) struct Args {
     checkpoint: Option<PathBuf>,
 
     /// A safetensors file with `images` (f32 in `[0, 1]` or u8, `[N, C, H, W]`) and `labels` (i64 `[N]`)
-    #[arg(long, value_name = "FILE", conflicts_with = "dataset", required_unless_present = "dataset")]
+    #[arg(long, value_name = "FILE")]
     inputs: Option<PathBuf>,
 
     /// The test images of a dataset: digits, cifar10, ..., or folder:PATH
@@ -77,7 +81,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAMES", value_delimiter = ',', required = true)]
     attack: Vec<String>,
 
-    /// Judge every attack by itself, on all images that are classified correctly
+    /// Judge every attack by itself, on all images that are classified correctly; paper-six is then six attacks
     #[arg(long)]
     each: bool,
 
@@ -230,7 +234,15 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     }
     if let Some(path) = &args.output {
         match (&report.subject, args.each, &material.test_sha256) {
-            (Some(subject), true, Some(sha256)) => record(&report, subject, sha256, &material)?.write(path)?,
+            (Some(subject), true, Some(sha256)) => {
+                let context = RecordContext {
+                    subject: subject.clone(),
+                    test_sha256: sha256.clone(),
+                    notes: material.notes.clone(),
+                    argv: std::env::args().collect(),
+                };
+                AttackRecord::from_report(&report, context).map_err(anyhow::Error::msg)?.write(path)?;
+            }
             _ => artifact::write_json(path, &report)?,
         }
     }
@@ -249,6 +261,14 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
 fn configs(args: &Args) -> anyhow::Result<Vec<AttackConfig>> {
     let mut configs: Vec<AttackConfig> =
         args.attack.iter().map(|name| AttackConfig::named_for(name.trim(), args.norm)).collect::<Result<_, _>>()?;
+    if args.each {
+        // The paper's table has a column for each.
+        let members = |config| match config {
+            AttackConfig::Suite(suite) if suite.name == PAPER_SUITE => suite.attacks,
+            other => vec![other],
+        };
+        configs = configs.into_iter().flat_map(members).collect();
+    }
     let common = [
         ("steps", &args.steps),
         ("step-size", &args.step_size),
@@ -308,11 +328,19 @@ fn target(args: &Args, device: Device) -> anyhow::Result<Target> {
     let sha256 = artifact::sha256_of_file(path).or_exit(exit::DATA)?;
     let name = path.display().to_string();
     if args.model.is_some() {
-        let script = TorchScript::load(path, device).or_exit(exit::DATA)?;
+        let script = TorchScript::load(path, device);
+        if script.is_err() && checkpoint::load(path, device).is_ok() {
+            return exit::fail(exit::USAGE, format!("{name} is a network that c2r trained: use --checkpoint {name}"));
+        }
+        let script = script.or_exit(exit::DATA)?;
         let classifier = Box::new(script.clone());
         return Ok(Target { classifier, subject: None, name, sha256, script: Some(script), n_tuned: 0 });
     }
-    let (model, header) = checkpoint::load(path, device).or_exit(exit::DATA)?;
+    let loaded = checkpoint::load(path, device);
+    if loaded.is_err() && TorchScript::load(path, device).is_ok() {
+        return exit::fail(exit::USAGE, format!("{name} is a TorchScript model: use --model {name}"));
+    }
+    let (model, header) = loaded.or_exit(exit::DATA)?;
     let subject = match header.get("subject") {
         Some(text) => {
             Some(serde_json::from_str(text).with_context(|| format!("the subject in {name}")).or_exit(exit::DATA)?)
@@ -556,70 +584,13 @@ fn summary(report: &AttackReport, args: &Args, target: &Target, material: &Mater
         "flags": report.flags,
         "flag_notes": report.flags.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "notes": material.notes,
+        "subject": target.subject,
         "model": target.name,
         "model_sha256": target.sha256,
         "tuned_operators": target.n_tuned,
         "inputs": material.name,
         "inputs_sha256": material.sha256,
         "versions": report.versions,
-    })
-}
-
-/// What tables are made from.
-fn record(
-    report: &AttackReport,
-    subject: &Subject,
-    test_sha256: &str,
-    material: &Material,
-) -> anyhow::Result<AttackRecord> {
-    let tag = |flag: &c2r_attacks::Flag| -> (String, Option<String>) {
-        let value = serde_json::to_value(flag).unwrap_or_default();
-        let text = |key: &str| value[key].as_str().map(str::to_owned);
-        (text("flag").unwrap_or_default(), text("attack"))
-    };
-    let n = report.n();
-    let attacks = report
-        .attacks
-        .iter()
-        .map(|entry| {
-            let counts = entry.counts();
-            let about = |of: &Option<String>| {
-                of.as_ref().is_none_or(|of| *of == entry.name || entry.stages.iter().any(|stage| stage.attack == *of))
-            };
-            c2r_eval::AttackEntry {
-                attack: entry.name.clone(),
-                norm: report.threat.norm,
-                epsilon: report.threat.epsilon,
-                robust_accuracy: entry.robust_accuracy(),
-                survivors: n_robust(entry),
-                n,
-                forward: counts.forward_images,
-                backward: counts.backward_images,
-                seconds: entry.seconds(),
-                flags: report.flags.iter().map(tag).filter(|(_, of)| about(of)).map(|(name, _)| name).collect(),
-                config: serde_json::to_value(&entry.config).unwrap_or_default(),
-                survived: Some(entry.samples.iter().map(|s| s.outcome == Outcome::Survived).collect::<Bits>()),
-            }
-        })
-        .collect();
-    Ok(AttackRecord {
-        schema_version: AttackRecord::SCHEMA_VERSION,
-        subject: subject.clone(),
-        threat: report.threat,
-        n,
-        clean_accuracy: report.clean_accuracy(),
-        clean_seconds: report.clean_seconds,
-        attacks,
-        samples: Some(Samples {
-            labels: report.labels.iter().map(|&label| usize::try_from(label)).collect::<Result<_, _>>()?,
-            clean: report.clean_correct().collect(),
-        }),
-        attack_seed: report.seed.value(),
-        test_sha256: test_sha256.to_owned(),
-        flag_notes: report.flags.iter().map(ToString::to_string).collect(),
-        notes: material.notes.clone(),
-        versions: report.versions.clone(),
-        argv: std::env::args().collect(),
     })
 }
 
@@ -651,6 +622,10 @@ fn save(
 }
 
 fn print(report: &AttackReport, ui: &Ui) {
+    for note in report.subject.iter().filter(|subject| !subject.selection.is_last()).flat_map(|subject| &subject.notes)
+    {
+        ui.out(note);
+    }
     let percent = |share: f64| format!("{:.2} %", 100.0 * share);
     ui.out(format!("{} images, {} {}", report.n(), report.threat.norm, report.threat.epsilon));
     ui.out(format!("{:<22}{:>10}{:>12}{:>10}", "attack", "accuracy", "broken", "seconds"));
@@ -765,6 +740,12 @@ mod tests {
         assert!(configs_of(&["--attack", "fgsm", "--set", "pgd.steps=7"]).is_err());
         assert!(configs_of(&["--attack", "fgsmm"]).unwrap_err().to_string().contains("apgd-ce"));
         assert!(configs_of(&["--attack", "autoattack-standard", "--queries", "9"]).is_ok());
+        let names = |more: &[&str]| -> Vec<String> {
+            configs_of(more).unwrap().iter().map(|config| config.name().to_owned()).collect()
+        };
+        assert_eq!(names(&["--attack", "paper-six"]), ["paper-six"]);
+        let six = ["fgsm", "pgd", "cw-linf", "vmi-fgsm", "jitter", "autoattack-standard"];
+        assert_eq!(names(&["--attack", "paper-six", "--each"]), six, "one column each");
         assert!(configs_of(&["--attack", "pgd", "--random-start", "maybe"]).is_err());
     }
 

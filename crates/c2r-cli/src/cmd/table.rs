@@ -33,6 +33,25 @@ Examples:
 Every attack.json below the folders is read; docs/tables.md says how to read the result.
 Exit code 4: at the scale `paper` a number is farther from the published one than the tolerance.")]
 pub(crate) struct Args {
+    #[command(flatten)]
+    results: Results,
+
+    /// Also write table.md, table.csv, table.json, table.tex and pictures of the synthetic images
+    #[arg(long, value_name = "DIR")]
+    output_dir: Option<PathBuf>,
+
+    /// What to print
+    #[arg(long, value_enum, default_value_t = Format::Terminal)]
+    format: Format,
+
+    /// Print JSON: the same as --format json
+    #[arg(long, conflicts_with = "format")]
+    json: bool,
+}
+
+/// Which results, and what they are held against.
+#[derive(clap::Args)]
+pub(crate) struct Results {
     /// Results folders, searched for attack.json
     #[arg(required = true, value_name = "ROOT")]
     roots: Vec<PathBuf>,
@@ -46,21 +65,25 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME", requires = "experiment")]
     scale: Option<String>,
 
-    /// Also write table.md, table.csv, table.json and pictures of the synthetic images
-    #[arg(long, value_name = "DIR")]
-    output_dir: Option<PathBuf>,
-
-    /// What to print
-    #[arg(long, value_enum, default_value_t = Format::Terminal)]
-    format: Format,
-
-    /// Print JSON: the same as --format json
-    #[arg(long, conflicts_with = "format")]
-    json: bool,
-
     /// Compare the other methods with this one, seed by seed [default: the experiment's]
     #[arg(long, value_name = "METHOD")]
     baseline: Option<String>,
+}
+
+impl Results {
+    /// Reads the files and makes the table.
+    pub(crate) fn table(&self) -> anyhow::Result<(Table, Vec<Source>)> {
+        let experiment =
+            self.experiment.as_deref().map(Experiment::read).transpose().map_err(|error| coded(error.into()))?;
+        let sources = collect(&self.roots).map_err(coded)?;
+        let by_name = experiment.as_ref().and_then(|experiment| scale_by_name(&self.roots, experiment));
+        let options = TableOptions {
+            experiment: experiment.as_ref(),
+            scale: self.scale.as_deref().or(by_name),
+            baseline: self.baseline.as_deref(),
+        };
+        Ok((Table::build(&sources, &options).map_err(coded)?, sources))
+    }
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -73,23 +96,21 @@ enum Format {
     Csv,
     /// Everything, with the files behind every number
     Json,
+    /// For a document that loads the package booktabs
+    Latex,
 }
 
 pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
-    let experiment =
-        args.experiment.as_deref().map(Experiment::read).transpose().map_err(|error| coded(error.into()))?;
-    let sources = collect(&args.roots).map_err(coded)?;
-    let by_name = experiment.as_ref().and_then(|experiment| scale_by_name(&args.roots, experiment));
-    let options = TableOptions {
-        experiment: experiment.as_ref(),
-        scale: args.scale.as_deref().or(by_name),
-        baseline: args.baseline.as_deref(),
-    };
-    let mut table = Table::build(&sources, &options).map_err(coded)?;
+    let (mut table, sources) = args.results.table()?;
     if let Some(folder) = &args.output_dir {
         table.pictures = pictures(&table, &sources, folder, ui)?;
-        for (name, text) in [("table.md", table.markdown()), ("table.csv", table.csv()?), ("table.json", table.json())]
-        {
+        let texts = [
+            ("table.md", table.markdown()),
+            ("table.csv", table.csv()?),
+            ("table.json", table.json()),
+            ("table.tex", table.latex()),
+        ];
+        for (name, text) in texts {
             let path = folder.join(name);
             artifact::write_atomically(&path, text.as_bytes())?;
             ui.note(format!("wrote {}", path.display()));
@@ -100,6 +121,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
         Format::Markdown => table.markdown(),
         Format::Csv => table.csv()?,
         Format::Json => table.json(),
+        Format::Latex => table.latex(),
     };
     ui.out(text.trim_end());
     judge(&table)
@@ -129,7 +151,7 @@ fn terminal_width() -> Option<usize> {
 }
 
 /// Exit code 4 where numbers are outside the tolerance.
-fn judge(table: &Table) -> anyhow::Result<()> {
+pub(crate) fn judge(table: &Table) -> anyhow::Result<()> {
     let outside: Vec<String> = table
         .outside_tolerance()
         .filter_map(|(section, row, cell)| {
@@ -155,9 +177,27 @@ fn judge(table: &Table) -> anyhow::Result<()> {
     )
 }
 
-/// One picture per distilled method and size, and one with all methods side by side. Each shows the set of the
-/// method's first run whose `distill/synthetic.safetensors` is there.
-fn pictures(table: &Table, sources: &[Source], folder: &Path, ui: &Ui) -> anyhow::Result<Vec<Picture>> {
+/// A synthetic set of a row: that of its first run whose `distill/synthetic.safetensors` is there.
+pub(crate) struct Shown {
+    pub(crate) dataset: String,
+    pub(crate) ipc: usize,
+    /// Name of its picture, e.g. `grid-digits-ipc10-c2r.png`.
+    pub(crate) file: String,
+    pub(crate) label: String,
+    set: PathBuf,
+    /// The set, relative to the results folder.
+    pub(crate) source: String,
+}
+
+impl Shown {
+    /// Writes the picture.
+    pub(crate) fn draw(&self, path: &Path) -> anyhow::Result<()> {
+        SyntheticSet::load(&self.set).or_exit(exit::DATA)?.grid_png(path).map_err(anyhow::Error::from)
+    }
+}
+
+/// The synthetic sets of a table, by dataset, images per class, and then as the rows stand.
+pub(crate) fn synthetic_sets(table: &Table, sources: &[Source], ui: &Ui) -> Vec<Shown> {
     let files: BTreeMap<&str, &Path> =
         sources.iter().map(|source| (source.path.as_str(), source.file.as_path())).collect();
     let mut rows: BTreeMap<(&str, usize), Vec<&Row>> = BTreeMap::new();
@@ -170,12 +210,10 @@ fn pictures(table: &Table, sources: &[Source], folder: &Path, ui: &Ui) -> anyhow
             }
         }
     }
-    let mut pictures = Vec::new();
+    let mut shown = Vec::new();
     for ((dataset, ipc), rows) in rows {
-        let stem = format!("grid-{}-ipc{ipc}", file_name(dataset));
-        let mut drawn = Vec::new();
         for row in &rows {
-            let Some((set, relative)) =
+            let Some((set, source)) =
                 row.runs.iter().flat_map(|run| &run.files).find_map(|file| synthetic(file, &files))
             else {
                 ui.detail(format!(
@@ -186,47 +224,67 @@ fn pictures(table: &Table, sources: &[Source], folder: &Path, ui: &Ui) -> anyhow
             };
             let several = rows.iter().filter(|other| other.method == row.method).count() > 1;
             let method = if several { format!("{}-{}", row.method, row.profile) } else { row.method.clone() };
-            let file = format!("{stem}-{}.png", file_name(&method));
-            let path = folder.join(&file);
-            SyntheticSet::load(&set).or_exit(exit::DATA)?.grid_png(&path)?;
-            ui.note(format!("wrote {}", path.display()));
-            drawn.push((
-                row.label.clone(),
-                Picture {
-                    file,
-                    caption: format!("{dataset}, {ipc} images per class, {}", row.label),
-                    sources: vec![relative],
-                },
-            ));
+            shown.push(Shown {
+                dataset: dataset.to_owned(),
+                ipc,
+                file: format!("{}-{}.png", stem(dataset, ipc), file_name(&method)),
+                label: row.label.clone(),
+                set,
+                source,
+            });
         }
-        if drawn.len() > 1 {
-            let file = format!("{stem}.png");
-            let parts: Vec<PathBuf> = drawn.iter().map(|(_, picture)| folder.join(&picture.file)).collect();
+    }
+    shown
+}
+
+/// Beginning of the names of all pictures of a dataset at a size.
+fn stem(dataset: &str, ipc: usize) -> String {
+    format!("grid-{}-ipc{ipc}", file_name(dataset))
+}
+
+/// One picture per distilled method and size, and one with all methods side by side.
+fn pictures(table: &Table, sources: &[Source], folder: &Path, ui: &Ui) -> anyhow::Result<Vec<Picture>> {
+    let shown = synthetic_sets(table, sources, ui);
+    let mut pictures = Vec::new();
+    for group in shown.chunk_by(|a, b| (&a.dataset, a.ipc) == (&b.dataset, b.ipc)) {
+        let (dataset, ipc) = (&group[0].dataset, group[0].ipc);
+        for one in group {
+            let path = folder.join(&one.file);
+            one.draw(&path)?;
+            ui.note(format!("wrote {}", path.display()));
+        }
+        if group.len() > 1 {
+            let file = format!("{}.png", stem(dataset, ipc));
+            let parts: Vec<PathBuf> = group.iter().map(|one| folder.join(&one.file)).collect();
             if side_by_side(&parts, &folder.join(&file))? {
-                let labels: Vec<&str> = drawn.iter().map(|(label, _)| label.as_str()).collect();
+                let labels: Vec<&str> = group.iter().map(|one| one.label.as_str()).collect();
                 let caption = format!(
                     "{dataset}, {ipc} images per class, one row per class; from left to right: {}",
                     labels.join(", ")
                 );
-                let sources = drawn.iter().flat_map(|(_, picture)| picture.sources.clone()).collect();
-                pictures.push(Picture { file, caption, sources });
+                pictures.push(Picture { file, caption, sources: group.iter().map(|one| one.source.clone()).collect() });
                 continue;
             }
         }
-        pictures.extend(drawn.into_iter().map(|(_, picture)| picture));
+        pictures.extend(group.iter().map(|one| Picture {
+            file: one.file.clone(),
+            caption: format!("{dataset}, {ipc} images per class, {}", one.label),
+            sources: vec![one.source.clone()],
+        }));
     }
     Ok(pictures)
 }
 
-/// The synthetic set of the run that an `attack.json` belongs to: on disk, and relative to the results folder.
+/// The synthetic set of the run that an `attack.json` belongs to: on disk, and relative to the results folder. It lies in
+/// a folder above, or in `distill` beside the protocols, as `cargo xtask reproduce` puts it.
 fn synthetic(file: &str, files: &BTreeMap<&str, &Path>) -> Option<(PathBuf, String)> {
-    const NAME: &str = "distill/synthetic.safetensors";
-    let path = files.get(file)?.parent()?.parent()?.join(NAME);
-    let relative = match file.rsplitn(3, '/').nth(2) {
-        Some(run) => format!("{run}/{NAME}"),
-        None => NAME.to_owned(),
-    };
-    path.is_file().then_some((path, relative))
+    const LEVELS: usize = 3;
+    let (on_disk, relative) = (files.get(file)?.ancestors(), Path::new(file).ancestors());
+    on_disk.zip(relative).skip(1).take(LEVELS).find_map(|(folder, relative)| {
+        let names = ["distill/synthetic.safetensors", "synthetic.safetensors"];
+        let name = names.into_iter().find(|name| folder.join(name).is_file())?;
+        Some((folder.join(name), relative.join(name).to_string_lossy().replace('\\', "/")))
+    })
 }
 
 /// Letters, digits, `.`, `-` and `_` only.
@@ -293,6 +351,13 @@ mod tests {
         let (path, relative) = synthetic("digits/c2r/seed0/natural/attack.json", &files).unwrap();
         assert_eq!(path, run.join("distill/synthetic.safetensors"));
         assert_eq!(relative, "digits/c2r/seed0/distill/synthetic.safetensors");
+        // At another radius, a level deeper.
+        let deeper = run.join("natural/eps8/attack.json");
+        let files = BTreeMap::from([("seed0/natural/eps8/attack.json", deeper.as_path())]);
+        assert_eq!(
+            synthetic("seed0/natural/eps8/attack.json", &files).unwrap().1,
+            "seed0/distill/synthetic.safetensors"
+        );
     }
 
     #[test]

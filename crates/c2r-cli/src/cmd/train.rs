@@ -5,10 +5,10 @@ use std::{
 };
 
 use anyhow::Context;
-use c2r_base::{Epsilon, LabelledImages, Seed, Subject, artifact::TensorFile};
+use c2r_base::{Epsilon, LabelledImages, Seed, Selection, Subject, artifact::TensorFile};
 use c2r_data::{Dataset, DatasetSpec, Split, SyntheticSet};
 use c2r_models::{Frozen, Model, ModelSpec, checkpoint};
-use c2r_train::{Protocol, Targets, TrainConfig, TrainEvent, TrainSource, Trainer};
+use c2r_train::{Best, Protocol, Targets, TrainConfig, TrainEvent, TrainSource, Trainer};
 use serde_json::json;
 use tch::{Device, Tensor};
 
@@ -24,16 +24,19 @@ use crate::{
 /// Train a network on a synthetic set, or on a real training set as the upper reference.
 ///
 /// Leaves RUN_DIR/model.safetensors (weights, architecture and what it was trained on), log.jsonl and
-/// run.json. The last checkpoint counts; no test image is ever looked at. The same command on the same
-/// folder goes on where it stopped.
+/// run.json. The last step counts and no test image is looked at, unless --select says otherwise. The same
+/// command on the same folder goes on where it stopped.
 #[derive(clap::Args)]
-#[command(after_help = "\
+#[command(group = clap::ArgGroup::new("images").required(true).args(["synthetic", "dataset"]), after_help = "\
 Examples:
   c2r train --synthetic runs/first/synthetic.safetensors --protocol natural --seed 0 --run-dir runs/first/natural
-  c2r train --dataset cifar10 --data DIR --protocol pgd-at --seed 0 --run-dir runs/full --set length={steps=2000}")]
+  c2r train --dataset cifar10 --data DIR --protocol pgd-at --seed 0 --run-dir runs/full --set length={steps=2000}
+  c2r train --dataset digits --protocol trades --print-config
+
+The protocols are the files of data/protocols, changed key by key with --set.")]
 pub(crate) struct Args {
     /// Synthetic set to train on
-    #[arg(long, value_name = "FILE", conflicts_with = "dataset", required_unless_present = "dataset")]
+    #[arg(long, value_name = "FILE")]
     synthetic: Option<PathBuf>,
 
     /// Real training set to train on instead (the undistilled upper reference)
@@ -68,8 +71,21 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 
+    /// Which step's network to keep: last; held-out (the most accurate on real training images that it is not
+    /// trained on); best-test (the most accurate on the TEST images: too good, marked in every output)
+    #[arg(long, value_name = "WHICH", default_value = "last", value_parser = parse_selection)]
+    select: Selection,
+
+    /// Part of the real training images of each class that `--select held-out` keeps aside
+    #[arg(long, value_name = "PART", default_value_t = 0.1, value_parser = parse_part)]
+    held_out_part: f64,
+
+    /// Steps between the networks that `--select` compares [default: a hundredth of the training]
+    #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
+    select_every: Option<u64>,
+
     /// Folder for everything this run writes
-    #[arg(long, value_name = "DIR", required_unless_present = "estimate")]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["estimate", "print_config"])]
     run_dir: Option<PathBuf>,
 
     /// Discard what another configuration left in the run folder
@@ -80,13 +96,30 @@ pub(crate) struct Args {
     #[arg(long)]
     estimate: bool,
 
+    /// Print the resolved configuration as TOML and stop
+    #[arg(long, conflicts_with = "estimate")]
+    print_config: bool,
+
     /// Print JSON on stdout when done
     #[arg(long)]
     json: bool,
 }
 
+fn parse_selection(text: &str) -> Result<Selection, String> {
+    serde_json::from_value(json!(text)).map_err(|_| "expected last, held-out or best-test".to_owned())
+}
+
+fn parse_part(text: &str) -> Result<f64, String> {
+    let part: Option<f64> = text.parse().ok().filter(|part| *part > 0.0 && *part < 1.0);
+    part.ok_or_else(|| "expected a number between 0 and 1, such as 0.1".to_owned())
+}
+
 /// Steps between log lines.
 const LOG_EVERY: u64 = 50;
+/// Networks that `--select` compares unless told otherwise.
+const DEFAULT_COMPARISONS: u64 = 100;
+/// Images per pass when they are compared; changes nothing but memory and speed.
+const JUDGED_AT_ONCE: usize = 256;
 /// Time between saved states.
 const CHECKPOINT: Duration = Duration::from_secs(300);
 
@@ -104,6 +137,8 @@ struct Material {
     extra_storage: String,
     data_sha256: String,
     notes: Vec<String>,
+    /// What `--select` compares the networks on; `None` for the last one.
+    judges: Option<LabelledImages>,
 }
 
 enum Images {
@@ -143,7 +178,7 @@ impl Material {
 
 pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     let material = match (&args.synthetic, &args.dataset) {
-        (Some(file), _) => synthetic(file, device)?,
+        (Some(file), _) => synthetic(file, &args, device, ui)?,
         (None, Some(name)) => real(name, &args, ui)?,
         (None, None) => unreachable!("clap requires one of them"),
     };
@@ -153,6 +188,10 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     };
     let epsilon = args.eps.unwrap_or(material.spec.epsilon);
     let config = resolve(&args, epsilon, &material.spec, &material.targets())?;
+    if args.print_config {
+        ui.out(toml::to_string(&config)?.trim_end());
+        return Ok(());
+    }
     if args.estimate {
         return estimate(&config, &spec, &material, device, ui);
     }
@@ -165,13 +204,19 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         distill_seed: material.distill_seed,
         train_seed: args.seed,
         protocol: args.protocol.to_string(),
+        selection: args.select,
         model: spec.to_string(),
         n_images: material.n_images,
         extra_storage: material.extra_storage.clone(),
         data_sha256: material.data_sha256.clone(),
         notes: material.notes.clone(),
     };
-    let record = json!({ "subject": subject, "train": config, "images_sha256": material.fingerprint() });
+    let mut record = json!({ "subject": subject, "train": config, "images_sha256": material.fingerprint() });
+    let total = config.length.steps(material.source().len(), config.batch_size);
+    let select_every = args.select_every.unwrap_or_else(|| total.div_ceil(DEFAULT_COMPARISONS)).max(1);
+    if !args.select.is_last() {
+        record["select_every"] = select_every.into();
+    }
     let (mut run, found) = RunDir::open(path, "train", record, device, args.force)?;
     let file = run.file("model.safetensors");
     if found == Found::Finished {
@@ -186,9 +231,12 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     let mut model = Model::new(&spec, &model_input(&material.spec), seed.child("model", 0), device)?;
     let mut trainer = Trainer::new(&mut model, &material.source(), &config, seed)?;
     let state = run.file("state.safetensors");
+    let mut best = Best::default();
     if found == Found::Unfinished && state.exists() {
-        trainer
-            .load_state(&TensorFile::read(&state)?.tensors)
+        let tensors = TensorFile::read(&state)?.tensors;
+        best = trainer
+            .load_state(&tensors)
+            .and_then(|()| Best::load_state(&tensors))
             .with_context(|| format!("cannot continue from {}; --force starts again", state.display()))?;
         ui.note(format!("going on at step {} of {} in {}", trainer.steps_done(), trainer.steps(), path.display()));
     }
@@ -201,8 +249,15 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         if done % LOG_EVERY == 0 || done == trainer.steps() {
             log.line(&json!({ "iteration": done, "loss": loss, "lr": lr }))?;
         }
+        if let Some(judges) = &material.judges
+            && (done % select_every == 0 || done == trainer.steps())
+        {
+            best.offer(trainer.model(), done, judges, JUDGED_AT_ONCE);
+        }
         if ui.interrupted() || saved.elapsed() >= CHECKPOINT {
-            let file = TensorFile { tensors: trainer.state(), ..TensorFile::default() };
+            let mut tensors = trainer.state();
+            tensors.extend(best.state());
+            let file = TensorFile { tensors, ..TensorFile::default() };
             file.write(&state)?;
             run.pause()?;
             saved = Instant::now();
@@ -215,9 +270,21 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     }
     progress.finish();
     let final_loss = trainer.summary().final_loss;
+    best.restore(trainer.model())?;
     let header = [("subject".to_owned(), serde_json::to_string(&subject)?)].into();
     checkpoint::save(&file, &model, header)?;
-    let summary = json!({ "checkpoint": "model.safetensors", "seconds": run.seconds(), "final_loss": final_loss });
+    let mut summary = json!({ "checkpoint": "model.safetensors", "seconds": run.seconds(), "final_loss": final_loss });
+    if let Some((step, accuracy)) = best.found() {
+        summary["selected"] = json!({ "by": args.select, "step": step, "accuracy": accuracy });
+        let percent = 100.0 * accuracy;
+        ui.note(format!(
+            "kept step {step} of {total}, {percent:.1} % accurate on what --select {} looks at",
+            args.select
+        ));
+        if args.select == Selection::BestTest {
+            ui.note("best-test: the test images chose this network, so its test accuracies are too good");
+        }
+    }
     run.finish(summary.clone())?;
     if state.exists() {
         std::fs::remove_file(&state).with_context(|| format!("cannot delete {}", state.display()))?;
@@ -229,7 +296,25 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn synthetic(file: &Path, device: Device) -> anyhow::Result<Material> {
+/// What the networks are compared on, and the note that every result carries.
+fn judges(args: &Args, test: &Split, held_out: Split, of_a_set: bool) -> (LabelledImages, String) {
+    if args.select == Selection::BestTest {
+        let note = "best-test: the step was chosen on the TEST images, so accuracies are too good; for comparison with \
+                    work that does so only";
+        return (test.to_labelled(), note.to_owned());
+    }
+    let seen = if of_a_set { ", which the distillation may have seen" } else { "" };
+    let note = format!(
+        "held-out: the step was chosen on {} real training images{seen}; no test image was looked at",
+        held_out.len()
+    );
+    (held_out.to_labelled(), note)
+}
+
+/// Which real images are kept aside is the same for every run.
+const HELD_OUT_SEED: u64 = 0;
+
+fn synthetic(file: &Path, args: &Args, device: Device, ui: &Ui) -> anyhow::Result<Material> {
     let set = SyntheticSet::load(file).or_exit(exit::DATA)?;
     let (images, labels) = set.decode(device);
     let images = LabelledImages::new(images, labels).or_exit(exit::DATA)?;
@@ -256,6 +341,14 @@ fn synthetic(file: &Path, device: Device) -> anyhow::Result<Material> {
     if set.formation > 1 {
         notes.push(format!("each stored image is a {0}x{0} mosaic", set.formation));
     }
+    let mut judged_on = None;
+    if !args.select.is_last() {
+        let dataset = data::load(&header.dataset, args.data.as_deref(), ui)?;
+        let (_, held_out) = dataset.train.hold_out(args.held_out_part, Seed::new(HELD_OUT_SEED));
+        let (images, note) = judges(args, &dataset.test, held_out, true);
+        notes.push(note);
+        judged_on = Some(images);
+    }
     Ok(Material {
         images: Images::Synthetic(images),
         soft_labels: set.soft_labels.as_ref().map(|soft| soft.to_device(device)),
@@ -268,23 +361,35 @@ fn synthetic(file: &Path, device: Device) -> anyhow::Result<Material> {
         extra_storage: header.extra_storage.clone(),
         data_sha256: header.data_sha256.clone(),
         notes,
+        judges: judged_on,
         spec,
     })
 }
 
 fn real(name: &str, args: &Args, ui: &Ui) -> anyhow::Result<Material> {
-    let Dataset { spec, train, notes, .. } = data::load(name, args.data.as_deref(), ui)?;
+    let Dataset { spec, train, test, notes } = data::load(name, args.data.as_deref(), ui)?;
     let mut notes = notes;
-    let split = match args.train_per_class {
+    let mut split = match args.train_per_class {
         Some(n) => {
             notes.push(format!("trained on the first {n} training images of each class"));
             train.subset_per_class(n.get())
         }
         None => train,
     };
-    let (n_images, data_sha256) = (split.len(), split.sha256());
+    let data_sha256 = split.sha256();
+    let mut judged_on = None;
+    if !args.select.is_last() {
+        let (rest, held_out) = split.hold_out(args.held_out_part, Seed::new(HELD_OUT_SEED));
+        if args.select == Selection::HeldOut {
+            split = rest;
+        }
+        let (images, note) = judges(args, &test, held_out, false);
+        notes.push(note);
+        judged_on = Some(images);
+    }
     Ok(Material {
         spec,
+        n_images: split.len(),
         images: Images::Real(split),
         soft_labels: None,
         teacher: None,
@@ -292,10 +397,10 @@ fn real(name: &str, args: &Args, ui: &Ui) -> anyhow::Result<Material> {
         profile: String::new(),
         images_per_class: None,
         distill_seed: None,
-        n_images,
         extra_storage: String::new(),
         data_sha256,
         notes,
+        judges: judged_on,
     })
 }
 
@@ -322,9 +427,9 @@ pub(crate) fn passes(args: &Args, written: &mut Written) -> anyhow::Result<Passe
         (Some(file), _) => match written.sets.get(file) {
             Some((dataset, per_class)) => (dataset.clone(), per_class * dataset.classes.len()),
             None => {
-                let material = synthetic(file, Device::Cpu)?;
-                let n = material.source().len();
-                (material.spec, n)
+                let set = SyntheticSet::load(file).or_exit(exit::DATA)?;
+                let dataset = c2r_data::spec(&set.header.dataset).or_exit(exit::DATA)?;
+                (dataset, set.decode(Device::Cpu).1.numel())
             }
         },
         (None, Some(name)) => {

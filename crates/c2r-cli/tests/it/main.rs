@@ -201,6 +201,93 @@ fn from_images_to_a_table() {
     let clean = 100.0 * report["clean_accuracy"].as_f64().unwrap();
     let mean: f64 = row.split(',').nth(13).unwrap().parse().unwrap();
     assert!((mean - clean).abs() < 1e-9, "{mean} instead of {clean}");
+    assert_eq!(table.lines().filter(|line| line.contains(",margin-q50-pgd,")).count(), 1, "{table}");
+
+    let page = folder.join("out/report.html");
+    let tex = folder.join("out/report.tex");
+    run(c2r().arg("report").arg(&folder).arg("-o").arg(&page).arg("-o").arg(&tex));
+    let page = fs::read_to_string(page).unwrap();
+    assert!(page.contains("<!DOCTYPE html>") && page.contains("data:image/png;base64,iVBOR"), "no page or no picture");
+    assert!(page.contains("c2r distill --dataset digits") || page.contains(" distill --dataset digits"), "no command");
+    assert!(fs::read_to_string(tex).unwrap().contains("\\toprule"));
+    let (code, said) = fails(c2r().arg("report").arg(&folder).args(["-o", "report.pdf"]));
+    assert!(code == 2 && said.contains(".html"), "{code} {said}");
+}
+
+/// The step that is kept: the last one, or one chosen on training or on test images, which is then said everywhere.
+#[test]
+fn a_chosen_step_is_marked_in_every_output() {
+    let (_guard, folder) = folder();
+    let train = |select: &str, steps: &str| {
+        let mut command = c2r();
+        command.args(["train", "--dataset", "digits", "--train-per-class", "5", "--model", "ConvNet-D2-W8-IN"]);
+        command.args(["--threads", "1", "--json", "--set", steps, "--select-every", "5", "--select", select]);
+        command.arg("--run-dir").arg(folder.join(select));
+        command
+    };
+    let summary = |select: &str| -> Value {
+        serde_json::from_slice(&run(&mut train(select, "length={steps=40}")).stdout).unwrap()
+    };
+    assert_eq!(summary("last")["selected"], Value::Null);
+    let (held_out, best_test) = (summary("held-out"), summary("best-test"));
+    assert_eq!(held_out["selected"]["by"], "held-out");
+    let digits = |select: &str, output: &str| {
+        let mut command = c2r();
+        command.args([
+            "attack",
+            "--dataset",
+            "digits",
+            "--attack",
+            "fgsm",
+            "--eps",
+            "32/255",
+            "--each",
+            "--threads",
+            "1",
+        ]);
+        command.arg("--checkpoint").arg(folder.join(select).join("model.safetensors"));
+        command.arg("--output").arg(folder.join(select).join(output));
+        text(&run(&mut command).stdout)
+    };
+    let said = digits("best-test", "attack.json");
+    assert!(said.contains("best-test: the step was chosen on the TEST images"), "{said}");
+    assert!(digits("held-out", "attack.json").contains("no test image was looked at"));
+    let report = |select: &str| -> Value {
+        serde_json::from_slice(&fs::read(folder.join(select).join("attack.json")).unwrap()).unwrap()
+    };
+    let report_of_best = report("best-test");
+    assert_eq!(report_of_best["subject"]["selection"], "best-test");
+    // The network that was kept is the one that the test images liked best.
+    assert_eq!(report_of_best["clean_accuracy"], best_test["selected"]["accuracy"]);
+    assert_eq!(report("held-out")["subject"]["n_images"], 40, "of 50 images a tenth of each class is kept aside");
+    for kind in ["table", "report"] {
+        let mut command = c2r();
+        command.arg(kind).arg(&folder);
+        let file = folder.join("out.html");
+        if kind == "report" {
+            command.arg("-o").arg(&file);
+        }
+        let said = text(&run(&mut command).stdout) + &fs::read_to_string(&file).unwrap_or_default();
+        assert!(said.contains("step chosen on the TEST images (best-test: too good)"), "{said}");
+        assert!(said.contains("step chosen on held-out training images"), "{said}");
+    }
+    let (code, said) = fails(train("best", "length={steps=40}").arg("--force"));
+    assert!(code == 2 && said.contains("held-out"), "{code} {said}");
+}
+
+#[test]
+fn the_protocols_are_files_and_can_be_printed() {
+    for protocol in ["natural", "pgd-at", "trades"] {
+        let mut command = c2r();
+        command.args(["train", "--dataset", "digits", "--protocol", protocol, "--print-config"]);
+        let printed: toml::Table = text(&run(&mut command).stdout).parse().unwrap();
+        assert_eq!(printed["lr"].as_float(), Some(0.01));
+        assert_eq!(printed.contains_key("adversarial"), protocol != "natural");
+    }
+    let (code, said) = fails(c2r().args(["train", "--run-dir", "x"]));
+    assert!(code == 2 && said.contains("--synthetic") && said.contains("--dataset"), "{code} {said}");
+    let (code, said) = fails(c2r().args(["attack", "--eps", "2/255", "--attack", "fgsm", "--dataset", "digits"]));
+    assert!(code == 2 && said.contains("--model") && said.contains("--checkpoint"), "{code} {said}");
 }
 
 #[test]
@@ -328,7 +415,9 @@ fn every_profile_resolves_with_every_dataset() {
 
 #[test]
 fn every_command_has_help_with_examples() {
-    for command in ["distill", "train", "attack", "table", "estimate", "inspect", "doctor"] {
+    for command in
+        ["distill", "train", "attack", "table", "report", "estimate", "import", "export", "inspect", "doctor"]
+    {
         let said = text(&run(c2r().args([command, "--help"])).stdout);
         assert!(said.contains("Examples:") && said.contains(&format!("c2r {command} ")), "{command}: {said}");
     }

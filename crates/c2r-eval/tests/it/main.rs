@@ -1,3 +1,4 @@
 //! One binary, because each links libtorch.
 
+mod report;
 mod table;

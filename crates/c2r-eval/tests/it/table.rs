@@ -7,7 +7,7 @@ use std::{
 };
 
 use c2r_base::{Epsilon, Norm, Subject, ThreatModel};
-use c2r_eval::{AttackEntry, AttackRecord, EvalError, Experiment, Source, Table, TableOptions, collect};
+use c2r_eval::{AttackEntry, AttackRecord, EvalError, Experiment, RunInfo, Source, Table, TableOptions, collect};
 use serde_json::json;
 
 const EXPERIMENT: &str = r#"
@@ -93,6 +93,7 @@ fn entry(attack: &str, survivors: usize, seconds: f64) -> AttackEntry {
         flags: vec![],
         config: json!({ "attack": attack }),
         survived: None,
+        margins: None,
     }
 }
 
@@ -109,6 +110,7 @@ fn source(method: &str, protocol: &str, seed: u64, clean: usize, fgsm: usize, pg
             distill_seed: (!full).then_some(seed),
             train_seed: seed,
             protocol: protocol.into(),
+            selection: Default::default(),
             model: "ConvNet-D3-W128-IN".into(),
             n_images: if full { 50_000 } else { 100 },
             extra_storage: String::new(),
@@ -134,12 +136,20 @@ fn source(method: &str, protocol: &str, seed: u64, clean: usize, fgsm: usize, pg
         path: format!("cifar10/{size}/{method}/seed{seed}/{protocol}/attack.json"),
         file: PathBuf::new(),
         record,
-        train_config: Some(json!({ "steps": 20, "seed": seed })),
-        distill_config: (!full).then(|| json!({ "iterations": 300, "seed": seed })),
+        training: Some(RunInfo {
+            stage: "train".into(),
+            config: json!({ "steps": 20, "seed": seed }),
+            argv: vec!["c2r".into(), "train".into(), "--seed".into(), seed.to_string()],
+        }),
+        distillation: (!full).then(|| RunInfo {
+            stage: "distill".into(),
+            config: json!({ "iterations": 300, "seed": seed }),
+            argv: vec!["c2r".into(), "distill".into(), "--seed".into(), seed.to_string()],
+        }),
     }
 }
 
-fn sources() -> Vec<Source> {
+pub(crate) fn sources() -> Vec<Source> {
     let mut sources = vec![
         source("full", "natural", 0, 80, 40, 30),
         source("full", "natural", 1, 82, 40, 30),
@@ -163,7 +173,7 @@ fn sources() -> Vec<Source> {
     sources
 }
 
-fn table(sources: &[Source], scale: &str) -> Table {
+pub(crate) fn table(sources: &[Source], scale: &str) -> Table {
     let experiment = experiment();
     Table::build(sources, &TableOptions { experiment: Some(&experiment), scale: Some(scale), baseline: None }).unwrap()
 }
@@ -251,7 +261,7 @@ fn the_tolerance_applies_to_the_papers_scale_only() {
     assert_eq!(outside, [("natural", "pgd"), ("pgd-at", "clean")]);
 }
 
-fn golden(name: &str, text: &str) {
+pub(crate) fn golden(name: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/golden").join(name);
     if std::env::var_os("C2R_ACCEPT").is_some() {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -279,6 +289,7 @@ fn renderings_are_as_accepted() {
     golden("table.txt", &table.terminal(Some(200)));
     golden("table.csv", &table.csv().unwrap());
     golden("table.json", &table.json());
+    golden("table.tex", &table.latex());
     assert_eq!(table.terminal(Some(60)), table.markdown());
     assert_eq!(table.terminal(None), table.markdown());
 }
@@ -316,7 +327,7 @@ fn files_on_disk_give_the_same_table() {
     let read = collect(&[folder.path().to_owned()]).unwrap();
     let mut expected = sources();
     for source in &mut expected {
-        (source.train_config, source.distill_config) = (None, None);
+        (source.training, source.distillation) = (None, None);
     }
     assert_eq!(table(&read, "quick").json(), table(&expected, "quick").json());
 }
