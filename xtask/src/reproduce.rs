@@ -80,6 +80,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME,..", value_delimiter = ',')]
     methods: Vec<String>,
 
+    /// Judge on training images that nothing was trained on instead of on test images, for choosing settings; for scales
+    /// that train on a part
+    #[arg(long)]
+    held_out: bool,
+
     /// How many commands run at once [default: as many as the cores carry]; with Slurm, how many tasks
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     jobs: Option<u16>,
@@ -156,6 +161,10 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     if !args.methods.is_empty() {
         scale.methods.clone_from(&args.methods);
     }
+    scale.held_out |= args.held_out;
+    if scale.held_out && scale.train_per_class.is_none() {
+        return Err(exit::usage(format!("--held-out: scale {scale_name} trains on all images (no train-per-class)")));
+    }
     let place = Place { threads: scale.threads, ..place };
     let datasets = Datasets::read(&place)?;
     let planner = Planner { experiment: &experiment, scale: &scale, place: &place, datasets: &datasets };
@@ -166,7 +175,8 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     }
     say_what_is_missing(&experiment, &plan);
     let absent = datasets.missing(plan.steps.iter().map(|step| step.cell.dataset.as_str()));
-    let job = Job { name: format!("{name}-{scale_name}"), args, scale: &scale, place: &place, checkout };
+    let judged = if scale.held_out { "-held-out" } else { "" };
+    let job = Job { name: format!("{name}-{scale_name}{judged}"), args, scale: &scale, place: &place, checkout };
     let table_args = job.table_args(name, scale_name);
     if args.dry_run {
         return dry_run(&job, &plan, &table_args, &absent);

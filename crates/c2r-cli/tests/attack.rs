@@ -79,6 +79,18 @@ fn a_report_for_tables() {
     assert_eq!((record.n, record.attacks.len()), (100, 2));
     assert!(record.notes[0].contains("first 100 of"), "{:?}", record.notes);
     assert!(record.attacks[0].survivors <= record.attacks[1].survivors);
+
+    let output = folder.path().join("held-out.json");
+    let held_out = with(&["--attack", "fgsm", "--each", "--held-out-after", "100", "--output", output.to_str().unwrap()]);
+    assert!(attack(&checkpoint, &held_out).status.success());
+    let held_out = c2r_eval::AttackRecord::read(&output).unwrap();
+    // The digits have 1438 training images, at least 139 in each of ten classes.
+    assert_eq!(held_out.n, 438);
+    assert!(held_out.notes[0].contains("not on test images"), "{:?}", held_out.notes);
+    assert_ne!(held_out.test_sha256, record.test_sha256);
+    let none = attack(&checkpoint, &with(&["--attack", "fgsm", "--held-out-after", "2000"]));
+    let said = String::from_utf8_lossy(&none.stderr);
+    assert!(none.status.code() == Some(2) && said.contains("no class of digits has more than 2000"), "{said}");
 }
 
 #[test]

@@ -136,6 +136,15 @@ impl Split {
         self.select(&positions)
     }
 
+    /// What [`subset_per_class`](Self::subset_per_class) leaves: every class's images after the first `per_class`, in file
+    /// order.
+    pub fn rest_per_class(&self, per_class: usize) -> Self {
+        let mut positions: Vec<usize> =
+            self.by_class.iter().flat_map(|class| class.iter().copied().skip(per_class)).collect();
+        positions.sort_unstable();
+        self.select(&positions)
+    }
+
     /// The first `n` images (all of them if there are fewer).
     pub fn first(&self, n: usize) -> Self {
         self.select(&(0..n.min(self.len())).collect::<Vec<_>>())

@@ -114,6 +114,10 @@ pub struct Scale {
     /// Attack only the first so many test images.
     #[serde(default)]
     pub n_test: Option<usize>,
+    /// Judge on the training images that [`train_per_class`](Self::train_per_class) leaves, instead of on test images: for
+    /// choosing settings. Asked for by who runs the grid, not by its file.
+    #[serde(skip)]
+    pub held_out: bool,
     /// CPU threads of each command; all cores unless given. As many commands run at once as fit.
     #[serde(default)]
     pub threads: Option<usize>,

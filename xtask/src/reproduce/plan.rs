@@ -433,6 +433,7 @@ impl Planner<'_> {
                         let own = attack_set.iter().copied().filter(|set| set.starts_with(&format!("{attack}.")));
                         let mut what = words(["attack", "--dataset", &cell.dataset, "--attack", attack]);
                         what.extend(words(["--norm", &scale.norm, "--eps", epsilon, "--each", "--seed", &seed]));
+                        what.extend(option("--held-out-after", scale.train_per_class.filter(|_| scale.held_out)));
                         what.extend(option("--n-test", scale.n_test));
                         what.extend(sets(own));
                         let attack_id =
@@ -654,6 +655,22 @@ attack-set = ["pgd.steps=5"]
         let line = |position: usize| shell_line(&steps[position].what);
         assert!(line(2).ends_with("--set pgd.step-size=2/255 --set pgd.steps=5"), "{}", line(2));
         assert!(line(4).ends_with("--set pgd.steps=3 --set pgd.step-size=2/255"), "{}", line(4));
+    }
+
+    #[test]
+    fn held_out_images_are_judged_after_the_same_training() {
+        let example = Example::new();
+        let only = "dataset=digits,ipc=1,method=c2r,seed=0,protocol=natural,attack=pgd";
+        let datasets = Datasets::read(&example.place).unwrap();
+        let scale = Scale { held_out: true, ..example.experiment.scale("quick").unwrap().clone() };
+        let planner =
+            Planner { experiment: &example.experiment, scale: &scale, place: &example.place, datasets: &datasets };
+        let held_out = planner.plan(&only.parse().unwrap(), Shard::ALL).unwrap().steps;
+        let test = example.steps(only);
+        let ids = |steps: &[Step]| steps.iter().map(|step| step.id.clone()).collect::<Vec<_>>();
+        assert_eq!(ids(&held_out)[..2], ids(&test)[..2]);
+        assert_ne!(held_out[2].id, test[2].id);
+        assert!(shell_line(&held_out[2].what).contains("--held-out-after 500 --n-test 100"));
     }
 
     #[test]

@@ -101,8 +101,8 @@ fn arguments(job: &Job<'_>) -> Vec<String> {
         option("--only", Some(only.to_string()));
     }
     words.extend(["--prebuilt", "--no-table", "--no-estimate"].map(String::from));
-    if args.force {
-        words.push("--force".into());
+    for (flag, given) in [("--held-out", args.held_out), ("--force", args.force)] {
+        words.extend(given.then(|| flag.to_owned()));
     }
     words
 }

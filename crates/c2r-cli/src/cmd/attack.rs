@@ -1,6 +1,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -72,6 +73,11 @@ pub(crate) struct Args {
     /// Folder that holds the downloaded datasets
     #[arg(long, value_name = "DIR", env = "C2R_DATA", requires = "dataset")]
     data: Option<PathBuf>,
+
+    /// Attack, instead of the test images, each class's training images after the first N: for choosing settings of what
+    /// was made with --train-per-class N without looking at the test images
+    #[arg(long, value_name = "N", requires = "dataset", conflicts_with = "inputs")]
+    held_out_after: Option<NonZeroUsize>,
 
     /// Attack only the first so many images
     #[arg(long, value_name = "N", alias = "limit", value_parser = clap::value_parser!(u64).range(1..))]
@@ -364,14 +370,26 @@ fn material(args: &Args, ui: &Ui) -> anyhow::Result<Material> {
     let n_test = args.n_test.map(usize::try_from).transpose()?;
     if let Some(name) = &args.dataset {
         let dataset = data::load(name, args.data.as_deref(), ui)?;
-        let sha256 = dataset.test.sha256();
         let mut notes = Vec::new();
-        let test = match n_test {
-            Some(n) if n < dataset.test.len() => {
-                notes.push(format!("{name} test: the first {n} of {} images", dataset.test.len()));
-                dataset.test.first(n)
+        let (split, called) = match args.held_out_after {
+            Some(n) => {
+                let rest = dataset.train.rest_per_class(n.get());
+                if rest.is_empty() {
+                    let message = format!("--held-out-after {n}: no class of {name} has more than {n} training images");
+                    return exit::fail(exit::USAGE, message);
+                }
+                notes.push(format!("judged on the training images after the first {n} of each class, not on test images"));
+                (rest, "training, held out")
             }
-            _ => dataset.test,
+            None => (dataset.test, "test"),
+        };
+        let sha256 = split.sha256();
+        let test = match n_test {
+            Some(n) if n < split.len() => {
+                notes.push(format!("{name} {called}: the first {n} of {} images", split.len()));
+                split.first(n)
+            }
+            _ => split,
         };
         return Ok(Material {
             images: test.to_labelled(),
@@ -667,7 +685,11 @@ pub(crate) fn passes(args: &Args, written: &Written) -> anyhow::Result<Passes> {
         Some(model) => *model,
         None => *checkpoint::load(checkpoint, Device::Cpu)?.0.spec(),
     };
-    let n = args.n_test.map_or(usize::MAX, |n| n as usize).min(estimate::n_test(&dataset));
+    let there = match args.held_out_after {
+        Some(n) => estimate::train_per_class(&dataset).saturating_sub(n.get()) * dataset.classes.len(),
+        None => estimate::n_test(&dataset),
+    };
+    let n = args.n_test.map_or(usize::MAX, |n| n as usize).min(there);
     let (forward, input_gradient) = images(&configs, n as f64, dataset.classes.len());
     Ok(Passes { dataset, model, forward, input_gradient, training: 0.0 })
 }

@@ -47,6 +47,9 @@ fn subsets_take_the_first_images() {
     let split = numbered(10, 3);
     assert_eq!(split.subset_per_class(2).pixels(), [0, 1, 2, 3, 4, 5]);
     assert_eq!(split.subset_per_class(4).labels(), split.labels());
+    assert_eq!(split.rest_per_class(2).pixels(), [6, 7, 8, 9]);
+    assert_eq!(split.rest_per_class(3).labels(), [0], "only class 0 has a fourth image");
+    assert!(split.rest_per_class(4).is_empty());
     assert_eq!(split.first(3).pixels(), [0, 1, 2]);
     assert_eq!(split.first(99).len(), 10);
     assert_eq!(split.first(3).n_classes(), 3);
