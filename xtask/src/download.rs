@@ -65,6 +65,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: u64,
 
+    /// Give a connection up that brings fewer bytes a second than this, taken over the time of --timeout
+    #[arg(long, value_name = "BYTES", default_value_t = 1000)]
+    min_speed: u64,
+
     /// Give up after so many failed tries in a row
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     tries: u32,
@@ -326,6 +330,8 @@ fn fetch_archive(
     }
     let patience = Patience {
         stall: Duration::from_secs(args.timeout),
+        slowest: args.min_speed,
+        window: Duration::from_secs(args.timeout),
         tries: args.tries,
         pause: PAUSE,
         longest_pause: LONGEST_PAUSE,

@@ -12,7 +12,7 @@ use crate::{
 /// Which dataset, and where.
 #[derive(clap::Args, Clone)]
 pub(crate) struct DatasetArgs {
-    /// digits (embedded), cifar10, cifar100, tiny-imagenet, ... or folder:PATH
+    /// digits (embedded), cifar10, cifar100, tiny-imagenet, imagenette, ... or folder:PATH; imagenette@64 in another size
     #[arg(long, value_name = "NAME")]
     pub(crate) dataset: String,
 
@@ -68,7 +68,11 @@ pub(crate) fn load(name: &str, folder: Option<&std::path::Path>, ui: &Ui) -> any
         progress.finish();
     }
     let dataset = dataset.map_err(|error| {
-        let code = if matches!(error, DataError::UnknownDataset { .. }) { exit::USAGE } else { exit::DATA };
+        let code = if matches!(error, DataError::UnknownDataset { .. } | DataError::Size { .. }) {
+            exit::USAGE
+        } else {
+            exit::DATA
+        };
         exit::coded(code, error)
     })?;
     for note in &dataset.notes {

@@ -138,15 +138,16 @@ impl PerturbationCache {
     /// Continues from [`PerturbationCache::state`].
     ///
     /// # Errors
-    /// A message that names the shapes, if they are not this cache's.
+    /// A message that names dtypes and shapes, if they are not this cache's.
     pub fn load_state(&mut self, deltas: &Tensor, losses: &Tensor) -> Result<(), String> {
-        if deltas.size() != self.deltas.size() || losses.size() != self.losses.size() {
+        let is = |tensor: &Tensor| (tensor.kind(), tensor.size());
+        if is(deltas) != is(&self.deltas) || is(losses) != is(&self.losses) {
             return Err(format!(
-                "cache state has shapes {:?} and {:?}, expected {:?} and {:?}",
-                deltas.size(),
-                losses.size(),
-                self.deltas.size(),
-                self.losses.size()
+                "cache state has perturbations {:?} and losses {:?}, expected {:?} and {:?}",
+                is(deltas),
+                is(losses),
+                is(&self.deltas),
+                is(&self.losses)
             ));
         }
         self.deltas = deltas.to_device(self.deltas.device()).copy();

@@ -189,21 +189,28 @@ impl MemoryQueue {
     /// Continues from [`MemoryQueue::state`].
     ///
     /// # Errors
-    /// A message that names the shapes, if they are not this queue's.
+    /// A message that names dtypes and shapes, if they are not this queue's, or a number of pushes that is none.
     pub fn load_state(&mut self, rows: &Tensor, pushed: &Tensor) -> Result<(), String> {
-        if rows.size() != self.rows.size() || pushed.size() != [self.pushed.len() as i64] {
+        let n_classes = self.pushed.len() as i64;
+        let fits = (rows.kind(), pushed.kind()) == (Kind::Float, Kind::Int64)
+            && (rows.size(), pushed.size()) == (self.rows.size(), vec![n_classes]);
+        if !fits {
             return Err(format!(
-                "queue state has rows {:?} and counts {:?}, expected {:?} and [{}]",
+                "queue state has rows {:?} {:?} and counts {:?} {:?}, expected Float {:?} and Int64 [{n_classes}]",
+                rows.kind(),
                 rows.size(),
+                pushed.kind(),
                 pushed.size(),
                 self.rows.size(),
-                self.pushed.len()
             ));
         }
+        let counts = Vec::<i64>::try_from(pushed).map_err(|error| error.to_string())?;
+        self.pushed = counts
+            .iter()
+            .map(|&n| u64::try_from(n).map_err(|_| format!("queue state counts {n} pushes")))
+            .collect::<Result<_, _>>()?;
         self.rows = rows.to_device(self.rows.device()).copy();
         self.projected = self.project(&self.rows);
-        self.pushed =
-            Vec::<i64>::try_from(pushed).map_err(|error| error.to_string())?.iter().map(|&n| n as u64).collect();
         Ok(())
     }
 }
@@ -299,5 +306,7 @@ mod tests {
         assert_eq!(flat(&new.class_rows(0)), flat(&old.class_rows(0)));
         assert_eq!(new.filled(), old.filled());
         assert!(new.load_state(&stored.narrow(0, 0, 2), &pushed).unwrap_err().contains("[2, 2]"));
+        assert!(new.load_state(&stored.to_kind(Kind::Double), &pushed).unwrap_err().contains("Double [6, 2]"));
+        assert!(new.load_state(&stored, &(pushed - 4)).unwrap_err().contains("-1 pushes"));
     }
 }

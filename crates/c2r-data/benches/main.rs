@@ -13,7 +13,7 @@ fn split(n: usize) -> Split {
 
 fn sampling(criterion: &mut Criterion) {
     tch::set_num_threads(1);
-    let sampler = ClassSampler::new(Seed::new(0));
+    let mut sampler = ClassSampler::new(Seed::new(0));
     let mut group = criterion.benchmark_group("draw-128-of-a-class");
     for n in [500, 5000] {
         let split = split(n);

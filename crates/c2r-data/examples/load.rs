@@ -35,7 +35,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let seconds = start.elapsed().as_secs_f64();
     let loaded = memory("RssAnon").max(anonymous);
 
-    let (sampler, per_class) = (ClassSampler::new(Seed::new(0)), 32);
+    let (mut sampler, per_class) = (ClassSampler::new(Seed::new(0)), 32);
     let start = Instant::now();
     let mut sum = 0.0;
     for t in 0..(data.train.len() / (data.train.n_classes() * per_class)).max(1) as u64 {

@@ -53,7 +53,7 @@ pub(crate) fn splits(
     on_event: &mut dyn FnMut(LoadEvent),
 ) -> Result<[Split; 2], DataError> {
     let source = folder.file_name().unwrap_or_default().to_string_lossy();
-    let name = format!("{}-{}x{}-{source}.safetensors", spec.name, spec.height, spec.width);
+    let name = format!("{}-{}x{}-{source}.safetensors", spec.base_name(), spec.height, spec.width);
     let cache = Cache {
         path: folder.with_file_name(FOLDER).join(name),
         key: key(spec, folder, size, [&train, &test])?,

@@ -12,6 +12,7 @@ use crate::{
     cache::{self, Listing},
     decode::{self, Size},
     dsa::Dsa,
+    registry::depth_for,
 };
 
 /// Reads a folder of images: `train/<class>/*.{jpg,jpeg,png}` and `test/<class>/...` or `val/<class>/...`.
@@ -84,7 +85,7 @@ pub fn load_folder(path: &Path, size: Option<(u32, u32)>) -> Result<Dataset, Dat
         mean,
         std,
         epsilon: Epsilon::of_255(2.0),
-        model: format!("ConvNet-D{}-W128-IN", depth_for(h.min(w))),
+        model: format!("ConvNet-D{}-W128-IN", depth_for(shape[1].min(shape[2]))),
         dsa: Dsa::full(),
         distill: BTreeMap::new(),
         folders: Vec::new(),
@@ -96,12 +97,6 @@ pub fn load_folder(path: &Path, size: Option<(u32, u32)>) -> Result<Dataset, Dat
         files: Vec::new(),
     };
     Ok(Dataset { spec, train, test, notes: Vec::new() })
-}
-
-/// The field's depth for images of this size: each block halves them, down to about 4x4.
-/// ConvNet-D3 at 32, D4 at 64, D5 at 128.
-fn depth_for(side: u32) -> u32 {
-    side.max(8).ilog2().saturating_sub(2).clamp(1, 6)
 }
 
 /// Reads the ten classes of an ImageNet subset from an ILSVRC-2012 folder or a fast.ai archive:

@@ -62,7 +62,7 @@ pub fn load(name: &str, data_dir: Option<&Path>) -> Result<Dataset, DataError> {
 
 /// Reads a dataset.
 ///
-/// * `name`: a name of the [`registry`], or `folder:PATH` for a folder of images (see
+/// * `name`: what [`crate::spec`] understands, or `folder:PATH` for a folder of images (see
 ///   [`crate::load_folder`]; no resizing).
 /// * `data_dir`: the folder that holds `cifar-10-batches-bin/` and so on, or that folder itself;
 ///   `digits` is embedded and `folder:PATH` names its own, so both need none.

@@ -17,6 +17,14 @@ pub enum DataError {
         /// The names of the registry.
         known: String,
     },
+    /// A dataset that cannot be read in this size.
+    #[error("`{name}`: {reason}")]
+    Size {
+        /// What was asked for.
+        name: String,
+        /// Why not, and what to write.
+        reason: String,
+    },
     /// The dataset lies in files and nobody said where.
     #[error(
         "no data folder was given for {dataset}: point at the folder that holds {layout} with `--data DIR` or C2R_DATA, or get it with `cargo xtask download` (docs/datasets.md)"

@@ -9,7 +9,8 @@ use crate::{DataError, dsa::Dsa};
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DatasetSpec {
-    /// What the command line says, e.g. `cifar10`; `folder:PATH` for a folder of images.
+    /// What the command line says, e.g. `cifar10`; `imagenette@64` in another size than the registry's, see [`spec`];
+    /// `folder:PATH` for a folder of images.
     pub name: String,
     /// What a table says, e.g. `CIFAR-10`.
     pub title: String,
@@ -62,6 +63,38 @@ impl DatasetSpec {
     pub const fn shape(&self) -> [i64; 3] {
         [self.channels, self.height, self.width]
     }
+
+    /// The name in the registry, which is that of every size.
+    pub fn base_name(&self) -> &str {
+        self.name.split_once(SIZE_MARK).map_or(&self.name, |(base, _)| base)
+    }
+
+    /// The same images at `side` x `side`; the network is as deep as the field's for that size.
+    fn resized(self, side: i64) -> Self {
+        if self.shape()[1..] == [side, side] {
+            return self;
+        }
+        let depth = |side| format!("-D{}-", depth_for(side));
+        Self {
+            name: format!("{}{SIZE_MARK}{side}", self.name),
+            title: format!("{} {side}x{side}", self.title),
+            model: self.model.replace(&depth(self.height), &depth(side)),
+            height: side,
+            width: side,
+            ..self
+        }
+    }
+}
+
+/// Between a name and a size.
+const SIZE_MARK: char = '@';
+/// Sides that images can be resized to, pixels.
+const SIZES: std::ops::RangeInclusive<i64> = 8..=512;
+
+/// The field's depth for images of this size: each block halves them, down to about 4x4.
+/// ConvNet-D3 at 32, D4 at 64, D5 at 128.
+pub(crate) fn depth_for(side: i64) -> u32 {
+    side.max(8).ilog2().saturating_sub(2).clamp(1, 6)
 }
 
 /// Which reader understands a dataset's files.
@@ -131,13 +164,27 @@ pub fn registry() -> &'static [DatasetSpec] {
 
 /// The dataset called `name`.
 ///
+/// An ImageNet subset may be followed by `@` and the side, pixels, that its images are resized to: `imagenette@64`.
+/// The name then stays with everything that is made from it.
+///
 /// # Errors
-/// [`DataError::UnknownDataset`], with the known names.
+/// [`DataError::UnknownDataset`], with the known names; [`DataError::Size`].
 pub fn spec(name: &str) -> Result<DatasetSpec, DataError> {
-    registry().iter().find(|spec| spec.name == name).cloned().ok_or_else(|| DataError::UnknownDataset {
-        name: name.to_owned(),
-        known: registry().iter().map(|spec| spec.name.as_str()).collect::<Vec<_>>().join(", "),
-    })
+    let (base, size) = name.split_once(SIZE_MARK).map_or((name, None), |(base, size)| (base, Some(size)));
+    let known = || registry().iter().map(|spec| spec.name.as_str()).collect::<Vec<_>>().join(", ");
+    let spec = registry().iter().find(|spec| spec.name == base);
+    let spec = spec.ok_or_else(|| DataError::UnknownDataset { name: name.to_owned(), known: known() })?;
+    let Some(size) = size else { return Ok(spec.clone()) };
+    let wrong = |reason| DataError::Size { name: name.to_owned(), reason };
+    if spec.format != Format::ClassFolders {
+        return Err(wrong(format!("the images of {base} are {}x{}; write `{base}`", spec.height, spec.width)));
+    }
+    let side = size.parse().ok().filter(|side| SIZES.contains(side));
+    let side = side.ok_or_else(|| {
+        let (least, most) = (SIZES.start(), SIZES.end());
+        wrong(format!("`{size}` is not a side of {least} to {most} pixels; write e.g. `{base}@64`"))
+    })?;
+    Ok(spec.clone().resized(side))
 }
 
 #[cfg(test)]
@@ -174,6 +221,26 @@ mod tests {
         }
         let n_classes = |name| spec(name).unwrap().classes.len();
         assert_eq!(["digits", "cifar10", "cifar100", "tiny-imagenet"].map(n_classes), [10, 10, 100, 200]);
+    }
+
+    #[test]
+    fn a_subset_in_another_size() {
+        for name in registry().iter().filter(|spec| spec.format == Format::ClassFolders).map(|spec| &spec.name) {
+            let whole = spec(name).unwrap();
+            assert_eq!(spec(&format!("{name}@128")).unwrap(), whole, "128 is what the registry says");
+            let small = spec(&format!("{name}@64")).unwrap();
+            assert_eq!((small.name.as_str(), small.base_name()), (format!("{name}@64").as_str(), name.as_str()));
+            assert_eq!((small.shape(), small.model.as_str()), ([3, 64, 64], "ConvNet-D4-W128-IN"));
+            assert_eq!((&small.wnids, &small.folders), (&whole.wnids, &whole.folders));
+        }
+        assert_eq!(spec("imagewoof@256").unwrap().model, "ConvNet-D6-W128-IN");
+        let message = |name: &str| spec(name).unwrap_err().to_string();
+        for size in ["", "7", "513", "0", "-64", "64x64", "64@64", "99999999999999999999"] {
+            let message = message(&format!("imagenette@{size}"));
+            assert!(message.contains("8 to 512 pixels") && message.contains("imagenette@64"), "{message}");
+        }
+        assert!(message("cifar10@64").contains("the images of cifar10 are 32x32"), "{}", message("cifar10@64"));
+        assert!(message("mnist@64").contains("`mnist@64` is not a dataset"));
     }
 
     #[test]

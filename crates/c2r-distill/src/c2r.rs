@@ -14,9 +14,10 @@ use c2r_core::{
     crl::{Candidates, CrlConfig, class_mean_alignment, class_means, nearest_impostor_similarity},
     curriculum::Curriculum,
     ls_pgd::{Companions, Passes, PerturbationCache},
-    queue::MemoryQueue,
+    queue::{MemoryQueue, QueueConfig},
 };
 use c2r_data::{ClassSampler, decode_formation, dsa::DsaDraw};
+use c2r_models::Model;
 use rand::Rng;
 use tch::{Kind, Tensor};
 
@@ -26,8 +27,9 @@ use crate::{
     distillation::DistillError,
     method::{Claims, Method, StepReport, Turn, quantiles},
     plan::Plan,
-    pool::{Eval, Pool, Training, put_section, section},
+    pool::{Eval, Pool, Training},
     setting::Setting,
+    state::{Entries, any, put_section, within},
 };
 
 /// C²R in progress.
@@ -126,7 +128,7 @@ impl C2r {
             self.matching.attacked || self.anchors_real() || (crl && candidates != RealCandidates::None) || remembers;
         let needs_clean = !self.matching.attacked || self.anchors_real() || (crl && candidates == RealCandidates::Both);
         let t = turn.canvas.iteration();
-        let positions = setting.real_positions(&self.sampler, t, self.matching.real_per_class);
+        let positions = setting.real_positions(&mut self.sampler, t, self.matching.real_per_class);
         let (images, labels) = setting.data.batch(&positions, setting.device);
         let model = self.pool.member(network);
         let curriculum = &self.aac.matching;
@@ -225,18 +227,17 @@ impl C2r {
 
     /// Puts attacked real embeddings into the network's queue.
     fn remember(&mut self, setting: &Setting, network: usize, real: Option<&Embedded>) {
-        let Some((config, real)) = self.crl.queue.clone().filter(|_| self.contrasts()).zip(real) else {
-            return;
-        };
+        let Some((config, real)) = self.queue_config().zip(real) else { return };
         let labels: Vec<i64> = Vec::try_from(&real.labels).expect("labels are i64 [N]");
         let dimension = real.embeddings.size()[1];
         self.memories[network]
             .queue
-            .get_or_insert_with(|| {
-                let seed = setting.seed.child("queue", 0);
-                MemoryQueue::new(config, setting.n_classes(), dimension, seed, setting.device)
-            })
+            .get_or_insert_with(|| new_queue(config, setting, dimension))
             .push(&real.embeddings, &labels);
+    }
+
+    fn queue_config(&self) -> Option<QueueConfig> {
+        self.crl.queue.clone().filter(|_| self.contrasts())
     }
 
     fn new_cache(&self, setting: &Setting, n: usize) -> Option<PerturbationCache> {
@@ -390,31 +391,29 @@ impl Method for C2r {
     }
 
     fn load_state(&mut self, setting: &Setting, state: &BTreeMap<String, Tensor>) -> Result<(), DistillError> {
-        let wrong = |reason: String| DistillError::State(reason);
-        let plan = state.get("plan").ok_or_else(|| wrong("no tensor `plan`".to_owned()))?;
-        self.plan = Plan::from_state(plan).map_err(wrong)?;
-        self.pool.load_state(state, Training { setting, curriculum: &self.aac.pool })?;
         let n = n_decoded(setting);
+        self.plan = Plan::from_state(state, "plan", n)?;
+        self.pool.load_state(state, Training { setting, curriculum: &self.aac.pool })?;
         self.memories = (0..self.pool.len()).map(|_| Memory::default()).collect();
         for index in 0..self.memories.len() {
-            let queue = section(state, &format!("queue.{index:04}."));
-            if let (Some(rows), Some(pushed), Some(config)) =
-                (queue.get("rows"), queue.get("pushed"), self.crl.queue.clone())
-            {
-                let dimension = rows.size().get(1).copied().unwrap_or(0);
-                let seed = setting.seed.child("queue", 0);
-                let mut queue = MemoryQueue::new(config, setting.n_classes(), dimension, seed, setting.device);
-                queue.load_state(rows, pushed).map_err(wrong)?;
-                self.memories[index].queue = Some(queue);
+            let queue = format!("queue.{index:04}");
+            if let (true, Some(config)) = (state.contains_key(&format!("{queue}.rows")), self.queue_config()) {
+                let dimension = n_features(self.pool.member(index));
+                let mut stored = new_queue(config, setting, dimension);
+                let [rows, pushed] = ["rows", "pushed"].map(|part| any(state, &format!("{queue}.{part}")));
+                stored.load_state(rows?, pushed?).map_err(|reason| within(&queue, reason))?;
+                self.memories[index].queue = Some(stored);
             }
-            let stored = section(state, &format!("cache.{index:04}."));
-            if let (false, Some(mut cache)) = (stored.is_empty(), self.new_cache(setting, n)) {
-                load_cache(&mut cache, &stored)?;
+            let prefix = format!("cache.{index:04}");
+            if let (true, Some(mut cache)) =
+                (state.contains_key(&format!("{prefix}.deltas")), self.new_cache(setting, n))
+            {
+                load_cache(&mut cache, state, &prefix)?;
                 self.memories[index].cache = Some(cache);
             }
         }
         if let Some(cache) = &mut self.real_cache {
-            load_cache(cache, &section(state, "real-cache."))?;
+            load_cache(cache, state, "real-cache")?;
         }
         Ok(())
     }
@@ -446,9 +445,20 @@ fn cache_state(cache: &PerturbationCache) -> [(String, Tensor); 2] {
     [("deltas".to_owned(), deltas), ("losses".to_owned(), losses)]
 }
 
-fn load_cache(cache: &mut PerturbationCache, state: &BTreeMap<String, Tensor>) -> Result<(), DistillError> {
-    let get = |name: &str| state.get(name).ok_or_else(|| DistillError::State(format!("a cache without `{name}`")));
-    cache.load_state(get("deltas")?, get("losses")?).map_err(DistillError::State)
+fn load_cache(cache: &mut PerturbationCache, state: &Entries, prefix: &str) -> Result<(), DistillError> {
+    let [deltas, losses] = ["deltas", "losses"].map(|part| any(state, &format!("{prefix}.{part}")));
+    cache.load_state(deltas?, losses?).map_err(|reason| within(prefix, reason))
+}
+
+fn new_queue(config: QueueConfig, setting: &Setting, dimension: i64) -> MemoryQueue {
+    MemoryQueue::new(config, setting.n_classes(), dimension, setting.seed.child("queue", 0), setting.device)
+}
+
+/// Length of the embeddings of `model`.
+fn n_features(model: &Model) -> i64 {
+    let _no_grad = tch::no_grad_guard();
+    let [c, h, w] = model.input().image_shape();
+    model.features(&Tensor::zeros([1, c, h, w], (Kind::Float, model.device())), false).size()[1]
 }
 
 /// Embeddings f32 `[A, D]` with their labels i64 `[A]`.

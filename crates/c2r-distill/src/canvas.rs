@@ -12,7 +12,7 @@ use crate::{
     config::{DistillConfig, Init},
     distillation::DistillError,
     optimizer::{ImageUpdate, learning_rate},
-    pool::{put_section, scalar, section},
+    state::{entry, integer, put_section, section, within, wrong},
 };
 
 /// Rounds of the clustering of [`Init::Coverage`]; it ends earlier where nothing changes.
@@ -116,14 +116,14 @@ impl Canvas {
     }
 
     pub(crate) fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<(), DistillError> {
-        let images = state.get("images").ok_or_else(|| DistillError::State("no tensor `images`".to_owned()))?;
-        if images.size() != self.images.size() {
-            let (got, expected) = (images.size(), self.images.size());
-            return Err(DistillError::State(format!("images are {got:?}, expected {expected:?}")));
+        let images = entry(state, "images", Kind::Float, &self.images.size())?;
+        let [least, most] = [images.min(), images.max()].map(|value| value.double_value(&[]));
+        if least < 0.0 || most > 1.0 {
+            return Err(wrong("images", "in 0..=1", format!("{least} to {most}")));
         }
         self.images = images.to_device(self.images.device()).copy();
-        self.iteration = scalar(state, "iteration")? as u64;
-        self.update.load_state(&section(state, "update.")).map_err(DistillError::State)
+        self.iteration = integer(state, "iteration", 0..=self.iterations as i64)? as u64;
+        self.update.load_state(&section(state, "update.")).map_err(|reason| within("update", reason))
     }
 }
 
@@ -140,7 +140,7 @@ pub(crate) fn first_images(
     let init = if config.method.selects() { Init::Real } else { config.images.init };
     match init {
         Init::Real => {
-            let sampler = ClassSampler::new(seed.child("init", 0));
+            let mut sampler = ClassSampler::new(seed.child("init", 0));
             let draw = |class| sampler.positions(data, 0, class, per_class);
             real(&(0..data.n_classes()).flat_map(draw).collect::<Vec<_>>())
         }

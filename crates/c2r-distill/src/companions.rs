@@ -1,6 +1,6 @@
 //! Adversarial companions for training: LS-PGD, or what it is compared with.
 
-use c2r_attacks::{Attack, AttackBatch, AttackConfig, PgdConfig};
+use c2r_attacks::{Attack, AttackBatch, AttackConfig, AttackError, Counts, Perturbed, PgdConfig};
 use c2r_base::{Classifier, Seed, ThreatModel};
 use c2r_core::ls_pgd::{Companions, LsPgd, Passes, PerturbationCache};
 use tch::Tensor;
@@ -71,9 +71,13 @@ impl Companion {
             Kind::LsPgd(attack) => attack.attack(model, images, labels, ids, seed, cache),
             Kind::Other(attack) => {
                 let batch = AttackBatch { images, labels, ids, targets: None };
-                let found = attack
-                    .perturb(model, &batch, &self.threat, seed)
-                    .expect("the attack was checked and the batch is ours");
+                let found = match attack.perturb(model, &batch, &self.threat, seed) {
+                    // Then the loss is not finite either, and whoever computes it knows at which step.
+                    Err(AttackError::NonFiniteLogits { .. }) => {
+                        Perturbed { images: images.shallow_clone(), queries: vec![], counts: Counts::default() }
+                    }
+                    found => found.expect("the attack was checked and the batch is ours"),
+                };
                 let images = self.threat.project(images, &found.images);
                 let _no_grad = tch::no_grad_guard();
                 let n = ids.len() as u64;

@@ -23,6 +23,7 @@ use crate::{
     method::{Method, StepReport, Turn},
     pool::{Pool, Training},
     setting::Setting,
+    state::integer,
 };
 
 /// Images per batch when a class is embedded.
@@ -143,7 +144,9 @@ impl Method for Coreset {
     }
 
     fn load_state(&mut self, setting: &Setting, state: &BTreeMap<String, Tensor>) -> Result<(), DistillError> {
-        self.chosen = crate::pool::scalar(state, "chosen")? != 0;
+        // What needs no network is chosen from the start.
+        let least = i64::from(self.pool.is_none());
+        self.chosen = integer(state, "chosen", least..=1)? != 0;
         if let (Some(pool), false) = (&mut self.pool, self.chosen) {
             pool.load_state(state, Training { setting, curriculum: &Curriculum::default() })?;
         }

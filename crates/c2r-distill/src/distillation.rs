@@ -16,9 +16,13 @@ use crate::{
     method::{self, Claims, Method, StepReport, Turn},
     pool::{Learner, TEACHER, Training},
     setting::Setting,
+    state::{check_finite, integers, wrong},
 };
 
+const STATE_FORMAT: &str = "c2r distillation state";
 const STATE_SCHEMA: &str = "2";
+/// More passes than any run makes.
+const MOST_PASSES: i64 = 1 << 53;
 /// What the paper compares LS-PGD with.
 const PGD_STEPS: u32 = 10;
 
@@ -253,7 +257,7 @@ impl Distillation {
     /// Everything that the run continues from, and nothing else.
     pub fn state(&self) -> TensorFile {
         let mut file = TensorFile::default();
-        file.header.insert("format".to_owned(), "c2r distillation state".to_owned());
+        file.header.insert("format".to_owned(), STATE_FORMAT.to_owned());
         file.header.insert("schema_version".to_owned(), STATE_SCHEMA.to_owned());
         let tensors = &mut file.tensors;
         let Passes { forward, backward, attacked, attack_backward, reused } = self.passes;
@@ -272,25 +276,33 @@ impl Distillation {
     /// # Errors
     /// [`DistillError::State`], naming what does not fit; the distillation must then be dropped.
     pub fn restore(&mut self, file: &TensorFile) -> Result<(), DistillError> {
-        let schema = file.header.get("schema_version").map(String::as_str);
-        if schema != Some(STATE_SCHEMA) {
-            return Err(DistillError::State(format!("its schema is {schema:?}, this version reads {STATE_SCHEMA}")));
+        for (name, expected) in [("format", STATE_FORMAT), ("schema_version", STATE_SCHEMA)] {
+            let found = file.header.get(name).map_or("nothing", String::as_str);
+            if found != expected {
+                let reason = format!("its {name} is `{found}`, this version reads `{expected}`");
+                return Err(DistillError::State(reason));
+            }
         }
         let state = &file.tensors;
+        check_finite(state)?;
         self.canvas.load_state(state)?;
-        let passes = state.get("passes").ok_or_else(|| DistillError::State("no tensor `passes`".to_owned()))?;
-        let passes = Vec::<i64>::try_from(passes).map_err(|error| DistillError::State(error.to_string()))?;
-        let [forward, backward, attacked, attack_backward, reused] = passes[..] else {
-            return Err(DistillError::State("`passes` must have 5 entries".to_owned()));
-        };
-        let [forward, backward, attacked, attack_backward, reused] =
-            [forward, backward, attacked, attack_backward, reused].map(|count| count as u64);
-        self.passes = Passes { forward, backward, attacked, attack_backward, reused };
+        let passes = integers(state, "passes", Some(5), 0..=MOST_PASSES)?;
+        let passes = |at: usize| passes[at] as u64;
+        let (forward, backward, attacked) = (passes(0), passes(1), passes(2));
+        self.passes = Passes { forward, backward, attacked, attack_backward: passes(3), reused: passes(4) };
         self.method.load_state(&self.setting, state)?;
         if let Some(teacher) = &mut self.teacher {
             teacher.load_state(state, "teacher", &self.setting)?;
         }
-        Ok(())
+        let ready = self.method.is_prepared(&self.setting) && !self.teacher_is_due();
+        if self.iteration() > 0 && !ready {
+            return Err(wrong("iteration", "0 while networks are still to be trained", self.iteration()));
+        }
+        let own = self.state().tensors;
+        match state.keys().find(|name| !own.contains_key(*name)) {
+            Some(stray) => Err(DistillError::State(format!("`{stray}` belongs to no part of this run"))),
+            None => Ok(()),
+        }
     }
 
     /// The trained teacher, where labels come from one; its checkpoint belongs beside the set when

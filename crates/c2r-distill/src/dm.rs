@@ -60,7 +60,7 @@ impl Method for Dm {
         let (tracked, decoded) = turn.canvas.tracked()?;
         let n_real = self.matching.real_per_class as i64;
         let n_synthetic = decoded.size()[0] / setting.input.n_classes;
-        let positions = setting.real_positions(&self.sampler, t, self.matching.real_per_class);
+        let positions = setting.real_positions(&mut self.sampler, t, self.matching.real_per_class);
         let (mut real, labels) = setting.data.batch(&positions, setting.device);
         let mut report = StepReport::default();
         if self.matching.attacked {

@@ -32,8 +32,9 @@ use crate::{
     config::{GradientsConfig, MatchingConfig},
     distillation::DistillError,
     method::{Method, StepReport, Turn, quantiles},
-    pool::{Eval, put_section, section},
+    pool::Eval,
     setting::Setting,
+    state::{put_section, section, within},
 };
 
 /// Added to the product of lengths, as in the authors' code.
@@ -198,8 +199,9 @@ impl Method for GradientMatching {
         self.learner = None;
         if !stored.is_empty() {
             let (model, mut optimizer) = self.new_learner(setting, 0)?;
-            model.load_state(&stored)?;
-            optimizer.load_state(&section(state, "learner.sgd."))?;
+            model.load_state(&stored).map_err(|error| within("learner", error))?;
+            let stored = optimizer.load_state(&section(state, "learner.sgd."));
+            stored.map_err(|error| within("learner", error))?;
             self.learner = Some((model, optimizer));
         }
         Ok(())

@@ -27,6 +27,7 @@ mod pool;
 pub mod profiles;
 mod recovery;
 mod setting;
+mod state;
 mod trajectory_matching;
 
 pub use canvas::Canvas;

@@ -74,6 +74,9 @@ impl ImageUpdate {
                     own.size()
                 ));
             }
+            if name == "second" && stored.min().double_value(&[]) < 0.0 {
+                return Err("`second` holds squares, and some are negative".to_owned());
+            }
             *own = stored.to_device(own.device()).copy();
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! The pool of adversarially trained networks that the synthetic images are optimized through.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::RangeInclusive};
 
 use c2r_attacks::loss;
 use c2r_base::{Classifier, Seed, grad::gradients};
@@ -17,6 +17,7 @@ use crate::{
     distillation::DistillError,
     plan::Plan,
     setting::Setting,
+    state::{Entries, integer, number, put_section, section, within, wrong},
 };
 
 /// Images per batch when a whole epoch is scored for the curriculum.
@@ -285,38 +286,57 @@ impl Pool {
         state: &BTreeMap<String, Tensor>,
         training: Training<'_>,
     ) -> Result<(), DistillError> {
-        self.next_trajectory = scalar(state, "pool.next-trajectory")? as u64;
+        let setting = training.setting;
+        let PoolConfig { trajectories, snapshots, max_steps, .. } = self.config;
+        // An update replaces one network at most.
+        let most = trajectories as u64 + setting.config.iterations;
+        self.next_trajectory = integer(state, "pool.next-trajectory", 0..=most as i64)? as u64;
+        let newest = self.next_trajectory as i64 - 1;
         self.members.clear();
         loop {
             let prefix = format!("pool.{:04}", self.members.len());
-            match self.restore_member(state, &prefix, training.setting)? {
+            match self.restore_member(state, &prefix, setting, max_steps, 0..=newest)? {
                 Some(member) => self.members.push(member),
                 None => break,
             }
         }
-        self.growing = self.restore_member(state, "pool.growing", training.setting)?;
+        let unfinished = max_steps.saturating_sub(1);
+        self.growing = self.restore_member(state, "pool.growing", setting, unfinished, newest..=newest)?;
+        // With another number the pool would never be full.
+        let n_complete = self.next_trajectory.min(trajectories as u64) as usize;
+        let n_expected = self.growing.as_ref().map_or(n_complete * snapshots, |growing| {
+            let n_taken = self.snapshot_ages().iter().filter(|&&age| age <= growing.age).count();
+            n_complete.saturating_sub(1) * snapshots + n_taken
+        });
+        if self.members.len() != n_expected {
+            let expected = format!("followed by {n_expected} networks");
+            return Err(wrong("pool.next-trajectory", expected, self.members.len()));
+        }
         Ok(())
     }
 
+    /// The network under `prefix`, if there is one, at most `most_steps` steps old and of one of `trajectories`.
     fn restore_member(
         &self,
-        state: &BTreeMap<String, Tensor>,
+        state: &Entries,
         prefix: &str,
         setting: &Setting,
+        most_steps: u64,
+        trajectories: RangeInclusive<i64>,
     ) -> Result<Option<Member>, DistillError> {
-        if !state.contains_key(&format!("{prefix}.age")) {
+        let name = |part: &str| format!("{prefix}.{part}");
+        if !state.contains_key(&name("age")) {
             return Ok(None);
         }
-        let trajectory = scalar(state, &format!("{prefix}.trajectory"))? as u64;
+        let trajectory = integer(state, &name("trajectory"), trajectories)? as u64;
         let mut member = self.new_member(setting, trajectory)?;
-        member.age = scalar(state, &format!("{prefix}.age"))? as u64;
-        member.accuracy = float(state, &format!("{prefix}.accuracy"))?;
-        member.model.load_state(&section(state, &format!("{prefix}.model.")))?;
-        member.optimizer.load_state(&section(state, &format!("{prefix}.sgd.")))?;
-        let plan = state
-            .get(&format!("{prefix}.plan"))
-            .ok_or_else(|| DistillError::State(format!("no tensor `{prefix}.plan`")))?;
-        member.plan = Plan::from_state(plan).map_err(DistillError::State)?;
+        member.age = integer(state, &name("age"), 0..=most_steps as i64)? as u64;
+        member.accuracy = number(state, &name("accuracy"), 0.0..=1.0)?;
+        member.plan = Plan::from_state(state, &name("plan"), setting.data.len())?;
+        let model = member.model.load_state(&section(state, &name("model.")));
+        model.map_err(|error| within(prefix, error))?;
+        let optimizer = member.optimizer.load_state(&section(state, &name("sgd.")));
+        optimizer.map_err(|error| within(prefix, error))?;
         Ok(Some(member))
     }
 }
@@ -388,8 +408,9 @@ impl Learner {
         prefix: &str,
         setting: &Setting,
     ) -> Result<(), DistillError> {
-        let restored = self.trainer.restore_member(state, prefix, setting)?;
-        self.member = restored.ok_or_else(|| DistillError::State(format!("no `{prefix}`")))?;
+        let own = self.member.trajectory as i64;
+        let restored = self.trainer.restore_member(state, prefix, setting, self.steps, own..=own)?;
+        self.member = restored.ok_or_else(|| DistillError::State(format!("there is no `{prefix}.age`")))?;
         Ok(())
     }
 }
@@ -449,42 +470,4 @@ pub(crate) fn curvature(
         let change = Tensor::run_backward(&[difference], &[&tracked], true, true).swap_remove(0) * &std;
         length(&change).mean(Kind::Float) * config.weight
     })
-}
-
-/// The tensors whose name starts with `prefix`, without it.
-pub(crate) fn section(state: &BTreeMap<String, Tensor>, prefix: &str) -> BTreeMap<String, Tensor> {
-    state
-        .iter()
-        .filter_map(|(name, tensor)| Some((name.strip_prefix(prefix)?.to_owned(), tensor.shallow_clone())))
-        .collect()
-}
-
-/// Adds the tensors of `section` under `prefix`.
-pub(crate) fn put_section(
-    into: &mut BTreeMap<String, Tensor>,
-    prefix: &str,
-    section: impl IntoIterator<Item = (String, Tensor)>,
-) {
-    into.extend(section.into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor)));
-}
-
-pub(crate) fn float(state: &BTreeMap<String, Tensor>, name: &str) -> Result<f64, DistillError> {
-    let tensor = state.get(name).ok_or_else(|| DistillError::State(format!("no tensor `{name}`")))?;
-    if tensor.size() != [1] || tensor.kind() != Kind::Double {
-        let (kind, size) = (tensor.kind(), tensor.size());
-        return Err(DistillError::State(format!("`{name}` must be f64 [1], got {kind:?} {size:?}")));
-    }
-    Ok(tensor.double_value(&[0]))
-}
-
-pub(crate) fn scalar(state: &BTreeMap<String, Tensor>, name: &str) -> Result<i64, DistillError> {
-    let tensor = state.get(name).ok_or_else(|| DistillError::State(format!("no tensor `{name}`")))?;
-    if tensor.size() != [1] || tensor.kind() != Kind::Int64 {
-        return Err(DistillError::State(format!(
-            "`{name}` must be i64 [1], got {:?} {:?}",
-            tensor.kind(),
-            tensor.size()
-        )));
-    }
-    Ok(tensor.int64_value(&[0]))
 }

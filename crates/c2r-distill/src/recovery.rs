@@ -33,8 +33,8 @@ use crate::{
     config::RecoveryConfig,
     distillation::DistillError,
     method::{Method, StepReport, Turn},
-    pool::put_section,
     setting::Setting,
+    state::{entry, put_section, wrong},
 };
 
 /// Images per batch when the real statistics are taken.
@@ -150,13 +150,26 @@ impl Method for Recovery {
     }
 
     fn load_state(&mut self, setting: &Setting, state: &BTreeMap<String, Tensor>) -> Result<(), DistillError> {
-        let layers: Vec<(Tensor, Tensor)> = (0..)
-            .map_while(|index| {
-                let get = |name: &str| Some(state.get(&format!("real.{index:04}.{name}"))?.to_device(setting.device));
-                Some((get("mean")?.copy(), get("variance")?.copy()))
-            })
-            .collect();
-        self.real = (!layers.is_empty()).then_some(layers);
+        self.real = None;
+        if !state.contains_key("real.0000.mean") {
+            return Ok(());
+        }
+        let _no_grad = tch::no_grad_guard();
+        let [c, h, w] = setting.input.image_shape();
+        let blank = Tensor::zeros([1, c, h, w], (Kind::Float, setting.device));
+        let (_, layers) = setting.network(setting.seed)?.features_and_convolutions(&blank);
+        let layers = layers.iter().enumerate().map(|(index, layer)| {
+            let get = |part: &str| {
+                let name = format!("real.{index:04}.{part}");
+                let tensor = entry(state, &name, Kind::Float, &layer.size()[1..2])?;
+                if part == "variance" && tensor.min().double_value(&[]) < 0.0 {
+                    return Err(wrong(&name, "0 or more", "negative numbers"));
+                }
+                Ok(tensor.to_device(setting.device).copy())
+            };
+            Ok((get("mean")?, get("variance")?))
+        });
+        self.real = Some(layers.collect::<Result<_, DistillError>>()?);
         Ok(())
     }
 }

@@ -56,7 +56,7 @@ impl Setting {
     }
 
     /// Positions of the real images of iteration `t`: `per_class` of every class, class by class.
-    pub fn real_positions(&self, sampler: &ClassSampler, t: u64, per_class: usize) -> Vec<usize> {
+    pub fn real_positions(&self, sampler: &mut ClassSampler, t: u64, per_class: usize) -> Vec<usize> {
         (0..self.data.n_classes()).flat_map(|class| sampler.positions(&self.data, t, class, per_class)).collect()
     }
 

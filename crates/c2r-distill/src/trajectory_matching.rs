@@ -32,8 +32,9 @@ use crate::{
     config::{ExpertsConfig, PoolConfig, StudentConfig},
     distillation::DistillError,
     method::{Method, StepReport, Turn},
-    pool::{Learner, Training, float, scalar},
+    pool::{Learner, Training},
     setting::Setting,
+    state::{entry, integer, number},
 };
 
 /// SGD momentum of the learned rate, as for the images.
@@ -216,26 +217,22 @@ impl Method for TrajectoryMatching {
 
     fn load_state(&mut self, setting: &Setting, state: &BTreeMap<String, Tensor>) -> Result<(), DistillError> {
         let n_parameters = self.template.n_parameters();
-        let get = |name: &str| {
-            let tensor = state.get(name).ok_or_else(|| DistillError::State(format!("no tensor `{name}`")))?;
-            let size = tensor.size();
-            if size.last() != Some(&n_parameters) {
-                let reason = format!("`{name}` is {size:?}, expected rows of {n_parameters} parameters");
-                return Err(DistillError::State(reason));
-            }
-            Ok(tensor.to_device(setting.device).copy())
+        let get = |name: &str, size: &[i64]| {
+            Ok::<_, DistillError>(entry(state, name, Kind::Float, size)?.to_device(setting.device).copy())
         };
-        self.lr = float(state, "student.lr")?;
-        self.lr_velocity = float(state, "student.lr-velocity")?;
-        self.recorded = (0..scalar(state, "experts.n-recorded")?)
-            .map(|index| get(&format!("experts.{index:04}")))
+        self.lr = number(state, "student.lr", LOWEST_RATE.min(self.student.lr)..=f64::MAX)?;
+        self.lr_velocity = number(state, "student.lr-velocity", f64::MIN..=f64::MAX)?;
+        let n_recorded = integer(state, "experts.n-recorded", 0..=self.experts.count as i64)?;
+        self.recorded = (0..n_recorded)
+            .map(|index| get(&format!("experts.{index:04}"), &[self.experts.epochs as i64 + 1, n_parameters]))
             .collect::<Result<_, _>>()?;
         self.growing = None;
         if state.contains_key("experts.growing.average") {
             let mut growing = self.new_expert(setting)?;
             growing.learner.load_state(state, "experts.growing", setting)?;
-            growing.average = get("experts.growing.average")?;
-            growing.snapshots = get("experts.growing.snapshots")?.unbind(0);
+            growing.average = get("experts.growing.average", &[n_parameters])?;
+            let n_epochs = growing.learner.steps_done() / self.steps_per_epoch;
+            growing.snapshots = get("experts.growing.snapshots", &[n_epochs as i64 + 1, n_parameters])?.unbind(0);
             self.growing = Some(growing);
         }
         Ok(())

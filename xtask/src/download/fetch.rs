@@ -1,10 +1,12 @@
 //! One file from the network or a folder, checked while it comes.
 
+mod origin;
+
 use std::{
     fs::{self, File},
     io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -12,9 +14,13 @@ use std::{
 use anyhow::Context;
 use md5::Md5;
 use sha2::{Digest, Sha256};
-use ureq::{Agent, Body, http::Response};
+use ureq::{
+    Agent, Body,
+    http::{HeaderMap, Response},
+};
 
 use crate::{exit, process, ui};
+use origin::{Origin, retry_after};
 
 /// Larger than any archive of a dataset; a server that does not say how much it sends is cut off here.
 const MOST_BYTES: u64 = 8 << 30;
@@ -94,6 +100,10 @@ impl std::fmt::Display for Source {
 pub(super) struct Patience {
     /// Without a byte for this long, a connection is given up.
     pub(super) stall: Duration,
+    /// A connection that brings fewer bytes a second than this is given up, too.
+    pub(super) slowest: u64,
+    /// The time over which its speed is taken.
+    pub(super) window: Duration,
     /// Tries in a row that bring less than [`GAIN`] before giving up.
     pub(super) tries: u32,
     /// Before the second try; doubled before each further one.
@@ -180,8 +190,10 @@ pub(super) fn download(
     let mut file = File::options().create(true).truncate(false).read(true).write(true).open(part)?;
     let hashes = hash(&mut file, part, watch)?;
     let resumed = hashes.bytes > 0;
-    let mut transfer = Transfer { url, part, promise, patience, file, hashes, resumed };
+    let origin = Origin::read(part, url).filter(|_| resumed);
+    let mut transfer = Transfer { url, part, promise, patience, file, hashes, resumed, origin };
     if transfer.promise.is_kept_by(&transfer.hashes.found()) {
+        Origin::keep(None, part)?;
         return Ok(transfer.hashes.found());
     }
     if resumed {
@@ -190,6 +202,9 @@ pub(super) fn download(
     let result = transfer.whole(watch);
     let kept = transfer.hashes.bytes;
     drop(transfer);
+    if result.is_ok() || kept == 0 {
+        Origin::keep(None, part)?;
+    }
     result.map_err(|error| {
         if kept == 0 {
             let _ = fs::remove_file(part);
@@ -227,6 +242,21 @@ struct Transfer<'a> {
     hashes: Hashes,
     /// Whether `file` comes from more than one answer.
     resumed: bool,
+    /// Which version of the server's file `file` is the beginning of, where that is known.
+    origin: Option<Origin>,
+}
+
+/// What the thread beside a request sees of it, and says about it.
+#[derive(Default)]
+struct Pulse {
+    /// The body is coming.
+    begun: AtomicBool,
+    /// Bytes of it so far.
+    bytes: AtomicU64,
+    /// The request is over.
+    done: AtomicBool,
+    /// It was ended, because the body came too slowly.
+    slow: AtomicBool,
 }
 
 /// Why a try failed.
@@ -290,7 +320,7 @@ impl Transfer<'_> {
                     ),
                 ));
             }
-            let wait = after.unwrap_or(pause);
+            let wait = after.map_or(pause, |after| after.max(pause));
             if wait > self.patience.longest_pause {
                 return Err(exit::error(
                     exit::DATA,
@@ -310,15 +340,16 @@ impl Transfer<'_> {
         if self.hashes.bytes > 0 {
             self.file.set_len(0).with_context(|| self.cannot_write())?;
         }
-        (self.hashes, self.resumed) = (Hashes::default(), false);
-        Ok(())
+        (self.hashes, self.resumed, self.origin) = (Hashes::default(), false, None);
+        Origin::keep(None, self.part)
     }
 
     fn cannot_write(&self) -> String {
         format!("cannot write {}", self.part.display())
     }
 
-    /// One request. A thread beside it closes the connection when the user asks to stop.
+    /// One request. A thread beside it closes the connection when the user asks to stop, or the body comes too slowly:
+    /// a server that trickles keeps every single read short.
     fn attempt(&mut self, watch: &mut Watch<'_>) -> Result<(), Failure> {
         let config = Agent::config_builder()
             .user_agent(concat!("c2r-xtask/", env!("CARGO_PKG_VERSION")))
@@ -332,27 +363,50 @@ impl Transfer<'_> {
             .timeout_recv_response(Some(self.patience.stall * 2))
             .build();
         let agent = Agent::new_with_config(config);
-        let (done, interrupted) = (AtomicBool::new(false), watch.interrupted);
-        thread::scope(|scope| {
+        let (pulse, interrupted, patience) = (Pulse::default(), watch.interrupted, self.patience);
+        let result = thread::scope(|scope| {
             let handle = agent.clone();
             scope.spawn(|| {
-                while !done.load(Ordering::SeqCst) {
-                    if interrupted() {
+                let (mut start, mut before) = (None, 0);
+                while !pulse.done.load(Ordering::SeqCst) {
+                    let too_slow = pulse.begun.load(Ordering::SeqCst) && {
+                        let now = pulse.bytes.load(Ordering::SeqCst);
+                        let seconds = start.get_or_insert_with(Instant::now).elapsed();
+                        let is_due = seconds >= patience.window;
+                        let slow = ((now - before) as f64) < patience.slowest as f64 * seconds.as_secs_f64();
+                        if is_due {
+                            (start, before) = (None, now);
+                        }
+                        is_due && slow
+                    };
+                    if interrupted() || too_slow {
+                        pulse.slow.store(too_slow, Ordering::SeqCst);
                         return handle.shutdown();
                     }
                     thread::sleep(process::POLL);
                 }
             });
-            let result = self.request(&agent).and_then(|response| self.receive(response, watch));
-            done.store(true, Ordering::SeqCst);
+            let result = self.request(&agent).and_then(|response| self.receive(response, &pulse, watch));
+            pulse.done.store(true, Ordering::SeqCst);
             result
-        })
+        });
+        match result {
+            Err(Failure::Passing { .. }) if pulse.slow.load(Ordering::SeqCst) => Err(Failure::passing(format!(
+                "the server sent less than {} bytes/s for {} (--min-speed, --timeout)",
+                patience.slowest,
+                ui::duration(patience.window)
+            ))),
+            other => other,
+        }
     }
 
     fn request(&self, agent: &Agent) -> Result<Response<Body>, Failure> {
         let mut request = agent.get(self.url).header("Accept-Encoding", "identity");
         if self.hashes.bytes > 0 {
             request = request.header("Range", format!("bytes={}-", self.hashes.bytes));
+            if let Some(origin) = &self.origin {
+                request = request.header("If-Range", origin.version());
+            }
         }
         request.call().map_err(|error| match error {
             ureq::Error::Io(_)
@@ -364,13 +418,16 @@ impl Transfer<'_> {
         })
     }
 
-    fn receive(&mut self, response: Response<Body>, watch: &mut Watch<'_>) -> Result<(), Failure> {
-        let header = |name: &str| response.headers().get(name)?.to_str().ok().map(str::to_owned);
+    fn receive(&mut self, response: Response<Body>, pulse: &Pulse, watch: &mut Watch<'_>) -> Result<(), Failure> {
+        let header = |name: &str| header(response.headers(), name);
+        let origin = Origin::of(self.url, response.headers());
         let status = response.status().as_u16();
         let length = header("content-length").and_then(|text| text.parse::<u64>().ok());
         let total = match status {
             200 => {
                 self.start_over().map_err(Failure::Final)?;
+                Origin::keep(origin.as_ref(), self.part).map_err(Failure::Final)?;
+                self.origin = origin;
                 length
             }
             206 => {
@@ -381,6 +438,11 @@ impl Transfer<'_> {
                     let (url, asked) = (self.url, self.hashes.bytes);
                     return Err(Failure::wrong(format!("{url}: asked for byte {asked}, the answer begins at {start}")));
                 }
+                // Some servers ignore If-Range.
+                if self.origin.is_some() && origin.is_some() && self.origin != origin {
+                    self.start_over().map_err(Failure::Final)?;
+                    return Err(Failure::passing("the server's file has changed since; beginning again"));
+                }
                 self.resumed = true;
                 total
             }
@@ -390,8 +452,8 @@ impl Transfer<'_> {
                 return Err(Failure::passing("the server has no more bytes than there are already"));
             }
             408 | 429 | 500 | 502..=504 => {
-                let after = header("retry-after").and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
-                return Err(Failure::Passing { reason: format!("the server answers {}", response.status()), after });
+                let reason = format!("the server answers {}", response.status());
+                return Err(Failure::Passing { reason, after: retry_after(response.headers()) });
             }
             _ => return Err(Failure::wrong(format!("{}: the server answers {}", self.url, response.status()))),
         };
@@ -406,6 +468,7 @@ impl Transfer<'_> {
             )));
         }
         let most = self.promise.bytes.unwrap_or(MOST_BYTES);
+        pulse.begun.store(true, Ordering::SeqCst);
         let mut body = response.into_body().into_reader();
         let mut buffer = vec![0; 64 << 10];
         loop {
@@ -424,6 +487,7 @@ impl Transfer<'_> {
                 .and_then(|_| self.file.write_all(&buffer[..n]))
                 .map_err(|error| Failure::Final(disk(error).context(self.cannot_write())))?;
             self.hashes.update(&buffer[..n]);
+            pulse.bytes.fetch_add(n as u64, Ordering::SeqCst);
             (watch.progress)(self.hashes.bytes);
             if (watch.interrupted)() {
                 return Err(Failure::passing("interrupted"));
@@ -437,6 +501,11 @@ impl Transfer<'_> {
             _ => Ok(()),
         }
     }
+}
+
+/// A header of an answer, if it is there and is text.
+fn header(headers: &HeaderMap, name: &str) -> Option<String> {
+    headers.get(name)?.to_str().ok().map(str::to_owned)
 }
 
 /// First byte and total length of `bytes 100-199/500`; the total may be `*`.

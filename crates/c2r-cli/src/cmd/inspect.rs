@@ -10,7 +10,7 @@ use c2r_base::{
     Subject,
     artifact::{self, TensorFile},
 };
-use c2r_data::{Dataset, FileKind, Split, SyntheticSet};
+use c2r_data::{DataError, Dataset, FileKind, Split, SyntheticSet};
 use c2r_eval::AttackRecord;
 use c2r_models::{TorchScript, checkpoint};
 use serde::Serialize;
@@ -79,7 +79,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
 
 fn inspect(args: &Args) -> anyhow::Result<Report> {
     let path = Path::new(&args.what);
-    let known = c2r_data::registry().iter().any(|spec| spec.name == args.what);
+    let known = !matches!(c2r_data::spec(&args.what), Err(DataError::UnknownDataset { .. }));
     let grid = args.grid.as_deref();
     if let Some(name) = &args.dataset {
         c2r_data::spec(name).or_exit(exit::USAGE)?;

@@ -81,6 +81,22 @@ fn images_are_decoded_once() {
     assert_eq!(names.len(), 1, "no temporary file is left");
 }
 
+/// One file per subset and size; neither disturbs the other.
+#[test]
+fn each_size_has_its_own_file() {
+    let data = subset();
+    load(data.path()).0.unwrap();
+    let small = c2r_data::load("imagenette@32", Some(data.path())).unwrap();
+    assert_eq!((small.spec.name.as_str(), small.train.shape()), ("imagenette@32", [3, 32, 32]));
+    assert!(small.notes[0].starts_with("imagenette@32 from fast.ai"), "{:?}", small.notes);
+    let file = TensorFile::read(&data.path().join(".c2r-cache/imagenette-32x32-imagenette2-320.safetensors")).unwrap();
+    assert_eq!(file.tensors["test.images"].size(), [10, 3, 32, 32]);
+    assert_eq!(load(data.path()).1, [], "the other size is still there");
+    let events = &mut Vec::new();
+    load_with("imagenette@32", Some(data.path()), &mut |event| events.push(event)).unwrap();
+    assert_eq!(*events, []);
+}
+
 #[test]
 fn a_cache_of_other_files_is_made_anew() {
     let data = subset();

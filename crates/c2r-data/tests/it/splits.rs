@@ -124,7 +124,7 @@ fn digits_are_what_they_were() {
 #[test]
 fn a_sampler_deals_out_every_image_before_it_shuffles_again() {
     let split = numbered(40, 2);
-    let sampler = ClassSampler::new(Seed::new(1));
+    let mut sampler = ClassSampler::new(Seed::new(1));
     for class in 0..2 {
         for shuffle in 0..3 {
             let mut dealt: Vec<usize> =
@@ -143,7 +143,7 @@ fn a_sampler_deals_out_every_image_before_it_shuffles_again() {
 #[test]
 fn small_and_empty_classes() {
     let split = numbered(3, 4);
-    let sampler = ClassSampler::new(Seed::new(1));
+    let mut sampler = ClassSampler::new(Seed::new(1));
     assert_eq!(sampler.positions(&split, 0, 1, 3), [1, 1, 1]);
     assert!(sampler.positions(&split, 0, 3, 3).is_empty());
     assert!(sampler.positions(&split, 0, 0, 0).is_empty());
@@ -152,10 +152,24 @@ fn small_and_empty_classes() {
 proptest! {
     #![proptest_config(crate::cases(64))]
 
+    /// What was drawn before, and from which split, changes nothing.
     #[test]
-    fn draws_are_stateless_and_without_repetition(len in 1usize..30, n in 1usize..40, t in 0u64..1000, seed in 0u64..100) {
+    fn draws_do_not_depend_on_those_before(len in 1usize..30, n in 1usize..12, ts in prop::collection::vec(0u64..40, 1..12)) {
+        let splits = [numbered(2 * len, 2), numbered(2 * len + 2, 2)];
+        let mut sampler = ClassSampler::new(Seed::new(3));
+        for (at, t) in ts.into_iter().enumerate() {
+            let split = &splits[at / 3 % 2];
+            for class in [1, 0] {
+                let alone = ClassSampler::new(Seed::new(3)).positions(split, t, class, n);
+                prop_assert_eq!(sampler.positions(split, t, class, n), alone, "{} {}", t, class);
+            }
+        }
+    }
+
+    #[test]
+    fn draws_are_without_repetition(len in 1usize..30, n in 1usize..40, t in 0u64..1000, seed in 0u64..100) {
         let split = numbered(len, 1);
-        let sampler = ClassSampler::new(Seed::new(seed));
+        let mut sampler = ClassSampler::new(Seed::new(seed));
         let drawn = sampler.positions(&split, t, 0, n);
         prop_assert_eq!(&drawn, &sampler.positions(&split, t, 0, n));
         prop_assert_eq!(drawn.len(), n);

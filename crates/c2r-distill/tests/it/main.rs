@@ -138,9 +138,8 @@ fn the_same_configuration_gives_the_same_bytes_and_another_seed_does_not() {
 }
 
 /// Every part that has a state is on: queue, cache, growing and replaced networks, sub-batches in order.
-#[test]
-fn a_run_that_is_stopped_anywhere_ends_with_the_same_bytes() {
-    let config = config(&[
+fn everything() -> DistillConfig {
+    config(&[
         ("iterations", 6.into()),
         ("images.batch-per-class", 1.into()),
         ("pool.steps-per-iteration", 3.into()),
@@ -151,7 +150,12 @@ fn a_run_that_is_stopped_anywhere_ends_with_the_same_bytes() {
         ("aac.pool", table("mode = \"prefix\"\nfirst = \"easy\"\nfraction = 0.5")),
         ("labels", "soft".into()),
         ("teacher", table("steps = 3\ntemperature = 2.0")),
-    ]);
+    ])
+}
+
+#[test]
+fn a_run_that_is_stopped_anywhere_ends_with_the_same_bytes() {
+    let config = everything();
     let mut whole = start(&config);
     finish(&mut whole);
     let expected = bytes(&whole);
@@ -179,7 +183,7 @@ fn a_state_of_another_configuration_is_refused() {
     let mut old = small.state();
     old.header.insert("schema_version".into(), "1".into());
     let message = start(&config(&[])).restore(&old).unwrap_err().to_string();
-    assert!(message.contains("this version reads 2"), "{message}");
+    assert!(message.contains("this version reads `2`"), "{message}");
     let mut other = start(&config(&[("ipc", 3.into())]));
     let message = other.restore(&small.state()).unwrap_err().to_string();
     assert!(message.contains("[20, 1, 8, 8]") && message.contains("[30, 1, 8, 8]"), "{message}");

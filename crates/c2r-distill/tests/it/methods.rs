@@ -174,3 +174,84 @@ fn the_curvature_penalty_flattens_the_loss() {
     let (plain, flat) = (curvature("sre2l"), curvature("guard"));
     assert!(flat < 0.7 * plain, "curvature {flat} with the penalty, {plain} without");
 }
+
+/// Every entry of a state, with another dtype, shape or value, or none, is refused by name or is harmless: nothing
+/// panics, neither there nor in the next step. One profile for each kind of state, before the last step and, where
+/// networks are still being trained, before that.
+#[test]
+fn a_hostile_state_is_refused_or_harmless() {
+    let cases = [
+        ("", 1),
+        ("", 8),
+        ("plus", 1),
+        ("herding", 3),
+        ("random-real", 0),
+        ("dsa", 1),
+        ("mat", 1),
+        ("mat", 5),
+        ("sre2l", 1),
+    ];
+    for (name, before_end) in cases {
+        let mut config = if name.is_empty() { everything() } else { profile(name, &[]) };
+        config.ipc = 1;
+        let mut distillation = start(&config);
+        while distillation.progress().0 + before_end < distillation.progress().1 {
+            distillation.step().unwrap();
+        }
+        attack_state(name, &config, &distillation.state());
+    }
+}
+
+fn attack_state(method: &str, config: &DistillConfig, whole: &TensorFile) {
+    let copy = || TensorFile {
+        header: whole.header.clone(),
+        tensors: whole.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.copy())).collect(),
+    };
+    let refused = |name: &str, change: Option<Tensor>, must: bool| {
+        let mut state = copy();
+        let (changed, shown) = (change.is_some(), format!("{change:?}"));
+        match change {
+            Some(tensor) => drop(state.tensors.insert(name.to_owned(), tensor)),
+            None => drop(state.tensors.remove(name)),
+        }
+        let mut distillation = start(config);
+        match distillation.restore(&state) {
+            Err(error) => {
+                let message = error.to_string();
+                let head = name.split('.').next().unwrap();
+                // What is no longer there may leave its neighbours without a place.
+                assert!(!changed || message.contains(head), "{method}: {name}: {message}");
+            }
+            Ok(()) => {
+                assert!(!must, "{method}: `{name}` was taken as {shown}");
+                if !distillation.is_finished() {
+                    let _ = distillation.step();
+                }
+            }
+        }
+    };
+    // All parameters of a network are read by one function: the first is enough.
+    let is_one_of_many = |name: &str| {
+        let part =
+            [".model.", ".sgd."].into_iter().find_map(|mark| Some(name.split_at(name.find(mark)? + mark.len()).0));
+        part.is_some_and(|part| {
+            whole.tensors.keys().find(|name| name.starts_with(part)).is_some_and(|first| first != name)
+        })
+    };
+    for (name, tensor) in whole.tensors.iter().filter(|(name, _)| !is_one_of_many(name)) {
+        refused(name, None, false);
+        refused(name, Some(tensor.unsqueeze(0)), true);
+        let other = if tensor.kind() == Kind::Float { Kind::Double } else { Kind::Float };
+        refused(name, Some(tensor.to_kind(other)), true);
+        let integers = tensor.kind() == Kind::Int64;
+        if tensor.numel() > 0 {
+            let of = |value: f64| tensor.full_like(value);
+            refused(name, Some(of(-1e9)), integers || name == "images" || name == "update.second");
+            refused(name, Some(of(1e18)), integers && !name.ends_with(".pushed") || name == "images");
+            if !integers {
+                refused(name, Some(of(f64::NAN)), !name.ends_with(".losses"));
+            }
+        }
+    }
+    refused("stray", Some(Tensor::from_slice(&[1i64])), true);
+}

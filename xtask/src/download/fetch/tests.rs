@@ -82,6 +82,8 @@ impl Client {
     fn new() -> Self {
         let patience = Patience {
             stall: Duration::from_millis(300),
+            slowest: 0,
+            window: Duration::from_secs(60),
             tries: 3,
             pause: Duration::from_millis(1),
             longest_pause: Duration::from_secs(2),
@@ -196,6 +198,90 @@ fn a_stalled_connection_is_given_up() {
     assert!(start.elapsed() < Duration::from_secs(20));
 }
 
+/// A server that sends a byte at a time until the client goes away, with headers that are none of the file's bytes.
+fn trickles(head: &'static str, byte: &'static [u8]) -> Answer {
+    Box::new(move |_, stream| {
+        let _ = stream.write_all(head.replace('\n', "\r\n").as_bytes());
+        while stream.write_all(byte).is_ok() {
+            thread::sleep(Duration::from_millis(10));
+        }
+    })
+}
+
+#[test]
+fn a_trickle_is_given_up() {
+    let mut client = Client::new();
+    // No read is short of a byte for long; 10 ms a byte are never 100,000 bytes/s, however slow this machine is.
+    client.patience.stall = Duration::from_secs(30);
+    client.patience.slowest = 100_000;
+    client.patience.window = Duration::from_millis(100);
+    let plain = || trickles("HTTP/1.1 200 OK\nContent-Length: 300000\n\n", b"x");
+    let reasons =
+        ["less than 100000 bytes/s for 100 ms", "--min-speed", "gave up after 3 tries", "--mirror", "kept in"];
+    client.fails(exit::DATA, &reasons, vec![plain(), plain(), plain()]);
+    // Bytes that are not the file's keep nobody waiting, either: the extension of a chunk that never begins.
+    let chunk = || trickles("HTTP/1.1 200 OK\nTransfer-Encoding: chunked\n\n5;", b"x");
+    let mut client = Client { folder: tempfile::tempdir().unwrap(), ..client };
+    client.patience.tries = 1;
+    client.fails(exit::DATA, &["less than 100000 bytes/s"], vec![chunk()]);
+}
+
+#[test]
+fn slow_is_not_too_slow() {
+    let mut client = Client::new();
+    client.patience.stall = Duration::from_secs(30);
+    client.patience.slowest = 1;
+    client.patience.window = Duration::from_millis(40);
+    let steady: Answer = Box::new(|_, stream| {
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n\r\n");
+        for part in contents().chunks(20_000) {
+            let _ = stream.write_all(part);
+            thread::sleep(Duration::from_millis(10));
+        }
+    });
+    assert_eq!(client.gets(vec![steady]).len(), 1);
+}
+
+fn condition(request: &[String]) -> Option<String> {
+    request.iter().find_map(|line| Some(line.to_lowercase().strip_prefix("if-range: ")?.to_owned()))
+}
+
+/// The file was replaced between two calls: the old beginning is not continued, however the server says so.
+#[test]
+fn a_changed_file_is_begun_anew() {
+    let old = || say("200 OK\nETag: \"old\"\nContent-Length: 300000", vec![7; 1000]);
+    let gone = || -> Answer { Box::new(|_, _| {}) };
+    let whole = || say("200 OK\nETag: \"new\"\nContent-Length: 300000", contents());
+    // One that ignores the condition, but tells the tag.
+    let unconditional =
+        say("206 Partial Content\nETag: \"new\"\nContent-Range: bytes 1000-299999/300000", contents()[1000..].to_vec());
+    for answers in [vec![whole()], vec![unconditional, whole()]] {
+        let n = answers.len();
+        let (url, server) = serve([old(), gone(), gone()].into_iter().chain(answers).collect());
+        let client = Client::new();
+        let error = exit::message(&client.get(&url).unwrap_err());
+        assert!(error.contains("1000 bytes of 0.3 MB are kept in"), "{error}");
+        assert!(client.part().with_file_name("file.zip.part.origin").is_file());
+        assert!(client.promise.is_kept_by(&client.get(&url).unwrap()));
+        let requests = server.join().unwrap();
+        assert_eq!(condition(&requests[3]).as_deref(), Some("\"old\""));
+        // The mixture was never put together, only to be refused by its hash.
+        assert_eq!(requests.len(), 3 + n);
+        assert_eq!(fs::read_dir(client.folder.path()).unwrap().count(), 1, "nothing but the file is left");
+    }
+}
+
+/// The tag is about one server's file; another server may have the same bytes under another tag.
+#[test]
+fn another_server_is_not_asked_for_the_version_of_the_first() {
+    let client = Client::new();
+    let head = || say("200 OK\nETag: \"a\"\nContent-Length: 300000", contents()[..1000].to_vec());
+    let gone = || -> Answer { Box::new(|_, _| {}) };
+    client.fails(exit::DATA, &["kept in"], vec![head(), gone(), gone()]);
+    let requests = client.gets(vec![honest(usize::MAX)]);
+    assert_eq!((ranges(&requests), condition(&requests[0])), (vec![Some("bytes=1000-".into())], None));
+}
+
 #[test]
 fn lies_about_the_length() {
     let refused = |length: usize, reasons: &[&str]| {
@@ -271,7 +357,10 @@ fn refusals_and_requests_to_wait() {
     assert!(start.elapsed() >= Duration::from_secs(1));
     let late = vec![status("429 Too Many Requests\nRetry-After: 3600")];
     assert_eq!(Client::new().fails(exit::DATA, &["429", "come back in 60 min 0 s"], late), 1);
-    // A date, or nonsense, is no number of seconds.
+    let date = "429 Too Many Requests\nDate: Sun, 06 Nov 1994 08:00:00 GMT\nRetry-After: Sun, 06 Nov 1994 09:00:00 GMT";
+    assert_eq!(Client::new().fails(exit::DATA, &["429", "come back in 60 min 0 s"], vec![status(date)]), 1);
+    Client::new().gets(vec![status(&date.replace("09:00:00", "07:00:00")), honest(usize::MAX)]);
+    // Nonsense is no time at all.
     Client::new().gets(vec![status("429 Too Many Requests\nRetry-After: soon"), honest(usize::MAX)]);
 }
 
@@ -327,6 +416,7 @@ impl Client {
             file,
             hashes: Hashes::default(),
             resumed: false,
+            origin: None,
         };
         let error = transfer.whole(&mut Watch { interrupted: &|| false, progress: &mut |_| {} }).unwrap_err();
         let message = exit::message(&error);
