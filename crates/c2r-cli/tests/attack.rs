@@ -81,7 +81,8 @@ fn a_report_for_tables() {
     assert!(record.attacks[0].survivors <= record.attacks[1].survivors);
 
     let output = folder.path().join("held-out.json");
-    let held_out = with(&["--attack", "fgsm", "--each", "--held-out-after", "100", "--output", output.to_str().unwrap()]);
+    let held_out =
+        with(&["--attack", "fgsm", "--each", "--held-out-after", "100", "--output", output.to_str().unwrap()]);
     assert!(attack(&checkpoint, &held_out).status.success());
     let held_out = c2r_eval::AttackRecord::read(&output).unwrap();
     // The digits have 1438 training images, at least 139 in each of ten classes.

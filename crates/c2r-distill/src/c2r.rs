@@ -19,11 +19,12 @@ use c2r_core::{
 use c2r_data::{ClassSampler, decode_formation, dsa::DsaDraw};
 use c2r_models::Model;
 use rand::Rng;
+use serde_json::json;
 use tch::{Kind, Tensor};
 
 use crate::{
     canvas::{Canvas, first_images},
-    config::{AacConfig, Anchors, MatchingConfig, ObjectiveConfig, RealCandidates, RobustTerm},
+    config::{AacConfig, Anchors, DistillConfig, MatchingConfig, ObjectiveConfig, RealCandidates, RobustTerm},
     distillation::DistillError,
     method::{Claims, Method, StepReport, Turn, quantiles},
     plan::Plan,
@@ -279,6 +280,14 @@ impl Method for C2r {
     fn prepare(&mut self, turn: &mut Turn<'_>) -> Result<f64, DistillError> {
         let training = Training { setting: turn.setting, curriculum: &self.aac.pool };
         self.pool.fill_step(training, self.real_cache.as_mut(), turn.passes)
+    }
+
+    fn prepared_from(&self, setting: &Setting) -> Option<serde_json::Value> {
+        let DistillConfig { pool, companions, threat, .. } = &setting.config;
+        // Perturbations of real images that are remembered go on into the updates.
+        self.real_cache.is_none().then(|| {
+            json!({"method": "c2r", "pool": pool, "companions": companions, "threat": threat, "aac.pool": self.aac.pool})
+        })
     }
 
     fn update(&mut self, turn: &mut Turn<'_>) -> Result<StepReport, DistillError> {

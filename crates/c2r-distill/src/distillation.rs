@@ -3,10 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use c2r_base::{Seed, artifact::TensorFile};
+use c2r_base::{
+    Seed,
+    artifact::{self, TensorFile},
+};
 use c2r_core::{curriculum::Curriculum, ls_pgd::Passes};
 use c2r_data::{Dataset, SyntheticHeader, SyntheticSet, decode_formation};
 use c2r_models::{Model, ModelError, ModelInput};
+use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
 use crate::{
@@ -20,6 +24,8 @@ use crate::{
 };
 
 const STATE_FORMAT: &str = "c2r distillation state";
+/// Header of shared networks: [`Distillation::networks_id`].
+const NETWORKS_ID: &str = "networks";
 const STATE_SCHEMA: &str = "2";
 /// More passes than any run makes.
 const MOST_PASSES: i64 = 1 << 53;
@@ -303,6 +309,61 @@ impl Distillation {
             Some(stray) => Err(DistillError::State(format!("`{stray}` belongs to no part of this run"))),
             None => Ok(()),
         }
+    }
+
+    /// What the preparation and the teacher depend on (settings, seed, data), as a SHA-256 (hexadecimal): two runs of one
+    /// value can share them by [`Distillation::networks`]. `None` where the method cannot share.
+    pub fn networks_id(&self) -> Option<String> {
+        let Setting { config, spec, .. } = &self.setting;
+        let method = self.method.prepared_from(&self.setting)?;
+        let all = json!({
+            "schema": STATE_SCHEMA,
+            "method": method,
+            "model": config.model,
+            "seed": config.seed,
+            "teacher": config.teacher,
+            "data": self.data_sha256,
+            "mean": spec.mean,
+            "std": spec.std,
+        });
+        Some(artifact::sha256_hex(all.to_string().as_bytes()))
+    }
+
+    /// The networks that preparation and teacher training have made, for [`Distillation::take_networks`] of another run;
+    /// `None` before they are ready, after the first update, and where nothing can be shared.
+    pub fn networks(&self) -> Option<TensorFile> {
+        let ready = self.iteration() == 0 && !self.preparation_is_due() && !self.teacher_is_due();
+        let id = self.networks_id().filter(|_| ready)?;
+        let mut file = self.state();
+        let mut images = BTreeMap::new();
+        self.canvas.state(&mut images);
+        file.tensors.retain(|name, _| !images.contains_key(name));
+        file.header.insert(NETWORKS_ID.to_owned(), id);
+        Some(file)
+    }
+
+    /// Begins with the [`Distillation::networks`] of another run. What follows is what it would be without, byte for byte.
+    ///
+    /// # Errors
+    /// [`DistillError::State`], naming what does not fit; the distillation must then be dropped.
+    ///
+    /// # Panics
+    /// If it has begun.
+    pub fn take_networks(&mut self, networks: &TensorFile) -> Result<(), DistillError> {
+        assert_eq!(self.progress().0, 0, "networks are taken before the first step");
+        if networks.header.get(NETWORKS_ID) != self.networks_id().as_ref() {
+            return Err(DistillError::State(
+                "its networks are those of other settings, another seed or other data".into(),
+            ));
+        }
+        let mut file = self.state();
+        file.header.extend(networks.header.clone());
+        file.tensors.extend(networks.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())));
+        self.restore(&file)?;
+        if self.preparation_is_due() || self.teacher_is_due() {
+            return Err(DistillError::State("its networks are not trained to the end".into()));
+        }
+        Ok(())
     }
 
     /// The trained teacher, where labels come from one; its checkpoint belongs beside the set when

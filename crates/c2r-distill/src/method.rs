@@ -54,6 +54,13 @@ pub trait Method: fmt::Debug {
     /// [`DistillError`]; the run must then be taken up from its last saved state.
     fn prepare(&mut self, turn: &mut Turn<'_>) -> Result<f64, DistillError>;
 
+    /// Everything that its preparation depends on, apart from data, seed, model and `[teacher]`; `None` where no other run
+    /// may take it over.
+    fn prepared_from(&self, setting: &Setting) -> Option<serde_json::Value> {
+        let _ = setting;
+        None
+    }
+
     /// One update of the images, by [`Canvas::descend`].
     ///
     /// # Errors

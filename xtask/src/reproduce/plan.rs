@@ -377,7 +377,11 @@ impl Planner<'_> {
                 .words(&what)
                 .finish();
             let folder = self.place.job(&id);
-            let how = self.place.how(&[("--run-dir", &folder)]);
+            let networks = self.place.results.join("networks");
+            let mut paths: Vec<(&str, &Path)> = vec![("--run-dir", &folder)];
+            // What is run again is run again from the beginning.
+            paths.extend((!self.place.force).then_some(("--networks", &*networks)));
+            let how = self.place.how(&paths);
             let output = "synthetic.safetensors";
             distilled = Some(plan.steps.len());
             let (cell, stage) = (cell.clone(), Stage::Distill);
@@ -620,7 +624,7 @@ attack-set = ["pgd.steps=5"]
                 format!(
                     "distill --config data/profiles/faithful.toml --dataset cifar10 --ipc 10 --seed 2 --name class-mean \
                      --train-per-class 500 --set model=ConvNet-D3-W32-IN --set iterations=30 --set eta=0.6 --set crl=false \
-                     --run-dir {} {common}",
+                     --run-dir {} --networks runs/networks {common}",
                     job(0)
                 ),
                 format!(

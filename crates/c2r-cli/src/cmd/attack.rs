@@ -378,7 +378,9 @@ fn material(args: &Args, ui: &Ui) -> anyhow::Result<Material> {
                     let message = format!("--held-out-after {n}: no class of {name} has more than {n} training images");
                     return exit::fail(exit::USAGE, message);
                 }
-                notes.push(format!("judged on the training images after the first {n} of each class, not on test images"));
+                notes.push(format!(
+                    "judged on the training images after the first {n} of each class, not on test images"
+                ));
                 (rest, "training, held out")
             }
             None => (dataset.test, "test"),

@@ -77,6 +77,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR", required_unless_present_any = ["estimate", "print_config"])]
     run_dir: Option<PathBuf>,
 
+    /// Folder of trained pools and teachers: taken from there where a run with the same networks, seed and data has left
+    /// them, left there otherwise. The result is the same with and without
+    #[arg(long, value_name = "DIR")]
+    networks: Option<PathBuf>,
+
     /// Save the state every so many steps
     #[arg(long, value_name = "STEPS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     checkpoint_every: u64,
@@ -157,9 +162,21 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
             .with_context(|| format!("cannot continue from {}; --force starts again", state.display()))?;
         let (done, total) = distillation.progress();
         ui.note(format!("going on at step {done} of {total} in {}", path.display()));
+    } else if let Some(shared) = shared_networks(&distillation, &args).filter(|file| file.exists()) {
+        distillation.take_networks(&TensorFile::read(&shared)?).with_context(|| {
+            format!("cannot take the networks of {}; delete it to make them anew", shared.display())
+        })?;
+        ui.note(format!("took the trained networks of {}", shared.display()));
     }
     work(&mut distillation, &mut run, &args, ui)?;
     finish(&distillation, &mut run, &args, ui)
+}
+
+/// Where `--networks` has or would have the networks of this run.
+fn shared_networks(distillation: &Distillation, args: &Args) -> Option<PathBuf> {
+    let id = distillation.networks_id()?;
+    let version = c2r_experiment::results::DISTILL;
+    Some(args.networks.as_ref()?.join(format!("v{version}-{id}.safetensors")))
 }
 
 /// Runs until finished; saves the state on the way, on Ctrl-C, and not after a failure.
@@ -173,6 +190,13 @@ fn work(distillation: &mut Distillation, run: &mut RunDir, args: &Args, ui: &Ui)
     while !distillation.is_finished() {
         let event = distillation.step()?;
         since_saved += 1;
+        if let (DistillEvent::Preparation { .. } | DistillEvent::Teacher { .. }, Some(file)) =
+            (&event, shared_networks(distillation, args))
+            && let Some(networks) = distillation.networks()
+            && !file.exists()
+        {
+            networks.write(&file)?;
+        }
         let (done, _) = distillation.progress();
         let say = |line: &Json| {
             if args.json {

@@ -177,6 +177,56 @@ fn a_run_that_is_stopped_anywhere_ends_with_the_same_bytes() {
 }
 
 #[test]
+fn runs_with_the_same_networks_share_them_and_change_nothing() {
+    let teacher = [("labels", "soft".into()), ("teacher", table("steps = 3\ntemperature = 2.0"))];
+    let mut first = start(&config(&teacher));
+    assert!(first.networks().is_none(), "they are not trained yet");
+    let networks = loop {
+        first.step().unwrap();
+        if let Some(networks) = first.networks() {
+            break networks;
+        }
+    };
+    assert_eq!(first.iteration(), 0);
+
+    // Another number of images, another objective, another curriculum: the same networks.
+    let other = |changes: &[(&str, toml::Value)]| config(&[&teacher[..], changes].concat());
+    let other_images =
+        other(&[("ipc", 3.into()), ("objective.eta", 0.9.into()), ("aac.synthetic", table("mode = \"off\""))]);
+    let mut whole = start(&other_images);
+    finish(&mut whole);
+    let mut shared = start(&other_images);
+    shared.take_networks(&networks).unwrap();
+    finish(&mut shared);
+    assert_eq!(bytes(&shared), bytes(&whole));
+    assert_eq!(shared.passes(), whole.passes());
+
+    for changes in [
+        ("seed", 9.into()),
+        ("pool.lr", 0.02.into()),
+        ("pool.max-steps", 6.into()),
+        ("threat.epsilon", "8/255".into()),
+        ("companions.rel-step-size", 0.25.into()),
+        ("model", "ConvNet-D2-W4-IN".into()),
+        ("train-per-class", 30.into()),
+        ("teacher.steps", 4.into()),
+        ("aac.pool", table("mode = \"weight\"\nfloor = 0.1")),
+    ] {
+        let mut different = start(&other(&[changes.clone()]));
+        assert_ne!(different.networks_id(), first.networks_id(), "{changes:?}");
+        let refused = different.take_networks(&networks).unwrap_err().to_string();
+        assert!(refused.contains("other settings"), "{refused}");
+    }
+    let remembers = other(&[("companions.warm-start", true.into()), ("aac.remember", "real".into())]);
+    assert_eq!(start(&remembers).networks_id(), None);
+
+    let mut broken = networks;
+    broken.tensors.remove("pool.0001.age");
+    let refused = start(&other_images).take_networks(&broken).unwrap_err().to_string();
+    assert!(refused.contains("pool"), "{refused}");
+}
+
+#[test]
 fn a_state_of_another_configuration_is_refused() {
     let mut small = start(&config(&[]));
     small.step().unwrap();
