@@ -3,9 +3,10 @@
 use std::{
     path::Path,
     process::{Command, Output, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use c2r_base::Seed;
 use serde_json::Value;
 
 /// A small network after a few steps of training: right now and then, and quick.
@@ -134,4 +135,64 @@ fn an_interrupted_attack_goes_on_where_it_stopped() {
         assert_eq!(resumed[key], whole_result[key], "{key}");
     }
     assert_eq!(std::fs::read(&whole).unwrap(), std::fs::read(&part).unwrap(), "the same images, byte for byte");
+}
+
+/// A report without what a clock measured.
+fn without_seconds(mut report: Value) -> Value {
+    fn strip(value: &mut Value) {
+        match value {
+            Value::Object(fields) => {
+                fields.retain(|name, _| name != "seconds" && name != "clean_seconds");
+                fields.values_mut().for_each(strip);
+            }
+            Value::Array(values) => values.iter_mut().for_each(strip),
+            _ => {}
+        }
+    }
+    strip(&mut report);
+    report
+}
+
+/// kill -9 at seeded random moments, in the attacks and between them, until one run gets through.
+#[test]
+fn a_killed_attack_goes_on_and_ends_with_the_same_files() {
+    const MOST_KILLS: u64 = 6;
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = checkpoint_in(folder.path());
+    let file = |run: &str, name: &str| folder.path().join(run).join(name);
+    let start = |run: &str| {
+        let words = with(&["--attack", "pgd,apgd-ce,square", "--set", "square.queries=300", "--batch-size", "16"]);
+        let mut command = command(&checkpoint, &words);
+        command.args(["--n-test", "160", "--checkpoint-seconds", "0", "--json"]);
+        command.arg("--output").arg(file(run, "attack.json")).arg("--save").arg(file(run, "adv.safetensors"));
+        command
+    };
+    let whole = json(&start("whole").output().unwrap());
+
+    let state = file("killed", "attack.run.json");
+    let mut n_resumed = 0;
+    for round in 0..MOST_KILLS {
+        let before = std::fs::read(&state).ok();
+        let mut child = start("killed").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let begun = Instant::now();
+        while std::fs::read(&state).ok() == before && child.try_wait().unwrap().is_none() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "no state appears");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        std::thread::sleep(Duration::from_millis(Seed::new(5).child("kill", round).value() % 120));
+        child.kill().unwrap();
+        if child.wait().unwrap().success() || file("killed", "attack.json").exists() {
+            break;
+        }
+        n_resumed += 1;
+    }
+    assert!(n_resumed >= 1, "it was done before it could be killed");
+
+    let resumed = json(&start("killed").output().unwrap());
+    assert_eq!(without_seconds(resumed), without_seconds(whole), "the same object on stdout");
+    let report = |run| serde_json::from_slice(&std::fs::read(file(run, "attack.json")).unwrap()).unwrap();
+    assert_eq!(without_seconds(report("killed")), without_seconds(report("whole")), "the same report");
+    let saved = |run| std::fs::read(file(run, "adv.safetensors")).unwrap();
+    assert!(saved("killed") == saved("whole"), "the same images, byte for byte");
+    assert!(!file("killed", "attack.part.safetensors").exists(), "a finished run keeps no unfinished images");
 }

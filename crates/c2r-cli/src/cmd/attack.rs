@@ -31,8 +31,6 @@ use crate::{
 const SCHEMA_VERSION: u32 = 1;
 /// The suite that is a list of columns and not one attack.
 const PAPER_SUITE: &str = "paper-six";
-/// How often an unfinished evaluation is written down.
-const CHECKPOINT: Duration = Duration::from_secs(30);
 /// Samples of the test set that an estimate assumes to be attacked: a network trained on few images is
 /// right about that often.
 const ASSUMED_ACCURACY: f64 = 0.5;
@@ -136,6 +134,10 @@ pub(crate) struct Args {
     /// Write the images that were judged, as a file that --inputs takes
     #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
+
+    /// Save the state of a run with --output or --save every so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    checkpoint_seconds: u64,
 
     /// Print one JSON object
     #[arg(long)]
@@ -427,7 +429,7 @@ fn observed(
                 }
                 progress.set(*done as u64, format!("{:.1} % robust", 100.0 * report.attacks[*entry].robust_accuracy()));
                 if let Some(journal) = journal
-                    && (ui.interrupted() || written.elapsed() >= CHECKPOINT)
+                    && (ui.interrupted() || written.elapsed() >= journal.interval)
                 {
                     if let Err(error) = journal.write(key, report, images.as_ref()) {
                         failure = Some(error);
@@ -465,6 +467,8 @@ struct Journal {
     images: PathBuf,
     /// The file whose presence means that the result is there.
     result: PathBuf,
+    /// How often an unfinished evaluation is written down.
+    interval: Duration,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -489,7 +493,8 @@ impl Journal {
             name.push(suffix);
             result.with_file_name(name)
         };
-        Some(Self { state: beside(".run.json"), images: beside(".part.safetensors"), result })
+        let interval = Duration::from_secs(args.checkpoint_seconds);
+        Some(Self { state: beside(".run.json"), images: beside(".part.safetensors"), result, interval })
     }
 
     fn read(&self, key: &Value, force: bool) -> anyhow::Result<Found> {
@@ -508,7 +513,10 @@ impl Journal {
             );
         }
         Ok(match (page.summary, page.report) {
-            (Some(summary), _) if self.result.exists() => Found::Finished(summary),
+            (Some(summary), _) if self.result.exists() => {
+                self.discard_images()?;
+                Found::Finished(summary)
+            }
             (None, Some(report)) => Found::Unfinished(Box::new(report)),
             _ => Found::Nothing,
         })
@@ -534,6 +542,10 @@ impl Journal {
         let page =
             Page { schema_version: SCHEMA_VERSION, key: key.clone(), summary: Some(summary.clone()), report: None };
         artifact::write_json(&self.state, &page)?;
+        self.discard_images()
+    }
+
+    fn discard_images(&self) -> anyhow::Result<()> {
         if self.images.exists() {
             fs::remove_file(&self.images).with_context(|| format!("cannot delete {}", self.images.display()))?;
         }
