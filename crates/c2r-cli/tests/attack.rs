@@ -88,7 +88,7 @@ fn wrong_arguments_and_missing_files_have_their_exit_codes() {
     let checkpoint = checkpoint_in(folder.path());
     let code = |words: &[&str]| attack(&checkpoint, words).status.code();
     assert_eq!(code(&with(&["--attack", "fgsmm"])), Some(2));
-    assert_eq!(code(&with(&["--attack", "deepfool", "--norm", "linf"])), Some(2));
+    assert_eq!(code(&with(&["--attack", "deepfool", "--norm", "l1"])), Some(2));
     assert_eq!(code(&["--dataset", "digits", "--eps", "0", "--attack", "fgsm"]), Some(2));
     assert_eq!(code(&["--inputs", "absent.safetensors", "--eps", "0.1", "--attack", "fgsm"]), Some(3));
     assert_eq!(attack("absent", &with(&["--attack", "fgsm"])).status.code(), Some(3));

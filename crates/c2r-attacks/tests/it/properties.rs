@@ -214,7 +214,7 @@ fn linear_models_are_broken_exactly_beyond_their_distance() {
     let labels = model.logits(&images).argmax(1, false);
     let distances = |norm| model.distance(&images, &labels, norm);
     for (norm, names) in [
-        (Norm::Linf, &["fgsm", "pgd", "apgd-ce", "apgd-dlr", "fab", "fab-t"][..]),
+        (Norm::Linf, &["fgsm", "pgd", "apgd-ce", "apgd-dlr", "fab", "fab-t", "deepfool"][..]),
         (Norm::L2, &["fgsm", "pgd", "apgd-ce", "fab", "fab-t", "deepfool"]),
         (Norm::L1, &["apgd-ce", "fab", "fab-t"]),
     ] {
@@ -249,6 +249,7 @@ fn fab_and_deepfool_find_the_exact_distance_of_linear_models() {
         (Norm::Linf, "fab-t"),
         (Norm::L2, "fab"),
         (Norm::L2, "fab-t"),
+        (Norm::Linf, "deepfool"),
         (Norm::L2, "deepfool"),
         (Norm::L1, "fab"),
     ] {
@@ -351,7 +352,7 @@ fn too_few_classes_and_unknown_norms_are_errors_before_anything_runs() {
     assert!(message("apgd-dlr", Norm::Linf).contains("needs a model with 3 classes"));
     assert!(message("apgd-t", Norm::Linf).contains("needs a model with 4 classes"));
     assert!(message("autoattack-standard", Norm::Linf).contains("apgd-t"));
-    assert!(message("deepfool", Norm::L1).contains("not defined for the norm l1; it knows l2"));
+    assert!(message("deepfool", Norm::L1).contains("not defined for the norm l1; it knows linf, l2"));
 }
 
 /// Answers with what it was given.

@@ -456,7 +456,9 @@ fn observed(
             exit::fail(exit::INTERRUPTED, what)
         }
         Err(error @ AttackError::Config(_)) => Err(exit::coded(exit::USAGE, error)),
-        Err(error @ AttackError::Images(_)) => Err(exit::coded(exit::DATA, error)),
+        Err(error @ AttackError::Images(_)) => {
+            Err(exit::coded(exit::DATA, anyhow::Error::new(error).context(material.name.clone())))
+        }
         Err(error) => Err(error.into()),
     }
 }
