@@ -6,8 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use c2r_base::Seed;
+use c2r_base::{Seed, artifact::TensorFile};
 use serde_json::Value;
+use tch::{Kind, Tensor};
 
 /// A small network after a few steps of training: right now and then, and quick.
 fn checkpoint_in(folder: &Path) -> String {
@@ -105,6 +106,71 @@ fn wrong_arguments_and_missing_files_have_their_exit_codes() {
     let table = Command::new(env!("CARGO_BIN_EXE_c2r")).arg("table").arg(suite.parent().unwrap()).output().unwrap();
     let said = String::from_utf8_lossy(&table.stderr);
     assert!(table.status.code() == Some(3) && said.contains("--each --output"), "{said}");
+}
+
+/// Files that a user may have: what is wrong with them is said with the sample, and bytes are pixels.
+#[test]
+fn inputs_are_checked_and_bytes_are_pixels() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = checkpoint_in(folder.path());
+    let digits = c2r_data::load("digits", None).unwrap().test.first(20).to_labelled();
+    let (images, labels) = (digits.images(), digits.labels());
+    let path = folder.path().join("x.safetensors");
+    let inputs = path.display().to_string();
+    let attacked = |images: &Tensor, labels: &Tensor, batch_size: &str| {
+        let mut file = TensorFile::default();
+        file.tensors.insert("images".to_owned(), images.shallow_clone());
+        file.tensors.insert("labels".to_owned(), labels.shallow_clone());
+        file.write(&path).unwrap();
+        let attacks = ["--attack", "pgd,apgd-ce,square", "--set", "square.queries=50", "--json"];
+        let how = ["--inputs", &inputs, "--eps", "0.1", "--batch-size", batch_size];
+        attack(&checkpoint, &[&attacks[..], &how].concat())
+    };
+    let with_pixel = |sample: i64, value: f64| {
+        let changed = images.copy();
+        let _ = changed.get(sample).get(0).get(1).get(2).fill_(value);
+        changed
+    };
+    let with_label = |sample: i64, value: i64| {
+        let changed = labels.copy();
+        let _ = changed.get(sample).fill_(value);
+        changed
+    };
+    for (images, labels, expected) in [
+        (with_pixel(3, f64::NAN), labels.copy(), "sample 3 has a pixel that is not finite (NaN)"),
+        (with_pixel(4, f64::INFINITY), labels.copy(), "sample 4 has a pixel that is not finite (inf)"),
+        (with_pixel(5, 1.5), labels.copy(), "sample 5 has a pixel of 1.5, outside [0, 1]"),
+        (with_pixel(6, -0.5), labels.copy(), "sample 6 has a pixel of -0.5, outside [0, 1]"),
+        (images.copy(), with_label(7, 10), "sample 7 has label 10, outside 0..10"),
+        (images.copy(), with_label(8, -1), "sample 8 has label -1; labels start at 0"),
+        (images.to_kind(Kind::Double), labels.copy(), "got Double"),
+        (images.copy(), labels.to_kind(Kind::Int), "labels must be i64, got Int"),
+        (images.get(0), labels.copy(), "images must have shape [N, C, H, W], got [1, 8, 8]"),
+        (images.copy(), labels.narrow(0, 0, 19), "labels must have shape [20], one per image, got [19]"),
+        (images.narrow(0, 0, 0), labels.narrow(0, 0, 0), "there are no images"),
+        (images.narrow(3, 0, 7), labels.copy(), "with [1, 8, 8], got [1, 8, 7]"),
+    ] {
+        let output = attacked(&images, &labels, "128");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{expected}: {said}");
+        assert!(said.contains(expected) && said.contains("x.safetensors"), "{expected}: {said}");
+    }
+    let results = |images: &Tensor, batch_size: &str| {
+        let mut result = without_seconds(json(&attacked(images, labels, batch_size)));
+        result.as_object_mut().unwrap().remove("inputs_sha256");
+        result
+    };
+    let floats = results(images, "128");
+    assert!(floats["robust_accuracy"].as_f64() < floats["clean_accuracy"].as_f64(), "{floats}");
+    assert_eq!(results(&(images * 255.0).round().to_kind(Kind::Uint8), "128"), floats, "bytes are pixels times 255");
+    let few = results(images, "3");
+    for key in ["clean_accuracy", "robust_accuracy", "n", "flags"] {
+        assert_eq!(few[key], floats[key], "{key} depends on the batch size");
+    }
+    let survivors = |result: &Value| {
+        result["attacks"].as_array().unwrap().iter().map(|entry| entry["survivors"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(survivors(&few), survivors(&floats));
 }
 
 #[cfg(unix)]

@@ -15,7 +15,7 @@ use c2r_base::{
     artifact::{self, TensorFile},
 };
 use c2r_eval::{AttackRecord, RecordContext};
-use c2r_models::{Frozen, ModelError, TorchScript, checkpoint};
+use c2r_models::{Frozen, TorchScript, checkpoint};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tch::Device;
@@ -180,9 +180,10 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     }
     let mut target = target(&args, device)?;
     let material = material(&args, ui)?;
-    if let Some(script) = target.script.take() {
-        target.prepare(&script, material.images.image_shape(), args.as_is).or_exit(exit::DATA)?;
-    }
+    target
+        .prepare(material.images.image_shape(), args.as_is)
+        .with_context(|| material.name.clone())
+        .or_exit(exit::DATA)?;
     let mode = if args.each { Mode::Each } else { Mode::Suite };
     let key = json!({
         "model": target.sha256,
@@ -307,6 +308,8 @@ struct Target {
     subject: Option<Subject>,
     name: String,
     sha256: String,
+    /// `[C, H, W]` of the images that a network of c2r takes.
+    shape: Option<[i64; 3]>,
     /// The model once more if it is a TorchScript file, for what depends on the shape of the images.
     script: Option<TorchScript>,
     /// Operators of a TorchScript model that run as faster equal ones.
@@ -314,9 +317,17 @@ struct Target {
 }
 
 impl Target {
-    /// Checks that the TorchScript model takes such images, and lets it run faster unless it should stay as it is.
-    fn prepare(&mut self, script: &TorchScript, shape: [i64; 3], as_is: bool) -> Result<(), ModelError> {
-        script.classes(shape)?;
+    /// Checks that the model takes such images, and lets TorchScript run faster unless it should stay as it is.
+    fn prepare(&mut self, shape: [i64; 3], as_is: bool) -> anyhow::Result<()> {
+        if let Some(expected) = self.shape {
+            let name = &self.name;
+            anyhow::ensure!(
+                expected == shape,
+                "{name} takes images of shape [N, C, H, W] with {expected:?}, got {shape:?}"
+            );
+        }
+        let Some(script) = self.script.take() else { return Ok(()) };
+        script.classes(shape).with_context(|| format!("images of shape [N, C, H, W] with {shape:?}"))?;
         if !as_is && let Some((tuned, n_replaced)) = script.tuned(shape)? {
             self.classifier = Box::new(tuned);
             self.n_tuned = n_replaced;
@@ -336,7 +347,7 @@ fn target(args: &Args, device: Device) -> anyhow::Result<Target> {
         }
         let script = script.or_exit(exit::DATA)?;
         let classifier = Box::new(script.clone());
-        return Ok(Target { classifier, subject: None, name, sha256, script: Some(script), n_tuned: 0 });
+        return Ok(Target { classifier, subject: None, name, sha256, shape: None, script: Some(script), n_tuned: 0 });
     }
     let loaded = checkpoint::load(path, device);
     if loaded.is_err() && TorchScript::load(path, device).is_ok() {
@@ -349,7 +360,8 @@ fn target(args: &Args, device: Device) -> anyhow::Result<Target> {
         }
         None => None,
     };
-    Ok(Target { classifier: Box::new(Frozen::new(model)), subject, name, sha256, script: None, n_tuned: 0 })
+    let shape = Some(model.input().image_shape());
+    Ok(Target { classifier: Box::new(Frozen::new(model)), subject, name, sha256, shape, script: None, n_tuned: 0 })
 }
 
 /// What it is attacked with.
