@@ -519,6 +519,58 @@ fn doubtful_models_are_flagged() {
     assert!(flags(&Saturated(&model)).iter().any(|flag| matches!(flag, Flag::ZeroGradient { .. })));
 }
 
+/// Answers of a model that change from one pass to the next.
+struct Changing<'a> {
+    model: &'a Tanh,
+    n_passes: std::cell::Cell<u32>,
+    factor: fn(u32) -> f64,
+}
+
+impl Classifier for Changing<'_> {
+    fn logits(&self, images: &Tensor) -> Tensor {
+        self.n_passes.set(self.n_passes.get() + 1);
+        self.model.logits(images) * (self.factor)(self.n_passes.get())
+    }
+
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+}
+
+#[test]
+fn a_randomized_model_is_flagged_and_another_accuracy_at_epsilon_zero_is_an_error() {
+    let (model, data) = toy();
+    let result = |factor: fn(u32) -> f64| {
+        let model = Changing { model: &model, n_passes: std::cell::Cell::new(0), factor };
+        let attacks = [config("fgsm", &[]).build().unwrap()];
+        let options = EvaluateOptions::default();
+        evaluate(&model, &data, &attacks, &threat(Norm::Linf, 0.01), &options, &mut |_| Answer::Continue(()))
+    };
+    let flags = result(|pass| 1.0 + 0.01 * f64::from(pass)).unwrap().flags;
+    assert!(flags.iter().any(|flag| matches!(flag, Flag::RandomizedModel { .. })), "{flags:?}");
+    // The same twice, and upside down for the images that were projected at epsilon 0.
+    let error = result(|pass| if pass == 3 { -1.0 } else { 1.0 });
+    assert!(matches!(error, Err(AttackError::SelfCheck(_))), "{error:?}");
+}
+
+#[test]
+fn an_attack_that_noise_beats_is_flagged() {
+    let model = Linear::mixed(3, SHAPE);
+    let images = toys::images(8, SHAPE);
+    let labels = model.logits(&images).argmax(1, false);
+    let data = LabelledImages::new(images, labels).unwrap();
+    let hardly_moves = config("bim", &[("steps", "1"), ("step-size", "0.0001/255")]).build().unwrap();
+    let attacks = [hardly_moves, config("noise", &[]).build().unwrap()];
+    for mode in [Mode::Suite, Mode::Each] {
+        let options = EvaluateOptions { mode, ..Default::default() };
+        let flags = run(&model, &data, &attacks, &threat(Norm::Linf, 0.9), &options).flags;
+        assert!(
+            flags.iter().any(|flag| matches!(flag, Flag::WeakerThanNoise { attack, .. } if attack == "bim")),
+            "{mode:?} {flags:?}"
+        );
+    }
+}
+
 #[test]
 fn square_on_a_masked_gradient_raises_the_flag() {
     /// Differentiates to zero, but moves.
