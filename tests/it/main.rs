@@ -1,5 +1,7 @@
 //! From real images to a robust network, through the libraries as another project would use them.
 
+mod outside;
+
 use std::{collections::BTreeMap, sync::OnceLock};
 
 use c2r_attacks::{Answer, AttackConfig, AttackReport, EvaluateOptions, Mode, evaluate};

@@ -4,9 +4,12 @@
 //!
 //! Last line of the output: `robust accuracy under 8/255: 50 %`
 
-use c2r_attacks::{Answer, AttackConfig, EvaluateOptions, evaluate};
-use c2r_base::{Classifier, LabelledImages, Norm, ThreatModel};
-use tch::{Device, Kind, Tensor};
+use c2r_attacks::{
+    Answer, AttackConfig, EvaluateOptions,
+    c2r_base::{Classifier, LabelledImages, Norm, ThreatModel},
+    evaluate,
+    tch::{Device, Kind, Tensor},
+};
 
 /// Dark or bright?
 struct Brightness;

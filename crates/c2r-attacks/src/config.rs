@@ -419,7 +419,7 @@ options!(
     }
 );
 options!(
-    /// DeepFool (Moosavi-Dezfooli et al. 2016, arXiv:1511.04599).
+    /// DeepFool (Moosavi-Dezfooli et al. 2016, arXiv:1511.04599), L2 and Linf.
     DeepFoolConfig {
         /// Steps at most.
         steps: u32 = DEEPFOOL_STEPS,

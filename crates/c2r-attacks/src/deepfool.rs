@@ -8,10 +8,13 @@ use crate::{
         Attack, AttackBatch, AttackError, Family, Oracle, Perturbed, check_norms, index, per_image, positions, reached,
     },
     config::{ConfigError, DeepFoolConfig},
-    jacobian::nearest_boundary,
+    jacobian::{dual_length, nearest_boundary},
 };
 
-/// DeepFool, L2.
+/// In L1 a step would be one pixel, which the box stops.
+const NORMS: [Norm; 2] = [Norm::Linf, Norm::L2];
+
+/// DeepFool in L2 and Linf.
 pub(crate) struct DeepFool {
     config: DeepFoolConfig,
 }
@@ -32,7 +35,7 @@ impl Attack for DeepFool {
     }
 
     fn check(&self, threat: &ThreatModel, _: i64) -> Result<(), ConfigError> {
-        check_norms(self.name(), &[Norm::L2], threat)?;
+        check_norms(self.name(), &NORMS, threat)?;
         if threat.goal != Goal::Untargeted {
             return Err(ConfigError::UnsupportedGoal { attack: self.name().to_owned() });
         }
@@ -43,7 +46,7 @@ impl Attack for DeepFool {
         &self,
         model: &dyn Classifier,
         batch: &AttackBatch<'_>,
-        _: &ThreatModel,
+        threat: &ThreatModel,
         _: Seed,
     ) -> Result<Perturbed, AttackError> {
         let _no_grad = tch::no_grad_guard();
@@ -55,8 +58,8 @@ impl Attack for DeepFool {
         let mut x = clean.copy();
         let mut total = clean.zeros_like();
         for _ in 0..self.config.steps {
-            let (difference, gradient) = nearest_boundary(&mut oracle, &x, &rows, &labels, Norm::L2)?;
-            let step = step_onto(&difference, &gradient);
+            let (difference, gradient) = nearest_boundary(&mut oracle, &x, &rows, &labels, threat.norm)?;
+            let step = step_onto(&difference, &gradient, threat.norm);
             x = if self.config.overshoot_each_step {
                 (&x + step * (1.0 + self.config.overshoot)).clamp(0.0, 1.0)
             } else {
@@ -80,8 +83,17 @@ impl Attack for DeepFool {
     }
 }
 
-/// The shortest change to the linearized boundary: `|z_k - z_y| / |g|^2 * g`.
-pub(crate) fn step_onto(difference: &Tensor, gradient: &Tensor) -> Tensor {
-    let squared = gradient.square().flatten(1, -1).sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
-    gradient * per_image(&(difference.abs() / squared.clamp_min(1e-20)))
+/// The shortest change to the linearized boundary: `|z_k - z_y| / |g|_2^2 * g`, in Linf `|z_k - z_y| / |g|_1 * sign(g)`
+/// (Moosavi-Dezfooli et al. 2016, section 3, the extension to other norms).
+pub(crate) fn step_onto(difference: &Tensor, gradient: &Tensor, norm: Norm) -> Tensor {
+    match norm {
+        Norm::Linf => {
+            let length = dual_length(gradient, norm).clamp_min(1e-20);
+            gradient.sign() * per_image(&(difference.abs() / length))
+        }
+        _ => {
+            let squared = gradient.square().flatten(1, -1).sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
+            gradient * per_image(&(difference.abs() / squared.clamp_min(1e-20)))
+        }
+    }
 }

@@ -12,9 +12,9 @@
 //! **Where to start:** [`evaluate`].
 //!
 //! ```
+//! use c2r_attacks::c2r_base::{Classifier, LabelledImages, Norm, ThreatModel};
+//! use c2r_attacks::tch::{Device, Kind, Tensor};
 //! use c2r_attacks::{Answer, AttackConfig, EvaluateOptions, evaluate};
-//! use c2r_base::{Classifier, LabelledImages, Norm, ThreatModel};
-//! use tch::{Device, Kind, Tensor};
 //!
 //! /// Dark or bright?
 //! struct Brightness;
@@ -40,6 +40,9 @@
 //! assert_eq!(report.clean_accuracy(), 1.0);
 //! assert_eq!(report.robust_accuracy(), 0.5);
 //! ```
+//!
+//! [`c2r_base`] and [`tch`] are passed on because this crate's signatures are made of them: one dependency is enough,
+//! and it has the right version of both.
 
 mod apgd;
 mod attack;
@@ -59,6 +62,9 @@ mod report;
 mod sanity;
 mod square;
 mod suite;
+
+pub use c2r_base;
+pub use tch;
 
 pub use attack::{Attack, AttackBatch, AttackError, Counts, Family, Perturbed};
 pub use config::*;

@@ -180,7 +180,7 @@ pub fn deepfool_step(logits: &Tensor, jacobian: &Tensor, labels: &Tensor) -> (Te
     let pick = chosen.view([-1, 1]);
     let difference = differences.gather(1, &pick, false).squeeze_dim(1);
     let gradient = gradients.gather(1, &pick.unsqueeze(2).expand([-1, 1, size[2]], false), false);
-    let step = deepfool::step_onto(&difference, &gradient.view([size[0], 1, 1, size[2]]));
+    let step = deepfool::step_onto(&difference, &gradient.view([size[0], 1, 1, size[2]]), Norm::L2);
     (chosen, step.view([size[0], size[2]]))
 }
 

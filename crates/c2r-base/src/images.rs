@@ -46,6 +46,14 @@ pub enum ImageError {
         /// Its value.
         value: f64,
     },
+    /// Label below 0.
+    #[error("sample {sample} has label {label}; labels start at 0")]
+    NegativeLabel {
+        /// First offending sample.
+        sample: i64,
+        /// Its label.
+        label: i64,
+    },
     /// Label outside `0..classes`.
     #[error("sample {sample} has label {label}, outside 0..{classes}")]
     Label {
@@ -94,18 +102,18 @@ impl LabelledImages {
         if let Some((sample, value)) = first_where(&images, &images.lt(0.0).logical_or(&images.gt(1.0))) {
             return Err(ImageError::OutOfRange { sample, value });
         }
-        let set = Self { images, labels };
-        set.check_classes(i64::MAX)?;
-        Ok(set)
+        if let Some((sample, label)) = first_where(&labels, &labels.lt(0)) {
+            return Err(ImageError::NegativeLabel { sample, label: label as i64 });
+        }
+        Ok(Self { images, labels })
     }
 
-    /// Checks that every label is in `0..classes`.
+    /// Checks that every label is below `classes`.
     ///
     /// # Errors
     /// [`ImageError::Label`].
     pub fn check_classes(&self, classes: i64) -> Result<(), ImageError> {
-        let wrong = self.labels.lt(0).logical_or(&self.labels.ge(classes));
-        match first_where(&self.labels, &wrong) {
+        match first_where(&self.labels, &self.labels.ge(classes)) {
             Some((sample, label)) => Err(ImageError::Label { sample, label: label as i64, classes }),
             None => Ok(()),
         }

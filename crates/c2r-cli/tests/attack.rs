@@ -3,10 +3,12 @@
 use std::{
     path::Path,
     process::{Command, Output, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use c2r_base::{Seed, artifact::TensorFile};
 use serde_json::Value;
+use tch::{Kind, Tensor};
 
 /// A small network after a few steps of training: right now and then, and quick.
 fn checkpoint_in(folder: &Path) -> String {
@@ -100,7 +102,7 @@ fn wrong_arguments_and_missing_files_have_their_exit_codes() {
     let checkpoint = checkpoint_in(folder.path());
     let code = |words: &[&str]| attack(&checkpoint, words).status.code();
     assert_eq!(code(&with(&["--attack", "fgsmm"])), Some(2));
-    assert_eq!(code(&with(&["--attack", "deepfool", "--norm", "linf"])), Some(2));
+    assert_eq!(code(&with(&["--attack", "deepfool", "--norm", "l1"])), Some(2));
     assert_eq!(code(&["--dataset", "digits", "--eps", "0", "--attack", "fgsm"]), Some(2));
     assert_eq!(code(&["--inputs", "absent.safetensors", "--eps", "0.1", "--attack", "fgsm"]), Some(3));
     assert_eq!(attack("absent", &with(&["--attack", "fgsm"])).status.code(), Some(3));
@@ -117,6 +119,71 @@ fn wrong_arguments_and_missing_files_have_their_exit_codes() {
     let table = Command::new(env!("CARGO_BIN_EXE_c2r")).arg("table").arg(suite.parent().unwrap()).output().unwrap();
     let said = String::from_utf8_lossy(&table.stderr);
     assert!(table.status.code() == Some(3) && said.contains("--each --output"), "{said}");
+}
+
+/// Files that a user may have: what is wrong with them is said with the sample, and bytes are pixels.
+#[test]
+fn inputs_are_checked_and_bytes_are_pixels() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = checkpoint_in(folder.path());
+    let digits = c2r_data::load("digits", None).unwrap().test.first(20).to_labelled();
+    let (images, labels) = (digits.images(), digits.labels());
+    let path = folder.path().join("x.safetensors");
+    let inputs = path.display().to_string();
+    let attacked = |images: &Tensor, labels: &Tensor, batch_size: &str| {
+        let mut file = TensorFile::default();
+        file.tensors.insert("images".to_owned(), images.shallow_clone());
+        file.tensors.insert("labels".to_owned(), labels.shallow_clone());
+        file.write(&path).unwrap();
+        let attacks = ["--attack", "pgd,apgd-ce,square", "--set", "square.queries=50", "--json"];
+        let how = ["--inputs", &inputs, "--eps", "0.1", "--batch-size", batch_size];
+        attack(&checkpoint, &[&attacks[..], &how].concat())
+    };
+    let with_pixel = |sample: i64, value: f64| {
+        let changed = images.copy();
+        let _ = changed.get(sample).get(0).get(1).get(2).fill_(value);
+        changed
+    };
+    let with_label = |sample: i64, value: i64| {
+        let changed = labels.copy();
+        let _ = changed.get(sample).fill_(value);
+        changed
+    };
+    for (images, labels, expected) in [
+        (with_pixel(3, f64::NAN), labels.copy(), "sample 3 has a pixel that is not finite (NaN)"),
+        (with_pixel(4, f64::INFINITY), labels.copy(), "sample 4 has a pixel that is not finite (inf)"),
+        (with_pixel(5, 1.5), labels.copy(), "sample 5 has a pixel of 1.5, outside [0, 1]"),
+        (with_pixel(6, -0.5), labels.copy(), "sample 6 has a pixel of -0.5, outside [0, 1]"),
+        (images.copy(), with_label(7, 10), "sample 7 has label 10, outside 0..10"),
+        (images.copy(), with_label(8, -1), "sample 8 has label -1; labels start at 0"),
+        (images.to_kind(Kind::Double), labels.copy(), "got Double"),
+        (images.copy(), labels.to_kind(Kind::Int), "labels must be i64, got Int"),
+        (images.get(0), labels.copy(), "images must have shape [N, C, H, W], got [1, 8, 8]"),
+        (images.copy(), labels.narrow(0, 0, 19), "labels must have shape [20], one per image, got [19]"),
+        (images.narrow(0, 0, 0), labels.narrow(0, 0, 0), "there are no images"),
+        (images.narrow(3, 0, 7), labels.copy(), "with [1, 8, 8], got [1, 8, 7]"),
+    ] {
+        let output = attacked(&images, &labels, "128");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{expected}: {said}");
+        assert!(said.contains(expected) && said.contains("x.safetensors"), "{expected}: {said}");
+    }
+    let results = |images: &Tensor, batch_size: &str| {
+        let mut result = without_seconds(json(&attacked(images, labels, batch_size)));
+        result.as_object_mut().unwrap().remove("inputs_sha256");
+        result
+    };
+    let floats = results(images, "128");
+    assert!(floats["robust_accuracy"].as_f64() < floats["clean_accuracy"].as_f64(), "{floats}");
+    assert_eq!(results(&(images * 255.0).round().to_kind(Kind::Uint8), "128"), floats, "bytes are pixels times 255");
+    let few = results(images, "3");
+    for key in ["clean_accuracy", "robust_accuracy", "n", "flags"] {
+        assert_eq!(few[key], floats[key], "{key} depends on the batch size");
+    }
+    let survivors = |result: &Value| {
+        result["attacks"].as_array().unwrap().iter().map(|entry| entry["survivors"].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(survivors(&few), survivors(&floats));
 }
 
 #[cfg(unix)]
@@ -147,4 +214,64 @@ fn an_interrupted_attack_goes_on_where_it_stopped() {
         assert_eq!(resumed[key], whole_result[key], "{key}");
     }
     assert_eq!(std::fs::read(&whole).unwrap(), std::fs::read(&part).unwrap(), "the same images, byte for byte");
+}
+
+/// A report without what a clock measured.
+fn without_seconds(mut report: Value) -> Value {
+    fn strip(value: &mut Value) {
+        match value {
+            Value::Object(fields) => {
+                fields.retain(|name, _| name != "seconds" && name != "clean_seconds");
+                fields.values_mut().for_each(strip);
+            }
+            Value::Array(values) => values.iter_mut().for_each(strip),
+            _ => {}
+        }
+    }
+    strip(&mut report);
+    report
+}
+
+/// kill -9 at seeded random moments, in the attacks and between them, until one run gets through.
+#[test]
+fn a_killed_attack_goes_on_and_ends_with_the_same_files() {
+    const MOST_KILLS: u64 = 6;
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = checkpoint_in(folder.path());
+    let file = |run: &str, name: &str| folder.path().join(run).join(name);
+    let start = |run: &str| {
+        let words = with(&["--attack", "pgd,apgd-ce,square", "--set", "square.queries=300", "--batch-size", "16"]);
+        let mut command = command(&checkpoint, &words);
+        command.args(["--n-test", "160", "--checkpoint-seconds", "0", "--json"]);
+        command.arg("--output").arg(file(run, "attack.json")).arg("--save").arg(file(run, "adv.safetensors"));
+        command
+    };
+    let whole = json(&start("whole").output().unwrap());
+
+    let state = file("killed", "attack.run.json");
+    let mut n_resumed = 0;
+    for round in 0..MOST_KILLS {
+        let before = std::fs::read(&state).ok();
+        let mut child = start("killed").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let begun = Instant::now();
+        while std::fs::read(&state).ok() == before && child.try_wait().unwrap().is_none() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "no state appears");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        std::thread::sleep(Duration::from_millis(Seed::new(5).child("kill", round).value() % 120));
+        child.kill().unwrap();
+        if child.wait().unwrap().success() || file("killed", "attack.json").exists() {
+            break;
+        }
+        n_resumed += 1;
+    }
+    assert!(n_resumed >= 1, "it was done before it could be killed");
+
+    let resumed = json(&start("killed").output().unwrap());
+    assert_eq!(without_seconds(resumed), without_seconds(whole), "the same object on stdout");
+    let report = |run| serde_json::from_slice(&std::fs::read(file(run, "attack.json")).unwrap()).unwrap();
+    assert_eq!(without_seconds(report("killed")), without_seconds(report("whole")), "the same report");
+    let saved = |run| std::fs::read(file(run, "adv.safetensors")).unwrap();
+    assert!(saved("killed") == saved("whole"), "the same images, byte for byte");
+    assert!(!file("killed", "attack.part.safetensors").exists(), "a finished run keeps no unfinished images");
 }

@@ -214,7 +214,7 @@ fn linear_models_are_broken_exactly_beyond_their_distance() {
     let labels = model.logits(&images).argmax(1, false);
     let distances = |norm| model.distance(&images, &labels, norm);
     for (norm, names) in [
-        (Norm::Linf, &["fgsm", "pgd", "apgd-ce", "apgd-dlr", "fab", "fab-t"][..]),
+        (Norm::Linf, &["fgsm", "pgd", "apgd-ce", "apgd-dlr", "fab", "fab-t", "deepfool"][..]),
         (Norm::L2, &["fgsm", "pgd", "apgd-ce", "fab", "fab-t", "deepfool"]),
         (Norm::L1, &["apgd-ce", "fab", "fab-t"]),
     ] {
@@ -249,6 +249,7 @@ fn fab_and_deepfool_find_the_exact_distance_of_linear_models() {
         (Norm::Linf, "fab-t"),
         (Norm::L2, "fab"),
         (Norm::L2, "fab-t"),
+        (Norm::Linf, "deepfool"),
         (Norm::L2, "deepfool"),
         (Norm::L1, "fab"),
     ] {
@@ -351,7 +352,7 @@ fn too_few_classes_and_unknown_norms_are_errors_before_anything_runs() {
     assert!(message("apgd-dlr", Norm::Linf).contains("needs a model with 3 classes"));
     assert!(message("apgd-t", Norm::Linf).contains("needs a model with 4 classes"));
     assert!(message("autoattack-standard", Norm::Linf).contains("apgd-t"));
-    assert!(message("deepfool", Norm::L1).contains("not defined for the norm l1; it knows l2"));
+    assert!(message("deepfool", Norm::L1).contains("not defined for the norm l1; it knows linf, l2"));
 }
 
 /// Answers with what it was given.
@@ -516,6 +517,58 @@ fn doubtful_models_are_flagged() {
     assert!(flags(&Probabilities(&model)).contains(&Flag::ProbabilitiesNotLogits));
     assert!(flags(&InBatch(&model)).iter().any(|flag| matches!(flag, Flag::BatchDependentModel { .. })));
     assert!(flags(&Saturated(&model)).iter().any(|flag| matches!(flag, Flag::ZeroGradient { .. })));
+}
+
+/// Answers of a model that change from one pass to the next.
+struct Changing<'a> {
+    model: &'a Tanh,
+    n_passes: std::cell::Cell<u32>,
+    factor: fn(u32) -> f64,
+}
+
+impl Classifier for Changing<'_> {
+    fn logits(&self, images: &Tensor) -> Tensor {
+        self.n_passes.set(self.n_passes.get() + 1);
+        self.model.logits(images) * (self.factor)(self.n_passes.get())
+    }
+
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+}
+
+#[test]
+fn a_randomized_model_is_flagged_and_another_accuracy_at_epsilon_zero_is_an_error() {
+    let (model, data) = toy();
+    let result = |factor: fn(u32) -> f64| {
+        let model = Changing { model: &model, n_passes: std::cell::Cell::new(0), factor };
+        let attacks = [config("fgsm", &[]).build().unwrap()];
+        let options = EvaluateOptions::default();
+        evaluate(&model, &data, &attacks, &threat(Norm::Linf, 0.01), &options, &mut |_| Answer::Continue(()))
+    };
+    let flags = result(|pass| 1.0 + 0.01 * f64::from(pass)).unwrap().flags;
+    assert!(flags.iter().any(|flag| matches!(flag, Flag::RandomizedModel { .. })), "{flags:?}");
+    // The same twice, and upside down for the images that were projected at epsilon 0.
+    let error = result(|pass| if pass == 3 { -1.0 } else { 1.0 });
+    assert!(matches!(error, Err(AttackError::SelfCheck(_))), "{error:?}");
+}
+
+#[test]
+fn an_attack_that_noise_beats_is_flagged() {
+    let model = Linear::mixed(3, SHAPE);
+    let images = toys::images(8, SHAPE);
+    let labels = model.logits(&images).argmax(1, false);
+    let data = LabelledImages::new(images, labels).unwrap();
+    let hardly_moves = config("bim", &[("steps", "1"), ("step-size", "0.0001/255")]).build().unwrap();
+    let attacks = [hardly_moves, config("noise", &[]).build().unwrap()];
+    for mode in [Mode::Suite, Mode::Each] {
+        let options = EvaluateOptions { mode, ..Default::default() };
+        let flags = run(&model, &data, &attacks, &threat(Norm::Linf, 0.9), &options).flags;
+        assert!(
+            flags.iter().any(|flag| matches!(flag, Flag::WeakerThanNoise { attack, .. } if attack == "bim")),
+            "{mode:?} {flags:?}"
+        );
+    }
 }
 
 #[test]

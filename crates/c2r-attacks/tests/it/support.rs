@@ -1,6 +1,6 @@
 //! What the tests share.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, io::Write};
 
 use c2r_attacks::{Answer, Attack, AttackConfig, AttackReport, EvaluateOptions, evaluate};
 use c2r_base::{Classifier, Epsilon, LabelledImages, Norm, ThreatModel};
@@ -97,6 +97,19 @@ pub(crate) fn run(
 
 pub(crate) fn flags(tensor: &Tensor) -> Vec<bool> {
     Vec::<bool>::try_from(tensor.to_kind(tch::Kind::Bool)).unwrap()
+}
+
+/// A line of docs/attacks/conformance.md, past the harness, which keeps the output of tests that pass.
+pub(crate) fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Shares as percents; values that repeat are written once.
+pub(crate) fn percents(values: &[f64]) -> String {
+    let mut texts: Vec<String> =
+        values.iter().map(|value| format!("{:.1}", 100.0 * value).trim_end_matches(".0").to_owned()).collect();
+    texts.dedup();
+    texts.join(" ")
 }
 
 /// How many entries differ.

@@ -1,11 +1,12 @@
 //! Stochastic attacks on recorded starts and draws, step by step.
 
+use std::{cell::RefCell, collections::BTreeMap};
+
 use c2r_attacks::{AttackBatch, Draws, LossKind, SquareConfig, SquareDraws, replay};
-use c2r_base::{LabelledImages, Norm};
+use c2r_base::{Classifier, LabelledImages, Norm};
 use c2r_testkit::goldens::Goldens;
 use serde_json::Value;
-use std::collections::BTreeMap;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::support::{Layers, MODELS, config, threat};
 
@@ -69,6 +70,24 @@ fn n_close(got: &Tensor, expected: &Tensor, tolerance: f64) -> usize {
     error.le(tolerance).sum(Kind::Int64).int64_value(&[]) as usize
 }
 
+/// A model that remembers what it answered.
+struct Recorder<'a> {
+    model: &'a Layers,
+    logits: RefCell<Vec<Tensor>>,
+}
+
+impl Classifier for Recorder<'_> {
+    fn logits(&self, images: &Tensor) -> Tensor {
+        let logits = self.model.logits(images);
+        self.logits.borrow_mut().push(logits.detach());
+        logits
+    }
+
+    fn device(&self) -> Device {
+        self.model.device()
+    }
+}
+
 fn check_apgd(trace: &Trace, prefix: &str) {
     let item = trace.item(prefix);
     let norm = if item["norm"] == "L2" { Norm::L2 } else { Norm::Linf };
@@ -85,9 +104,14 @@ fn check_apgd(trace: &Trace, prefix: &str) {
     let loss = item["loss"].as_str().unwrap();
     let aims = (loss == "dlr-targeted").then(|| trace.file["apgd/target_2nd_class"].shallow_clone());
     let kind = if loss == "ce" { LossKind::Ce } else { LossKind::Dlr };
+    let model = Recorder { model: &trace.model, logits: RefCell::default() };
     let got =
-        replay::apgd(&trace.model, data.images(), data.labels(), aims.as_ref(), kind, norm, epsilon, steps, &start)
-            .unwrap();
+        replay::apgd(&model, data.images(), data.labels(), aims.as_ref(), kind, norm, epsilon, steps, &start).unwrap();
+    let expected = &trace.file[&format!("{prefix}/logits_per_gradient")];
+    for (gradient, logits) in model.logits.borrow().iter().take(5).enumerate() {
+        let worst = (logits - expected.get(gradient as i64)).abs().max().double_value(&[]);
+        assert!(worst < 1e-3, "{} {prefix}: logits at gradient {gradient} are off by {worst}", trace.name);
+    }
     let expected = &trace.file[&format!("{prefix}/best_loss")];
     let tolerance = if steps <= 20 { 1e-3 } else { 1e-2 };
     let close = n_close(&got.losses, expected, tolerance);
@@ -136,7 +160,7 @@ fn check_fab(trace: &Trace, prefix: &str) {
     let data = trace.first(n);
     let aims = item["targeted"].as_bool().unwrap().then(|| {
         let _no_grad = tch::no_grad_guard();
-        let logits = c2r_base::Classifier::logits(&trace.model, data.images());
+        let logits = trace.model.logits(data.images());
         logits.scatter_value(1, &data.labels().unsqueeze(1), f64::NEG_INFINITY).argmax(1, false)
     });
     let steps = item["n_iter"].as_u64().unwrap() as u32;
@@ -213,7 +237,13 @@ fn check_images(what: &str, got: &Tensor, expected: &Tensor, most_on_average: f6
     let different = (got - expected).abs().gt(1e-5).to_kind(Kind::Float).flatten(1, -1);
     let shares = different.mean_dim([1i64].as_slice(), false, Kind::Float);
     let (mean, worst) = (shares.mean(Kind::Float).double_value(&[]), shares.max().double_value(&[]));
-    assert!(worst <= 0.15 && mean <= most_on_average, "{what}: worst {worst}, mean {mean}: {shares}");
+    let median = shares.median().double_value(&[]);
+    // Fewer images have no median to speak of.
+    let most_in_the_median = if shares.size()[0] >= 8 { 0.005 } else { 1.0 };
+    assert!(
+        worst <= 0.15 && mean <= most_on_average && median <= most_in_the_median,
+        "{what}: worst {worst}, mean {mean}, median {median}: {shares}"
+    );
 }
 
 fn replayed(trace: &Trace, name: &str, options: &[(&str, &str)], n: i64, start: &Tensor, draws: &mut Draws) -> Tensor {
@@ -240,8 +270,9 @@ fn jitter_tpgd_and_variance_tuning() {
 
         let start = (trace.images.narrow(0, 0, 4) + &trace.file["tpgd/noise"] * 0.001).clamp(0.0, 1.0);
         let got = replayed(&trace, "tpgd", &[("steps", "10")], 4, &start, &mut Draws::recorded([]));
-        // The divergence of two nearly equal predictions is a difference of nearly equal numbers: its first
-        // gradients are rounding in part, and there are four images to average over.
+        // The divergence of two nearly equal predictions is a difference of nearly equal numbers: its first gradients
+        // are rounding in part, and there are four images to average over. With AVX-512, as the goldens were made,
+        // nothing differs; without, 2.3 % of the values do.
         check_images(&format!("{} tpgd", trace.name), &got, &trace.file["tpgd/adv"], 0.03);
 
         for (name, golden) in [("vmi-fgsm", "vmifgsm"), ("vni-fgsm", "vnifgsm")] {

@@ -16,7 +16,7 @@ use c2r_base::{
     artifact::{self, TensorFile},
 };
 use c2r_eval::{AttackRecord, RecordContext};
-use c2r_models::{Frozen, ModelError, TorchScript, checkpoint};
+use c2r_models::{Frozen, TorchScript, checkpoint};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tch::Device;
@@ -32,8 +32,6 @@ use crate::{
 const SCHEMA_VERSION: u32 = 1;
 /// The suite that is a list of columns and not one attack.
 const PAPER_SUITE: &str = "paper-six";
-/// How often an unfinished evaluation is written down.
-const CHECKPOINT: Duration = Duration::from_secs(30);
 /// Samples of the test set that an estimate assumes to be attacked: a network trained on few images is
 /// right about that often.
 const ASSUMED_ACCURACY: f64 = 0.5;
@@ -143,6 +141,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
 
+    /// Save the state of a run with --output or --save every so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    checkpoint_seconds: u64,
+
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -184,9 +186,10 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     }
     let mut target = target(&args, device)?;
     let material = material(&args, ui)?;
-    if let Some(script) = target.script.take() {
-        target.prepare(&script, material.images.image_shape(), args.as_is).or_exit(exit::DATA)?;
-    }
+    target
+        .prepare(material.images.image_shape(), args.as_is)
+        .with_context(|| material.name.clone())
+        .or_exit(exit::DATA)?;
     let mode = if args.each { Mode::Each } else { Mode::Suite };
     let key = json!({
         "model": target.sha256,
@@ -311,6 +314,8 @@ struct Target {
     subject: Option<Subject>,
     name: String,
     sha256: String,
+    /// `[C, H, W]` of the images that a network of c2r takes.
+    shape: Option<[i64; 3]>,
     /// The model once more if it is a TorchScript file, for what depends on the shape of the images.
     script: Option<TorchScript>,
     /// Operators of a TorchScript model that run as faster equal ones.
@@ -318,9 +323,17 @@ struct Target {
 }
 
 impl Target {
-    /// Checks that the TorchScript model takes such images, and lets it run faster unless it should stay as it is.
-    fn prepare(&mut self, script: &TorchScript, shape: [i64; 3], as_is: bool) -> Result<(), ModelError> {
-        script.classes(shape)?;
+    /// Checks that the model takes such images, and lets TorchScript run faster unless it should stay as it is.
+    fn prepare(&mut self, shape: [i64; 3], as_is: bool) -> anyhow::Result<()> {
+        if let Some(expected) = self.shape {
+            let name = &self.name;
+            anyhow::ensure!(
+                expected == shape,
+                "{name} takes images of shape [N, C, H, W] with {expected:?}, got {shape:?}"
+            );
+        }
+        let Some(script) = self.script.take() else { return Ok(()) };
+        script.classes(shape).with_context(|| format!("images of shape [N, C, H, W] with {shape:?}"))?;
         if !as_is && let Some((tuned, n_replaced)) = script.tuned(shape)? {
             self.classifier = Box::new(tuned);
             self.n_tuned = n_replaced;
@@ -340,7 +353,7 @@ fn target(args: &Args, device: Device) -> anyhow::Result<Target> {
         }
         let script = script.or_exit(exit::DATA)?;
         let classifier = Box::new(script.clone());
-        return Ok(Target { classifier, subject: None, name, sha256, script: Some(script), n_tuned: 0 });
+        return Ok(Target { classifier, subject: None, name, sha256, shape: None, script: Some(script), n_tuned: 0 });
     }
     let loaded = checkpoint::load(path, device);
     if loaded.is_err() && TorchScript::load(path, device).is_ok() {
@@ -353,7 +366,8 @@ fn target(args: &Args, device: Device) -> anyhow::Result<Target> {
         }
         None => None,
     };
-    Ok(Target { classifier: Box::new(Frozen::new(model)), subject, name, sha256, script: None, n_tuned: 0 })
+    let shape = Some(model.input().image_shape());
+    Ok(Target { classifier: Box::new(Frozen::new(model)), subject, name, sha256, shape, script: None, n_tuned: 0 })
 }
 
 /// What it is attacked with.
@@ -447,7 +461,7 @@ fn observed(
                 }
                 progress.set(*done as u64, format!("{:.1} % robust", 100.0 * report.attacks[*entry].robust_accuracy()));
                 if let Some(journal) = journal
-                    && (ui.interrupted() || written.elapsed() >= CHECKPOINT)
+                    && (ui.interrupted() || written.elapsed() >= journal.interval)
                 {
                     if let Err(error) = journal.write(key, report, images.as_ref()) {
                         failure = Some(error);
@@ -474,7 +488,9 @@ fn observed(
             exit::fail(exit::INTERRUPTED, what)
         }
         Err(error @ AttackError::Config(_)) => Err(exit::coded(exit::USAGE, error)),
-        Err(error @ AttackError::Images(_)) => Err(exit::coded(exit::DATA, error)),
+        Err(error @ AttackError::Images(_)) => {
+            Err(exit::coded(exit::DATA, anyhow::Error::new(error).context(material.name.clone())))
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -485,6 +501,8 @@ struct Journal {
     images: PathBuf,
     /// The file whose presence means that the result is there.
     result: PathBuf,
+    /// How often an unfinished evaluation is written down.
+    interval: Duration,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -509,7 +527,8 @@ impl Journal {
             name.push(suffix);
             result.with_file_name(name)
         };
-        Some(Self { state: beside(".run.json"), images: beside(".part.safetensors"), result })
+        let interval = Duration::from_secs(args.checkpoint_seconds);
+        Some(Self { state: beside(".run.json"), images: beside(".part.safetensors"), result, interval })
     }
 
     fn read(&self, key: &Value, force: bool) -> anyhow::Result<Found> {
@@ -528,7 +547,10 @@ impl Journal {
             );
         }
         Ok(match (page.summary, page.report) {
-            (Some(summary), _) if self.result.exists() => Found::Finished(summary),
+            (Some(summary), _) if self.result.exists() => {
+                self.discard_images()?;
+                Found::Finished(summary)
+            }
             (None, Some(report)) => Found::Unfinished(Box::new(report)),
             _ => Found::Nothing,
         })
@@ -554,6 +576,10 @@ impl Journal {
         let page =
             Page { schema_version: SCHEMA_VERSION, key: key.clone(), summary: Some(summary.clone()), report: None };
         artifact::write_json(&self.state, &page)?;
+        self.discard_images()
+    }
+
+    fn discard_images(&self) -> anyhow::Result<()> {
         if self.images.exists() {
             fs::remove_file(&self.images).with_context(|| format!("cannot delete {}", self.images.display()))?;
         }
