@@ -20,7 +20,7 @@ pub enum ArchiveError {
     Damaged {
         /// `tar.gz` or `zip`.
         format: &'static str,
-        /// What the parser said.
+        /// What the parser said, escaped and shortened: it may quote the archive.
         reason: String,
     },
     /// An entry that no data archive needs and an attack does.
@@ -50,10 +50,12 @@ impl ArchiveError {
     }
 }
 
-/// A name as it can be printed: a hostile one may hold escape sequences or be endless.
-fn shown(name: &[u8]) -> String {
+/// A text as it can be printed: a hostile one may hold escape sequences or be endless.
+pub(crate) fn shown(text: &[u8]) -> String {
     const LONGEST: usize = 120;
-    let text: String = String::from_utf8_lossy(&name[..name.len().min(4 * LONGEST)]).escape_debug().collect();
+    let text = String::from_utf8_lossy(&text[..text.len().min(4 * LONGEST)]);
+    let printable = |c: char| if matches!(c, '\'' | '"') { c.to_string() } else { c.escape_debug().to_string() };
+    let text: String = text.chars().map(printable).collect();
     match text.char_indices().nth(LONGEST) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text,

@@ -7,7 +7,7 @@ use flate2::read::{DeflateDecoder, MultiGzDecoder};
 use rawzip::{CompressionMethod, RECOMMENDED_BUFFER_SIZE, ZipArchive};
 use tar::{EntryType, PaxExtensions};
 
-use crate::{ArchiveError, entry_path};
+use crate::{ArchiveError, entry_path, error::shown};
 
 /// What an archive may ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +72,7 @@ impl Format {
     }
 
     pub(crate) fn damaged(self, reason: impl ToString) -> ArchiveError {
-        ArchiveError::Damaged { format: self.name(), reason: reason.to_string() }
+        ArchiveError::Damaged { format: self.name(), reason: shown(reason.to_string().as_bytes()) }
     }
 
     /// An error from reading an archive's contents.

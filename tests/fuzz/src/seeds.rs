@@ -1,9 +1,16 @@
 //! Valid files, small, for each target: what fuzzing and the property tests change.
 
-use std::{collections::BTreeMap, fs, io::Cursor, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{Cursor, Write},
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use c2r_base::{Epsilon, Norm, Seed, Selection, Subject, ThreatModel, artifact::TensorFile};
-use c2r_data::{SCHEMA_VERSION, SyntheticHeader, SyntheticSet};
+use c2r_data::{Dataset, SCHEMA_VERSION, Split, SyntheticHeader, SyntheticSet};
+use c2r_distill::{Distillation, profiles as distill_profiles};
 use c2r_eval::{AttackEntry, AttackRecord};
 use c2r_models::{Model, ModelInput, checkpoint};
 use tch::{Device, Kind, Tensor};
@@ -40,9 +47,142 @@ pub(crate) fn png(width: u32, height: u32) -> Vec<u8> {
 
 fn encoded(width: u32, height: u32, format: image::ImageFormat) -> Vec<u8> {
     let mut bytes = Cursor::new(Vec::new());
-    let picture = image::RgbImage::from_fn(width, height, |x, y| image::Rgb([(x * 16) as u8, (y * 16) as u8, 7]));
+    let picture = image::RgbImage::from_fn(width, height, |x, y| image::Rgb(colour(x, y)));
     picture.write_to(&mut bytes, format).expect("memory can be written");
     bytes.into_inner()
+}
+
+fn colour(x: u32, y: u32) -> [u8; 3] {
+    [(x * 16) as u8, (y * 16) as u8, 7]
+}
+
+/// What [`png`] holds, channel by channel.
+pub(crate) fn pixels(width: u32, height: u32) -> Vec<u8> {
+    let plane = |channel: usize| (0..height).flat_map(move |y| (0..width).map(move |x| colour(x, y)[channel]));
+    (0..3).flat_map(plane).collect()
+}
+
+/// A subset as small as it can be, and where its decoded images are kept.
+pub(crate) const CACHED: &str = "imagenette@8";
+pub(crate) const CACHE: &str = ".c2r-cache/imagenette-8x8-imagenet.safetensors";
+
+/// One image a class and one for testing, all changed at the same moment, which the cache remembers.
+pub(crate) fn prepare_cache(folder: &Path) {
+    let folder = folder.join("imagenet");
+    let spec = c2r_data::spec(CACHED).expect("the registry has it");
+    let images = spec.wnids.iter().map(|id| folder.join("train").join(id).join("0.JPEG"));
+    for path in images.chain([folder.join("val/val_0.JPEG")]) {
+        fs::create_dir_all(path.parent().expect("it has a folder")).expect("the temporary folder can be written");
+        let mut file = File::create(path).expect("the temporary folder can be written");
+        file.write_all(&png(8, 8)).expect("the temporary folder can be written");
+        let then = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+        file.set_modified(then).expect("the temporary folder can be written");
+    }
+    let solution = format!("ImageId,PredictionString\nval_0,{} 1 2 3 4\n", spec.wnids[0]);
+    fs::write(folder.join("LOC_val_solution.csv"), solution).expect("the temporary folder can be written");
+}
+
+pub(crate) fn cache() -> Seeds {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    prepare_cache(folder.path());
+    c2r_data::load(CACHED, Some(folder.path())).expect("a valid dataset");
+    vec![("ours", fs::read(folder.path().join(CACHE)).expect("it was just written"))]
+}
+
+/// Contents of every archive here.
+const FILES: [(&str, &[u8]); 2] = [("top/a/1.txt", b"one"), ("top/2.txt", b"two")];
+
+pub(crate) fn tar() -> Seeds {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (name, contents) in FILES {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(contents.len() as u64);
+        header.set_mode(0o644);
+        header.set_mtime(0);
+        tar.append_data(&mut header, name, contents).expect("memory can be written");
+    }
+    let plain = tar.into_inner().expect("memory can be written");
+    vec![("gzipped", gzipped(&plain)), ("plain", plain)]
+}
+
+pub(crate) fn gzipped(bytes: &[u8]) -> Vec<u8> {
+    let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gz.write_all(bytes).and_then(|()| gz.finish()).expect("memory can be written")
+}
+
+pub(crate) fn zip() -> Seeds {
+    let of = |method| {
+        let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
+        let then = zip::DateTime::from_date_and_time(2000, 1, 1, 0, 0, 0).expect("a date");
+        let options = zip::write::FileOptions::default().compression_method(method).last_modified_time(then);
+        for (name, contents) in FILES {
+            zip.start_file(name, options).and_then(|()| Ok(zip.write_all(contents)?)).expect("memory can be written");
+        }
+        zip.finish().expect("memory can be written").into_inner()
+    };
+    vec![("deflated", of(zip::CompressionMethod::Deflated)), ("stored", of(zip::CompressionMethod::Stored))]
+}
+
+/// One profile for each kind of state.
+pub(crate) const STATE_PROFILES: [&str; 2] = ["faithful", "mtt"];
+
+/// A distillation of two classes of grey images of 4x4, with everything on that a state can hold.
+pub(crate) fn small_run(profile: &str) -> Distillation {
+    let mut spec = c2r_data::spec("digits").expect("the registry has it");
+    spec.classes.truncate(2);
+    (spec.height, spec.width) = (4, 4);
+    let split = |n: usize| {
+        let labels = (0..n).map(|position| (position % 2) as i64).collect();
+        Split::new([1, 4, 4], 2, (0..16 * n).map(|at| at as u8).collect(), labels).expect("lengths fit")
+    };
+    let data = Dataset { spec, train: split(8), test: split(2), notes: Vec::new() };
+    let settings = r#"
+        model = "ConvNet-D1-W2-IN"
+        dsa = "none"
+        ipc = 1
+        iterations = 2
+        threat.epsilon = "16/255"
+        images.formation = 1
+        matching.real-per-class = 2
+        companions = { warm-start = true, reuse = true }
+        aac.remember = "both"
+        crl.queue = { per-class = 2, projection = 2 }
+        pool = { trajectories = 1, snapshots = 1, min-steps = 1, max-steps = 2, steps-per-iteration = 0, batch-size = 4, dsa = "none" }
+        experts = { count = 1, epochs = 1, batch-size = 4, dsa = "none" }
+        student = { max-start = 1, span = 1, steps = 1 }
+    "#;
+    let mut table = distill_profiles::profile(profile).expect("it is one of ours");
+    merge(&mut table, settings.parse().expect("valid TOML"));
+    let config = table.try_into().expect("a valid configuration");
+    Distillation::new(config, &data, Device::Cpu).expect("a valid run")
+}
+
+/// Sections that `table` does not have stay out of it.
+fn merge(table: &mut toml::Table, changes: toml::Table) {
+    for (key, change) in changes {
+        match (table.get_mut(&key), change) {
+            (Some(toml::Value::Table(section)), toml::Value::Table(changes)) => merge(section, changes),
+            (None, toml::Value::Table(_)) => {}
+            (_, change) => drop(table.insert(key, change)),
+        }
+    }
+}
+
+/// States before the last step. Their numbers are put in: those of a run differ from processor to processor.
+pub(crate) fn distill_states() -> Seeds {
+    STATE_PROFILES
+        .map(|profile| {
+            let mut run = small_run(profile);
+            while run.progress().0 + 1 < run.progress().1 {
+                run.step().expect("a valid run");
+            }
+            let mut state = run.state();
+            for tensor in state.tensors.values_mut().filter(|tensor| tensor.is_floating_point()) {
+                let _ = tensor.fill_(0.25);
+            }
+            (profile, state.to_bytes())
+        })
+        .into()
 }
 
 pub(crate) fn images() -> Seeds {

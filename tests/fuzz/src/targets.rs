@@ -1,11 +1,16 @@
-use std::{fs, io::Write, path::Path};
+use std::{
+    fs,
+    io::{self, Cursor, Write},
+    path::{Component, Path},
+};
 
+use c2r_archive::{Entry, Format, Limits};
 use c2r_base::{
     LabelledImages,
     artifact::{self, TensorFile},
 };
 use c2r_data::{DatasetSpec, ImportOptions, PixelValues, SyntheticSet};
-use c2r_distill::DistillConfig;
+use c2r_distill::{DistillConfig, DistillError};
 use c2r_eval::{AttackRecord, Experiment};
 use c2r_models::checkpoint;
 use tch::Device;
@@ -48,11 +53,15 @@ pub static TARGETS: &[Target] = &[
         run: val_solution,
         seeds: || vec![("one", b"ImageId,PredictionString\nval_0,n01440764 1 2 3 4\nval_1,n9 1 2 3 4\n".into())],
     },
+    Target { name: "cache", prepare: seeds::prepare_cache, run: cache, seeds: seeds::cache },
+    Target { name: "tar", prepare: |_| {}, run: tar, seeds: seeds::tar },
+    Target { name: "zip", prepare: |_| {}, run: zip, seeds: seeds::zip },
     Target { name: "safetensors", prepare: |_| {}, run: safetensors, seeds: seeds::safetensors },
     Target { name: "synthetic-set", prepare: |_| {}, run: synthetic_set, seeds: seeds::synthetic_sets },
     Target { name: "set-json", prepare: prepare_png_set, run: set_json, seeds: seeds::set_json },
     Target { name: "attack-inputs", prepare: |_| {}, run: attack_inputs, seeds: seeds::attack_inputs },
     Target { name: "checkpoint", prepare: |_| {}, run: model, seeds: seeds::checkpoint },
+    Target { name: "distill-state", prepare: |_| {}, run: distill_state, seeds: seeds::distill_states },
     Target { name: "npy", prepare: |_| {}, run: npy, seeds: seeds::npy },
     Target { name: "npz", prepare: |_| {}, run: npz, seeds: seeds::npz },
     Target { name: "torch", prepare: |_| {}, run: torch, seeds: seeds::torch },
@@ -147,6 +156,53 @@ fn val_solution(folder: &Path, bytes: &[u8]) {
     check(c2r_data::load("imagenette", Some(folder)), "imagenet");
 }
 
+/// Whatever lies where decoded images are kept: what is read are the images.
+fn cache(folder: &Path, bytes: &[u8]) {
+    let path = folder.join(seeds::CACHE);
+    // The one that is made anew may only be read.
+    let _ = fs::remove_file(&path);
+    write(&path, bytes);
+    let data = c2r_data::load(seeds::CACHED, Some(folder)).expect("images that can be decoded are there");
+    let expected = seeds::pixels(8, 8);
+    assert!(data.train.pixels().chunks_exact(expected.len()).all(|pixels| pixels == expected));
+    assert_eq!(
+        (data.train.labels(), data.test.pixels()),
+        ((0..10).collect::<Vec<_>>().as_slice(), expected.as_slice())
+    );
+}
+
+/// Every entry stays in its folder, all of them together within the limits, and no error has control characters.
+fn archive(format: Format, bytes: &[u8]) {
+    let limits = Limits { entries: 32, bytes: 1 << 20, ratio: 20 };
+    let (mut n, mut unpacked) = (0, 0);
+    let result = c2r_archive::walk(format, Cursor::new(bytes), "top", &limits, &mut |entry| {
+        n += 1;
+        let (Entry::Folder(path) | Entry::File(path, _)) = &entry;
+        assert!(path.components().all(|part| matches!(part, Component::Normal(_))), "{}", path.display());
+        assert!(path.as_os_str().is_empty() || path.starts_with("top"), "{}", path.display());
+        if let Entry::File(_, contents) = entry {
+            // What stands for a reader that ends here is no error of the walk.
+            unpacked += io::copy(contents, &mut io::sink()).unwrap_or_default();
+        }
+        Ok(())
+    });
+    assert!(n <= limits.entries && unpacked <= limits.bytes, "{n} entries, {unpacked} bytes");
+    if let Err(error) = result {
+        let text = error.to_string();
+        assert!(!text.contains(char::is_control), "{text:?}");
+    }
+}
+
+/// As a tar.gz, and as the tar in one, whose checksum would stop most changes.
+fn tar(_: &Path, bytes: &[u8]) {
+    archive(Format::TarGz, bytes);
+    archive(Format::TarGz, &seeds::gzipped(bytes));
+}
+
+fn zip(_: &Path, bytes: &[u8]) {
+    archive(Format::Zip, bytes);
+}
+
 fn safetensors(folder: &Path, bytes: &[u8]) {
     let path = folder.join("file.safetensors");
     write(&path, bytes);
@@ -201,6 +257,25 @@ fn model(folder: &Path, bytes: &[u8]) {
     check(checkpoint::load(&path, Device::Cpu), "model.safetensors");
 }
 
+/// What `c2r distill` does to go on: what is taken is all there was, and a step from there does not panic.
+fn distill_state(folder: &Path, bytes: &[u8]) {
+    let path = folder.join("state.safetensors");
+    write(&path, bytes);
+    let Some(file) = check(TensorFile::read(&path), "state.safetensors") else { return };
+    for profile in seeds::STATE_PROFILES {
+        let mut run = seeds::small_run(profile);
+        match run.restore(&file) {
+            Ok(()) => {
+                assert_eq!(run.state().tensors.len(), file.tensors.len());
+                if !run.is_finished() {
+                    let _ = run.step();
+                }
+            }
+            Err(error) => assert!(matches!(error, DistillError::State(_)), "{error}"),
+        }
+    }
+}
+
 fn spec(name: &str) -> DatasetSpec {
     c2r_data::spec(name).expect("the registry has it")
 }
@@ -243,7 +318,7 @@ fn torch(folder: &Path, bytes: &[u8]) {
 
 /// The pickle inside a `.pt`, whose checksum would stop most changes of the whole file.
 fn pickle(folder: &Path, bytes: &[u8]) {
-    let mut zip = ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
     let stored = FileOptions::default().compression_method(CompressionMethod::Stored);
     for (name, data) in [("a/data.pkl", bytes), ("a/data/0", &[0x3e; 5120]), ("a/data/1", &[0; 160])] {
         zip.start_file(name, stored).and_then(|()| Ok(zip.write_all(data)?)).expect("a zip in memory");

@@ -27,6 +27,9 @@ const MOST_BYTES: u64 = 8 << 30;
 /// A try that brought this much was worth its while and does not count as failed.
 const GAIN: u64 = 1 << 20;
 const MOST_REDIRECTS: u32 = 8;
+/// What to do where an address does not give the file.
+const ELSEWHERE: &str = "\n  take it from another server with `--mirror URL`, or bring the file from elsewhere and take it \
+                         with `--mirror file:///FOLDER`";
 
 /// What a file must be.
 #[derive(Debug, Clone, Default)]
@@ -313,11 +316,7 @@ impl Transfer<'_> {
             if failed >= self.patience.tries {
                 return Err(exit::error(
                     exit::DATA,
-                    format!(
-                        "{}: {reason}; gave up after {failed} tries\n  with no way to there from here, bring the file \
-                         from elsewhere and take it with `--mirror file:///FOLDER`",
-                        self.url
-                    ),
+                    format!("{}: {reason}; gave up after {failed} tries{ELSEWHERE}", self.url),
                 ));
             }
             let wait = after.map_or(pause, |after| after.max(pause));
@@ -409,13 +408,15 @@ impl Transfer<'_> {
             }
         }
         request.call().map_err(|error| match error {
-            ureq::Error::Io(_)
-            | ureq::Error::Timeout(_)
-            | ureq::Error::HostNotFound
-            | ureq::Error::ConnectionFailed => Failure::passing(error),
+            ureq::Error::Timeout(_) => self.silence(),
+            ureq::Error::Io(_) | ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => Failure::passing(error),
             // A wrong address, certificate, redirection or proxy is the same the next time.
             other => Failure::wrong(format!("{}: {other}", self.url)),
         })
+    }
+
+    fn silence(&self) -> Failure {
+        Failure::passing(format!("nothing came for {} (--timeout)", ui::duration(self.patience.stall)))
     }
 
     fn receive(&mut self, response: Response<Body>, pulse: &Pulse, watch: &mut Watch<'_>) -> Result<(), Failure> {
@@ -455,7 +456,10 @@ impl Transfer<'_> {
                 let reason = format!("the server answers {}", response.status());
                 return Err(Failure::Passing { reason, after: retry_after(response.headers()) });
             }
-            _ => return Err(Failure::wrong(format!("{}: the server answers {}", self.url, response.status()))),
+            _ => {
+                let (url, answer) = (self.url, response.status());
+                return Err(Failure::wrong(format!("{url}: the server answers {answer}{ELSEWHERE}")));
+            }
         };
         if let (Some(total), Some(promised)) = (total, self.promise.bytes)
             && total != promised
@@ -475,6 +479,7 @@ impl Transfer<'_> {
             let n = match body.read(&mut buffer) {
                 Ok(0) => break,
                 Ok(n) => n,
+                Err(error) if matches!(inner(&error), Some(ureq::Error::Timeout(_))) => return Err(self.silence()),
                 Err(error) => return Err(Failure::passing(format!("the connection broke: {error}"))),
             };
             if self.hashes.bytes + n as u64 > most {
@@ -501,6 +506,11 @@ impl Transfer<'_> {
             _ => Ok(()),
         }
     }
+}
+
+/// What reading a body failed with.
+fn inner(error: &io::Error) -> Option<&ureq::Error> {
+    error.get_ref()?.downcast_ref()
 }
 
 /// A header of an answer, if it is there and is text.

@@ -228,6 +228,10 @@ fn damaged_archives() {
     let at = whole.len() - 8;
     wrong_checksum[at] ^= 1;
     refused(Format::TarGz, &wrong_checksum, &["not a whole tar.gz archive"]);
+    // What the parser quotes of the archive cannot reach a terminal as it is.
+    let mut header = file("top/a", b"");
+    header[148..156].copy_from_slice(b"\x1b[31m!\x07\0");
+    refused(Format::TarGz, &tar_gz(&[header]), &["not a whole tar.gz archive", r"\u{1b}[31m!\u{7}"]);
     let noise: Vec<u8> = (0..5000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     let whole = zip(&[("top/a", &noise, None)]);
     for length in [0, 1, whole.len() / 2, whole.len() - 1] {

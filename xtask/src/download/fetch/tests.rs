@@ -190,10 +190,12 @@ fn a_stalled_connection_is_given_up() {
     let start = Instant::now();
     let requests = Client::new().gets(vec![stalls(100_000), honest(usize::MAX)]);
     assert_eq!(ranges(&requests), [None, Some("bytes=100000-".into())]);
+    let stalled = || vec![stalls(1000), stalls(1000), stalls(1000)];
+    Client::new().fails(exit::DATA, &["nothing came for 300 ms (--timeout)", "gave up after 3 tries"], stalled());
     // Before the headers, too, and not for ever.
     let silent = || -> Answer { Box::new(|_, stream| drop(stream.read(&mut [0]))) };
     let client = Client::new();
-    client.fails(exit::DATA, &["timeout", "gave up after 3 tries"], vec![silent(), silent(), silent()]);
+    client.fails(exit::DATA, &["nothing came", "gave up after 3 tries"], vec![silent(), silent(), silent()]);
     assert!(!client.part().exists(), "nothing came, so nothing is kept");
     assert!(start.elapsed() < Duration::from_secs(20));
 }
@@ -346,7 +348,7 @@ fn redirects_are_followed_and_loops_are_not() {
 #[test]
 fn refusals_and_requests_to_wait() {
     let status = |head: &str| say(&format!("{head}\nContent-Length: 0"), vec![]);
-    assert_eq!(Client::new().fails(exit::DATA, &["404", "file.zip"], vec![status("404 Not Found")]), 1);
+    assert_eq!(Client::new().fails(exit::DATA, &["404", "file.zip", "--mirror URL"], vec![status("404 Not Found")]), 1);
     assert_eq!(Client::new().fails(exit::DATA, &["403"], vec![status("403 Forbidden")]), 1);
     Client::new().gets(vec![status("503 Service Unavailable"), status("500 Oops"), honest(usize::MAX)]);
     let three = || (0..3).map(|_| status("503 Service Unavailable")).collect();
