@@ -7,8 +7,8 @@ use crate::{
 };
 
 impl Table {
-    /// One `table` environment per section, to be included in a document that loads the package `booktabs`. Marks are those
-    /// of Markdown: bold, an arrow, published numbers in parentheses, `!` outside the tolerance, notes below.
+    /// One `table` environment per section, for `\input` in a document (LaTeX of 2018 or newer) that loads the package `booktabs`
+    /// and no other. Marks are those of Markdown: bold, an arrow, published numbers in parentheses, `!` outside the tolerance, notes below.
     pub fn latex(&self) -> String {
         let mut out = format!("% {}\n% Needs \\usepackage{{booktabs}}.\n", self.title.replace('\n', " "));
         for section in &self.sections {
@@ -27,7 +27,7 @@ fn environment(section: &Section) -> String {
     let columns = "r".repeat(grid.header.len().saturating_sub(2));
     let line = |cells: Vec<String>| format!("    {} \\\\\n", cells.join(" & "));
     let mut out = format!(
-        "\n\\begin{{table}}\n  \\centering\n  \\caption{{{}. {}}}\n",
+        "\n\\begin{{table}}\n  \\centering\\footnotesize\\setlength{{\\tabcolsep}}{{3pt}}\n  \\caption{{{}. {}}}\n",
         escaped(&heading(section)),
         escaped(&setting(section))
     );
@@ -48,7 +48,7 @@ fn environment(section: &Section) -> String {
     let numbered = grid.notes.iter().enumerate().map(|(place, note)| format!("[{}] {note}", place + 1));
     let notes: Vec<String> = numbered.chain(section.notes.iter().cloned()).map(|note| escaped(&note)).collect();
     if !notes.is_empty() {
-        out.push_str(&format!("\n  \\smallskip\\footnotesize\\raggedright\n  {}\\par\n", notes.join("\\par\n  ")));
+        out.push_str(&format!("\n  \\smallskip\\raggedright\n  {}\\par\n", notes.join("\\par\n  ")));
     }
     out.push_str("\\end{table}\n");
     out

@@ -117,7 +117,10 @@ impl Checkout {
     /// How often each command was started; table and report do not count.
     fn calls(&self) -> Vec<String> {
         let text = fs::read_to_string(self.path("calls")).unwrap_or_default();
-        text.lines().filter(|line| !line.starts_with("table") && !line.starts_with("report")).map(String::from).collect()
+        text.lines()
+            .filter(|line| !line.starts_with("table") && !line.starts_with("report"))
+            .map(String::from)
+            .collect()
     }
 
     fn n_finished(&self) -> usize {

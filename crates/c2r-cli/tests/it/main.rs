@@ -277,12 +277,12 @@ fn a_chosen_step_is_marked_in_every_output() {
 
 #[test]
 fn the_protocols_are_files_and_can_be_printed() {
-    for protocol in ["natural", "pgd-at", "trades"] {
+    for protocol in ["natural", "dd-robustbench", "pgd-at", "trades"] {
         let mut command = c2r();
         command.args(["train", "--dataset", "digits", "--protocol", protocol, "--print-config"]);
         let printed: toml::Table = text(&run(&mut command).stdout).parse().unwrap();
         assert_eq!(printed["lr"].as_float(), Some(0.01));
-        assert_eq!(printed.contains_key("adversarial"), protocol != "natural");
+        assert_eq!(printed.contains_key("adversarial"), ["pgd-at", "trades"].contains(&protocol));
     }
     let (code, said) = fails(c2r().args(["train", "--run-dir", "x"]));
     assert!(code == 2 && said.contains("--synthetic") && said.contains("--dataset"), "{code} {said}");

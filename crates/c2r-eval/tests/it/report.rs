@@ -259,8 +259,12 @@ fn what_the_test_images_chose_stands_apart_and_is_marked() {
         assert!(text.contains("step chosen on the TEST images (best-test: too good)"), "{text}");
     }
     let csv = table.csv().unwrap();
-    let marked = csv.lines().filter(|line| line.contains("best-test: chosen")).count();
-    assert_eq!(marked, csv.lines().filter(|line| line.contains("best/")).count());
+    for line in csv.lines().skip(1) {
+        let of_best = line.contains("best/");
+        assert!(line.contains(",best-test,") == of_best && line.contains("best-test: chosen") == of_best, "{line}");
+    }
+    let json: Value = serde_json::from_str(&table.json()).unwrap();
+    assert_eq!(json["sections"][1]["selection"], "best-test");
 }
 
 #[test]
