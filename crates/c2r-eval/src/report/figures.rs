@@ -54,7 +54,7 @@ impl Inks {
         let figure = |sheet: usize| {
             let mut figure = make(&|row| self.ink(row).sheet().is_none_or(|of| of == sheet))?;
             if n_sheets > 1 {
-                figure.title.push_str(&format!(" (methods {} of {n_sheets})", sheet + 1));
+                figure.title.push_str(&format!(" (part {} of {n_sheets})", sheet + 1));
             }
             Some(figure)
         };

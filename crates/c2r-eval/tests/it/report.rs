@@ -251,7 +251,7 @@ fn more_methods_than_colours_are_drawn_in_parts() {
     }
     let page = Table::build(&all, &TableOptions::default()).unwrap().html(&[]);
     let part = |part: usize| {
-        let start = page.find(&format!("Drop rate against images per class (methods {part} of 2)")).unwrap();
+        let start = page.find(&format!("Drop rate against images per class (part {part} of 2)")).unwrap();
         &page[start..start + page[start..].find("</figure>").unwrap()]
     };
     for place in 0..7 {
@@ -265,7 +265,7 @@ fn more_methods_than_colours_are_drawn_in_parts() {
         let different: std::collections::BTreeSet<&str> = inks.iter().copied().collect();
         assert!(inks.len() > 1 && different.len() == inks.len(), "no colour is there twice: {inks:?}");
     }
-    assert!(!table(&with_images(), "quick").html(&[]).contains("(methods "), "few methods need no parts");
+    assert!(!table(&with_images(), "quick").html(&[]).contains("(part "), "few methods need no parts");
 }
 
 #[test]
