@@ -34,8 +34,14 @@ use plan::{Only, Place, Plan, Planner, Shard, Step};
 /// Where the experiment files lie.
 const FOLDER: &str = "data/paper";
 
+/// The page beside the tables.
+const PAGE: &str = "report.html";
+
 /// The scale whose commands take days: its time is estimated first.
 const LONG_SCALE: &str = Experiment::PAPER_SCALE;
+
+/// The word for every method of the scale `paper`.
+const ALL_METHODS: &str = "all";
 
 /// Fill a table of the paper: distil, train, attack, and print it
 #[derive(Debug, Clone, clap::Args)]
@@ -76,7 +82,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N,..", value_delimiter = ',')]
     seeds: Vec<u64>,
 
-    /// Other methods than those of the grid
+    /// Other methods than those of the grid; `all`: every method of the scale `paper`
     #[arg(long, value_name = "NAME,..", value_delimiter = ',')]
     methods: Vec<String>,
 
@@ -158,7 +164,9 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     if !args.seeds.is_empty() {
         scale.seeds.clone_from(&args.seeds);
     }
-    if !args.methods.is_empty() {
+    if args.methods.iter().any(|method| method == ALL_METHODS) {
+        scale.methods.clone_from(&experiment.scale(Experiment::PAPER_SCALE).map_err(exit::usage)?.methods);
+    } else if !args.methods.is_empty() {
         scale.methods.clone_from(&args.methods);
     }
     scale.held_out |= args.held_out;
@@ -177,9 +185,9 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     let absent = datasets.missing(plan.steps.iter().map(|step| step.cell.dataset.as_str()));
     let judged = if scale.held_out { "-held-out" } else { "" };
     let job = Job { name: format!("{name}-{scale_name}{judged}"), args, scale: &scale, place: &place, checkout };
-    let table_args = job.table_args(name, scale_name);
+    let (table_args, report_args) = job.result_args(name, scale_name);
     if args.dry_run {
-        return dry_run(&job, &plan, &table_args, &absent);
+        return dry_run(&job, &plan, &[&table_args, &report_args], &absent);
     }
     if !absent.is_empty() {
         return Err(exit::error(exit::DATA, no_data(&absent, &place)));
@@ -200,6 +208,7 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
         let absent = datasets.missing(scale.datasets.iter().map(String::as_str));
         if view::update(&job.table_folder(), &whole.steps, &run::finished(&whole.steps), &absent)? > 0 {
             outside = table(&table_args, checkout)?;
+            report(&report_args, checkout)?;
         }
     }
     conclude(&summary, &plan.steps, outside)
@@ -258,10 +267,15 @@ impl Job<'_> {
         self.place.results.join(&self.name)
     }
 
-    fn table_args(&self, name: &str, scale: &str) -> Vec<String> {
+    /// The arguments of `c2r table` and `c2r report`, which write into the table's folder.
+    fn result_args(&self, name: &str, scale: &str) -> (Vec<String>, Vec<String>) {
         let folder = self.place.show(&self.table_folder());
+        let page = self.place.show(&self.table_folder().join(PAGE));
         let file = format!("{FOLDER}/{name}.toml");
-        ["table", &folder, "--experiment", &file, "--scale", scale, "--output-dir", &folder].map(String::from).into()
+        let args = |command: &str, flag: &str, to: &str| {
+            [command, &folder, "--experiment", &file, "--scale", scale, flag, to].map(String::from).into()
+        };
+        (args("table", "--output-dir", &folder), args("report", "--output", &page))
     }
 
     fn finished(&self, steps: &[Step]) -> Vec<bool> {
@@ -409,13 +423,12 @@ fn one_thread(mut step: Step) -> Step {
     step
 }
 
-fn dry_run(job: &Job<'_>, plan: &Plan, table_args: &[String], absent: &[String]) -> anyhow::Result<()> {
+fn dry_run(job: &Job<'_>, plan: &Plan, results: &[&[String]], absent: &[String]) -> anyhow::Result<()> {
     let c2r = job.checkout.relative(&job.checkout.c2r()).display().to_string();
-    for step in &plan.steps {
-        let words = std::iter::once(c2r.as_str()).chain(step.args().map(String::as_str));
-        ui::out(process::shell_line(words));
+    let steps = plan.steps.iter().map(|step| step.args().collect::<Vec<_>>());
+    for args in steps.chain(results.iter().map(|args| args.iter().collect())) {
+        ui::out(process::shell_line(std::iter::once(&c2r).chain(args)));
     }
-    ui::out(process::shell_line(std::iter::once(c2r.as_str()).chain(table_args.iter().map(String::as_str))));
     let finished = job.finished(&plan.steps);
     let n_open = finished.iter().filter(|&&done| !done).count();
     ui::note(format!("{} commands, {n_open} of them to run", plan.steps.len()));
@@ -441,6 +454,25 @@ fn table(args: &[String], checkout: &Checkout) -> anyhow::Result<bool> {
         Some(0) => Ok(false),
         Some(code) if code == i32::from(exit::OUTSIDE_TOLERANCE) => Ok(true),
         _ => Err(exit::error(exit::UNEXPECTED, format!("`c2r table` failed ({status}); the reason stands above"))),
+    }
+}
+
+/// Writes the page beside the tables. What it would say about the tolerance, `c2r table` has said.
+fn report(args: &[String], checkout: &Checkout) -> anyhow::Result<()> {
+    let mut command = Command::new(checkout.c2r());
+    command.args(args).current_dir(checkout.root());
+    checkout::with_libtorch(&mut command, &checkout.libtorch_link());
+    let output = process::output(&mut command)?.context("there is no c2r")?;
+    let page = args.last().map_or(PAGE, String::as_str);
+    match output.status.code() {
+        Some(code) if code == 0 || code == i32::from(exit::OUTSIDE_TOLERANCE) => {
+            ui::note(format!("report: {page}"));
+            Ok(())
+        }
+        _ => {
+            let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            Err(exit::error(exit::UNEXPECTED, format!("`c2r report` failed ({}): {reason}", output.status)))
+        }
     }
 }
 
@@ -565,8 +597,11 @@ mod tests {
             "table2",
         ] {
             assert!(names.iter().any(|there| there == name), "{name}");
-            for scale in read(&checkout, name).unwrap().scales.keys() {
-                assert!(ids(name, scale).len() > 5, "{name} {scale}");
+            for (scale, grid) in read(&checkout, name).unwrap().scales {
+                assert!(ids(name, &scale).len() > 5, "{name} {scale}");
+                for reference in ["full", "random-real"] {
+                    assert!(grid.methods.iter().any(|method| method == reference), "{name} {scale} has no {reference}");
+                }
             }
         }
         // What experiments have in common is done once.
@@ -578,10 +613,10 @@ mod tests {
         assert!(larger_eps.is_subset(&table2));
         let trained = |name| ids(name, "quick").into_iter().filter(|id| id.starts_with("train")).collect();
         let (cross, quick): (BTreeSet<String>, BTreeSet<String>) = (trained("cross-arch"), trained("table2"));
-        assert_eq!(cross.intersection(&quick).count(), 3 * 3 * 2, "the digits' own network, named or not");
+        assert_eq!(cross.intersection(&quick).count(), 4 * 3 * 2, "the digits' own network, named or not");
         let ablation: BTreeSet<String> = distilled("ablation");
         let shared = ablation.intersection(&table2).count();
-        assert_eq!(shared, 2 * 3 * 5, "two methods, three datasets, five seeds");
+        assert_eq!(shared, 3 * 3 * 5, "three distilled methods, three datasets, five seeds");
         assert!(ids("drop-rate", "paper").is_subset(&ids("table2", "paper")), "attacks too");
     }
 }

@@ -44,14 +44,6 @@ impl Dm {
 }
 
 impl Method for Dm {
-    fn preparation(&self, _: &Setting) -> (u64, u64) {
-        (0, 0)
-    }
-
-    fn prepare(&mut self, _: &mut Turn<'_>) -> Result<f64, DistillError> {
-        unreachable!("random networks need no preparation")
-    }
-
     fn update(&mut self, turn: &mut Turn<'_>) -> Result<StepReport, DistillError> {
         let setting = turn.setting;
         let t = turn.canvas.iteration();

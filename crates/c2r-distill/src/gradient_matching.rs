@@ -123,14 +123,6 @@ fn distance(ours: &[Tensor], theirs: &[Tensor]) -> Tensor {
 }
 
 impl Method for GradientMatching {
-    fn preparation(&self, _: &Setting) -> (u64, u64) {
-        (0, 0)
-    }
-
-    fn prepare(&mut self, _: &mut Turn<'_>) -> Result<f64, DistillError> {
-        unreachable!("random networks need no preparation")
-    }
-
     fn update(&mut self, turn: &mut Turn<'_>) -> Result<StepReport, DistillError> {
         let setting = turn.setting;
         let t = turn.canvas.iteration();

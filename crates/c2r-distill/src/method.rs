@@ -39,8 +39,11 @@ pub struct Turn<'a> {
 /// [`Method::state`] must hold everything that the method continues from: a run that is stopped there and
 /// taken up again ends with the same bytes. All randomness comes from `setting.seed` by purpose and step.
 pub trait Method: fmt::Debug {
-    /// Units of preparation done and in all.
-    fn preparation(&self, setting: &Setting) -> (u64, u64);
+    /// Units of preparation done and in all; none unless a method says so.
+    fn preparation(&self, setting: &Setting) -> (u64, u64) {
+        let _ = setting;
+        (0, 0)
+    }
 
     /// Whether updates can begin.
     fn is_prepared(&self, setting: &Setting) -> bool {
@@ -52,7 +55,13 @@ pub trait Method: fmt::Debug {
     ///
     /// # Errors
     /// [`DistillError`]; the run must then be taken up from its last saved state.
-    fn prepare(&mut self, turn: &mut Turn<'_>) -> Result<f64, DistillError>;
+    ///
+    /// # Panics
+    /// In a method that has no [`Method::preparation`].
+    fn prepare(&mut self, turn: &mut Turn<'_>) -> Result<f64, DistillError> {
+        let _ = turn;
+        unreachable!("a method without preparation is prepared")
+    }
 
     /// Everything that its preparation depends on, apart from data, seed, model and `[teacher]`; `None` where no other run
     /// may take it over.

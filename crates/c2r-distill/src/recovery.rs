@@ -107,14 +107,6 @@ fn statistics_distance(layers: &[Tensor], real: &[(Tensor, Tensor)], first_layer
 }
 
 impl Method for Recovery {
-    fn preparation(&self, _: &Setting) -> (u64, u64) {
-        (0, 0)
-    }
-
-    fn prepare(&mut self, _: &mut Turn<'_>) -> Result<f64, DistillError> {
-        unreachable!("the teacher is all the preparation there is")
-    }
-
     fn update(&mut self, turn: &mut Turn<'_>) -> Result<StepReport, DistillError> {
         let setting = turn.setting;
         let teacher = turn.teacher.expect("the configuration was checked for [teacher]");

@@ -7,10 +7,10 @@ use crate::{
 };
 
 impl Table {
-    /// One `table` environment per section, to be included in a document that loads the package `booktabs`. Marks are those
-    /// of Markdown: bold, an arrow, published numbers in parentheses, `!` outside the tolerance, notes below.
+    /// One `table` environment per section, for `\input` in a document (LaTeX of 2018 or newer) that loads the packages
+    /// `booktabs` and `graphicx`. A table that is wider than its line is made smaller. Marks are those of Markdown: bold, an arrow, published numbers in parentheses, `!` outside the tolerance, notes below.
     pub fn latex(&self) -> String {
-        let mut out = format!("% {}\n% Needs \\usepackage{{booktabs}}.\n", self.title.replace('\n', " "));
+        let mut out = format!("% {}\n% Needs \\usepackage{{booktabs,graphicx}}.\n", self.title.replace('\n', " "));
         for section in &self.sections {
             out.push_str(&environment(section));
         }
@@ -31,6 +31,7 @@ fn environment(section: &Section) -> String {
         escaped(&heading(section)),
         escaped(&setting(section))
     );
+    out.push_str("  \\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%\n");
     out.push_str(&format!("  \\begin{{tabular}}{{rl{columns}}}\n    \\toprule\n"));
     out.push_str(&line(grid.header.iter().map(|name| escaped(name)).collect()));
     out.push_str("    \\midrule\n");
@@ -44,7 +45,7 @@ fn environment(section: &Section) -> String {
         };
         out.push_str(&line(row.iter().map(cell).collect()));
     }
-    out.push_str("    \\bottomrule\n  \\end{tabular}\n");
+    out.push_str("    \\bottomrule\n  \\end{tabular}}\n");
     let numbered = grid.notes.iter().enumerate().map(|(place, note)| format!("[{}] {note}", place + 1));
     let notes: Vec<String> = numbered.chain(section.notes.iter().cloned()).map(|note| escaped(&note)).collect();
     if !notes.is_empty() {
@@ -68,6 +69,7 @@ fn escaped(text: &str) -> String {
             '±' => out.push_str("$\\pm$"),
             '↓' => out.push_str("$\\downarrow$"),
             '²' => out.push_str("$^2$"),
+            'η' => out.push_str("$\\eta$"),
             '–' => out.push_str("--"),
             // A bracket at the start of a row would be an option of the line break before it.
             '[' => out.push_str("{[}"),
@@ -86,6 +88,6 @@ mod tests {
     fn what_means_something_to_latex_is_text() {
         assert_eq!(escaped("a_b & 50 % {x} $ #"), r"a\_b \& 50 \% \{x\} \$ \#");
         assert_eq!(escaped(r"\input{x}~^"), r"\textbackslash{}input\{x\}\textasciitilde{}\textasciicircum{}");
-        assert_eq!(escaped("C²R 1.0 ± 0.5 ↓ [1]\n"), r"C$^2$R 1.0 $\pm$ 0.5 $\downarrow$ {[}1] ");
+        assert_eq!(escaped("C²R, η 1.0 ± 0.5 ↓ [1]\n"), r"C$^2$R, $\eta$ 1.0 $\pm$ 0.5 $\downarrow$ {[}1] ");
     }
 }

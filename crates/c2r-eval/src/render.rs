@@ -178,6 +178,7 @@ pub(crate) fn size(images_per_class: Option<usize>) -> String {
 pub(crate) fn heading(section: &Section) -> String {
     let protocol = match section.protocol.as_str() {
         "natural" => "natural training".to_owned(),
+        "dd-robustbench" => "natural training (DD-RobustBench's recipe)".to_owned(),
         "pgd-at" => "adversarial training (PGD-AT)".to_owned(),
         "trades" => "adversarial training (TRADES)".to_owned(),
         other => format!("protocol {other}"),
@@ -328,10 +329,11 @@ fn line_width(line: &str) -> usize {
     line.chars().count()
 }
 
-const CSV_HEADER: [&str; 31] = [
+const CSV_HEADER: [&str; 32] = [
     "dataset",
     "images_per_class",
     "protocol",
+    "selection",
     "model",
     "norm",
     "epsilon",
@@ -382,6 +384,7 @@ fn csv_line(section: &Section, row: &Row, cell: &Cell) -> Vec<String> {
         section.dataset.clone(),
         size(row.images_per_class),
         section.protocol.clone(),
+        section.selection.to_string(),
         section.model.clone(),
         format!("{:?}", section.norm).to_lowercase(),
         section.epsilon.clone(),

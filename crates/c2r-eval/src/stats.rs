@@ -77,6 +77,29 @@ mod tests {
         assert!((low - (29.0 - half)).abs() < 1e-5 && (high - (29.0 + half)).abs() < 1e-5, "{low} {high}");
     }
 
+    /// `scipy.stats.t.interval`, `ttest_rel` and `numpy.std(ddof=1)`, SciPy 1.17.1, on these numbers (2026-11-24).
+    #[test]
+    fn the_same_as_scipy() {
+        let close = |got: f64, expected: f64| assert!((got - expected).abs() < 1e-9, "{got}, SciPy {expected}");
+        let (ours, theirs) = ([28.1, 29.4, 27.7, 28.9, 29.6], [27.2, 28.8, 27.9, 27.5, 28.4]);
+        for (values, mean, sd, (low, high)) in [
+            (&ours[..], 28.74, 0.8203657720797474, (27.721381355449942, 29.758618644550054)),
+            (&[48.31, 47.02, 49.5], 48.27666666666667, 1.2403359759893, (45.195501293471, 51.357832039862345)),
+            (&[12.0, 12.5], 12.25, 0.3535533905932738, (9.073448815956326, 15.426551184043674)),
+        ] {
+            let summary = Summary::of(values).unwrap();
+            close(summary.mean, mean);
+            close(summary.sd.unwrap(), sd);
+            close(summary.ci95.unwrap().0, low);
+            close(summary.ci95.unwrap().1, high);
+        }
+        let differences: Vec<f64> = ours.iter().zip(theirs).map(|(ours, theirs)| ours - theirs).collect();
+        for (n_pairs, p) in [(5, 0.04952836898198644), (3, 0.3176769545940785), (2, 0.12566591637800412)] {
+            close(paired_p_value(&differences[..n_pairs]).unwrap(), p);
+        }
+        close(paired_p_value(&[1.0, -1.0, 2.0, 1.0, -2.0, 5.0, 5.0]).unwrap(), 0.17441516877755162);
+    }
+
     #[test]
     fn one_value_has_no_deviation() {
         assert_eq!(Summary::of(&[5.0]), Some(Summary { n: 1, mean: 5.0, sd: None, ci95: None }));

@@ -22,6 +22,9 @@ pub struct TrainConfig {
     pub weight_decay: f64,
     /// How the learning rate changes.
     pub lr_schedule: LrSchedule,
+    /// Which images make up a batch.
+    #[serde(default, skip_serializing_if = "Order::is_shuffled")]
+    pub order: Order,
     /// Augmentation of each batch: one operation for the batch with parameters of its own for each image, on
     /// normalized values, as the field trains.
     pub dsa: Dsa,
@@ -53,26 +56,46 @@ impl Length {
 }
 
 /// How the learning rate changes over training.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LrSchedule {
     /// Not at all.
     Constant,
     /// A tenth from the middle of training on. (The authors of DC also restart the momentum there; this keeps it.)
     HalfWay,
+    /// A tenth of what it was from each of these zero-based epochs on, however long the training is.
+    TenthAtEpochs(Vec<u64>),
     /// Half a cosine from the whole rate down to zero.
     Cosine,
 }
 
 impl LrSchedule {
-    /// Factor of the learning rate at a zero-based `step` of `steps`.
-    pub fn factor(self, step: u64, steps: u64) -> f64 {
+    /// Factor of the learning rate at a zero-based `step` of `steps`, in the zero-based `epoch`.
+    pub fn factor(&self, step: u64, steps: u64, epoch: u64) -> f64 {
         match self {
             Self::Constant => 1.0,
             Self::HalfWay if step < steps.div_ceil(2) => 1.0,
             Self::HalfWay => 0.1,
+            Self::TenthAtEpochs(from) => 0.1f64.powi(from.iter().filter(|&&from| epoch >= from).count() as i32),
             Self::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * step as f64 / steps as f64).cos()),
         }
+    }
+}
+
+/// Which images make up a batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Order {
+    /// A permutation of its own in every epoch.
+    #[default]
+    Shuffled,
+    /// As they are stored, the same batches in every epoch.
+    Stored,
+}
+
+impl Order {
+    const fn is_shuffled(&self) -> bool {
+        matches!(self, Self::Shuffled)
     }
 }
 
@@ -133,8 +156,10 @@ pub struct TradesConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Protocol {
-    /// Natural training, as DD-RobustBench, ROME and MAT do it.
+    /// Natural training on shuffled batches, the field's usual one.
     Natural,
+    /// Natural training to the letter of DD-RobustBench's code.
+    DdRobustbench,
     /// PGD adversarial training.
     PgdAt,
     /// TRADES.
@@ -143,13 +168,14 @@ pub enum Protocol {
 
 impl Protocol {
     /// All protocols.
-    pub const ALL: [Self; 3] = [Self::Natural, Self::PgdAt, Self::Trades];
+    pub const ALL: [Self; 4] = [Self::Natural, Self::DdRobustbench, Self::PgdAt, Self::Trades];
 
-    /// The protocol's setting, from `data/protocols/`, where every value has its source: DD-RobustBench's recipe, for
-    /// PGD-AT and TRADES attacked at 2/255 in Linf with the steps of their papers.
+    /// The protocol's setting, from `data/protocols/`, where every value has its source; PGD-AT and TRADES attack at 2/255 in
+    /// Linf with the steps of their papers.
     pub fn config(self) -> TrainConfig {
         let text = match self {
             Self::Natural => include_str!("../../../data/protocols/natural.toml"),
+            Self::DdRobustbench => include_str!("../../../data/protocols/dd-robustbench.toml"),
             Self::PgdAt => include_str!("../../../data/protocols/pgd-at.toml"),
             Self::Trades => include_str!("../../../data/protocols/trades.toml"),
         };
@@ -161,6 +187,7 @@ impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Natural => "natural",
+            Self::DdRobustbench => "dd-robustbench",
             Self::PgdAt => "pgd-at",
             Self::Trades => "trades",
         })
@@ -169,7 +196,7 @@ impl fmt::Display for Protocol {
 
 /// A text that names no [`Protocol`].
 #[derive(Debug, thiserror::Error)]
-#[error("`{0}` is not a training protocol (natural, pgd-at or trades)")]
+#[error("`{0}` is not a training protocol (natural, dd-robustbench, pgd-at or trades)")]
 pub struct ParseProtocolError(String);
 
 impl FromStr for Protocol {
@@ -256,6 +283,16 @@ mod tests {
             assert_eq!((adversarial.norm, adversarial.epsilon), (Norm::Linf, Epsilon::of_255(2.0)));
         }
         assert_eq!(Protocol::Natural.config().dsa, Dsa::full());
+        // DD-RobustBench differs from the usual in one epoch more, its rate, and no shuffling.
+        let letter = Protocol::DdRobustbench.config();
+        let rates = [0, 499, 500, 999, 1000].map(|epoch| letter.lr_schedule.factor(0, 1, epoch));
+        for (rate, expected) in rates.into_iter().zip([1.0, 1.0, 0.1, 0.1, 0.01]) {
+            assert!((rate - expected).abs() < 1e-12, "{rates:?}");
+        }
+        assert_eq!((letter.length, letter.order), (Length::Epochs(1001), Order::Stored));
+        let usual = Protocol::Natural.config();
+        let (length, order, lr_schedule) = (usual.length, usual.order, usual.lr_schedule.clone());
+        assert_eq!(TrainConfig { length, order, lr_schedule, ..letter }, usual);
         assert!("pgd".parse::<Protocol>().unwrap_err().to_string().contains("pgd-at"));
     }
 
@@ -292,11 +329,11 @@ mod tests {
 
     #[test]
     fn schedules_at_their_corners() {
-        assert_eq!([0, 4, 5, 9].map(|step| LrSchedule::HalfWay.factor(step, 10)), [1.0, 1.0, 0.1, 0.1]);
-        assert_eq!([0, 1, 2].map(|step| LrSchedule::HalfWay.factor(step, 3)), [1.0, 1.0, 0.1]);
-        assert_eq!(LrSchedule::HalfWay.factor(0, 1), 1.0);
-        assert_eq!(LrSchedule::Cosine.factor(0, 10), 1.0);
-        assert!((LrSchedule::Cosine.factor(5, 10) - 0.5).abs() < 1e-12);
+        assert_eq!([0, 4, 5, 9].map(|step| LrSchedule::HalfWay.factor(step, 10, 0)), [1.0, 1.0, 0.1, 0.1]);
+        assert_eq!([0, 1, 2].map(|step| LrSchedule::HalfWay.factor(step, 3, 0)), [1.0, 1.0, 0.1]);
+        assert_eq!(LrSchedule::HalfWay.factor(0, 1, 0), 1.0);
+        assert_eq!(LrSchedule::Cosine.factor(0, 10, 0), 1.0);
+        assert!((LrSchedule::Cosine.factor(5, 10, 0) - 0.5).abs() < 1e-12);
         assert_eq!(Length::Epochs(3).steps(101, 50), 9);
         assert_eq!(Length::Epochs(3).steps(10, 256), 3);
         assert_eq!(Length::Steps(7).steps(101, 50), 7);

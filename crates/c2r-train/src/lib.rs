@@ -46,8 +46,8 @@ mod trainer;
 pub use accuracy::accuracy;
 pub use best::Best;
 pub use config::{
-    AdversarialConfig, AdversarialLoss, LabelSource, Length, LrSchedule, ParseProtocolError, Protocol, TradesConfig,
-    TrainConfig,
+    AdversarialConfig, AdversarialLoss, LabelSource, Length, LrSchedule, Order, ParseProtocolError, Protocol,
+    TradesConfig, TrainConfig,
 };
 pub use error::TrainError;
 pub use sgd::{Sgd, SgdConfig};

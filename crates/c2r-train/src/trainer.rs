@@ -6,7 +6,7 @@ use rand::seq::SliceRandom;
 use tch::{Kind, Tensor};
 
 use crate::{
-    AdversarialLoss, Sgd, TrainConfig, TrainError, TrainSource,
+    AdversarialLoss, Order, Sgd, TrainConfig, TrainError, TrainSource,
     adversarial::{attack, cross_entropy, divergence},
     augment::augment,
     source::{BatchTargets, LoadedSource},
@@ -67,7 +67,7 @@ pub fn train(
 
 /// A training run, step by step.
 ///
-/// The order of epoch e is a permutation from the seed's stream e, and what step t draws comes from stream t, so
+/// The order of epoch e is a permutation from the seed's stream e (or that of storage: [`Order`]), and what step t draws comes from stream t, so
 /// a run that is continued from [`Trainer::state`] ends with the same bytes as one that never stopped.
 #[derive(Debug)]
 pub struct Trainer<'a> {
@@ -152,7 +152,7 @@ impl<'a> Trainer<'a> {
         let n_batches = self.source.len().div_ceil(self.config.batch_size) as u64;
         let (epoch, batch) = (step / n_batches, (step % n_batches) as usize);
         let positions = self.positions(epoch, batch);
-        let lr = self.config.lr * self.config.lr_schedule.factor(step, steps);
+        let lr = self.config.lr * self.config.lr_schedule.factor(step, steps, epoch);
 
         let loss = self.loss(step, &positions);
         let value = loss.double_value(&[]);
@@ -233,7 +233,9 @@ impl<'a> Trainer<'a> {
         let n = self.source.len();
         if self.order.as_ref().is_none_or(|(of, _)| *of != epoch) {
             let mut order: Vec<usize> = (0..n).collect();
-            order.shuffle(&mut self.seed.stream("train/order", epoch));
+            if self.config.order == Order::Shuffled {
+                order.shuffle(&mut self.seed.stream("train/order", epoch));
+            }
             self.order = Some((epoch, order));
         }
         let (_, order) = self.order.as_ref().expect("it was just made");
@@ -404,6 +406,23 @@ mod tests {
     }
 
     #[test]
+    fn batches_are_drawn_anew_unless_the_order_is_that_of_storage() {
+        let (train, _) = digits();
+        let train = train.subset_per_class(5);
+        let source = TrainSource::of_split(&train, Targets::Hard);
+        let batches = |protocol| {
+            let mut model = model(0);
+            let mut trainer = Trainer::new(&mut model, &source, &config(protocol, 4), Seed::new(0)).unwrap();
+            [(0, 0), (0, 1), (1, 0)].map(|(epoch, batch)| trainer.positions(epoch, batch))
+        };
+        let [first, second, again] = batches(Protocol::DdRobustbench);
+        assert_eq!((first, second), ((0..32).collect(), (32..50).collect()));
+        assert_eq!(again, (0..32).collect::<Vec<_>>());
+        let [first, _, again] = batches(Protocol::Natural);
+        assert_ne!(first, again);
+    }
+
+    #[test]
     fn every_protocol_learns() {
         let (train, test) = digits();
         let train = train.subset_per_class(20);
@@ -415,7 +434,8 @@ mod tests {
             let summary = super::train(&mut model, &source, &config, Seed::new(3), &mut |event| {
                 let TrainEvent::Step { step, loss, lr, .. } = event;
                 losses.push(loss);
-                assert!((lr - if step < 75 { 0.02 } else { 0.002 }).abs() < 1e-12);
+                let late = config.lr_schedule == LrSchedule::HalfWay && step >= 75;
+                assert!((lr - if late { 0.002 } else { 0.02 }).abs() < 1e-12);
             })
             .unwrap();
             assert_eq!((losses.len(), summary.steps, summary.epochs), (150, 150, 22));

@@ -44,7 +44,8 @@ threads = 1
 const N_COMMANDS: usize = 6 * 5;
 
 /// Writes what it was called with into `calls`, fails if it is not alone in its folder, fails in seed 1's distillation while
-/// there is a file `broken`, takes longer while there is a file `slow`.
+/// there is a file `broken`, takes longer while there is a file `slow`. While there is a file `outside`, table and report end
+/// with code 4; while there is `unreadable`, the report cannot be made.
 const C2R: &str = r#"#!/bin/sh
 echo "$*" >> calls
 command=$1
@@ -56,7 +57,10 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-[ "$command" = table ] && { echo "the table"; exit 0; }
+[ -f outside ] && verdict=4
+[ "$command" = table ] && { echo "the table"; exit ${verdict:-0}; }
+[ "$command$(ls unreadable 2>/dev/null)" = reportunreadable ] && { echo "error: cannot read it" >&2; exit 3; }
+[ "$command" = report ] && { echo "the page" > "$out"; exit ${verdict:-0}; }
 mkdir "$dir/alone" || { echo "not alone in $dir"; exit 9; }
 trap 'rmdir "$dir/alone"' EXIT
 [ -f broken ] && [ "$command$seed" = distill1 ] && { echo "error: cannot read data_batch_1.bin"; exit 3; }
@@ -110,10 +114,13 @@ impl Checkout {
         command
     }
 
-    /// How often each command was started; the table does not count.
+    /// How often each command was started; table and report do not count.
     fn calls(&self) -> Vec<String> {
         let text = fs::read_to_string(self.path("calls")).unwrap_or_default();
-        text.lines().filter(|line| !line.starts_with("table")).map(String::from).collect()
+        text.lines()
+            .filter(|line| !line.starts_with("table") && !line.starts_with("report"))
+            .map(String::from)
+            .collect()
     }
 
     fn n_finished(&self) -> usize {

@@ -13,6 +13,8 @@ fn a_grid_is_run_once_and_its_table_shown() {
     let (code, said) = ended(&output);
     assert_eq!(code, Some(0), "{said}");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "the table\n");
+    assert!(said.ends_with("report: runs/example-quick/report.html\n"), "{said}");
+    assert!(exists(&checkout.path("runs/example-quick/report.html")));
     assert_eq!(checkout.calls().len(), N_COMMANDS);
     assert!(exists(&checkout.path("runs/example-quick/digits/ipc1/one/seed0/natural-fgsm-0.1/attack.json")));
     let (code, said) = ended(&checkout.reproduce(&[]).output().unwrap());
@@ -74,6 +76,18 @@ fn a_failure_is_said_once_with_its_code_and_its_cause() {
 }
 
 #[test]
+fn numbers_outside_the_tolerance_are_code_4_and_a_page_that_cannot_be_made_is_code_1() {
+    let checkout = Checkout::new();
+    checkout.mark("outside");
+    let (code, said) = ended(&checkout.reproduce(&[]).output().unwrap());
+    assert!(code == Some(4) && said.contains("numbers are outside the tolerance"), "{said}");
+    assert!(said.contains("report: runs/example-quick/report.html"), "{said}");
+    checkout.mark("unreadable");
+    let (code, said) = ended(&checkout.reproduce(&[]).output().unwrap());
+    assert!(code == Some(1) && said.contains("`c2r report` failed (exit status: 3): error: cannot read it"), "{said}");
+}
+
+#[test]
 fn missing_data_is_said_before_anything_runs() {
     let checkout = Checkout::new();
     std::fs::remove_file(checkout.path("data/digits/digits.csv")).unwrap();
@@ -85,5 +99,5 @@ fn missing_data_is_said_before_anything_runs() {
     let output = checkout.reproduce(&["--dry-run"]).output().unwrap();
     let (code, said) = ended(&output);
     assert!(code == Some(0) && said.contains("30 commands, 30 of them to run"), "{said}");
-    assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), N_COMMANDS + 1);
+    assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), N_COMMANDS + 2, "table and report too");
 }

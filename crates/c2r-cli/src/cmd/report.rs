@@ -21,7 +21,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     results: Results,
 
-    /// What to write, by its ending: .html (the page), .md, .csv, .tex (booktabs) or .json (repeatable)
+    /// What to write, by its ending: .html (the page), .md, .csv, .tex (booktabs, graphicx) or .json (repeatable)
     #[arg(short, long, value_name = "FILE", required = true, value_parser = parse_output)]
     output: Vec<Output>,
 

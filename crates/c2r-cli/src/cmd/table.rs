@@ -96,7 +96,7 @@ enum Format {
     Csv,
     /// Everything, with the files behind every number
     Json,
-    /// For a document that loads the package booktabs
+    /// For a document that loads the packages booktabs and graphicx
     Latex,
 }
 

@@ -199,7 +199,8 @@ fn from_images_to_a_table() {
     let table = text(&table.stdout);
     let row = table.lines().find(|line| line.contains(",clean,")).expect("a line for clean accuracy");
     let clean = 100.0 * report["clean_accuracy"].as_f64().unwrap();
-    let mean: f64 = row.split(',').nth(13).unwrap().parse().unwrap();
+    let place = table.lines().next().unwrap().split(',').position(|name| name == "mean").unwrap();
+    let mean: f64 = row.split(',').nth(place).unwrap().parse().unwrap();
     assert!((mean - clean).abs() < 1e-9, "{mean} instead of {clean}");
     assert_eq!(table.lines().filter(|line| line.contains(",margin-q50-pgd,")).count(), 1, "{table}");
 
@@ -210,6 +211,35 @@ fn from_images_to_a_table() {
     assert!(page.contains("<!DOCTYPE html>") && page.contains("data:image/png;base64,iVBOR"), "no page or no picture");
     assert!(page.contains("c2r distill --dataset digits") || page.contains(" distill --dataset digits"), "no command");
     assert!(fs::read_to_string(tex).unwrap().contains("\\toprule"));
+    // Far from a published number: all is written, marked, and the exit code says so; at another scale it is only shown.
+    let experiment = folder.join("far.toml");
+    let published = if clean < 50.0 { 100.0 } else { 0.0 };
+    let scale = "about = \"x\"\nmethods = [\"c2r\"]\ndatasets = [\"digits\"]\nipcs = [1]\nseeds = [3]\nprotocols = [\"pgd-at\"]\n\
+                 attacks = [\"fgsm\", \"pgd\"]\nnorm = \"linf\"\nepsilons = [\"32/255\"]\n";
+    let text_of = format!(
+        "schema_version = 2\nname = \"far\"\ntitle = \"Far\"\nsource = \"nobody\"\ntolerance = 2.0\n\
+         [methods.c2r]\nlabel = \"C2R\"\nkind = \"distill\"\nprofile = \"p.toml\"\n\
+         [scales.paper]\n{scale}[scales.quick]\n{scale}\
+         [[published]]\ndataset = \"digits\"\nipc = 1\nmethod = \"c2r\"\ncolumn = \"clean\"\nvalue = {published:.1}\nsource = \"x\"\n"
+    );
+    fs::write(&experiment, text_of).unwrap();
+    let far = |command: &str, scale: &str, flag: &str, to: &str| {
+        let mut far = c2r();
+        far.arg(command).arg(&folder).arg("--experiment").arg(&experiment).args(["--scale", scale, flag]);
+        far.arg(folder.join("far").join(to)).output().unwrap()
+    };
+    for (command, flag, to, written) in
+        [("table", "--output-dir", "", "far/table.md"), ("report", "-o", "far.html", "far/far.html")]
+    {
+        assert_eq!(far(command, "quick", flag, to).status.code(), Some(0), "{command}");
+        fs::remove_file(folder.join(written)).unwrap();
+        let output = far(command, "paper", flag, to);
+        assert_eq!(output.status.code(), Some(4), "{command}");
+        let said = text(&output.stderr);
+        assert!(said.contains("farther than 2 points") && said.contains("digits pgd-at ipc 1 c2r clean"), "{said}");
+        assert!(fs::read_to_string(folder.join(written)).unwrap().contains(" !"), "{command}: the number is marked");
+    }
+
     let (code, said) = fails(c2r().arg("report").arg(&folder).args(["-o", "report.pdf"]));
     assert!(code == 2 && said.contains(".html"), "{code} {said}");
 }
@@ -277,12 +307,12 @@ fn a_chosen_step_is_marked_in_every_output() {
 
 #[test]
 fn the_protocols_are_files_and_can_be_printed() {
-    for protocol in ["natural", "pgd-at", "trades"] {
+    for protocol in ["natural", "dd-robustbench", "pgd-at", "trades"] {
         let mut command = c2r();
         command.args(["train", "--dataset", "digits", "--protocol", protocol, "--print-config"]);
         let printed: toml::Table = text(&run(&mut command).stdout).parse().unwrap();
         assert_eq!(printed["lr"].as_float(), Some(0.01));
-        assert_eq!(printed.contains_key("adversarial"), protocol != "natural");
+        assert_eq!(printed.contains_key("adversarial"), ["pgd-at", "trades"].contains(&protocol));
     }
     let (code, said) = fails(c2r().args(["train", "--run-dir", "x"]));
     assert!(code == 2 && said.contains("--synthetic") && said.contains("--dataset"), "{code} {said}");

@@ -46,6 +46,21 @@ impl Inks {
         }
     }
 
+    /// The figures of one kind: one for each colour's worth of methods, all with the same axes. `make` draws the rows that it is
+    /// told to, and gives nothing where none of them is distilled.
+    fn on_sheets(&self, make: impl Fn(&dyn Fn(&Row) -> bool) -> Option<Figure>) -> Vec<Figure> {
+        let n_sheets =
+            self.0.len().checked_sub(1).and_then(|last| Ink::Method(last).sheet()).map_or(1, |last| last + 1);
+        let figure = |sheet: usize| {
+            let mut figure = make(&|row| self.ink(row).sheet().is_none_or(|of| of == sheet))?;
+            if n_sheets > 1 {
+                figure.title.push_str(&format!(" (part {} of {n_sheets})", sheet + 1));
+            }
+            Some(figure)
+        };
+        (0..n_sheets).filter_map(figure).collect()
+    }
+
     /// One entry for every method of `rows`.
     fn legend<'a>(&self, rows: impl IntoIterator<Item = &'a Row>, with_line: bool, with_dot: bool) -> Markup {
         let mut known: Vec<(Ink, &str)> = Vec::new();
@@ -65,10 +80,11 @@ impl Inks {
 
 /// The drawings of one section.
 pub(super) fn of_section(section: &Section, inks: &Inks) -> Vec<Figure> {
-    let mut figures: Vec<Figure> = drop_rates(section, inks).into_iter().chain(trade_off(section, inks)).collect();
+    let mut figures = inks.on_sheets(|on| drop_rates(section, inks, on));
+    figures.extend(inks.on_sheets(|on| trade_off(section, inks, on)));
     let mut sizes: Vec<usize> = section.rows.iter().filter_map(|row| row.images_per_class).collect();
     sizes.dedup();
-    figures.extend(sizes.into_iter().filter_map(|ipc| margins(section, ipc, inks)));
+    figures.extend(sizes.into_iter().flat_map(|ipc| inks.on_sheets(|on| margins(section, ipc, inks, on))));
     figures
 }
 
@@ -84,19 +100,19 @@ fn words(row: &Row, column: &str, cell: &Cell) -> String {
 }
 
 /// Drop rate against images per class, a line per method.
-fn drop_rates(section: &Section, inks: &Inks) -> Option<Figure> {
-    let rows: Vec<(&Row, &Cell)> = section.rows.iter().filter_map(|row| Some((row, row.cell(DROP_RATE)?))).collect();
-    let distilled = || rows.iter().filter_map(|(row, cell)| Some((*row, row.images_per_class?, *cell)));
-    let mut sizes: Vec<f64> = distilled().map(|(_, ipc, _)| ipc as f64).collect();
+fn drop_rates(section: &Section, inks: &Inks, on: &dyn Fn(&Row) -> bool) -> Option<Figure> {
+    let mut rows: Vec<(&Row, &Cell)> =
+        section.rows.iter().filter_map(|row| Some((row, row.cell(DROP_RATE)?))).collect();
+    let mut sizes: Vec<f64> = rows.iter().filter_map(|(row, _)| row.images_per_class).map(|ipc| ipc as f64).collect();
     sizes.sort_by(f64::total_cmp);
     sizes.dedup();
-    if sizes.is_empty() {
-        return None;
-    }
     let frame = Frame {
         x: Axis::logarithmic("images per class", &sizes),
         y: Axis::round(&format!("{}, %", column_label(DROP_RATE)), extent(rows.iter().map(|(_, cell)| *cell)), PERCENT),
     };
+    rows.retain(|(row, _)| on(row));
+    let distilled = || rows.iter().filter_map(|(row, cell)| Some((*row, row.images_per_class?, *cell)));
+    distilled().next()?;
     let mut methods: Vec<Ink> = Vec::new();
     for (row, _, _) in distilled() {
         let ink = inks.ink(row);
@@ -111,7 +127,8 @@ fn drop_rates(section: &Section, inks: &Inks) -> Option<Figure> {
         @for (place, &ink) in methods.iter().enumerate() {
             @let shift = (place as f64 - (methods.len() - 1) as f64 / 2.0) * DODGE;
             @let points: Vec<_> = distilled().filter(|(row, ..)| inks.ink(row) == ink).collect();
-            (frame.line(ink, &points.iter().map(|(_, ipc, cell)| (*ipc as f64, cell.summary.mean)).collect::<Vec<_>>()))
+            @let places: Vec<_> = points.iter().map(|(_, ipc, cell)| (*ipc as f64, cell.summary.mean)).collect();
+            (frame.line(ink, &places, shift))
             @for (row, ipc, cell) in points {
                 @let at = Point { x: ipc as f64, y: cell.summary.mean, x_spread: None, y_spread: cell.summary.sd };
                 (frame.point(ink, at, shift, &words(row, DROP_RATE, cell)))
@@ -138,19 +155,18 @@ fn extent<'a>(cells: impl Iterator<Item = &'a Cell>) -> Vec<f64> {
 }
 
 /// Clean against robust accuracy.
-fn trade_off(section: &Section, inks: &Inks) -> Option<Figure> {
+fn trade_off(section: &Section, inks: &Inks, on: &dyn Fn(&Row) -> bool) -> Option<Figure> {
     let column = section.columns.iter().find(|column| *column == MEAN_ROBUST || *column == DROP_RATE_ATTACK);
     let column = if section.columns.iter().any(|column| column == MEAN_ROBUST) { MEAN_ROBUST } else { column? };
-    let rows: Vec<(&Row, &Cell, &Cell)> =
+    let mut rows: Vec<(&Row, &Cell, &Cell)> =
         section.rows.iter().filter_map(|row| Some((row, row.cell(CLEAN)?, row.cell(column)?))).collect();
-    if rows.is_empty() {
-        return None;
-    }
     let label = if column == MEAN_ROBUST { "mean robust".to_owned() } else { column_label(column) };
     let frame = Frame {
         x: Axis::round("clean accuracy, %", extent(rows.iter().map(|(_, clean, _)| *clean)), PERCENT),
         y: Axis::round(&format!("{label} accuracy, %"), extent(rows.iter().map(|(_, _, robust)| *robust)), PERCENT),
     };
+    rows.retain(|(row, ..)| on(row));
+    rows.first()?;
     let marks = html! {
         @for (row, clean, robust) in &rows {
             @let at = Point {
@@ -176,7 +192,7 @@ fn trade_off(section: &Section, inks: &Inks) -> Option<Figure> {
 }
 
 /// How the margins of the test images are distributed, a histogram per method.
-fn margins(section: &Section, ipc: usize, inks: &Inks) -> Option<Figure> {
+fn margins(section: &Section, ipc: usize, inks: &Inks, on: &dyn Fn(&Row) -> bool) -> Option<Figure> {
     let edges = &section.margin_edges;
     let kept = |attack: &&String| section.rows.iter().any(|row| row.margin_counts.contains_key(*attack));
     let attacks = || section.attacks.iter().filter(|attack| !is_sanity(attack)).filter(kept);
@@ -186,13 +202,12 @@ fn margins(section: &Section, ipc: usize, inks: &Inks) -> Option<Figure> {
         counts.iter().map(|&count| 100.0 * count as f64 / all.max(1) as f64).collect::<Vec<f64>>()
     };
     let here = |row: &&Row| row.images_per_class.is_none_or(|size| size == ipc);
-    let rows: Vec<(&Row, Vec<f64>)> = (section.rows.iter().filter(here))
+    let mut rows: Vec<(&Row, Vec<f64>)> = (section.rows.iter().filter(here))
         .filter_map(|row| Some((row, share(row.margin_counts.get(attack)?))))
         .collect();
-    if !rows.iter().any(|(row, _)| row.images_per_class.is_some()) {
-        return None;
-    }
     let highest = rows.iter().flat_map(|(_, shares)| shares).copied().fold(0.0, f64::max);
+    rows.retain(|(row, _)| on(row));
+    rows.iter().find(|(row, _)| row.images_per_class.is_some())?;
     let frame = Frame {
         x: Axis::round("margin, logits", [edges[0], edges[edges.len() - 1]], (edges[0], edges[edges.len() - 1])),
         y: Axis::round("test images per bin, %", [0.0, highest], PERCENT),
@@ -234,12 +249,12 @@ pub(super) fn over_radii(table: &Table, inks: &Inks) -> Vec<Figure> {
         let mut sizes: Vec<usize> = rows().filter_map(|row| row.images_per_class).collect();
         sizes.sort_unstable();
         sizes.dedup();
-        figures.extend(sizes.into_iter().filter_map(|ipc| curve(family, ipc, inks)));
+        figures.extend(sizes.into_iter().flat_map(|ipc| inks.on_sheets(|on| curve(family, ipc, inks, on))));
     }
     figures
 }
 
-fn curve(family: &[&Section], ipc: usize, inks: &Inks) -> Option<Figure> {
+fn curve(family: &[&Section], ipc: usize, inks: &Inks, on: &dyn Fn(&Row) -> bool) -> Option<Figure> {
     let everywhere = |attack: &&String| family.iter().all(|section| section.attacks.contains(attack));
     let attacks = || family[0].attacks.iter().filter(|attack| !is_sanity(attack)).filter(everywhere);
     let attack = attacks().find(|attack| *attack == DROP_RATE_ATTACK).or_else(|| attacks().next())?;
@@ -257,12 +272,6 @@ fn curve(family: &[&Section], ipc: usize, inks: &Inks) -> Option<Figure> {
             places.extend(row.cell(attack).map(|cell| (row, radius(section), cell)));
         }
     }
-    let mut methods: Vec<Ink> = Vec::new();
-    for (row, ..) in &places {
-        if !methods.contains(&inks.ink(row)) {
-            methods.push(inks.ink(row));
-        }
-    }
     let norm = format!("{:?}", family[0].norm);
     let frame = Frame {
         x: Axis::round(
@@ -272,12 +281,20 @@ fn curve(family: &[&Section], ipc: usize, inks: &Inks) -> Option<Figure> {
         ),
         y: Axis::round("accuracy, %", extent(places.iter().map(|place| place.2)), PERCENT),
     };
+    places.retain(|(row, ..)| on(row));
+    places.iter().find(|(row, ..)| row.images_per_class.is_some())?;
+    let mut methods: Vec<Ink> = Vec::new();
+    for (row, ..) in &places {
+        if !methods.contains(&inks.ink(row)) {
+            methods.push(inks.ink(row));
+        }
+    }
     let column = |at: f64| if at == 0.0 { CLEAN } else { attack.as_str() };
     let marks = html! {
         @for &ink in &methods {
             @let mut points = places.iter().filter(|(row, ..)| inks.ink(row) == ink).collect::<Vec<_>>();
             @let () = points.sort_by(|a, b| a.1.total_cmp(&b.1));
-            (frame.line(ink, &points.iter().map(|(_, at, cell)| (*at, cell.summary.mean)).collect::<Vec<_>>()))
+            (frame.line(ink, &points.iter().map(|(_, at, cell)| (*at, cell.summary.mean)).collect::<Vec<_>>(), 0.0))
             @for (row, at, cell) in points {
                 @let point = Point { x: *at, y: cell.summary.mean, x_spread: None, y_spread: cell.summary.sd };
                 @let title = format!("{} at {}/255", words(row, column(*at), cell), at);

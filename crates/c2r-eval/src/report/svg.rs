@@ -17,7 +17,7 @@ const BOTTOM: f64 = 48.0;
 const CAP: f64 = 3.5;
 /// Number of ticks of an axis, about.
 const TICKS: f64 = 6.0;
-/// Colours and shapes before they repeat; the reference on real images has its own.
+/// Colours and shapes, and so the methods on one drawing; the reference on real images has its own.
 const SERIES: usize = 7;
 
 /// Who a mark belongs to: colour, dashes and shape.
@@ -30,6 +30,14 @@ pub(super) enum Ink {
 }
 
 impl Ink {
+    /// Which of several drawings it is on, so that no colour is there twice; the reference is on all of them.
+    pub(super) fn sheet(self) -> Option<usize> {
+        match self {
+            Self::Reference => None,
+            Self::Method(place) => Some(place / SERIES),
+        }
+    }
+
     /// Class of the drawing's elements.
     pub(super) fn class(self) -> String {
         match self {
@@ -134,10 +142,10 @@ impl Frame {
         }
     }
 
-    /// A line through points.
-    pub(super) fn line(&self, ink: Ink, points: &[(f64, f64)]) -> Markup {
+    /// A line through points, `shift` units to the right of their places.
+    pub(super) fn line(&self, ink: Ink, points: &[(f64, f64)], shift: f64) -> Markup {
         let points: Vec<String> =
-            points.iter().map(|(x, y)| format!("{},{}", number(self.x(*x)), number(self.y(*y)))).collect();
+            points.iter().map(|(x, y)| format!("{},{}", number(self.x(*x) + shift), number(self.y(*y)))).collect();
         html! { polyline.line.(ink.class()) points=(points.join(" ")) {} }
     }
 

@@ -239,6 +239,36 @@ fn partial_results_say_what_is_missing() {
 }
 
 #[test]
+fn more_methods_than_colours_are_drawn_in_parts() {
+    let mut all = with_images();
+    let of_c2r: Vec<Source> = all.iter().filter(|source| source.record.subject.method == "c2r").cloned().collect();
+    for place in 0..7 {
+        for mut source in of_c2r.clone() {
+            source.record.subject.method = format!("method{place}");
+            source.path = format!("{place}/{}", source.path);
+            all.push(source);
+        }
+    }
+    let page = Table::build(&all, &TableOptions::default()).unwrap().html(&[]);
+    let part = |part: usize| {
+        let start = page.find(&format!("Drop rate against images per class (part {part} of 2)")).unwrap();
+        &page[start..start + page[start..].find("</figure>").unwrap()]
+    };
+    for place in 0..7 {
+        let label = format!("method{place}");
+        assert!(part(1).contains(&label) != part(2).contains(&label), "{label} is drawn once");
+    }
+    for part in [part(1), part(2)] {
+        assert!(part.contains("full"), "the reference is in both: {part}");
+        let legend = &part[..part.find("</ul>").unwrap()];
+        let inks: Vec<&str> = legend.split("class=\"line ").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+        let different: std::collections::BTreeSet<&str> = inks.iter().copied().collect();
+        assert!(inks.len() > 1 && different.len() == inks.len(), "no colour is there twice: {inks:?}");
+    }
+    assert!(!table(&with_images(), "quick").html(&[]).contains("(part "), "few methods need no parts");
+}
+
+#[test]
 fn what_the_test_images_chose_stands_apart_and_is_marked() {
     let mut sources = with_images();
     for mut source in with_images() {
@@ -259,8 +289,12 @@ fn what_the_test_images_chose_stands_apart_and_is_marked() {
         assert!(text.contains("step chosen on the TEST images (best-test: too good)"), "{text}");
     }
     let csv = table.csv().unwrap();
-    let marked = csv.lines().filter(|line| line.contains("best-test: chosen")).count();
-    assert_eq!(marked, csv.lines().filter(|line| line.contains("best/")).count());
+    for line in csv.lines().skip(1) {
+        let of_best = line.contains("best/");
+        assert!(line.contains(",best-test,") == of_best && line.contains("best-test: chosen") == of_best, "{line}");
+    }
+    let json: Value = serde_json::from_str(&table.json()).unwrap();
+    assert_eq!(json["sections"][1]["selection"], "best-test");
 }
 
 #[test]

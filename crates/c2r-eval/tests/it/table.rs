@@ -294,6 +294,32 @@ fn renderings_are_as_accepted() {
     assert_eq!(table.terminal(None), table.markdown());
 }
 
+/// No TeX in the tests: what it would stumble over. A table of results was compiled by hand (docs/tables.md).
+#[test]
+fn latex_is_balanced_and_every_row_has_every_column() {
+    let tex = table(&sources(), "paper").latex();
+    let mut open: Vec<&str> = Vec::new();
+    for line in tex.lines().map(str::trim).filter(|line| !line.starts_with('%')) {
+        assert!(line.is_ascii(), "{line}");
+        for (command, name) in [("\\begin{", true), ("\\end{", false)] {
+            let Some((_, rest)) = line.split_once(command) else { continue };
+            let environment = rest.split('}').next().unwrap();
+            if name {
+                open.push(environment);
+            } else {
+                assert_eq!(open.pop(), Some(environment), "{line}");
+            }
+        }
+        if let Some(row) = line.strip_suffix("\\\\") {
+            assert_eq!(row.replace("\\&", "").matches('&').count() + 1, 8, "{line}");
+        }
+    }
+    assert!(open.is_empty(), "{open:?}");
+    let plain = tex.replace("\\{", "").replace("\\}", "");
+    assert_eq!(plain.matches('{').count(), plain.matches('}').count());
+    assert_eq!(tex.matches("\\begin{tabular}{rlrrrrrr}").count(), 2);
+}
+
 #[test]
 fn json_is_read_back() {
     let table = table(&sources(), "paper");
