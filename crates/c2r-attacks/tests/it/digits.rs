@@ -116,14 +116,16 @@ fn deepfool() {
     assert!(share >= 0.95, "{share} of the distances agree: {got} {expected}");
 }
 
-/// Our mean over three seeds is within the reference's seeds, up to a few images.
+/// None of our three seeds leaves more than the reference's worst seed, and their mean not less than its best, up to a few
+/// images.
 fn check(what: &str, ours: &[usize], reference: &Value, images: f64) {
     let reference: Vec<f64> = reference.as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect();
     let mean = ours.iter().sum::<usize>() as f64 / ours.len() as f64;
+    let most = ours.iter().copied().max().unwrap() as f64;
     let (best, worst) =
         (reference.iter().copied().fold(f64::MAX, f64::min), reference.iter().copied().fold(0.0, f64::max));
     assert!(
-        mean <= worst + images && mean >= best - images,
+        most <= worst + images && mean >= best - images,
         "{what}: {ours:?} survive, of the reference {reference:?}"
     );
 }

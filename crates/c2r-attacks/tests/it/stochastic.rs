@@ -8,6 +8,9 @@ use serde_json::Value;
 
 use crate::support::{Script, config, first, n_different, percents, run, say, threat};
 
+/// The reference's accuracies went through f32.
+const ROUNDING: f64 = 1e-6;
+
 /// One line of the comparison.
 struct Line {
     what: String,
@@ -25,11 +28,11 @@ impl Line {
         let worst = self.reference.iter().copied().fold(f64::MIN, f64::max);
         let best = self.reference.iter().copied().fold(self.reference_from_correct, f64::min);
         let most = self.ours.iter().copied().fold(f64::MIN, f64::max);
-        if most > worst + self.tolerance + 1e-9 {
+        if most > worst + self.tolerance + ROUNDING {
             return Err(format!("{}: {most} robust, the reference at most {worst}", self.what));
         }
         let mean = self.ours.iter().sum::<f64>() / self.ours.len() as f64;
-        if mean < best - self.tolerance - 1e-9 {
+        if mean < best - self.tolerance - ROUNDING {
             return Err(format!("{}: {mean} robust, the reference at least {best}", self.what));
         }
         Ok(())
@@ -204,7 +207,7 @@ fn autoattack(goldens: &Goldens, wanted: impl Fn(&str, &Value) -> bool) -> Vec<S
                 .filter(|theirs| theirs["stage"].as_str().unwrap().to_lowercase() == stage.attack)
                 .find_map(|theirs| theirs["robust_accuracy"].as_f64());
             after.push((left, reference));
-            if reference.is_some_and(|reference| (left - reference).abs() > 2.0 / n + 1e-6) {
+            if reference.is_some_and(|reference| (left - reference).abs() > 2.0 / n + ROUNDING) {
                 failures.push(format!("{what}: {left} after {} instead of {reference:?}", stage.attack));
             }
         }
