@@ -30,12 +30,17 @@ pub enum FileKind {
     Png,
     /// JPEG.
     Jpeg,
+    /// No byte at all.
+    Empty,
     /// Nothing that c2r knows.
     Other,
 }
 
 /// How to convert what is not read.
 const CONVERT: &str = "if you trust it, convert it: python3 -c \"import torch; torch.save(torch.load('IN.pt', map_location='cpu', weights_only=True), 'OUT.pt')\"";
+
+/// What is wrong with [`FileKind::Empty`].
+const EMPTY: &str = "it is empty (0 bytes), as what was cut off while it was written or copied; make or copy it again";
 
 impl FileKind {
     /// Looks at `path`.
@@ -47,6 +52,7 @@ impl FileKind {
         File::open(path).and_then(|file| file.take(16).read_to_end(&mut start)).map_err(DataError::io(path))?;
         let first_text = start.iter().find(|byte| !byte.is_ascii_whitespace());
         Ok(match &start[..] {
+            [] => Self::Empty,
             [b'P', b'K', ..] => Self::of_zip(&Archive::open(path)?.names()),
             [0x93, b'N', b'U', b'M', b'P', b'Y', ..] => Self::Npy,
             [0x89, b'P', b'N', b'G', ..] => Self::Png,
@@ -97,6 +103,7 @@ pub fn read_tensors(path: &Path) -> Result<TensorFile, DataError> {
             "torch.save",
             &format!("it is a pickle of its own, as torch before 1.6 wrote it, which c2r does not read; {CONVERT}"),
         ),
+        FileKind::Empty => wrong("tensor", EMPTY),
         FileKind::Zip | FileKind::Json | FileKind::Png | FileKind::Jpeg | FileKind::Other => {
             wrong("tensor", "it is neither safetensors, nor .npy or .npz, nor written by torch.save")
         }

@@ -157,9 +157,8 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     }
     let state = run.file("state.safetensors");
     if found == Found::Unfinished && state.exists() {
-        distillation
-            .restore(&TensorFile::read(&state)?)
-            .with_context(|| format!("cannot continue from {}; --force starts again", state.display()))?;
+        let context = || format!("cannot continue from {}; --force starts again", state.display());
+        distillation.restore(&TensorFile::read(&state).with_context(context)?).with_context(context)?;
         let (done, total) = distillation.progress();
         ui.note(format!("going on at step {done} of {total} in {}", path.display()));
     } else if let Some(shared) = shared_networks(&distillation, &args).filter(|file| file.exists()) {

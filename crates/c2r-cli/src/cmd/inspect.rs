@@ -85,6 +85,9 @@ fn inspect(args: &Args) -> anyhow::Result<Report> {
         c2r_data::spec(name).or_exit(exit::USAGE)?;
     }
     let mut report = Report { data: args.data.clone(), dataset: args.dataset.clone(), ..Report::default() };
+    if known && !path.exists() {
+        c2r_data::spec(&args.what).or_exit(exit::USAGE)?;
+    }
     let drawn = if args.what.starts_with("folder:") || (known && !path.exists()) {
         dataset(&mut report, &args.what, args.data.as_deref(), grid)?
     } else if path.is_dir() {
@@ -341,7 +344,7 @@ fn file(report: &mut Report, path: &Path, grid: Option<&Path>) -> anyhow::Result
             tensors(report, &file, grid)
         }
         // The reader says what it is and what to do.
-        FileKind::Pickle => c2r_data::read_tensors(path).map(|_| false).or_exit(exit::DATA),
+        FileKind::Pickle | FileKind::Empty => c2r_data::read_tensors(path).map(|_| false).or_exit(exit::DATA),
         FileKind::Png | FileKind::Jpeg => {
             exit::fail(exit::USAGE, format!("{} is one picture; inspect knows folders of them", path.display()))
         }

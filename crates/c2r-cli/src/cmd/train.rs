@@ -233,11 +233,9 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     let state = run.file("state.safetensors");
     let mut best = Best::default();
     if found == Found::Unfinished && state.exists() {
-        let tensors = TensorFile::read(&state)?.tensors;
-        best = trainer
-            .load_state(&tensors)
-            .and_then(|()| Best::load_state(&tensors))
-            .with_context(|| format!("cannot continue from {}; --force starts again", state.display()))?;
+        let context = || format!("cannot continue from {}; --force starts again", state.display());
+        let tensors = TensorFile::read(&state).with_context(context)?.tensors;
+        best = trainer.load_state(&tensors).and_then(|()| Best::load_state(&tensors)).with_context(context)?;
         ui.note(format!("going on at step {} of {} in {}", trainer.steps_done(), trainer.steps(), path.display()));
     }
     let mut log = run.log(trainer.steps_done())?;

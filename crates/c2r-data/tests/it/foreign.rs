@@ -134,6 +134,17 @@ fn kinds_are_told_by_content() {
 }
 
 #[test]
+fn an_empty_file_is_said_to_be_empty() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["a.pt", "a.npz", "a.safetensors"] {
+        let path = folder.path().join(name);
+        std::fs::write(&path, b"").unwrap();
+        let message = c2r_data::read_tensors(&path).unwrap_err().to_string();
+        assert!(message.contains(name) && message.contains("it is empty (0 bytes)"), "{message}");
+    }
+}
+
+#[test]
 fn what_is_not_read_says_why() {
     for (name, parts) in [
         ("call.pt", &["data.pkl, byte ", "`__builtin__.print`", "will not run"][..]),
