@@ -35,7 +35,9 @@ pub(crate) fn duration(duration: Duration) -> String {
         10..120 => format!("{:.0} s", duration.as_secs_f64()),
         120..7200 => format!("{} min {} s", seconds / 60, seconds % 60),
         7200..172_800 => format!("{} h {} min", seconds / 3600, seconds / 60 % 60),
-        _ => format!("{} days {} h", seconds / 86_400, seconds / 3600 % 24),
+        172_800..8_640_000 => format!("{} days {} h", seconds / 86_400, seconds / 3600 % 24),
+        8_640_000..94_608_000 => format!("{} days", seconds / 86_400),
+        _ => format!("{} years", seconds / 31_536_000),
     }
 }
 
@@ -97,5 +99,7 @@ mod tests {
         check(200.0, "3 min 20 s");
         check(18_420.0, "5 h 7 min");
         check(273_600.0, "3 days 4 h");
+        check(12_000_000.0, "138 days");
+        check(9.4e9, "298 years");
     }
 }

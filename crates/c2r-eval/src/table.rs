@@ -473,13 +473,19 @@ impl<'a> Plan<'a> {
 
     fn covers(&self, section: &Section, planned: &PlannedRow) -> bool {
         self.same_threat(section.norm, epsilon_of(section))
-            && section.selection.is_last()
+            && section.selection == self.selection()
             && section.dataset == planned.dataset
             && section.protocol == planned.protocol
             && section
                 .rows
                 .iter()
                 .any(|row| row.method == planned.method && row.images_per_class == planned.images_per_class)
+    }
+
+    /// Which step the grid asks for.
+    fn selection(&self) -> Selection {
+        let asked = self.scale.and_then(Scale::selection);
+        asked.and_then(|asked| serde_json::from_value(asked.into()).ok()).unwrap_or_default()
     }
 
     fn same_threat(&self, norm: Norm, epsilon: f64) -> bool {
@@ -492,7 +498,7 @@ impl<'a> Plan<'a> {
     fn runs(&self, key: &SectionKey, norm: Norm, row: &RowKey) -> Option<usize> {
         let scale = self.scale?;
         let planned = self.same_threat(norm, f64::from_bits(key.epsilon))
-            && key.selection.is_last()
+            && key.selection == self.selection()
             && self.rows().iter().any(|planned| {
                 planned.dataset == key.dataset
                     && planned.protocol == key.protocol

@@ -87,6 +87,9 @@ pub struct Scale {
     pub seeds: Vec<u64>,
     /// Downstream protocols, in the order of the table.
     pub protocols: Vec<String>,
+    /// Which step's network a training keeps: `last` unless given, `held-out`, or `best-test`, which marks every output.
+    #[serde(default)]
+    pub select: Option<String>,
     /// Attacks, in the order of the columns.
     pub attacks: Vec<String>,
     /// Norm of the attacks: `linf`, `l2` or `l1`.
@@ -183,6 +186,9 @@ pub struct Published {
 /// The column that [`Published::over`] belongs to.
 const MEAN_ROBUST: &str = "mean-robust";
 
+/// What `c2r train --select` takes; the first is what it does without.
+const SELECTIONS: [&str; 3] = ["last", "held-out", "best-test"];
+
 /// The radius of published numbers that name none.
 const FIELD_EPSILON: &str = "2/255";
 
@@ -206,6 +212,11 @@ impl Scale {
     /// The radii of the attacks, pixel units.
     pub fn radii(&self) -> Vec<f64> {
         self.epsilons.iter().map(|text| radius(text).expect("checked when the file was read")).collect()
+    }
+
+    /// What to give `c2r train --select`; `None` for the last step, which needs no word.
+    pub fn selection(&self) -> Option<&str> {
+        self.select.as_deref().filter(|select| *select != SELECTIONS[0])
     }
 
     /// Downstream networks; `None` is the dataset's own.
@@ -349,6 +360,9 @@ impl Scale {
         }
         if !["linf", "l2", "l1"].contains(&self.norm.as_str()) {
             return Err(format!("norm is `{}`, neither linf nor l2 nor l1", self.norm));
+        }
+        if let Some(select) = self.select.as_ref().filter(|select| !SELECTIONS.contains(&select.as_str())) {
+            return Err(format!("select is `{select}`, neither {}", SELECTIONS.join(" nor ")));
         }
         if let Some(text) = self.epsilons.iter().find(|text| radius(text).is_none()) {
             return Err(format!("epsilons: `{text}` is not a radius in pixel units, such as 2/255"));
@@ -520,6 +534,7 @@ over = ["fgsm", "pgd", "cw"]
         check("\"0.5\"", "\"2/0\"", "`2/0` is not a radius");
         check("norm = \"linf\"", "norm = \"l7\"", "norm is `l7`");
         check("threads = 1", "threads = 0", "threads must be at least 1");
+        check("threads = 1", "select = \"best\"", "select is `best`, neither last nor held-out nor best-test");
         check("pgd.steps=3", "steps=3", "`steps=3` is not ATTACK.OPTION=VALUE");
         check("attack-set", "attack-sets", "attack-sets");
         check("value = 29.12", "value = 129.12", "published number 1 is 129.12");

@@ -409,6 +409,7 @@ impl Planner<'_> {
                 };
                 // Left out where it says what goes without saying, so that grids with and without it share the training.
                 what.extend(option("--model", model.filter(|model| *model != dataset.model)));
+                what.extend(option("--select", scale.selection()));
                 what.extend(sets(scale.train_set.iter().chain(overrides.iter().flat_map(|part| &part.train_set))));
                 let id = identity.words(&what).finish();
                 let folder = self.place.job(&id);
@@ -675,6 +676,23 @@ attack-set = ["pgd.steps=5"]
         assert_eq!(ids(&held_out)[..2], ids(&test)[..2]);
         assert_ne!(held_out[2].id, test[2].id);
         assert!(shell_line(&held_out[2].what).contains("--held-out-after 500 --n-test 100"));
+    }
+
+    #[test]
+    fn a_grid_may_ask_for_a_chosen_step() {
+        let mut example = Example::new();
+        let only = "dataset=digits,ipc=1,method=c2r,seed=0,protocol=natural,attack=pgd";
+        let ids = |example: &Example| example.steps(only).into_iter().map(|step| step.id).collect::<Vec<_>>();
+        let usual = ids(&example);
+        let mut select = |which: &str| {
+            example.experiment.scales.get_mut("quick").unwrap().select = Some(which.into());
+            (ids(&example), shell_line(&example.steps(only)[1].what))
+        };
+        assert_eq!(select("last").0, usual, "goes without saying");
+        let (chosen, train) = select("held-out");
+        assert!(train.contains(" --select held-out "), "{train}");
+        assert_eq!(chosen[0], usual[0], "the same distilled set");
+        assert!(chosen[1] != usual[1] && chosen[2] != usual[2]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use c2r_base::{Epsilon, Norm, Subject, ThreatModel};
+use c2r_base::{Epsilon, Norm, Selection, Subject, ThreatModel};
 use c2r_eval::{AttackEntry, AttackRecord, EvalError, Experiment, RunInfo, Source, Table, TableOptions, collect};
 use serde_json::json;
 
@@ -73,9 +73,13 @@ over = ["fgsm", "pgd", "cw-linf"]
 "#;
 
 fn experiment() -> Experiment {
+    read(EXPERIMENT)
+}
+
+fn read(text: &str) -> Experiment {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("table9.toml");
-    fs::write(&path, EXPERIMENT).unwrap();
+    fs::write(&path, text).unwrap();
     Experiment::read(&path).unwrap()
 }
 
@@ -231,6 +235,18 @@ fn numbers_by_hand() {
     assert_eq!(row.cell("pgd").unwrap().flags, ["zero-gradient (1 of 1 runs)"]);
     // Planned: full, and two methods at two sizes, under two protocols; 4 rows have a result.
     assert_eq!((table.planned_rows, table.missing.len()), (10, 6));
+}
+
+#[test]
+fn a_grid_of_chosen_steps_is_filled_by_chosen_steps_only() {
+    let experiment =
+        read(&EXPERIMENT.replacen("about = \"seconds\"", "about = \"seconds\"\nselect = \"best-test\"", 1));
+    let options = TableOptions { experiment: Some(&experiment), scale: Some("quick"), baseline: None };
+    let mut sources = sources();
+    assert_eq!(Table::build(&sources, &options).unwrap().missing.len(), 10);
+    sources.iter_mut().for_each(|source| source.record.subject.selection = Selection::BestTest);
+    let table = Table::build(&sources, &options).unwrap();
+    assert_eq!((table.missing.len(), table.sections[0].rows[2].planned_runs), (6, Some(3)));
 }
 
 #[test]
