@@ -162,9 +162,8 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         let (done, total) = distillation.progress();
         ui.note(format!("going on at step {done} of {total} in {}", path.display()));
     } else if let Some(shared) = shared_networks(&distillation, &args).filter(|file| file.exists()) {
-        distillation.take_networks(&TensorFile::read(&shared)?).with_context(|| {
-            format!("cannot take the networks of {}; delete it to make them anew", shared.display())
-        })?;
+        let context = || format!("cannot take the networks of {}; delete it to make them anew", shared.display());
+        distillation.take_networks(&TensorFile::read(&shared).with_context(context)?).with_context(context)?;
         ui.note(format!("took the trained networks of {}", shared.display()));
     }
     work(&mut distillation, &mut run, &args, ui)?;
