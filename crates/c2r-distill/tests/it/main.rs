@@ -212,7 +212,7 @@ fn runs_with_the_same_networks_share_them_and_change_nothing() {
         ("teacher.steps", 4.into()),
         ("aac.pool", table("mode = \"weight\"\nfloor = 0.1")),
     ] {
-        let mut different = start(&other(&[changes.clone()]));
+        let mut different = start(&other(std::slice::from_ref(&changes)));
         assert_ne!(different.networks_id(), first.networks_id(), "{changes:?}");
         let refused = different.take_networks(&networks).unwrap_err().to_string();
         assert!(refused.contains("other settings"), "{refused}");
