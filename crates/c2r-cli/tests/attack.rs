@@ -161,7 +161,11 @@ fn inputs_are_checked_and_bytes_are_pixels() {
         (images.get(0), labels.copy(), "images must have shape [N, C, H, W], got [1, 8, 8]"),
         (images.copy(), labels.narrow(0, 0, 19), "labels must have shape [20], one per image, got [19]"),
         (images.narrow(0, 0, 0), labels.narrow(0, 0, 0), "there are no images"),
-        (images.narrow(3, 0, 7), labels.copy(), "with [1, 8, 8], got [1, 8, 7]"),
+        (
+            images.narrow(3, 0, 7),
+            labels.copy(),
+            "takes images of shape [1, 8, 8], not images of 1 channels and 8x7 pixels",
+        ),
     ] {
         let output = attacked(&images, &labels, "128");
         let said = String::from_utf8_lossy(&output.stderr);
@@ -184,6 +188,62 @@ fn inputs_are_checked_and_bytes_are_pixels() {
         result["attacks"].as_array().unwrap().iter().map(|entry| entry["survivors"].clone()).collect::<Vec<_>>()
     };
     assert_eq!(survivors(&few), survivors(&floats));
+}
+
+#[test]
+fn nothing_is_replaced_that_it_did_not_write() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = checkpoint_in(folder.path());
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let network = std::fs::read(&checkpoint).unwrap();
+    let refused = |words: &[&str], reason: &str| {
+        let output = attack(&checkpoint, &with(words));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(2) && said.contains(reason), "{said}");
+    };
+    refused(&["--attack", "fgsm", "--output", &checkpoint], "would replace what --checkpoint reads");
+    refused(&["--attack", "fgsm", "--output", &file("a"), "--save", &file("a")], "the same file");
+    refused(&["--attack", "fgsm", "--save", &file("run")], "no regular file");
+    std::fs::write(file("notes.json"), "mine").unwrap();
+    refused(&["--attack", "fgsm", "--output", &file("notes.json")], "--force replaces it");
+    assert_eq!(std::fs::read(&checkpoint).unwrap(), network);
+    assert_eq!(std::fs::read(file("notes.json")).unwrap(), b"mine");
+
+    // What is finished is only believed while its files are there and as they were written.
+    let (report, images) = (file("a.json"), file("a.safetensors"));
+    let words = ["--attack", "fgsm,pgd", "--n-test", "60", "--output", &report, "--save", &images, "--json"];
+    let first = json(&attack(&checkpoint, &with(&words)));
+    let saved = std::fs::read(&images).unwrap();
+    std::fs::remove_file(&images).unwrap();
+    let again = json(&attack(&checkpoint, &with(&words)));
+    assert_eq!(again["robust_accuracy"], first["robust_accuracy"]);
+    assert_eq!(std::fs::read(&images).unwrap(), saved);
+    let written: Value = serde_json::from_slice(&std::fs::read(&report).unwrap()).unwrap();
+    assert_eq!(written["model_sha256"], first["model_sha256"]);
+    assert!(written["command"].as_array().unwrap().iter().any(|word| word == "fgsm,pgd"));
+    std::fs::write(&report, "{}").unwrap();
+    refused(&words, "was changed after it was written");
+}
+
+#[test]
+fn a_changed_suite_and_a_guessing_model_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = checkpoint_in(folder.path());
+    let notes = |words: &[&str]| {
+        let result = json(&attack(&checkpoint, &with(&[words, &["--n-test", "60", "--json"]].concat())));
+        result["notes"].as_array().unwrap().iter().map(|note| note.as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let changed = notes(&["--attack", "autoattack-standard", "--steps", "2", "--queries", "5"]);
+    assert!(changed.iter().any(|note| note.contains("changed") && note.contains("steps=2, queries=5")), "{changed:?}");
+    assert!(!notes(&["--attack", "paper-six"]).iter().any(|note| note.contains("changed")));
+
+    let guesses = folder.path().join("guesses").display().to_string();
+    let words = ["train", "--dataset", "digits", "--model", "ConvNet-D3-W8-IN", "--set", "length={steps=1}", "--set"];
+    let how = ["lr=1e-9", "--device", "cpu", "--threads", "1", "--quiet", "--run-dir", &guesses];
+    assert!(Command::new(env!("CARGO_BIN_EXE_c2r")).args(words).args(how).status().unwrap().success());
+    let output = attack(&format!("{guesses}/model.safetensors"), &with(&["--attack", "fgsm"]));
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("that of guessing among 10 classes"), "{said}");
 }
 
 #[cfg(unix)]
@@ -269,7 +329,12 @@ fn a_killed_attack_goes_on_and_ends_with_the_same_files() {
 
     let resumed = json(&start("killed").output().unwrap());
     assert_eq!(without_seconds(resumed), without_seconds(whole), "the same object on stdout");
-    let report = |run| serde_json::from_slice(&std::fs::read(file(run, "attack.json")).unwrap()).unwrap();
+    let report = |run| {
+        let mut report: Value = serde_json::from_slice(&std::fs::read(file(run, "attack.json")).unwrap()).unwrap();
+        // The two differ in where they write.
+        assert!(report.as_object_mut().unwrap().remove("command").is_some());
+        report
+    };
     assert_eq!(without_seconds(report("killed")), without_seconds(report("whole")), "the same report");
     let saved = |run| std::fs::read(file(run, "adv.safetensors")).unwrap();
     assert!(saved("killed") == saved("whole"), "the same images, byte for byte");

@@ -17,6 +17,7 @@ use c2r_base::{
 };
 use c2r_eval::{AttackRecord, RecordContext};
 use c2r_models::{Frozen, TorchScript, checkpoint};
+use fs4::fs_std::FileExt;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tch::Device;
@@ -129,7 +130,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 
-    /// Images per pass; bounds memory, changes no result
+    /// Images per pass; bounds memory, changes results by float rounding only
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u64).range(1..))]
     batch_size: u64,
 
@@ -137,7 +138,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 
-    /// Write the images that were judged, as a file that --inputs takes
+    /// Write the images that were judged, as a file that --inputs takes; with several attacks and --each, the images of
+    /// each are called `images.NAME` instead of `images`
     #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
 
@@ -184,12 +186,13 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     if args.estimate {
         return estimate(&args, &configs, device, ui);
     }
+    let journal = Journal::of(&args);
+    check_outputs(&args, journal.as_ref())?;
+    let _lock = journal.as_ref().map(Journal::lock).transpose()?;
     let mut target = target(&args, device)?;
-    let material = material(&args, ui)?;
-    target
-        .prepare(material.images.image_shape(), args.as_is)
-        .with_context(|| material.name.clone())
-        .or_exit(exit::DATA)?;
+    let mut material = material(&args, ui)?;
+    target.prepare(&material, args.as_is).or_exit(exit::DATA)?;
+    material.notes.extend(changed_suites(&args, &configs));
     let mode = if args.each { Mode::Each } else { Mode::Suite };
     let key = json!({
         "model": target.sha256,
@@ -202,15 +205,16 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         "save": args.save.is_some(),
         "as_is": args.as_is,
     });
-    let journal = Journal::of(&args);
     let mut images = args.save.as_ref().map(|_| AdversarialImages::new(&material.images, attacks.len(), mode));
     let mut resume = None;
     if let Some(journal) = &journal {
-        match journal.read(&key, args.force)? {
+        match journal.read(&key, &args)? {
             Found::Finished(summary) => {
                 ui.note(format!("{} is finished; nothing to do", journal.result.display()));
                 if args.json {
                     ui.out(summary.to_string());
+                } else {
+                    print_summary(&summary, ui);
                 }
                 return Ok(());
             }
@@ -237,9 +241,10 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     report.subject = target.subject.clone();
     report.versions.extend(run_dir::versions());
 
+    material.notes.extend(chance_level(&report));
     let summary = summary(&report, &args, &target, &material);
     if let (Some(path), Some(images)) = (&args.save, &images) {
-        save(path, images, &configs, mode, &material, &summary)?;
+        save(path, images, &configs, mode, &material, &summary, &key)?;
     }
     if let Some(path) = &args.output {
         match (&report.subject, args.each, &material.test_sha256) {
@@ -252,18 +257,93 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
                 };
                 AttackRecord::from_report(&report, context).map_err(anyhow::Error::msg)?.write(path)?;
             }
-            _ => artifact::write_json(path, &report)?,
+            _ => {
+                let mut whole = serde_json::to_value(&report)?;
+                for name in ["model", "model_sha256", "tuned_operators", "inputs", "inputs_sha256", "notes"] {
+                    whole[name] = summary[name].clone();
+                }
+                whole["as_is"] = args.as_is.into();
+                whole["command"] = json!(std::env::args().collect::<Vec<_>>());
+                artifact::write_json(path, &whole)?;
+            }
         }
     }
     if let Some(journal) = &journal {
-        journal.finish(&key, &summary)?;
+        journal.finish(&key, &summary, &args)?;
     }
     if args.json {
         ui.out(summary.to_string());
     } else {
+        material.notes.iter().for_each(|note| ui.out(note));
         print(&report, ui);
     }
     Ok(())
+}
+
+/// Nothing that this command did not write is replaced, and what it reads never.
+fn check_outputs(args: &Args, journal: Option<&Journal>) -> anyhow::Result<()> {
+    let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let inputs = [("--model", &args.model), ("--checkpoint", &args.checkpoint), ("--inputs", &args.inputs)];
+    if let (Some(output), Some(save)) = (&args.output, &args.save)
+        && real(output) == real(save)
+    {
+        return exit::fail(exit::USAGE, "--output and --save are the same file");
+    }
+    for (flag, path) in outputs(args) {
+        let shown = path.display();
+        for (read, other) in inputs.iter().filter_map(|(read, other)| Some((read, other.as_deref()?))) {
+            if real(path) == real(other) {
+                return exit::fail(exit::USAGE, format!("{flag} {shown} would replace what {read} reads"));
+            }
+        }
+        let Ok(found) = fs::metadata(path) else { continue };
+        if !found.is_file() {
+            return exit::fail(exit::USAGE, format!("{flag} {shown} is no regular file; name a file"));
+        }
+        let ours = journal.is_some_and(|journal| journal.state.exists());
+        if !ours && !args.force {
+            return exit::fail(
+                exit::USAGE,
+                format!(
+                    "{flag} {shown} exists, and no evaluation that is known beside it wrote it; --force replaces it"
+                ),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// A suite whose members are changed is not the one that its name says.
+fn changed_suites(args: &Args, configs: &[AttackConfig]) -> Vec<String> {
+    let common = [
+        ("steps", &args.steps),
+        ("step-size", &args.step_size),
+        ("random-start", &args.random_start),
+        ("queries", &args.queries),
+        ("restarts", &args.restarts),
+    ];
+    let common = common.iter().filter_map(|(option, value)| Some(format!("{option}={}", value.as_ref()?)));
+    let given: Vec<String> = common.chain(args.set.iter().cloned()).collect();
+    let suites = configs.iter().filter(|config| matches!(config, AttackConfig::Suite(_)));
+    suites
+        .filter(|config| AttackConfig::named_for(&config.name(), args.norm).is_ok_and(|standard| standard != **config))
+        .map(|config| {
+            format!("{} is changed and not comparable with others' numbers: {}", config.name(), given.join(", "))
+        })
+        .collect()
+}
+
+/// A classifier that guesses is most often one that is asked the wrong way.
+fn chance_level(report: &AttackReport) -> Option<String> {
+    const FEWEST: usize = 50;
+    let chance = 1.0 / report.classes as f64;
+    (report.n() >= FEWEST && report.clean_accuracy() < 1.5 * chance).then(|| {
+        format!(
+            "doubtful: the clean accuracy is that of guessing among {} classes; a model takes pixels in [0, 1] \
+             (normalization belongs inside it) and labels in its own class order",
+            report.classes
+        )
+    })
 }
 
 /// The attacks with their options.
@@ -316,6 +396,8 @@ struct Target {
     sha256: String,
     /// `[C, H, W]` of the images that a network of c2r takes.
     shape: Option<[i64; 3]>,
+    /// Classes of a network of c2r.
+    n_classes: Option<i64>,
     /// The model once more if it is a TorchScript file, for what depends on the shape of the images.
     script: Option<TorchScript>,
     /// Operators of a TorchScript model that run as faster equal ones.
@@ -324,20 +406,41 @@ struct Target {
 
 impl Target {
     /// Checks that the model takes such images, and lets TorchScript run faster unless it should stay as it is.
-    fn prepare(&mut self, shape: [i64; 3], as_is: bool) -> anyhow::Result<()> {
+    fn prepare(&mut self, material: &Material, as_is: bool) -> anyhow::Result<()> {
+        let (name, shape) = (&self.name, material.images.image_shape());
+        let [channels, height, width] = shape;
+        let images = format!("images of {channels} channels and {height}x{width} pixels ({})", material.name);
+        let last =
+            if width <= 4 && channels > 4 { "; are the channels last? They come first: [N, C, H, W]" } else { "" };
         if let Some(expected) = self.shape {
-            let name = &self.name;
-            anyhow::ensure!(
-                expected == shape,
-                "{name} takes images of shape [N, C, H, W] with {expected:?}, got {shape:?}"
-            );
+            anyhow::ensure!(expected == shape, "{name} takes images of shape {expected:?}, not {images}{last}");
         }
-        let Some(script) = self.script.take() else { return Ok(()) };
-        script.classes(shape).with_context(|| format!("images of shape [N, C, H, W] with {shape:?}"))?;
+        let Some(script) = self.script.take() else { return self.check_classes(self.n_classes, material) };
+        let n_classes = script.classes(shape).map_err(|error| {
+            // TorchScript says where in the exporter's code it happened first, and what happened last.
+            let text = error.to_string();
+            let reason = text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
+            anyhow::anyhow!("{name} does not take {images}{last}: {reason}")
+        })?;
+        self.check_classes(Some(n_classes), material)?;
         if !as_is && let Some((tuned, n_replaced)) = script.tuned(shape)? {
             self.classifier = Box::new(tuned);
             self.n_tuned = n_replaced;
         }
+        Ok(())
+    }
+
+    /// A dataset's labels mean nothing to a model of other classes.
+    fn check_classes(&self, n_classes: Option<i64>, material: &Material) -> anyhow::Result<()> {
+        let (Some(n_classes), Some(classes)) = (n_classes, &material.classes) else { return Ok(()) };
+        anyhow::ensure!(
+            n_classes == classes.len() as i64,
+            "{} returns {n_classes} logits, {} has {} classes: {}",
+            self.name,
+            material.name,
+            classes.len(),
+            classes.join(", ")
+        );
         Ok(())
     }
 }
@@ -351,9 +454,27 @@ fn target(args: &Args, device: Device) -> anyhow::Result<Target> {
         if script.is_err() && checkpoint::load(path, device).is_ok() {
             return exit::fail(exit::USAGE, format!("{name} is a network that c2r trained: use --checkpoint {name}"));
         }
-        let script = script.or_exit(exit::DATA)?;
+        let script = match script {
+            Err(error) if error.to_string().contains("constants.pkl") => {
+                let what = format!(
+                    "{name} is a file of torch.save (a state_dict or a pickled module), not TorchScript: write one with \
+                     torch.jit.trace(model.eval(), images[:2]).save(FILE)"
+                );
+                return exit::fail(exit::DATA, what);
+            }
+            other => other.or_exit(exit::DATA)?,
+        };
         let classifier = Box::new(script.clone());
-        return Ok(Target { classifier, subject: None, name, sha256, shape: None, script: Some(script), n_tuned: 0 });
+        return Ok(Target {
+            classifier,
+            subject: None,
+            name,
+            sha256,
+            shape: None,
+            n_classes: None,
+            script: Some(script),
+            n_tuned: 0,
+        });
     }
     let loaded = checkpoint::load(path, device);
     if loaded.is_err() && TorchScript::load(path, device).is_ok() {
@@ -366,8 +487,9 @@ fn target(args: &Args, device: Device) -> anyhow::Result<Target> {
         }
         None => None,
     };
-    let shape = Some(model.input().image_shape());
-    Ok(Target { classifier: Box::new(Frozen::new(model)), subject, name, sha256, shape, script: None, n_tuned: 0 })
+    let (shape, n_classes) = (Some(model.input().image_shape()), Some(model.input().n_classes));
+    let classifier = Box::new(Frozen::new(model));
+    Ok(Target { classifier, subject, name, sha256, shape, n_classes, script: None, n_tuned: 0 })
 }
 
 /// What it is attacked with.
@@ -377,6 +499,8 @@ struct Material {
     sha256: String,
     /// Hash of the whole test split, for tables.
     test_sha256: Option<String>,
+    /// Names of a dataset's classes.
+    classes: Option<Vec<String>>,
     notes: Vec<String>,
 }
 
@@ -412,22 +536,31 @@ fn material(args: &Args, ui: &Ui) -> anyhow::Result<Material> {
             name: name.clone(),
             sha256: sha256.clone(),
             test_sha256: Some(sha256),
+            classes: Some(dataset.spec.classes.clone()),
             notes,
         });
     }
     let path = args.inputs.as_ref().expect("clap requires it here");
     let mut file = TensorFile::read(path).or_exit(exit::DATA)?;
+    let there = file.tensors.keys().cloned().collect::<Vec<_>>().join(", ");
     let mut take = |name: &str| match file.tensors.remove(name) {
         Some(tensor) => Ok(match n_test {
             Some(n) if tensor.dim() > 0 => tensor.narrow(0, 0, tensor.size()[0].min(n as i64)),
             _ => tensor,
         }),
-        None => exit::fail(exit::DATA, format!("{} has no tensor `{name}`", path.display())),
+        None => exit::fail(exit::DATA, format!("{} has no tensor `{name}`; it has: {there}", path.display())),
     };
     let (images, labels) = (take("images")?, take("labels")?);
     let images = LabelledImages::new(images, labels).with_context(|| path.display().to_string()).or_exit(exit::DATA)?;
     let sha256 = artifact::sha256_of_file(path).or_exit(exit::DATA)?;
-    Ok(Material { images, name: path.display().to_string(), sha256, test_sha256: None, notes: Vec::new() })
+    Ok(Material {
+        images,
+        name: path.display().to_string(),
+        sha256,
+        test_sha256: None,
+        classes: None,
+        notes: Vec::new(),
+    })
 }
 
 /// [`evaluate`] with progress, a journal and Ctrl-C.
@@ -511,6 +644,9 @@ struct Page {
     key: Value,
     summary: Option<Value>,
     report: Option<AttackReport>,
+    /// SHA-256 of what was written, by option.
+    #[serde(default)]
+    written: BTreeMap<String, String>,
 }
 
 enum Found {
@@ -531,7 +667,21 @@ impl Journal {
         Some(Self { state: beside(".run.json"), images: beside(".part.safetensors"), result, interval })
     }
 
-    fn read(&self, key: &Value, force: bool) -> anyhow::Result<Found> {
+    /// Held until the process ends: two that write the same files would disturb each other.
+    fn lock(&self) -> anyhow::Result<fs::File> {
+        let path = self.state.with_extension("lock");
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+        }
+        let file = fs::File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        if !file.try_lock_exclusive().with_context(|| format!("cannot lock {}", path.display()))? {
+            return exit::fail(exit::USAGE, format!("another process is writing {}", self.result.display()));
+        }
+        Ok(file)
+    }
+
+    fn read(&self, key: &Value, args: &Args) -> anyhow::Result<Found> {
+        let force = args.force;
         if force || !self.state.exists() {
             return Ok(Found::Nothing);
         }
@@ -547,7 +697,15 @@ impl Journal {
             );
         }
         Ok(match (page.summary, page.report) {
-            (Some(summary), _) if self.result.exists() => {
+            (Some(summary), _) if outputs(args).all(|(_, path)| path.exists()) => {
+                for (flag, path) in outputs(args) {
+                    let there = artifact::sha256_of_file(path)?;
+                    if page.written.get(flag).is_some_and(|written| *written != there) {
+                        let what =
+                            format!("{} was changed after it was written; --force makes it anew", path.display());
+                        return exit::fail(exit::USAGE, what);
+                    }
+                }
                 self.discard_images()?;
                 Found::Finished(summary)
             }
@@ -562,8 +720,13 @@ impl Journal {
             let tensors = images.sets().iter().enumerate().map(|(at, set)| (format!("{at:04}"), set.shallow_clone()));
             TensorFile { tensors: tensors.collect(), ..TensorFile::default() }.write(&self.images)?;
         }
-        let page =
-            Page { schema_version: SCHEMA_VERSION, key: key.clone(), summary: None, report: Some(report.clone()) };
+        let page = Page {
+            schema_version: SCHEMA_VERSION,
+            key: key.clone(),
+            summary: None,
+            report: Some(report.clone()),
+            written: BTreeMap::new(),
+        };
         Ok(artifact::write_json(&self.state, &page)?)
     }
 
@@ -572,9 +735,17 @@ impl Journal {
         Ok(images.restore(stored.tensors.into_values().collect())?)
     }
 
-    fn finish(&self, key: &Value, summary: &Value) -> anyhow::Result<()> {
-        let page =
-            Page { schema_version: SCHEMA_VERSION, key: key.clone(), summary: Some(summary.clone()), report: None };
+    fn finish(&self, key: &Value, summary: &Value, args: &Args) -> anyhow::Result<()> {
+        let written = outputs(args)
+            .map(|(flag, path)| Ok((flag.to_owned(), artifact::sha256_of_file(path)?)))
+            .collect::<anyhow::Result<_>>()?;
+        let page = Page {
+            schema_version: SCHEMA_VERSION,
+            key: key.clone(),
+            summary: Some(summary.clone()),
+            report: None,
+            written,
+        };
         artifact::write_json(&self.state, &page)?;
         self.discard_images()
     }
@@ -585,6 +756,12 @@ impl Journal {
         }
         Ok(())
     }
+}
+
+/// The files that are asked for, by option.
+fn outputs(args: &Args) -> impl Iterator<Item = (&'static str, &Path)> {
+    let all = [("--output", &args.output), ("--save", &args.save)];
+    all.into_iter().filter_map(|(flag, path)| Some((flag, path.as_deref()?)))
 }
 
 fn n_robust(entry: &AttackEntry) -> usize {
@@ -648,12 +825,15 @@ fn save(
     mode: Mode,
     material: &Material,
     summary: &Value,
+    key: &Value,
 ) -> anyhow::Result<()> {
     let header = BTreeMap::from([
         ("format".to_owned(), "c2r-adversarial".to_owned()),
         ("schema_version".to_owned(), SCHEMA_VERSION.to_string()),
         ("attack".to_owned(), summary["attack"].to_string()),
         ("robust_accuracy".to_owned(), summary["robust_accuracy"].to_string()),
+        // Models, inputs, threat, seed and every option.
+        ("evaluation".to_owned(), key.to_string()),
     ]);
     let mut file = TensorFile { header, ..TensorFile::default() };
     file.tensors.insert("labels".to_owned(), material.images.labels().shallow_clone());
@@ -667,6 +847,17 @@ fn save(
     Ok(file.write(path)?)
 }
 
+/// What a finished evaluation printed, as far as its state has it.
+fn print_summary(summary: &Value, ui: &Ui) {
+    let line = |name: &str, accuracy: &Value| {
+        ui.out(format!("{name:<22}{:>8.2} %", 100.0 * accuracy.as_f64().unwrap_or(f64::NAN)));
+    };
+    line("clean", &summary["clean_accuracy"]);
+    for attack in summary["attacks"].as_array().into_iter().flatten() {
+        line(attack["attack"].as_str().unwrap_or_default(), &attack["robust_accuracy"]);
+    }
+}
+
 fn print(report: &AttackReport, ui: &Ui) {
     for note in report.subject.iter().filter(|subject| !subject.selection.is_last()).flat_map(|subject| &subject.notes)
     {
@@ -674,6 +865,11 @@ fn print(report: &AttackReport, ui: &Ui) {
     }
     let percent = |share: f64| format!("{:.2} %", 100.0 * share);
     ui.out(format!("{} images, {} {}", report.n(), report.threat.norm, report.threat.epsilon));
+    if let Goal::Targeted(rule) = report.threat.goal {
+        let rule =
+            serde_json::to_value(rule).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default();
+        ui.out(format!("targeted ({rule}): accuracy is the share of images that were not taken to their target"));
+    }
     ui.out(format!("{:<22}{:>10}{:>12}{:>10}", "attack", "accuracy", "broken", "seconds"));
     ui.out(format!("{:<22}{:>10}{:>12}{:>10.1}", "clean", percent(report.clean_accuracy()), "", report.clean_seconds));
     for entry in &report.attacks {
