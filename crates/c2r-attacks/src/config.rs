@@ -687,7 +687,8 @@ impl AttackConfig {
                     taken = true;
                 }
             }
-            return if taken { Ok(()) } else { Err(unknown(Vec::new())) };
+            let known: std::collections::BTreeSet<String> = suite.attacks.iter().flat_map(Self::options).collect();
+            return if taken { Ok(()) } else { Err(unknown(known.into_iter().collect())) };
         }
         let mut fields = self.fields();
         if option == "attack" || !fields.contains_key(option) {

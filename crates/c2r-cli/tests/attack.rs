@@ -235,6 +235,18 @@ fn a_changed_suite_and_a_guessing_model_are_named() {
     };
     let changed = notes(&["--attack", "autoattack-standard", "--steps", "2", "--queries", "5"]);
     assert!(changed.iter().any(|note| note.contains("changed") && note.contains("steps=2, queries=5")), "{changed:?}");
+    let member = notes(&["--attack", "autoattack-standard", "--steps", "2", "--set", "square.queries=5"]);
+    assert!(member.iter().any(|note| note.contains("square.queries=5")), "{member:?}");
+    for (words, reason) in [
+        (&["--attack", "pgd,pgd"][..], "names `pgd` twice"),
+        (&["--attack", "pgd", "--step-size", "2"], "write 2/255"),
+        (&["--attack", "autoattack-standard", "--set", "autoattack-standard.foo=2"], "it has: "),
+        (&["--attack", "pgd", "--set", "square.queries=5"], "not among --attack"),
+    ] {
+        let output = attack(&checkpoint, &with(words));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(2) && said.contains(reason) && !said.contains("it has: none"), "{said}");
+    }
     assert!(!notes(&["--attack", "paper-six"]).iter().any(|note| note.contains("changed")));
 
     let guesses = folder.path().join("guesses").display().to_string();

@@ -181,6 +181,14 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
             format!("--eps {eps} reaches every image, since pixels are in [0, 1]; write {eps}/255 for 8-bit units"),
         );
     }
+    // As with --eps: 2 where 2/255 is meant.
+    if let Some(step) = &args.step_size
+        && args.norm == Norm::Linf
+        && step.parse::<Epsilon>().is_ok_and(|size| size.value() >= 1.0)
+    {
+        let what = format!("--step-size {step} is as long as the range of pixels; write {step}/255 for 8-bit units");
+        return exit::fail(exit::USAGE, what);
+    }
     let threat =
         ThreatModel { norm: args.norm, epsilon: args.eps, goal: args.targets.map_or(Goal::Untargeted, Goal::Targeted) };
     if args.estimate {
@@ -378,12 +386,20 @@ fn configs(args: &Args) -> anyhow::Result<Vec<AttackConfig>> {
         let (name, option) = key.split_once('.').with_context(wrong)?;
         let mut found = false;
         for config in &mut configs {
-            if config.name() == name {
+            // A suite as a whole, or the members of one.
+            let members = match config {
+                AttackConfig::Suite(suite) if suite.name != name => &mut suite.attacks[..],
+                other => std::slice::from_mut(other),
+            };
+            for config in members.iter_mut().filter(|config| config.name() == name) {
                 config.set(option, value)?;
                 found = true;
             }
         }
-        anyhow::ensure!(found, "`--set {assignment}` names an attack that is not among --attack");
+        anyhow::ensure!(found, "`--set {assignment}` names an attack that is not among --attack or in its suites");
+    }
+    for (at, config) in configs.iter().enumerate() {
+        anyhow::ensure!(!configs[..at].contains(config), "--attack names `{}` twice", config.name());
     }
     Ok(configs)
 }
@@ -541,7 +557,11 @@ fn material(args: &Args, ui: &Ui) -> anyhow::Result<Material> {
         });
     }
     let path = args.inputs.as_ref().expect("clap requires it here");
-    let mut file = TensorFile::read(path).or_exit(exit::DATA)?;
+    let mut file = TensorFile::read(path)
+        .context(
+            "--inputs takes a safetensors file with `images` and `labels` (folders of images: --dataset folder:DIR)",
+        )
+        .or_exit(exit::DATA)?;
     let there = file.tensors.keys().cloned().collect::<Vec<_>>().join(", ");
     let mut take = |name: &str| match file.tensors.remove(name) {
         Some(tensor) => Ok(match n_test {
