@@ -511,3 +511,66 @@ fn profiles_of_one_method_are_two_rows() {
     assert_eq!(labels, ["all real images", "class means", "C²R (faithful)", "C²R (plus)"]);
     assert!(table.markdown().contains("stores in addition to its images: teacher weights, 1.3 MB"));
 }
+
+#[test]
+fn every_differing_setting_of_the_runs_is_named() {
+    let train = |config: serde_json::Value| {
+        Some(RunInfo { stage: "train".into(), config: json!({ "subject": {}, "train": config }), argv: vec![] })
+    };
+    let mut sources = sources();
+    for source in &mut sources {
+        let seed = source.record.subject.train_seed;
+        source.training = train(json!({ "length": { "steps": 40 }, "lr": 0.01, "seed": seed }));
+        // What was trained on is no setting of the training.
+        source.training.as_mut().unwrap().config["images_sha256"] = json!(source.path);
+    }
+    let all_notes = |table: &Table| {
+        let section = &table.sections[0];
+        section
+            .notes
+            .iter()
+            .chain(section.rows.iter().flat_map(|row| &row.notes))
+            .cloned()
+            .collect::<Vec<_>>()
+            .join("\n")
+    };
+    assert!(!all_notes(&table(&sources, "quick")).contains("DIFFERENT"), "{}", all_notes(&table(&sources, "quick")));
+
+    // Two rows, each of one mind.
+    for source in &mut sources[6..9] {
+        source.training = train(json!({ "length": { "steps": 150 }, "lr": 0.05 }));
+    }
+    let rows = table(&sources, "quick");
+    let note = "rows were trained with DIFFERENT settings: length.steps: 150 (C²R ipc 10), 40 (all real images ipc all, \
+                class means ipc 10); lr: 0.01 (all real images ipc all, class means ipc 10), 0.05 (C²R ipc 10)";
+    assert!(rows.sections[0].notes.iter().any(|found| found == note), "{:?}", rows.sections[0].notes);
+    assert!(rows.sections[0].rows.iter().all(|row| !row.notes.iter().any(|note| note.contains("DIFFERENT"))));
+    assert!(rows.markdown().contains(note) && rows.csv().unwrap().contains("trained with DIFFERENT settings"));
+
+    // One row of two minds.
+    sources[7].training = train(json!({ "length": { "epochs": 3 }, "lr": 0.05 }));
+    sources[7].training.as_mut().unwrap().config["select_every"] = json!(7);
+    let row = &table(&sources, "quick").sections[0].rows[2];
+    let note = "its runs were trained with DIFFERENT settings, so their mean is of no one protocol: \
+                length.epochs: 3, nothing; length.steps: 150, nothing; select_every: 7, nothing";
+    assert!(row.notes.iter().any(|found| found == note), "{:?}", row.notes);
+
+    sources[7].distillation.as_mut().unwrap().config = json!({ "iterations": 30, "images": { "lr": 2 }, "seed": 1 });
+    let row = &table(&sources, "quick").sections[0].rows[2];
+    let note = "distilled with DIFFERENT settings, so their mean is of no one method: \
+                images.lr: 2, nothing; iterations: 30, 300";
+    assert!(row.notes.iter().any(|found| found.ends_with(note)), "{:?}", row.notes);
+
+    // A second file of the same run that another training lies beside.
+    let mut sources = self::sources();
+    let mut second = sources[6].clone();
+    sources[6].record.attacks.truncate(1);
+    second.record.attacks.remove(0);
+    second.path = "elsewhere/attack.json".into();
+    second.training = train(json!({ "steps": 21 }));
+    sources.push(second);
+    let row = &table(&sources, "quick").sections[0].rows[2];
+    assert!(
+        row.notes.iter().any(|note| note.contains("trained with DIFFERENT settings") && note.contains("steps: 20, 21"))
+    );
+}
