@@ -651,8 +651,6 @@ fn number_line(row: &Row, cell: &Cell, caveat: &str) -> Markup {
 
 fn run_block(run: &Run) -> Markup {
     let versions: BTreeSet<String> = run.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
-    let commands: Vec<&Vec<String>> =
-        [&run.distill_argv, &run.train_argv, &run.argv].into_iter().filter(|argv| !argv.is_empty()).collect();
     let configs = [("distillation", &run.distill_config), ("training", &run.train_config)];
     html! {
         div.run {
@@ -663,8 +661,12 @@ fn run_block(run: &Run) -> Markup {
                     "training " (run.train_seed) ", attacks " (run.attack_seed)
                 }
             }
-            @for file in &run.files { p { code { (file) } } }
-            @for argv in commands { pre { (shell_line(argv)) } }
+            (command(&run.distill_argv))
+            (command(&run.train_argv))
+            @for (file, argv) in run.files.iter().zip(&run.attack_argvs) {
+                p { code { (file) } }
+                (command(argv))
+            }
             p.note {
                 @for (name, digest) in configs {
                     @if let Some(digest) = digest { "configuration of the " (name) " " a href={ "#config-" (digest) } { code { (digest) } } "; " }
@@ -673,6 +675,11 @@ fn run_block(run: &Run) -> Markup {
             }
         }
     }
+}
+
+/// A command; nothing where it is not known.
+fn command(argv: &[String]) -> Markup {
+    html! { @if !argv.is_empty() { pre { (shell_line(argv)) } } }
 }
 
 /// A command as a shell takes it.

@@ -187,12 +187,12 @@ pub struct Run {
     pub distill_seed: Option<u64>,
     /// Seed of the training.
     pub train_seed: u64,
-    /// Seed of the attacks.
+    /// Seed of the attacks of the first of the files.
     pub attack_seed: u64,
     /// The `attack.json` files.
     pub files: Vec<String>,
-    /// The command that wrote the first of them.
-    pub argv: Vec<String>,
+    /// The command that wrote each of [`Run::files`], in their order.
+    pub attack_argvs: Vec<Vec<String>>,
     /// The command that distilled; empty where it is not known.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub distill_argv: Vec<String>,
@@ -882,7 +882,7 @@ fn make_row(
                 train_seed,
                 attack_seed: first.record.attack_seed,
                 files: run.files.iter().map(|file| file.path.clone()).collect(),
-                argv: first.record.argv.clone(),
+                attack_argvs: run.files.iter().map(|file| file.record.argv.clone()).collect(),
                 versions: first.record.versions.clone(),
                 distill_argv: first.distillation.as_ref().map(|run| run.argv.clone()).unwrap_or_default(),
                 train_argv: first.training.as_ref().map(|run| run.argv.clone()).unwrap_or_default(),

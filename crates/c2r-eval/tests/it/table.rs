@@ -414,6 +414,8 @@ fn attacks_of_one_run_may_lie_in_several_files() {
         split[position].record.attacks.truncate(1);
         second.record.attacks.remove(0);
         second.path = second.path.replace("/attack.json", "/pgd/attack.json");
+        split[position].record.argv.extend(["--attack", "fgsm"].map(str::to_owned));
+        second.record.argv.extend(["--attack", "pgd"].map(str::to_owned));
         split.push(second);
     }
     let (whole, parts) = (table(&sources(), "quick"), table(&split, "quick"));
@@ -425,6 +427,16 @@ fn attacks_of_one_run_may_lie_in_several_files() {
     }
     let pgd = parts.sections[0].rows[2].cell("pgd").unwrap();
     assert_eq!(pgd.sources[0], "cifar10/ipc10/c2r/seed0/natural/pgd/attack.json");
+    let run = &parts.sections[0].rows[2].runs[0];
+    assert_eq!(
+        run.files,
+        ["attack.json", "pgd/attack.json"].map(|file| format!("cifar10/ipc10/c2r/seed0/natural/{file}"))
+    );
+    assert_eq!(run.attack_argvs, [["c2r", "attack", "--attack", "fgsm"], ["c2r", "attack", "--attack", "pgd"]]);
+    let page = parts.html(&[]);
+    for (file, argv) in run.files.iter().zip(["c2r attack --attack fgsm", "c2r attack --attack pgd"]) {
+        assert!(page.contains(&format!("<p><code>{file}</code></p><pre>{argv}</pre>")), "{file}, {argv}");
+    }
 }
 
 #[test]
