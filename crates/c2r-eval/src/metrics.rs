@@ -1,7 +1,7 @@
 //! The field's numbers for one trained network, in percent.
 //!
 //! Letters: A clean accuracy, a mean accuracy under attack over attacks, m the smallest of them; t mean attack
-//! time, t0 time of the clean pass, tmax the longest attack's time. Accuracies are given in `[0, 1]`.
+//! time, t0 time of the clean pass, tmax the longest attack's time, each wall-clock seconds over all test images. Accuracies are given in `[0, 1]`.
 //! A ratio whose denominator is zero is `None`, never 0 or 100.
 
 use crate::{AttackEntry, AttackRecord};
@@ -29,10 +29,23 @@ pub fn improved_robustness_ratio(clean: f64, mean: f64, minimum: f64) -> Option<
     ratio((clean - mean) * (clean - minimum), clean * clean).map(|lost| 100.0 - lost)
 }
 
-/// Attack efficiency AE `100 (t - t0) / (tmax - t0)`, times in any one unit. Depends on the hardware and on how
-/// fast the slowest attack was programmed. Source: BEARD (arXiv:2411.09265).
+/// What the times of [`attack_efficiency`] must span, seconds: shorter ones measure warm-up and scheduling.
+pub const SHORTEST_SPAN: f64 = 1.0;
+
+/// Attack efficiency AE `100 (t - t0) / (tmax - t0)`, times in seconds, each over all test images. Depends on the
+/// hardware and on how fast the slowest attack was programmed. `None` where tmax - t0 is shorter than
+/// [`SHORTEST_SPAN`], and where the value is outside of `[0, 100]`, as it is where the attacks took less time than the clean
+/// pass. Source: BEARD (arXiv:2411.09265).
+///
+/// ```
+/// use c2r_eval::metrics::attack_efficiency;
+/// assert_eq!(attack_efficiency(3.0, 1.0, 9.0), Some(25.0));
+/// assert_eq!(attack_efficiency(0.06, 0.09, 0.1), None);
+/// ```
 pub fn attack_efficiency(mean: f64, clean: f64, longest: f64) -> Option<f64> {
-    ratio(mean - clean, longest - clean)
+    let span = longest - clean;
+    let efficiency = 100.0 * (mean - clean) / span;
+    (span >= SHORTEST_SPAN && (0.0..=100.0).contains(&efficiency)).then_some(efficiency)
 }
 
 /// Comprehensive index: the mean of a ratio ([`robustness_ratio`] for CREI, [`improved_robustness_ratio`] for
@@ -133,6 +146,15 @@ mod tests {
         assert_eq!(robustness_ratio(0.5, 0.5, 0.5), None);
         assert_eq!(improved_robustness_ratio(0.0, 0.0, 0.0), None);
         assert_eq!(attack_efficiency(1.0, 1.0, 1.0), None);
+        // All attacks faster than the clean pass: (0.5 - 1) / (0.9 - 1) would be 500.
+        assert_eq!(attack_efficiency(0.5, 1.0, 0.9), None);
+        // The mean attack is faster: (5 - 6) / (9 - 6) would be -33.
+        assert_eq!(attack_efficiency(5.0, 6.0, 9.0), None);
+        assert_eq!(attack_efficiency(6.0, 6.0, 9.0), Some(0.0));
+        assert_eq!(attack_efficiency(9.0, 6.0, 9.0), Some(100.0));
+        // In range, but too short.
+        assert_eq!(attack_efficiency(0.5, 0.1, 0.9), None);
+        assert_eq!(attack_efficiency(1.0, 0.5, 1.5), Some(50.0));
     }
 
     #[test]

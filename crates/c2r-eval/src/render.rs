@@ -8,7 +8,7 @@ use crate::{
     table::{Cell, DROP_RATE, DROP_RATE_ATTACK, MEAN_ROBUST, PlannedRow, Row, Section, column_label, names},
 };
 
-/// How many missing rows are named; all are in `table.json`.
+/// How many missing rows are named; all are in the JSON.
 const NAMED_MISSING: usize = 6;
 
 impl Table {
@@ -58,10 +58,11 @@ impl Table {
                 .scale
                 .as_ref()
                 .map_or_else(String::new, |scale| format!(", scale `{scale}`: {}", experiment.about));
-            out.push_str(&format!(
-                "\nExperiment `{}`{scale}. Published numbers: {}.\n",
-                experiment.name, experiment.source
-            ));
+            out.push_str(&format!("\nExperiment `{}`{scale}.", experiment.name));
+            if self.has_published() {
+                out.push_str(&format!(" Published numbers: {}.", experiment.source));
+            }
+            out.push('\n');
         }
         for section in &self.sections {
             let grid = Grid::new(section);
@@ -96,6 +97,15 @@ impl Table {
         out
     }
 
+    fn cells(&self) -> impl Iterator<Item = &Cell> {
+        self.sections.iter().flat_map(|section| &section.rows).flat_map(|row| &row.cells)
+    }
+
+    /// Whether any number has a published one beside it.
+    pub(crate) fn has_published(&self) -> bool {
+        self.cells().any(|cell| cell.published.is_some())
+    }
+
     pub(crate) fn legend(&self, bold: &str) -> Vec<String> {
         let mut lines = vec![
             "Accuracies in percent of all test images, mean ± sample standard deviation over runs. An image that is wrong without an attack counts as not robust.".to_owned(),
@@ -112,22 +122,21 @@ impl Table {
                 "DR ({attack}): drop rate, 100 (clean - robust) / clean under {attack}; less is better."
             ));
         }
-        let cells = || self.sections.iter().flat_map(|section| &section.rows).flat_map(|row| &row.cells);
-        if cells().any(|cell| cell.published.is_some()) {
+        if self.has_published() {
             lines.push("In parentheses: the published number.".to_owned());
-        }
-        if let Some(experiment) = &self.experiment {
-            if experiment.tolerance_applies {
-                lines.push(format!(
+            lines.push(match &self.experiment {
+                Some(experiment) if experiment.tolerance_applies => format!(
                     "`!`: farther than {} points from the published number ({} of the numbers here).",
                     experiment.tolerance,
                     self.outside_tolerance().count()
-                ));
-            } else if cells().any(|cell| cell.published.is_some()) {
-                lines.push("This is not the paper's setting, so no number is held against a published one.".to_owned());
-            }
+                ),
+                _ => "This is not the paper's setting, so no number is held against a published one.".to_owned(),
+            });
         }
         match &self.baseline {
+            Some(baseline) if self.cells().all(|cell| cell.comparison.is_none()) => lines.push(format!(
+                "No row here shares seeds with a row of `{baseline}`, so no difference here is called significant."
+            )),
             Some(baseline) => lines.push(format!(
                 "{}: better than `{baseline}` in a paired t-test over seeds with p < {}; ↓: worse by the same test. Not corrected for the number of cells; any other difference is not a finding.",
                 bold,
@@ -142,7 +151,7 @@ impl Table {
             } else {
                 let mut named: Vec<String> = self.missing.iter().take(NAMED_MISSING).map(planned_name).collect();
                 if missing > NAMED_MISSING {
-                    named.push("... (all in table.json)".to_owned());
+                    named.push("... (all with `--format json`)".to_owned());
                 }
                 let threat = self.experiment.as_ref().map_or("", |experiment| experiment.threat.as_str());
                 lines.push(format!(
@@ -153,7 +162,8 @@ impl Table {
             }
         }
         lines.push(
-            "Every number's files, seeds and configurations are in table.json; formulas in docs/tables.md.".to_owned(),
+            "Every number's files, seeds and configurations: `c2r table --format json`; formulas: docs/tables.md."
+                .to_owned(),
         );
         lines
     }

@@ -121,7 +121,7 @@ impl Table {
                 @if let Some(experiment) = &self.experiment {
                     p.lead {
                         @if !experiment.about.is_empty() { (experiment.about) ". " }
-                        "Published numbers: " (experiment.source) "."
+                        @if self.has_published() { "Published numbers: " (experiment.source) "." }
                     }
                 }
                 dl.tiles {
@@ -481,7 +481,8 @@ fn more_metrics(at: usize, section: &Section) -> Markup {
     columns.extend(["rr", "i-rr", "ae", "crei", "i-crei"]);
     let about = "Percent. Worst-case: right under every attack, the best one picked for each image. RR, CREI: BEARD; I-RR, I-CREI: \
                  ROME; theirs are of normalized tensors and do not compare with these. AE, CREI and I-CREI contain wall-clock \
-                 times and depend on the hardware.";
+                 times and depend on the hardware; they have no value where the longest attack is not a second longer \
+                 than the clean pass, or AE is outside of 0 to 100.";
     folded(at, section, "More metrics", about, &columns)
 }
 

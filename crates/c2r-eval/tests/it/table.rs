@@ -586,3 +586,43 @@ fn every_differing_setting_of_the_runs_is_named() {
         row.notes.iter().any(|note| note.contains("trained with DIFFERENT settings") && note.contains("steps: 20, 21"))
     );
 }
+
+#[test]
+fn efficiencies_that_times_cannot_give_are_no_numbers() {
+    let mut sources = sources();
+    // Mean 5, longest 9, clean 6 would be AE = -33; 0.9 s are too short for any.
+    sources[6].record.clean_seconds = 6.0;
+    sources[7].record.clean_seconds = 0.1;
+    sources[7].record.attacks.iter_mut().for_each(|entry| entry.seconds /= 10.0);
+    let table = table(&sources, "quick");
+    let row = &table.sections[0].rows[2];
+    for column in ["ae", "crei", "i-crei"] {
+        let values = &row.cell(column).unwrap().values;
+        assert!(values[0].is_none() && values[1].is_none() && values[2].is_some(), "{column}: {values:?}");
+    }
+    assert_eq!(row.cell("ae").unwrap().values[2], Some(50.0));
+    assert!(row.cell("rr").unwrap().values.iter().all(Option::is_some), "a ratio of accuracies needs no times");
+    assert!(table.html(&[]).contains("not a second longer than the clean pass"));
+}
+
+#[test]
+fn nothing_is_said_of_what_is_not_there() {
+    let whole = table(&sources(), "quick");
+    let every = |table: &Table| [table.markdown(), table.terminal(Some(200)), table.latex(), table.html(&[])];
+    for text in every(&whole) {
+        assert!(text.contains("in a paired t-test") && text.contains("In parentheses: the published"), "{text}");
+        assert!(!text.contains("table.json"), "a table that is printed lies beside no table.json: {text}");
+    }
+    assert!(
+        whole.markdown().contains("Published numbers: Nobody 2026") && whole.html(&[]).contains("Published numbers:")
+    );
+
+    // Neither the baseline nor the row that has published numbers.
+    let references = &sources()[..3];
+    for text in every(&table(references, "paper")) {
+        assert!(text.contains("so no difference here is called significant"), "{text}");
+        for absent in ["paired t-test", "Published numbers", "the published number", "from the published"] {
+            assert!(!text.contains(absent), "{absent}: {text}");
+        }
+    }
+}
