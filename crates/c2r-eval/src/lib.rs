@@ -26,6 +26,7 @@ pub mod metrics;
 mod record;
 mod render;
 mod report;
+mod settings;
 pub mod stats;
 pub mod table;
 

@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::{
     AttackEntry, EvalError, Experiment, MethodKind, Scale, Source, metrics,
     render::size,
+    settings,
     stats::{self, Summary},
 };
 
@@ -734,7 +735,7 @@ fn section(
         .zip(&made)
         .map(|(key, row)| (format!("{} ipc {}", row.label, size(row.images_per_class)), trainings(&rows[*key])))
         .collect();
-    if let Some(differences) = differences_of_rows(&trained) {
+    if let Some(differences) = settings::differences_of_rows(&trained) {
         notes.push(format!("rows were trained with DIFFERENT settings: {differences}"));
     }
     let versions: BTreeSet<String> = files()
@@ -824,12 +825,12 @@ fn make_row(
             }
         }
     }
-    if let Some(differences) = differences(distillations(measured)) {
+    if let Some(differences) = settings::differences(distillations(measured)) {
         note(format!(
             "its runs were distilled with DIFFERENT settings, so their mean is of no one method: {differences}"
         ));
     }
-    if let Some(differences) = differences(trainings(measured).iter()) {
+    if let Some(differences) = settings::differences(trainings(measured).iter()) {
         note(format!(
             "its runs were trained with DIFFERENT settings, so their mean is of no one protocol: {differences}"
         ));
@@ -1140,78 +1141,6 @@ fn classes_of(runs: &BTreeMap<Seeds, Measured<'_>>, attacks: &[String]) -> BTree
     columns
 }
 
-/// What a row's runs hold at one setting: JSON texts, and `nothing` where a configuration has no such key.
-type Held = BTreeSet<String>;
-
-/// Every setting apart from seeds in which `configs` differ, with what they hold there: `lr: 0.01, 0.05; ...`.
-fn differences<'a>(configs: impl Iterator<Item = &'a Value>) -> Option<String> {
-    let differing: Vec<String> = held(configs)
-        .into_iter()
-        .filter(|(_, values)| values.len() > 1)
-        .map(|(key, values)| format!("{key}: {}", values.into_iter().collect::<Vec<_>>().join(", ")))
-        .collect();
-    (!differing.is_empty()).then(|| differing.join("; "))
-}
-
-/// Every setting in which the trainings of a section's rows differ, with the rows that hold each value:
-/// `lr: 0.01 (dm), 0.05 (c2r)`.
-fn differences_of_rows(rows: &[(String, Vec<Value>)]) -> Option<String> {
-    let rows: Vec<(&str, BTreeMap<String, Held>)> = rows
-        .iter()
-        .filter(|(_, configs)| !configs.is_empty())
-        .map(|(name, configs)| (name.as_str(), held(configs.iter())))
-        .collect();
-    let keys: BTreeSet<&String> = rows.iter().flat_map(|(_, settings)| settings.keys()).collect();
-    let nothing = Held::from([NOTHING.to_owned()]);
-    let mut differing = Vec::new();
-    for key in keys {
-        let mut names: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for (name, settings) in &rows {
-            for value in settings.get(key).unwrap_or(&nothing) {
-                names.entry(value).or_default().push(name);
-            }
-        }
-        if names.values().any(|holders| holders.len() < rows.len()) {
-            let values = names.into_iter().map(|(value, holders)| format!("{value} ({})", holders.join(", ")));
-            differing.push(format!("{key}: {}", values.collect::<Vec<_>>().join(", ")));
-        }
-    }
-    (!differing.is_empty()).then(|| differing.join("; "))
-}
-
-/// What a configuration holds at a key that it lacks.
-const NOTHING: &str = "nothing";
-
-/// What `configs` hold at each setting, by its path (`length.steps`).
-fn held<'a>(configs: impl Iterator<Item = &'a Value>) -> BTreeMap<String, Held> {
-    let settings: Vec<BTreeMap<String, String>> = configs
-        .map(|config| {
-            let mut settings = BTreeMap::new();
-            flatten(config, String::new(), &mut settings);
-            settings
-        })
-        .collect();
-    let keys: BTreeSet<&String> = settings.iter().flat_map(BTreeMap::keys).collect();
-    let values = |key: &String| {
-        settings.iter().map(|settings| settings.get(key).cloned().unwrap_or_else(|| NOTHING.to_owned())).collect()
-    };
-    keys.into_iter().map(|key| (key.clone(), values(key))).collect()
-}
-
-/// The settings below `at`; seeds are none.
-fn flatten(value: &Value, at: String, settings: &mut BTreeMap<String, String>) {
-    match value {
-        Value::Object(object) => {
-            for (key, value) in object.iter().filter(|(key, _)| !key.ends_with("seed")) {
-                flatten(value, if at.is_empty() { key.clone() } else { format!("{at}.{key}") }, settings);
-            }
-        }
-        _ => {
-            settings.insert(at, value.to_string());
-        }
-    }
-}
-
 /// The distillation's settings of every file of a row that has its `run.json`.
 fn distillations<'a>(runs: &'a BTreeMap<Seeds, Measured<'_>>) -> impl Iterator<Item = &'a Value> {
     runs.values().flat_map(|run| &run.files).filter_map(|file| Some(&file.distillation.as_ref()?.config))
@@ -1220,18 +1149,5 @@ fn distillations<'a>(runs: &'a BTreeMap<Seeds, Measured<'_>>) -> impl Iterator<I
 /// The training's settings of every file of a row that has its `run.json`.
 fn trainings(runs: &BTreeMap<Seeds, Measured<'_>>) -> Vec<Value> {
     let configs = runs.values().flat_map(|run| &run.files).filter_map(|file| Some(&file.training.as_ref()?.config));
-    configs.map(training_settings).collect()
-}
-
-/// The configuration of a training without what was trained on, which differs from run to run; the protocol's settings
-/// by the names that `--set` has for them.
-fn training_settings(config: &Value) -> Value {
-    let mut settings = config.clone();
-    if let Some(settings) = settings.as_object_mut() {
-        settings.retain(|key, _| !["subject", "images_sha256"].contains(&key.as_str()));
-        if let Some(Value::Object(protocol)) = settings.remove("train") {
-            settings.extend(protocol);
-        }
-    }
-    settings
+    configs.map(settings::of_training).collect()
 }
