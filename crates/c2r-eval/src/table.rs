@@ -738,6 +738,12 @@ fn section(
     if let Some(differences) = settings::differences_of_rows(&trained) {
         notes.push(format!("rows were trained with DIFFERENT settings: {differences}"));
     }
+    let (unknown, all) = (files().filter(|file| file.training.is_none()).count(), files().count());
+    if unknown > 0 && unknown < all {
+        notes.push(format!(
+            "training settings not compared for {unknown} of {all} attack.json: no run.json beside them"
+        ));
+    }
     let versions: BTreeSet<String> = files()
         .map(|file| {
             let versions = &file.record.versions;

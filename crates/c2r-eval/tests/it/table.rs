@@ -573,6 +573,14 @@ fn every_differing_setting_of_the_runs_is_named() {
                 images.lr: 2, nothing; iterations: 30, 300";
     assert!(row.notes.iter().any(|found| found.ends_with(note)), "{:?}", row.notes);
 
+    // What cannot be compared is said, unless nothing can.
+    let mut sources = self::sources();
+    sources[6].training = None;
+    let note = "training settings not compared for 1 of 9 attack.json: no run.json beside them";
+    assert!(table(&sources, "quick").sections[0].notes.iter().any(|found| found == note));
+    sources.iter_mut().for_each(|source| source.training = None);
+    assert!(!table(&sources, "quick").markdown().contains("not compared"));
+
     // A second file of the same run that another training lies beside.
     let mut sources = self::sources();
     let mut second = sources[6].clone();
