@@ -28,8 +28,10 @@ Examples:
   cargo xtask download tiny-imagenet --data ~/datasets --verify
 
 Addresses, sizes, hashes and licences stand in data/datasets.toml. The hashes come from third-party
-listings, not from the publishers. If a file has another one, both are shown, and it is kept aside
-as NAME.rejected: --accept-sha256 takes it and records that in the folder and in every result.
+listings, not from the publishers. If a file has another one, both are shown; what came over the
+network is kept as NAME.rejected, a file of a --mirror folder stays where it is. --accept-sha256
+takes it and records that in the folder and in every result. A server whose file has another length
+is not asked for it.
 What is interrupted stays as NAME.part, and the same command goes on from there. The archive is
 removed once unpacked. --verify reads every unpacked file again. More: docs/datasets.md.")]
 pub(crate) struct Args {
@@ -238,7 +240,7 @@ fn download(dataset: &Dataset, args: &Args, data: &Path) -> anyhow::Result<()> {
     let wanted = accepted.as_ref().unwrap_or(&promise);
     let (path, found) = fetch_archive(archive, &source, wanted, args, data)?;
     if !wanted.is_kept_by(&found) {
-        return Err(rejected(dataset, archive, &source, wanted, &found, &path, data));
+        return Err(rejected(dataset, archive, &source, wanted, &found, data, args));
     }
 
     let mut meter = ui::Meter::new(format!("unpacking {}", archive.name), None);
@@ -298,7 +300,7 @@ fn fetch_archive(
     args: &Args,
     data: &Path,
 ) -> anyhow::Result<(PathBuf, Found)> {
-    let part = data.join(format!("{}.part", archive.name));
+    let part = part_path(archive, data);
     let rejected = rejected_path(archive, data);
     let total = archive.bytes.map(|bytes| format!(", {}", size(bytes))).unwrap_or_default();
     ui::note(format!("{}{total} from {source}", archive.name));
@@ -348,6 +350,10 @@ fn code_or_data(error: &anyhow::Error) -> u8 {
     }
 }
 
+fn part_path(archive: &Archive, data: &Path) -> PathBuf {
+    data.join(format!("{}.part", archive.name))
+}
+
 fn rejected_path(archive: &Archive, data: &Path) -> PathBuf {
     data.join(format!("{}.rejected", archive.name))
 }
@@ -359,14 +365,15 @@ fn rejected(
     source: &Source,
     wanted: &Promise,
     found: &Found,
-    path: &Path,
     data: &Path,
+    args: &Args,
 ) -> anyhow::Error {
-    let kept = match source {
-        Source::File(_) => path.to_owned(),
+    let (kept, otherwise) = match source {
+        Source::File(path) => (format!("It stays where it is, {}", path.display()), "nothing is unpacked"),
         Source::Url(_) => {
-            let aside = rejected_path(archive, data);
-            if fs::rename(path, &aside).is_ok() { aside } else { path.to_owned() }
+            let (part, aside) = (part_path(archive, data), rejected_path(archive, data));
+            let kept = if fs::rename(&part, &aside).is_ok() { aside } else { part };
+            (format!("It is kept as {}", kept.display()), "it is fetched again")
         }
     };
     let mut lines = vec![format!("{} from {source} is not the file that was promised", archive.name)];
@@ -379,14 +386,13 @@ fn rejected(
     compare("bytes", wanted.bytes.map(|bytes| bytes.to_string()), &found.bytes.to_string());
     compare("MD5", wanted.md5.clone(), &found.md5);
     compare("SHA-256", Some(wanted.sha256.clone().unwrap_or_else(|| "(not known)".into())), &found.sha256);
-    let mirror = match (source, path.parent()) {
-        (Source::File(_), Some(folder)) => format!(" --mirror {}", folder.display()),
-        _ => String::new(),
-    };
+    if let Some(published) = wanted.bytes.filter(|&published| published != found.bytes) {
+        lines.push(format!("It is {}.", fetch::other_length(found.bytes, published)));
+    }
+    let mirror = args.mirror.as_ref().map(|mirror| format!(" --mirror {mirror}")).unwrap_or_default();
     lines.push(format!(
-        "It is kept as {}. If you have reason to trust it, take it with\n  cargo xtask download {} --data {}{mirror} \
-         --archive {} --accept-sha256 {}\nwhich records what was accepted; without that it is fetched again.",
-        kept.display(),
+        "{kept}. If you have reason to trust it, take it with\n  cargo xtask download {} --data {}{mirror} --archive {} \
+         --accept-sha256 {}\nwhich records what was accepted; without that {otherwise}.",
         dataset.name,
         data.display(),
         archive.name,
@@ -436,11 +442,7 @@ fn verify(dataset: &Dataset, data: &Path) -> anyhow::Result<()> {
                 ),
             ));
         }
-        let accepted = match record.accepted_instead_of {
-            Some(promised) => format!(" (SHA-256 {} accepted by hand instead of {promised})", record.sha256),
-            None => String::new(),
-        };
-        ui::note(format!("{}: as it was unpacked from {}{accepted}", folder.display(), record.archive));
+        ui::note(format!("{}: as it was unpacked from {}", folder.display(), record.origin()));
         verified += 1;
     }
     if verified == 0 {
@@ -484,7 +486,7 @@ fn here(dataset: &Dataset, data: &Path, line: &mut dyn FnMut(&str, String)) -> a
     for folder in folders_here(dataset, data) {
         // All of ImageNet would take minutes to add up.
         let text = match Record::read(&folder)? {
-            Some(record) => format!("{}, from {}", size(record.unpacked_bytes), record.archive),
+            Some(record) => format!("{}, from {}", size(record.unpacked_bytes), record.origin()),
             None if dataset.files.iter().any(|archive| folder.ends_with(&archive.folder)) => {
                 format!("{}, not from this command", size(record::bytes_below(&folder)?))
             }

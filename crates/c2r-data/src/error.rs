@@ -130,6 +130,9 @@ pub enum DataError {
     /// A synthetic set that breaks its own rules.
     #[error("not a valid synthetic set: {0}")]
     Synthetic(String),
+    /// A valid synthetic set that a folder of PNG images cannot hold as it is.
+    #[error("not written as PNG: {0}")]
+    Png(String),
     /// A file with a header that could not be read or written.
     #[error(transparent)]
     Artifact(#[from] ArtifactError),

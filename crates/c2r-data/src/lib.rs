@@ -46,7 +46,7 @@ mod tiny_imagenet;
 mod torch_save;
 
 pub use class_folders::load_folder;
-pub use dataset::{Dataset, LoadEvent, load, load_with};
+pub use dataset::{Dataset, LoadEvent, Provenance, load, load_with};
 pub use digits::parse_digits;
 pub use error::DataError;
 pub use foreign::{FileKind, read_tensors};

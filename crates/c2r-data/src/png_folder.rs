@@ -40,7 +40,7 @@ pub(crate) fn write(set: &SyntheticSet, folder: &Path, quantize: bool) -> Result
     let size = set.images.size();
     let [n, c, h, w] = size[..] else { unreachable!("a checked set has images [M, C, H, W]") };
     if ![1, 3].contains(&c) {
-        return Err(DataError::Synthetic(format!("a PNG has 1 or 3 channels, these images have {c}")));
+        return Err(DataError::Png(format!("a PNG has 1 or 3 channels, these images have {c}")));
     }
     let _no_grad = tch::no_grad_guard();
     let images = set.images.to_device(Device::Cpu);
@@ -50,8 +50,8 @@ pub(crate) fn write(set: &SyntheticSet, folder: &Path, quantize: bool) -> Result
     let n_rounded = back.not_equal_tensor(&images).sum(Kind::Int64).int64_value(&[]) as usize;
     if n_rounded > 0 && !quantize {
         let furthest = (back - &images).abs().max().double_value(&[]);
-        return Err(DataError::Synthetic(format!(
-            "{n_rounded} of {} pixel values are no multiples of 1/255 and would be rounded by up to {furthest:.1e}: say `--quantize` to lose that, or export to npz or safetensors",
+        return Err(DataError::Png(format!(
+            "it would lose digits. {n_rounded} of {} pixel values are no multiples of 1/255, which is all that 8 bits hold: `--quantize` rounds them, by up to {furthest:.1e}; npz and safetensors lose nothing",
             images.numel()
         )));
     }

@@ -69,6 +69,13 @@ pub struct SyntheticHeader {
     pub extra_storage: String,
 }
 
+impl SyntheticHeader {
+    /// Whether the set came from another project through [`crate::import`]: seed and iterations are then not known, and 0.
+    pub fn is_imported(&self) -> bool {
+        self.config.get("imported").is_some()
+    }
+}
+
 impl SyntheticSet {
     /// Writes the set as safetensors, whole or not at all; equal sets give equal bytes.
     ///

@@ -227,6 +227,12 @@ pub(super) fn download(
     })
 }
 
+/// What a file of `found` bytes is instead of the published one of `published`, in words.
+pub(super) fn other_length(found: u64, published: u64) -> String {
+    let (difference, word) = (found.abs_diff(published), if found < published { "shorter" } else { "longer" });
+    format!("{difference} bytes {word} than the published one, so it is cut short or another file")
+}
+
 /// `34.5 MB`, or bytes where that would be 0.
 pub(super) fn size(bytes: u64) -> String {
     match bytes {
@@ -466,9 +472,12 @@ impl Transfer<'_> {
         {
             let kind = header("content-type").map(|kind| format!(" ({kind})")).unwrap_or_default();
             return Err(Failure::wrong(format!(
-                "{}: the server offers {total} bytes{kind}, data/datasets.toml promises {promised}\n  if the publisher \
-                 has replaced the file and you have its SHA-256 from them, `--accept-sha256 HEX` takes it",
-                self.url
+                "{}: the server offers {total} bytes{kind}, data/datasets.toml promises {promised}: {}\n  nothing was \
+                 fetched, so no hash is known. If you have reason to trust it, and its SHA-256 (64 digits) from \
+                 somebody you trust, add\n    --accept-sha256 HEX\n  to the same command; that takes a file of any \
+                 length",
+                self.url,
+                other_length(total, promised)
             )));
         }
         let most = self.promise.bytes.unwrap_or(MOST_BYTES);

@@ -33,9 +33,9 @@ pub(super) struct Record {
     /// Length of the archive.
     bytes: u64,
     /// Of the archive.
-    pub(super) sha256: String,
+    sha256: String,
     /// What `data/datasets.toml` promised, where something else was accepted by hand.
-    pub(super) accepted_instead_of: Option<String>,
+    accepted_instead_of: Option<String>,
     /// Files that were unpacked.
     files: usize,
     /// Their bytes together.
@@ -66,6 +66,16 @@ impl Record {
             accepted_instead_of: (!promise.is_kept_by(found)).then(promised),
             files: unpacked.files.len(),
             unpacked_bytes: unpacked.bytes(),
+        }
+    }
+
+    /// The archive, and whether it was accepted by hand.
+    pub(super) fn origin(&self) -> String {
+        match &self.accepted_instead_of {
+            Some(promised) => {
+                format!("{}: SHA-256 {} accepted by hand instead of {promised}", self.archive, self.sha256)
+            }
+            None => self.archive.clone(),
         }
     }
 

@@ -94,16 +94,23 @@ fn serve(bytes: Vec<u8>, answers: Vec<usize>) -> (String, thread::JoinHandle<()>
 
 #[test]
 fn from_a_folder_without_a_network() {
-    let (mirror, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (mirror_folder, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let data = data.path();
     let (bytes, hash) = honest_archive();
-    fs::write(mirror.path().join(ARCHIVE), &bytes).unwrap();
-    let mirror = format!("file://{}", mirror.path().display());
+    fs::write(mirror_folder.path().join(ARCHIVE), &bytes).unwrap();
+    let mirror = format!("file://{}", mirror_folder.path().display());
     let words = ["cifar10", "--mirror", &mirror];
 
     let published = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd";
     let accept = format!("--accept-sha256 {hash}");
-    runs(&words, data, 3, &["expected", published, "found", &hash, &accept, "170052171"]);
+    let shorter = format!("{} bytes shorter than the published one", 170_052_171 - bytes.len());
+    runs(
+        &words,
+        data,
+        3,
+        &["expected", published, "found", &hash, &accept, "170052171", &shorter, "stays where it is"],
+    );
+    assert_eq!(fs::read(mirror_folder.path().join(ARCHIVE)).unwrap(), bytes);
     assert!(names(data).is_empty(), "nothing is left of what was refused");
 
     let words = ["cifar10", "--mirror", &mirror, "--accept-sha256", &hash];
@@ -116,8 +123,8 @@ fn from_a_folder_without_a_network() {
 
     runs(&words, data, 0, &["is there already", ARCHIVE]);
     runs(&["cifar10", "--verify"], data, 0, &["as it was unpacked", "accepted by hand instead of"]);
-    let listed =
-        [FOLDER, "from cifar-10-binary.tar.gz", "170.1 MB", "https://www.cs.toronto.edu", "licence", "none stated"];
+    let by_hand = format!("from cifar-10-binary.tar.gz: SHA-256 {hash} accepted by hand instead of sha256 {published}");
+    let listed = [FOLDER, &by_hand, "170.1 MB", "https://www.cs.toronto.edu", "licence", "none stated"];
     runs(&["cifar10", "--list"], data, 0, &listed);
     runs(&["--list"], data, 0, &["digits: UCI", "CC BY 4.0", "imagewoof2-160.tgz", "your copy of ILSVRC-2012"]);
 
@@ -152,7 +159,8 @@ fn a_rejected_file_is_kept_and_can_be_accepted_without_another_download() {
     let (bytes, hash) = archive(&["imagewoof2-160/train/n02096294/a.JPEG"]);
     let (mirror, server) = serve(bytes, vec![usize::MAX]);
     let kept = "imagewoof2-160.tgz.rejected";
-    runs(&["imagewoof", "--mirror", &mirror], data, 3, &[kept, &hash, "663c22f6", "--accept-sha256"]);
+    let again = format!("--mirror {mirror} --archive imagewoof2-160.tgz --accept-sha256 {hash}");
+    runs(&["imagewoof", "--mirror", &mirror], data, 3, &[kept, "663c22f6", &again]);
     server.join().unwrap();
     assert_eq!(names(data), [kept]);
     runs(&["imagewoof", "--list"], data, 0, &[kept, "with a wrong hash"]);

@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use c2r_data::SyntheticSet;
 
@@ -13,13 +13,14 @@ use crate::{
 Examples:
   c2r export runs/first/synthetic.safetensors --to npz first.npz
   c2r export runs/first/synthetic.safetensors --to png first/ --quantize
+  c2r export runs/first --to npz first.npz               the set in this run folder
   c2r export first.npz --to safetensors back.safetensors
 
 npz and safetensors lose nothing, and neither does a PNG folder whose pixels are multiples of 1/255 (labels, soft labels
 and provenance lie beside the images in set.json). Other pixels have to be rounded for it, which --quantize allows.
 docs/formats.md shows the two lines of Python that read each.")]
 pub(crate) struct Args {
-    /// A synthetic set: safetensors, npz or PNG folder of c2r
+    /// A synthetic set: safetensors, npz or PNG folder of c2r, or the run folder of `c2r distill`
     #[arg(value_name = "SET")]
     set: PathBuf,
 
@@ -59,7 +60,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
     if args.quantize && args.to != Format::Png {
         return exit::fail(exit::USAGE, "--quantize is about png; the other formats lose nothing");
     }
-    let set = SyntheticSet::load(&args.set).or_exit(exit::DATA)?;
+    let set = SyntheticSet::load(&set_path(&args.set)?).or_exit(exit::DATA)?;
     match args.to {
         Format::Npz => set.save_npz(&args.output).or_exit(exit::DATA)?,
         Format::Safetensors => set.save(&args.output).or_exit(exit::DATA)?,
@@ -73,4 +74,22 @@ pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
     }
     ui.out(format!("{output}: {} images of {}", set.labels.size()[0], set.header.dataset));
     Ok(())
+}
+
+/// The set itself, where the folder of a run was named.
+fn set_path(named: &Path) -> anyhow::Result<PathBuf> {
+    if !named.is_dir() || SyntheticSet::is_png_folder(named) {
+        return Ok(named.to_owned());
+    }
+    let inside = named.join("synthetic.safetensors");
+    if inside.is_file() {
+        return Ok(inside);
+    }
+    let (folder, is_run) = (named.display(), named.join("run.json").is_file());
+    let what = if is_run {
+        "a run folder without synthetic.safetensors: its distillation is not finished, or it distilled nothing"
+    } else {
+        "neither a run folder (synthetic.safetensors) nor a PNG folder of c2r (set.json)"
+    };
+    exit::fail(exit::DATA, format!("{folder} is {what}; name the file of a set"))
 }

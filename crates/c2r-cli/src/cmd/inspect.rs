@@ -6,12 +6,16 @@ use std::{
 mod doubts;
 
 use anyhow::Context;
+use c2r_attacks::AttackReport;
 use c2r_base::{
     Subject,
     artifact::{self, TensorFile},
 };
-use c2r_data::{DataError, Dataset, FileKind, Split, SyntheticSet};
-use c2r_eval::AttackRecord;
+use c2r_data::{DataError, Dataset, FileKind, Provenance, Split, SyntheticSet};
+use c2r_eval::{
+    AttackRecord, Table,
+    table::{CLEAN, MEAN_ROBUST},
+};
 use c2r_models::{TorchScript, checkpoint};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -27,6 +31,8 @@ use doubts::Reference;
 const GRID_COLUMNS: usize = 10;
 /// Longest text of a header or configuration that is printed whole, characters.
 const LONGEST_TEXT: usize = 300;
+/// Datasets that a TorchScript model, which does not say what it is for, is tried on.
+const CLASSIFIED: [&str; 4] = ["digits", "cifar10", "cifar100", "tiny-imagenet"];
 /// The version of what `--json` prints.
 const SCHEMA_VERSION: u32 = 1;
 
@@ -39,8 +45,8 @@ Examples:
   c2r inspect cifar10 --data DIR --json
 
 It knows synthetic sets (safetensors, npz, PNG folder), checkpoints and other safetensors files, NumPy's .npy and .npz,
-files of torch.save (read as data, never run), TorchScript models, attack reports, run folders, folders of images and
-dataset names. Lines that start with `looks wrong` are guesses; docs/formats.md says what each is based on.")]
+files of torch.save (read as data, never run), TorchScript models, attack reports, table.json, run folders, folders of
+images and dataset names. Lines that start with `looks wrong` are guesses; docs/formats.md says what each is based on.")]
 pub(crate) struct Args {
     /// A file, a folder, or a dataset: digits, cifar10, ..., folder:PATH
     #[arg(value_name = "FILE|DIR|DATASET")]
@@ -255,6 +261,7 @@ fn dataset(report: &mut Report, name: &str, data: Option<&Path>, grid: Option<&P
     report.line("mean, std", format!("{:?}, {:?} (for the model)", spec.mean, spec.std));
     report.line("tables use", format!("{} at linf {}", spec.model, spec.epsilon));
     report.line("licence", &spec.licence);
+    report.line("provenance", Provenance::of(name, data).to_string());
     notes.iter().for_each(|note| report.line("note", note));
     if let Some(grid) = grid {
         draw(&train, grid)?;
@@ -349,7 +356,7 @@ fn file(report: &mut Report, path: &Path, grid: Option<&Path>) -> anyhow::Result
             exit::fail(exit::USAGE, format!("{} is one picture; inspect knows folders of them", path.display()))
         }
         _ => exit::fail(
-            exit::USAGE,
+            exit::DATA,
             format!(
                 "{} is neither safetensors, nor NumPy, nor of torch.save, nor TorchScript, nor JSON",
                 path.display()
@@ -435,7 +442,14 @@ fn tensors(report: &mut Report, file: &TensorFile, grid: Option<&Path>) -> anyho
 fn synthetic(report: &mut Report, path: &Path, set: &SyntheticSet, grid: Option<&Path>) -> anyhow::Result<bool> {
     let header = &set.header;
     report.title("synthetic-set", path.display(), format!("synthetic set of {}", header.dataset));
-    report.line("made by", format!("{}, seed {}, {} iterations", header.method, header.seed, header.iterations));
+    let origin = if header.is_imported() {
+        "imported".to_owned()
+    } else {
+        format!("seed {}, {} iterations", header.seed, header.iterations)
+    };
+    // `imported` is also what `c2r import` calls a method that it was not told.
+    let method = Some(&header.method).filter(|method| **method != origin);
+    report.line("made by", method.map_or(origin.clone(), |method| format!("{method}, {origin}")));
     report.tensor("images", &set.images, "");
     report.tensor("labels", &set.labels, &format!(", {} per class of {}", header.images_per_class, header.classes));
     let tiles = set.formation * set.formation * set.labels.size()[0];
@@ -483,19 +497,18 @@ fn torchscript(report: &mut Report, path: &Path) -> anyhow::Result<()> {
     let n: usize = parameters.iter().map(|(_, parameter)| parameter.numel()).sum();
     report.title("torchscript", path.display(), "TorchScript model");
     report.line("parameters", format!("{n} in {} tensors", parameters.len()));
-    let names: Vec<&str> = ["digits", "cifar10", "cifar100", "tiny-imagenet"]
+    let names: Vec<&str> = CLASSIFIED
         .into_iter()
         .filter(|name| {
             let spec = c2r_data::spec(name).expect("the registry has it");
             model.check(spec.shape(), spec.classes.len() as i64).is_ok()
         })
         .collect();
-    report.line("classifies", names.join(", "));
-    if names.is_empty() {
-        report.doubt(
-            "it is no classifier for digits, cifar10, cifar100 or tiny-imagenet (logits f32 [N, K] that differentiate)",
-        );
-    }
+    let none = || {
+        let tried = CLASSIFIED.join(", ");
+        format!("none of {tried}; images of another size or another number of classes were not tried")
+    };
+    report.line("classifies", if names.is_empty() { none() } else { names.join(", ") });
     parameters.iter().for_each(|(name, parameter)| doubts::values(report, name, parameter));
     Ok(())
 }
@@ -505,7 +518,14 @@ fn json_file(report: &mut Report, path: &Path) -> anyhow::Result<()> {
     if value.get("stage").is_some() && value.get("config").is_some() {
         return run_record(report, path);
     }
-    if value.get("subject").is_none() || value.get("attacks").is_none() {
+    let has = |keys: &[&str]| keys.iter().all(|key| value.get(key).is_some());
+    if has(&["sections", "planned_rows", "configs"]) {
+        return table(report, path);
+    }
+    if has(&["attacks", "labels", "clean_predictions"]) {
+        return whole_report(report, path);
+    }
+    if !has(&["subject", "attacks"]) {
         let keys: Vec<&str> =
             value.as_object().into_iter().flat_map(|object| object.keys().map(String::as_str)).collect();
         report.title("json", path.display(), "JSON that c2r does not know");
@@ -526,6 +546,56 @@ fn json_file(report: &mut Report, path: &Path) -> anyhow::Result<()> {
     let classes = c2r_data::spec(&record.subject.dataset).map_or(0, |spec| spec.classes.len());
     if classes > 0 && record.clean_accuracy * (classes as f64) < 1.5 {
         report.doubt("even without an attack the network is hardly better than guessing");
+    }
+    Ok(())
+}
+
+/// What `c2r attack --output` writes where the result is no cell of a table.
+fn whole_report(report: &mut Report, path: &Path) -> anyhow::Result<()> {
+    let found: AttackReport = artifact::read_json(path).or_exit(exit::DATA)?;
+    let n = found.n();
+    if found.clean_predictions.len() != n || found.attacks.iter().any(|attack| attack.samples.len() != n) {
+        let path = path.display();
+        return exit::fail(exit::DATA, format!("{path} is a damaged attack report: not every part has {n} images"));
+    }
+    report.title("attack-report", path.display(), "attack report with every image, no cell of a table");
+    if let Some(attacked) = &found.subject {
+        subject(report, attacked);
+    }
+    report.line("threat", format!("{} {}, {n} images", found.threat.norm, found.threat.epsilon));
+    report.line("seed", found.seed.value().to_string());
+    report.line("clean", percent(found.clean_accuracy()));
+    found.attacks.iter().for_each(|attack| report.line(&attack.name, percent(attack.robust_accuracy())));
+    report.line("all attacks", percent(found.robust_accuracy()));
+    found.flags.iter().for_each(|flag| report.doubt(flag.to_string()));
+    Ok(())
+}
+
+/// The main numbers of `c2r table`: accuracies in percent, clean and under each attack.
+fn table(report: &mut Report, path: &Path) -> anyhow::Result<()> {
+    let table: Table = artifact::read_json(path).or_exit(exit::DATA)?;
+    report.title("table", path.display(), format!("table `{}`", table.title));
+    report.line("rows missing", table.missing.len().to_string());
+    for section in &table.sections {
+        let (model, threat) = (&section.model, format!("{} {}", section.norm, section.epsilon));
+        let of =
+            format!("{}, {}, {model}, {threat}, {} test images", section.dataset, section.protocol, section.n_test);
+        report.line("section", of);
+        for row in &section.rows {
+            let main =
+                |column: &str| [CLEAN, MEAN_ROBUST].contains(&column) || section.attacks.iter().any(|a| a == column);
+            let cells: Vec<String> = row
+                .cells
+                .iter()
+                .filter(|cell| main(&cell.column))
+                .map(|cell| {
+                    let sd = cell.summary.sd.map(|sd| format!(" ± {sd:.2}")).unwrap_or_default();
+                    format!("{} {:.2}{sd}", cell.column, cell.summary.mean)
+                })
+                .collect();
+            let images = row.images_per_class.map_or("all images".to_owned(), |n| format!("{n} per class"));
+            report.line(&row.label, format!("{images}, {} runs: {}", row.runs.len(), cells.join(", ")));
+        }
     }
     Ok(())
 }
@@ -659,6 +729,14 @@ mod tests {
         mosaics.save(&path).unwrap();
         assert!(report(&path, None).unwrap().lines().join("").contains("80 training images"));
 
+        mosaics.header.config = json!({"imported": {"file": "x.pt"}});
+        for (method, made_by) in [("dm", "made by       dm, imported\n"), ("imported", "made by       imported\n")] {
+            mosaics.header.method = method.into();
+            mosaics.save(&path).unwrap();
+            let text = report(&path, None).unwrap().lines().join("\n");
+            assert!(text.contains(made_by) && !text.contains("iterations"), "{text}");
+        }
+
         set.images.get(3).copy_(&set.images.get(4));
         let _ = set.images.get(5).fill_(0.5);
         set.header.mean = vec![0.5];
@@ -716,7 +794,9 @@ mod tests {
         let bytes = (&clean * 255.0).round().to_kind(Kind::Uint8);
         check(&on_tensors("cifar10", &[("images", &bytes)]), &["channel order as in cifar10"], &[]);
         let swapped = clean.flip([1]);
-        check(&on_tensors("cifar10", &[("images", &swapped)]), &[], &["blue, green, red? red minus blue is -0.04"]);
+        let report = on_tensors("cifar10", &[("images", &swapped)]);
+        check(&report, &[], &["blue, green, red? red minus blue is -0.04"]);
+        assert!(report.doubts[0].ends_with("import with --bgr"), "{:?}", report.doubts);
         // Too few pictures that differ too much, no dataset to compare with, or grey.
         check(&on_tensors("cifar10", &[("images", &pictures(6, 0.6).flip([1]))]), &["channel order cannot tell"], &[]);
         let report = on_tensors("", &[("images", &swapped)]);
@@ -834,9 +914,10 @@ mod tests {
             report(&changed, None).unwrap()
         };
         let refused = "other commands refuse this synthetic set";
-        check(&change(4.0, -2.0), &["safetensors file with 2 tensors"], &[refused, "normalized?"]);
-        check(&change(255.0, 0.0), &["images        f32 [20, 1, 8, 8], 0 to 255"], &[refused, "0..255?"]);
-        check(&change(1.1, 0.0), &[], &[refused, "values up to 1.100, outside [0, 1]"]);
+        check(&change(4.0, -2.0), &["safetensors file with 2 tensors"], &[refused, "import with --normalized WHAT"]);
+        let of_255 = [refused, "0..255? c2r stores pixels in [0, 1]; import with --of-255"];
+        check(&change(255.0, 0.0), &["images        f32 [20, 1, 8, 8], 0 to 255"], &of_255);
+        check(&change(1.1, 0.0), &[], &[refused, "values up to 1.100, outside [0, 1]; import with --clamp"]);
         check(&change(f64::NAN, 0.0), &[], &[refused, "not finite", "images repeat"]);
     }
 
@@ -908,6 +989,88 @@ mod tests {
     }
 
     #[test]
+    fn tables_and_reports_with_every_image() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../c2r-eval/tests/it/golden/table.json");
+        let table: Table = artifact::read_json(&golden).unwrap();
+        let (section, row) = (&table.sections[0], &table.sections[0].rows[0]);
+        let clean = row.cells.iter().find(|cell| cell.column == CLEAN).unwrap();
+        let clean = format!("{} runs: clean {:.2}", row.runs.len(), clean.summary.mean);
+        check(&report(&golden, None).unwrap(), &[": table `", &section.model, &row.label, &clean], &[]);
+
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("report.json");
+        let threat = c2r_base::ThreatModel::untargeted(c2r_base::Norm::Linf, c2r_base::Epsilon::of_255(2.0));
+        let sample = |outcome| c2r_attacks::SampleOutcome {
+            outcome,
+            prediction: 0,
+            distance: 0.0,
+            margin: None,
+            queries: 1,
+            stages: 1,
+        };
+        let by = "fgsm".to_owned();
+        let outcomes =
+            [c2r_attacks::Outcome::Survived, c2r_attacks::Outcome::Broken { by }, c2r_attacks::Outcome::CleanError];
+        let mut whole = AttackReport {
+            subject: None,
+            threat,
+            mode: c2r_attacks::Mode::Suite,
+            seed: Seed::new(3),
+            batch_size: 8,
+            classes: 2,
+            labels: vec![0, 0, 0, 0],
+            targets: None,
+            clean_predictions: vec![0, 0, 1, 1],
+            clean_margins: vec![],
+            clean_counts: Default::default(),
+            clean_seconds: 0.0,
+            attacks: vec![c2r_attacks::AttackEntry {
+                name: "fgsm".into(),
+                config: None,
+                stages: vec![],
+                samples: [0, 1, 2, 2].map(|at: usize| sample(outcomes[at].clone())).to_vec(),
+            }],
+            flags: vec![],
+            versions: BTreeMap::new(),
+        };
+        artifact::write_json(&path, &whole).unwrap();
+        let lines = [
+            "attack report",
+            "linf 2/255, 4 images",
+            "clean         50.00 %",
+            "fgsm          25.00 %",
+            "seed          3",
+        ];
+        check(&report(&path, None).unwrap(), &lines, &[]);
+        whole.subject = Some(example_subject());
+        artifact::write_json(&path, &whole).unwrap();
+        check(&report(&path, None).unwrap(), &["pgd-at on c2r", "all attacks   25.00 %"], &[]);
+
+        let text = fs::read_to_string(&path).unwrap();
+        let mut value: Value = serde_json::from_str(&text).unwrap();
+        value["labels"] = json!([0]);
+        artifact::write_json(&path, &value).unwrap();
+        let error = report(&path, None).err().unwrap();
+        assert!(
+            error.to_string().contains("damaged attack report") && exit::code_of(&error) == exit::DATA,
+            "{error:#}"
+        );
+    }
+
+    #[test]
+    fn torchscript_models() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.pt");
+        for (side, line) in [(8, "classifies    digits"), (9, "classifies    none of digits, cifar10,")] {
+            let weight = Tensor::ones([side * side, 10], (Kind::Float, Device::Cpu));
+            let image = Tensor::zeros([2, 1, side, side], (Kind::Float, Device::Cpu));
+            let mut forward = |inputs: &[Tensor]| vec![inputs[0].flatten(1, -1).matmul(&weight)];
+            CModule::create_by_tracing("Net", "forward", &[image], &mut forward).unwrap().save(&path).unwrap();
+            check(&report(&path, None).unwrap(), &["TorchScript model", line], &[]);
+        }
+    }
+
+    #[test]
     fn checkpoints() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.safetensors");
@@ -936,8 +1099,13 @@ mod tests {
     #[test]
     fn datasets_and_folders() {
         let digits = report(Path::new("digits"), None).unwrap();
-        let lines =
-            ["UCI optical digits: dataset `digits`", "1438 images, 139 to 146 per class", "359 images", "CC BY 4.0"];
+        let lines = [
+            "UCI optical digits: dataset `digits`",
+            "1438 images, 139 to 146 per class",
+            "359 images",
+            "CC BY 4.0",
+            "provenance    part of c2r",
+        ];
         check(&digits, &lines, &[]);
         let folder = tempfile::tempdir().unwrap();
         for (name, value) in [("train/a/1.png", 10), ("train/a/2.png", 10), ("train/b/1.png", 30), ("test/b/1.png", 30)]
@@ -948,7 +1116,8 @@ mod tests {
         }
         let doubts =
             ["train: 1 images repeat", "test: class 0 (`a`) has no image", "test: 1 images are in the training split"];
-        check(&report(folder.path(), None).unwrap(), &["train         3 images, 1 to 2 per class"], &doubts);
+        let lines = ["train         3 images, 1 to 2 per class", "provenance    unknown"];
+        check(&report(folder.path(), None).unwrap(), &lines, &doubts);
         let grid = folder.path().join("grid.png");
         report(folder.path(), Some(&grid)).unwrap();
         assert_eq!(image::image_dimensions(grid).unwrap(), (2 * 66 + 2, 2 * 66 + 2));
@@ -974,6 +1143,7 @@ mod tests {
             fs::write(&other, bytes).unwrap();
             let message = format!("{:#}", report(&other, None).err().unwrap());
             assert!(message.contains("other"), "{message}");
+            assert_eq!(exit::code_of(&report(&other, None).err().unwrap()), exit::DATA, "{message}");
         }
         let error = report(Path::new("no-such-thing"), None).err().unwrap();
         assert!(error.to_string().contains("cifar10") && exit::code_of(&error) == exit::USAGE);

@@ -490,6 +490,17 @@ fn sets_of_others_come_in_and_go_out() {
     run(&mut import(&at("png"), &[], "bytes.safetensors"));
     run(&mut export("bytes.safetensors", "png", "again"));
 
+    // The folder of a run stands for the set in it.
+    fs::create_dir(at("run")).unwrap();
+    let (code, message) = fails(&mut export("run", "npz", "run.npz"));
+    assert!(code == 3 && message.contains("neither a run folder"), "{code}: {message}");
+    fs::write(at("run/run.json"), "{}").unwrap();
+    let (code, message) = fails(&mut export("run", "npz", "run.npz"));
+    assert!(code == 3 && message.contains("a run folder without synthetic.safetensors"), "{code}: {message}");
+    fs::copy(at("dm.safetensors"), at("run/synthetic.safetensors")).unwrap();
+    run(&mut export("run", "npz", "run.npz"));
+    assert_eq!(fs::read(at("run.npz")).unwrap(), fs::read(at("dm.npz")).unwrap());
+
     for (from, more, code, expected) in [
         (files.join("call.pt"), &digits[..], 3, "will not run"),
         (files.join("dc.pt"), &digits[..2], 3, "normalized? Say `--normalized"),

@@ -7,7 +7,7 @@ use std::{
 };
 
 use c2r_base::artifact::TensorFile;
-use c2r_data::{DataError, Dataset, LoadEvent, load_with};
+use c2r_data::{DataError, Dataset, LoadEvent, Provenance, load_with};
 use image::{ImageFormat, Rgb, RgbImage};
 use tempfile::TempDir;
 
@@ -201,7 +201,12 @@ fn an_accepted_hash_is_in_every_result() {
     let path = data.path().join("imagenette2-320/.c2r-download.json");
     fs::write(&path, record).unwrap();
     let notes = load(data.path()).0.unwrap().notes;
-    assert!(notes[1].contains("a.tgz was accepted with sha256 12ab instead of md5 34cd"), "{notes:?}");
+    assert!(notes[1].contains("a.tgz was accepted by hand with sha256 12ab instead of md5 34cd"), "{notes:?}");
     fs::write(&path, record.replace("\"md5 34cd\"", "null")).unwrap();
     assert_eq!(load(data.path()).0.unwrap().notes.len(), 1);
+    let provenance = || Provenance::of("imagenette", Some(data.path())).to_string();
+    assert_eq!(provenance(), "the published archive a.tgz, sha256 12ab");
+    fs::remove_file(&path).unwrap();
+    assert!(provenance().starts_with("unknown"));
+    assert_eq!(Provenance::of("digits", None), Provenance::Embedded);
 }

@@ -292,8 +292,9 @@ fn lies_about_the_length() {
         assert_eq!(client.fails(exit::DATA, reasons, vec![answer]), 1);
         assert!(!client.part().exists());
     };
-    refused(200_000, &["offers 200000 bytes (text/html)", "promises 300000", "--accept-sha256"]);
-    refused(400_000, &["offers 400000 bytes", "promises 300000"]);
+    let shorter = "100000 bytes shorter than the published one, so it is cut short or another file";
+    refused(200_000, &["offers 200000 bytes (text/html)", "promises 300000", shorter, "--accept-sha256 HEX"]);
+    refused(400_000, &["offers 400000 bytes", "promises 300000", "100000 bytes longer than the published one"]);
 
     // Where the length is not known beforehand: too short is a wrong hash, too long a connection that never brings the
     // rest.

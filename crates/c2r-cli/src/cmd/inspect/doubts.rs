@@ -80,11 +80,13 @@ pub(super) fn images(report: &mut Report, name: &str, images: &Tensor, reference
     let (low, high) = (pixels.min().double_value(&[]), pixels.max().double_value(&[]));
     if !is_bytes {
         if low < 0.0 {
-            report.doubt(format!("{name}: values down to {low:.3}: normalized? c2r stores pixels in [0, 1]"));
+            report.doubt(format!("{name}: values down to {low:.3}: normalized? c2r stores pixels in [0, 1]; import with --normalized WHAT"));
         } else if high > 2.0 {
-            report.doubt(format!("{name}: values up to {high:.1}: 0..255? c2r stores pixels in [0, 1]"));
+            report.doubt(format!(
+                "{name}: values up to {high:.1}: 0..255? c2r stores pixels in [0, 1]; import with --of-255"
+            ));
         } else if high > 1.0 {
-            report.doubt(format!("{name}: values up to {high:.3}, outside [0, 1]"));
+            report.doubt(format!("{name}: values up to {high:.3}, outside [0, 1]; import with --clamp cuts that off"));
         }
     }
     let flat = pixels.flatten(1, -1);
@@ -151,7 +153,7 @@ fn channel_order(report: &mut Report, name: &str, pixels: &Tensor, reference: Op
         report.line("channel order", format!("as in {}: {evidence}", spec.name));
     } else {
         report.doubt(format!(
-            "{name}: blue, green, red? {evidence} (distilled images may differ from their dataset; look at --grid)"
+            "{name}: blue, green, red? {evidence} (distilled images may differ from their dataset; look at --grid); if so, import with --bgr"
         ));
     }
 }
