@@ -1,7 +1,8 @@
 //! The field's numbers for one trained network, in percent.
 //!
 //! Letters: A clean accuracy, a mean accuracy under attack over attacks, m the smallest of them; t mean attack
-//! time, t0 time of the clean pass, tmax the longest attack's time, each wall-clock seconds over all test images. Accuracies are given in `[0, 1]`.
+//! time, t0 time of the clean pass, tmax the longest attack's time, each wall-clock seconds over all test images.
+//! Accuracies are given in `[0, 1]`.
 //! A ratio whose denominator is zero is `None`, never 0 or 100.
 
 use crate::{AttackEntry, AttackRecord};

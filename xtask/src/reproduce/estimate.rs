@@ -127,8 +127,19 @@ pub(crate) fn print(steps: &[Step], finished: &[bool], times: &Times, n_jobs: us
     }
     ui::note(format!(
         "about {} here, {n_jobs} at once, if nothing else runs; Ctrl-C stops it at any time, the same command goes on",
-        time(total / n_jobs.max(1) as f64)
+        time((total / n_jobs.max(1) as f64).max(longest_chain(steps, finished, times)))
     ));
+}
+
+/// Seconds of what is not finished along the longest way from a distillation to an attack: however many commands run at
+/// once, a command waits for the one it needs.
+fn longest_chain(steps: &[Step], finished: &[bool], times: &Times) -> f64 {
+    let mut until = Vec::with_capacity(steps.len());
+    for (position, step) in steps.iter().enumerate() {
+        let own = if finished[position] { 0.0 } else { *times[position].as_ref().unwrap_or(&0.0) };
+        until.push(own + step.needs.map_or(0.0, |needed| until[needed]));
+    }
+    until.into_iter().fold(0.0, f64::max)
 }
 
 /// How commands are listed.
@@ -179,5 +190,16 @@ mod tests {
         let seconds: Vec<f64> = times.into_iter().map(Result::unwrap).collect();
         assert_eq!(seconds[..7], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
         assert_eq!(seconds[7..14], seconds[..7], "another seed takes the same time");
+    }
+
+    #[test]
+    fn many_at_once_still_wait_for_one_another() {
+        let steps = Example::new().steps("dataset=digits,ipc=1,method=c2r,seed=0");
+        let times: Times = (1..=7).map(|seconds| Ok(f64::from(seconds))).collect();
+        // Distil 1, train 2, attack 3 and 4, train 5, attack 6 and 7.
+        assert_eq!(longest_chain(&steps, &[false; 7], &times), 1.0 + 5.0 + 7.0);
+        let mut finished = [false; 7];
+        finished[0] = true;
+        assert_eq!(longest_chain(&steps, &finished, &times), 5.0 + 7.0);
     }
 }
