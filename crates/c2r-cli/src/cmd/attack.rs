@@ -323,14 +323,7 @@ fn check_outputs(args: &Args, journal: Option<&Journal>) -> anyhow::Result<()> {
 
 /// A suite whose members are changed is not the one that its name says.
 fn changed_suites(args: &Args, configs: &[AttackConfig]) -> Vec<String> {
-    let common = [
-        ("steps", &args.steps),
-        ("step-size", &args.step_size),
-        ("random-start", &args.random_start),
-        ("queries", &args.queries),
-        ("restarts", &args.restarts),
-    ];
-    let common = common.iter().filter_map(|(option, value)| Some(format!("{option}={}", value.as_ref()?)));
+    let common = common_options(args).map(|(option, value)| format!("{option}={value}"));
     let given: Vec<String> = common.chain(args.set.iter().cloned()).collect();
     let suites = configs.iter().filter(|config| matches!(config, AttackConfig::Suite(_)));
     suites
@@ -354,6 +347,18 @@ fn chance_level(report: &AttackReport) -> Option<String> {
     })
 }
 
+/// Options that are given for every attack.
+fn common_options(args: &Args) -> impl Iterator<Item = (&'static str, &str)> {
+    let all = [
+        ("steps", &args.steps),
+        ("step-size", &args.step_size),
+        ("random-start", &args.random_start),
+        ("queries", &args.queries),
+        ("restarts", &args.restarts),
+    ];
+    all.into_iter().filter_map(|(option, value)| Some((option, value.as_deref()?)))
+}
+
 /// The attacks with their options.
 fn configs(args: &Args) -> anyhow::Result<Vec<AttackConfig>> {
     let mut configs: Vec<AttackConfig> =
@@ -366,18 +371,9 @@ fn configs(args: &Args) -> anyhow::Result<Vec<AttackConfig>> {
         };
         configs = configs.into_iter().flat_map(members).collect();
     }
-    let common = [
-        ("steps", &args.steps),
-        ("step-size", &args.step_size),
-        ("random-start", &args.random_start),
-        ("queries", &args.queries),
-        ("restarts", &args.restarts),
-    ];
-    for (option, value) in common {
-        if let Some(value) = value {
-            for config in &mut configs {
-                config.set(option, value)?;
-            }
+    for (option, value) in common_options(args) {
+        for config in &mut configs {
+            config.set(option, value)?;
         }
     }
     for assignment in &args.set {
