@@ -6,6 +6,7 @@ use c2r_core::{
 };
 use c2r_data::dsa::Dsa;
 use c2r_models::ModelSpec;
+use c2r_train::LrSchedule;
 use serde::{Deserialize, Serialize};
 
 /// Everything that decides what a distillation produces, except the data itself.
@@ -512,6 +513,17 @@ pub struct TeacherConfig {
     pub steps: u64,
     /// Softmax temperature of the labels, positive.
     pub temperature: f64,
+    /// How the learning rate, `pool.lr`, changes over its training.
+    #[serde(default = "constant", skip_serializing_if = "is_constant")]
+    pub lr_schedule: LrSchedule,
+}
+
+const fn constant() -> LrSchedule {
+    LrSchedule::Constant
+}
+
+const fn is_constant(schedule: &LrSchedule) -> bool {
+    matches!(schedule, LrSchedule::Constant)
 }
 
 /// A configuration that makes no sense; the message names the key.

@@ -158,7 +158,8 @@ impl Distillation {
         };
         let teacher = match (&setting.config.teacher, &setting.config.pool) {
             (Some(teacher), Some(pool)) => {
-                Some(Learner::new(pool, teacher.steps, seed.child("teacher", 0), TEACHER, &setting)?)
+                let schedule = teacher.lr_schedule.clone();
+                Some(Learner::new(pool, teacher.steps, schedule, seed.child("teacher", 0), TEACHER, &setting)?)
             }
             _ => None,
         };

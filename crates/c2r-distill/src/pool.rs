@@ -9,7 +9,7 @@ use c2r_core::{
     ls_pgd::{Passes, PerturbationCache},
 };
 use c2r_models::Model;
-use c2r_train::{Sgd, SgdConfig};
+use c2r_train::{LrSchedule, Sgd, SgdConfig};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
@@ -366,6 +366,7 @@ pub(crate) struct Learner {
     trainer: Pool,
     member: Member,
     steps: u64,
+    schedule: LrSchedule,
 }
 
 impl Learner {
@@ -373,13 +374,14 @@ impl Learner {
     pub(crate) fn new(
         config: &PoolConfig,
         steps: u64,
+        schedule: LrSchedule,
         seed: Seed,
         trajectory: u64,
         setting: &Setting,
     ) -> Result<Self, DistillError> {
         let trainer = Pool::new(config.clone(), seed);
         let member = trainer.new_member(setting, trajectory)?;
-        Ok(Self { trainer, member, steps })
+        Ok(Self { trainer, member, steps, schedule })
     }
 
     pub(crate) const fn steps_done(&self) -> u64 {
@@ -395,6 +397,9 @@ impl Learner {
     }
 
     pub(crate) fn train_step(&mut self, training: Training<'_>, passes: &mut Passes) -> Result<f64, DistillError> {
+        let age = self.member.age;
+        let epoch = age / training.setting.data.len().div_ceil(self.trainer.config.batch_size) as u64;
+        self.member.optimizer.set_lr(self.trainer.config.lr * self.schedule.factor(age, self.steps, epoch));
         self.trainer.train_step(&mut self.member, training, None, passes)
     }
 

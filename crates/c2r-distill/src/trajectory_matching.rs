@@ -25,6 +25,7 @@ use std::collections::BTreeMap;
 use c2r_attacks::loss;
 use c2r_core::curriculum::Curriculum;
 use c2r_models::Model;
+use c2r_train::LrSchedule;
 use rand::{Rng, seq::SliceRandom};
 use tch::{Kind, Tensor};
 
@@ -102,7 +103,8 @@ impl TrajectoryMatching {
     fn new_expert(&self, setting: &Setting) -> Result<Growing, DistillError> {
         let index = self.recorded.len() as u64;
         let seed = setting.seed.child("experts", 0);
-        let learner = Learner::new(&self.training, self.training.max_steps, seed, index, setting)?;
+        let learner =
+            Learner::new(&self.training, self.training.max_steps, LrSchedule::Constant, seed, index, setting)?;
         let start = flat(learner.model());
         Ok(Growing { learner, average: start.copy(), snapshots: vec![start] })
     }

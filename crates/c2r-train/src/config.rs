@@ -28,11 +28,19 @@ pub struct TrainConfig {
     /// Augmentation of each batch: one operation for the batch with parameters of its own for each image, on
     /// normalized values, as the field trains.
     pub dsa: Dsa,
+    /// CutMix (Yun et al. 2019, arXiv:1905.04899): the part of the steps, in `[0, 1]`, in which a rectangle of each image
+    /// is that of another image of its batch; labels are mixed by area, a teacher labels what it sees.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub cutmix: f64,
     /// Which labels are learned; must be what the [`crate::TrainSource`] holds.
     pub labels: LabelSource,
     /// Adversarial training; without, training is natural.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adversarial: Option<AdversarialConfig>,
+}
+
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 /// How long to train.
@@ -237,6 +245,9 @@ impl TrainConfig {
         if !(self.weight_decay.is_finite() && self.weight_decay >= 0.0) {
             return wrong(format!("weight-decay must be 0 or more, got {}", self.weight_decay));
         }
+        if !(0.0..=1.0).contains(&self.cutmix) {
+            return wrong(format!("cutmix must be in 0..=1, got {}", self.cutmix));
+        }
         if let Some(adversarial) = &self.adversarial {
             if !(adversarial.rel_step_size.is_finite() && adversarial.rel_step_size > 0.0) {
                 return wrong(format!("adversarial.rel-step-size must be positive, got {}", adversarial.rel_step_size));
@@ -322,6 +333,7 @@ mod tests {
         assert!(message(&|config| config.batch_size = 0).contains("batch-size"));
         assert!(message(&|config| config.lr = f64::NAN).contains("lr"));
         assert!(message(&|config| config.momentum = 1.0).contains("momentum"));
+        assert!(message(&|config| config.cutmix = 1.5).contains("cutmix"));
         assert!(message(&|config| config.weight_decay = -1.0).contains("weight-decay"));
         assert!(message(&|config| config.adversarial.as_mut().unwrap().steps = 0).contains("steps"));
         assert!(message(&|config| config.adversarial.as_mut().unwrap().random_start = false).contains("TRADES"));

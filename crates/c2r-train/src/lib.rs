@@ -38,6 +38,7 @@ mod adversarial;
 mod augment;
 mod best;
 mod config;
+mod cutmix;
 mod error;
 mod sgd;
 mod source;
@@ -51,5 +52,5 @@ pub use config::{
 };
 pub use error::TrainError;
 pub use sgd::{Sgd, SgdConfig};
-pub use source::{Targets, TrainSource};
+pub use source::{Targets, Teacher, TrainSource};
 pub use trainer::{TrainEvent, TrainSummary, Trainer, train};

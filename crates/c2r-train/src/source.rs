@@ -12,8 +12,17 @@ pub enum Targets<'a> {
     Hard,
     /// Stored distributions, f32 `[N, K]`, rows summing to 1, in the order of the images.
     Soft(&'a Tensor),
-    /// The softmax of this network for each augmented view, made anew at each step.
-    Teacher(&'a Frozen),
+    /// What a network says of each augmented view, made anew at each step.
+    Teacher(Teacher<'a>),
+}
+
+/// A network whose softmax is learned.
+#[derive(Clone, Copy, Debug)]
+pub struct Teacher<'a> {
+    /// It sees the same pixels as the network that learns.
+    pub network: &'a Frozen,
+    /// Its logits are divided by it before the softmax; positive, 1 for the network's own probabilities.
+    pub temperature: f64,
 }
 
 impl Targets<'_> {
@@ -100,7 +109,10 @@ impl<'a> TrainSource<'a> {
         match self.targets {
             Targets::Hard => {}
             Targets::Soft(soft) => check_soft(soft, n as i64, classes)?,
-            Targets::Teacher(teacher) => {
+            Targets::Teacher(Teacher { network: teacher, temperature }) => {
+                if !(temperature.is_finite() && temperature > 0.0) {
+                    return wrong(format!("the teacher's temperature must be positive, got {temperature}"));
+                }
                 let theirs = teacher.model().input();
                 if theirs.image_shape() != shape || theirs.n_classes != classes {
                     return wrong(format!(
@@ -169,7 +181,7 @@ enum Loaded<'a> {
 enum LoadedTargets<'a> {
     Hard,
     Soft(Tensor),
-    Teacher(&'a Frozen),
+    Teacher(Teacher<'a>),
 }
 
 /// What a batch is to be classified as.
@@ -180,7 +192,7 @@ pub(crate) enum BatchTargets<'a> {
     /// f32 `[n, K]`.
     Distributions(Tensor),
     /// To be asked for each view.
-    Teacher(&'a Frozen),
+    Teacher(Teacher<'a>),
 }
 
 impl<'a> LoadedSource<'a> {
@@ -207,7 +219,7 @@ impl<'a> LoadedSource<'a> {
         let targets = match &self.targets {
             LoadedTargets::Hard => BatchTargets::Classes(labels),
             LoadedTargets::Soft(soft) => BatchTargets::Distributions(soft.index_select(0, &index(soft.device()))),
-            LoadedTargets::Teacher(teacher) => BatchTargets::Teacher(teacher),
+            LoadedTargets::Teacher(teacher) => BatchTargets::Teacher(*teacher),
         };
         (images, targets)
     }

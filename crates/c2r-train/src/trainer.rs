@@ -9,7 +9,8 @@ use crate::{
     AdversarialLoss, Order, Sgd, TrainConfig, TrainError, TrainSource,
     adversarial::{attack, cross_entropy, divergence},
     augment::augment,
-    source::{BatchTargets, LoadedSource},
+    cutmix::CutMix,
+    source::{BatchTargets, LoadedSource, Teacher},
 };
 
 /// Progress of a training run.
@@ -249,18 +250,24 @@ impl<'a> Trainer<'a> {
         let (images, targets) = self.source.batch(positions);
         let images =
             augment(&self.config.dsa, &images, &self.mean, &self.std, &mut self.seed.stream("train/dsa", step));
+        let mix = CutMix::draw(self.config.cutmix, &images, &mut self.seed.stream("train/cutmix", step));
+        let images = mix.as_ref().map_or_else(|| images.shallow_clone(), |mix| mix.images(&images));
         // The attacks' box is [0, 1], so what augmentation put outside comes back; without an attack it stays
         // outside, as in the field's natural training.
         let images = match self.config.adversarial {
             Some(_) => images.clamp(0.0, 1.0),
             None => images,
         };
+        let mixed = |distributions: Tensor| match &mix {
+            Some(mix) => mix.distributions(&distributions),
+            None => distributions,
+        };
         let distributions = match targets {
-            BatchTargets::Classes(labels) => labels.one_hot(model.input().n_classes).to_kind(Kind::Float),
-            BatchTargets::Distributions(distributions) => distributions,
-            BatchTargets::Teacher(teacher) => {
+            BatchTargets::Classes(labels) => mixed(labels.one_hot(model.input().n_classes).to_kind(Kind::Float)),
+            BatchTargets::Distributions(distributions) => mixed(distributions),
+            BatchTargets::Teacher(Teacher { network, temperature }) => {
                 let _no_grad = tch::no_grad_guard();
-                teacher.logits(&images).softmax(1, Kind::Float)
+                (network.logits(&images) / temperature).softmax(1, Kind::Float)
             }
         };
         let attacked = self.config.adversarial.as_ref().map(|config| {
@@ -492,12 +499,16 @@ mod tests {
         };
         let soft_of_teacher = trained(Targets::Soft(&stored), &config);
         config.labels = LabelSource::Teacher;
-        let of_teacher = trained(Targets::Teacher(&teacher), &config);
+        let taught = |temperature| Targets::Teacher(Teacher { network: &teacher, temperature });
+        let of_teacher = trained(taught(1.0), &config);
+        let softened = trained(taught(8.0), &config);
         for name in hard.keys() {
             assert_close(name, &soft[name], &hard[name], 0.0);
             assert_close(name, &of_teacher[name], &soft_of_teacher[name], 1e-6);
         }
-        assert!(c2r_testkit::max_difference(&hard["classifier.weight"], &of_teacher["classifier.weight"]) > 1e-3);
+        let head = |state: &BTreeMap<String, Tensor>| state["classifier.weight"].shallow_clone();
+        assert!(c2r_testkit::max_difference(&head(&hard), &head(&of_teacher)) > 1e-3);
+        assert!(c2r_testkit::max_difference(&head(&softened), &head(&of_teacher)) > 1e-3);
     }
 
     #[test]
@@ -522,8 +533,10 @@ mod tests {
         assert!(text.contains("1 soft labels are no distributions") && text.ends_with("first 2"), "{text}");
         let other = ModelInput { n_classes: 3, ..input() };
         let teacher = Frozen::new(Model::new(&ModelSpec::convnet(1, 4), &other, Seed::new(0), Device::Cpu).unwrap());
-        let source = TrainSource::new(&images, Targets::Teacher(&teacher));
+        let source = TrainSource::new(&images, Targets::Teacher(Teacher { network: &teacher, temperature: 1.0 }));
         assert!(message(&source, LabelSource::Teacher).contains("tells 3 classes apart"));
+        let source = TrainSource::new(&images, Targets::Teacher(Teacher { network: &teacher, temperature: 0.0 }));
+        assert!(message(&source, LabelSource::Teacher).contains("temperature must be positive, got 0"));
         let nothing = Split::new([1, 8, 8], 10, vec![], vec![]).unwrap();
         assert!(message(&TrainSource::of_split(&nothing, Targets::Hard), LabelSource::Hard).contains("no images"));
     }

@@ -8,7 +8,7 @@ use anyhow::Context;
 use c2r_base::{Epsilon, LabelledImages, Seed, Selection, Subject, artifact::TensorFile};
 use c2r_data::{Dataset, DatasetSpec, Split, SyntheticSet};
 use c2r_models::{Frozen, Model, ModelSpec, checkpoint};
-use c2r_train::{Best, Protocol, Targets, TrainConfig, TrainEvent, TrainSource, Trainer};
+use c2r_train::{Best, Protocol, Targets, Teacher, TrainConfig, TrainEvent, TrainSource, Trainer};
 use serde_json::json;
 use tch::{Device, Tensor};
 
@@ -128,7 +128,7 @@ struct Material {
     spec: DatasetSpec,
     images: Images,
     soft_labels: Option<Tensor>,
-    teacher: Option<Frozen>,
+    teacher: Option<(Frozen, f64)>,
     method: String,
     profile: String,
     images_per_class: Option<usize>,
@@ -149,7 +149,7 @@ enum Images {
 impl Material {
     fn targets(&self) -> Targets<'_> {
         match (&self.soft_labels, &self.teacher) {
-            (_, Some(teacher)) => Targets::Teacher(teacher),
+            (_, Some((network, temperature))) => Targets::Teacher(Teacher { network, temperature: *temperature }),
             (Some(soft), None) => Targets::Soft(soft),
             (None, None) => Targets::Hard,
         }
@@ -329,7 +329,8 @@ fn synthetic(file: &Path, args: &Args, device: Device, ui: &Ui) -> anyhow::Resul
             let (model, _) = checkpoint::load(&path, device)
                 .with_context(|| format!("{} is labelled by a teacher, which belongs beside it", file.display()))
                 .or_exit(exit::DATA)?;
-            anyhow::Ok(Frozen::new(model))
+            let temperature = header.config["teacher"]["temperature"].as_f64().unwrap_or(1.0);
+            anyhow::Ok((Frozen::new(model), temperature))
         })
         .transpose()?;
     let mut notes = Vec::new();

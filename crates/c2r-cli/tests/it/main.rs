@@ -160,6 +160,25 @@ fn a_finished_run_says_so_and_another_configuration_is_refused() {
     assert_ne!(synthetic(&folder), before);
 }
 
+/// The set, not the command, says how soft a teacher's labels are.
+#[test]
+fn a_teachers_temperature_reaches_the_training() {
+    let (_guard, folder) = folder();
+    let trained = |temperature: &str| {
+        let set = folder.join(temperature);
+        let temperature = format!("teacher.temperature={temperature}");
+        let more = ["--set", "labels=teacher", "--set", "teacher.steps=10", "--set", &temperature];
+        run(&mut distill(&set, 2, &more));
+        let network = set.join("natural");
+        let mut train = c2r();
+        train.args(["train", "--model", "ConvNet-D2-W8-IN", "--threads", "1", "--set", "length={steps=5}"]);
+        run(train.arg("--synthetic").arg(set.join("synthetic.safetensors")).arg("--run-dir").arg(&network));
+        TensorFile::read(&network.join("model.safetensors")).unwrap().tensors["classifier.weight"].shallow_clone()
+    };
+    let (own, softer) = (trained("1.0"), trained("6.0"));
+    assert!(own.size() == softer.size() && own != softer);
+}
+
 #[test]
 fn from_images_to_a_table() {
     let (_guard, folder) = folder();

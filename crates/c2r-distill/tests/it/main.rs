@@ -210,6 +210,7 @@ fn runs_with_the_same_networks_share_them_and_change_nothing() {
         ("model", "ConvNet-D2-W4-IN".into()),
         ("train-per-class", 30.into()),
         ("teacher.steps", 4.into()),
+        ("teacher.lr-schedule", "cosine".into()),
         ("aac.pool", table("mode = \"weight\"\nfloor = 0.1")),
     ] {
         let mut different = start(&other(std::slice::from_ref(&changes)));
@@ -321,6 +322,24 @@ fn soft_labels_are_the_teachers_and_are_declared() {
     let expected = distillation.teacher().unwrap().logits(&set.images, false).softmax(1, Kind::Float);
     assert!((soft - expected).abs().max().double_value(&[]) < 1e-6);
     assert_eq!(set.header.extra_storage, "soft labels, 200 floats");
+}
+
+/// A rate of a tenth from the middle on: the first half is that of a constant rate, and the second moves less.
+#[test]
+fn a_teachers_learning_rate_follows_its_schedule() {
+    let taught = |steps: i64, schedule: &str| {
+        let teacher = format!("steps = {steps}\ntemperature = 1.0\nlr-schedule = \"{schedule}\"");
+        let mut distillation = start(&config(&[("labels", "soft".into()), ("teacher", table(&teacher))]));
+        finish(&mut distillation);
+        let parameters = distillation.teacher().unwrap().parameters();
+        Tensor::cat(&parameters.iter().map(|(_, tensor)| tensor.detach().flatten(0, -1)).collect::<Vec<_>>(), 0)
+    };
+    let half = taught(4, "constant");
+    let moved = |from: &Tensor, to: Tensor| (to - from).norm().double_value(&[]);
+    let (constant, half_way) = (moved(&half, taught(8, "constant")), moved(&half, taught(8, "half-way")));
+    // Momentum carries on; four steps of a tenth cannot come as far as four whole ones.
+    assert!(half_way < 0.3 * constant, "{half_way} against {constant}");
+    assert!(half_way > 0.0);
 }
 
 #[test]
