@@ -1,6 +1,7 @@
 //! The `c2r` command: distil a training set into a few images per class, train on them, attack any
 //! classifier, and print the table. See docs/cli.md.
 
+mod allocator;
 mod cmd;
 mod config;
 mod curves;
@@ -15,10 +16,6 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::ui::Ui;
-
-/// Also libtorch's, since it takes the place of `malloc`: see docs/performance.md.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Robust dataset distillation (C2R), adversarial attacks and honest evaluation on libtorch.
 #[derive(Parser)]
@@ -136,6 +133,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 
 #[expect(clippy::print_stderr, reason = "errors go to stderr")]
 fn main() -> ExitCode {
+    allocator::keep_memory();
     match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,16 +1,18 @@
-//! CPU time per iteration and memory of C²R against images per class, classes and queue size, as a Markdown table.
+//! CPU time per iteration and memory of C²R against images per class, classes and queue size, as a Markdown table and, to
+//! the file that is named, as a plot.
 //!
-//! cargo run --release -p c2r-distill --example cost
+//! cargo run --release -p c2r-distill --example cost -- docs/cost.svg
 //!
 //! Random 3x32x32 images, ConvNet-D3-W32, one thread; each row is measured in a process of its own, because memory is
 //! the peak of a process. Linux only.
 //!
 //! Last line of the output: a row that begins with `| 10 | 10 | 1024 |`.
 
-use std::{error::Error, fs, process::Command};
+use std::{error::Error, fs, ops::Range, process::Command};
 
 use c2r_data::{Dataset, Split};
 use c2r_distill::{DistillConfig, DistillEvent, Distillation, profiles};
+use plotters::prelude::*;
 use tch::Device;
 
 /// Images per class, classes, queue size per class: one varies, the others stay.
@@ -32,25 +34,80 @@ const ROWS: [[usize; 3]; 13] = [
 /// Iterations that are timed, after as many to warm up.
 const TIMED: u64 = 5;
 
+/// What varies: its name, its place in a row, and the rows.
+const SERIES: [(&str, usize, Range<usize>); 3] =
+    [("images per class", 0, 0..5), ("classes", 1, 5..9), ("queue per class", 2, 9..13)];
+/// What is measured, by its place in the result.
+const MEASURED: [(&str, usize); 2] = [("CPU ms per iteration", 0), ("peak memory, MB", 1)];
+
 #[expect(clippy::print_stdout, reason = "an example may print")]
 fn main() -> Result<(), Box<dyn Error>> {
-    let sizes: Vec<usize> = std::env::args().skip(1).map(|text| text.parse()).collect::<Result<_, _>>()?;
-    if let [ipc, n_classes, queue] = sizes[..] {
-        let (milliseconds, megabytes) = measure(ipc, n_classes, queue)?;
-        println!("| {ipc} | {n_classes} | {queue} | {milliseconds:.0} | {megabytes:.0} |");
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let [ipc, n_classes, queue] = &args[..] {
+        let [milliseconds, megabytes] = measure(ipc.parse()?, n_classes.parse()?, queue.parse()?)?;
+        println!("{milliseconds:.0} {megabytes:.0}");
         return Ok(());
     }
     println!(
         "| ipc | classes | queue per class | CPU ms per iteration | peak memory, MB |\n|---:|---:|---:|---:|---:|"
     );
+    let mut results = Vec::new();
     for row in ROWS {
         let output = Command::new(std::env::current_exe()?).args(row.map(|size| size.to_string())).output()?;
-        print!("{}{}", String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?);
+        let said = String::from_utf8(output.stdout)?;
+        let [milliseconds, megabytes] = said.split_whitespace().collect::<Vec<_>>()[..] else {
+            return Err(String::from_utf8(output.stderr)?.into());
+        };
+        let [ipc, n_classes, queue] = row;
+        println!("| {ipc} | {n_classes} | {queue} | {milliseconds} | {megabytes} |");
+        results.push([milliseconds.parse()?, megabytes.parse()?]);
+    }
+    if let [file] = &args[..] {
+        plot(file, &results)?;
     }
     Ok(())
 }
 
-fn measure(ipc: usize, n_classes: usize, queue: usize) -> Result<(f64, f64), Box<dyn Error>> {
+/// A panel for each thing that varies and each that is measured, both axes from 0, with the line of least squares.
+fn plot(file: &str, results: &[[f64; 2]]) -> Result<(), Box<dyn Error>> {
+    let root = SVGBackend::new(file, (900, 480)).into_drawing_area();
+    root.fill(&WHITE)?;
+    let panels = root.split_evenly((MEASURED.len(), SERIES.len()));
+    let cells = MEASURED.iter().flat_map(|measured| SERIES.iter().map(move |series| (measured, series)));
+    for (panel, ((measured, at), (varied, size, rows))) in panels.iter().zip(cells) {
+        let points: Vec<(f64, f64)> = rows.clone().map(|row| (ROWS[row][*size] as f64, results[row][*at])).collect();
+        let most = points.iter().fold((0f64, 0f64), |most, point| (most.0.max(point.0), most.1.max(point.1)));
+        let mut chart = ChartBuilder::on(panel)
+            .margin(8)
+            .x_label_area_size(36)
+            .y_label_area_size(56)
+            .build_cartesian_2d(0.0..1.05 * most.0, 0.0..1.15 * most.1)?;
+        let number = |value: &f64| format!("{value:.0}");
+        let mut mesh = chart.configure_mesh();
+        mesh.x_desc(*varied).y_desc(*measured).x_labels(5).y_labels(5);
+        mesh.x_label_formatter(&number).y_label_formatter(&number).light_line_style(WHITE).draw()?;
+        let (slope, start) = least_squares(&points);
+        chart.draw_series(LineSeries::new([0.0, most.0].map(|x| (x, start + slope * x)), &BLUE))?;
+        chart.draw_series(points.iter().map(|&point| Circle::new(point, 4, BLUE.filled())))?;
+    }
+    root.present()?;
+    Ok(())
+}
+
+/// Slope and value at 0 of the line through `points`.
+fn least_squares(points: &[(f64, f64)]) -> (f64, f64) {
+    let n = points.len() as f64;
+    let mean = points.iter().fold((0.0, 0.0), |sum, point| (sum.0 + point.0 / n, sum.1 + point.1 / n));
+    let (covariance, variance) = points.iter().fold((0.0, 0.0), |(covariance, variance), point| {
+        let (x, y) = (point.0 - mean.0, point.1 - mean.1);
+        (covariance + x * y, variance + x * x)
+    });
+    let slope = covariance / variance;
+    (slope, mean.1 - slope * mean.0)
+}
+
+/// Milliseconds of CPU time per iteration, and the process's most megabytes.
+fn measure(ipc: usize, n_classes: usize, queue: usize) -> Result<[f64; 2], Box<dyn Error>> {
     c2r_base::native::keep_large_allocations();
     tch::set_num_threads(1);
     let mut distillation = Distillation::new(config(ipc, queue)?, &dataset(n_classes)?, Device::Cpu)?;
@@ -64,7 +121,7 @@ fn measure(ipc: usize, n_classes: usize, queue: usize) -> Result<(f64, f64), Box
             start = cpu_seconds()?;
         }
     }
-    Ok((1e3 * (cpu_seconds()? - start) / TIMED as f64, peak_megabytes()?))
+    Ok([1e3 * (cpu_seconds()? - start) / TIMED as f64, peak_megabytes()?])
 }
 
 fn config(ipc: usize, queue: usize) -> Result<DistillConfig, Box<dyn Error>> {
