@@ -85,7 +85,7 @@ fn plot(file: &str, results: &[[f64; 2]]) -> Result<(), Box<dyn Error>> {
         let number = |value: &f64| format!("{value:.0}");
         let mut mesh = chart.configure_mesh();
         mesh.x_desc(*varied).y_desc(*measured).x_labels(5).y_labels(5);
-        mesh.x_label_formatter(&number).y_label_formatter(&number).light_line_style(WHITE).draw()?;
+        mesh.x_label_formatter(&number).y_label_formatter(&number).max_light_lines(1).draw()?;
         let (slope, start) = least_squares(&points);
         chart.draw_series(LineSeries::new([0.0, most.0].map(|x| (x, start + slope * x)), &BLUE))?;
         chart.draw_series(points.iter().map(|&point| Circle::new(point, 4, BLUE.filled())))?;
