@@ -389,7 +389,17 @@ fn what_cannot_be_compared_is_refused_by_name() {
     let c2r = |sources: &mut Vec<Source>, change: fn(&mut AttackRecord)| change(&mut sources[7].record);
     check("the test images (SHA-256) differ (cd and ef)", &|s| c2r(s, |r| r.test_sha256 = "ef".into()));
     check("real training data (SHA-256) differ (ab and ef)", &|s| c2r(s, |r| r.subject.data_sha256 = "ef".into()));
-    check("numbers of test images differ (100 and 50)", &|s| c2r(s, |r| r.n = 50));
+    check("natural are of different numbers of test images", &|s| c2r(s, |r| r.n = 50));
+    // Also where both are of one network, whose clean accuracies then differ.
+    let message = refusal(|s| {
+        let mut fewer = s[6].clone();
+        fewer.path = "few/attack.json".into();
+        (fewer.record.n, fewer.record.clean_accuracy) = (50, 0.46);
+        fewer.record.attacks.iter_mut().for_each(|entry| entry.attack += "-2");
+        s.push(fewer);
+    });
+    assert!(message.contains("\n  50 images: few/attack.json\n  100 images: cifar10/all/full/seed0/"), "{message}");
+    assert!(message.contains(" and 6 more\n") && message.contains("c2r attack --n-test 50"), "{message}");
     check("numbers of training images differ (100 and 400)", &|s| c2r(s, |r| r.subject.n_images = 400));
     check("extra storage differ", &|s| c2r(s, |r| r.subject.extra_storage = "labels".into()));
     check("parameters of an attack differ", &|s| c2r(s, |r| r.attacks[1].config = json!({ "steps": 3 })));
