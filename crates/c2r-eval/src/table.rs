@@ -96,6 +96,9 @@ pub struct ExperimentInfo {
     pub scale: Option<String>,
     /// What the grid is for.
     pub about: String,
+    /// In what the grid is not that of the experiment's file, one sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<String>,
     /// The ball that the grid plans, e.g. `Linf 2/255`; empty without a grid.
     pub threat: String,
     /// Where the published numbers are from.
@@ -316,6 +319,7 @@ impl Table {
                 name: experiment.name.clone(),
                 scale: options.scale.map(str::to_owned),
                 about: plan.scale.map(|scale| scale.about.clone()).unwrap_or_default(),
+                changes: plan.scale.map(|scale| scale.changes.clone()).unwrap_or_default(),
                 threat: plan.scale.map(threat).unwrap_or_default(),
                 source: experiment.source.clone(),
                 tolerance: experiment.tolerance,

@@ -250,6 +250,28 @@ fn a_grid_of_chosen_steps_is_filled_by_chosen_steps_only() {
 }
 
 #[test]
+fn a_changed_grid_is_counted_by_what_was_asked_for() {
+    let alone: Vec<Source> = sources().into_iter().filter(|s| s.record.subject.method == "c2r").collect();
+    let mut changed = experiment();
+    changed.change_grid("quick", &[0], &["c2r".to_owned()]).unwrap();
+    let options = TableOptions { experiment: Some(&changed), scale: Some("quick"), baseline: None };
+    let table = Table::build(&alone, &options).unwrap();
+    // Two sizes under two protocols, of which one size has results.
+    assert_eq!((table.planned_rows, table.missing.len()), (4, 2));
+    assert_eq!(table.sections[1].rows[0].planned_runs, Some(1));
+    for text in [table.markdown(), table.latex(), table.html(&[])] {
+        assert!(text.contains("seeds 0 instead of 0, 1, 2"), "{text}");
+        assert!(text.contains("methods c2r, without full, class-mean"), "{text}");
+        assert!(
+            !text.contains("fewer runs than planned") && text.contains("has no row here, so there are no p-values")
+        );
+    }
+    assert_eq!(serde_json::from_str::<Table>(&table.json()).unwrap(), table);
+    let usual = self::table(&sources(), "quick");
+    assert!(!usual.markdown().contains("not that of the experiment's file") && !usual.json().contains("changes"));
+}
+
+#[test]
 fn every_number_has_its_files_seeds_and_configurations() {
     let table = table(&sources(), "quick");
     let row = &table.sections[0].rows[2];
@@ -638,9 +660,12 @@ fn nothing_is_said_of_what_is_not_there() {
     // Neither the baseline nor the row that has published numbers.
     let references = &sources()[..3];
     for text in every(&table(references, "paper")) {
-        assert!(text.contains("so no difference here is called significant"), "{text}");
+        assert!(text.contains("has no row here, so there are no p-values"), "{text}");
         for absent in ["paired t-test", "Published numbers", "the published number", "from the published"] {
             assert!(!text.contains(absent), "{absent}: {text}");
         }
     }
+    // A baseline without a pair.
+    let unpaired = table(&[sources()[3].clone(), sources()[7].clone()], "quick").markdown();
+    assert!(unpaired.contains("No row here shares seeds with a row of `class-mean`"), "{unpaired}");
 }
