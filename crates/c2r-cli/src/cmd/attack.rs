@@ -15,6 +15,7 @@ use c2r_base::{
     Classifier, Epsilon, Goal, LabelledImages, Norm, Seed, Subject, TargetRule, ThreatModel,
     artifact::{self, TensorFile},
 };
+use c2r_distill::Work;
 use c2r_eval::{AttackRecord, RecordContext};
 use c2r_models::{Frozen, TorchScript, checkpoint};
 use fs4::fs_std::FileExt;
@@ -160,7 +161,7 @@ pub(crate) struct Args {
     #[arg(long, requires = "model")]
     as_is: bool,
 
-    /// Measure for a few seconds and print how long it would take
+    /// Print how long it would take here, from a short measurement, and stop (with --json as one object)
     #[arg(long)]
     estimate: bool,
 }
@@ -960,15 +961,8 @@ fn estimate(args: &Args, configs: &[AttackConfig], device: Device, ui: &Ui) -> a
     let batch = (args.batch_size as usize).min(n as usize).max(1);
     let speed = throughput::measure(&spec, &dataset.spec, batch, device)?;
     let (forward, backward) = images(configs, n, dataset.spec.classes.len());
-    ui.out(
-        json!({
-            "seconds": speed.seconds(forward, backward, 0.0),
-            "throughput": speed,
-            "device": format!("{device:?}"),
-            "threads": tch::get_num_threads(),
-        })
-        .to_string(),
-    );
+    let work = Work { forward, input_gradient: backward, training: 0.0 };
+    estimate::answer(&work, &speed, device, args.json, ui);
     Ok(())
 }
 
