@@ -44,7 +44,8 @@ const LONG_SCALE: &str = Experiment::PAPER_SCALE;
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "\
 Examples:
-  cargo xtask reproduce --list --scale small --data ~/datasets
+  cargo xtask reproduce --list
+  cargo xtask reproduce table2 --list --scale small --data ~/datasets
   cargo xtask reproduce table2 --scale quick
   cargo xtask reproduce table2 --scale small --data ~/datasets --dry-run
   cargo xtask reproduce table2 --scale paper --data ~/datasets --only dataset=cifar10,ipc=10,seed=0
@@ -134,7 +135,8 @@ pub(crate) struct Args {
     #[arg(long)]
     dry_run: bool,
 
-    /// Print the experiments (or the named one, or those at --scale): size, what is finished, how long the rest takes here
+    /// Print the experiments, or the one that is named, at every scale or at --scale: size, what is finished, how long the
+    /// rest takes here
     #[arg(long, conflicts_with_all = ["only", "shard", "seeds", "methods", "held_out", "force", "dry_run"])]
     list: bool,
 }
