@@ -1,5 +1,5 @@
-//! `cargo xtask reproduce`: fills a table of the paper, through the public `c2r` command line only. docs/reproduce.md
-//! says how.
+//! `cargo xtask reproduce`: fills a table of the paper, through the public `c2r` command line only; of its own it keeps a
+//! record of each command, and copies small files into the folder of the table. docs/reproduce.md says how.
 
 mod board;
 pub(crate) mod data;
@@ -40,14 +40,12 @@ const PAGE: &str = "report.html";
 /// The scale whose commands take days: its time is estimated first.
 const LONG_SCALE: &str = Experiment::PAPER_SCALE;
 
-/// The word for every method of the scale `paper`.
-const ALL_METHODS: &str = "all";
-
 /// Fill a table of the paper: distil, train, attack, and print it
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "\
 Examples:
   cargo xtask reproduce --list
+  cargo xtask reproduce table2 --list --scale small --data ~/datasets
   cargo xtask reproduce table2 --scale quick
   cargo xtask reproduce table2 --scale small --data ~/datasets --dry-run
   cargo xtask reproduce table2 --scale paper --data ~/datasets --only dataset=cifar10,ipc=10,seed=0
@@ -78,11 +76,13 @@ pub(crate) struct Args {
     #[arg(long, value_name = "I/N", default_value_t = Shard::ALL)]
     shard: Shard,
 
-    /// Other seeds than those of the grid
+    /// The grid with these seeds instead of its own; table and report count by them
     #[arg(long, value_name = "N,..", value_delimiter = ',')]
     seeds: Vec<u64>,
 
-    /// Other methods than those of the grid; `all`: every method of the scale `paper`
+    /// The grid with these methods instead of its own; `all`: every method of the scale `paper`. What is not named is left
+    /// out, references and baseline too: without the baseline there are no p-values (--only runs a part of a grid and
+    /// keeps the rest in its table)
     #[arg(long, value_name = "NAME,..", value_delimiter = ',')]
     methods: Vec<String>,
 
@@ -131,12 +131,13 @@ pub(crate) struct Args {
     #[arg(long)]
     prebuilt: bool,
 
-    /// Print the commands and what they cost here, run none
+    /// Print what would be run, as a shell script that ends in the same table and report, and what it costs here
     #[arg(long)]
     dry_run: bool,
 
-    /// Print the experiments: size, what is finished, and how long the rest takes here
-    #[arg(long)]
+    /// Print the experiments, or the one that is named, at every scale or at --scale: size, what is finished, how long the
+    /// rest takes here
+    #[arg(long, conflicts_with_all = ["only", "shard", "seeds", "methods", "held_out", "force", "dry_run"])]
     list: bool,
 }
 
@@ -151,7 +152,7 @@ enum Launcher {
 pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     let place = place(args, checkout)?;
     if args.list {
-        return list(&place, checkout);
+        return list(args, &place, checkout);
     }
     let (Some(name), Some(scale_name)) = (&args.experiment, &args.scale) else {
         return Err(exit::usage("which experiment, and at which --scale? `--list` shows them"));
@@ -159,16 +160,9 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     if args.sbatch.iter().any(|options| !options.is_empty()) && args.launcher != Launcher::Slurm {
         return Err(exit::usage("--sbatch is for --launcher slurm"));
     }
-    let experiment = read(checkout, name)?;
+    let mut experiment = read(checkout, name)?;
+    experiment.change_grid(scale_name, &args.seeds, &args.methods).map_err(exit::usage)?;
     let mut scale = experiment.scale(scale_name).map_err(exit::usage)?.clone();
-    if !args.seeds.is_empty() {
-        scale.seeds.clone_from(&args.seeds);
-    }
-    if args.methods.iter().any(|method| method == ALL_METHODS) {
-        scale.methods.clone_from(&experiment.scale(Experiment::PAPER_SCALE).map_err(exit::usage)?.methods);
-    } else if !args.methods.is_empty() {
-        scale.methods.clone_from(&args.methods);
-    }
     scale.held_out |= args.held_out;
     if scale.held_out && scale.train_per_class.is_none() {
         return Err(exit::usage(format!("--held-out: scale {scale_name} trains on all images (no train-per-class)")));
@@ -181,16 +175,18 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     if let Some(method) = args.methods.iter().find(|method| plan.without_profile.contains(*method)) {
         return Err(exit::usage(format!("method `{method}` is not implemented: its profile is not in data/profiles")));
     }
+    scale.changes.iter().for_each(|change| ui::note(format!("not the grid of the file: {change}")));
     say_what_is_missing(&experiment, &plan);
     let absent = datasets.missing(plan.steps.iter().map(|step| step.cell.dataset.as_str()));
     let judged = if scale.held_out { "-held-out" } else { "" };
     let job = Job { name: format!("{name}-{scale_name}{judged}"), args, scale: &scale, place: &place, checkout };
     let (table_args, report_args) = job.result_args(name, scale_name);
     if args.dry_run {
-        return dry_run(&job, &plan, &[&table_args, &report_args], &absent);
+        let whole = planner.plan(&Only::default(), Shard::ALL)?;
+        return dry_run(&job, &plan, &whole, &[&table_args, &report_args], &absent);
     }
     if !absent.is_empty() {
-        return Err(exit::error(exit::DATA, no_data(&absent, &place)));
+        return Err(exit::error(exit::DATA, no_data_to_run(&absent, &place)));
     }
     if args.prebuilt {
         if !checkout.c2r().is_file() {
@@ -241,15 +237,18 @@ fn say_what_is_missing(experiment: &Experiment, plan: &Plan) {
     }
 }
 
+/// Which datasets are not here, and who says where they are.
 fn no_data(absent: &[String], place: &Place) -> String {
-    let place = match &place.data {
-        Some(folder) => format!("not in {}", folder.display()),
-        None => "is not here, and no folder with datasets was given (--data DIR or C2R_DATA)".to_owned(),
+    let looked = match &place.data {
+        Some(folder) => format!("not in {}, which --data or C2R_DATA names", folder.display()),
+        None => "--data DIR or C2R_DATA names the folder that has it".to_owned(),
     };
-    format!(
-        "no data: {} {place}; docs/datasets.md says what belongs there, --only leaves datasets out",
-        absent.join(", ")
-    )
+    format!("no data: {} ({looked})", absent.join(", "))
+}
+
+/// The same for whoever wanted to run them.
+fn no_data_to_run(absent: &[String], place: &Place) -> String {
+    format!("{}; docs/datasets.md says what belongs there, --only leaves datasets out", no_data(absent, place))
 }
 
 /// A part of a grid that is to be run.
@@ -272,8 +271,17 @@ impl Job<'_> {
         let folder = self.place.show(&self.table_folder());
         let page = self.place.show(&self.table_folder().join(PAGE));
         let file = format!("{FOLDER}/{name}.toml");
+        let mut change = Vec::new();
+        if !self.args.seeds.is_empty() {
+            let seeds: Vec<String> = self.args.seeds.iter().map(ToString::to_string).collect();
+            change.extend(["--seeds".to_owned(), seeds.join(",")]);
+        }
+        if !self.args.methods.is_empty() {
+            change.extend(["--methods".to_owned(), self.args.methods.join(",")]);
+        }
         let args = |command: &str, flag: &str, to: &str| {
-            [command, &folder, "--experiment", &file, "--scale", scale, flag, to].map(String::from).into()
+            let words = [command, &folder, "--experiment", &file, "--scale", scale].map(String::from);
+            words.into_iter().chain(change.clone()).chain([flag, to].map(String::from)).collect()
         };
         (args("table", "--output-dir", &folder), args("report", "--output", &page))
     }
@@ -352,14 +360,21 @@ struct Listed {
     from: usize,
 }
 
-fn list(place: &Place, checkout: &Checkout) -> anyhow::Result<()> {
+fn list(args: &Args, place: &Place, checkout: &Checkout) -> anyhow::Result<()> {
     let datasets = Datasets::read(place)?;
     let (mut listed, mut asked) = (Vec::new(), Vec::<Step>::new());
-    for name in names(checkout)? {
-        let experiment = read(checkout, &name)?;
-        for (scale_name, scale) in &experiment.scales {
+    let names = args.experiment.clone().map_or_else(|| names(checkout), |name| Ok(vec![name]))?;
+    let experiments: Vec<Experiment> = names.iter().map(|name| read(checkout, name)).collect::<Result<_, _>>()?;
+    let takes = |scale: &str| args.scale.as_ref().is_none_or(|wanted| wanted == scale);
+    let scales: BTreeSet<&String> = experiments.iter().flat_map(|experiment| experiment.scales.keys()).collect();
+    if let Some(wanted) = args.scale.as_ref().filter(|wanted| !scales.contains(wanted)) {
+        return Err(exit::usage(plan::unknown("scale", wanted, scales)));
+    }
+    for experiment in &experiments {
+        let name = &experiment.name;
+        for (scale_name, scale) in experiment.scales.iter().filter(|(name, _)| takes(name)) {
             let place = Place { threads: scale.threads, ..place.clone() };
-            let planner = Planner { experiment: &experiment, scale, place: &place, datasets: &datasets };
+            let planner = Planner { experiment, scale, place: &place, datasets: &datasets };
             let plan = planner.plan(&Only::default(), Shard::ALL)?;
             let first = listed.iter().all(|other: &Listed| !other.heading.starts_with(&format!("{name}: ")));
             let heading = if first { format!("{name}: {}\n", experiment.title) } else { String::new() };
@@ -405,7 +420,7 @@ fn list(place: &Place, checkout: &Checkout) -> anyhow::Result<()> {
         }
         ui::out(line);
         if !part.absent.is_empty() {
-            ui::out(format!("    no data: {}", part.absent.join(", ")));
+            ui::out(format!("    {}", no_data(&part.absent, place)));
         }
         if !part.plan.without_profile.is_empty() {
             let names: Vec<&str> = part.plan.without_profile.iter().map(String::as_str).collect();
@@ -423,17 +438,29 @@ fn one_thread(mut step: Step) -> Step {
     step
 }
 
-fn dry_run(job: &Job<'_>, plan: &Plan, results: &[&[String]], absent: &[String]) -> anyhow::Result<()> {
+/// Prints a shell script that does what the command would: the commands, the folder of the table, table and report.
+fn dry_run(job: &Job<'_>, plan: &Plan, whole: &Plan, results: &[&[String]], absent: &[String]) -> anyhow::Result<()> {
     let c2r = job.checkout.relative(&job.checkout.c2r()).display().to_string();
-    let steps = plan.steps.iter().map(|step| step.args().collect::<Vec<_>>());
-    for args in steps.chain(results.iter().map(|args| args.iter().collect())) {
-        ui::out(process::shell_line(std::iter::once(&c2r).chain(args)));
+    let line = |args: Vec<&String>| process::shell_line(std::iter::once(&c2r).chain(args));
+    plan.steps.iter().for_each(|step| ui::out(line(step.args().collect())));
+    if !job.args.no_table {
+        // The table has what is finished of the rest of the grid, too.
+        let asked: BTreeSet<&str> = plan.steps.iter().map(|step| step.id.as_str()).collect();
+        let shown: Vec<bool> = run::finished(&whole.steps)
+            .into_iter()
+            .zip(&whole.steps)
+            .map(|(finished, step)| finished || asked.contains(step.id.as_str()))
+            .collect();
+        let folder = view::script(&job.table_folder(), &whole.steps, &shown, |path| job.place.show(path));
+        folder.into_iter().for_each(ui::out);
+        results.iter().for_each(|args| ui::out(line(args.iter().collect())));
     }
+    ui::note(format!("to run this by hand: in {}, with `sh -e`", job.place.root.display()));
     let finished = job.finished(&plan.steps);
     let n_open = finished.iter().filter(|&&done| !done).count();
     ui::note(format!("{} commands, {n_open} of them to run", plan.steps.len()));
     if !absent.is_empty() {
-        ui::note(no_data(absent, job.place));
+        ui::note(no_data_to_run(absent, job.place));
     }
     if n_open > 0 && job.checkout.c2r().is_file() {
         let times = estimate::times(&plan.steps, &job.place.results, job.checkout)?;

@@ -644,6 +644,12 @@ impl AttackConfig {
         }
     }
 
+    /// Number of fixed steps up the cross entropy, for an attack that is made of them: FGSM has one.
+    pub(crate) fn cross_entropy_steps(&self) -> Option<u32> {
+        let recipe = self.recipe().ok()??;
+        matches!(recipe.objective, Objective::Loss(LossKind::Ce, _)).then_some(recipe.steps)
+    }
+
     /// The name it was asked for by.
     pub fn name(&self) -> String {
         match self {

@@ -387,6 +387,10 @@ fn flags_of_model(
 /// Attacks that differ by no more than this share of the samples are equally strong. AutoAttack, `checks.py`.
 const SAME_STRENGTH: f64 = 0.002;
 
+/// One step is no stronger than several of the same kind unless it breaks more than this share of the samples besides:
+/// where the loss is almost linear both end at the same place, and single samples differ. Ours.
+const STRONGER: f64 = 0.01;
+
 /// Flags that compare attacks with each other.
 fn flags_of_results(report: &mut AttackReport) {
     let mut flags: Vec<Flag> = Vec::new();
@@ -419,12 +423,21 @@ fn flags_of_results(report: &mut AttackReport) {
         let family = |entry: &AttackEntry| entry.stages.first().map_or(Family::Sanity, |stage| stage.family);
         let strongest = report.attacks.iter().filter(|entry| sees_gradients(family(entry))).map(robust).min();
         let noise = report.attack("noise").map(robust);
+        let cross_entropy_steps = |entry: &AttackEntry| entry.config.as_ref()?.cross_entropy_steps();
+        let one_step = report.attack("fgsm").filter(|entry| cross_entropy_steps(entry) == Some(1)).map(robust);
+        let clearly = (STRONGER * report.n() as f64) as usize;
         for entry in &report.attacks {
             if let (Family::BlackBox, Some(strongest)) = (family(entry), strongest)
                 && robust(entry) + few < strongest
             {
                 let samples = strongest - robust(entry);
                 flags.push(Flag::BlackBoxBeatsWhiteBox { attack: entry.name.clone(), samples });
+            }
+            if let (Some(one_step), Some(steps @ 2..)) = (one_step, cross_entropy_steps(entry))
+                && robust(entry) > one_step + clearly
+            {
+                let samples = robust(entry) - one_step;
+                flags.push(Flag::OneStepBeatsMany { attack: entry.name.clone(), steps, samples });
             }
             if let Some(noise) = noise
                 && family(entry) != Family::Sanity

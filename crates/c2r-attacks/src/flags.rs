@@ -34,6 +34,15 @@ pub enum Flag {
         /// By how many samples.
         samples: usize,
     },
+    /// FGSM broke more than an attack that goes up the same loss in several steps: those do not fit the radius.
+    OneStepBeatsMany {
+        /// Which attack of several steps.
+        attack: String,
+        /// How many steps.
+        steps: u32,
+        /// By how many samples.
+        samples: usize,
+    },
     /// Random noise broke what an attack did not.
     WeakerThanNoise {
         /// Which attack.
@@ -63,6 +72,10 @@ impl fmt::Display for Flag {
             Self::BlackBoxBeatsWhiteBox { attack, samples } => write!(
                 f,
                 "`{attack}`, which sees no gradient, broke {samples} samples that the gradient attacks before it did not: gradients may be masked, or those attacks too short"
+            ),
+            Self::OneStepBeatsMany { attack, steps, samples } => write!(
+                f,
+                "`fgsm`, one step, breaks {samples} samples more than the {steps} steps of `{attack}`: their step size does not fit epsilon (--step-size; default a quarter of epsilon)"
             ),
             Self::WeakerThanNoise { attack, samples } => {
                 write!(f, "random noise breaks {samples} samples more than `{attack}`")

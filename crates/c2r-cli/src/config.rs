@@ -66,13 +66,39 @@ fn get<'a>(table: &'a Table, key: &str) -> Option<&'a Value> {
     }
 }
 
-/// The table as a checked type; unknown and missing keys are errors that name the key.
-pub(crate) fn resolve<T: DeserializeOwned>(table: Table, origin: &str) -> anyhow::Result<T> {
-    // Through text, so that errors quote the line they are about.
-    let text = toml::to_string(&table).context("the configuration cannot be written as TOML")?;
-    toml::from_str(&text)
-        .with_context(|| format!("the configuration from {origin} and the command line does not resolve"))
+/// The table as a checked type. An unknown or missing key and a wrong value are errors that name the key, the one of the
+/// `assignments` of `--set` that gave it (or `origin`), and the key that may have been meant.
+pub(crate) fn resolve<T: DeserializeOwned>(table: Table, origin: &str, assignments: &[String]) -> anyhow::Result<T> {
+    serde_path_to_error::deserialize(Value::Table(table))
+        .map_err(|error| {
+            let path = error.path().to_string();
+            // An assignment gave the key, the section that it is in, or something in it.
+            let is_in = |section: &str, key: &str| {
+                key.strip_prefix(section).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+            };
+            let gave = |assignment: &&String| {
+                let key = assignment.split('=').next().unwrap_or_default().trim();
+                is_in(key, &path) || is_in(&path, key)
+            };
+            let from = assignments.iter().rfind(gave).map_or_else(|| origin.to_owned(), |set| format!("--set {set}"));
+            let reason = error.inner().message().trim_end();
+            let meant = nearest(&path, reason).map_or(String::new(), |key| format!("; did you mean `{key}`?"));
+            anyhow::anyhow!("{from}: in the configuration, at `{path}`: {reason}{meant}")
+        })
         .or_exit(exit::USAGE)
+}
+
+/// The key most like the unknown one at the end of `path`, in full, among those that serde's `reason` lists in backticks
+/// after it.
+fn nearest(path: &str, reason: &str) -> Option<String> {
+    /// Jaro similarity from which clap suggests an option.
+    const ALIKE: f64 = 0.7;
+    let mut names = reason.strip_prefix("unknown field ")?.split('`').skip(1).step_by(2);
+    let wrong = names.next()?;
+    let alike = |name: &str| strsim::jaro(wrong, name);
+    let best = names.filter(|name| alike(name) > ALIKE).max_by(|a, b| alike(a).total_cmp(&alike(b)))?;
+    let section = path.strip_suffix(wrong).unwrap_or_default();
+    Some(format!("{section}{best}"))
 }
 
 #[cfg(test)]
@@ -96,10 +122,11 @@ mod tests {
 
     fn resolved(assignments: &[&str]) -> anyhow::Result<Example> {
         let mut table = parse("name = \"a\"\n[inner]\nlearning-rate = 0.1", "test")?;
-        for assignment in assignments {
+        let assignments: Vec<String> = assignments.iter().map(ToString::to_string).collect();
+        for assignment in &assignments {
             set(&mut table, assignment)?;
         }
-        resolve(table, "test")
+        resolve(table, "test", &assignments)
     }
 
     #[test]
@@ -111,9 +138,22 @@ mod tests {
     #[test]
     fn unknown_keys_and_wrong_types_are_errors_that_name_them() {
         let message = |assignment| format!("{:#}", resolved(&[assignment]).unwrap_err());
-        assert!(message("inner.learning_rate=1").contains("learning_rate"), "{}", message("inner.learning_rate=1"));
-        assert!(message("inner.learning-rate=fast").contains("fast"), "{}", message("inner.learning-rate=fast"));
+        assert_eq!(
+            message("inner.learning_rate=1"),
+            "--set inner.learning_rate=1: in the configuration, at `inner.learning_rate`: unknown field `learning_rate`, \
+             expected `learning-rate`; did you mean `inner.learning-rate`?"
+        );
+        assert!(!message("inner.xyz=1").contains("did you mean"), "{}", message("inner.xyz=1"));
+        assert!(message("nam=1").ends_with("; did you mean `name`?"), "{}", message("nam=1"));
+        let whole = message("inner={learning-rat=1}");
+        assert!(whole.starts_with("--set inner={learning-rat=1}: in the configuration, at `inner"), "{whole}");
+        let wrong = message("inner.learning-rate=fast");
+        assert!(wrong.contains("at `inner.learning-rate`: invalid type: string \"fast\""), "{wrong}");
+        let section = message("iner.learning-rate=1");
+        assert!(section.starts_with("--set iner.learning-rate=1: ") && section.ends_with("`inner`?"), "{section}");
         assert!(message("name.x=1").contains("`name` is a value"));
         assert!(message("name").contains("no `=`"));
+        let missing = resolve::<Example>(Table::new(), "test.toml", &[]).unwrap_err().to_string();
+        assert!(missing.starts_with("test.toml: ") && missing.contains("missing field `name`"), "{missing}");
     }
 }

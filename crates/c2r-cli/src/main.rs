@@ -40,7 +40,8 @@ Exit codes: 0 done, 1 unexpected failure, 2 wrong arguments or configuration, 3 
 /// Options that every command takes.
 #[derive(clap::Args)]
 pub(crate) struct Global {
-    /// CPU threads [default: all cores]
+    /// CPU threads [default: all cores]. Give 1 for networks as small as the digits', which gain nothing from more, and on a
+    /// machine with other work, where several threads wait for each other
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
     threads: Option<i32>,
 

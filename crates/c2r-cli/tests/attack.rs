@@ -12,8 +12,12 @@ use tch::{Kind, Tensor};
 
 /// A small network after a few steps of training: right now and then, and quick.
 fn checkpoint_in(folder: &Path) -> String {
+    trained_in(folder, "ConvNet-D3-W8-IN", "length={steps=60}")
+}
+
+fn trained_in(folder: &Path, model: &str, length: &str) -> String {
     let run_dir = folder.join("run").display().to_string();
-    let words = ["train", "--dataset", "digits", "--model", "ConvNet-D3-W8-IN", "--set", "length={steps=60}"];
+    let words = ["train", "--dataset", "digits", "--model", model, "--set", length];
     let how = ["--device", "cpu", "--threads", "1", "--quiet", "--run-dir", &run_dir];
     let output = Command::new(env!("CARGO_BIN_EXE_c2r")).args(words).args(how).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -94,6 +98,31 @@ fn a_report_for_tables() {
     let none = attack(&checkpoint, &with(&["--attack", "fgsm", "--held-out-after", "2000"]));
     let said = String::from_utf8_lossy(&none.stderr);
     assert!(none.status.code() == Some(2) && said.contains("no class of digits has more than 2000"), "{said}");
+}
+
+/// Numbers of attacks that ran one after the other are not those of attacks judged by themselves, and say so.
+#[test]
+fn what_is_left_so_far_is_no_accuracy_of_one_attack_and_short_steps_are_doubtful() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = trained_in(folder.path(), "ConvNet-D2-W16-IN", "length={steps=80}");
+    let said = |more: &[&str]| {
+        let words = ["--attack", "fgsm,pgd", "--n-test", "100", "--set", "pgd.step-size=0.1/255"];
+        let output = attack(&checkpoint, &with(&[&words[..], more].concat()));
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let output = folder.path().join("report.json").display().to_string();
+    let together = said(&["--output", &output]);
+    assert!(
+        together.contains("left so far") && together.contains("--each judges every attack by itself"),
+        "{together}"
+    );
+    assert!(!together.contains(" accuracy ") && !together.contains("doubtful"), "{together}");
+    let again = said(&["--output", &output]);
+    assert!(again.contains("--each judges every attack by itself"), "{again}");
+    let each = said(&["--each"]);
+    assert!(each.contains(" accuracy ") && !each.contains("left so far"), "{each}");
+    assert!(each.contains("doubtful: `fgsm`, one step, breaks") && each.contains("the 10 steps of `pgd`"), "{each}");
 }
 
 #[test]

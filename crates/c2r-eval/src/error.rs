@@ -1,4 +1,7 @@
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use c2r_base::artifact::ArtifactError;
 use c2r_experiment::ExperimentError;
@@ -47,6 +50,18 @@ pub enum EvalError {
         /// Its value.
         b: String,
     },
+    /// Results that would stand in one table were measured on different numbers of test images.
+    #[error(
+        "the results of {section} are of different numbers of test images and cannot stand in one table:{}\n\
+         attack all networks on the same images (`c2r attack --n-test {}`, or without --n-test on all), or give `c2r table` the \
+         files of one number at a time", by_number(files), files.keys().next().unwrap_or(&0)
+    )]
+    TestImages {
+        /// Dataset and protocol of the table.
+        section: String,
+        /// The files by their number of test images.
+        files: BTreeMap<usize, Vec<String>>,
+    },
     /// The same measurement twice; counting it as two runs would make the deviation too small.
     #[error(
         "{} and {} hold the same measurement ({what}); leave one of them out, or it would count as two runs",
@@ -78,4 +93,18 @@ impl EvalError {
 
 fn listed(errors: &[EvalError]) -> String {
     errors.iter().map(|error| format!("\n  {error}")).collect()
+}
+
+/// Files that are named of those with one number of test images.
+const NAMED_FILES: usize = 3;
+
+fn by_number(files: &BTreeMap<usize, Vec<String>>) -> String {
+    let line = |(n, files): (&usize, &Vec<String>)| {
+        let more = match files.len().saturating_sub(NAMED_FILES) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        format!("\n  {n} images: {}{more}", files[..files.len().min(NAMED_FILES)].join(", "))
+    };
+    files.iter().map(line).collect()
 }

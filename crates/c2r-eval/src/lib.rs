@@ -21,6 +21,7 @@
 mod collect;
 mod error;
 mod from_report;
+mod group;
 mod latex;
 pub mod metrics;
 mod record;

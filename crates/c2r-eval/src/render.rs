@@ -101,6 +101,10 @@ impl Table {
         self.sections.iter().flat_map(|section| &section.rows).flat_map(|row| &row.cells)
     }
 
+    fn has_method(&self, method: &str) -> bool {
+        self.sections.iter().flat_map(|section| &section.rows).any(|row| row.method == method)
+    }
+
     /// Whether any number has a published one beside it.
     pub(crate) fn has_published(&self) -> bool {
         self.cells().any(|cell| cell.published.is_some())
@@ -134,6 +138,9 @@ impl Table {
             });
         }
         match &self.baseline {
+            Some(baseline) if !self.has_method(baseline) => lines.push(format!(
+                "`{baseline}`, with which the others would be compared, has no row here, so there are no p-values and no difference is called significant."
+            )),
             Some(baseline) if self.cells().all(|cell| cell.comparison.is_none()) => lines.push(format!(
                 "No row here shares seeds with a row of `{baseline}`, so no difference here is called significant."
             )),
@@ -144,6 +151,8 @@ impl Table {
             )),
             None => lines.push("No baseline was named, so no difference here is called significant.".to_owned()),
         }
+        let changes = self.experiment.iter().flat_map(|experiment| &experiment.changes);
+        lines.extend(changes.map(|change| format!("The grid is not that of the experiment's file: {change}.")));
         if self.planned_rows > 0 {
             let missing = self.missing.len();
             if missing == 0 {

@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    AttackEntry, EvalError, Experiment, MethodKind, Scale, Source, metrics,
+    AttackEntry, EvalError, Experiment, MethodKind, Scale, Source,
+    group::{Measured, RowKey, Rows, SectionKey, Seeds, group, same},
+    metrics,
     render::size,
     settings,
     stats::{self, Summary},
@@ -94,6 +96,9 @@ pub struct ExperimentInfo {
     pub scale: Option<String>,
     /// What the grid is for.
     pub about: String,
+    /// In what the grid is not that of the experiment's file, one sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<String>,
     /// The ball that the grid plans, e.g. `Linf 2/255`; empty without a grid.
     pub threat: String,
     /// Where the published numbers are from.
@@ -279,36 +284,6 @@ pub struct PlannedRow {
     pub method: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct SectionKey {
-    dataset: String,
-    protocol: String,
-    selection: Selection,
-    model: String,
-    norm: String,
-    /// Bits of a positive float order as the float does.
-    epsilon: u64,
-    goal: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct RowKey {
-    images_per_class: Option<usize>,
-    method: String,
-    profile: String,
-}
-
-/// Seeds of the distillation and of the training.
-type Seeds = (Option<u64>, u64);
-
-struct Measured<'a> {
-    /// With the attacks it brings; the first is where everything else is taken from.
-    files: Vec<&'a Source>,
-    attacks: BTreeMap<&'a str, (&'a AttackEntry, &'a Source)>,
-}
-
-type Rows<'a> = BTreeMap<RowKey, BTreeMap<Seeds, Measured<'a>>>;
-
 impl Table {
     /// The version of `table.json`.
     pub const SCHEMA_VERSION: u32 = 1;
@@ -344,6 +319,7 @@ impl Table {
                 name: experiment.name.clone(),
                 scale: options.scale.map(str::to_owned),
                 about: plan.scale.map(|scale| scale.about.clone()).unwrap_or_default(),
+                changes: plan.scale.map(|scale| scale.changes.clone()).unwrap_or_default(),
                 threat: plan.scale.map(threat).unwrap_or_default(),
                 source: experiment.source.clone(),
                 tolerance: experiment.tolerance,
@@ -603,83 +579,6 @@ pub(crate) fn column_label(column: &str) -> String {
     }
 }
 
-fn group(sources: &[Source]) -> Result<BTreeMap<SectionKey, Rows<'_>>, EvalError> {
-    let mut sorted: Vec<&Source> = sources.iter().collect();
-    sorted.sort_by(|a, b| a.path.cmp(&b.path));
-    let mut sections: BTreeMap<SectionKey, Rows<'_>> = BTreeMap::new();
-    for source in sorted {
-        let record = &source.record;
-        let subject = &record.subject;
-        let mut threats: BTreeMap<SectionKey, Vec<&AttackEntry>> = BTreeMap::new();
-        let key = |norm: Norm, epsilon: f64| SectionKey {
-            dataset: subject.dataset.clone(),
-            protocol: subject.protocol.clone(),
-            selection: subject.selection,
-            model: subject.model.clone(),
-            norm: format!("{norm:?}"),
-            epsilon: epsilon.to_bits(),
-            goal: format!("{:?}", record.threat.goal),
-        };
-        for entry in &record.attacks {
-            threats.entry(key(entry.norm, entry.epsilon.value())).or_default().push(entry);
-        }
-        if threats.is_empty() {
-            threats.insert(key(record.threat.norm, record.threat.epsilon.value()), Vec::new());
-        }
-        for (key, entries) in threats {
-            let row = RowKey {
-                images_per_class: subject.images_per_class,
-                method: subject.method.clone(),
-                profile: subject.profile.clone(),
-            };
-            let run = sections
-                .entry(key)
-                .or_default()
-                .entry(row)
-                .or_default()
-                .entry((subject.distill_seed, subject.train_seed))
-                .or_insert_with(|| Measured { files: Vec::new(), attacks: BTreeMap::new() });
-            add(run, source, &entries)?;
-        }
-    }
-    Ok(sections)
-}
-
-/// Adds one file's attacks to a run; several files may hold different attacks on the same network.
-fn add<'a>(run: &mut Measured<'a>, source: &'a Source, entries: &[&'a AttackEntry]) -> Result<(), EvalError> {
-    if let Some(first) = run.files.first() {
-        same("the clean accuracies of the same run", first, source, |s| s.record.clean_accuracy.to_string())?;
-        if entries.is_empty() || run.attacks.is_empty() {
-            return Err(twice(CLEAN, first, source));
-        }
-    }
-    for entry in entries {
-        if let Some((_, other)) = run.attacks.insert(&entry.attack, (entry, source)) {
-            return Err(twice(&entry.attack, other, source));
-        }
-    }
-    run.files.push(source);
-    Ok(())
-}
-
-fn twice(column: &str, a: &Source, b: &Source) -> EvalError {
-    let subject = &a.record.subject;
-    let what = format!(
-        "{column} of {} on {}, {}, training seed {}",
-        subject.method, subject.dataset, subject.protocol, subject.train_seed
-    );
-    EvalError::Twice { what, a: a.path.clone().into(), b: b.path.clone().into() }
-}
-
-fn same(what: &'static str, a: &Source, b: &Source, value: impl Fn(&Source) -> String) -> Result<(), EvalError> {
-    let (left, right) = (value(a), value(b));
-    if left == right {
-        return Ok(());
-    }
-    let (a_path, b_path) = (a.path.clone().into(), b.path.clone().into());
-    Err(EvalError::Mixed { what, a_path, a: left, b_path, b: right })
-}
-
 fn section(
     key: &SectionKey,
     rows: &Rows<'_>,
@@ -690,7 +589,6 @@ fn section(
     let files = || runs().flat_map(|run| run.files.iter().copied());
     let first = files().next().expect("a section is made for a file");
     for file in files() {
-        same("the numbers of test images", first, file, |s| s.record.n.to_string())?;
         same("the test images (SHA-256)", first, file, |s| s.record.test_sha256.clone())?;
         same("the real training data (SHA-256)", first, file, |s| s.record.subject.data_sha256.clone())?;
     }

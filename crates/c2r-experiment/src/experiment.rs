@@ -121,6 +121,9 @@ pub struct Scale {
     /// choosing settings. Asked for by who runs the grid, not by its file.
     #[serde(skip)]
     pub held_out: bool,
+    /// What [`Experiment::change_grid`] has replaced, one sentence each; empty for the grid of the file.
+    #[serde(skip)]
+    pub changes: Vec<String>,
     /// CPU threads of each command; all cores unless given. As many commands run at once as fit.
     #[serde(default)]
     pub threads: Option<usize>,
@@ -251,6 +254,9 @@ impl Experiment {
     /// The only scale whose numbers must agree with the published ones.
     pub const PAPER_SCALE: &str = "paper";
 
+    /// The word for every method of [`Experiment::PAPER_SCALE`] in [`Experiment::change_grid`].
+    pub const ALL_METHODS: &str = "all";
+
     /// Reads and checks an experiment file, with [`COMMON`] beside it where there is one.
     ///
     /// # Errors
@@ -279,6 +285,41 @@ impl Experiment {
     /// [`ExperimentError::Unknown`] with the names there are.
     pub fn scale(&self, name: &str) -> Result<&Scale, ExperimentError> {
         self.scales.get(name).ok_or_else(|| self.unknown("scale", name, self.scales.keys()))
+    }
+
+    /// Replaces seeds and methods of the grid called `scale` and remembers it in [`Scale::changes`]. An empty list
+    /// replaces nothing; [`Experiment::ALL_METHODS`] among `methods` means every method of [`Experiment::PAPER_SCALE`].
+    ///
+    /// # Errors
+    /// [`ExperimentError::Unknown`] for a grid or a method that is not there.
+    pub fn change_grid(&mut self, scale: &str, seeds: &[u64], methods: &[String]) -> Result<(), ExperimentError> {
+        let methods = if methods.iter().any(|method| method == Self::ALL_METHODS) {
+            self.scale(Self::PAPER_SCALE)?.methods.clone()
+        } else {
+            methods.to_vec()
+        };
+        methods.iter().try_for_each(|method| self.method(method).map(drop))?;
+        let mut grid = self.scale(scale)?.clone();
+        let seeds = without_repetition(seeds);
+        if !seeds.is_empty() && seeds != grid.seeds {
+            grid.changes.push(format!("seeds {} instead of {}", list(&seeds), list(&grid.seeds)));
+            grid.seeds = seeds;
+        }
+        let methods = without_repetition(&methods);
+        if !methods.is_empty() && methods != grid.methods {
+            let mut change = format!("methods {}", list(&methods));
+            let left_out: Vec<&String> = grid.methods.iter().filter(|method| !methods.contains(method)).collect();
+            if !left_out.is_empty() {
+                change += &format!(", without {}", list(&left_out));
+            }
+            if let Some(baseline) = self.baseline.as_ref().filter(|baseline| left_out.contains(baseline)) {
+                change += &format!(": nothing is compared with `{baseline}`, so there are no p-values");
+            }
+            grid.changes.push(change);
+            grid.methods = methods;
+        }
+        self.scales.insert(scale.to_owned(), grid);
+        Ok(())
     }
 
     /// The method called `name`.
@@ -378,6 +419,20 @@ impl Scale {
         }
         Ok(())
     }
+}
+
+fn without_repetition<T: Clone + PartialEq>(items: &[T]) -> Vec<T> {
+    let mut kept: Vec<T> = Vec::new();
+    for item in items {
+        if !kept.contains(item) {
+            kept.push(item.clone());
+        }
+    }
+    kept
+}
+
+fn list<T: ToString>(items: &[T]) -> String {
+    items.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn table(path: &Path) -> Result<Table, ExperimentError> {
@@ -511,6 +566,39 @@ over = ["fgsm", "pgd", "cw"]
         assert_eq!(experiment.published[0].radius(), 2.0 / 255.0);
         let message = experiment.scale("huge").unwrap_err().to_string();
         assert!(message.contains("no scale `huge`; there are: quick"), "{message}");
+    }
+
+    #[test]
+    fn a_grid_is_changed_and_says_so() {
+        let changed = |seeds: &[u64], methods: &[&str]| {
+            let mut experiment = read(EXAMPLE, None).unwrap();
+            let methods: Vec<String> = methods.iter().map(ToString::to_string).collect();
+            experiment.change_grid("quick", seeds, &methods).map(|()| experiment.scales.remove("quick").unwrap())
+        };
+        let same = changed(&[], &[]).unwrap();
+        assert_eq!(same, *read(EXAMPLE, None).unwrap().scale("quick").unwrap());
+        assert_eq!(
+            changed(&[0, 1, 2], &["full", "class-mean", "c2r"]).unwrap(),
+            same,
+            "what the file says is no change"
+        );
+
+        let seeds = changed(&[4, 3, 4], &[]).unwrap();
+        assert_eq!((&seeds.seeds[..], seeds.methods.len()), (&[4, 3][..], 3));
+        assert_eq!(seeds.changes, ["seeds 4, 3 instead of 0, 1, 2"]);
+        let alone = changed(&[], &["c2r"]).unwrap();
+        assert_eq!((alone.methods, alone.seeds), (vec!["c2r".to_owned()], vec![0, 1, 2]));
+        assert_eq!(
+            alone.changes,
+            ["methods c2r, without full, class-mean: nothing is compared with `class-mean`, so there are no p-values"]
+        );
+        let compared = changed(&[], &["class-mean", "c2r"]).unwrap();
+        assert_eq!(compared.changes, ["methods class-mean, c2r, without full"]);
+
+        let message = changed(&[], &["dm"]).unwrap_err().to_string();
+        assert!(message.contains("no method `dm`; there are: c2r, class-mean, full"), "{message}");
+        let message = changed(&[], &["all"]).unwrap_err().to_string();
+        assert!(message.contains("no scale `paper`"), "{message}");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::{
     plan::{Stage, Step},
     record,
 };
-use crate::exit;
+use crate::{exit, process::shell_line};
 
 /// What a folder of an attack holds.
 const REPORT: &str = "attack.json";
@@ -31,10 +31,15 @@ const NETWORK: &str = "model.safetensors";
 /// # Errors
 /// If the folder holds what this did not write, or cannot be written.
 pub(crate) fn update(folder: &Path, steps: &[Step], finished: &[bool], keep: &[String]) -> anyhow::Result<usize> {
-    let place = |step: &Step| folder.join(step.cell.folder()).join(step.stage.folder());
     let shown = |step: &&Step| matches!(step.stage, Stage::Attack { .. } | Stage::Distill);
-    let wanted: BTreeSet<PathBuf> =
-        steps.iter().zip(finished).filter(|(_, done)| **done).map(|(step, _)| step).filter(shown).map(place).collect();
+    let wanted: BTreeSet<PathBuf> = steps
+        .iter()
+        .zip(finished)
+        .filter(|(_, done)| **done)
+        .map(|(step, _)| step)
+        .filter(shown)
+        .map(|step| place(folder, step))
+        .collect();
     for old in entries(folder, 5)? {
         let dataset = old.strip_prefix(folder).ok().and_then(|inside| inside.iter().next()?.to_str());
         if dataset.is_some_and(|dataset| keep.iter().any(|kept| kept == dataset)) {
@@ -53,21 +58,68 @@ pub(crate) fn update(folder: &Path, steps: &[Step], finished: &[bool], keep: &[S
     }
     let mut n_attacks = 0;
     for (step, _) in steps.iter().zip(finished).filter(|(_, done)| **done) {
-        let at = place(step);
-        match &step.stage {
-            Stage::Distill => link(&step.folder, &at)?,
-            Stage::Train(_) => {}
-            Stage::Attack { .. } => {
-                let trained = &steps[step.needs.expect("an attack needs a network")];
-                fs::create_dir_all(&at).with_context(|| format!("cannot create {}", at.display()))?;
-                copy(&step.folder.join(REPORT), &at.join(REPORT))?;
-                copy(&trained.folder.join(RUN), &at.join(RUN))?;
-                link(&trained.folder.join(NETWORK), &at.join(NETWORK))?;
-                n_attacks += 1;
+        for part in parts(folder, step, steps) {
+            match part {
+                Part::Copy { from, to } => copy(&from, &to)?,
+                Part::Link { from, to } => link(&from, &to)?,
             }
         }
+        n_attacks += usize::from(matches!(step.stage, Stage::Attack { .. }));
     }
     Ok(n_attacks)
+}
+
+/// The shell commands that show the `wanted` ones of `steps`, once they are finished, in `folder` as [`update`] does;
+/// `show` writes a path as the shell finds it.
+pub(crate) fn script(folder: &Path, steps: &[Step], wanted: &[bool], show: impl Fn(&Path) -> String) -> Vec<String> {
+    let line = |(step, _): (&Step, &bool)| {
+        let parts = parts(folder, step, steps);
+        let inside = parts.first()?.to().parent()?.to_owned();
+        let make = shell_line(["mkdir", "-p", &show(&inside)]);
+        let fill = parts.iter().map(|part| match part {
+            Part::Copy { from, to } => shell_line(["cp", &show(from), &show(to)]),
+            Part::Link { from, to } => {
+                shell_line(["ln", "-sfn", &relative(from, &inside).display().to_string(), &show(to)])
+            }
+        });
+        Some(std::iter::once(make).chain(fill).collect::<Vec<_>>().join(" && "))
+    };
+    steps.iter().zip(wanted).filter(|(_, wanted)| **wanted).filter_map(line).collect()
+}
+
+/// A file or a link of the folder.
+enum Part {
+    Copy { from: PathBuf, to: PathBuf },
+    Link { from: PathBuf, to: PathBuf },
+}
+
+impl Part {
+    fn to(&self) -> &Path {
+        match self {
+            Self::Copy { to, .. } | Self::Link { to, .. } => to,
+        }
+    }
+}
+
+/// What `folder` shows of a finished step, all of it beside each other.
+fn parts(folder: &Path, step: &Step, steps: &[Step]) -> Vec<Part> {
+    let at = place(folder, step);
+    match &step.stage {
+        Stage::Distill => vec![Part::Link { from: step.folder.clone(), to: at }],
+        Stage::Train(_) => vec![],
+        Stage::Attack { .. } => {
+            let trained = &steps[step.needs.expect("an attack needs a network")];
+            vec![
+                Part::Copy { from: step.folder.join(REPORT), to: at.join(REPORT) },
+                Part::Copy { from: trained.folder.join(RUN), to: at.join(RUN) },
+                Part::Link { from: trained.folder.join(NETWORK), to: at.join(NETWORK) },
+            ]
+        }
+    }
+}
+
+fn place(folder: &Path, step: &Step) -> PathBuf {
+    folder.join(step.cell.folder()).join(step.stage.folder())
 }
 
 /// Folders and links that lie `depth` levels below `folder`.
@@ -134,12 +186,7 @@ fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
 /// Makes `to` a link to `from`, relative, so that the results folder can be moved.
 fn link(from: &Path, to: &Path) -> anyhow::Result<()> {
     let folder = to.parent().unwrap_or(Path::new("."));
-    let common = from.components().zip(folder.components()).take_while(|(a, b)| a == b).count();
-    let up = folder.components().skip(common).map(|_| "..");
-    let target: PathBuf = up
-        .map(PathBuf::from)
-        .chain(from.components().skip(common).map(|part| PathBuf::from(part.as_os_str())))
-        .collect();
+    let target = relative(from, folder);
     if fs::read_link(to).is_ok_and(|there| there == target) {
         return Ok(());
     }
@@ -148,6 +195,13 @@ fn link(from: &Path, to: &Path) -> anyhow::Result<()> {
         .and_then(|()| symlink(&target, &fresh))
         .and_then(|()| fs::rename(&fresh, to))
         .with_context(|| format!("cannot write {}", to.display()))
+}
+
+/// The way from `folder` to `path`.
+fn relative(path: &Path, folder: &Path) -> PathBuf {
+    let common = path.components().zip(folder.components()).take_while(|(a, b)| a == b).count();
+    let up = folder.components().skip(common).map(|_| PathBuf::from(".."));
+    up.chain(path.components().skip(common).map(|part| PathBuf::from(part.as_os_str()))).collect()
 }
 
 #[cfg(unix)]

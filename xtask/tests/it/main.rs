@@ -61,6 +61,7 @@ done
 [ "$command" = table ] && { echo "the table"; exit ${verdict:-0}; }
 [ "$command$(ls unreadable 2>/dev/null)" = reportunreadable ] && { echo "error: cannot read it" >&2; exit 3; }
 [ "$command" = report ] && { echo "the page" > "$out"; exit ${verdict:-0}; }
+mkdir -p "$dir"
 mkdir "$dir/alone" || { echo "not alone in $dir"; exit 9; }
 trap 'rmdir "$dir/alone"' EXIT
 [ -f broken ] && [ "$command$seed" = distill1 ] && { echo "error: cannot read data_batch_1.bin"; exit 3; }
@@ -107,8 +108,12 @@ impl Checkout {
     }
 
     fn reproduce(&self, more: &[&str]) -> Command {
+        self.xtask(&[&["reproduce", "example", "--scale", "quick", "--prebuilt"], more].concat())
+    }
+
+    fn xtask(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
-        command.args(["reproduce", "example", "--scale", "quick", "--prebuilt"]).args(more);
+        command.args(args);
         command.current_dir(self.folder.path()).stdin(Stdio::null());
         command.env_remove("CARGO_MANIFEST_DIR").env_remove("CARGO_TARGET_DIR").env_remove("C2R_DATA");
         command

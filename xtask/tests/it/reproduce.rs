@@ -1,5 +1,9 @@
 use std::{
-    process::Stdio,
+    collections::BTreeMap,
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -90,14 +94,100 @@ fn numbers_outside_the_tolerance_are_code_4_and_a_page_that_cannot_be_made_is_co
 #[test]
 fn missing_data_is_said_before_anything_runs() {
     let checkout = Checkout::new();
-    std::fs::remove_file(checkout.path("data/digits/digits.csv")).unwrap();
+    fs::remove_file(checkout.path("data/digits/digits.csv")).unwrap();
     let (code, said) = ended(&checkout.reproduce(&[]).output().unwrap());
     assert!(code == Some(3) && said.contains("no data: digits"), "{said}");
     assert!(checkout.calls().is_empty());
     // What it would do is shown all the same.
-    std::fs::remove_file(checkout.path("target/release/c2r")).unwrap();
+    fs::remove_file(checkout.path("target/release/c2r")).unwrap();
     let output = checkout.reproduce(&["--dry-run"]).output().unwrap();
     let (code, said) = ended(&output);
     assert!(code == Some(0) && said.contains("30 commands, 30 of them to run"), "{said}");
-    assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), N_COMMANDS + 2, "table and report too");
+    let n_shown = 6 + 12;
+    assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), N_COMMANDS + n_shown + 2);
+}
+
+/// What a folder holds: for a link where it leads, for a file what is in it.
+fn contents(folder: &Path) -> BTreeMap<PathBuf, String> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_symlink() {
+            found.insert(path.clone(), fs::read_link(&path).unwrap().display().to_string());
+        } else if path.is_dir() {
+            found.extend(contents(&path));
+        } else {
+            found.insert(path.clone(), fs::read_to_string(&path).unwrap());
+        }
+    }
+    found
+}
+
+#[test]
+fn a_dry_run_is_a_script_that_does_the_same() {
+    let checkout = Checkout::new();
+    // Something is finished already, and stays in the table.
+    assert_eq!(ended(&checkout.reproduce(&["--only", "method=one,seed=0"]).output().unwrap()).0, Some(0));
+    let only = ["--only", "method=two,seed=1,protocol=natural"];
+    let script = checkout.reproduce(&[&only[..], &["--dry-run"]].concat()).output().unwrap().stdout;
+    let mut shell = Command::new("sh").arg("-e").current_dir(checkout.path("")).stdin(Stdio::piped()).spawn().unwrap();
+    shell.stdin.take().unwrap().write_all(&script).unwrap();
+    assert!(shell.wait().unwrap().success(), "{}", String::from_utf8_lossy(&script));
+    let table = checkout.path("runs/example-quick");
+    let by_hand = contents(&table);
+    assert!(by_hand.contains_key(&table.join("digits/ipc1/two/seed1/natural-fgsm-0.1/attack.json")));
+    fs::remove_dir_all(&table).unwrap();
+    assert_eq!(ended(&checkout.reproduce(&only).output().unwrap()).0, Some(0));
+    assert_eq!(contents(&table), by_hand);
+}
+
+#[test]
+fn a_changed_grid_is_passed_on_to_table_and_report() {
+    let checkout = Checkout::new();
+    let (code, said) = ended(&checkout.reproduce(&["--seeds", "0,7", "--methods", "two"]).output().unwrap());
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("not the grid of the file: seeds 0, 7 instead of 0, 1, 2"), "{said}");
+    assert!(said.contains("not the grid of the file: methods two, without one"), "{said}");
+    let calls = fs::read_to_string(checkout.path("calls")).unwrap();
+    let results: Vec<&str> =
+        calls.lines().filter(|line| line.starts_with("table") || line.starts_with("report")).collect();
+    assert_eq!(results.len(), 2);
+    assert!(results.iter().all(|line| line.contains(" --scale quick --seeds 0,7 --methods two --output")), "{calls}");
+    let (code, said) = ended(&checkout.reproduce(&["--methods", "three"]).output().unwrap());
+    assert!(code == Some(2) && said.contains("no method `three`; there are: one, two"), "{said}");
+}
+
+#[test]
+fn the_list_is_of_what_was_asked_for() {
+    let checkout = Checkout::new();
+    let other = fs::read_to_string(checkout.path("data/paper/example.toml"))
+        .unwrap()
+        .replace("\"example\"", "\"other\"")
+        .replace("scales.quick", "scales.small")
+        .replace("[\"digits\"]", "[\"cifar10\"]");
+    fs::write(checkout.path("data/paper/other.toml"), other).unwrap();
+    let mut known = fs::read_to_string(checkout.path("data/datasets.toml")).unwrap();
+    known += "[[dataset]]\nname = \"cifar10\"\nformat = \"cifar10\"\nfolders = [\"cifar\"]\n";
+    fs::write(checkout.path("data/datasets.toml"), known).unwrap();
+    let list = |more: &[&str]| {
+        let output = checkout.xtask(&[&["reproduce", "--list"], more].concat()).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned(), ended(&output).1)
+    };
+    let (code, all, said) = list(&[]);
+    assert!(code == Some(0) && all.contains("example: ") && all.contains("other: "), "{all}{said}");
+    assert!(all.contains("no data: cifar10 (--data DIR or C2R_DATA names"), "{all}");
+    for more in [&["example"][..], &["--scale", "quick"]] {
+        let (code, listed, said) = list(more);
+        assert!(code == Some(0) && listed.contains("example: ") && !listed.contains("other: "), "{listed}{said}");
+    }
+    let (_, listed, _) = list(&["--scale", "small", "--data", "elsewhere"]);
+    assert!(!listed.contains("example: ") && listed.contains("elsewhere, which --data or C2R_DATA names"), "{listed}");
+    for (more, reason) in [
+        (&["--scale", "huge"][..], "no scale `huge`; there are: quick, small"),
+        (&["others"], "no experiment `others`; there are: example, other"),
+        (&["--seeds", "1"], "--seeds"),
+    ] {
+        let (code, _, said) = list(more);
+        assert!(code == Some(2) && said.contains(reason), "{said}");
+    }
 }

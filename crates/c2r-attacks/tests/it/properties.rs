@@ -572,6 +572,30 @@ fn an_attack_that_noise_beats_is_flagged() {
 }
 
 #[test]
+fn several_steps_that_one_step_beats_are_flagged() {
+    let model = Linear::mixed(3, SHAPE);
+    let images = toys::images(8, SHAPE);
+    let labels = model.logits(&images).argmax(1, false);
+    let data = LabelledImages::new(images, labels).unwrap();
+    let flags = |name: &str, options: &[(&str, &str)]| {
+        let attacks = [config("fgsm", &[]).build().unwrap(), config(name, options).build().unwrap()];
+        let options = EvaluateOptions { mode: Mode::Each, ..Default::default() };
+        run(&model, &data, &attacks, &threat(Norm::Linf, 0.9), &options).flags
+    };
+    let short = ("step-size", "0.0001/255");
+    let flagged = flags("bim", &[short]);
+    assert!(
+        matches!(&flagged[..], [Flag::OneStepBeatsMany { attack, steps: 10, samples: 1.. }] if attack == "bim"),
+        "{flagged:?}"
+    );
+    let text = flagged[0].to_string();
+    assert!(text.contains("the 10 steps of `bim`") && text.contains("step size does not fit epsilon"), "{text}");
+    assert_eq!(flags("bim", &[]), [], "the default step reaches the surface");
+    assert_eq!(flags("bim", &[short, ("steps", "1")]), [], "one step against one step says nothing");
+    assert_eq!(flags("bim", &[short, ("loss", "cw")]), [], "another loss is another attack");
+}
+
+#[test]
 fn square_on_a_masked_gradient_raises_the_flag() {
     /// Differentiates to zero, but moves.
     struct Masked(Linear);

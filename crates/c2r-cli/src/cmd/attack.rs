@@ -15,6 +15,7 @@ use c2r_base::{
     Classifier, Epsilon, Goal, LabelledImages, Norm, Seed, Subject, TargetRule, ThreatModel,
     artifact::{self, TensorFile},
 };
+use c2r_distill::Work;
 use c2r_eval::{AttackRecord, RecordContext};
 use c2r_models::{Frozen, TorchScript, checkpoint};
 use fs4::fs_std::FileExt;
@@ -50,6 +51,9 @@ Attacks: clean noise fgsm r-fgsm bim pgd mi-fgsm ni-fgsm vmi-fgsm vni-fgsm tpgd 
 apgd-dlr apgd-t deepfool cw-l2 fab fab-t square; suites: paper-six autoattack-standard autoattack-plus
 autoattack-rand. docs/attacks has every option, its default and where the default is from.
 
+PGD, CW, VMI-FGSM and Jitter of paper-six take 10 steps of 2/255 at every --eps, as the field does: above 10/255 they cannot
+cross the ball. Asked for by name (fgsm,pgd,cw-linf,vmi-fgsm,jitter,autoattack-standard) they step a quarter of epsilon.
+
 A model takes pixels in [0, 1] and returns logits; normalization is inside. Epsilon and step sizes are in
 pixel units. With --output or --save, the same command goes on where an interrupted one stopped.")]
 pub(crate) struct Args {
@@ -82,7 +86,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", alias = "limit", value_parser = clap::value_parser!(u64).range(1..))]
     n_test: Option<u64>,
 
-    /// Attacks and suites, separated by commas; each runs on what the ones before it left
+    /// Attacks and suites, separated by commas; without --each, each runs on what the ones before it left, so the last line
+    /// is the worst case of all
     #[arg(long, value_name = "NAMES", value_delimiter = ',', required = true)]
     attack: Vec<String>,
 
@@ -160,7 +165,7 @@ pub(crate) struct Args {
     #[arg(long, requires = "model")]
     as_is: bool,
 
-    /// Measure for a few seconds and print how long it would take
+    /// Print how long it would take here, from a short measurement, and stop (with --json as one object)
     #[arg(long)]
     estimate: bool,
 }
@@ -863,10 +868,17 @@ fn save(
     Ok(file.write(path)?)
 }
 
+/// Said where several attacks ran one after the other.
+const LEFT_SO_FAR: &str = "each line is what is left after its attack and those above it: the worst case so far; --each \
+                           judges every attack by itself";
+
 /// What a finished evaluation printed, as far as its state has it.
 fn print_summary(summary: &Value, ui: &Ui) {
+    if summary["mode"] == json!(Mode::Suite) && summary["attacks"].as_array().is_some_and(|attacks| attacks.len() > 1) {
+        ui.out(LEFT_SO_FAR);
+    }
     let line = |name: &str, accuracy: &Value| {
-        ui.out(format!("{name:<22}{:>8.2} %", 100.0 * accuracy.as_f64().unwrap_or(f64::NAN)));
+        ui.out(format!("{name:<22}{:>10.2} %", 100.0 * accuracy.as_f64().unwrap_or(f64::NAN)));
     };
     line("clean", &summary["clean_accuracy"]);
     for attack in summary["attacks"].as_array().into_iter().flatten() {
@@ -886,14 +898,19 @@ fn print(report: &AttackReport, ui: &Ui) {
             serde_json::to_value(rule).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default();
         ui.out(format!("targeted ({rule}): accuracy is the share of images that were not taken to their target"));
     }
-    ui.out(format!("{:<22}{:>10}{:>12}{:>10}", "attack", "accuracy", "broken", "seconds"));
-    ui.out(format!("{:<22}{:>10}{:>12}{:>10.1}", "clean", percent(report.clean_accuracy()), "", report.clean_seconds));
+    let one_after_the_other = report.mode == Mode::Suite && report.attacks.len() > 1;
+    if one_after_the_other {
+        ui.out(LEFT_SO_FAR);
+    }
+    let accuracy = if one_after_the_other { "left so far" } else { "accuracy" };
+    ui.out(format!("{:<22}{accuracy:>12}{:>12}{:>10}", "attack", "broken", "seconds"));
+    ui.out(format!("{:<22}{:>12}{:>12}{:>10.1}", "clean", percent(report.clean_accuracy()), "", report.clean_seconds));
     for entry in &report.attacks {
         let broken = |attacked: usize, left: usize| format!("{} of {attacked}", attacked - left);
         let attacked = entry.stages.first().map_or(0, |stage| stage.attacked);
         let left = entry.stages.last().map_or(attacked, |stage| stage.survivors);
         ui.out(format!(
-            "{:<22}{:>10}{:>12}{:>10.1}",
+            "{:<22}{:>12}{:>12}{:>10.1}",
             entry.name,
             percent(entry.robust_accuracy()),
             broken(attacked, left),
@@ -902,12 +919,12 @@ fn print(report: &AttackReport, ui: &Ui) {
         if entry.stages.len() > 1 {
             for stage in &entry.stages {
                 let broken = broken(stage.attacked, stage.survivors);
-                ui.out(format!("  {:<20}{:>10}{broken:>12}{:>10.1}", stage.attack, "", stage.seconds));
+                ui.out(format!("  {:<20}{:>12}{broken:>12}{:>10.1}", stage.attack, "", stage.seconds));
             }
         }
     }
     if report.attacks.len() > 1 {
-        ui.out(format!("{:<22}{:>10}", "all together", percent(report.robust_accuracy())));
+        ui.out(format!("{:<22}{:>12}", "all together", percent(report.robust_accuracy())));
     }
     for flag in &report.flags {
         ui.out(format!("doubtful: {flag}"));
@@ -960,15 +977,8 @@ fn estimate(args: &Args, configs: &[AttackConfig], device: Device, ui: &Ui) -> a
     let batch = (args.batch_size as usize).min(n as usize).max(1);
     let speed = throughput::measure(&spec, &dataset.spec, batch, device)?;
     let (forward, backward) = images(configs, n, dataset.spec.classes.len());
-    ui.out(
-        json!({
-            "seconds": speed.seconds(forward, backward, 0.0),
-            "throughput": speed,
-            "device": format!("{device:?}"),
-            "threads": tch::get_num_threads(),
-        })
-        .to_string(),
-    );
+    let work = Work { forward, input_gradient: backward, training: 0.0 };
+    estimate::answer(&work, &speed, device, args.json, ui);
     Ok(())
 }
 

@@ -98,7 +98,7 @@ pub(crate) struct Args {
     #[arg(long)]
     force: bool,
 
-    /// Print how long it would take here, from a short measurement, and stop
+    /// Print how long it would take here, from a short measurement, and stop (with --json as one object)
     #[arg(long)]
     estimate: bool,
 
@@ -138,7 +138,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     }
     let dataset = args.data.load(ui)?;
     if args.estimate {
-        return estimate(&config, &dataset, device, ui);
+        return estimate(&config, &dataset, device, args.json, ui);
     }
     let path = args.run_dir.as_deref().expect("clap requires it here");
     let mut distillation = Distillation::new(config.clone(), &dataset, device).or_exit(exit::USAGE)?;
@@ -375,7 +375,7 @@ fn resolve(args: &Args, spec: &c2r_data::DatasetSpec, dropped: &dyn Fn(String)) 
         default(key, Value::Integer(value))?;
     }
     default("model", Value::String(spec.model.clone()))?;
-    let mut config: DistillConfig = config::resolve(table, &args.config)?;
+    let mut config: DistillConfig = config::resolve(table, &format!("--config {}", args.config), &args.set)?;
     config.fill_in();
     config.validate().or_exit(exit::USAGE)?;
     Ok(config)
@@ -399,7 +399,7 @@ pub(crate) fn passes(args: &Args, written: &mut Written) -> anyhow::Result<Passe
     })
 }
 
-fn estimate(config: &DistillConfig, dataset: &Dataset, device: Device, ui: &Ui) -> anyhow::Result<()> {
+fn estimate(config: &DistillConfig, dataset: &Dataset, device: Device, json: bool, ui: &Ui) -> anyhow::Result<()> {
     let per_class = config.train_per_class.unwrap_or(usize::MAX);
     let n_train = dataset.train.len().min(per_class.saturating_mul(dataset.spec.classes.len()));
     let work = c2r_distill::work(config, dataset.spec.classes.len(), n_train);
@@ -409,15 +409,6 @@ fn estimate(config: &DistillConfig, dataset: &Dataset, device: Device, ui: &Ui) 
         _ => ESTIMATE_BATCH,
     };
     let speed = throughput::measure(&config.model, &dataset.spec, batch_size, device)?;
-    ui.out(
-        json!({
-            "seconds": speed.seconds(work.forward, work.input_gradient, work.training),
-            "work": work,
-            "throughput": speed,
-            "device": format!("{device:?}"),
-            "threads": tch::get_num_threads(),
-        })
-        .to_string(),
-    );
+    estimate::answer(&work, &speed, device, json, ui);
     Ok(())
 }

@@ -7,6 +7,7 @@ use std::{
 use anyhow::Context;
 use c2r_base::artifact;
 use c2r_data::DatasetSpec;
+use c2r_distill::Work;
 use c2r_models::ModelSpec;
 use clap::Parser;
 use serde_json::json;
@@ -132,6 +133,40 @@ pub(crate) fn run(args: &Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Prints what `--estimate` of one command found: a line, or one object with `--json`.
+pub(crate) fn answer(work: &Work, speed: &Throughput, device: Device, json: bool, ui: &Ui) {
+    let seconds = speed.seconds(work.forward, work.input_gradient, work.training);
+    let threads = tch::get_num_threads();
+    if json {
+        let answer = json!({
+            "seconds": seconds,
+            "work": work,
+            "throughput": speed,
+            "device": format!("{device:?}"),
+            "threads": threads,
+        });
+        ui.out(answer.to_string());
+        return;
+    }
+    let threads = if device == Device::Cpu { format!(", {threads} threads") } else { String::new() };
+    ui.out(format!(
+        "about {} here ({device:?}{threads}); images per second: {:.0} forward, {:.0} with gradients of pixels, {:.0} in \
+         training",
+        duration(seconds),
+        speed.forward,
+        speed.input_gradient,
+        speed.training
+    ));
+}
+
+fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 90.0 => format!("{s:.0} seconds"),
+        s if s < 90.0 * 60.0 => format!("{:.0} minutes", s / 60.0),
+        s => format!("{:.1} hours", s / 3600.0),
+    }
+}
+
 fn passes(words: &[String], written: &mut Written) -> anyhow::Result<Passes> {
     let cli = Cli::try_parse_from(std::iter::once("c2r").chain(words.iter().map(String::as_str)))?;
     match cli.command {
@@ -156,4 +191,16 @@ fn seconds(passes: &Passes, device: Device, speeds: &mut BTreeMap<String, Throug
         }
     };
     Ok(speed.seconds(*forward, *input_gradient, *training))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_for_people() {
+        for (seconds, said) in [(0.2, "0 seconds"), (89.0, "89 seconds"), (120.0, "2 minutes"), (9000.0, "2.5 hours")] {
+            assert_eq!(duration(seconds), said);
+        }
+    }
 }

@@ -30,7 +30,9 @@ Examples:
   c2r table runs/table2-quick --experiment data/paper/table2.toml --scale quick --output-dir runs/table2-quick
   c2r table runs/mine --baseline class-mean --format csv > cells.csv
 
-Every attack.json below the folders is read; docs/tables.md says how to read the result.
+Every attack.json below the folders is read. What is missing is counted by the experiment's grid; --seeds and --methods say
+that another one was run (`cargo xtask reproduce` passes its own on), and the table says so. docs/tables.md says how to read the
+result.
 Exit code 4: at the scale `paper` a number is farther from the published one than the tolerance.")]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -65,6 +67,14 @@ pub(crate) struct Results {
     #[arg(long, value_name = "NAME", requires = "experiment")]
     scale: Option<String>,
 
+    /// The grid has these seeds instead of its file's
+    #[arg(long, value_name = "N,..", value_delimiter = ',', requires = "experiment")]
+    seeds: Vec<u64>,
+
+    /// The grid has these methods instead of its file's; `all`: every method of the scale `paper`
+    #[arg(long, value_name = "NAME,..", value_delimiter = ',', requires = "experiment")]
+    methods: Vec<String>,
+
     /// Compare the other methods with this one, seed by seed [default: the experiment's]
     #[arg(long, value_name = "METHOD")]
     baseline: Option<String>,
@@ -73,13 +83,20 @@ pub(crate) struct Results {
 impl Results {
     /// Reads the files and makes the table.
     pub(crate) fn table(&self) -> anyhow::Result<(Table, Vec<Source>)> {
-        let experiment =
+        let mut experiment =
             self.experiment.as_deref().map(Experiment::read).transpose().map_err(|error| coded(error.into()))?;
-        let sources = collect(&self.roots).map_err(coded)?;
         let by_name = experiment.as_ref().and_then(|experiment| scale_by_name(&self.roots, experiment));
+        let scale = self.scale.clone().or(by_name.map(str::to_owned));
+        if !(self.seeds.is_empty() && self.methods.is_empty()) {
+            let Some((experiment, scale)) = experiment.as_mut().zip(scale.as_deref()) else {
+                return exit::fail(exit::USAGE, "--seeds and --methods change a grid: name it with --scale");
+            };
+            experiment.change_grid(scale, &self.seeds, &self.methods).map_err(|error| coded(error.into()))?;
+        }
+        let sources = collect(&self.roots).map_err(coded)?;
         let options = TableOptions {
             experiment: experiment.as_ref(),
-            scale: self.scale.as_deref().or(by_name),
+            scale: scale.as_deref(),
             baseline: self.baseline.as_deref(),
         };
         Ok((Table::build(&sources, &options).map_err(coded)?, sources))

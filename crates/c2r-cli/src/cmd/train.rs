@@ -7,6 +7,7 @@ use std::{
 use anyhow::Context;
 use c2r_base::{Epsilon, LabelledImages, Seed, Selection, Subject, artifact::TensorFile};
 use c2r_data::{Dataset, DatasetSpec, Split, SyntheticSet};
+use c2r_distill::Work;
 use c2r_models::{Frozen, Model, ModelSpec, checkpoint};
 use c2r_train::{Best, Protocol, Targets, Teacher, TrainConfig, TrainEvent, TrainSource, Trainer};
 use serde_json::json;
@@ -92,7 +93,7 @@ pub(crate) struct Args {
     #[arg(long)]
     force: bool,
 
-    /// Print how long it would take here, from a short measurement, and stop
+    /// Print how long it would take here, from a short measurement, and stop (with --json as one object)
     #[arg(long)]
     estimate: bool,
 
@@ -193,7 +194,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         return Ok(());
     }
     if args.estimate {
-        return estimate(&config, &spec, &material, device, ui);
+        return estimate(&config, &spec, &material, device, args.json, ui);
     }
     let path = args.run_dir.as_deref().expect("clap requires it here");
     let subject = Subject {
@@ -415,7 +416,7 @@ fn resolve(args: &Args, epsilon: Epsilon, spec: &DatasetSpec, targets: &Targets<
     for assignment in &args.set {
         config::set(&mut table, assignment)?;
     }
-    let config: TrainConfig = config::resolve(table, &format!("protocol {}", args.protocol))?;
+    let config: TrainConfig = config::resolve(table, &format!("protocol {}", args.protocol), &args.set)?;
     config.check().or_exit(exit::USAGE)?;
     Ok(config)
 }
@@ -461,6 +462,7 @@ fn estimate(
     spec: &ModelSpec,
     material: &Material,
     device: Device,
+    json: bool,
     ui: &Ui,
 ) -> anyhow::Result<()> {
     let n = material.source().len();
@@ -468,14 +470,7 @@ fn estimate(
     let speed = throughput::measure(spec, &material.spec, batch, device)?;
     let (attacked, images) = images(config, n);
     let teacher = if material.teacher.is_some() { images } else { 0.0 };
-    ui.out(
-        json!({
-            "seconds": speed.seconds(attacked + teacher, attacked, images),
-            "throughput": speed,
-            "device": format!("{device:?}"),
-            "threads": tch::get_num_threads(),
-        })
-        .to_string(),
-    );
+    let work = Work { forward: attacked + teacher, input_gradient: attacked, training: images };
+    estimate::answer(&work, &speed, device, json, ui);
     Ok(())
 }

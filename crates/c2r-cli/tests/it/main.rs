@@ -344,7 +344,8 @@ fn mistakes_have_an_exit_code_and_say_what_to_do() {
     let (_guard, folder) = folder();
     let run_dir = folder.join("run");
     let (code, said) = fails(&mut distill(&run_dir, 3, &["--set", "objective.etta=0.5"]));
-    assert!(code == 2 && said.contains("etta"), "{code} {said}");
+    assert!(code == 2 && said.contains("--set objective.etta=0.5: "), "{code} {said}");
+    assert!(said.contains("did you mean `objective.eta`?") && !said.contains("line"), "{said}");
     let (code, said) = fails(&mut distill(&run_dir, 3, &["--set", "objective.eta=7"]));
     assert!(code == 2 && said.contains("objective.eta must be in [0, 1], got 7"), "{code} {said}");
     assert!(!run_dir.exists(), "a refused configuration leaves no folder");
@@ -439,6 +440,19 @@ fn times_of_commands_whose_inputs_do_not_exist_are_estimated() {
     fs::write(&file, "distill").unwrap();
     let (code, said) = fails(c2r().arg("estimate").arg(&file));
     assert!(code == 2 && said.contains("line 1 is no JSON array"), "{code} {said}");
+}
+
+#[test]
+fn an_estimate_is_a_line_for_people_and_an_object_for_programs() {
+    let estimate = |more: &[&str]| {
+        let mut command = c2r();
+        command.args(["--threads", "1", "distill", "--dataset", "digits", "--ipc", "1", "--iterations", "3"]);
+        text(&run(command.arg("--estimate").args(more)).stdout)
+    };
+    let said = estimate(&[]);
+    assert!(said.starts_with("about ") && said.contains(" here (Cpu, 1 threads); images per second: "), "{said}");
+    let object: Value = serde_json::from_str(&estimate(&["--json"])).unwrap();
+    assert!(object["seconds"].as_f64().unwrap() > 0.0 && object["work"]["forward"].as_f64().unwrap() > 0.0);
 }
 
 /// Every profile is complete with what a dataset adds, and what a method does not read is not recorded.

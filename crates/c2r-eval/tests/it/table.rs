@@ -250,6 +250,28 @@ fn a_grid_of_chosen_steps_is_filled_by_chosen_steps_only() {
 }
 
 #[test]
+fn a_changed_grid_is_counted_by_what_was_asked_for() {
+    let alone: Vec<Source> = sources().into_iter().filter(|s| s.record.subject.method == "c2r").collect();
+    let mut changed = experiment();
+    changed.change_grid("quick", &[0], &["c2r".to_owned()]).unwrap();
+    let options = TableOptions { experiment: Some(&changed), scale: Some("quick"), baseline: None };
+    let table = Table::build(&alone, &options).unwrap();
+    // Two sizes under two protocols, of which one size has results.
+    assert_eq!((table.planned_rows, table.missing.len()), (4, 2));
+    assert_eq!(table.sections[1].rows[0].planned_runs, Some(1));
+    for text in [table.markdown(), table.latex(), table.html(&[])] {
+        assert!(text.contains("seeds 0 instead of 0, 1, 2"), "{text}");
+        assert!(text.contains("methods c2r, without full, class-mean"), "{text}");
+        assert!(
+            !text.contains("fewer runs than planned") && text.contains("has no row here, so there are no p-values")
+        );
+    }
+    assert_eq!(serde_json::from_str::<Table>(&table.json()).unwrap(), table);
+    let usual = self::table(&sources(), "quick");
+    assert!(!usual.markdown().contains("not that of the experiment's file") && !usual.json().contains("changes"));
+}
+
+#[test]
 fn every_number_has_its_files_seeds_and_configurations() {
     let table = table(&sources(), "quick");
     let row = &table.sections[0].rows[2];
@@ -389,7 +411,17 @@ fn what_cannot_be_compared_is_refused_by_name() {
     let c2r = |sources: &mut Vec<Source>, change: fn(&mut AttackRecord)| change(&mut sources[7].record);
     check("the test images (SHA-256) differ (cd and ef)", &|s| c2r(s, |r| r.test_sha256 = "ef".into()));
     check("real training data (SHA-256) differ (ab and ef)", &|s| c2r(s, |r| r.subject.data_sha256 = "ef".into()));
-    check("numbers of test images differ (100 and 50)", &|s| c2r(s, |r| r.n = 50));
+    check("natural are of different numbers of test images", &|s| c2r(s, |r| r.n = 50));
+    // Also where both are of one network, whose clean accuracies then differ.
+    let message = refusal(|s| {
+        let mut fewer = s[6].clone();
+        fewer.path = "few/attack.json".into();
+        (fewer.record.n, fewer.record.clean_accuracy) = (50, 0.46);
+        fewer.record.attacks.iter_mut().for_each(|entry| entry.attack += "-2");
+        s.push(fewer);
+    });
+    assert!(message.contains("\n  50 images: few/attack.json\n  100 images: cifar10/all/full/seed0/"), "{message}");
+    assert!(message.contains(" and 6 more\n") && message.contains("c2r attack --n-test 50"), "{message}");
     check("numbers of training images differ (100 and 400)", &|s| c2r(s, |r| r.subject.n_images = 400));
     check("extra storage differ", &|s| c2r(s, |r| r.subject.extra_storage = "labels".into()));
     check("parameters of an attack differ", &|s| c2r(s, |r| r.attacks[1].config = json!({ "steps": 3 })));
@@ -628,9 +660,12 @@ fn nothing_is_said_of_what_is_not_there() {
     // Neither the baseline nor the row that has published numbers.
     let references = &sources()[..3];
     for text in every(&table(references, "paper")) {
-        assert!(text.contains("so no difference here is called significant"), "{text}");
+        assert!(text.contains("has no row here, so there are no p-values"), "{text}");
         for absent in ["paired t-test", "Published numbers", "the published number", "from the published"] {
             assert!(!text.contains(absent), "{absent}: {text}");
         }
     }
+    // A baseline without a pair.
+    let unpaired = table(&[sources()[3].clone(), sources()[7].clone()], "quick").markdown();
+    assert!(unpaired.contains("No row here shares seeds with a row of `class-mean`"), "{unpaired}");
 }

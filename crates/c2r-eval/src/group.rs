@@ -1,0 +1,153 @@
+//! Which results belong together: into a section, into a row, to a run.
+
+use std::collections::BTreeMap;
+
+use c2r_base::{Norm, Selection};
+
+use crate::{AttackEntry, EvalError, Source, table::CLEAN};
+
+/// What the results of one section have in common.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct SectionKey {
+    pub(crate) dataset: String,
+    pub(crate) protocol: String,
+    pub(crate) selection: Selection,
+    pub(crate) model: String,
+    pub(crate) norm: String,
+    /// Bits of a positive float order as the float does.
+    pub(crate) epsilon: u64,
+    pub(crate) goal: String,
+}
+
+/// What the results of one row have in common.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct RowKey {
+    pub(crate) images_per_class: Option<usize>,
+    pub(crate) method: String,
+    pub(crate) profile: String,
+}
+
+/// Seeds of the distillation and of the training.
+pub(crate) type Seeds = (Option<u64>, u64);
+
+/// The results of one run.
+pub(crate) struct Measured<'a> {
+    /// With the attacks it brings; the first is where everything else is taken from.
+    pub(crate) files: Vec<&'a Source>,
+    pub(crate) attacks: BTreeMap<&'a str, (&'a AttackEntry, &'a Source)>,
+}
+
+/// The results of one section.
+pub(crate) type Rows<'a> = BTreeMap<RowKey, BTreeMap<Seeds, Measured<'a>>>;
+
+/// Sorts results by section, row and run.
+///
+/// # Errors
+/// [`EvalError::TestImages`] and [`EvalError::Mixed`] for results that were measured on different images,
+/// [`EvalError::Twice`] for a measurement that is there twice.
+pub(crate) fn group(sources: &[Source]) -> Result<BTreeMap<SectionKey, Rows<'_>>, EvalError> {
+    let mut sorted: Vec<&Source> = sources.iter().collect();
+    sorted.sort_by(|a, b| a.path.cmp(&b.path));
+    let mut by_section: BTreeMap<SectionKey, Vec<(&Source, Vec<&AttackEntry>)>> = BTreeMap::new();
+    for source in sorted {
+        for (key, entries) in threats(source) {
+            by_section.entry(key).or_default().push((source, entries));
+        }
+    }
+    let mut sections = BTreeMap::new();
+    for (key, parts) in by_section {
+        as_many_test_images(&key, parts.iter().map(|(source, _)| *source))?;
+        let mut rows: Rows<'_> = BTreeMap::new();
+        for (source, entries) in parts {
+            let subject = &source.record.subject;
+            let row = RowKey {
+                images_per_class: subject.images_per_class,
+                method: subject.method.clone(),
+                profile: subject.profile.clone(),
+            };
+            let run = rows
+                .entry(row)
+                .or_default()
+                .entry((subject.distill_seed, subject.train_seed))
+                .or_insert_with(|| Measured { files: Vec::new(), attacks: BTreeMap::new() });
+            add(run, source, &entries)?;
+        }
+        sections.insert(key, rows);
+    }
+    Ok(sections)
+}
+
+/// The attacks of a file by the section they belong to.
+fn threats(source: &Source) -> BTreeMap<SectionKey, Vec<&AttackEntry>> {
+    let record = &source.record;
+    let subject = &record.subject;
+    let key = |norm: Norm, epsilon: f64| SectionKey {
+        dataset: subject.dataset.clone(),
+        protocol: subject.protocol.clone(),
+        selection: subject.selection,
+        model: subject.model.clone(),
+        norm: format!("{norm:?}"),
+        epsilon: epsilon.to_bits(),
+        goal: format!("{:?}", record.threat.goal),
+    };
+    let mut threats: BTreeMap<SectionKey, Vec<&AttackEntry>> = BTreeMap::new();
+    for entry in &record.attacks {
+        threats.entry(key(entry.norm, entry.epsilon.value())).or_default().push(entry);
+    }
+    if threats.is_empty() {
+        threats.insert(key(record.threat.norm, record.threat.epsilon.value()), Vec::new());
+    }
+    threats
+}
+
+fn as_many_test_images<'a>(section: &SectionKey, files: impl Iterator<Item = &'a Source>) -> Result<(), EvalError> {
+    let mut by_number: BTreeMap<usize, Vec<String>> = BTreeMap::new();
+    for file in files {
+        by_number.entry(file.record.n).or_default().push(file.path.clone());
+    }
+    if by_number.len() < 2 {
+        return Ok(());
+    }
+    Err(EvalError::TestImages { section: format!("{}, {}", section.dataset, section.protocol), files: by_number })
+}
+
+/// Adds one file's attacks to a run; several files may hold different attacks on the same network.
+fn add<'a>(run: &mut Measured<'a>, source: &'a Source, entries: &[&'a AttackEntry]) -> Result<(), EvalError> {
+    if let Some(first) = run.files.first() {
+        same("the clean accuracies of the same run", first, source, |s| s.record.clean_accuracy.to_string())?;
+        if entries.is_empty() || run.attacks.is_empty() {
+            return Err(twice(CLEAN, first, source));
+        }
+    }
+    for entry in entries {
+        if let Some((_, other)) = run.attacks.insert(&entry.attack, (entry, source)) {
+            return Err(twice(&entry.attack, other, source));
+        }
+    }
+    run.files.push(source);
+    Ok(())
+}
+
+fn twice(column: &str, a: &Source, b: &Source) -> EvalError {
+    let subject = &a.record.subject;
+    let what = format!(
+        "{column} of {} on {}, {}, training seed {}",
+        subject.method, subject.dataset, subject.protocol, subject.train_seed
+    );
+    EvalError::Twice { what, a: a.path.clone().into(), b: b.path.clone().into() }
+}
+
+/// An error that names both files, unless `value` is the same for both.
+pub(crate) fn same(
+    what: &'static str,
+    a: &Source,
+    b: &Source,
+    value: impl Fn(&Source) -> String,
+) -> Result<(), EvalError> {
+    let (left, right) = (value(a), value(b));
+    if left == right {
+        return Ok(());
+    }
+    let (a_path, b_path) = (a.path.clone().into(), b.path.clone().into());
+    Err(EvalError::Mixed { what, a_path, a: left, b_path, b: right })
+}
