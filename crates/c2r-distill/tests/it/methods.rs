@@ -78,6 +78,8 @@ fn every_method_lowers_its_own_objective() {
             ("pool.steps-per-iteration", 0.into()),
         ])
     };
+    // The contrastive loss cannot fall far at a high temperature.
+    let contrasted = || [frozen(), vec![("crl.temperature", 0.1.into())]].concat();
     let squeezed = || with(vec![("iterations", 45.into()), ("teacher.steps", 60.into()), ("pool.lr", 0.05.into())]);
     let followed = || {
         with(vec![
@@ -91,11 +93,11 @@ fn every_method_lowers_its_own_objective() {
         ])
     };
     let cases: [(&str, f64, Changes); 12] = [
-        ("faithful", 0.9, frozen()),
-        ("literal", 0.95, frozen()),
+        ("faithful", 0.9, contrasted()),
+        ("literal", 0.95, contrasted()),
         ("class-mean", 0.9, frozen()),
         ("aac", 0.9, frozen()),
-        ("crl", 0.9, frozen()),
+        ("crl", 0.9, contrasted()),
         ("rome", 0.9, frozen()),
         ("dm", 0.5, with(vec![("iterations", 60.into())])),
         ("dc", 0.9, with(vec![("iterations", 30.into()), ("gradients.outer", 1.into()), ("images.lr", 1.0.into())])),

@@ -38,7 +38,7 @@ fn every_switch_runs_and_changes_the_result() {
         ("easy targets", vec![("aac.matching", table("mode = \"prefix\"\nfirst = \"easy\"\nfraction = 0.5"))]),
         ("weighted targets", vec![("aac.matching", table("mode = \"weight\"\nfloor = 0.05"))]),
         ("paced targets", vec![("aac.matching", table("mode = \"pace\"\nlow = [0.0, 0.0]\nhigh = [0.5, 1.0]"))]),
-        ("tau", vec![("crl.temperature", 0.5.into())]),
+        ("tau", vec![("crl.temperature", 0.1.into())]),
         ("random start", vec![("companions.start", "random".into())]),
         ("pgd", vec![("companions", table("attack = \"pgd\"\nsteps = 3\nrel-step-size = 0.5\nrandom-start = true"))]),
         ("clean targets", vec![("matching.attacked", false.into())]),
