@@ -216,6 +216,9 @@ fn place(args: &Args, checkout: &Checkout) -> anyhow::Result<Place> {
     // Relative to where the user stands, except for the default, which belongs to the checkout.
     let is_default = args.results.as_os_str() == "runs";
     let results = if is_default { checkout.root().join(&args.results) } else { user_folder.join(&args.results) };
+    if results.exists() && !results.is_dir() {
+        return Err(exit::usage(format!("--results {}: this is no folder", results.display())));
+    }
     let data = args.data.clone().or_else(|| env::var_os("C2R_DATA").filter(|dir| !dir.is_empty()).map(PathBuf::from));
     Ok(Place {
         root: checkout.root().to_owned(),

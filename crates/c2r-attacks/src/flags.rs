@@ -75,7 +75,7 @@ impl fmt::Display for Flag {
             ),
             Self::OneStepBeatsMany { attack, steps, samples } => write!(
                 f,
-                "`fgsm`, one step, breaks {samples} samples more than the {steps} steps of `{attack}`: their step size does not fit epsilon (--step-size; default a quarter of epsilon)"
+                "`fgsm`, one step, breaks {samples} samples more than the {steps} steps of `{attack}`: their step size does not fit epsilon (`{attack}` by itself steps a quarter of it; `--set {attack}.step-size=SIZE` changes a suite's)"
             ),
             Self::WeakerThanNoise { attack, samples } => {
                 write!(f, "random noise breaks {samples} samples more than `{attack}`")

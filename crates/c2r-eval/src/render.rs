@@ -59,6 +59,7 @@ impl Table {
                 .as_ref()
                 .map_or_else(String::new, |scale| format!(", scale `{scale}`: {}", experiment.about));
             out.push_str(&format!("\nExperiment `{}`{scale}.", experiment.name));
+            out.push_str(self.changed_grid());
             if self.has_published() {
                 out.push_str(&format!(" Published numbers: {}.", experiment.source));
             }
@@ -105,6 +106,12 @@ impl Table {
         self.sections.iter().flat_map(|section| &section.rows).any(|row| row.method == method)
     }
 
+    /// A sentence for the top of a table whose grid is another than its experiment's; empty where it is that.
+    pub(crate) fn changed_grid(&self) -> &'static str {
+        let changed = self.experiment.as_ref().is_some_and(|experiment| !experiment.changes.is_empty());
+        if changed { " Another grid than that was asked for, as the notes at the end say." } else { "" }
+    }
+
     /// Whether any number has a published one beside it.
     pub(crate) fn has_published(&self) -> bool {
         self.cells().any(|cell| cell.published.is_some())
@@ -141,6 +148,11 @@ impl Table {
             Some(baseline) if !self.has_method(baseline) => lines.push(format!(
                 "`{baseline}`, with which the others would be compared, has no row here, so there are no p-values and no difference is called significant."
             )),
+            Some(baseline)
+                if self.sections.iter().flat_map(|section| &section.rows).all(|row| row.method == *baseline) =>
+            {
+                lines.push(format!("`{baseline}`, the baseline, has no other row beside it to be compared with."));
+            }
             Some(baseline) if self.cells().all(|cell| cell.comparison.is_none()) => lines.push(format!(
                 "No row here shares seeds with a row of `{baseline}`, so no difference here is called significant."
             )),

@@ -120,7 +120,7 @@ impl Table {
                 h1 { (self.title) }
                 @if let Some(experiment) = &self.experiment {
                     p.lead {
-                        @if !experiment.about.is_empty() { (experiment.about) ". " }
+                        @if !experiment.about.is_empty() { (experiment.about) "." (self.changed_grid()) " " }
                         @if self.has_published() { "Published numbers: " (experiment.source) "." }
                     }
                 }

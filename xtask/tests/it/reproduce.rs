@@ -92,6 +92,16 @@ fn numbers_outside_the_tolerance_are_code_4_and_a_page_that_cannot_be_made_is_co
 }
 
 #[test]
+fn results_belong_into_a_folder() {
+    let checkout = Checkout::new();
+    let file = checkout.path("file");
+    fs::write(&file, "").unwrap();
+    let mut command = checkout.reproduce(&["--dry-run"]);
+    let (code, said) = ended(&command.arg("--results").arg(&file).output().unwrap());
+    assert!(code == Some(2) && said.contains("this is no folder"), "{said}");
+}
+
+#[test]
 fn missing_data_is_said_before_anything_runs() {
     let checkout = Checkout::new();
     fs::remove_file(checkout.path("data/digits/digits.csv")).unwrap();

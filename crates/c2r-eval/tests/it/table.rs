@@ -266,8 +266,18 @@ fn a_changed_grid_is_counted_by_what_was_asked_for() {
             !text.contains("fewer runs than planned") && text.contains("has no row here, so there are no p-values")
         );
     }
+    for text in [table.markdown(), table.html(&[])] {
+        assert!(
+            text.contains("Another grid than that was asked for"),
+            "the text of the file speaks of another: {text}"
+        );
+    }
     assert_eq!(serde_json::from_str::<Table>(&table.json()).unwrap(), table);
+    let baseline: Vec<Source> =
+        sources().into_iter().filter(|source| source.record.subject.method == "class-mean").collect();
+    assert!(self::table(&baseline, "quick").markdown().contains("no other row beside it"));
     let usual = self::table(&sources(), "quick");
+    assert!(!usual.markdown().contains("Another grid"));
     assert!(!usual.markdown().contains("not that of the experiment's file") && !usual.json().contains("changes"));
 }
 
