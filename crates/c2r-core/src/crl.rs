@@ -32,6 +32,16 @@ pub enum CrlError {
     Momentum(f64),
 }
 
+/// What the contrastive loss finds about each anchor.
+#[derive(Debug)]
+pub struct Contrast {
+    /// L_i, f32 `[M]`; the paper's L_CRL is its mean.
+    pub loss: Tensor,
+    /// Cosine similarity with the nearest candidate or impostor of another class, f32 `[M]` in `[-1, 1]`, detached;
+    /// -1 for an anchor that no other class faces.
+    pub nearest_impostor: Tensor,
+}
+
 /// Embeddings that an anchor is compared with.
 #[derive(Debug)]
 pub struct Candidates<'a> {
@@ -71,20 +81,20 @@ impl CrlConfig {
     /// * `companions`: f32 `[M, D]`, row i is the adversarial companion of anchor i.
     /// * `extra`: more candidates (real images, other views); members of an anchor's class are
     ///   positives, the others negatives. Pass detached embeddings where no gradient should flow.
-    /// * `impostors`: embeddings f32 `[M, k, D]` and mask f32 `[M, k]` of
+    /// * `impostors`: embeddings of length 1, f32 `[M, k, D]`, and mask f32 `[M, k]` of
     ///   [`crate::queue::MemoryQueue::nearest_impostors`]; negatives of their own anchor only.
     ///
     /// A(i) holds every anchor but i itself, every companion, `extra` and row i of `impostors`; P(i) is
     /// its part of the same class and always holds the anchor's own companion. Similarities are
-    /// cosines. Returns f32 `[M]`; the paper's L_CRL is its mean.
-    pub fn loss(
+    /// cosines.
+    pub fn contrast(
         &self,
         anchors: &Tensor,
         labels: &Tensor,
         companions: &Tensor,
         extra: &[Candidates<'_>],
         impostors: Option<&(Tensor, Tensor)>,
-    ) -> Tensor {
+    ) -> Contrast {
         let n_anchors = anchors.size()[0];
         let unit_anchors = normalize_rows(anchors);
         let mut blocks = vec![unit_anchors.shallow_clone(), normalize_rows(companions)];
@@ -99,16 +109,23 @@ impl CrlConfig {
 
         let own = Tensor::eye(n_anchors, (Kind::Bool, anchors.device()));
         let not_self = own.constant_pad_nd([0, candidates.size()[0] - n_anchors]).logical_not();
-        let positive = labels.unsqueeze(1).eq_tensor(&candidate_labels.unsqueeze(0)).logical_and(&not_self);
+        let same_class = labels.unsqueeze(1).eq_tensor(&candidate_labels.unsqueeze(0));
+        let positive = same_class.logical_and(&not_self);
         let mut all = similarity.masked_fill(&not_self.logical_not(), f64::NEG_INFINITY);
+        let mut negatives = similarity.detach().masked_fill(&same_class, f64::NEG_INFINITY);
         if let Some((rows, found)) = impostors {
-            let far = normalize_rows(rows).matmul(&unit_anchors.unsqueeze(2)).squeeze_dim(2) / self.temperature;
-            all = Tensor::cat(&[all, far.masked_fill(&found.eq(0.0), f64::NEG_INFINITY)], 1);
+            let far = rows.matmul(&unit_anchors.unsqueeze(2)).squeeze_dim(2) / self.temperature;
+            let far = far.masked_fill(&found.eq(0.0), f64::NEG_INFINITY);
+            all = Tensor::cat(&[&all, &far], 1);
+            negatives = Tensor::cat(&[negatives, far.detach()], 1);
         }
+        let nearest = negatives.amax([1i64].as_slice(), false) * self.temperature;
         let log_total = all.logsumexp([1i64].as_slice(), false);
         let positive = positive.to_kind(Kind::Float);
         let n_positive = positive.sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
-        log_total - (similarity * positive).sum_dim_intlist([1i64].as_slice(), false, Kind::Float) / n_positive
+        let loss =
+            log_total - (similarity * positive).sum_dim_intlist([1i64].as_slice(), false, Kind::Float) / n_positive;
+        Contrast { loss, nearest_impostor: nearest.clamp_min(-1.0) }
     }
 }
 
@@ -118,10 +135,17 @@ impl CrlConfig {
 ///
 /// * `embeddings`, `companions`: f32 `[M, D]`, row i of one belongs to row i of the other.
 /// * `labels`: i64 `[M]` in `0..n_classes`.
+/// * `weights`: how much each sample counts, f32 `[M]`, at least 0; all the same without.
 ///
 /// Returns a scalar f32; classes without a sample add 0.
-pub fn class_mean_alignment(embeddings: &Tensor, companions: &Tensor, labels: &Tensor, n_classes: i64) -> Tensor {
-    class_means(&(embeddings - companions), labels, n_classes, None).0.square().sum(Kind::Float)
+pub fn class_mean_alignment(
+    embeddings: &Tensor,
+    companions: &Tensor,
+    labels: &Tensor,
+    n_classes: i64,
+    weights: Option<&Tensor>,
+) -> Tensor {
+    class_means(&(embeddings - companions), labels, n_classes, weights).0.square().sum(Kind::Float)
 }
 
 /// Mean embedding of each class.
@@ -145,15 +169,9 @@ pub fn class_means(embeddings: &Tensor, labels: &Tensor, n_classes: i64, weights
 ///
 /// * `anchors`: f32 `[M, D]`; `labels`: i64 `[M]`.
 /// * `candidates`: what it is compared with; those of its own class do not count.
-/// * `impostors`: further embeddings and mask, as in [`CrlConfig::loss`].
 ///
 /// Returns f32 `[M]` in `[-1, 1]`, detached; -1 for an anchor that no other class faces.
-pub fn nearest_impostor_similarity(
-    anchors: &Tensor,
-    labels: &Tensor,
-    candidates: &[Candidates<'_>],
-    impostors: Option<&(Tensor, Tensor)>,
-) -> Tensor {
+pub fn nearest_impostor_similarity(anchors: &Tensor, labels: &Tensor, candidates: &[Candidates<'_>]) -> Tensor {
     let _no_grad = tch::no_grad_guard();
     let unit = normalize_rows(&anchors.detach());
     let mut nearest = Tensor::full([anchors.size()[0]], -1.0, (Kind::Float, anchors.device()));
@@ -161,10 +179,6 @@ pub fn nearest_impostor_similarity(
         let similarity = unit.matmul(&normalize_rows(&embeddings.detach()).transpose(0, 1));
         let same = labels.unsqueeze(1).eq_tensor(&theirs.unsqueeze(0));
         nearest = nearest.maximum(&similarity.masked_fill(&same, -1.0).amax([1i64].as_slice(), false));
-    }
-    if let Some((rows, found)) = impostors {
-        let similarity = normalize_rows(rows).matmul(&unit.unsqueeze(2)).squeeze_dim(2);
-        nearest = nearest.maximum(&similarity.masked_fill(&found.eq(0.0), -1.0).amax([1i64].as_slice(), false));
     }
     nearest
 }
@@ -205,9 +219,9 @@ mod tests {
         let labels = Tensor::from_slice(&[0i64, 0, 1, 1]);
         let e = std::f64::consts::E;
         let expected = (e + 4.0 + 2.0 / e).ln() - 1.0 / 3.0;
-        close(&config(1.0).loss(&anchors, &labels, &anchors, &[], None), &[expected; 4]);
+        close(&config(1.0).contrast(&anchors, &labels, &anchors, &[], None).loss, &[expected; 4]);
         // Cosines do not depend on length.
-        close(&config(1.0).loss(&(&anchors * 7.0), &labels, &(&anchors * 0.1), &[], None), &[expected; 4]);
+        close(&config(1.0).contrast(&(&anchors * 7.0), &labels, &(&anchors * 0.1), &[], None).loss, &[expected; 4]);
     }
 
     #[test]
@@ -216,7 +230,7 @@ mod tests {
         let labels = Tensor::from_slice(&[0i64, 1]);
         // Candidates of anchor 0: x1 (0), x~0 (1), x~1 (0); one positive.
         let expected = ((1.0f64 / 0.5).exp() + 2.0).ln() - 1.0 / 0.5;
-        close(&config(0.5).loss(&anchors, &labels, &anchors, &[], None), &[expected; 2]);
+        close(&config(0.5).contrast(&anchors, &labels, &anchors, &[], None).loss, &[expected; 2]);
     }
 
     #[test]
@@ -229,23 +243,26 @@ mod tests {
         let e = std::f64::consts::E;
         // Companion (1, positive), extra same class (0, positive), extra other class (-1).
         let expected = (e + 1.0 + 1.0 / e).ln() - 0.5;
-        close(&config(1.0).loss(&anchors, &labels, &anchors, &candidates, None), &[expected]);
+        close(&config(1.0).contrast(&anchors, &labels, &anchors, &candidates, None).loss, &[expected]);
         // One impostor with cosine 1, one slot that holds nothing.
         let impostors =
-            (rows(&[[3.0, 0.0], [0.0, 0.0]]).view([1, 2, 2]), Tensor::from_slice(&[1.0f32, 0.0]).view([1, 2]));
+            (rows(&[[1.0, 0.0], [0.0, 0.0]]).view([1, 2, 2]), Tensor::from_slice(&[1.0f32, 0.0]).view([1, 2]));
         let expected = (2.0 * e + 1.0 + 1.0 / e).ln() - 0.5;
-        close(&config(1.0).loss(&anchors, &labels, &anchors, &candidates, Some(&impostors)), &[expected]);
+        close(&config(1.0).contrast(&anchors, &labels, &anchors, &candidates, Some(&impostors)).loss, &[expected]);
     }
 
     #[test]
-    fn gradient_is_finite_and_reaches_anchors_only() {
+    fn gradients_reach_anchors_and_companions_and_no_further() {
         let anchors = rows(&[[1.0, 0.2], [0.3, 1.0], [-1.0, 0.1]]).set_requires_grad(true);
         let labels = Tensor::from_slice(&[0i64, 0, 1]);
-        let companions = rows(&[[0.9, 0.1], [0.2, 1.1], [-1.1, 0.0]]);
-        let loss = config(0.1).loss(&anchors, &labels, &companions, &[], None).mean(Kind::Float);
-        let gradient = c2r_base::grad::gradients(&loss, &[&anchors]).swap_remove(0);
-        assert!(gradient.isfinite().all().int64_value(&[]) == 1);
-        assert!(gradient.abs().max().double_value(&[]) > 1e-3);
+        let companions = rows(&[[0.9, 0.1], [0.2, 1.1], [-1.1, 0.0]]).set_requires_grad(true);
+        let contrast = config(0.1).contrast(&anchors, &labels, &companions, &[], None);
+        assert!(!contrast.nearest_impostor.requires_grad());
+        let loss = contrast.loss.mean(Kind::Float);
+        for gradient in c2r_base::grad::gradients(&loss, &[&anchors, &companions]) {
+            assert!(gradient.isfinite().all().int64_value(&[]) == 1);
+            assert!(gradient.abs().max().double_value(&[]) > 1e-3);
+        }
     }
 
     #[test]
@@ -261,7 +278,7 @@ mod tests {
         assert_eq!(Vec::<f32>::try_from(means.flatten(0, -1)).unwrap(), [2.5, 0.0, 0.0, 0.0, 0.0, 0.0]);
         assert_eq!(Vec::<f32>::try_from(counts).unwrap(), [4.0, 0.0, 0.0]);
         // Class 0: (2,0) against (1,1) -> 2; class 2: (0,5) against (0,2) -> 9.
-        let value = class_mean_alignment(&clean, &attacked, &labels, 3).double_value(&[]);
+        let value = class_mean_alignment(&clean, &attacked, &labels, 3, None).double_value(&[]);
         assert!((value - 11.0).abs() < 1e-5, "{value}");
     }
 
@@ -273,12 +290,19 @@ mod tests {
         let their_labels = Tensor::from_slice(&[0i64, 1, 1]);
         let candidates = [Candidates { embeddings: &others, labels: &their_labels }];
         // Anchor 0 faces (3, 4) and (-1, 0); anchor 1 faces (5, 0).
-        close(&nearest_impostor_similarity(&anchors, &labels, &candidates, None), &[0.6, 0.0]);
-        let rows = rows(&[[0.0, 1.0], [9.0, 9.0], [0.0, 1.0], [1.0, 1.0]]).view([2, 2, 2]);
+        close(&nearest_impostor_similarity(&anchors, &labels, &candidates), &[0.6, 0.0]);
+        close(&nearest_impostor_similarity(&anchors, &labels, &[]), &[-1.0, -1.0]);
+        // The loss finds the same among its candidates, anchors and companions included, and in the queue.
+        let companions = rows(&[[1.0, 0.0], [-1.0, 0.0]]);
+        let nearest =
+            |impostors| config(0.2).contrast(&anchors, &labels, &companions, &candidates, impostors).nearest_impostor;
+        close(&nearest(None), &[0.6, 0.0]);
+        let half = 0.5f32.sqrt();
+        let rows = rows(&[[0.0, 1.0], [1.0, 0.0], [0.0, 1.0], [half, half]]).view([2, 2, 2]);
         let found = Tensor::from_slice(&[1.0f32, 0.0, 0.0, 1.0]).view([2, 2]);
-        let nearest = nearest_impostor_similarity(&anchors, &labels, &candidates, Some(&(rows, found)));
-        close(&nearest, &[0.6, 0.5f64.sqrt()]);
-        close(&nearest_impostor_similarity(&anchors, &labels, &[], None), &[-1.0, -1.0]);
+        close(&nearest(Some(&(rows, found))), &[0.6, 0.5f64.sqrt()]);
+        let alone = config(1.0).contrast(&anchors, &labels.zeros_like(), &anchors, &[], None).nearest_impostor;
+        close(&alone, &[-1.0, -1.0]);
     }
 
     #[test]

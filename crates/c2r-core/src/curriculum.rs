@@ -61,7 +61,8 @@ pub struct WeightConfig {
 
 /// Options of [`Curriculum::Pace`]: which part of each class, sorted from easy (0) to hard (1), is kept.
 ///
-/// Both ends move linearly from their first value, at the start of the run, to their second, at its end.
+/// Both ends move linearly from their first value, at the start of the run, to their second, at its end; for images that
+/// a network is trained on, the run is that network's training.
 /// `low = [0, 0], high = [0.5, 1]` begins with the easier half and ends with everything;
 /// `low = [0, 0.5], high = [0.5, 1]` moves a window of half the samples along the quantiles of the margin.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -210,8 +211,8 @@ impl Curriculum {
             Self::Weight(config) => {
                 let raw = scores.detach() + config.floor;
                 let mean = raw.mean(Kind::Float);
-                // All margins are comfortable and the floor is 0: no sample is harder than another.
-                if mean.double_value(&[]) <= 0.0 { scores.ones_like() } else { raw / mean }
+                // Where all margins are comfortable and the floor is 0, no sample is harder than another.
+                scores.detach().ones_like().where_self(&mean.le(0.0), &(raw / &mean))
             }
             _ => scores.detach().ones_like(),
         }

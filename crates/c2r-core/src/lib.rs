@@ -10,7 +10,7 @@
 //! **What it is not:** it holds no network, optimizer or training loop (`c2r-distill`), and it never
 //! evaluates a network (`c2r-attacks`).
 //!
-//! **Where to start:** [`crl::CrlConfig::loss`] and [`ls_pgd::LsPgd`].
+//! **Where to start:** [`crl::CrlConfig::contrast`] and [`ls_pgd::LsPgd`].
 
 pub mod crl;
 pub mod curriculum;

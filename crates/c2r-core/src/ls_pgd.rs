@@ -110,6 +110,24 @@ impl Companions {
         let margins = loss::margin(&logits.detach(), labels);
         Self { images, scores: hinge(&margins), margins, passes }
     }
+
+    /// The companions of several batches, as of one.
+    ///
+    /// # Panics
+    /// If there are none.
+    pub fn cat(parts: &[Self]) -> Self {
+        let joined = |part: fn(&Self) -> &Tensor| Tensor::cat(&parts.iter().map(part).collect::<Vec<_>>(), 0);
+        let mut passes = Passes::default();
+        for part in parts {
+            passes += part.passes;
+        }
+        Self {
+            images: joined(|part| &part.images),
+            margins: joined(|part| &part.margins),
+            scores: joined(|part| &part.scores),
+            passes,
+        }
+    }
 }
 
 /// Remembered perturbations and their losses, one row per sample id.
@@ -460,5 +478,32 @@ mod tests {
         assert_eq!(check(LsPgdConfig { reuse: true, ..config() }), LsPgdError::ReuseWithoutWarmStart);
         let l2 = ThreatModel::untargeted(Norm::L2, "1".parse().unwrap());
         assert_eq!(LsPgd::new(config(), l2).unwrap_err(), LsPgdError::Norm(Norm::L2));
+    }
+
+    #[test]
+    fn parts_of_a_batch_make_the_same_companions() {
+        let toy = Toy::new(3);
+        let (images, labels, ids) = batch(1, 5);
+        let config = LsPgdConfig {
+            rel_step_size: 0.5,
+            growth: 2.0,
+            candidates: 2,
+            warm_start: true,
+            reuse: false,
+            start: Start::Random,
+        };
+        let attack = LsPgd::new(config, threat()).unwrap();
+        let mut caches = [(); 2].map(|()| PerturbationCache::new(5, [3, 2, 2], Device::Cpu));
+        let [one, two] = &mut caches;
+        let whole = attack.attack(&toy, &images, &labels, &ids, Seed::new(2), Some(one));
+        let mut part = |from: i64, n: i64| {
+            let [images, labels] = [&images, &labels].map(|tensor| tensor.narrow(0, from, n));
+            let ids = &ids[from as usize..(from + n) as usize];
+            attack.attack(&toy, &images, &labels, ids, Seed::new(2), Some(&mut *two))
+        };
+        let parts = Companions::cat(&[part(0, 2), part(2, 3)]);
+        assert_eq!((parts.images, parts.scores, parts.margins), (whole.images, whole.scores, whole.margins));
+        assert_eq!(parts.passes, whole.passes);
+        assert_eq!(caches[0].state(), caches[1].state());
     }
 }

@@ -5,6 +5,8 @@ use rand_distr::{Distribution, StandardNormal};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
+use crate::crl::normalize_rows;
+
 /// Shape and pace of a [`MemoryQueue`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -115,6 +117,7 @@ impl MemoryQueue {
     /// Pulls each embedding to the mean of what its class has stored.
     fn averaged(&self, embeddings: &Tensor, labels: &[i64]) -> Tensor {
         let filled = self.filled();
+        let mut means = std::collections::BTreeMap::new();
         let rows: Vec<Tensor> = labels
             .iter()
             .enumerate()
@@ -123,9 +126,11 @@ impl MemoryQueue {
                 if filled[class] == 0 {
                     return own;
                 }
-                let stored = self.rows.narrow(0, (class * self.config.per_class) as i64, filled[class] as i64);
-                stored.mean_dim([0i64].as_slice(), false, Kind::Float) * self.config.momentum
-                    + own * (1.0 - self.config.momentum)
+                let mean = means.entry(class).or_insert_with(|| {
+                    let stored = self.rows.narrow(0, (class * self.config.per_class) as i64, filled[class] as i64);
+                    stored.mean_dim([0i64].as_slice(), false, Kind::Float) * self.config.momentum
+                });
+                &*mean + own * (1.0 - self.config.momentum)
             })
             .collect();
         Tensor::stack(&rows, 0)
@@ -136,15 +141,15 @@ impl MemoryQueue {
             Some(projection) => embeddings.matmul(projection),
             None => embeddings.shallow_clone(),
         };
-        crate::crl::normalize_rows(&reduced)
+        normalize_rows(&reduced)
     }
 
     /// For each anchor the stored rows of other classes that look most like it after projection.
     ///
     /// * `anchors`: f32 `[M, D]`; `labels`: i64 `[M]`.
     ///
-    /// Returns full embeddings f32 `[M, k, D]` and a mask f32 `[M, k]` (1 where a row was found: fewer
-    /// than k may be stored), both without gradients; `None` while nothing is stored. `k` is
+    /// Returns full embeddings scaled to length 1, f32 `[M, k, D]`, and a mask f32 `[M, k]` (1 where a row was
+    /// found: fewer than k may be stored), both without gradients; `None` while nothing is stored. `k` is
     /// `min(top_k, capacity)`.
     pub fn nearest_impostors(&self, anchors: &Tensor, labels: &Tensor) -> Option<(Tensor, Tensor)> {
         if self.is_empty() {
@@ -167,7 +172,9 @@ impl MemoryQueue {
         let k = (self.config.top_k as i64).min(capacity);
         let (best, index) = similarity.topk(k, 1, true, true);
         let found = best.isfinite().to_kind(Kind::Float);
-        let rows = self.rows.index_select(0, &index.flatten(0, -1)).view([labels.size()[0], k, -1]);
+        // Scaled before they are gathered: a stored row is the neighbour of many anchors.
+        let unit = normalize_rows(&self.rows);
+        let rows = unit.index_select(0, &index.flatten(0, -1)).view([labels.size()[0], k, -1]);
         Some((rows, found))
     }
 
@@ -180,28 +187,33 @@ impl MemoryQueue {
         self.rows.index_select(0, &Tensor::from_slice(&slots).to_device(self.rows.device()))
     }
 
-    /// What must be saved to continue: the rows, f32 `[K * per_class, D]`, and pushes per class, i64 `[K]`.
-    pub fn state(&self) -> (Tensor, Tensor) {
+    /// What must be saved to continue: the rows, f32 `[K * per_class, D]`, the same projected, f32
+    /// `[K * per_class, r]`, and pushes per class, i64 `[K]`.
+    ///
+    /// Rows are projected as they come, a batch at a time, and a product's rounding may depend on its shape: projecting
+    /// them all at once could retrieve other negatives.
+    pub fn state(&self) -> (Tensor, Tensor, Tensor) {
         let pushed: Vec<i64> = self.pushed.iter().map(|&pushed| pushed as i64).collect();
-        (self.rows.copy(), Tensor::from_slice(&pushed))
+        (self.rows.copy(), self.projected.copy(), Tensor::from_slice(&pushed))
     }
 
     /// Continues from [`MemoryQueue::state`].
     ///
     /// # Errors
     /// A message that names dtypes and shapes, if they are not this queue's, or a number of pushes that is none.
-    pub fn load_state(&mut self, rows: &Tensor, pushed: &Tensor) -> Result<(), String> {
+    pub fn load_state(&mut self, rows: &Tensor, projected: &Tensor, pushed: &Tensor) -> Result<(), String> {
         let n_classes = self.pushed.len() as i64;
-        let fits = (rows.kind(), pushed.kind()) == (Kind::Float, Kind::Int64)
-            && (rows.size(), pushed.size()) == (self.rows.size(), vec![n_classes]);
+        let is = |tensor: &Tensor| (tensor.kind(), tensor.size());
+        let fits = (is(rows), is(projected)) == (is(&self.rows), is(&self.projected))
+            && is(pushed) == (Kind::Int64, vec![n_classes]);
         if !fits {
             return Err(format!(
-                "queue state has rows {:?} {:?} and counts {:?} {:?}, expected Float {:?} and Int64 [{n_classes}]",
-                rows.kind(),
-                rows.size(),
-                pushed.kind(),
-                pushed.size(),
-                self.rows.size(),
+                "queue state has rows {:?}, projected {:?} and counts {:?}, expected {:?}, {:?} and Int64 [{n_classes}]",
+                is(rows),
+                is(projected),
+                is(pushed),
+                is(&self.rows),
+                is(&self.projected),
             ));
         }
         let counts = Vec::<i64>::try_from(pushed).map_err(|error| error.to_string())?;
@@ -210,7 +222,7 @@ impl MemoryQueue {
             .map(|&n| u64::try_from(n).map_err(|_| format!("queue state counts {n} pushes")))
             .collect::<Result<_, _>>()?;
         self.rows = rows.to_device(self.rows.device()).copy();
-        self.projected = self.project(&self.rows);
+        self.projected = projected.to_device(self.projected.device()).copy();
         Ok(())
     }
 }
@@ -263,10 +275,10 @@ mod tests {
     #[test]
     fn impostors_are_the_most_similar_rows_of_other_classes() {
         let mut queue = queue(config(2, 2));
-        queue.push(&rows(&[[1.0, 0.0], [0.0, 1.0], [1.0, 0.1], [-1.0, 0.0]]), &[0, 1, 2, 2]);
+        queue.push(&rows(&[[1.0, 0.0], [0.0, 1.0], [4.0, 3.0], [-1.0, 0.0]]), &[0, 1, 2, 2]);
         let (found, mask) = queue.nearest_impostors(&rows(&[[2.0, 0.0]]), &Tensor::from_slice(&[0i64])).unwrap();
         // The identical direction (class 0) is no impostor.
-        assert_eq!(flat(&found), [1.0, 0.1, 0.0, 1.0]);
+        assert_eq!(flat(&found), [0.8, 0.6, 0.0, 1.0]);
         assert_eq!(flat(&mask), [1.0, 1.0]);
     }
 
@@ -283,9 +295,9 @@ mod tests {
     fn projection_shortlists_but_full_embeddings_come_back() {
         let config = QueueConfig { per_class: 4, top_k: 1, projection: 8, momentum: 0.0 };
         let mut queue = MemoryQueue::new(config, 2, 2, Seed::new(5), Device::Cpu);
-        queue.push(&rows(&[[3.0, 0.1], [-3.0, 0.0]]), &[1, 1]);
+        queue.push(&rows(&[[8.0, 6.0], [-3.0, 0.0]]), &[1, 1]);
         let (found, _) = queue.nearest_impostors(&rows(&[[1.0, 0.0]]), &Tensor::from_slice(&[0i64])).unwrap();
-        assert_eq!(flat(&found), [3.0, 0.1]);
+        assert_eq!(flat(&found), [0.8, 0.6]);
     }
 
     #[test]
@@ -300,13 +312,20 @@ mod tests {
     fn state_round_trips() {
         let mut old = queue(config(2, 1));
         old.push(&rows(&[[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]]), &[0, 0, 0]);
-        let (stored, pushed) = old.state();
+        let (stored, projected, pushed) = old.state();
         let mut new = queue(config(2, 1));
-        new.load_state(&stored, &pushed).unwrap();
+        new.load_state(&stored, &projected, &pushed).unwrap();
         assert_eq!(flat(&new.class_rows(0)), flat(&old.class_rows(0)));
         assert_eq!(new.filled(), old.filled());
-        assert!(new.load_state(&stored.narrow(0, 0, 2), &pushed).unwrap_err().contains("[2, 2]"));
-        assert!(new.load_state(&stored.to_kind(Kind::Double), &pushed).unwrap_err().contains("Double [6, 2]"));
-        assert!(new.load_state(&stored, &(pushed - 4)).unwrap_err().contains("-1 pushes"));
+        let anchor = (rows(&[[1.0, 1.0]]), Tensor::from_slice(&[1i64]));
+        let [before, after] = [&old, &new].map(|queue| queue.nearest_impostors(&anchor.0, &anchor.1).unwrap().0);
+        assert_eq!(before, after);
+        let reason = |stored: &Tensor, projected: &Tensor, pushed: &Tensor| {
+            queue(config(2, 1)).load_state(stored, projected, pushed).unwrap_err()
+        };
+        assert!(reason(&stored.narrow(0, 0, 2), &projected, &pushed).contains("rows (Float, [2, 2])"));
+        assert!(reason(&stored.to_kind(Kind::Double), &projected, &pushed).contains("rows (Double, [6, 2])"));
+        assert!(reason(&stored, &projected.narrow(1, 0, 1), &pushed).contains("projected (Float, [6, 1])"));
+        assert!(reason(&stored, &projected, &(&pushed - 4)).contains("-1 pushes"));
     }
 }

@@ -67,7 +67,8 @@ fn contrastive(c: &mut Criterion<CpuTime>) {
             group.bench_function(BenchmarkId::new(name, format!("D{DIMENSION}/n{n}")), |b| {
                 b.iter(|| {
                     let far = queue.and_then(|queue| queue.nearest_impostors(&anchors, &labels));
-                    let loss = config.loss(&anchors, &labels, &companions, &[], far.as_ref()).mean(Kind::Float);
+                    let loss =
+                        config.contrast(&anchors, &labels, &companions, &[], far.as_ref()).loss.mean(Kind::Float);
                     gradients(&loss, &[&anchors])
                 });
             });

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use c2r_attacks::loss;
 use c2r_base::{Seed, grad::gradients};
 use c2r_core::{
-    crl::{Candidates, CrlConfig, class_mean_alignment, class_means, nearest_impostor_similarity},
+    crl::{Candidates, Contrast, CrlConfig, class_mean_alignment, class_means, nearest_impostor_similarity},
     curriculum::Curriculum,
     ls_pgd::{Companions, Passes, PerturbationCache},
     queue::{MemoryQueue, QueueConfig},
@@ -24,7 +24,9 @@ use tch::{Kind, Tensor};
 
 use crate::{
     canvas::{Canvas, first_images},
-    config::{AacConfig, Anchors, DistillConfig, MatchingConfig, ObjectiveConfig, RealCandidates, RobustTerm},
+    config::{
+        AacConfig, Anchors, DistillConfig, MatchingConfig, ObjectiveConfig, RealCandidates, RobustTerm, Weighted,
+    },
     distillation::DistillError,
     method::{Claims, Method, StepReport, Turn, quantiles},
     plan::Plan,
@@ -32,6 +34,9 @@ use crate::{
     setting::Setting,
     state::{Entries, any, put_section, within},
 };
+
+/// Anchors whose similarities with a whole set and its companions are held at once when claims are measured.
+const ANCHORS_AT_ONCE: i64 = 1024;
 
 /// C²R in progress.
 #[derive(Debug)]
@@ -131,6 +136,7 @@ impl C2r {
         let t = turn.canvas.iteration();
         let positions = setting.real_positions(&mut self.sampler, t, self.matching.real_per_class);
         let (images, labels) = setting.data.batch(&positions, setting.device);
+        let classes: Vec<i64> = positions.iter().map(|&position| setting.data.labels()[position]).collect();
         let model = self.pool.member(network);
         let curriculum = &self.aac.matching;
         let mut views = Vec::new();
@@ -144,7 +150,6 @@ impl C2r {
             margins = Some(quantiles(&found.margins));
             if curriculum.chooses() {
                 let scores = Vec::<f32>::try_from(&found.scores).expect("scores are f32 [N]");
-                let classes: Vec<i64> = Vec::try_from(&labels).expect("labels are i64 [N]");
                 let progress = turn.canvas.progress();
                 let order = curriculum.order(&scores, &classes, progress, &mut seed.stream("matching", 0));
                 let order: Vec<i64> = order.into_iter().map(|at| at as i64).collect();
@@ -161,33 +166,50 @@ impl C2r {
             views.push(images);
         }
         turn.passes.forward += (positions.len() * views.len()) as u64;
-        let embeddings = model.features(&setting.augmented(&Tensor::cat(&views, 0), draw), false);
+        let embeddings = setting.embed(model, &Tensor::cat(&views, 0), Some(draw));
         let mut parts = embeddings.split(positions.len() as i64, 0).into_iter();
         let mut side = |needed: bool| {
             let embeddings = needed.then(|| parts.next().expect("one part per view"))?;
-            Some(match &kept {
-                Some(at) => Embedded { embeddings: embeddings.index_select(0, at), labels: labels.index_select(0, at) },
-                None => Embedded { embeddings, labels: labels.shallow_clone() },
-            })
+            Some(Embedded { embeddings, labels: labels.shallow_clone() })
         };
-        RealSide { attacked: side(needs_attacked), clean: side(needs_clean), weights, margins }
+        let (attacked, clean) = (side(needs_attacked), side(needs_clean));
+        RealSide { attacked, clean, classes, kept, weights, margins }
     }
 
     /// `L_DM`: distance of class means, by the variance of the real embeddings; and that variance.
     fn match_means(&self, clean: &Tensor, labels: &Tensor, real: &RealSide, n_classes: i64) -> (Tensor, Tensor) {
         let target = if self.matching.attacked { &real.attacked } else { &real.clean };
         let target = target.as_ref().expect("what is matched was embedded");
+        let target = match &real.kept {
+            Some(at) => {
+                let [embeddings, labels] = [&target.embeddings, &target.labels].map(|rows| rows.index_select(0, at));
+                &Embedded { embeddings, labels }
+            }
+            None => target,
+        };
         let spread = target.embeddings.var_dim([0i64].as_slice(), true, false).sum(Kind::Float).clamp_min(1e-12);
         let (synthetic_means, synthetic_counts) = class_means(clean, labels, n_classes, None);
-        let (real_means, _) = class_means(&target.embeddings, &target.labels, n_classes, real.weights.as_ref());
-        // A sub-batch in literal order may miss classes; they have nothing to match.
-        let present = synthetic_counts.gt(0.0).to_kind(Kind::Float);
+        let (real_means, real_counts) =
+            class_means(&target.embeddings, &target.labels, n_classes, real.weights.as_ref());
+        // A sub-batch in literal order may miss classes, weights may be 0 for a whole class: nothing to match there.
+        let present = synthetic_counts.gt(0.0).logical_and(&real_counts.gt(0.0)).to_kind(Kind::Float);
         let distances = (real_means - synthetic_means).square().sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
-        ((distances * &present).sum(Kind::Float) / present.sum(Kind::Float) / &spread, spread)
+        let n_present = present.sum(Kind::Float).clamp_min(1.0);
+        ((distances * &present).sum(Kind::Float) / n_present / &spread, spread)
     }
 
-    /// `L_CRL` of the anchors that the configuration names, and how similar their nearest impostors are.
-    fn contrast(&self, network: usize, clean: &Embedded, perturbed: &Tensor, real: &RealSide) -> (Tensor, f64) {
+    /// `L_CRL` of the anchors that the configuration names, and how similar their nearest impostors are on average;
+    /// scalars.
+    ///
+    /// `weights`, f32 `[M]`: how much each synthetic anchor counts; all the same without.
+    fn contrast(
+        &self,
+        network: usize,
+        clean: &Embedded,
+        perturbed: &Tensor,
+        real: &RealSide,
+        weights: Option<&Tensor>,
+    ) -> (Tensor, Tensor) {
         let queue = self.memories[network].queue.as_ref();
         let impostors =
             |anchors: &Embedded| queue.and_then(|queue| queue.nearest_impostors(&anchors.embeddings, &anchors.labels));
@@ -200,11 +222,10 @@ impl C2r {
             let extra: Vec<Candidates<'_>> = extra.iter().flatten().map(Embedded::candidates).collect();
             let far = impostors(clean);
             let Embedded { embeddings, labels } = clean;
-            let loss = self.crl.loss(embeddings, labels, perturbed, &extra, far.as_ref()).mean(Kind::Float);
-            let companions = Candidates { embeddings: perturbed, labels };
-            let all: Vec<Candidates<'_>> = [clean.candidates(), companions].into_iter().chain(extra).collect();
-            let nearest = nearest_impostor_similarity(embeddings, labels, &all, far.as_ref());
-            (loss, nearest.mean(Kind::Float).double_value(&[]))
+            let Contrast { loss, nearest_impostor } =
+                self.crl.contrast(embeddings, labels, perturbed, &extra, far.as_ref());
+            let loss = weights.map_or_else(|| loss.mean(Kind::Float), |weights| weighted_mean(&loss, weights));
+            (loss, nearest_impostor.mean(Kind::Float))
         };
         let on_real = || {
             let anchors = real.clean.as_ref().expect("real anchors were embedded");
@@ -212,9 +233,9 @@ impl C2r {
             let extra = [clean.candidates(), Candidates { embeddings: perturbed, labels: &clean.labels }];
             let far = impostors(anchors);
             let Embedded { embeddings, labels } = anchors;
-            let loss = self.crl.loss(embeddings, labels, companions, &extra, far.as_ref()).mean(Kind::Float);
-            let nearest = nearest_impostor_similarity(embeddings, labels, &extra, far.as_ref());
-            (loss, nearest.mean(Kind::Float).double_value(&[]))
+            let Contrast { loss, nearest_impostor } =
+                self.crl.contrast(embeddings, labels, companions, &extra, far.as_ref());
+            (loss.mean(Kind::Float), nearest_impostor.mean(Kind::Float))
         };
         match self.objective.anchors {
             Anchors::Synthetic => synthetic(),
@@ -227,14 +248,13 @@ impl C2r {
     }
 
     /// Puts attacked real embeddings into the network's queue.
-    fn remember(&mut self, setting: &Setting, network: usize, real: Option<&Embedded>) {
-        let Some((config, real)) = self.queue_config().zip(real) else { return };
-        let labels: Vec<i64> = Vec::try_from(&real.labels).expect("labels are i64 [N]");
-        let dimension = real.embeddings.size()[1];
+    fn remember(&mut self, setting: &Setting, network: usize, real: &RealSide) {
+        let Some((config, attacked)) = self.queue_config().zip(real.attacked.as_ref()) else { return };
+        let dimension = attacked.embeddings.size()[1];
         self.memories[network]
             .queue
             .get_or_insert_with(|| new_queue(config, setting, dimension))
-            .push(&real.embeddings, &labels);
+            .push(&attacked.embeddings, &real.classes);
     }
 
     fn queue_config(&self) -> Option<QueueConfig> {
@@ -257,10 +277,15 @@ impl C2r {
             let model = self.pool.member(network);
             let seed = setting.seed.child("claims", network as u64);
             let found = setting.companion().make(&Eval(model), &decoded, &labels, &ids, seed, None);
-            let [clean, attacked] = [&decoded, &found.images].map(|images| model.features(images, false));
+            let [clean, attacked] = [&decoded, &found.images].map(|images| setting.embed(model, images, None));
             let candidates = [&clean, &attacked].map(|embeddings| Candidates { embeddings, labels: &labels });
-            let nearest = nearest_impostor_similarity(&clean, &labels, &candidates, None);
-            similarity += nearest.mean(Kind::Float).double_value(&[]) / self.pool.len() as f64;
+            let nearest: Vec<Tensor> = clean
+                .split(ANCHORS_AT_ONCE, 0)
+                .iter()
+                .zip(labels.split(ANCHORS_AT_ONCE, 0))
+                .map(|(anchors, labels)| nearest_impostor_similarity(anchors, &labels, &candidates))
+                .collect();
+            similarity += Tensor::cat(&nearest, 0).mean(Kind::Float).double_value(&[]) / self.pool.len() as f64;
             margins.push(found.margins);
         }
         Ok((quantiles(&Tensor::cat(&margins, 0)), similarity))
@@ -329,7 +354,8 @@ impl Method for C2r {
         let n = batch.len() as i64;
         let n_classes = setting.input.n_classes;
         let mut report = StepReport { real_margin_quantiles: real.margins, ..StepReport::default() };
-        let value = tch::with_grad(|| {
+        let has_robust = self.objective.robust != RobustTerm::None;
+        let (value, terms) = tch::with_grad(|| {
             let views = match &companions {
                 // The perturbation is a constant: gradients reach the image through x + d as through x.
                 Some(found) => Tensor::cat(&[&synthetic, &(&synthetic + (&found.images - synthetic.detach()))], 0),
@@ -345,36 +371,39 @@ impl Method for C2r {
                 None => Tensor::ones([n], (Kind::Float, setting.device)),
             };
             let entropy = loss::ce(&model.classify(&clean.embeddings), &labels);
-            let mut performance = (entropy * &weights).sum(Kind::Float) / weights.sum(Kind::Float);
-            report.performance = Some(performance.double_value(&[]));
-            if self.objective.by_accuracy {
-                performance *= self.pool.accuracy(network);
-            }
+            let performance = weighted_mean(&entropy, &weights);
+            let anchor_weights = Some(&weights).filter(|_| self.aac.weighted == Weighted::Both);
+            let confidence = if self.objective.by_accuracy { self.pool.accuracy(network) } else { 1.0 };
 
+            let mut similarity = None;
             let robust = match (self.objective.robust, &perturbed) {
                 (RobustTerm::Crl, Some(perturbed)) => {
-                    let (loss, similarity) = self.contrast(network, &clean, perturbed, &real);
-                    report.impostor_similarity = Some(similarity);
+                    let (loss, nearest) = self.contrast(network, &clean, perturbed, &real, anchor_weights);
+                    similarity = Some(nearest);
                     loss
                 }
                 (RobustTerm::ClassMean, Some(perturbed)) => {
-                    class_mean_alignment(&clean.embeddings, perturbed, &labels, n_classes) / n_classes as f64 / &spread
+                    class_mean_alignment(&clean.embeddings, perturbed, &labels, n_classes, anchor_weights)
+                        / n_classes as f64
+                        / &spread
                 }
                 _ => Tensor::zeros([], (Kind::Float, setting.device)),
             };
-            report.matching = Some(matching.double_value(&[]));
-            report.robust = (self.objective.robust != RobustTerm::None).then(|| robust.double_value(&[]));
-            matching * self.matching.weight
-                + (performance * (1.0 - self.eta) + robust * self.eta) * self.objective.weight
+            let value = &matching * self.matching.weight
+                + (&performance * confidence * (1.0 - self.eta) + &robust * self.eta) * self.objective.weight;
+            (value, [Some(matching), Some(performance), has_robust.then_some(robust), similarity])
         });
         let gradient = gradients(&value, &[&tracked]).swap_remove(0);
         let n_views = n as u64 * if companions.is_some() { 2 } else { 1 };
         *turn.passes += Passes { forward: n_views, backward: n_views, ..Passes::default() };
+        // Numbers are read once all work of the iteration is on its way: a read waits for the device.
+        let read = |scalar: Option<Tensor>| scalar.map(|scalar| scalar.double_value(&[]));
+        [report.matching, report.performance, report.robust, report.impostor_similarity] = terms.map(read);
         report.loss = value.double_value(&[]);
         report.margin_quantiles = companions.as_ref().map(|found| quantiles(&found.margins));
         turn.canvas.descend(&gradient, report.loss)?;
 
-        self.remember(setting, network, real.attacked.as_ref());
+        self.remember(setting, network, &real);
         let training = Training { setting, curriculum: &self.aac.pool };
         if self.pool.grow(network, training, self.real_cache.as_mut(), turn.passes)? {
             self.memories[network] = Memory::default();
@@ -387,8 +416,9 @@ impl Method for C2r {
         self.pool.state(into);
         for (index, memory) in self.memories.iter().enumerate() {
             if let Some(queue) = &memory.queue {
-                let (rows, pushed) = queue.state();
-                put_section(into, &format!("queue.{index:04}."), [("rows".into(), rows), ("pushed".into(), pushed)]);
+                let (rows, projected, pushed) = queue.state();
+                let parts = [("rows", rows), ("projected", projected), ("pushed", pushed)];
+                put_section(into, &format!("queue.{index:04}."), parts.map(|(part, tensor)| (part.to_owned(), tensor)));
             }
             if let Some(cache) = &memory.cache {
                 put_section(into, &format!("cache.{index:04}."), cache_state(cache));
@@ -409,8 +439,9 @@ impl Method for C2r {
             if let (true, Some(config)) = (state.contains_key(&format!("{queue}.rows")), self.queue_config()) {
                 let dimension = n_features(self.pool.member(index));
                 let mut stored = new_queue(config, setting, dimension);
-                let [rows, pushed] = ["rows", "pushed"].map(|part| any(state, &format!("{queue}.{part}")));
-                stored.load_state(rows?, pushed?).map_err(|reason| within(&queue, reason))?;
+                let [rows, projected, pushed] =
+                    ["rows", "projected", "pushed"].map(|part| any(state, &format!("{queue}.{part}")));
+                stored.load_state(rows?, projected?, pushed?).map_err(|reason| within(&queue, reason))?;
                 self.memories[index].queue = Some(stored);
             }
             let prefix = format!("cache.{index:04}");
@@ -441,6 +472,11 @@ impl Method for C2r {
             impostor_similarity_after: after.1,
         }))
     }
+}
+
+/// Mean of `values`, f32 `[N]`, each counting as much as its weight, f32 `[N]`.
+fn weighted_mean(values: &Tensor, weights: &Tensor) -> Tensor {
+    (values * weights).sum(Kind::Float) / weights.sum(Kind::Float)
 }
 
 /// Decoded images of the whole set.
@@ -491,6 +527,10 @@ impl Embedded {
 struct RealSide {
     attacked: Option<Embedded>,
     clean: Option<Embedded>,
+    /// Class of each image.
+    classes: Vec<i64>,
+    /// Positions of the images whose class means are matched, i64; all of them without.
+    kept: Option<Tensor>,
     /// How much each image counts in its class mean.
     weights: Option<Tensor>,
     margins: Option<[f64; 3]>,

@@ -89,8 +89,14 @@ impl Canvas {
     /// # Errors
     /// [`DistillError::NotFinite`] if either is not finite; nothing is changed then.
     pub fn descend(&mut self, gradient: &Tensor, loss: f64) -> Result<(), DistillError> {
-        if !loss.is_finite() || gradient.isfinite().all().int64_value(&[]) == 0 {
-            return Err(DistillError::NotFinite { what: "distillation loss", at: self.iteration + 1, value: loss });
+        let at = self.iteration + 1;
+        if !loss.is_finite() {
+            return Err(DistillError::NotFinite { what: "distillation loss", at, value: loss });
+        }
+        // A sum is finite if its terms are, but for an overflow, which is no better.
+        let sum = gradient.abs().sum(Kind::Double).double_value(&[]);
+        if !sum.is_finite() {
+            return Err(DistillError::NotFinite { what: "gradient of the images", at, value: sum });
         }
         let lr = learning_rate(&self.config, self.iteration, self.iterations);
         self.update.apply(&mut self.images, gradient, lr, self.iteration + 1);

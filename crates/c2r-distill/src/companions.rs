@@ -1,11 +1,24 @@
 //! Adversarial companions for training: LS-PGD, or what it is compared with.
 
+use std::ops::Range;
+
 use c2r_attacks::{Attack, AttackBatch, AttackConfig, AttackError, Counts, Perturbed, PgdConfig};
 use c2r_base::{Classifier, Seed, ThreatModel};
 use c2r_core::ls_pgd::{Companions, LsPgd, Passes, PerturbationCache};
 use tch::Tensor;
 
 use crate::config::{CompanionConfig, ConfigError};
+
+/// Pixel values that go through a network at once where no gradient to the parameters or the synthetic images is asked
+/// for: 5,461 images of 32x32, 341 of 128x128. The first layer of a network of width 128 then holds 3 GB.
+const PIECE: usize = 1 << 24;
+
+/// The rows of f32 `[N, ...]` in pieces of at most [`PIECE`] values, and of one row at least; one empty piece of none.
+pub(crate) fn pieces(images: &Tensor) -> impl Iterator<Item = Range<usize>> + use<> {
+    let n = images.size()[0] as usize;
+    let length = images.numel().checked_div(n).map_or(1, |values| (PIECE / values.max(1)).max(1));
+    (0..n.max(1)).step_by(length).map(move |start| start..(start + length).min(n))
+}
 
 /// A way to make companions, checked.
 pub struct Companion {
@@ -57,8 +70,29 @@ impl Companion {
         }
     }
 
-    /// Companions and perturbation scores of a batch; see [`LsPgd::attack`] for the arguments.
+    /// Companions and perturbation scores of any number of images; see [`LsPgd::attack`] for the arguments.
+    ///
+    /// Every sample is attacked for itself, so a batch that would not fit in memory goes in pieces.
     pub fn make(
+        &self,
+        model: &dyn Classifier,
+        images: &Tensor,
+        labels: &Tensor,
+        ids: &[u64],
+        seed: Seed,
+        mut cache: Option<&mut PerturbationCache>,
+    ) -> Companions {
+        let mut parts: Vec<Companions> = pieces(images)
+            .map(|piece| {
+                let (start, length) = (piece.start as i64, piece.len() as i64);
+                let [images, labels] = [images, labels].map(|tensor| tensor.narrow(0, start, length));
+                self.make_piece(model, &images, &labels, &ids[piece], seed, cache.as_deref_mut())
+            })
+            .collect();
+        if parts.len() == 1 { parts.swap_remove(0) } else { Companions::cat(&parts) }
+    }
+
+    fn make_piece(
         &self,
         model: &dyn Classifier,
         images: &Tensor,
@@ -92,5 +126,22 @@ impl Companion {
                 Companions::new(images, &logits, labels, passes)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    #[test]
+    fn pieces_cover_every_image_once() {
+        let of = |size: &[i64]| pieces(&Tensor::empty(size, (Kind::Float, Device::Cpu))).collect::<Vec<_>>();
+        assert_eq!(of(&[5, 3, 8, 8]), [0..5]);
+        assert_eq!(of(&[0, 3, 8, 8]), [0..0]);
+        // 2^22 values each: four at once.
+        assert_eq!(of(&[9, 1, 2048, 2048]), [0..4, 4..8, 8..9]);
+        assert_eq!(of(&[2, 2, 4096, 4096]), [0..1, 1..2]);
     }
 }

@@ -376,9 +376,23 @@ pub struct AacConfig {
     pub pool: Curriculum,
     /// Choice or weight of the real images whose class means are matched.
     pub matching: Curriculum,
+    /// Which terms of the loss the weights of `synthetic` act on; read where its mode is `weight`.
+    #[serde(default)]
+    pub weighted: Weighted,
     /// Whose perturbations are remembered where `companions.warm-start` is on (the paper's continuation).
     #[serde(default)]
     pub remember: Remember,
+}
+
+/// The terms in which a synthetic image counts by its weight.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Weighted {
+    /// The cross-entropy alone.
+    #[default]
+    Performance,
+    /// The cross-entropy and the robust term: its loss as an anchor, or its part in the class means.
+    Both,
 }
 
 /// Whose perturbations are remembered for the next visit.
@@ -701,6 +715,20 @@ impl DistillConfig {
             crl.validate()?;
         }
         self.aac.iter().try_for_each(AacConfig::validate)?;
+        let per_class = self.images.batch_per_class;
+        if let (Some(AacConfig { synthetic: curriculum @ Curriculum::Order(_), .. }), 0) = (&self.aac, per_class) {
+            return Err(ConfigError::CurriculumPlace {
+                key: "aac.synthetic",
+                mode: curriculum.mode(),
+                reason: "with images.batch-per-class = 0 all images are in one batch, which has no order",
+            });
+        }
+        in_range(
+            self.method == MethodName::C2r || per_class == 0,
+            "images.batch-per-class",
+            "0 but for C²R",
+            per_class,
+        )?;
         self.gradients.iter().try_for_each(GradientsConfig::validate)?;
         self.experts.iter().try_for_each(ExpertsConfig::validate)?;
         if let (Some(experts), Some(student)) = (&self.experts, &self.student) {
@@ -720,6 +748,13 @@ impl DistillConfig {
             }
             (None, LabelKind::Hard) => Ok(()),
         }
+    }
+
+    /// Whether the order of the synthetic images is asked for but cannot act, because one batch holds all of them.
+    pub fn order_is_idle(&self) -> bool {
+        let decoded = self.ipc * (self.images.formation * self.images.formation) as usize;
+        let orders = self.aac.as_ref().is_some_and(|aac| matches!(aac.synthetic, Curriculum::Order(_)));
+        orders && self.images.batch_per_class >= decoded
     }
 
     /// The threat model of the companions.
@@ -762,6 +797,13 @@ impl AacConfig {
     fn validate(&self) -> Result<(), ConfigError> {
         for curriculum in [&self.synthetic, &self.pool, &self.matching] {
             curriculum.validate()?;
+        }
+        if self.weighted == Weighted::Both && !matches!(self.synthetic, Curriculum::Weight(_)) {
+            return Err(ConfigError::CurriculumPlace {
+                key: "aac.weighted",
+                mode: "both",
+                reason: "aac.synthetic has no weights; set its mode to `weight`",
+            });
         }
         if matches!(self.matching, Curriculum::Order(_)) {
             return Err(ConfigError::CurriculumPlace {

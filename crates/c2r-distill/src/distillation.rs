@@ -196,14 +196,19 @@ impl Distillation {
     /// Units of work done and in all: preparation, teacher training and image updates.
     pub fn progress(&self) -> (u64, u64) {
         let (prepared, preparation) = self.method.preparation(&self.setting);
+        let preparation = if self.wants_preparation() { preparation } else { prepared };
         let teacher = self.config().teacher.as_ref().map_or(0, |teacher| teacher.steps);
         let taught = self.teacher.as_ref().map_or(0, Learner::steps_done);
         (prepared + taught + self.iteration(), preparation + teacher + self.iterations())
     }
 
+    /// Whether there is anything to prepare for: a choice of images, or an update.
+    fn wants_preparation(&self) -> bool {
+        self.config().method.selects() || self.iterations() > 0
+    }
+
     fn preparation_is_due(&self) -> bool {
-        let wanted = self.config().method.selects() || self.iterations() > 0;
-        wanted && self.iteration() == 0 && !self.method.is_prepared(&self.setting)
+        self.wants_preparation() && self.iteration() == 0 && !self.method.is_prepared(&self.setting)
     }
 
     fn teacher_is_due(&self) -> bool {
@@ -393,7 +398,7 @@ impl Distillation {
             (LabelKind::Soft, Some(teacher), Some(TeacherConfig { temperature, .. })) => {
                 let _no_grad = tch::no_grad_guard();
                 let decoded = decode_formation(self.images(), formation)?;
-                let logits = teacher.logits(&decoded, false) / *temperature;
+                let logits = teacher.classify(&self.setting.embed(teacher, &decoded, None)) / *temperature;
                 Some(logits.softmax(1, Kind::Float).to_device(Device::Cpu))
             }
             _ => None,

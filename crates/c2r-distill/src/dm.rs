@@ -62,7 +62,7 @@ impl Method for Dm {
             report.real_margin_quantiles = Some(quantiles(&found.margins));
             real = found.images;
         }
-        // Every class has its own draw; all classes go through the network together.
+        // Every class has its own draw.
         let augmented = |images: &Tensor, per_class: i64| {
             let views: Vec<Tensor> = (0..setting.input.n_classes)
                 .map(|class| {
@@ -72,16 +72,16 @@ impl Method for Dm {
                 .collect();
             Tensor::cat(&views, 0)
         };
-        let means = |images: &Tensor, per_class: i64| {
-            let embeddings = model.features(&augmented(images, per_class), false);
+        let means = |embeddings: Tensor, per_class: i64| {
             let rows = embeddings.view([setting.input.n_classes, per_class, -1]);
             rows.mean_dim([1i64].as_slice(), false, Kind::Float)
         };
-        let target = {
-            let _no_grad = tch::no_grad_guard();
-            means(&real, n_real)
-        };
-        let value = tch::with_grad(|| (target - means(&decoded, n_synthetic)).square().sum(Kind::Float));
+        let target = means(setting.embed(&model, &augmented(&real, n_real), None), n_real);
+        let value = tch::with_grad(|| {
+            (target - means(model.features(&augmented(&decoded, n_synthetic), false), n_synthetic))
+                .square()
+                .sum(Kind::Float)
+        });
         let matching = value.double_value(&[]);
         let loss = matching * self.matching.weight;
         let gradient = gradients(&value, &[&tracked]).swap_remove(0) * self.matching.weight;

@@ -36,7 +36,7 @@ pub use config::{
     AacConfig, Anchors, CompanionConfig, ConfigError, CurvatureConfig, DistillConfig, ExpertsConfig, FgsmConfig,
     GradientsConfig, ImageOptimizer, ImageSpace, ImagesConfig, Init, LabelKind, MatchingConfig, MethodName,
     MultiStepConfig, ObjectiveConfig, PoolConfig, RealCandidates, RecoveryConfig, Remember, RobustTerm, StudentConfig,
-    TeacherConfig, ThreatConfig, dc_loops, eta_of_ipc,
+    TeacherConfig, ThreatConfig, Weighted, dc_loops, eta_of_ipc,
 };
 pub use distillation::{DistillError, DistillEvent, Distillation};
 pub use estimate::{Work, work};

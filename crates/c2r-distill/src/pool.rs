@@ -222,12 +222,13 @@ impl Pool {
         let positions = member.plan.next(self.config.batch_size);
         let (images, labels) = setting.data.batch(&positions, setting.device);
         let draw = self.config.dsa.draw(&mut seed.stream("dsa", 0));
-        // Augmentation may leave the box; attacks live inside it.
         let (mean, std) = (&setting.input.mean, &setting.input.std);
-        let mut images = self.config.dsa.apply_normalized(&images, &draw, mean, std).clamp(0.0, 1.0);
+        let mut images = self.config.dsa.apply_normalized(&images, &draw, mean, std);
         let mut weights = None;
         let weighs = matches!(curriculum, Curriculum::Weight(_));
         if self.config.adversarial || weighs {
+            // Augmentation may leave the box; attacks live inside it.
+            images = images.clamp(0.0, 1.0);
             let ids: Vec<u64> = positions.iter().map(|&position| position as u64).collect();
             let found = setting.companion().make(&Eval(&member.model), &images, &labels, &ids, seed, None);
             *passes += found.passes;
@@ -238,19 +239,19 @@ impl Pool {
         }
         let parameters = member.model.parameters();
         member.model.set_trainable(true);
-        let mut n_right = 0;
-        let value = tch::with_grad(|| {
+        let (value, right) = tch::with_grad(|| {
             let logits = member.model.logits(&images, true);
-            n_right = logits.argmax(1, false).eq_tensor(&labels).sum(Kind::Int64).int64_value(&[]);
+            let right = logits.argmax(1, false).eq_tensor(&labels).sum(Kind::Int64);
             let entropy = loss::ce(&logits, &labels);
             let value = match &weights {
                 Some(weights) => (entropy * weights).mean(Kind::Float),
                 None => entropy.mean(Kind::Float),
             };
-            match &self.config.curvature {
+            let value = match &self.config.curvature {
                 Some(config) => value + curvature(&member.model, &images, &labels, config, std),
                 None => value,
-            }
+            };
+            (value, right)
         });
         let handles: Vec<&Tensor> = parameters.iter().map(|(_, tensor)| tensor).collect();
         let step = gradients(&value, &handles);
@@ -260,13 +261,14 @@ impl Pool {
         passes.forward += n_passes;
         passes.backward += n_passes;
         member.optimizer.step(&parameters, &step);
-        let accuracy = n_right as f64 / positions.len() as f64;
+        let accuracy = right.int64_value(&[]) as f64 / positions.len() as f64;
         let kept = if member.age == 0 { 0.0 } else { ACCURACY_KEPT };
         member.accuracy = kept * member.accuracy + (1.0 - kept) * accuracy;
         member.age += 1;
         let value = value.double_value(&[]);
         if !value.is_finite() {
-            return Err(DistillError::NotFinite { what: "pool training loss", at: member.age, value });
+            let what = "training loss of a network on real images";
+            return Err(DistillError::NotFinite { what, at: member.age, value });
         }
         Ok(value)
     }
@@ -379,7 +381,7 @@ impl Learner {
         trajectory: u64,
         setting: &Setting,
     ) -> Result<Self, DistillError> {
-        let trainer = Pool::new(config.clone(), seed);
+        let trainer = Pool::new(PoolConfig { max_steps: steps, ..config.clone() }, seed);
         let member = trainer.new_member(setting, trajectory)?;
         Ok(Self { trainer, member, steps, schedule })
     }

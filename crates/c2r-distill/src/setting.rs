@@ -5,7 +5,10 @@ use c2r_data::{ClassSampler, DatasetSpec, Split, dsa::DsaDraw};
 use c2r_models::{Model, ModelError, ModelInput};
 use tch::{Device, Tensor};
 
-use crate::{companions::Companion, config::DistillConfig};
+use crate::{
+    companions::{Companion, pieces},
+    config::DistillConfig,
+};
 
 /// The configuration, the data and everything else that a method reads and none changes.
 #[derive(Debug)]
@@ -53,6 +56,19 @@ impl Setting {
     /// One augmentation draw, the same for every image, on normalized values as in the field.
     pub fn augmented(&self, images: &Tensor, draw: &DsaDraw) -> Tensor {
         self.config.dsa.apply_normalized(images, draw, &self.input.mean, &self.input.std)
+    }
+
+    /// Embeddings of any number of images under one augmentation draw, f32 `[N, D]`, without gradients.
+    pub(crate) fn embed(&self, model: &Model, images: &Tensor, draw: Option<&DsaDraw>) -> Tensor {
+        let _no_grad = tch::no_grad_guard();
+        let parts: Vec<Tensor> = pieces(images)
+            .map(|piece| {
+                let images = images.narrow(0, piece.start as i64, piece.len() as i64);
+                model
+                    .features(&draw.map_or_else(|| images.shallow_clone(), |draw| self.augmented(&images, draw)), false)
+            })
+            .collect();
+        Tensor::cat(&parts, 0)
     }
 
     /// Positions of the real images of iteration `t`: `per_class` of every class, class by class.

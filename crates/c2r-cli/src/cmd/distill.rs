@@ -166,6 +166,11 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         distillation.take_networks(&TensorFile::read(&shared).with_context(context)?).with_context(context)?;
         ui.note(format!("took the trained networks of {}", shared.display()));
     }
+    if config.order_is_idle() {
+        ui.note(
+            "note: one batch (images.batch-per-class) holds all images, so their order (aac.synthetic) has no effect",
+        );
+    }
     work(&mut distillation, &mut run, &args, ui)?;
     finish(&distillation, &mut run, &args, ui)
 }

@@ -365,6 +365,15 @@ fn too_little_data_and_wrong_options_are_errors_that_name_them() {
     assert!(
         message("aac.matching", table("mode = \"order\"\nfirst = \"hard\"")).contains("aac.matching cannot be `order`")
     );
+    let one_batch = message("aac.synthetic", table("mode = \"order\"\nfirst = \"hard\""));
+    assert!(
+        one_batch.contains("aac.synthetic cannot be `order`") && one_batch.contains("batch-per-class = 0"),
+        "{one_batch}"
+    );
+    let elsewhere = profile("dm", &[("images.batch-per-class", 2.into())]).validate().unwrap_err().to_string();
+    assert!(elsewhere.contains("images.batch-per-class must be 0"), "{elsewhere}");
+    let weightless = config(&[("aac.weighted", "both".into()), ("aac.synthetic", table("mode = \"off\""))]);
+    assert!(weightless.validate().unwrap_err().to_string().contains("aac.weighted cannot be `both`"));
     assert!(message("pool.min-steps", 9.into()).contains("pool.max-steps"));
     let mut unread = config(&[]);
     unread.experts = profile("mtt", &[]).experts;

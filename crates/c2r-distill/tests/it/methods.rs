@@ -112,7 +112,7 @@ fn every_method_lowers_its_own_objective() {
     }
 }
 
-/// Herding keeps the mean, k-center covers: each beats random images at what it chooses by.
+/// Hand-made examples of both rules are beside the code; this is about what becomes of them in a set.
 #[test]
 fn coresets_are_training_images_and_differ_from_random_ones() {
     let train = digits().train.subset_per_class(40);

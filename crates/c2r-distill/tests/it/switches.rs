@@ -28,6 +28,9 @@ fn every_switch_runs_and_changes_the_result() {
         ("attacked candidates", vec![("objective.candidates", "attacked".into())]),
         ("by accuracy", vec![("objective.by-accuracy", true.into())]),
         ("aac off", vec![("aac.synthetic", off())]),
+        ("weights in both terms", vec![("aac.weighted", "both".into())]),
+        ("loss weight", vec![("objective.weight", 10.0.into())]),
+        ("matching weight", vec![("matching.weight", 1.0.into())]),
         ("prefix", vec![("aac.synthetic", table("mode = \"prefix\"\nfirst = \"hard\"\nfraction = 0.5"))]),
         ("pace", vec![("aac.synthetic", table("mode = \"pace\"\nlow = [0.0, 0.5]\nhigh = [0.5, 1.0]"))]),
         ("pool order hard", vec![("aac.pool", table("mode = \"order\"\nfirst = \"hard\""))]),
@@ -57,7 +60,30 @@ fn every_switch_runs_and_changes_the_result() {
     }
 }
 
-/// Sub-batches of one image per class, in every order: the first batch of an epoch is what the order says.
+/// The queue acts from the second visit of a network on, so there is one network here.
+#[test]
+fn every_switch_of_the_queue_changes_the_loss() {
+    let run = |changes: &[(&str, toml::Value)]| {
+        let one = [("pool.trajectories", 1.into()), ("pool.snapshots", 1.into()), ("crl.queue.top-k", 4.into())];
+        let robust: Vec<f64> = run(&[&one, changes].concat()).0.iter().map(|report| report.robust.unwrap()).collect();
+        (robust[0], robust[robust.len() - 1])
+    };
+    let plain = run(&[]);
+    let switches: [(&str, (&str, toml::Value)); 5] = [
+        ("no queue", ("crl", table("temperature = 0.5"))),
+        ("per class", ("crl.queue.per-class", 4.into())),
+        ("top-k", ("crl.queue.top-k", 8.into())),
+        ("projection", ("crl.queue.projection", 2.into())),
+        ("moving average", ("crl.queue.momentum", 0.9.into())),
+    ];
+    for (name, change) in switches {
+        let (first, last) = run(&[change]);
+        assert_eq!(first, plain.0, "`{name}`: nothing is stored yet");
+        assert_ne!(last, plain.1, "`{name}` has no effect");
+    }
+}
+
+/// Sub-batches of one image per class, in every order.
 #[test]
 fn the_synthetic_side_takes_every_order() {
     let small = ("images.batch-per-class", toml::Value::from(1));
@@ -69,6 +95,20 @@ fn the_synthetic_side_takes_every_order() {
     for (a, b) in [(&hard, &easy), (&hard, &balanced), (&hard, &off), (&easy, &off)] {
         assert!(max_difference(a, b) > 1e-5);
     }
+}
+
+/// The profile to the letter, at a size where its batches do not hold the whole set.
+#[test]
+fn the_first_batch_is_the_hardest_or_the_easiest() {
+    let first = |first: &str| {
+        let changes = [("ipc", 8.into()), ("aac.synthetic", table(&format!("mode = \"order\"\nfirst = \"{first}\"")))];
+        let mut distillation = start(&profile("literal", &changes));
+        assert!(!distillation.config().order_is_idle());
+        finish(&mut distillation).swap_remove(0).margin_quantiles.unwrap()
+    };
+    let (hard, easy) = (first("hard"), first("easy"));
+    assert!(hard.iter().zip(easy).all(|(&hard, easy)| hard < easy), "{hard:?} {easy:?}");
+    assert!(start(&profile("literal", &[])).config().order_is_idle(), "two images per class, batches of five");
 }
 
 /// What a part does not touch stays as it is: the first losses of the terms, before anything has moved.
@@ -86,6 +126,16 @@ fn switches_change_nothing_else() {
     let other = first(&[("aac.matching", table("mode = \"weight\"\nfloor = 0.05"))]);
     assert_eq!((other.performance, other.robust), (plain.performance, plain.robust));
     assert_ne!(other.matching, plain.matching);
+    let easy = "mode = \"prefix\"\nfirst = \"easy\"\nfraction = 0.5";
+    let other = first(&[("aac.matching", table(easy))]);
+    assert_eq!((other.performance, other.robust), (plain.performance, plain.robust));
+    assert_ne!(other.matching, plain.matching);
+    let other = first(&[("aac.weighted", "both".into())]);
+    assert_eq!((other.matching, other.performance), (plain.matching, plain.performance));
+    assert_ne!(other.robust, plain.robust);
+    let class_mean = ("objective.robust", toml::Value::from("class-mean"));
+    let of_means = first(std::slice::from_ref(&class_mean)).robust;
+    assert_ne!(first(&[class_mean, ("aac.weighted", "both".into())]).robust, of_means);
     let other = first(&[("objective.eta", 0.6.into())]);
     let parts = |report: &StepReport| (report.matching, report.performance, report.robust);
     assert_eq!(parts(&other), parts(&plain));
@@ -149,7 +199,6 @@ fn companions_cost_what_they_say() {
     assert_eq!((pgd.backward_saved, pgd.reused_share), (Some(0), Some(0.0)));
     let fgsm = saved("attack = \"fgsm\"");
     assert_eq!(fgsm.backward_saved, Some(9 * fgsm.passes.attacked as i64));
-    // From the clean image, the longest LS-PGD step is FGSM's, so its companions are no weaker for their network.
     let plain = run(&[]).0;
     assert_eq!(plain.last().unwrap().backward_saved, Some(9 * plain.last().unwrap().passes.attacked as i64));
 }
