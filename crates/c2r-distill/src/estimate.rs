@@ -110,7 +110,8 @@ fn c2r(config: &DistillConfig, n_classes: usize, n_train: usize, total: &mut Wor
     };
     let iterations = config.iterations as f64;
     total.add_training(config, pool, Pool::steps_to_fill(pool) as f64, n_train);
-    total.add_training(config, pool, iterations * pool.steps_per_iteration as f64, n_train);
+    let replaced = Pool::replacements(pool, config.iterations) * pool.min_steps;
+    total.add_training(config, pool, iterations * pool.steps_per_iteration as f64 + replaced as f64, n_train);
 
     let decoded = n_classes * config.ipc * (config.images.formation * config.images.formation) as usize;
     let batch = match config.images.batch_per_class {
@@ -122,6 +123,9 @@ fn c2r(config: &DistillConfig, n_classes: usize, n_train: usize, total: &mut Wor
     total.forward += iterations * batch * views;
     total.input_gradient += iterations * batch * views;
     total.add_attacked(config, if companions { iterations * batch } else { 0.0 });
+    // An epoch that has an order or a choice begins with scoring all of its images.
+    let scored = aac.synthetic.needs_scores() && (batch < decoded as f64 || aac.synthetic.chooses());
+    total.add_attacked(config, if scored { iterations * batch } else { 0.0 });
 
     let real = (matching.real_per_class * n_classes) as f64;
     let crl = objective.robust == RobustTerm::Crl;

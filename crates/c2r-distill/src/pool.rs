@@ -94,6 +94,16 @@ impl Pool {
         config.trajectories as u64 * config.max_steps
     }
 
+    /// Networks that are replaced in `iterations` updates, if each is drawn equally often.
+    pub(crate) fn replacements(config: &PoolConfig, iterations: u64) -> u64 {
+        let n_members = (config.trajectories * config.snapshots).max(1) as u64;
+        let steps = iterations * config.steps_per_iteration / n_members;
+        // A network is replaced by the step that takes it past `max_steps`.
+        let life = config.max_steps + 1 - config.min_steps;
+        let of = |age: u64| (steps + life).saturating_sub(config.max_steps + 1 - age) / life;
+        config.trajectories as u64 * snapshot_ages(config).into_iter().map(of).sum::<u64>()
+    }
+
     /// Training steps of the filling that are done.
     pub(crate) fn steps_done(&self) -> u64 {
         let complete = self.next_trajectory.saturating_sub(u64::from(self.growing.is_some()));
@@ -112,12 +122,6 @@ impl Pool {
     /// Moving average of a network's accuracy on its training batches, in `[0, 1]`.
     pub(crate) fn accuracy(&self, index: usize) -> f64 {
         self.members[index].accuracy
-    }
-
-    /// Ages at which a trajectory enters the pool, evenly spaced from `min_steps` to `max_steps`.
-    fn snapshot_ages(&self) -> Vec<u64> {
-        let (min, max, n) = (self.config.min_steps, self.config.max_steps, self.config.snapshots as u64);
-        if n == 1 { vec![max] } else { (0..n).map(|k| min + (max - min) * k / (n - 1)).collect() }
     }
 
     /// One training step of the trajectory in training; takes snapshots as they fall due.
@@ -153,7 +157,7 @@ impl Pool {
     }
 
     fn take_snapshots(&mut self, member: &Member) -> Result<(), DistillError> {
-        for _ in self.snapshot_ages().iter().filter(|&&age| age == member.age) {
+        for _ in snapshot_ages(&self.config).iter().filter(|&&age| age == member.age) {
             let copy = member.copy(&self.config)?;
             self.members.push(copy);
         }
@@ -307,7 +311,7 @@ impl Pool {
         // With another number the pool would never be full.
         let n_complete = self.next_trajectory.min(trajectories as u64) as usize;
         let n_expected = self.growing.as_ref().map_or(n_complete * snapshots, |growing| {
-            let n_taken = self.snapshot_ages().iter().filter(|&&age| age <= growing.age).count();
+            let n_taken = snapshot_ages(&self.config).iter().filter(|&&age| age <= growing.age).count();
             n_complete.saturating_sub(1) * snapshots + n_taken
         });
         if self.members.len() != n_expected {
@@ -420,6 +424,12 @@ impl Learner {
         self.member = restored.ok_or_else(|| DistillError::State(format!("there is no `{prefix}.age`")))?;
         Ok(())
     }
+}
+
+/// Ages at which a trajectory enters the pool, evenly spaced from `min_steps` to `max_steps`.
+fn snapshot_ages(config: &PoolConfig) -> Vec<u64> {
+    let (min, max, n) = (config.min_steps, config.max_steps, config.snapshots as u64);
+    if n == 1 { vec![max] } else { (0..n).map(|k| min + (max - min) * k / (n - 1)).collect() }
 }
 
 const fn sgd_config(config: &PoolConfig) -> SgdConfig {

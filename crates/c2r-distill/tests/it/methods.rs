@@ -257,3 +257,20 @@ fn attack_state(method: &str, config: &DistillConfig, whole: &TensorFile) {
     }
     refused("stray", Some(Tensor::from_slice(&[1i64])), true);
 }
+
+/// The estimate of a whole run beside what the run counted.
+#[test]
+fn the_work_is_what_was_estimated() {
+    for name in profiles::names() {
+        let mut config = profile(name, &[("iterations", 12.into())]);
+        config.fill_in();
+        let mut distillation = start(&config);
+        finish(&mut distillation);
+        let (work, passes) = (c2r_distill::work(&config, 10, 400), distillation.passes());
+        let estimated = [work.forward + work.training, work.input_gradient + work.training];
+        for (estimated, counted) in estimated.into_iter().zip([passes.forward as f64, passes.backward as f64]) {
+            // Which networks are drawn, and so replaced, is chance.
+            assert!((estimated - counted).abs() <= 0.25 * counted, "{name}: {estimated} for {counted} passes");
+        }
+    }
+}
