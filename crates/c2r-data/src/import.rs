@@ -117,6 +117,7 @@ pub fn import(
 
     let n_classes = spec.classes.len();
     let tiles = options.formation * options.formation;
+    let extra_storage = soft.as_ref().map_or(String::new(), |soft| format!("soft labels, {} floats", soft.numel()));
     let soft = match soft {
         Some(soft) if tiles > 1 => Some(soft.repeat_interleave_self_int(tiles, 0, None)),
         other => other,
@@ -139,7 +140,7 @@ pub fn import(
             data_sha256: String::new(),
             mean: spec.mean.clone(),
             std: spec.std.clone(),
-            extra_storage: String::new(),
+            extra_storage,
         },
     };
     set.check()?;

@@ -156,12 +156,13 @@ impl<'a> Trainer<'a> {
         let lr = self.config.lr * self.config.lr_schedule.factor(step, steps, epoch);
 
         let loss = self.loss(step, &positions);
+        let handles: Vec<&Tensor> = self.parameters.iter().map(|(_, tensor)| tensor).collect();
+        let gradients = grad::gradients(&loss, &handles);
+        // Reading waits for an accelerator, so what there is to compute is given to it first.
         let value = loss.double_value(&[]);
         if !value.is_finite() {
             return Err(TrainError::NotFinite { step, steps, loss: value, lr });
         }
-        let handles: Vec<&Tensor> = self.parameters.iter().map(|(_, tensor)| tensor).collect();
-        let gradients = grad::gradients(&loss, &handles);
         self.sgd.set_lr(lr);
         self.sgd.step(&self.parameters, &gradients);
 

@@ -114,6 +114,7 @@ enum Format {
     /// Everything, with the files behind every number
     Json,
     /// For a document that loads the packages booktabs and graphicx
+    #[value(alias = "tex")]
     Latex,
 }
 

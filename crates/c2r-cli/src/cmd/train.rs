@@ -163,13 +163,26 @@ impl Material {
         }
     }
 
-    /// SHA-256 of the training pixels, so that a run folder notices another training set.
+    /// SHA-256 of the training pixels and of what labels them, so that a run folder notices another training set.
     fn fingerprint(&self) -> String {
         match &self.images {
             Images::Synthetic(images) => {
                 let mut file = TensorFile::default();
                 file.tensors.insert("images".to_owned(), images.images().shallow_clone());
                 file.tensors.insert("labels".to_owned(), images.labels().shallow_clone());
+                match self.targets() {
+                    Targets::Hard => {}
+                    Targets::Soft(soft) => {
+                        file.tensors.insert("soft-labels".to_owned(), soft.shallow_clone());
+                    }
+                    Targets::Teacher(teacher) => {
+                        let network = teacher.network.model();
+                        let named = |(name, tensor)| (format!("teacher.{name}"), tensor);
+                        file.tensors.extend(network.state().into_iter().map(named));
+                        file.header.insert("teacher".to_owned(), network.spec().to_string());
+                        file.header.insert("temperature".to_owned(), teacher.temperature.to_string());
+                    }
+                }
                 c2r_base::artifact::sha256_hex(&file.to_bytes())
             }
             Images::Real(split) => split.sha256(),
@@ -253,7 +266,9 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         {
             best.offer(trainer.model(), done, judges, JUDGED_AT_ONCE);
         }
-        if ui.interrupted() || saved.elapsed() >= CHECKPOINT {
+        // Read once: an interrupt in between would stop the run without its state.
+        let interrupted = ui.interrupted();
+        if interrupted || saved.elapsed() >= CHECKPOINT {
             let mut tensors = trainer.state();
             tensors.extend(best.state());
             let file = TensorFile { tensors, ..TensorFile::default() };
@@ -261,7 +276,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
             run.pause()?;
             saved = Instant::now();
         }
-        if ui.interrupted() {
+        if interrupted {
             progress.finish();
             let path = path.display();
             return exit::fail(exit::INTERRUPTED, format!("interrupted; the same command goes on from {path}"));

@@ -164,19 +164,34 @@ fn a_finished_run_says_so_and_another_configuration_is_refused() {
 #[test]
 fn a_teachers_temperature_reaches_the_training() {
     let (_guard, folder) = folder();
-    let trained = |temperature: &str| {
+    let train = |set: &Path, network: &Path| {
+        let mut train = c2r();
+        train.args(["train", "--model", "ConvNet-D2-W8-IN", "--threads", "1", "--set", "length={steps=5}"]);
+        train.arg("--synthetic").arg(set.join("synthetic.safetensors")).arg("--run-dir").arg(network);
+        train
+    };
+    let distilled = |temperature: &str| {
         let set = folder.join(temperature);
         let temperature = format!("teacher.temperature={temperature}");
         let more = ["--set", "labels=teacher", "--set", "teacher.steps=10", "--set", &temperature];
         run(&mut distill(&set, 2, &more));
+        set
+    };
+    let trained = |set: &Path| {
         let network = set.join("natural");
-        let mut train = c2r();
-        train.args(["train", "--model", "ConvNet-D2-W8-IN", "--threads", "1", "--set", "length={steps=5}"]);
-        run(train.arg("--synthetic").arg(set.join("synthetic.safetensors")).arg("--run-dir").arg(&network));
+        run(&mut train(set, &network));
         TensorFile::read(&network.join("model.safetensors")).unwrap().tensors["classifier.weight"].shallow_clone()
     };
-    let (own, softer) = (trained("1.0"), trained("6.0"));
-    assert!(own.size() == softer.size() && own != softer);
+    let (own, softer) = (distilled("1.0"), distilled("6.0"));
+    let (of_own, of_softer) = (trained(&own), trained(&softer));
+    assert!(of_own.size() == of_softer.size() && of_own != of_softer);
+    // The images are the same; what labels them is not, so a run folder of one does not take the other.
+    let images = |set: &Path| {
+        TensorFile::read(&set.join("synthetic.safetensors")).unwrap().tensors["images"].shallow_clone()
+    };
+    assert_eq!(images(&own), images(&softer));
+    let (code, said) = fails(&mut train(&softer, &own.join("natural")));
+    assert!(code == 2 && said.contains("images_sha256 is"), "{said}");
 }
 
 #[test]

@@ -227,7 +227,9 @@ fn imports_of_the_field() {
     assert!(message.contains("`--logits`") && message.contains("from -1.000 to 3.000"), "{message}");
     let logits = ImportOptions { logits: true, ..normalized.clone() };
     let (set, _) = imported(&images, Some(&labels), &logits).unwrap();
-    close(set.soft_labels.as_ref().unwrap(), &expected.tensors["logits"].softmax(1, Kind::Float));
+    let soft = set.soft_labels.as_ref().unwrap();
+    close(soft, &expected.tensors["logits"].softmax(1, Kind::Float));
+    assert_eq!(set.header.extra_storage, format!("soft labels, {} floats", soft.numel()));
     same("labels", &set.labels, &expected.tensors["labels"]);
 
     let nhwc = ImportOptions { images: Some("x".into()), labels: Some("y".into()), nhwc: true, ..options() };
