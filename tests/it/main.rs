@@ -46,6 +46,7 @@ fn distil(seed: u64) -> SyntheticSet {
     put(Some("pool"), "batch-size", 64.into());
     put(Some("pool"), "dsa", "none".into());
     put(Some("matching"), "real-per-class", 16.into());
+    put(Some("objective"), "weight", 5.0.into());
     let config: DistillConfig = table.try_into().unwrap();
     let mut distillation = Distillation::new(config, digits(), Device::Cpu).unwrap();
     while !distillation.is_finished() {

@@ -97,6 +97,7 @@ fn config(profile: &str, changes: &[Change<'_>]) -> DistillConfig {
     put("threat", "epsilon", "32/255".into());
     put("images", "formation", 1.into());
     put("matching", "real-per-class", 16.into());
+    put("objective", "weight", 5.0.into());
     for (key, value) in [("trajectories", 1), ("min-steps", 0), ("max-steps", 30), ("batch-size", 64)] {
         put("pool", key, value.into());
     }

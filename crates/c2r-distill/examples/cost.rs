@@ -129,6 +129,7 @@ fn config(ipc: usize, queue: usize) -> Result<DistillConfig, Box<dyn Error>> {
     let changes = format!(
         "model = \"ConvNet-D3-W32-IN\"\ndsa = \"crop\"\nipc = {ipc}\nthreat.epsilon = \"2/255\"\nimages.formation = 1\n\
          matching.real-per-class = 20\n\
+         objective.weight = 1.0\n\
          pool = {{trajectories = 1, snapshots = 1, min-steps = 1, max-steps = 1, batch-size = 64, dsa = \"none\", steps-per-iteration = 0}}"
     );
     for (key, value) in changes.parse::<toml::Table>()? {

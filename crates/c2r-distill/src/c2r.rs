@@ -389,8 +389,9 @@ impl Method for C2r {
                 }
                 _ => Tensor::zeros([], (Kind::Float, setting.device)),
             };
+            let robust_share = self.eta * self.objective.robust_weight;
             let value = &matching * self.matching.weight
-                + (&performance * confidence * (1.0 - self.eta) + &robust * self.eta) * self.objective.weight;
+                + (&performance * confidence * (1.0 - self.eta) + &robust * robust_share) * self.objective.weight;
             (value, [Some(matching), Some(performance), has_robust.then_some(robust), similarity])
         });
         let gradient = gradients(&value, &[&tracked]).swap_remove(0);

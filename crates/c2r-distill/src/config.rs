@@ -297,7 +297,7 @@ pub struct MatchingConfig {
 }
 
 /// Weights of the loss:
-/// `L = matching.weight * L_DM + weight * [(1 - eta) * L_perf + eta * L_rob]`.
+/// `L = matching.weight * L_DM + weight * [(1 - eta) * L_perf + eta * robust-weight * L_rob]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ObjectiveConfig {
@@ -306,6 +306,9 @@ pub struct ObjectiveConfig {
     /// Share of the robust term, in `[0, 1]`; absent means [`eta_of_ipc`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eta: Option<f64>,
+    /// Scale of the robust term, at least 0: the paper gives `eta`, not the scale of the two terms that it weighs.
+    #[serde(default = "one")]
+    pub robust_weight: f64,
     /// What the robust term is.
     pub robust: RobustTerm,
     /// Which images are the anchors of the contrastive loss.
@@ -317,6 +320,10 @@ pub struct ObjectiveConfig {
     /// Multiply the cross-entropy by the network's accuracy on its own training batches (ROME and IDM).
     #[serde(default)]
     pub by_accuracy: bool,
+}
+
+const fn one() -> f64 {
+    1.0
 }
 
 /// The share of the robust term for a number of images per class: 0.4 up to 10, 0.6 from 50 on (both from
@@ -710,6 +717,8 @@ impl DistillConfig {
             in_range(not_negative(objective.weight), "objective.weight", "at least 0", objective.weight)?;
             let eta = objective.eta.unwrap_or(0.0);
             in_range((0.0..=1.0).contains(&eta), "objective.eta", "in [0, 1]", eta)?;
+            let scale = objective.robust_weight;
+            in_range(not_negative(scale), "objective.robust-weight", "at least 0", scale)?;
         }
         if let Some(crl) = &self.crl {
             crl.validate()?;

@@ -144,6 +144,7 @@ pub(crate) fn small_run(profile: &str) -> Distillation {
         threat.epsilon = "16/255"
         images.formation = 1
         matching.real-per-class = 2
+        objective.weight = 5.0
         companions = { warm-start = true, reuse = true }
         aac.remember = "both"
         crl.queue = { per-class = 2, projection = 2 }

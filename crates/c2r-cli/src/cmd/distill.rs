@@ -111,15 +111,17 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// Values of the field (ROME: mosaics, 256 real images per class; pool sizes are ours) for keys that a dataset
-/// may need otherwise.
-const FIELD: [(&str, i64); 6] = [
-    ("images.formation", 2),
-    ("matching.real-per-class", 256),
-    ("pool.trajectories", 2),
-    ("pool.min-steps", 200),
-    ("pool.max-steps", 1000),
-    ("pool.batch-size", 256),
+/// Values for keys that a dataset may need otherwise: the field's (ROME: mosaics, 256 real images per class), the
+/// weight of 1 that the paper's formula has, and ours (pool sizes, scale of the robust term: docs/method.md).
+const DEFAULTS: [(&str, Value); 8] = [
+    ("images.formation", Value::Integer(2)),
+    ("matching.real-per-class", Value::Integer(256)),
+    ("pool.trajectories", Value::Integer(2)),
+    ("pool.min-steps", Value::Integer(200)),
+    ("pool.max-steps", Value::Integer(1000)),
+    ("pool.batch-size", Value::Integer(256)),
+    ("objective.weight", Value::Float(1.0)),
+    ("objective.robust-weight", Value::Float(6.0)),
 ];
 
 /// Images per pass of an estimate where the configuration does not say how networks are trained.
@@ -376,8 +378,8 @@ fn resolve(args: &Args, spec: &c2r_data::DatasetSpec, dropped: &dyn Fn(String)) 
     for (key, value) in &spec.distill {
         default(key, value.clone())?;
     }
-    for (key, value) in FIELD {
-        default(key, Value::Integer(value))?;
+    for (key, value) in DEFAULTS {
+        default(key, value)?;
     }
     default("model", Value::String(spec.model.clone()))?;
     let mut config: DistillConfig = config::resolve(table, &format!("--config {}", args.config), &args.set)?;

@@ -186,9 +186,8 @@ fn a_teachers_temperature_reaches_the_training() {
     let (of_own, of_softer) = (trained(&own), trained(&softer));
     assert!(of_own.size() == of_softer.size() && of_own != of_softer);
     // The images are the same; what labels them is not, so a run folder of one does not take the other.
-    let images = |set: &Path| {
-        TensorFile::read(&set.join("synthetic.safetensors")).unwrap().tensors["images"].shallow_clone()
-    };
+    let images =
+        |set: &Path| TensorFile::read(&set.join("synthetic.safetensors")).unwrap().tensors["images"].shallow_clone();
     assert_eq!(images(&own), images(&softer));
     let (code, said) = fails(&mut train(&softer, &own.join("natural")));
     assert!(code == 2 && said.contains("images_sha256 is"), "{said}");

@@ -52,6 +52,9 @@ steps = 3
 /// A profile with [`SMALL`] and then `changes`, by dotted key.
 fn profile(name: &str, changes: &[(&str, toml::Value)]) -> DistillConfig {
     let mut table = c2r_distill::profiles::profile(name).unwrap();
+    if let Some(objective) = table.get_mut("objective").and_then(toml::Value::as_table_mut) {
+        objective.entry("weight").or_insert(5.0.into());
+    }
     let small: toml::Table = SMALL.parse().unwrap();
     let mut settings = Vec::new();
     flatten("", &small, &mut settings);

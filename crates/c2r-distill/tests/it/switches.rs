@@ -30,6 +30,7 @@ fn every_switch_runs_and_changes_the_result() {
         ("aac off", vec![("aac.synthetic", off())]),
         ("weights in both terms", vec![("aac.weighted", "both".into())]),
         ("loss weight", vec![("objective.weight", 10.0.into())]),
+        ("robust weight", vec![("objective.robust-weight", 6.0.into())]),
         ("matching weight", vec![("matching.weight", 1.0.into())]),
         ("prefix", vec![("aac.synthetic", table("mode = \"prefix\"\nfirst = \"hard\"\nfraction = 0.5"))]),
         ("pace", vec![("aac.synthetic", table("mode = \"pace\"\nlow = [0.0, 0.5]\nhigh = [0.5, 1.0]"))]),
@@ -160,6 +161,22 @@ fn eta_and_loops_follow_from_the_images_per_class() {
     assert_eq!(eta(50, &[("objective.eta", 0.25.into())]), 0.25);
     let loops = [1, 10, 15, 20, 30, 40, 50, 60].map(c2r_distill::dc_loops);
     assert_eq!(loops, [(1, 1), (10, 50), (10, 50), (20, 25), (30, 20), (40, 15), (50, 10), (50, 10)]);
+}
+
+/// Two ways of writing one loss: 0.6 of the cross-entropy and 2.4 of the robust term.
+#[test]
+fn the_robust_weight_scales_its_term_alone() {
+    let written = |weight: f64, eta: f64, robust_weight: f64| {
+        let changes = [
+            ("objective.weight", weight.into()),
+            ("objective.eta", eta.into()),
+            ("objective.robust-weight", robust_weight.into()),
+        ];
+        run(&changes).0[0].loss
+    };
+    let (ours, other, without) = (written(1.0, 0.4, 6.0), written(3.0, 0.8, 1.0), written(1.0, 0.4, 1.0));
+    assert!((ours - other).abs() < 1e-5 * ours.abs(), "{ours} {other}");
+    assert!(ours > without + 0.1, "{ours} {without}");
 }
 
 /// The cache of each side is used where it is asked for: the same perturbation is kept without a backward pass.
