@@ -37,6 +37,7 @@ const TOP_LEVEL: &[&str] = &[
     ".gitattributes",
     ".gitignore",
     "CHANGELOG.md",
+    "CITATION.cff",
     "CONTRIBUTING.md",
     "Cargo.lock",
     "Cargo.toml",
