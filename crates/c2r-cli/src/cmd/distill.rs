@@ -111,18 +111,23 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// Values for keys that a dataset may need otherwise: the field's (ROME: mosaics, 256 real images per class), the
-/// weight of 1 that the paper's formula has, and ours (pool sizes, scale of the robust term: docs/method.md).
-const DEFAULTS: [(&str, Value); 8] = [
+/// Values of the field (ROME: mosaics, 256 real images per class; pool sizes are ours) for keys that a dataset
+/// may need otherwise.
+const FIELD: [(&str, Value); 6] = [
     ("images.formation", Value::Integer(2)),
     ("matching.real-per-class", Value::Integer(256)),
     ("pool.trajectories", Value::Integer(2)),
     ("pool.min-steps", Value::Integer(200)),
     ("pool.max-steps", Value::Integer(1000)),
     ("pool.batch-size", Value::Integer(256)),
-    ("objective.weight", Value::Float(1.0)),
-    ("objective.robust-weight", Value::Float(6.0)),
 ];
+
+/// Weight of the loss and scale of its robust term, unless profile or dataset say otherwise: from ten images per class
+/// on and below, as chosen on held-out images at ten and at one (docs/method.md, "The weight of the loss").
+fn loss_weights(ipc: i64) -> [(&'static str, Value); 2] {
+    let (weight, robust_weight) = if ipc >= 10 { (1.0, 6.0) } else { (5.0, 1.0) };
+    [("objective.weight", Value::Float(weight)), ("objective.robust-weight", Value::Float(robust_weight))]
+}
 
 /// Images per pass of an estimate where the configuration does not say how networks are trained.
 const ESTIMATE_BATCH: usize = 256;
@@ -363,6 +368,7 @@ fn resolve(args: &Args, spec: &c2r_data::DatasetSpec, dropped: &dyn Fn(String)) 
     option("seed", args.seed.map(|n| Value::Integer(n as i64)))?;
     option("threat.epsilon", args.eps.map(|epsilon| Value::String(epsilon.to_string())))?;
     option("train-per-class", args.data.train_per_class.map(|n| Value::Integer(n.get() as i64)))?;
+    let ipc = table.get("ipc").and_then(Value::as_integer).unwrap_or(0);
     for section in DistillConfig::drop_unread(&mut table) {
         dropped(format!("[{section}] has no effect with this method and is left out"));
     }
@@ -378,7 +384,7 @@ fn resolve(args: &Args, spec: &c2r_data::DatasetSpec, dropped: &dyn Fn(String)) 
     for (key, value) in &spec.distill {
         default(key, value.clone())?;
     }
-    for (key, value) in DEFAULTS {
+    for (key, value) in FIELD.into_iter().chain(loss_weights(ipc)) {
         default(key, value)?;
     }
     default("model", Value::String(spec.model.clone()))?;

@@ -160,6 +160,25 @@ fn a_finished_run_says_so_and_another_configuration_is_refused() {
     assert_ne!(synthetic(&folder), before);
 }
 
+/// What the study found for the weight of the loss (docs/method.md), and whose word counts more.
+#[test]
+fn the_weight_of_the_loss_follows_images_per_class_dataset_profile_and_command() {
+    let weights = |dataset: &str, config: &str, more: &[&str]| {
+        let mut command = c2r();
+        command.args(["distill", "--dataset", dataset, "--config", config, "--print-config"]).args(more);
+        let printed: toml::Table = text(&run(&mut command).stdout).parse().unwrap();
+        let number = |key: &str| printed["objective"][key].as_float().unwrap();
+        (number("weight"), number("robust-weight"))
+    };
+    assert_eq!(weights("cifar10", "faithful", &["--ipc", "10"]), (1.0, 6.0));
+    assert_eq!(weights("cifar10", "class-mean", &["--ipc", "50"]), (1.0, 6.0));
+    assert_eq!(weights("cifar10", "faithful", &["--ipc", "1"]), (5.0, 1.0));
+    assert_eq!(weights("digits", "faithful", &["--ipc", "10"]), (5.0, 1.0));
+    assert_eq!(weights("cifar10", "plus", &["--ipc", "10"]), (5.0, 1.0));
+    assert_eq!(weights("cifar10", "rome", &["--ipc", "10"]).0, 0.5);
+    assert_eq!(weights("cifar10", "faithful", &["--set", "objective.weight=2.0"]), (2.0, 6.0));
+}
+
 /// The set, not the command, says how soft a teacher's labels are.
 #[test]
 fn a_teachers_temperature_reaches_the_training() {
