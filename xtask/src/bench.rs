@@ -19,9 +19,9 @@ Examples:
   cargo xtask bench data --peers --pictures ~/datasets/tiny-imagenet-200/train
   cargo xtask bench attacks --peers --model m.pt --inputs x.safetensors --n 100 --eps 4/255 --only pgd,apgd-ce
 
---peers installs torch 2.11, torchattacks 3.5.1 and pyautoattack 0.2.0 into a Python environment in the cache folder
-(5 GB, once), or takes the one of --python. Without --model: the reference models in ../shared/goldens where they are,
-else the small network for the digits that the tests use. docs/attacks/speed.md says what is timed.
+--peers installs torch 2.11, torchattacks 3.5.1 and pyautoattack 0.2.0 into a Python environment in the cache folder \
+(5 GB, once), or takes the one of --python. Without --model: the reference models in ../shared/goldens where they are, \
+else the small network for the digits that the tests use. docs/attacks/speed.md says what is timed. \
 data --peers: JPEGs are made, and read and resized by c2r and by torchvision 0.26 (docs/datasets.md).
 Exit code 4: an attack's robust accuracy differs from the reference's by more than 0.5 points.")]
 pub(crate) struct Args {

@@ -27,12 +27,12 @@ Examples:
   cargo xtask download --list --data ~/datasets
   cargo xtask download tiny-imagenet --data ~/datasets --verify
 
-Addresses, sizes, hashes and licences stand in data/datasets.toml. The hashes come from third-party
-listings, not from the publishers. If a file has another one, both are shown; what came over the
-network is kept as NAME.rejected, a file of a --mirror folder stays where it is. --accept-sha256
-takes it and records that in the folder and in every result. A server whose file has another length
+Addresses, sizes, hashes and licences stand in data/datasets.toml. The hashes come from third-party \
+listings, not from the publishers. If a file has another one, both are shown; what came over the \
+network is kept as NAME.rejected, a file of a --mirror folder stays where it is. --accept-sha256 \
+takes it and records that in the folder and in every result. A server whose file has another length \
 is not asked for it.
-What is interrupted stays as NAME.part, and the same command goes on from there. The archive is
+What is interrupted stays as NAME.part, and the same command goes on from there. The archive is \
 removed once unpacked. --verify reads every unpacked file again. More: docs/datasets.md.")]
 pub(crate) struct Args {
     /// digits, cifar10, cifar100, tiny-imagenet, imagenette, imagewoof

@@ -30,8 +30,8 @@ const WRAPPER: &str = "tests/fuzz/rustc-with-coverage";
 /// Change files at random until a reader panics, hangs or takes memory without bound
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "\
-Starts from the files in tests/fuzz/corpus/TARGET. What libFuzzer learns is kept in target/fuzz/corpus, and a file that
-is a finding in target/fuzz/findings, with the command that repeats it; once mended, it belongs into tests/fuzz/corpus.
+Starts from the files in tests/fuzz/corpus/TARGET. What libFuzzer learns is kept in target/fuzz/corpus, and a file that \
+is a finding in target/fuzz/findings, with the command that repeats it; once mended, it belongs into tests/fuzz/corpus. \
 Works with the stable compiler on Linux and macOS; the address sanitizer, which needs a nightly one, is not used.
 
 Examples:

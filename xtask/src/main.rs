@@ -27,7 +27,7 @@ use checkout::Checkout;
 
 /// Set-up, downloads, tests, reproduction and checks of this repository
 #[derive(Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask", after_help = EXAMPLES)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 120, after_help = EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -40,7 +40,7 @@ Examples:
   cargo xtask reproduce table2 --scale quick
   cargo xtask test
 
-Exit codes: 0 done, 1 unexpected failure, 2 wrong arguments or machine set-up, 3 data missing or wrong,
+Exit codes: 0 done, 1 unexpected failure, 2 wrong arguments or machine set-up, 3 data missing or wrong, \
 4 finished but outside the stated tolerance, 130 interrupted (the same command goes on).";
 
 #[derive(Subcommand)]

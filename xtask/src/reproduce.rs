@@ -52,7 +52,7 @@ Examples:
   cargo xtask reproduce ablation --scale paper --data ~/datasets --shard 2/8
   cargo xtask reproduce table2 --scale paper --data ~/datasets --launcher slurm --sbatch '--partition=gpu --gres=gpu:1'
 
-What is finished is not run again, by whichever experiment it was asked for first; what was interrupted goes on where it
+What is finished is not run again, by whichever experiment it was asked for first; what was interrupted goes on where it \
 stopped; several processes or machines may share one --results folder. docs/reproduce.md says how that works.
 Exit codes: 0 done, 1 a command failed, 2 wrong arguments, 3 data missing, 4 numbers outside the tolerance, 130 interrupted.")]
 pub(crate) struct Args {

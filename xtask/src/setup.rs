@@ -20,7 +20,7 @@ use crate::{
 /// Find or install libtorch, and link it to `.libtorch`, where cargo looks for it
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "\
-Looked at in this order: LIBTORCH; `torch` of your Python; the cache folder ($XDG_CACHE_HOME or ~/.cache)/c2r,
+Looked at in this order: LIBTORCH; `torch` of your Python; the cache folder ($XDG_CACHE_HOME or ~/.cache)/c2r, \
 where pip puts it if it is not there. docs/install.md says more.
 
 Examples:

@@ -15,7 +15,7 @@ use crate::{checkout::Checkout, exit, process, ui};
 /// Check the rules that no compiler checks: crate layers, links, file sizes, leftovers
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "\
-Checked: dependencies between crates against the table in docs/architecture.md, top-level entries, licences and
+Checked: dependencies between crates against the table in docs/architecture.md, top-level entries, licences and \
 Cargo.lock, links in Markdown files, file sizes, unfinished code, paths of one machine, pages nothing links to.
 
 Examples:

@@ -19,7 +19,7 @@ use crate::ui::Ui;
 
 /// Robust dataset distillation (C2R), adversarial attacks and honest evaluation on libtorch.
 #[derive(Parser)]
-#[command(name = "c2r", version, propagate_version = true, after_help = EXAMPLES)]
+#[command(name = "c2r", version, propagate_version = true, max_term_width = 120, after_help = EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -34,7 +34,7 @@ Examples:
   c2r train --synthetic runs/first/synthetic.safetensors --protocol pgd-at --seed 0 --run-dir runs/first/pgd-at
   c2r attack --checkpoint runs/first/pgd-at/model.safetensors --dataset digits --attack fgsm,pgd --eps 32/255 --each
 
-Exit codes: 0 done, 1 unexpected failure, 2 wrong arguments or configuration, 3 data missing or wrong,
+Exit codes: 0 done, 1 unexpected failure, 2 wrong arguments or configuration, 3 data missing or wrong, \
 4 finished but outside the stated tolerance, 130 interrupted (state saved; run the same command to go on).";
 
 /// Options that every command takes.

@@ -35,7 +35,8 @@ pub enum EvalError {
     Nothing(Vec<PathBuf>),
     /// Two results that would stand in one table were not measured on the same thing.
     #[error(
-        "{} and {} cannot stand in one table: {what} differ ({a} and {b}); give `c2r table` one results folder at a time",
+        "{} and {} cannot stand in one table: {what} differ ({a} and {b}); give `c2r table` one results folder at a time, of \
+         what `cargo xtask reproduce` ran that of one table, such as runs/table2-quick",
         a_path.display(), b_path.display()
     )]
     Mixed {

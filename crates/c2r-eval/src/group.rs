@@ -57,8 +57,13 @@ pub(crate) fn group(sources: &[Source]) -> Result<BTreeMap<SectionKey, Rows<'_>>
     let mut sections = BTreeMap::new();
     for (key, parts) in by_section {
         as_many_test_images(&key, parts.iter().map(|(source, _)| *source))?;
+        let first = parts[0].0;
         let mut rows: Rows<'_> = BTreeMap::new();
         for (source, entries) in parts {
+            // Before the accuracies of a run are compared: other images, held-out ones say, are why those differ.
+            if source.record.test_sha256 != first.record.test_sha256 {
+                same("the judged images (SHA-256, notes)", first, source, judged)?;
+            }
             let subject = &source.record.subject;
             let row = RowKey {
                 images_per_class: subject.images_per_class,
@@ -109,6 +114,12 @@ fn as_many_test_images<'a>(section: &SectionKey, files: impl Iterator<Item = &'a
         return Ok(());
     }
     Err(EvalError::TestImages { section: format!("{}, {}", section.dataset, section.protocol), files: by_number })
+}
+
+/// Hash of the images that a file's network was judged on, and what the file says about them.
+fn judged(source: &Source) -> String {
+    let record = &source.record;
+    [std::slice::from_ref(&record.test_sha256), &record.notes].concat().join("; ")
 }
 
 /// Adds one file's attacks to a run; several files may hold different attacks on the same network.

@@ -589,7 +589,6 @@ fn section(
     let files = || runs().flat_map(|run| run.files.iter().copied());
     let first = files().next().expect("a section is made for a file");
     for file in files() {
-        same("the test images (SHA-256)", first, file, |s| s.record.test_sha256.clone())?;
         same("the real training data (SHA-256)", first, file, |s| s.record.subject.data_sha256.clone())?;
     }
     let mut parameters: BTreeMap<&str, (&AttackEntry, &Source)> = BTreeMap::new();

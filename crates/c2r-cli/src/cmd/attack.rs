@@ -47,14 +47,14 @@ Examples:
   c2r attack --model m.pt --inputs x.safetensors --attack autoattack-standard --norm linf --eps 2/255
   c2r attack --checkpoint runs/first/pgd-at/model.safetensors --dataset digits --attack fgsm,pgd --eps 32/255 --each
 
-Attacks: clean noise fgsm r-fgsm bim pgd mi-fgsm ni-fgsm vmi-fgsm vni-fgsm tpgd eot-pgd jitter cw-linf apgd-ce
-apgd-dlr apgd-t deepfool cw-l2 fab fab-t square; suites: paper-six autoattack-standard autoattack-plus
+Attacks: clean noise fgsm r-fgsm bim pgd mi-fgsm ni-fgsm vmi-fgsm vni-fgsm tpgd eot-pgd jitter cw-linf apgd-ce \
+apgd-dlr apgd-t deepfool cw-l2 fab fab-t square; suites: paper-six autoattack-standard autoattack-plus \
 autoattack-rand. docs/attacks has every option, its default and where the default is from.
 
-PGD, CW, VMI-FGSM and Jitter of paper-six take 10 steps of 2/255 at every --eps, as the field does: above 10/255 they cannot
+PGD, CW, VMI-FGSM and Jitter of paper-six take 10 steps of 2/255 at every --eps, as the field does: above 10/255 they cannot \
 cross the ball. Asked for by name (fgsm,pgd,cw-linf,vmi-fgsm,jitter,autoattack-standard) they step a quarter of epsilon.
 
-A model takes pixels in [0, 1] and returns logits; normalization is inside. Epsilon and step sizes are in
+A model takes pixels in [0, 1] and returns logits; normalization is inside. Epsilon and step sizes are in \
 pixel units. With --output or --save, the same command goes on where an interrupted one stopped.")]
 pub(crate) struct Args {
     /// A TorchScript model

@@ -33,13 +33,15 @@ Examples:
   c2r distill --dataset cifar10 --data DIR --config plus --ipc 10 --run-dir runs/plus --set images.lr=0.02
   c2r distill --dataset cifar10 --data DIR --config dm --ipc 10 --run-dir runs/dm
 
-A configuration is a profile or a TOML file, changed key by key with --set. A file may build on a profile with
+A configuration is a profile or a TOML file, changed key by key with --set. A file may build on a profile with \
 `base = \"faithful\"`. `--print-config` shows the result and stops. Profiles:
-  faithful     C2R as the paper describes it; plus: with labels of a stored teacher; literal: every reading to the letter
-  class-mean   its backbone; aac, crl: the backbone with one of its two parts
-  rome, mat, guard                  other robust distillations: ROME-like, adversarial trajectories, flat loss
-  dm, dc, dsa, mtt, sre2l           distillations that ignore robustness
-  random-real, herding, k-center    real images, chosen
+  faithful                         C2R as the paper describes it
+  plus                             with labels of a stored teacher
+  literal                          every reading of the paper to the letter
+  class-mean                       its backbone; aac, crl: the backbone with one of its two parts
+  rome, mat, guard                 ROME-like, adversarial trajectories, flat loss
+  dm, dc, dsa, mtt, sre2l          distillations that ignore robustness
+  random-real, herding, k-center   real images, chosen
 docs/method.md and docs/baselines.md have equations, sources and differences.")]
 pub(crate) struct Args {
     #[command(flatten)]

@@ -16,8 +16,8 @@ Examples:
   c2r export runs/first --to npz first.npz               the set in this run folder
   c2r export first.npz --to safetensors back.safetensors
 
-npz and safetensors lose nothing, and neither does a PNG folder whose pixels are multiples of 1/255 (labels, soft labels
-and provenance lie beside the images in set.json). Other pixels have to be rounded for it, which --quantize allows.
+npz and safetensors lose nothing, and neither does a PNG folder whose pixels are multiples of 1/255 (labels, soft labels \
+and provenance lie beside the images in set.json). Other pixels have to be rounded for it, which --quantize allows. \
 docs/formats.md shows the two lines of Python that read each.")]
 pub(crate) struct Args {
     /// A synthetic set: safetensors, npz or PNG folder of c2r, or the run folder of `c2r distill`

@@ -19,12 +19,12 @@ Examples:
   c2r import set.npz --dataset digits --images x --labels y --nhwc -o other.safetensors
   c2r import d4m/ --dataset imagenette --method d4m -o d4m.safetensors
 
-FILE is safetensors, .npz, .npy, a file of torch.save (torch 1.6 or later; read as data, nothing in it is run), or a
-folder CLASS/*.{png,jpg}. What c2r export wrote needs no other option. Which tensors are meant is found where only one
-can be: `images` and `labels`; `data[0][0]` and `data[0][1]`, as DC, DSA and DM save; a file each, as MTT saves.
+FILE is safetensors, .npz, .npy, a file of torch.save (torch 1.6 or later; read as data, nothing in it is run), or a \
+folder CLASS/*.{png,jpg}. What c2r export wrote needs no other option. Which tensors are meant is found where only one \
+can be: `images` and `labels`; `data[0][0]` and `data[0][1]`, as DC, DSA and DM save; a file each, as MTT saves. \
 `c2r inspect FILE` lists the tensors. Label rows [N, K] are probabilities or one-hot, or logits with --logits.
 
-What is declared is checked: values that are not in [0, 1] afterwards are refused with their share and range. Optimized
+What is declared is checked: values that are not in [0, 1] afterwards are refused with their share and range. Optimized \
 images may leave the range of pixels; --clamp cuts that off, and the set says so.")]
 pub(crate) struct Args {
     /// What to read

@@ -44,8 +44,8 @@ Examples:
   c2r inspect res_DM_CIFAR10_ConvNet_10ipc.pt --dataset cifar10 --data DIR
   c2r inspect cifar10 --data DIR --json
 
-It knows synthetic sets (safetensors, npz, PNG folder), checkpoints and other safetensors files, NumPy's .npy and .npz,
-files of torch.save (read as data, never run), TorchScript models, attack reports, table.json, run folders, folders of
+It knows synthetic sets (safetensors, npz, PNG folder), checkpoints and other safetensors files, NumPy's .npy and .npz, \
+files of torch.save (read as data, never run), TorchScript models, attack reports, table.json, run folders, folders of \
 images and dataset names. Lines that start with `looks wrong` are guesses; docs/formats.md says what each is based on.")]
 pub(crate) struct Args {
     /// A file, a folder, or a dataset: digits, cifar10, ..., folder:PATH

@@ -14,7 +14,7 @@ Examples:
   c2r report runs/table2-quick --experiment data/paper/table2.toml -o report.html
   c2r report runs/mine --baseline class-mean -o report.html -o report.tex -o report.csv
 
-The page holds everything and loads nothing: tables beside the published numbers, drawings, pictures of the training
+The page holds everything and loads nothing: tables beside the published numbers, drawings, pictures of the training \
 images, and behind every number its runs, seeds, configurations, commands and files. docs/report.md says more.
 Exit code 4: at the scale `paper` a number is farther from the published one than the tolerance.")]
 pub(crate) struct Args {

@@ -30,8 +30,8 @@ Examples:
   c2r table runs/table2-quick --experiment data/paper/table2.toml --scale quick --output-dir runs/table2-quick
   c2r table runs/mine --baseline class-mean --format csv > cells.csv
 
-Every attack.json below the folders is read. What is missing is counted by the experiment's grid; --seeds and --methods say
-that another one was run (`cargo xtask reproduce` passes its own on), and the table says so. docs/tables.md says how to read the
+Every attack.json below the folders is read. What is missing is counted by the experiment's grid; --seeds and --methods say \
+that another one was run (`cargo xtask reproduce` passes its own on), and the table says so. docs/tables.md says how to read the \
 result.
 Exit code 4: at the scale `paper` a number is farther from the published one than the tolerance.")]
 pub(crate) struct Args {

@@ -419,7 +419,7 @@ fn what_cannot_be_compared_is_refused_by_name() {
         assert!(message.contains(part) && message.contains("attack.json"), "{message}");
     };
     let c2r = |sources: &mut Vec<Source>, change: fn(&mut AttackRecord)| change(&mut sources[7].record);
-    check("the test images (SHA-256) differ (cd and ef)", &|s| c2r(s, |r| r.test_sha256 = "ef".into()));
+    check("the judged images (SHA-256, notes) differ (cd and ef)", &|s| c2r(s, |r| r.test_sha256 = "ef".into()));
     check("real training data (SHA-256) differ (ab and ef)", &|s| c2r(s, |r| r.subject.data_sha256 = "ef".into()));
     check("natural are of different numbers of test images", &|s| c2r(s, |r| r.n = 50));
     // Also where both are of one network, whose clean accuracies then differ.
@@ -432,6 +432,18 @@ fn what_cannot_be_compared_is_refused_by_name() {
     });
     assert!(message.contains("\n  50 images: few/attack.json\n  100 images: cifar10/all/full/seed0/"), "{message}");
     assert!(message.contains(" and 6 more\n") && message.contains("c2r attack --n-test 50"), "{message}");
+    let message = refusal(|s| {
+        let mut held_out = s[6].clone();
+        held_out.path = "held-out/attack.json".into();
+        (held_out.record.test_sha256, held_out.record.clean_accuracy) = ("ef".into(), 0.46);
+        held_out.record.notes = vec!["cifar10 training, held out".into()];
+        held_out.record.attacks.iter_mut().for_each(|entry| entry.attack += "-2");
+        s.push(held_out);
+    });
+    assert!(
+        message.contains("the judged images (SHA-256, notes) differ (cd and ef; cifar10 training, held out)"),
+        "{message}"
+    );
     check("numbers of training images differ (100 and 400)", &|s| c2r(s, |r| r.subject.n_images = 400));
     check("extra storage differ", &|s| c2r(s, |r| r.subject.extra_storage = "labels".into()));
     check("parameters of an attack differ", &|s| c2r(s, |r| r.attacks[1].config = json!({ "steps": 3 })));
