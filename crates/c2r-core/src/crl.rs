@@ -1,5 +1,5 @@
 //! Contrastive robustness loss (CRL): a sample's embedding is pulled to its adversarial companion and
-//! its class, and pushed from its nearest impostors (docs/method.md 5).
+//! its class, and pushed from its nearest impostors (docs/method.md, "Contrastive robustness loss").
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};

@@ -1,5 +1,5 @@
 //! Line-search PGD (LS-PGD): one gradient, several step lengths, and a memory per sample
-//! (docs/method.md 4). It ranks and trains; it never evaluates.
+//! (docs/method.md, "LS-PGD"). It ranks and trains; it never evaluates.
 
 use c2r_attacks::loss;
 use c2r_base::{Classifier, Norm, Seed, ThreatModel, grad::input_gradient};

@@ -72,7 +72,7 @@ pub struct DistillConfig {
     pub recovery: Option<RecoveryConfig>,
     /// Labels that come with the images.
     pub labels: LabelKind,
-    /// The network that makes soft labels; required unless labels are hard.
+    /// The networks that make soft labels; required unless labels are hard.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub teacher: Option<TeacherConfig>,
 }
@@ -520,23 +520,37 @@ pub struct RecoveryConfig {
 pub enum LabelKind {
     /// One class per image.
     Hard,
-    /// Teacher probabilities, one row per decoded image, stored in the synthetic set.
+    /// Probabilities of the teacher, one row per decoded image, stored in the synthetic set; their mean where there are
+    /// several.
     Soft,
     /// The teacher itself is stored and labels every augmented view.
     Teacher,
 }
 
-/// The adversarially trained network that makes soft labels; trained like a pool network.
+/// The adversarially trained networks that make soft labels; each is trained like a pool network.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct TeacherConfig {
-    /// Training steps.
+    /// How many networks: stored soft labels are the mean of their probabilities. One where the network itself is stored
+    /// and where images are recovered without soft labels.
+    #[serde(default = "one_teacher", skip_serializing_if = "is_one_teacher")]
+    pub count: u32,
+    /// Training steps of each.
     pub steps: u64,
     /// Softmax temperature of the labels, positive.
     pub temperature: f64,
     /// How the learning rate, `pool.lr`, changes over its training.
     #[serde(default = "constant", skip_serializing_if = "is_constant")]
     pub lr_schedule: LrSchedule,
+}
+
+const fn one_teacher() -> u32 {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+const fn is_one_teacher(count: &u32) -> bool {
+    *count == 1
 }
 
 const fn constant() -> LrSchedule {
@@ -752,8 +766,13 @@ impl DistillConfig {
             (None, LabelKind::Soft) => Err(ConfigError::TeacherMissing("soft")),
             (None, LabelKind::Teacher) => Err(ConfigError::TeacherMissing("teacher")),
             (Some(_), LabelKind::Hard) if self.method != MethodName::Recovery => Err(ConfigError::TeacherUnused),
-            (Some(teacher), _) => {
-                in_range(positive(teacher.temperature), "teacher.temperature", "positive", teacher.temperature)
+            (Some(teacher), labels) => {
+                in_range(positive(teacher.temperature), "teacher.temperature", "positive", teacher.temperature)?;
+                let (most, expected) = match labels {
+                    LabelKind::Soft => (u32::MAX, "at least 1"),
+                    LabelKind::Hard | LabelKind::Teacher => (1, "1 unless labels = \"soft\""),
+                };
+                in_range((1..=most).contains(&teacher.count), "teacher.count", expected, teacher.count)
             }
             (None, LabelKind::Hard) => Ok(()),
         }

@@ -88,9 +88,9 @@ pub enum DistillEvent {
         /// Training loss (cross-entropy in nats).
         loss: f64,
     },
-    /// A training step of the teacher.
+    /// A training step of a teacher.
     Teacher {
-        /// Steps done.
+        /// Steps of all teachers that are done.
         done: u64,
         /// All of them.
         total: u64,
@@ -107,7 +107,8 @@ pub struct Distillation {
     setting: Setting,
     canvas: Canvas,
     method: Box<dyn Method>,
-    teacher: Option<Learner>,
+    /// In the order of their training.
+    teachers: Vec<Learner>,
     passes: Passes,
     data_sha256: String,
 }
@@ -156,17 +157,19 @@ impl Distillation {
             spec,
             data,
         };
-        let teacher = match (&setting.config.teacher, &setting.config.pool) {
-            (Some(teacher), Some(pool)) => {
-                let schedule = teacher.lr_schedule.clone();
-                Some(Learner::new(pool, teacher.steps, schedule, seed.child("teacher", 0), TEACHER, &setting)?)
-            }
-            _ => None,
+        let teachers = match (&setting.config.teacher, &setting.config.pool) {
+            (Some(TeacherConfig { count, steps, lr_schedule, .. }), Some(pool)) => (0..*count)
+                .map(|k| {
+                    let seed = seed.child("teacher", u64::from(k));
+                    Learner::new(pool, *steps, lr_schedule.clone(), seed, TEACHER, &setting)
+                })
+                .collect::<Result<_, _>>()?,
+            _ => Vec::new(),
         };
         Ok(Self {
             canvas: Canvas::new(&setting.config, &setting.spec, &setting.data, seed, device)?,
             method: method::build(&setting.config, &setting)?,
-            teacher,
+            teachers,
             passes: Passes::default(),
             data_sha256: setting.data.sha256(),
             setting,
@@ -197,9 +200,8 @@ impl Distillation {
     pub fn progress(&self) -> (u64, u64) {
         let (prepared, preparation) = self.method.preparation(&self.setting);
         let preparation = if self.wants_preparation() { preparation } else { prepared };
-        let teacher = self.config().teacher.as_ref().map_or(0, |teacher| teacher.steps);
-        let taught = self.teacher.as_ref().map_or(0, Learner::steps_done);
-        (prepared + taught + self.iteration(), preparation + teacher + self.iterations())
+        let (taught, teaching) = teaching(&self.teachers);
+        (prepared + taught + self.iteration(), preparation + teaching + self.iterations())
     }
 
     /// Whether there is anything to prepare for: a choice of images, or an update.
@@ -212,7 +214,7 @@ impl Distillation {
     }
 
     fn teacher_is_due(&self) -> bool {
-        self.teacher.as_ref().is_some_and(|teacher| !teacher.is_trained())
+        self.teachers.iter().any(|teacher| !teacher.is_trained())
     }
 
     /// Whether every unit of work is done.
@@ -220,8 +222,8 @@ impl Distillation {
         !self.preparation_is_due() && !self.teacher_is_due() && self.iteration() >= self.iterations()
     }
 
-    /// Does one unit of work: preparation until it is done, then a training step of the teacher, then an update
-    /// of the images.
+    /// Does one unit of work: preparation until it is done, then a training step of a teacher until all are trained, then
+    /// an update of the images.
     ///
     /// # Errors
     /// [`DistillError::NotFinite`]; the distillation must then be dropped and taken up from its last
@@ -232,14 +234,14 @@ impl Distillation {
     pub fn step(&mut self) -> Result<DistillEvent, DistillError> {
         assert!(!self.is_finished(), "a finished distillation has no next step");
         let prepares = self.preparation_is_due();
-        let Self { setting, canvas, method, teacher, passes, .. } = self;
-        if let (false, Some(learner)) = (prepares, teacher.as_mut().filter(|teacher| !teacher.is_trained())) {
+        let Self { setting, canvas, method, teachers, passes, .. } = self;
+        if let (false, Some(learner)) = (prepares, teachers.iter_mut().find(|teacher| !teacher.is_trained())) {
             let curriculum = setting.config.aac.as_ref().map_or_else(Curriculum::default, |aac| aac.pool.clone());
             let loss = learner.train_step(Training { setting, curriculum: &curriculum }, passes)?;
-            let total = setting.config.teacher.as_ref().map_or(0, |teacher| teacher.steps);
-            return Ok(DistillEvent::Teacher { done: learner.steps_done(), total, loss });
+            let (done, total) = teaching(teachers);
+            return Ok(DistillEvent::Teacher { done, total, loss });
         }
-        let taught = teacher.as_ref().filter(|teacher| teacher.is_trained()).map(Learner::model);
+        let taught = teachers.first().filter(|teacher| teacher.is_trained()).map(Learner::model);
         let mut turn = Turn { setting, canvas, teacher: taught, passes };
         if prepares {
             let loss = method.prepare(&mut turn)?;
@@ -277,8 +279,8 @@ impl Distillation {
         tensors.insert("passes".to_owned(), Tensor::from_slice(&passes));
         self.canvas.state(tensors);
         self.method.state(tensors);
-        if let Some(teacher) = &self.teacher {
-            teacher.state("teacher", tensors);
+        for (k, teacher) in self.teachers.iter().enumerate() {
+            teacher.state(&teacher_section(k), tensors);
         }
         file
     }
@@ -303,8 +305,8 @@ impl Distillation {
         let (forward, backward, attacked) = (passes(0), passes(1), passes(2));
         self.passes = Passes { forward, backward, attacked, attack_backward: passes(3), reused: passes(4) };
         self.method.load_state(&self.setting, state)?;
-        if let Some(teacher) = &mut self.teacher {
-            teacher.load_state(state, "teacher", &self.setting)?;
+        for (k, teacher) in self.teachers.iter_mut().enumerate() {
+            teacher.load_state(state, &teacher_section(k), &self.setting)?;
         }
         let ready = self.method.is_prepared(&self.setting) && !self.teacher_is_due();
         if self.iteration() > 0 && !ready {
@@ -372,10 +374,10 @@ impl Distillation {
         Ok(())
     }
 
-    /// The trained teacher, where labels come from one; its checkpoint belongs beside the set when
-    /// labels are [`LabelKind::Teacher`].
-    pub fn teacher(&self) -> Option<&Model> {
-        self.teacher.as_ref().map(Learner::model)
+    /// The networks that labels come from, as far as they are trained; none where labels are hard and nothing is recovered
+    /// from one. Where labels are [`LabelKind::Teacher`] there is one, and its checkpoint belongs beside the set.
+    pub fn teachers(&self) -> impl Iterator<Item = &Model> {
+        self.teachers.iter().map(Learner::model)
     }
 
     /// The images as they are stored, f32 `[M, C, H, W]` in `[0, 1]`, class by class.
@@ -394,16 +396,20 @@ impl Distillation {
         let formation = config.images.formation;
         let per_image = formation * formation;
         let labels: Vec<i64> = self.canvas.labels().iter().step_by(per_image as usize).copied().collect();
-        let soft_labels = match (config.labels, self.teacher(), &config.teacher) {
-            (LabelKind::Soft, Some(teacher), Some(TeacherConfig { temperature, .. })) => {
+        let soft_labels = match (config.labels, &config.teacher) {
+            (LabelKind::Soft, Some(TeacherConfig { temperature, .. })) => {
                 let _no_grad = tch::no_grad_guard();
                 let decoded = decode_formation(self.images(), formation)?;
-                let logits = teacher.classify(&self.setting.embed(teacher, &decoded, None)) / *temperature;
-                Some(logits.softmax(1, Kind::Float).to_device(Device::Cpu))
+                let of = |teacher: &Model| {
+                    let logits = teacher.classify(&self.setting.embed(teacher, &decoded, None)) / *temperature;
+                    logits.softmax(1, Kind::Float).to_device(Device::Cpu)
+                };
+                let all: Vec<Tensor> = self.teachers().map(of).collect();
+                Some(Tensor::stack(&all, 0).mean_dim([0i64].as_slice(), false, Kind::Float))
             }
             _ => None,
         };
-        let extra_storage = match (config.labels, self.teacher()) {
+        let extra_storage = match (config.labels, self.teachers().next()) {
             (LabelKind::Soft, _) => {
                 let floats = self.canvas.labels().len() * spec.classes.len();
                 format!("soft labels, {floats} floats")
@@ -446,4 +452,14 @@ impl Distillation {
             (None, method, _) => method.as_str(),
         }
     }
+}
+
+/// Training steps of all teachers, done and in all.
+fn teaching(teachers: &[Learner]) -> (u64, u64) {
+    (teachers.iter().map(Learner::steps_done).sum(), teachers.iter().map(Learner::steps).sum())
+}
+
+/// Where the state of a teacher lies.
+fn teacher_section(k: usize) -> String {
+    if k == 0 { "teacher".to_owned() } else { format!("teacher-{k}") }
 }

@@ -29,7 +29,8 @@ pub fn work(config: &DistillConfig, n_classes: usize, n_train: usize) -> Work {
     let decoded = (n_classes * config.ipc * (config.images.formation * config.images.formation) as usize) as f64;
     let iterations = config.iterations as f64;
     if let (Some(teacher), Some(pool)) = (&config.teacher, &config.pool) {
-        total.add_training(config, pool, teacher.steps as f64, n_train);
+        let steps = teacher.steps as f64 * f64::from(teacher.count);
+        total.add_training(config, pool, steps, n_train);
     }
     let real = config.matching.as_ref().map_or(0.0, |matching| (matching.real_per_class * n_classes) as f64);
     let attacks_real = config.matching.as_ref().is_some_and(|matching| matching.attacked);

@@ -394,6 +394,11 @@ impl Learner {
         self.member.age
     }
 
+    /// Training steps in all.
+    pub(crate) const fn steps(&self) -> u64 {
+        self.steps
+    }
+
     pub(crate) const fn is_trained(&self) -> bool {
         self.member.age >= self.steps
     }

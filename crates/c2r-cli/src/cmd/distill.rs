@@ -319,7 +319,7 @@ fn picture(distillation: &Distillation, run: &RunDir, args: &Args) -> anyhow::Re
 
 fn finish(distillation: &Distillation, run: &mut RunDir, args: &Args, ui: &Ui) -> anyhow::Result<()> {
     let set = distillation.synthetic_set(versions())?;
-    if let (LabelKind::Teacher, Some(teacher)) = (distillation.config().labels, distillation.teacher()) {
+    if let (LabelKind::Teacher, Some(teacher)) = (distillation.config().labels, distillation.teachers().next()) {
         c2r_models::checkpoint::save(&run.file("teacher.safetensors"), teacher, Default::default())?;
     }
     let file = run.file("synthetic.safetensors");

@@ -152,7 +152,7 @@ fn everything() -> DistillConfig {
         ("aac.synthetic", table("mode = \"order\"\nfirst = \"hard\"\nclass-balanced = true")),
         ("aac.pool", table("mode = \"prefix\"\nfirst = \"easy\"\nfraction = 0.5")),
         ("labels", "soft".into()),
-        ("teacher", table("steps = 3\ntemperature = 2.0")),
+        ("teacher", table("count = 2\nsteps = 3\ntemperature = 2.0")),
     ])
 }
 
@@ -324,8 +324,24 @@ fn soft_labels_are_the_teachers_and_are_declared() {
     let set = distillation.synthetic_set(BTreeMap::new()).unwrap();
     let soft = set.soft_labels.unwrap();
     assert_eq!(soft.size(), [20, 10]);
-    let expected = distillation.teacher().unwrap().logits(&set.images, false).softmax(1, Kind::Float);
+    let expected = distillation.teachers().next().unwrap().logits(&set.images, false).softmax(1, Kind::Float);
     assert!((soft - expected).abs().max().double_value(&[]) < 1e-6);
+    assert_eq!(set.header.extra_storage, "soft labels, 200 floats");
+
+    // Several teachers: the first is the same as alone, the labels are the mean of their probabilities.
+    let pool = ("teacher", table("count = 3\nsteps = 4\ntemperature = 1.0"));
+    let mut several = start(&config(&[("labels", "soft".into()), pool]));
+    assert_eq!(several.progress().1, distillation.progress().1 + 8);
+    finish(&mut several);
+    let set = several.synthetic_set(BTreeMap::new()).unwrap();
+    let labels: Vec<Tensor> =
+        several.teachers().map(|teacher| teacher.logits(&set.images, false).softmax(1, Kind::Float)).collect();
+    assert_eq!(labels.len(), 3);
+    let alone = distillation.teachers().next().unwrap().logits(&set.images, false).softmax(1, Kind::Float);
+    assert!((&labels[0] - alone).abs().max().double_value(&[]) < 1e-6);
+    assert!((&labels[0] - &labels[1]).abs().max().double_value(&[]) > 1e-3);
+    let mean = (&labels[0] + &labels[1] + &labels[2]) / 3.0;
+    assert!((set.soft_labels.unwrap() - mean).abs().max().double_value(&[]) < 1e-6);
     assert_eq!(set.header.extra_storage, "soft labels, 200 floats");
 }
 
@@ -336,7 +352,7 @@ fn a_teachers_learning_rate_follows_its_schedule() {
         let teacher = format!("steps = {steps}\ntemperature = 1.0\nlr-schedule = \"{schedule}\"");
         let mut distillation = start(&config(&[("labels", "soft".into()), ("teacher", table(&teacher))]));
         finish(&mut distillation);
-        let parameters = distillation.teacher().unwrap().parameters();
+        let parameters = distillation.teachers().next().unwrap().parameters();
         Tensor::cat(&parameters.iter().map(|(_, tensor)| tensor.detach().flatten(0, -1)).collect::<Vec<_>>(), 0)
     };
     let half = taught(4, "constant");
@@ -364,6 +380,13 @@ fn too_little_data_and_wrong_options_are_errors_that_name_them() {
     assert!(message("objective.eta", 1.5.into()).contains("objective.eta must be in [0, 1], got 1.5"));
     assert!(message("images.formation", 3.into()).contains("images.formation must be 1 or 2, got 3"));
     assert!(message("labels", "soft".into()).contains("[teacher]"));
+    let taught = |labels: &str, count: i64| {
+        let teacher = table(&format!("count = {count}\nsteps = 4\ntemperature = 1.0"));
+        config(&[("labels", labels.into()), ("teacher", teacher)]).validate().map_err(|error| error.to_string())
+    };
+    assert_eq!(taught("soft", 2), Ok(()));
+    assert!(taught("soft", 0).unwrap_err().contains("teacher.count must be at least 1, got 0"));
+    assert!(taught("teacher", 2).unwrap_err().contains("teacher.count must be 1 unless labels = \"soft\", got 2"));
     assert!(message("threat.norm", "l2".into()).contains("linf"));
     assert!(
         message("aac.matching", table("mode = \"order\"\nfirst = \"hard\"")).contains("aac.matching cannot be `order`")
