@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use c2r_distill::profiles;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
@@ -21,9 +22,41 @@ pub(crate) fn parse(text: &str, origin: &str) -> anyhow::Result<Table> {
     text.parse::<Table>().with_context(|| format!("{origin} is not valid TOML")).or_exit(exit::USAGE)
 }
 
+/// Applies assignments of `--set`, those that say the kind of a section (`aac.synthetic.mode`, `companions.attack`) first: with
+/// another kind, the section begins empty.
+pub(crate) fn set_all(table: &mut Table, assignments: &[String]) -> anyhow::Result<()> {
+    let key = |assignment: &String| assignment.split('=').next().unwrap_or_default().trim().to_owned();
+    let (tags, others): (Vec<_>, Vec<_>) =
+        assignments.iter().partition(|assignment| profiles::section_of_tag(&key(assignment)).is_some());
+    for assignment in tags {
+        let key = key(assignment);
+        let before = get(table, &key).cloned();
+        set(table, assignment)?;
+        if let (Some(section), Some(value)) = (profiles::section_of_tag(&key), get(table, &key).cloned())
+            && before.is_some_and(|before| before != value)
+        {
+            put(table, section, Value::Table(Table::new())).and_then(|()| put(table, &key, value))?;
+        }
+    }
+    others.into_iter().try_for_each(|assignment| set(table, assignment))
+}
+
+/// Whether one of the assignments gives `key`, something in it, or a section that it is in.
+pub(crate) fn is_set(assignments: &[String], key: &str) -> bool {
+    assignments.iter().any(|assignment| {
+        let given = assignment.split('=').next().unwrap_or_default().trim();
+        is_in(given, key) || is_in(key, given)
+    })
+}
+
+/// Whether `key` is the section or in it.
+fn is_in(section: &str, key: &str) -> bool {
+    key.strip_prefix(section).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
 /// Applies `key.with.dots=value`. The value is TOML; what is not TOML is a text, so that
 /// `--set labels=soft` needs no quotes within quotes.
-pub(crate) fn set(table: &mut Table, assignment: &str) -> anyhow::Result<()> {
+fn set(table: &mut Table, assignment: &str) -> anyhow::Result<()> {
     let Some((key, value)) = assignment.split_once('=') else {
         return exit::fail(exit::USAGE, format!("`--set {assignment}` has no `=`; write --set key=value"));
     };
@@ -72,14 +105,7 @@ pub(crate) fn resolve<T: DeserializeOwned>(table: Table, origin: &str, assignmen
     serde_path_to_error::deserialize(Value::Table(table))
         .map_err(|error| {
             let path = error.path().to_string();
-            // An assignment gave the key, the section that it is in, or something in it.
-            let is_in = |section: &str, key: &str| {
-                key.strip_prefix(section).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-            };
-            let gave = |assignment: &&String| {
-                let key = assignment.split('=').next().unwrap_or_default().trim();
-                is_in(key, &path) || is_in(&path, key)
-            };
+            let gave = |assignment: &&String| is_set(std::slice::from_ref(*assignment), &path);
             let from = assignments.iter().rfind(gave).map_or_else(|| origin.to_owned(), |set| format!("--set {set}"));
             let reason = error.inner().message().trim_end();
             let meant = nearest(&path, reason).map_or(String::new(), |key| format!("; did you mean `{key}`?"));
@@ -123,9 +149,7 @@ mod tests {
     fn resolved(assignments: &[&str]) -> anyhow::Result<Example> {
         let mut table = parse("name = \"a\"\n[inner]\nlearning-rate = 0.1", "test")?;
         let assignments: Vec<String> = assignments.iter().map(ToString::to_string).collect();
-        for assignment in &assignments {
-            set(&mut table, assignment)?;
-        }
+        set_all(&mut table, &assignments)?;
         resolve(table, "test", &assignments)
     }
 
@@ -133,6 +157,25 @@ mod tests {
     fn assignments_override_and_texts_need_no_quotes() {
         let example = resolved(&["name=soft", "inner.learning-rate=0.5"]).unwrap();
         assert_eq!((example.name.as_str(), example.inner.learning_rate), ("soft", 0.5));
+    }
+
+    #[test]
+    fn another_kind_of_section_begins_empty() {
+        let changed = |assignments: &[&str]| {
+            let mut table = parse("[a]\nb = 1\n[a.c]\nmode = \"weight\"\nfloor = 0.1", "test").unwrap();
+            set_all(&mut table, &assignments.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap();
+            toml::to_string(&table).unwrap()
+        };
+        assert_eq!(changed(&["a.c.mode=off"]), "[a]\nb = 1\n\n[a.c]\nmode = \"off\"\n");
+        // Whatever the order, what is set beside the kind stays.
+        for order in [["a.c.mode=prefix", "a.c.fraction=0.5"], ["a.c.fraction=0.5", "a.c.mode=prefix"]] {
+            assert_eq!(changed(&order), "[a]\nb = 1\n\n[a.c]\nfraction = 0.5\nmode = \"prefix\"\n");
+        }
+        // The same kind changes nothing.
+        assert_eq!(changed(&["a.c.mode=weight"]), "[a]\nb = 1\n\n[a.c]\nfloor = 0.1\nmode = \"weight\"\n");
+        let assignments = ["crl.queue.top-k=8".to_owned()];
+        assert!(is_set(&assignments, "crl") && is_set(&assignments, "crl.queue.top-k"));
+        assert!(!is_set(&assignments, "crl.temperature") && !is_set(&assignments, "cr"));
     }
 
     #[test]

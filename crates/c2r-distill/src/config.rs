@@ -592,7 +592,7 @@ pub enum ConfigError {
         method: &'static str,
     },
     /// Labels need a teacher that is not described.
-    #[error("labels = \"{0}\" needs a [teacher] section")]
+    #[error("labels = \"{0}\" needs a [teacher] section, e.g. --set 'teacher={{steps=1000,temperature=1.0}}'")]
     TeacherMissing(&'static str),
     /// A teacher that nothing uses.
     #[error("a [teacher] section has no effect with labels = \"hard\"; remove it or choose soft or teacher labels")]
@@ -716,6 +716,13 @@ impl DistillConfig {
         in_range(self.ipc >= 1, "ipc", "at least 1", self.ipc)?;
         in_range(self.train_per_class != Some(0), "train-per-class", "at least 1", 0)?;
         in_range(self.threat.norm == Norm::Linf, "threat.norm", "linf", self.threat.norm)?;
+        let epsilon = self.threat.epsilon;
+        in_range(
+            epsilon.value() < 1.0,
+            "threat.epsilon",
+            "below 1 (pixels are in [0, 1]; write 8/255 for 8)",
+            epsilon,
+        )?;
         let images = &self.images;
         in_range(matches!(images.formation, 1 | 2), "images.formation", "1 or 2", images.formation)?;
         in_range(positive(images.lr), "images.lr", "positive", images.lr)?;
@@ -731,6 +738,9 @@ impl DistillConfig {
             in_range(not_negative(objective.weight), "objective.weight", "at least 0", objective.weight)?;
             let eta = objective.eta.unwrap_or(0.0);
             in_range((0.0..=1.0).contains(&eta), "objective.eta", "in [0, 1]", eta)?;
+            let matched = self.matching.as_ref().is_none_or(|matching| matching.weight > 0.0);
+            let expected = "positive where matching.weight is 0, since nothing would be optimized";
+            in_range(matched || objective.weight > 0.0, "objective.weight", expected, objective.weight)?;
             let scale = objective.robust_weight;
             in_range(not_negative(scale), "objective.robust-weight", "at least 0", scale)?;
         }
@@ -783,6 +793,48 @@ impl DistillConfig {
         let decoded = self.ipc * (self.images.formation * self.images.formation) as usize;
         let orders = self.aac.as_ref().is_some_and(|aac| matches!(aac.synthetic, Curriculum::Order(_)));
         orders && self.images.batch_per_class >= decoded
+    }
+
+    /// Keys that cannot act beside the others, whatever their values, and why. Profiles have some of them; whoever sets
+    /// one should be told.
+    pub fn idle(&self) -> Vec<(&'static str, &'static str)> {
+        let mut idle = Vec::new();
+        let mut note = |when: bool, keys: &[&'static str], reason| {
+            if when {
+                idle.extend(keys.iter().map(|&key| (key, reason)));
+            }
+        };
+        let remembers = matches!(&self.companions, Some(CompanionConfig::LsPgd(ls)) if ls.warm_start);
+        note(
+            self.aac.is_some() && !remembers,
+            &["aac.remember"],
+            "perturbations are remembered only with companions.warm-start = true",
+        );
+        if let Some(CompanionConfig::LsPgd(ls)) = &self.companions {
+            note(ls.candidates == 1, &["companions.growth"], "companions.candidates = 1 tries one step length");
+        }
+        if let (MethodName::C2r, Some(objective), Some(aac)) = (self.method, &self.objective, &self.aac) {
+            let contrasts = objective.robust == RobustTerm::Crl;
+            let keys = ["crl", "objective.anchors", "objective.candidates"];
+            note(!contrasts, &keys, "objective.robust is not \"crl\"");
+            note(
+                contrasts && objective.anchors == Anchors::Real,
+                &["objective.candidates"],
+                "it is about synthetic anchors, and objective.anchors = \"real\" has none",
+            );
+            let silent = objective.robust == RobustTerm::None || objective.eta == Some(0.0);
+            note(silent, &["objective.robust-weight"], "there is no robust term (objective.robust, objective.eta)");
+            let keys = ["objective.eta", "objective.robust-weight", "objective.robust", "crl"];
+            note(objective.weight == 0.0, &keys, "objective.weight is 0");
+            let weighs = matches!(aac.synthetic, Curriculum::Weight(_)) && aac.weighted != Weighted::Both;
+            let entropy = objective.weight > 0.0 && objective.eta != Some(1.0);
+            note(
+                weighs && !entropy,
+                &["aac.synthetic"],
+                "it weighs the cross-entropy, whose share (objective.eta, objective.weight) is 0",
+            );
+        }
+        idle
     }
 
     /// The threat model of the companions.

@@ -81,6 +81,12 @@ pub fn expand(mut table: Table) -> Result<Table, ProfileError> {
     }
 }
 
+/// The section whose kind a dotted key says (`aac.synthetic` for `aac.synthetic.mode`): what else it holds depends on the
+/// key's value.
+pub fn section_of_tag(key: &str) -> Option<&str> {
+    key.rsplit_once('.').filter(|(_, last)| TAGS.contains(last)).map(|(section, _)| section)
+}
+
 fn merge(base: &mut Table, changes: Table) {
     for (key, value) in changes {
         match (base.get_mut(&key), value) {

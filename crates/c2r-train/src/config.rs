@@ -252,6 +252,13 @@ impl TrainConfig {
             if !(adversarial.rel_step_size.is_finite() && adversarial.rel_step_size > 0.0) {
                 return wrong(format!("adversarial.rel-step-size must be positive, got {}", adversarial.rel_step_size));
             }
+            let epsilon = adversarial.epsilon;
+            if adversarial.norm == Norm::Linf && epsilon.value() >= 1.0 {
+                return wrong(format!(
+                    "adversarial.epsilon {epsilon} reaches every image, since pixels are in [0, 1]; write {epsilon}/255 for \
+                     8-bit units"
+                ));
+            }
             if adversarial.steps == 0 {
                 return wrong(
                     "adversarial.steps must be at least 1 (leave `adversarial` out to train naturally)".into(),
@@ -305,6 +312,17 @@ mod tests {
         let (length, order, lr_schedule) = (usual.length, usual.order, usual.lr_schedule.clone());
         assert_eq!(TrainConfig { length, order, lr_schedule, ..letter }, usual);
         assert!("pgd".parse::<Protocol>().unwrap_err().to_string().contains("pgd-at"));
+    }
+
+    #[test]
+    fn a_radius_in_8_bit_units_is_refused() {
+        let mut config = Protocol::PgdAt.config();
+        let adversarial = config.adversarial.as_mut().unwrap();
+        adversarial.epsilon = "8".parse().unwrap();
+        let message = config.check().unwrap_err().to_string();
+        assert!(message.contains("adversarial.epsilon 8 ") && message.contains("write 8/255"), "{message}");
+        config.adversarial.as_mut().unwrap().norm = Norm::L2;
+        config.check().unwrap();
     }
 
     #[test]

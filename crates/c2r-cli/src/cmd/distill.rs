@@ -140,7 +140,13 @@ const TRAINING_LOG_EVERY: u64 = 100;
 
 pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     let spec = args.data.spec()?;
-    let config = resolve(&args, &spec, &|line| ui.detail(line))?;
+    let config = resolve(&args, &spec, &|section| {
+        let line = format!("[{section}] has no effect with this method and is left out");
+        if config::is_set(&args.set, section) { ui.note(format!("note: {line}")) } else { ui.detail(line) }
+    })?;
+    for (key, reason) in config.idle().into_iter().filter(|(key, _)| config::is_set(&args.set, key)) {
+        ui.note(format!("note: {key} has no effect: {reason}"));
+    }
     if args.print_config {
         ui.out(toml::to_string(&config)?.trim_end());
         return Ok(());
@@ -348,8 +354,8 @@ fn finish(distillation: &Distillation, run: &mut RunDir, args: &Args, ui: &Ui) -
 
 /// The profile with everything that the command line changes.
 ///
-/// `dropped` is told what has no effect.
-fn resolve(args: &Args, spec: &c2r_data::DatasetSpec, dropped: &dyn Fn(String)) -> anyhow::Result<DistillConfig> {
+/// `dropped` is told which sections have no effect.
+fn resolve(args: &Args, spec: &c2r_data::DatasetSpec, dropped: &dyn Fn(&str)) -> anyhow::Result<DistillConfig> {
     let known = profiles::names().any(|name| name == args.config);
     let is_file = args.config.ends_with(".toml") || args.config.contains(std::path::MAIN_SEPARATOR);
     // What is neither a profile nor looks like a file is a misspelt profile.
@@ -359,9 +365,7 @@ fn resolve(args: &Args, spec: &c2r_data::DatasetSpec, dropped: &dyn Fn(String)) 
         profiles::expand(config::read(args.config.as_ref())?)
     };
     let mut table = table.with_context(|| format!("--config {}", args.config)).or_exit(exit::USAGE)?;
-    for assignment in &args.set {
-        config::set(&mut table, assignment)?;
-    }
+    config::set_all(&mut table, &args.set)?;
     let mut option =
         |key: &str, value: Option<Value>| value.map_or(Ok(()), |value| config::put(&mut table, key, value));
     option("name", args.name.clone().map(Value::String))?;
@@ -372,7 +376,7 @@ fn resolve(args: &Args, spec: &c2r_data::DatasetSpec, dropped: &dyn Fn(String)) 
     option("train-per-class", args.data.train_per_class.map(|n| Value::Integer(n.get() as i64)))?;
     let ipc = table.get("ipc").and_then(Value::as_integer).unwrap_or(0);
     for section in DistillConfig::drop_unread(&mut table) {
-        dropped(format!("[{section}] has no effect with this method and is left out"));
+        dropped(&section);
     }
     // A section that the method does not have gets no defaults either.
     let mut default = |key: &str, value: Value| match key.split_once('.') {

@@ -202,6 +202,9 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     };
     let epsilon = args.eps.unwrap_or(material.spec.epsilon);
     let config = resolve(&args, epsilon, &material.spec, &material.targets())?;
+    if args.eps.is_some() && config.adversarial.is_none() {
+        ui.note(format!("note: --eps has no effect: protocol {} attacks nothing", args.protocol));
+    }
     if args.print_config {
         ui.out(toml::to_string(&config)?.trim_end());
         return Ok(());
@@ -428,9 +431,7 @@ fn resolve(args: &Args, epsilon: Epsilon, spec: &DatasetSpec, targets: &Targets<
         adversarial.epsilon = epsilon;
     }
     let mut table = config::parse(&toml::to_string(&preset)?, "the protocol")?;
-    for assignment in &args.set {
-        config::set(&mut table, assignment)?;
-    }
+    config::set_all(&mut table, &args.set)?;
     let config: TrainConfig = config::resolve(table, &format!("protocol {}", args.protocol), &args.set)?;
     config.check().or_exit(exit::USAGE)?;
     Ok(config)

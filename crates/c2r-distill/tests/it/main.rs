@@ -388,6 +388,10 @@ fn too_little_data_and_wrong_options_are_errors_that_name_them() {
     assert!(taught("soft", 0).unwrap_err().contains("teacher.count must be at least 1, got 0"));
     assert!(taught("teacher", 2).unwrap_err().contains("teacher.count must be 1 unless labels = \"soft\", got 2"));
     assert!(message("threat.norm", "l2".into()).contains("linf"));
+    assert!(message("threat.epsilon", "8".into()).contains("threat.epsilon must be below 1"));
+    let nothing = config(&[("objective.weight", 0.0.into()), ("matching.weight", 0.0.into())]);
+    let message_of_nothing = nothing.validate().unwrap_err().to_string();
+    assert!(message_of_nothing.contains("nothing would be optimized"), "{message_of_nothing}");
     assert!(
         message("aac.matching", table("mode = \"order\"\nfirst = \"hard\"")).contains("aac.matching cannot be `order`")
     );

@@ -15,6 +15,36 @@ fn off() -> toml::Value {
     table("mode = \"off\"")
 }
 
+/// What `idle` names does nothing, and nothing that acts is named.
+#[test]
+fn idle_keys_are_named_and_change_nothing() {
+    let named = |changes: &[(&str, toml::Value)]| -> Vec<&str> {
+        config(changes).idle().into_iter().map(|(key, _)| key).collect()
+    };
+    assert_eq!(named(&[]), ["aac.remember"]);
+    assert_eq!(named(&[("companions.warm-start", true.into())]), [""; 0]);
+    let without_crl = ("objective.robust", toml::Value::from("class-mean"));
+    type Change = (&'static str, toml::Value);
+    let cases: Vec<(&str, Vec<Change>, Change)> = vec![
+        ("aac.remember", vec![], ("aac.remember", "real".into())),
+        ("companions.growth", vec![("companions.candidates", 1.into())], ("companions.growth", 3.0.into())),
+        ("crl", vec![without_crl.clone()], ("crl.temperature", 0.1.into())),
+        ("objective.candidates", vec![without_crl.clone()], ("objective.candidates", "none".into())),
+        ("objective.anchors", vec![without_crl], ("objective.anchors", "real".into())),
+        ("objective.candidates", vec![("objective.anchors", "real".into())], ("objective.candidates", "none".into())),
+        ("objective.robust-weight", vec![("objective.eta", 0.0.into())], ("objective.robust-weight", 6.0.into())),
+        ("objective.eta", vec![("objective.weight", 0.0.into())], ("objective.eta", 0.9.into())),
+        ("objective.robust", vec![("objective.weight", 0.0.into())], ("objective.robust", "class-mean".into())),
+        ("aac.synthetic", vec![("objective.eta", 1.0.into())], ("aac.synthetic", off())),
+    ];
+    for (key, setting, change) in cases {
+        assert!(named(&setting).contains(&key), "`{key}` is not named");
+        let (_, before) = run(&setting);
+        let (_, after) = run(&[setting, vec![change]].concat());
+        assert!(before.equal(&after), "`{key}` has an effect");
+    }
+}
+
 #[test]
 fn every_switch_runs_and_changes_the_result() {
     let (_, plain) = run(&[]);
