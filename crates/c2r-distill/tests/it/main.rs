@@ -3,7 +3,7 @@
 mod methods;
 mod switches;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use c2r_base::artifact::TensorFile;
 use c2r_data::Dataset;
@@ -429,4 +429,41 @@ fn an_exploding_run_stops_with_an_error() {
         assert!(!distillation.is_finished(), "a learning rate of 1e30 must explode");
     };
     assert!(matches!(error, DistillError::NotFinite { .. }), "{error}");
+}
+
+/// docs/configuration.md names every key, and no key that there is not.
+#[test]
+fn the_page_of_the_keys_is_complete() {
+    let page = include_str!("../../../../docs/configuration.md");
+    let page = page.split("\n## Training").next().unwrap();
+    let cells = page.lines().filter(|line| line.starts_with("| `")).map(|line| line.split('|').nth(1).unwrap());
+    let documented: BTreeSet<&str> = cells.flat_map(|cell| cell.split('`').skip(1).step_by(2)).collect();
+
+    let mut configs: Vec<DistillConfig> = c2r_distill::profiles::names().map(|name| profile(name, &[])).collect();
+    configs.extend([
+        everything(),
+        config(&[
+            ("name", "x".into()),
+            ("companions", table("attack = \"pgd\"\nsteps = 3\nrel-step-size = 0.5\nrandom-start = true")),
+            ("pool.curvature", table("weight = 10.0\nstep = 3.0")),
+            ("aac.matching", table("mode = \"pace\"\nlow = [0.0, 0.0]\nhigh = [0.5, 1.0]")),
+            ("labels", "soft".into()),
+            ("teacher", table("count = 2\nsteps = 3\ntemperature = 1.0\nlr-schedule = \"cosine\"")),
+        ]),
+    ]);
+    let mut keys = BTreeSet::from(["base".to_owned()]);
+    for mut config in configs {
+        config.fill_in();
+        let mut settings = Vec::new();
+        flatten("", &toml::Table::try_from(&config).unwrap(), &mut settings);
+        keys.extend(settings.into_iter().map(|(key, _)| match key.split('.').collect::<Vec<_>>()[..] {
+            // The three places of the curriculum have the same keys.
+            ["aac", _, last] if last != "mode" => format!("aac.PLACE.{last}"),
+            _ => key,
+        }));
+    }
+    let missing: Vec<&String> = keys.iter().filter(|key| !documented.contains(key.as_str())).collect();
+    assert!(missing.is_empty(), "docs/configuration.md lacks {missing:?}");
+    let unknown: Vec<&&str> = documented.iter().filter(|key| !keys.contains(**key)).collect();
+    assert!(unknown.is_empty(), "docs/configuration.md has keys that there are not: {unknown:?}");
 }
