@@ -131,11 +131,15 @@ fn panel(title: &str, curves: &[(&str, Vec<(f64, f64)>)]) -> String {
     svg
 }
 
-/// Smallest and largest value, apart even where all are the same.
+/// Smallest and largest value, apart even where all are the same: nothing at all lies on the floor of 0 to 1.
 fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     let (low, high) =
         values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), value| (low.min(value), high.max(value)));
-    if high > low { (low, high) } else { (low - 0.5, high + 0.5) }
+    match (low, high) {
+        _ if high > low => (low, high),
+        (0.0, _) => (0.0, 1.0),
+        _ => (low - 0.5, high + 0.5),
+    }
 }
 
 /// A number with about three digits.
