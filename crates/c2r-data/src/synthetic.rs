@@ -59,7 +59,7 @@ pub struct SyntheticHeader {
     pub config: Value,
     /// Versions of what made the file, e.g. `c2r`, `libtorch`.
     pub versions: BTreeMap<String, String>,
-    /// [`crate::Split::sha256`] of the real training split.
+    /// [`crate::Split::sha256`] of the real training split; empty where that is not known, as of imported sets.
     pub data_sha256: String,
     /// Mean of each channel to normalize with, in the model.
     pub mean: Vec<f64>,
