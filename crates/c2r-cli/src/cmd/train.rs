@@ -124,6 +124,9 @@ const JUDGED_AT_ONCE: usize = 256;
 /// Time between saved states.
 const CHECKPOINT: Duration = Duration::from_secs(300);
 
+/// Part of the values that may have been cut off of an imported set without a note in every result.
+const NOTED_CUT: f64 = 0.01;
+
 /// What to train on, whichever it is.
 struct Material {
     spec: DatasetSpec,
@@ -355,6 +358,9 @@ fn synthetic(file: &Path, args: &Args, device: Device, ui: &Ui) -> anyhow::Resul
     }
     if set.formation > 1 {
         notes.push(format!("each stored image is a {0}x{0} mosaic", set.formation));
+    }
+    if let Some(cut) = header.clamped().filter(|cut| cut.part > NOTED_CUT) {
+        notes.push(format!("imported: {cut}; they were cut off"));
     }
     let mut judged_on = None;
     if !args.select.is_last() {
