@@ -55,7 +55,7 @@ pub enum ImageError {
         label: i64,
     },
     /// Label outside `0..classes`.
-    #[error("sample {sample} has label {label}, outside 0..={}", classes - 1)]
+    #[error("sample {sample} has label {label}, outside 0..={}", classes.saturating_sub(1))]
     Label {
         /// First offending sample.
         sample: i64,

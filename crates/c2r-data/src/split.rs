@@ -69,7 +69,7 @@ impl Split {
             let class = usize::try_from(label).ok().and_then(|class| by_class.get_mut(class));
             class
                 .ok_or_else(|| {
-                    let last = n_classes as i64 - 1;
+                    let last = (n_classes as i64).saturating_sub(1);
                     DataError::Split(format!("image {position} has label {label}, outside 0..={last}"))
                 })?
                 .push(position);

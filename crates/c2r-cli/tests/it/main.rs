@@ -449,7 +449,7 @@ fn times_of_commands_whose_inputs_do_not_exist_are_estimated() {
     let lines = [
         r#"["distill", "--dataset", "digits", "--ipc", "10", "--iterations", "50", "--run-dir", "a"]"#,
         r#"["train", "--synthetic", "a/synthetic.safetensors", "--run-dir", "b", "--set", "length={epochs=10}"]"#,
-        r#"["train", "--synthetic", "a/synthetic.safetensors", "--run-dir", "b", "--set", "length={epochs=1000}"]"#,
+        r#"["train", "--synthetic", "a", "--run-dir", "b", "--set", "length={epochs=1000}"]"#,
         r#"["attack", "--checkpoint", "b/model.safetensors", "--dataset", "digits", "--attack", "pgd", "--eps", "0.1"]"#,
         r#"["attack", "--checkpoint", "c/model.safetensors", "--dataset", "digits", "--attack", "pgd", "--eps", "0.1"]"#,
         r#"["table", "b"]"#,
