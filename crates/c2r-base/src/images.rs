@@ -55,7 +55,7 @@ pub enum ImageError {
         label: i64,
     },
     /// Label outside `0..classes`.
-    #[error("sample {sample} has label {label}, outside 0..{classes}")]
+    #[error("sample {sample} has label {label}, outside 0..={}", classes.saturating_sub(1))]
     Label {
         /// First offending sample.
         sample: i64,
@@ -192,7 +192,7 @@ mod tests {
         assert!(message(images(0.5), Tensor::from_slice(&[0i64, -1, 2])).contains("sample 1 has label -1"));
         assert!(message(Tensor::zeros([0, 1, 2, 2], (Kind::Float, Device::Cpu)), labels()).contains("no images"));
         let set = LabelledImages::new(images(0.5), labels()).unwrap();
-        assert!(set.check_classes(2).unwrap_err().to_string().contains("sample 2 has label 2, outside 0..2"));
+        assert!(set.check_classes(2).unwrap_err().to_string().contains("sample 2 has label 2, outside 0..=1"));
     }
 
     #[test]

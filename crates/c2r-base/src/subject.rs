@@ -30,7 +30,7 @@ pub struct Subject {
     pub n_images: usize,
     /// What the training set stores beyond images and one hard label each; empty for nothing.
     pub extra_storage: String,
-    /// SHA-256 of the real training split the set was made from.
+    /// SHA-256 of the real training split the set was made from; empty where that is not known, as of imported sets.
     pub data_sha256: String,
     /// Reductions and oddities to print under a table, e.g. a subset of the training data.
     pub notes: Vec<String>,

@@ -1,8 +1,11 @@
 //! Options that say which data to use.
 
-use std::{num::NonZeroUsize, path::PathBuf};
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
 
-use c2r_data::{DataError, Dataset, DatasetSpec, LoadEvent};
+use c2r_data::{DataError, Dataset, DatasetSpec, LoadEvent, SyntheticSet};
 
 use crate::{
     exit::{self, OrExit},
@@ -41,7 +44,7 @@ impl DatasetArgs {
 }
 
 /// Reads a dataset; notes what is odd about it.
-pub(crate) fn load(name: &str, folder: Option<&std::path::Path>, ui: &Ui) -> anyhow::Result<Dataset> {
+pub(crate) fn load(name: &str, folder: Option<&Path>, ui: &Ui) -> anyhow::Result<Dataset> {
     let mut progress = None;
     let mut on_event = |event: LoadEvent| match event {
         LoadEvent::CacheDropped { path, reason } => {
@@ -79,4 +82,25 @@ pub(crate) fn load(name: &str, folder: Option<&std::path::Path>, ui: &Ui) -> any
         ui.note(format!("note: {note}"));
     }
     Ok(dataset)
+}
+
+/// The set that `c2r distill` leaves in its run folder.
+pub(crate) const SET_FILE: &str = "synthetic.safetensors";
+
+/// The file or PNG folder of the synthetic set that was named: inside, where that is the run folder of `c2r distill`.
+pub(crate) fn set_file(named: &Path) -> anyhow::Result<PathBuf> {
+    if !named.is_dir() || SyntheticSet::is_png_folder(named) {
+        return Ok(named.to_owned());
+    }
+    let inside = named.join(SET_FILE);
+    if inside.is_file() {
+        return Ok(inside);
+    }
+    let (folder, is_run) = (named.display(), named.join("run.json").is_file());
+    let what = if is_run {
+        "a run folder without synthetic.safetensors: its distillation is not finished, or it distilled nothing"
+    } else {
+        "neither a run folder (synthetic.safetensors) nor a PNG folder of c2r (set.json)"
+    };
+    exit::fail(exit::DATA, format!("{folder} is {what}; name the file of a set"))
 }

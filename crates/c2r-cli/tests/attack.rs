@@ -183,7 +183,7 @@ fn inputs_are_checked_and_bytes_are_pixels() {
         (with_pixel(4, f64::INFINITY), labels.copy(), "sample 4 has a pixel that is not finite (inf)"),
         (with_pixel(5, 1.5), labels.copy(), "sample 5 has a pixel of 1.5, outside [0, 1]"),
         (with_pixel(6, -0.5), labels.copy(), "sample 6 has a pixel of -0.5, outside [0, 1]"),
-        (images.copy(), with_label(7, 10), "sample 7 has label 10, outside 0..10"),
+        (images.copy(), with_label(7, 10), "sample 7 has label 10, outside 0..=9"),
         (images.copy(), with_label(8, -1), "sample 8 has label -1; labels start at 0"),
         (images.to_kind(Kind::Double), labels.copy(), "got Double"),
         (images.copy(), labels.to_kind(Kind::Int), "labels must be i64, got Int"),

@@ -6,10 +6,16 @@ use c2r_base::artifact::TensorFile;
 use serde_json::json;
 use tch::{Kind, Tensor};
 
-use crate::{DataError, DatasetSpec, SyntheticSet, synthetic::SyntheticHeader};
+use crate::{
+    DataError, DatasetSpec, SyntheticSet,
+    synthetic::{Clamped, SyntheticHeader},
+};
 
 /// How far a pixel may be outside `[0, 1]` and still be rounding (of f16, or of undoing a normalization).
 const ROUNDING: f64 = 1e-3;
+/// Part of the values that may be cut off where nothing was declared as normalized: more is no rounding and no pixels that
+/// were optimized past their range. Ours; of values that were normalized to mean 0, about half are below 0.
+const CLAMPED_UNDECLARED: f64 = 0.1;
 /// How far a row of probabilities may be from a sum of 1.
 const ROW_SUM_TOLERANCE: f64 = 1e-3;
 /// The deviations of CIFAR-10 in the code of DC, DSA, DM and MTT. They are means of the deviations inside images, not
@@ -70,7 +76,8 @@ pub struct ImportOptions {
     pub images: Option<String>,
     /// Name of the tensor with the labels; the one that can only be meant if not given.
     pub labels: Option<String>,
-    /// The images are grouped by class, equally many of each: hard labels follow from the position.
+    /// The images are grouped by class, equally many of each: hard labels follow from the position. For files without hard
+    /// labels.
     pub grouped: bool,
     /// The label rows are logits: their softmax is meant.
     pub logits: bool,
@@ -80,7 +87,7 @@ pub struct ImportOptions {
     pub nhwc: bool,
     /// Channels are blue, green, red.
     pub bgr: bool,
-    /// Cut off what is outside `[0, 1]`, instead of refusing it.
+    /// Cut off what is outside `[0, 1]`, instead of refusing it; at most a tenth of the values unless they were normalized.
     pub clamp: bool,
     /// Each image is a mosaic of `formation` x `formation` images.
     pub formation: i64,
@@ -95,7 +102,8 @@ pub struct ImportOptions {
 /// * `spec`: the dataset that was distilled; it gives shape, classes, mean and deviation.
 /// * `origin`: where the tensors come from; with the notes it becomes the set's config.
 ///
-/// Returns the set and notes for people: which tensors were taken, what was undone, what was cut off.
+/// Returns the set and notes for people: which tensors were taken, what was undone, what was cut off
+/// ([`SyntheticHeader::clamped`]).
 ///
 /// # Errors
 /// [`DataError::Import`] saying what does not fit and which option would say otherwise; [`DataError::Synthetic`] if the
@@ -111,7 +119,7 @@ pub fn import(
     let mut notes = Vec::new();
     let (name, images) = find_images(file, options)?;
     notes.push(format!("images from `{name}`, {:?} {:?}", images.kind(), images.size()));
-    let images = pixels(images, spec, options, &mut notes)?;
+    let (images, clamped) = pixels(images, spec, options, &mut notes)?;
     let n = images.size()[0];
     let (hard, soft) = find_labels(file, labels, &name, n, spec, options, &mut notes)?;
 
@@ -122,6 +130,10 @@ pub fn import(
         Some(soft) if tiles > 1 => Some(soft.repeat_interleave_self_int(tiles, 0, None)),
         other => other,
     };
+    let mut config = json!({ "imported": origin, "notes": notes });
+    if let Some(clamped) = clamped {
+        config[Clamped::KEY] = json!(clamped);
+    }
     let set = SyntheticSet {
         images,
         labels: hard,
@@ -135,7 +147,7 @@ pub fn import(
             method: options.method.clone(),
             seed: 0,
             iterations: 0,
-            config: json!({ "imported": origin, "notes": notes }),
+            config,
             versions: BTreeMap::from([("c2r".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]),
             data_sha256: String::new(),
             mean: spec.mean.clone(),
@@ -185,13 +197,14 @@ fn find_images<'a>(file: &'a TensorFile, options: &ImportOptions) -> Result<(Str
     }
 }
 
-/// f32 `[N, C, H, W]` in `[0, 1]`.
+/// f32 `[N, C, H, W]` in `[0, 1]`, and what was cut off for it.
 fn pixels(
     images: &Tensor,
     spec: &DatasetSpec,
     options: &ImportOptions,
     notes: &mut Vec<String>,
-) -> Result<Tensor, DataError> {
+) -> Result<(Tensor, Option<Clamped>), DataError> {
+    let stored = images.size();
     let mut images = images.shallow_clone();
     if options.nhwc && images.dim() == 4 {
         images = images.permute([0, 3, 1, 2]);
@@ -202,6 +215,8 @@ fn pixels(
         let mut hint = "";
         if !options.nhwc && size.len() == 4 && size[1..] == [h, w, c] {
             hint = "; the channels come last: say `--nhwc`";
+        } else if options.nhwc && stored.len() == 4 && stored[1..] == [c, h, w] {
+            hint = " after `--nhwc`: the channels come second already, leave it out";
         }
         return wrong(format!("images of {} are [N, {c}, {h}, {w}], these are {size:?}{hint}", spec.name));
     }
@@ -212,12 +227,21 @@ fn pixels(
     if bytes && options.values != PixelValues::Unit {
         return wrong("images are bytes, which are pixels already: leave `--normalized` and `--of-255` out".to_owned());
     }
+    if bytes && images.max().int64_value(&[]) == 1 {
+        return wrong(
+            "the largest value is 1, and bytes go to 255: nearly black images; where 1 means white, store floats in [0, 1]"
+                .to_owned(),
+        );
+    }
+    if options.bgr && spec.channels == 1 {
+        return wrong(format!("images of {} have one channel: leave `--bgr` out", spec.name));
+    }
     if options.bgr {
         images = images.flip([1]);
         notes.push("channels were reversed: blue, green, red to red, green, blue".to_owned());
     }
     if bytes {
-        return Ok((images.to_kind(Kind::Float) / 255.0).contiguous());
+        return Ok(((images.to_kind(Kind::Float) / 255.0).contiguous(), None));
     }
     let raw = images.to_kind(Kind::Double);
     if raw.isfinite().all().int64_value(&[]) == 0 {
@@ -225,7 +249,15 @@ fn pixels(
     }
     let values = match &options.values {
         PixelValues::Unit => raw.shallow_clone(),
-        PixelValues::Bytes => &raw / 255.0,
+        PixelValues::Bytes => {
+            let high = raw.max().double_value(&[]);
+            if high <= 1.0 + ROUNDING && raw.any().int64_value(&[]) == 1 {
+                return wrong(format!(
+                    "the largest value is {high:.3}, and `--of-255` divides by 255: nearly black images; drop it"
+                ));
+            }
+            &raw / 255.0
+        }
         PixelValues::Normalized { mean, std } => {
             if mean.len() as i64 != spec.channels {
                 return wrong(format!(
@@ -243,25 +275,46 @@ fn pixels(
         }
     };
     let (low, high) = (values.min().double_value(&[]), values.max().double_value(&[]));
+    let mut clamped = None;
     if low < -ROUNDING || high > 1.0 + ROUNDING {
         let outside = values.lt(-ROUNDING).logical_or(&values.gt(1.0 + ROUNDING)).sum(Kind::Int64).int64_value(&[]);
-        let share = 100.0 * outside as f64 / values.numel() as f64;
-        let what = format!("{share:.1} % of the values lie outside [0, 1], from {low:.3} to {high:.3}");
-        if !options.clamp {
-            return wrong(format!("{what}{}", hint(&options.values, low, high)));
+        let cut = Clamped { part: outside as f64 / values.numel() as f64, low, high };
+        let normalized = matches!(options.values, PixelValues::Normalized { .. });
+        if !options.clamp || (!normalized && cut.part > CLAMPED_UNDECLARED) {
+            return wrong(format!("{cut}{}", hint(options, &cut)));
         }
-        notes.push(format!("{what}: cut off"));
+        notes.push(format!("{cut}: cut off"));
+        clamped = Some(cut);
     }
-    Ok(values.clamp(0.0, 1.0).to_kind(Kind::Float).contiguous())
+    Ok((values.clamp(0.0, 1.0).to_kind(Kind::Float).contiguous(), clamped))
 }
 
 /// What to say where values are not pixels.
-fn hint(values: &PixelValues, low: f64, high: f64) -> &'static str {
-    match values {
-        PixelValues::Unit if low >= 0.0 && high > 2.0 && high <= 255.0 => ": bytes as floats? Say `--of-255`",
-        PixelValues::Unit => ": normalized? Say `--normalized MEAN/STD`; `--clamp` cuts off what is outside",
+fn hint(options: &ImportOptions, cut: &Clamped) -> String {
+    let many = cut.part > CLAMPED_UNDECLARED;
+    match options.values {
+        PixelValues::Unit if cut.low >= 0.0 && cut.high > 2.0 && cut.high <= 255.0 => {
+            ": bytes as floats? Say `--of-255`".to_owned()
+        }
+        PixelValues::Unit if many => {
+            let limit = if options.clamp {
+                format!(", and `--clamp` cuts off {:.0} % at most", 100.0 * CLAMPED_UNDECLARED)
+            } else {
+                String::new()
+            };
+            format!(": these are not pixels{limit}; normalized? Say `--normalized MEAN/STD`")
+        }
+        PixelValues::Unit => {
+            ": normalized? Say `--normalized MEAN/STD`; pixels that were optimized past their range? `--clamp` cuts that off"
+                .to_owned()
+        }
+        PixelValues::Bytes if many => {
+            ", after dividing by 255: these are not 0 to 255; normalized? Say `--normalized MEAN/STD` instead of `--of-255`"
+                .to_owned()
+        }
         _ => {
             ", after undoing what was declared: optimized images may leave the range of pixels, and `--clamp` cuts that off; much outside means another normalization"
+                .to_owned()
         }
     }
 }
@@ -282,12 +335,18 @@ fn find_labels(
     }
     let by_position = || Tensor::arange(k, (Kind::Int64, tch::Device::Cpu)).repeat_interleave_self_int(n / k, 0, None);
     let source = labels.unwrap_or(file);
+    let is_named = labels.is_some() || options.labels.is_some();
     let name = match &options.labels {
         Some(name) => Some(name.clone()),
-        None => guess_labels(source, labels.is_some(), images, n, k),
+        // Where the position says the classes, a guess that holds none is no guess.
+        None => guess_labels(source, labels.is_some(), images, n, k)
+            .filter(|name| is_named || !options.grouped || may_be_labels(&source.tensors[name])),
     };
     let Some(name) = name else {
-        if options.grouped {
+        if options.grouped && !is_named {
+            if options.logits {
+                return wrong("there are no labels: leave `--logits` out".to_owned());
+            }
             notes.push(format!("labels by position, {} per class", n / k));
             return Ok((by_position(), None));
         }
@@ -305,35 +364,69 @@ fn find_labels(
     }
     if flat {
         let values = tensor.view([n]).to_kind(Kind::Double);
-        if values.equal(&values.round()) {
-            return Ok((values.to_kind(Kind::Int64), None));
+        if !values.equal(&values.round()) {
+            return wrong(format!("`{name}` holds numbers that are no classes"));
         }
-        return wrong(format!("`{name}` holds numbers that are no classes"));
+        if options.logits {
+            return wrong(format!("`{name}` holds classes, not logits, which are [{n}, {k}]: leave `--logits` out"));
+        }
+        if options.grouped {
+            return wrong(has_labels(&name));
+        }
+        if values.min().double_value(&[]) >= 1.0 && values.max().double_value(&[]) == k as f64 {
+            return wrong(format!(
+                "`{name}` has labels up to {k}, outside 0..={}, and none of 0: they seem to count from 1; subtract 1 from \
+                 each and save the file again",
+                k - 1
+            ));
+        }
+        return Ok((values.to_kind(Kind::Int64), None));
     }
     let mut soft = tensor.to_kind(Kind::Double);
     if soft.isfinite().all().int64_value(&[]) == 0 {
         return wrong(format!("`{name}` holds values that are not finite"));
     }
+    let furthest_sum = |rows: &Tensor| {
+        let sums = rows.sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
+        (sums - 1.0).abs().max().double_value(&[])
+    };
+    let are_probabilities =
+        |rows: &Tensor| rows.min().double_value(&[]) >= 0.0 && furthest_sum(rows) <= ROW_SUM_TOLERANCE;
     if options.logits {
+        if are_probabilities(&soft) {
+            return wrong(format!("the rows of `{name}` are probabilities or one-hot already: leave `--logits` out"));
+        }
         soft = soft.softmax(1, Kind::Double);
         notes.push("softmax of the logits".to_owned());
     }
-    let sums = soft.sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
-    let furthest = (sums - 1.0).abs().max().double_value(&[]);
-    if soft.min().double_value(&[]) < 0.0 || furthest > ROW_SUM_TOLERANCE {
+    if !are_probabilities(&soft) {
         return wrong(format!(
-            "the rows of `{name}` are no probabilities: they range from {:.3} to {:.3} and miss a sum of 1 by up to {furthest:.3}; logits? Say `--logits`",
+            "the rows of `{name}` are no probabilities: they range from {:.3} to {:.3} and miss a sum of 1 by up to {:.3}; logits? Say `--logits`",
             soft.min().double_value(&[]),
-            soft.max().double_value(&[])
+            soft.max().double_value(&[]),
+            furthest_sum(&soft)
         ));
     }
-    let hard = if options.grouped { by_position() } else { soft.argmax(1, false) };
     let one_hot = soft.eq(0.0).logical_or(&soft.eq(1.0)).all().int64_value(&[]) == 1;
+    if one_hot && options.grouped && !options.logits {
+        return wrong(has_labels(&name));
+    }
+    let hard = if options.grouped { by_position() } else { soft.argmax(1, false) };
     if one_hot && soft.argmax(1, false).equal(&hard) {
         notes.push("they are one-hot: hard labels".to_owned());
         return Ok((hard, None));
     }
     Ok((hard, Some(soft.to_kind(Kind::Float))))
+}
+
+/// Why `--grouped` does not go with hard labels.
+fn has_labels(name: &str) -> String {
+    format!("`{name}` says the class of each image, and `--grouped` takes it from the position: leave `--grouped` out")
+}
+
+/// Whether a tensor of a fitting shape holds classes, or rows.
+fn may_be_labels(tensor: &Tensor) -> bool {
+    tensor.size().get(1).is_some_and(|&k| k > 1) || tensor.equal(&tensor.round())
 }
 
 /// The tensor that can only be the labels.

@@ -68,7 +68,10 @@ impl Split {
         for (position, &label) in labels.iter().enumerate() {
             let class = usize::try_from(label).ok().and_then(|class| by_class.get_mut(class));
             class
-                .ok_or_else(|| DataError::Split(format!("image {position} has label {label}, outside 0..{n_classes}")))?
+                .ok_or_else(|| {
+                    let last = (n_classes as i64).saturating_sub(1);
+                    DataError::Split(format!("image {position} has label {label}, outside 0..={last}"))
+                })?
                 .push(position);
         }
         Ok(Self { shape, pixels, labels, by_class, sha256: OnceLock::new() })

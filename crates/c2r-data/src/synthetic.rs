@@ -1,4 +1,4 @@
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, fmt, path::Path};
 
 use c2r_base::{
     LabelledImages,
@@ -59,7 +59,7 @@ pub struct SyntheticHeader {
     pub config: Value,
     /// Versions of what made the file, e.g. `c2r`, `libtorch`.
     pub versions: BTreeMap<String, String>,
-    /// [`crate::Split::sha256`] of the real training split.
+    /// [`crate::Split::sha256`] of the real training split; empty where that is not known, as of imported sets.
     pub data_sha256: String,
     /// Mean of each channel to normalize with, in the model.
     pub mean: Vec<f64>,
@@ -69,7 +69,35 @@ pub struct SyntheticHeader {
     pub extra_storage: String,
 }
 
+/// What [`crate::import`] cut off of the pixels of a set.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Clamped {
+    /// Part of the values that lay outside `[0, 1]`.
+    pub part: f64,
+    /// The smallest value before.
+    pub low: f64,
+    /// The largest value before.
+    pub high: f64,
+}
+
+impl Clamped {
+    /// Where it stands in [`SyntheticHeader::config`].
+    pub(crate) const KEY: &str = "clamped";
+}
+
+impl fmt::Display for Clamped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { part, low, high } = self;
+        write!(f, "{:.1} % of the values lie outside [0, 1], from {low:.3} to {high:.3}", 100.0 * part)
+    }
+}
+
 impl SyntheticHeader {
+    /// What was cut off when the set was imported; `None` for nothing, and where it was not recorded.
+    pub fn clamped(&self) -> Option<Clamped> {
+        Clamped::deserialize(self.config.get(Clamped::KEY)?).ok()
+    }
+
     /// Whether the set came from another project through [`crate::import`]: seed and iterations are then not known, and 0.
     pub fn is_imported(&self) -> bool {
         self.config.get("imported").is_some()

@@ -63,6 +63,22 @@ pub enum EvalError {
         /// The files by their number of test images.
         files: BTreeMap<usize, Vec<String>>,
     },
+    /// Two results of different training sets that call themselves the same: method, profile, images per class and seeds.
+    #[error(
+        "{} and {} are of different sets under one name ({name}, the same seeds): {differ}; {advice}", a.display(), b.display()
+    )]
+    OneName {
+        /// Method and images per class.
+        name: String,
+        /// What shows it.
+        differ: String,
+        /// What to do.
+        advice: &'static str,
+        /// First file.
+        a: PathBuf,
+        /// Second file.
+        b: PathBuf,
+    },
     /// The same measurement twice; counting it as two runs would make the deviation too small.
     #[error(
         "{} and {} hold the same measurement ({what}); leave one of them out, or it would count as two runs",

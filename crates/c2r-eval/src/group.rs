@@ -44,7 +44,8 @@ pub(crate) type Rows<'a> = BTreeMap<RowKey, BTreeMap<Seeds, Measured<'a>>>;
 ///
 /// # Errors
 /// [`EvalError::TestImages`] and [`EvalError::Mixed`] for results that were measured on different images,
-/// [`EvalError::Twice`] for a measurement that is there twice.
+/// [`EvalError::OneName`] for different sets that call themselves the same, [`EvalError::Twice`] for a measurement that
+/// is there twice.
 pub(crate) fn group(sources: &[Source]) -> Result<BTreeMap<SectionKey, Rows<'_>>, EvalError> {
     let mut sorted: Vec<&Source> = sources.iter().collect();
     sorted.sort_by(|a, b| a.path.cmp(&b.path));
@@ -125,6 +126,10 @@ fn judged(source: &Source) -> String {
 /// Adds one file's attacks to a run; several files may hold different attacks on the same network.
 fn add<'a>(run: &mut Measured<'a>, source: &'a Source, entries: &[&'a AttackEntry]) -> Result<(), EvalError> {
     if let Some(first) = run.files.first() {
+        // Before the accuracies are compared and the attacks counted, which differ or repeat because of it.
+        if let Some(differ) = different_sets(first, source) {
+            return Err(one_name(differ, first, source));
+        }
         same("the clean accuracies of the same run", first, source, |s| s.record.clean_accuracy.to_string())?;
         if entries.is_empty() || run.attacks.is_empty() {
             return Err(twice(CLEAN, first, source));
@@ -137,6 +142,50 @@ fn add<'a>(run: &mut Measured<'a>, source: &'a Source, entries: &[&'a AttackEntr
     }
     run.files.push(source);
     Ok(())
+}
+
+/// In what two files of one run show that they are of different training images.
+fn different_sets(a: &Source, b: &Source) -> Option<String> {
+    match (trained_on(a), trained_on(b)) {
+        (Some(left), Some(right)) => {
+            (left != right).then(|| format!("the training images (SHA-256) differ ({left} and {right})"))
+        }
+        // Without a `run.json` the accuracies are evidence enough, where every set of unknown origin has seed 0.
+        _ => {
+            let accuracies = (a.record.clean_accuracy, b.record.clean_accuracy);
+            (from_unknown_data(a) && from_unknown_data(b) && accuracies.0 != accuracies.1)
+                .then(|| format!("the clean accuracies differ ({} and {})", accuracies.0, accuracies.1))
+        }
+    }
+}
+
+/// Hash of the images that a network was trained on, where its `run.json` says it.
+pub(crate) fn trained_on(source: &Source) -> Option<&str> {
+    source.training.as_ref()?.config.get("images_sha256")?.as_str()
+}
+
+/// Whether the training images were distilled from real images that nobody knows, as those of `c2r import` are.
+pub(crate) fn from_unknown_data(source: &Source) -> bool {
+    source.record.subject.data_sha256.is_empty()
+}
+
+fn one_name(differ: String, a: &Source, b: &Source) -> EvalError {
+    let subject = &a.record.subject;
+    let advice = if from_unknown_data(a) || from_unknown_data(b) {
+        "import each under a name of its own (`c2r import --method NAME`) and train and attack it anew"
+    } else {
+        "give each a profile or a seed of its own, or a table"
+    };
+    EvalError::OneName {
+        name: match subject.images_per_class {
+            Some(ipc) => format!("{}, {ipc} images per class", subject.method),
+            None => subject.method.clone(),
+        },
+        differ,
+        advice,
+        a: a.path.clone().into(),
+        b: b.path.clone().into(),
+    }
 }
 
 fn twice(column: &str, a: &Source, b: &Source) -> EvalError {

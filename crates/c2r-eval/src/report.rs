@@ -579,7 +579,7 @@ fn provenance(id: &str, section: &Section, row: &Row) -> Markup {
             ul.facts {
                 li { (row.n_images) " stored training images" @if !row.profile.is_empty() { ", profile " (row.profile) } }
                 @if !row.extra_storage.is_empty() { li { "also stored: " (row.extra_storage) } }
-                li { "training data " code { (row.data_sha256) } }
+                li { "training data " @if row.data_sha256.is_empty() { "not known" } @else { code { (row.data_sha256) } } }
                 li { "test images " code { (section.test_sha256) } }
                 @for note in &row.notes { li { (note) } }
             }

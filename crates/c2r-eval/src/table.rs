@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::{
     AttackEntry, EvalError, Experiment, MethodKind, Scale, Source,
-    group::{Measured, RowKey, Rows, SectionKey, Seeds, group, same},
+    group::{Measured, RowKey, Rows, SectionKey, Seeds, from_unknown_data, group, same, trained_on},
     metrics,
     render::size,
     settings,
@@ -35,6 +35,9 @@ pub const HARDWARE_COLUMNS: [&str; 3] = ["ae", "crei", "i-crei"];
 
 /// Attacks that the field lists in this order; others follow by name.
 const USUAL_ORDER: [&str; 6] = ["fgsm", "pgd", "cw-linf", "vmi-fgsm", "jitter", "autoattack-standard"];
+
+/// Note of rows whose sets say nothing of their real training images.
+const ELSEWHERE: &str = "distilled elsewhere: from which real images is not known";
 
 /// Floors that an attack must beat; they are no attacks, so no mean or minimum contains them.
 const SANITY: [&str; 2] = ["clean", "noise"];
@@ -166,7 +169,7 @@ pub struct Row {
     pub n_images: usize,
     /// What is stored beyond images and one hard label each.
     pub extra_storage: String,
-    /// SHA-256 of the real training split.
+    /// SHA-256 of the real training split; empty where no run's is known.
     pub data_sha256: String,
     /// Number of runs that the experiment plans.
     pub planned_runs: Option<usize>,
@@ -291,8 +294,8 @@ impl Table {
     /// Makes the table. The order of `sources` does not matter.
     ///
     /// # Errors
-    /// [`EvalError::Mixed`] where results of one section were measured on different data, [`EvalError::Twice`] where
-    /// a measurement is there twice, [`EvalError::NoBaseline`] and [`EvalError::Experiment`] for names that do not exist.
+    /// [`EvalError::Mixed`] where results of one section were measured on different data, [`EvalError::OneName`] where
+    /// different sets call themselves the same, [`EvalError::Twice`] where a measurement is there twice, [`EvalError::NoBaseline`] and [`EvalError::Experiment`] for names that do not exist.
     pub fn build(sources: &[Source], options: &TableOptions<'_>) -> Result<Self, EvalError> {
         let plan = Plan::new(options)?;
         let mut configs = BTreeMap::new();
@@ -588,8 +591,11 @@ fn section(
     let runs = || rows.values().flat_map(BTreeMap::values);
     let files = || runs().flat_map(|run| run.files.iter().copied());
     let first = files().next().expect("a section is made for a file");
-    for file in files() {
-        same("the real training data (SHA-256)", first, file, |s| s.record.subject.data_sha256.clone())?;
+    let mut known = files().filter(|file| !from_unknown_data(file));
+    if let Some(first) = known.next() {
+        for file in known {
+            same("the real training data (SHA-256)", first, file, |s| s.record.subject.data_sha256.clone())?;
+        }
     }
     let mut parameters: BTreeMap<&str, (&AttackEntry, &Source)> = BTreeMap::new();
     for (&name, &(entry, file)) in runs().flat_map(|run| &run.attacks) {
@@ -719,6 +725,12 @@ fn make_row(
     if !first.record.subject.extra_storage.is_empty() {
         note(format!("stores in addition to its images: {}", first.record.subject.extra_storage));
     }
+    let unknown = measured.values().filter(|run| run.files.iter().any(|file| from_unknown_data(file))).count();
+    if unknown > 0 {
+        let part =
+            if unknown < measured.len() { format!(" ({unknown} of {} runs)", measured.len()) } else { String::new() };
+        note(format!("{ELSEWHERE}{part}"));
+    }
     for file in measured.values().flat_map(|run| &run.files) {
         for text in file.record.subject.notes.iter().chain(&file.record.notes) {
             let has = |file: &&Source| file.record.subject.notes.contains(text) || file.record.notes.contains(text);
@@ -738,7 +750,13 @@ fn make_row(
             "its runs were trained with DIFFERENT settings, so their mean is of no one protocol: {differences}"
         ));
     }
-    if shared_sets(measured) {
+    let different = different_sets(measured);
+    if different > 1 {
+        note(format!(
+            "its runs are of {different} DIFFERENT sets under one name and seed of distillation, which count as one set; \
+             where they are of several methods, `c2r import --method NAME` tells them apart"
+        ));
+    } else if shared_sets(measured) {
         note("some runs share a distilled set: interval and p-value are over sets, not over runs".to_owned());
     }
 
@@ -803,7 +821,10 @@ fn make_row(
         undistilled,
         n_images: first.record.subject.n_images,
         extra_storage: first.record.subject.extra_storage.clone(),
-        data_sha256: first.record.subject.data_sha256.clone(),
+        data_sha256: {
+            let hashes = measured.values().flat_map(|run| &run.files).map(|file| &file.record.subject.data_sha256);
+            hashes.clone().find(|hash| !hash.is_empty()).cloned().unwrap_or_default()
+        },
         planned_runs: plan.runs(section, norm, key),
         runs,
         cells,
@@ -990,6 +1011,16 @@ fn by_unit(values: &[(Seeds, f64)]) -> Vec<f64> {
 fn shared_sets(runs: &BTreeMap<Seeds, Measured<'_>>) -> bool {
     let sets: BTreeSet<u64> = runs.keys().filter_map(|(distill, _)| *distill).collect();
     sets.len() < runs.keys().filter(|(distill, _)| distill.is_some()).count()
+}
+
+/// The largest number of different training sets whose runs have one seed of the distillation.
+fn different_sets(runs: &BTreeMap<Seeds, Measured<'_>>) -> usize {
+    let mut by_seed: BTreeMap<u64, BTreeSet<&str>> = BTreeMap::new();
+    for ((distill, _), run) in runs {
+        let (Some(distill), Some(images)) = (distill, trained_on(run.files[0])) else { continue };
+        by_seed.entry(*distill).or_default().insert(images);
+    }
+    by_seed.values().map(BTreeSet::len).max().unwrap_or(0)
 }
 
 fn compare(baseline: &str, column: &str, ours: &[(Seeds, f64)], theirs: &BTreeMap<Seeds, f64>) -> Option<Comparison> {

@@ -477,7 +477,7 @@ fn bad_logits_and_labels_name_the_sample() {
     let error = evaluate(&three, &labels, &attacks, &threat(Norm::Linf, 0.1), &EvaluateOptions::default(), &mut |_| {
         Answer::Continue(())
     });
-    assert!(error.unwrap_err().to_string().contains("sample 1 has label 7, outside 0..3"));
+    assert!(error.unwrap_err().to_string().contains("sample 1 has label 7, outside 0..=2"));
 }
 
 #[test]

@@ -16,6 +16,7 @@ use tch::Device;
 use crate::{
     Cli, Command,
     cmd::{attack, distill, train},
+    data,
     exit::{self, OrExit},
     throughput::{self, Throughput},
     ui::Ui,
@@ -76,7 +77,7 @@ impl Written {
     /// Remembers what a command with this run folder leaves.
     pub(crate) fn set(&mut self, run_dir: Option<&Path>, spec: &DatasetSpec, per_class: usize) {
         if let Some(run_dir) = run_dir {
-            self.sets.insert(run_dir.join("synthetic.safetensors"), (spec.clone(), per_class));
+            self.sets.insert(run_dir.join(data::SET_FILE), (spec.clone(), per_class));
         }
     }
 

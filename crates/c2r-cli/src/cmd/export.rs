@@ -1,8 +1,9 @@
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use c2r_data::SyntheticSet;
 
 use crate::{
+    data,
     exit::{self, OrExit},
     ui::Ui,
 };
@@ -60,7 +61,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
     if args.quantize && args.to != Format::Png {
         return exit::fail(exit::USAGE, "--quantize is about png; the other formats lose nothing");
     }
-    let set = SyntheticSet::load(&set_path(&args.set)?).or_exit(exit::DATA)?;
+    let set = SyntheticSet::load(&data::set_file(&args.set)?).or_exit(exit::DATA)?;
     match args.to {
         Format::Npz => set.save_npz(&args.output).or_exit(exit::DATA)?,
         Format::Safetensors => set.save(&args.output).or_exit(exit::DATA)?,
@@ -74,22 +75,4 @@ pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
     }
     ui.out(format!("{output}: {} images of {}", set.labels.size()[0], set.header.dataset));
     Ok(())
-}
-
-/// The set itself, where the folder of a run was named.
-fn set_path(named: &Path) -> anyhow::Result<PathBuf> {
-    if !named.is_dir() || SyntheticSet::is_png_folder(named) {
-        return Ok(named.to_owned());
-    }
-    let inside = named.join("synthetic.safetensors");
-    if inside.is_file() {
-        return Ok(inside);
-    }
-    let (folder, is_run) = (named.display(), named.join("run.json").is_file());
-    let what = if is_run {
-        "a run folder without synthetic.safetensors: its distillation is not finished, or it distilled nothing"
-    } else {
-        "neither a run folder (synthetic.safetensors) nor a PNG folder of c2r (set.json)"
-    };
-    exit::fail(exit::DATA, format!("{folder} is {what}; name the file of a set"))
 }

@@ -24,8 +24,9 @@ folder CLASS/*.{png,jpg}. What c2r export wrote needs no other option. Which ten
 can be: `images` and `labels`; `data[0][0]` and `data[0][1]`, as DC, DSA and DM save; a file each, as MTT saves. \
 `c2r inspect FILE` lists the tensors. Label rows [N, K] are probabilities or one-hot, or logits with --logits.
 
-What is declared is checked: values that are not in [0, 1] afterwards are refused with their share and range. Optimized \
-images may leave the range of pixels; --clamp cuts that off, and the set says so.")]
+What is declared is checked: values that are not in [0, 1] afterwards are refused with their share and range, and so are \
+options that the file contradicts. Optimized images may leave the range of pixels; --clamp cuts that off, and the set, \
+`c2r inspect` and, from 1 % on, tables say so. Every class needs the same number of images.")]
 pub(crate) struct Args {
     /// What to read
     #[arg(value_name = "FILE|DIR")]
@@ -35,56 +36,56 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
 
-    /// The dataset that was distilled: digits, cifar10, ...
+    /// The dataset that was distilled: digits, cifar10, ...; needed unless c2r exported the file, which then says all itself
     #[arg(long, value_name = "NAME")]
     dataset: Option<String>,
 
     /// Tensor with the images
-    #[arg(long, value_name = "TENSOR")]
+    #[arg(long, requires = "dataset", value_name = "TENSOR")]
     images: Option<String>,
 
     /// Tensor with the labels
-    #[arg(long, value_name = "TENSOR")]
+    #[arg(long, requires = "dataset", value_name = "TENSOR")]
     labels: Option<String>,
 
     /// Another file with the labels
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, requires = "dataset", value_name = "FILE")]
     labels_from: Option<PathBuf>,
 
-    /// Images are grouped by class, equally many each: hard labels by position
-    #[arg(long)]
+    /// The file has no hard labels, and its images are grouped by class, equally many each: labels by position
+    #[arg(long, requires = "dataset")]
     grouped: bool,
 
     /// Label rows are logits: take their softmax
-    #[arg(long)]
+    #[arg(long, requires = "dataset")]
     logits: bool,
 
     /// Values are (pixel - mean) / std: cifar10-dd (DC, DSA, DM, MTT), a dataset's name, or MEAN/STD
-    #[arg(long, value_name = "WHAT", value_parser = parse_normalized, conflicts_with = "of_255")]
+    #[arg(long, requires = "dataset", value_name = "WHAT", value_parser = parse_normalized, conflicts_with = "of_255")]
     normalized: Option<PixelValues>,
 
     /// Values are floats from 0 to 255
-    #[arg(long)]
+    #[arg(long, requires = "dataset")]
     of_255: bool,
 
     /// Channels come last: [N, H, W, C]
-    #[arg(long)]
+    #[arg(long, requires = "dataset")]
     nhwc: bool,
 
     /// Channels are blue, green, red
-    #[arg(long)]
+    #[arg(long, requires = "dataset")]
     bgr: bool,
 
-    /// Cut off what is outside [0, 1]
-    #[arg(long)]
+    /// Cut off what is outside [0, 1]: a tenth of the values at most, any part after --normalized
+    #[arg(long, requires = "dataset")]
     clamp: bool,
 
     /// Each image is a mosaic of N x N images
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(i64).range(1..=2))]
+    #[arg(long, requires = "dataset", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(i64).range(1..=2))]
     formation: i64,
 
     /// What made it, for tables
-    #[arg(long, value_name = "NAME", default_value = "imported")]
+    #[arg(long, requires = "dataset", value_name = "NAME", default_value = "imported")]
     method: String,
 
     /// Replace the output if it is there

@@ -460,6 +460,7 @@ fn synthetic(report: &mut Report, path: &Path, set: &SyntheticSet, grid: Option<
         let confidence = soft.amax([1i64].as_slice(), false).mean(Kind::Double).double_value(&[]);
         report.tensor("soft labels", soft, &format!(", mean largest probability {confidence:.3}"));
     }
+    report.line("cut off", header.clamped().map(|cut| cut.to_string()).unwrap_or_default());
     report.line("extra storage", &header.extra_storage);
     report.line("mean, std", format!("{:?}, {:?} (for the model)", header.mean, header.std));
     report.line("data sha256", &header.data_sha256);

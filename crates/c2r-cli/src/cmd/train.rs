@@ -31,13 +31,14 @@ use crate::{
 #[command(group = clap::ArgGroup::new("images").required(true).args(["synthetic", "dataset"]), after_help = "\
 Examples:
   c2r train --synthetic runs/first/synthetic.safetensors --protocol natural --seed 0 --run-dir runs/first/natural
+  c2r train --synthetic runs/first --protocol pgd-at --seed 0 --run-dir runs/first/pgd-at      the set in this run folder
   c2r train --dataset cifar10 --data DIR --protocol pgd-at --seed 0 --run-dir runs/full --set length={steps=2000}
   c2r train --dataset digits --protocol trades --print-config
 
 The protocols are the files of data/protocols, changed key by key with --set.")]
 pub(crate) struct Args {
-    /// Synthetic set to train on
-    #[arg(long, value_name = "FILE")]
+    /// Synthetic set to train on: safetensors, npz or PNG folder of c2r, or the run folder of `c2r distill`
+    #[arg(long, value_name = "SET")]
     synthetic: Option<PathBuf>,
 
     /// Real training set to train on instead (the undistilled upper reference)
@@ -124,6 +125,9 @@ const JUDGED_AT_ONCE: usize = 256;
 /// Time between saved states.
 const CHECKPOINT: Duration = Duration::from_secs(300);
 
+/// Part of the values that may have been cut off of an imported set without a note in every result.
+const NOTED_CUT: f64 = 0.01;
+
 /// What to train on, whichever it is.
 struct Material {
     spec: DatasetSpec,
@@ -192,7 +196,7 @@ impl Material {
 
 pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     let material = match (&args.synthetic, &args.dataset) {
-        (Some(file), _) => synthetic(file, &args, device, ui)?,
+        (Some(named), _) => synthetic(&data::set_file(named)?, &args, device, ui)?,
         (None, Some(name)) => real(name, &args, ui)?,
         (None, None) => unreachable!("clap requires one of them"),
     };
@@ -359,6 +363,9 @@ fn synthetic(file: &Path, args: &Args, device: Device, ui: &Ui) -> anyhow::Resul
     if set.formation > 1 {
         notes.push(format!("each stored image is a {0}x{0} mosaic", set.formation));
     }
+    if let Some(cut) = header.clamped().filter(|cut| cut.part > NOTED_CUT) {
+        notes.push(format!("imported: {cut}; they were cut off"));
+    }
     let mut judged_on = None;
     if !args.select.is_last() {
         let dataset = data::load(&header.dataset, args.data.as_deref(), ui)?;
@@ -440,10 +447,10 @@ fn resolve(args: &Args, epsilon: Epsilon, spec: &DatasetSpec, targets: &Targets<
 /// What the command will send through its network. Labels of a teacher, which cost a forward pass each, are not foreseen.
 pub(crate) fn passes(args: &Args, written: &mut Written) -> anyhow::Result<Passes> {
     let (dataset, n) = match (&args.synthetic, &args.dataset) {
-        (Some(file), _) => match written.sets.get(file) {
+        (Some(named), _) => match written.sets.get(named).or_else(|| written.sets.get(&named.join(data::SET_FILE))) {
             Some((dataset, per_class)) => (dataset.clone(), per_class * dataset.classes.len()),
             None => {
-                let set = SyntheticSet::load(file).or_exit(exit::DATA)?;
+                let set = SyntheticSet::load(&data::set_file(named)?).or_exit(exit::DATA)?;
                 let dataset = c2r_data::spec(&set.header.dataset).or_exit(exit::DATA)?;
                 (dataset, set.decode(Device::Cpu).1.numel())
             }

@@ -449,7 +449,7 @@ fn times_of_commands_whose_inputs_do_not_exist_are_estimated() {
     let lines = [
         r#"["distill", "--dataset", "digits", "--ipc", "10", "--iterations", "50", "--run-dir", "a"]"#,
         r#"["train", "--synthetic", "a/synthetic.safetensors", "--run-dir", "b", "--set", "length={epochs=10}"]"#,
-        r#"["train", "--synthetic", "a/synthetic.safetensors", "--run-dir", "b", "--set", "length={epochs=1000}"]"#,
+        r#"["train", "--synthetic", "a", "--run-dir", "b", "--set", "length={epochs=1000}"]"#,
         r#"["attack", "--checkpoint", "b/model.safetensors", "--dataset", "digits", "--attack", "pgd", "--eps", "0.1"]"#,
         r#"["attack", "--checkpoint", "c/model.safetensors", "--dataset", "digits", "--attack", "pgd", "--eps", "0.1"]"#,
         r#"["table", "b"]"#,
@@ -527,6 +527,67 @@ fn doctor_says_what_it_found() {
     assert!(said.contains("2.11"), "{said}");
 }
 
+/// From a run folder and from the file of another project to one table, with notes; two sets need two names.
+#[test]
+fn an_imported_set_stands_beside_a_distilled_one() {
+    let (_guard, folder) = folder();
+    let at = |name: &str| folder.join(name);
+    run(&mut distill(&at("ours/distill"), 2, &[]));
+    let dc = Path::new(env!("CARGO_MANIFEST_DIR")).join("../c2r-data/tests/files/dc.pt");
+    let import = |images: &str, to: &str| {
+        let mut import = c2r();
+        import.arg("import").arg(&dc).args(["--dataset", "digits", "--normalized", "0.5/0.5", "--clamp"]);
+        run(import.args(["--images", images, "-o"]).arg(at(to)));
+    };
+    import("data[0][0]", "a.safetensors");
+    import("data[1][0]", "b.safetensors");
+    let said = text(&run(c2r().arg("inspect").arg(at("a.safetensors"))).stdout);
+    assert!(said.contains("cut off") && said.contains("% of the values lie outside [0, 1]"), "{said}");
+
+    let measure = |set: &str, to: &str| {
+        let mut train = c2r();
+        train.args(["train", "--model", "ConvNet-D2-W8-IN", "--threads", "1", "--set", "length={steps=5}"]);
+        run(train.arg("--synthetic").arg(at(set)).arg("--run-dir").arg(at(to)));
+        let mut attack = c2r();
+        attack.args([
+            "attack",
+            "--dataset",
+            "digits",
+            "--attack",
+            "fgsm",
+            "--eps",
+            "32/255",
+            "--each",
+            "--n-test",
+            "60",
+        ]);
+        attack.arg("--checkpoint").arg(at(to).join("model.safetensors"));
+        run(attack.args(["--threads", "1", "--output"]).arg(at(to).join("attack.json")));
+    };
+    measure("ours/distill", "ours/natural");
+    measure("a.safetensors", "a");
+    measure("b.safetensors", "b");
+    let table = |names: &[&str]| {
+        let mut table = c2r();
+        table.arg("table").args(names.iter().map(|name| at(name)));
+        table
+    };
+    let said = text(&run(&mut table(&["ours", "a"])).stdout);
+    for part in ["c2r", "imported", "from which real images is not known", "lie outside [0, 1]"] {
+        assert!(said.contains(part), "{said}\nlacks {part}");
+    }
+    let (code, said) = fails(&mut table(&["ours", "a", "b"]));
+    assert!(
+        code == 2 && said.contains("different sets under one name") && said.contains("--method NAME"),
+        "{code} {said}"
+    );
+
+    // A run folder that holds no set.
+    let mut train = c2r();
+    let (code, said) = fails(train.args(["train", "--synthetic"]).arg(at("a")).arg("--run-dir").arg(at("c")));
+    assert!(code == 3 && said.contains("a run folder without synthetic.safetensors"), "{code} {said}");
+}
+
 /// A file of torch, in, through every format and back; and what is refused leaves nothing.
 #[test]
 fn sets_of_others_come_in_and_go_out() {
@@ -572,6 +633,9 @@ fn sets_of_others_come_in_and_go_out() {
         (files.join("dc.pt"), &digits[..2], 3, "normalized? Say `--normalized"),
         (files.join("dc.pt"), &[], 2, "--dataset NAME"),
         (at("absent.npz"), &digits, 3, "absent.npz"),
+        // A file that says all itself is told nothing.
+        (at("dm.npz"), &["--method", "mine"], 2, "--dataset <NAME>"),
+        (at("dm.npz"), &["--clamp"], 2, "--dataset <NAME>"),
     ] {
         let (found, message) = fails(&mut import(&from, more, "refused.safetensors"));
         assert!(found == code && message.contains(expected), "{found}: {message}");

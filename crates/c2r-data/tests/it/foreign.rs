@@ -8,7 +8,8 @@ use std::{
 
 use c2r_base::artifact::TensorFile;
 use c2r_data::{
-    ClassOrder, DataError, FileKind, ImportOptions, PixelValues, SyntheticSet, import, read_class_folders, read_tensors,
+    Clamped, ClassOrder, DataError, FileKind, ImportOptions, PixelValues, SyntheticSet, import, read_class_folders,
+    read_tensors,
 };
 use serde_json::json;
 use tch::{Kind, Tensor};
@@ -270,7 +271,18 @@ fn declarations_are_checked() {
         &options(),
         "must be [20] or [20, 10]",
     );
-    refused(&tensors([("images", pixels()), ("labels", labels() + 1)]), &options(), "outside 0..10");
+    refused(&tensors([("images", pixels()), ("labels", labels() + 1)]), &options(), "count from 1; subtract 1");
+    refused(
+        &tensors([("images", pixels()), ("labels", labels().clamp(1, 9) + 1)]),
+        &options(),
+        "labels up to 10, outside 0..=9",
+    );
+    refused(
+        &tensors([("images", pixels()), ("labels", labels() + labels().eq(9))]),
+        &options(),
+        "label 10, outside 0..=9",
+    );
+    refused(&tensors([("images", pixels()), ("labels", labels() + 2)]), &options(), "outside 0..=9");
     refused(
         &tensors([("images", pixels()), ("labels", labels().to_kind(Kind::Float) + 0.5)]),
         &options(),
@@ -295,9 +307,75 @@ fn declarations_are_checked() {
     assert!(notes.iter().any(|note| note.contains("cut off")), "{notes:?}");
     assert!(set.header.config["notes"].to_string().contains("cut off"));
 
+    let cut = set.header.clamped().unwrap();
+    assert!(cut.part > 0.0 && (cut.high - 1.425).abs() < 1e-3 && (cut.low - 0.093).abs() < 1e-3, "{cut:?}");
     let (set, _) =
         imported(&with(pixels() * 255.0), None, &ImportOptions { values: PixelValues::Bytes, ..options() }).unwrap();
     close(&set.images, &pixels());
+}
+
+/// What no undoing was declared of is pixels, or nearly; bytes are not images in `[0, 1]`.
+#[test]
+fn what_is_no_pixel_is_not_cut_to_one() {
+    let expected = expected();
+    let with = |images: Tensor| tensors([("images", images), ("labels", expected.tensors["labels"].copy())]);
+    let of_255 = ImportOptions { values: PixelValues::Bytes, ..options() };
+    let pixels = &expected.tensors["pixels"];
+    refused(&with(pixels / pixels.max()), &of_255, "the largest value is 1.000, and `--of-255` divides by 255");
+    refused(&with(pixels - 0.1), &of_255, "`--of-255` divides by 255");
+    let ones = (pixels.gt(0.5)).to_kind(Kind::Uint8);
+    refused(&with(ones.copy()), &options(), "the largest value is 1, and bytes go to 255");
+    for (black, options) in [(pixels.zeros_like(), of_255.clone()), (ones.zeros_like(), options())] {
+        imported(&with(black), None, &options).unwrap();
+    }
+    imported(&with(ones * 2), None, &options()).unwrap();
+
+    let clamp = ImportOptions { clamp: true, ..options() };
+    // 20 images of 64 values: 128 are a tenth.
+    let outside = |n: i64| {
+        let images = pixels.full_like(0.5);
+        let _ = images.view([-1]).narrow(0, 0, n).fill_(1.5);
+        with(images)
+    };
+    let message = |file: &TensorFile, options: &ImportOptions| imported(file, None, options).unwrap_err().to_string();
+    let few = message(&outside(128), &options());
+    assert!(few.contains("10.0 % of the values lie outside [0, 1], from 0.500 to 1.500") && few.contains("`--clamp`"));
+    let (set, _) = imported(&outside(128), None, &clamp).unwrap();
+    assert_eq!(set.header.clamped(), Some(Clamped { part: 0.1, low: 0.5, high: 1.5 }));
+    let many = message(&outside(129), &options());
+    assert!(many.contains("10.1 %") && many.contains("`--normalized MEAN/STD`") && !many.contains("--clamp"), "{many}");
+    refused(&outside(129), &clamp, "not pixels, and `--clamp` cuts off 10 % at most; normalized? Say `--normalized");
+    refused(&with(pixels * 255.0), &clamp, "Say `--of-255`");
+    refused(&with(pixels * 2550.0), &ImportOptions { clamp: true, ..of_255 }, "instead of `--of-255`");
+    assert_eq!(imported(&with(pixels.copy()), None, &clamp).unwrap().0.header.clamped(), None);
+}
+
+#[test]
+fn options_that_the_file_contradicts_are_refused() {
+    let expected = expected();
+    let (pixels, labels) = (&expected.tensors["pixels"], &expected.tensors["labels"]);
+    let with = |labels: Tensor| tensors([("images", pixels.copy()), ("labels", labels)]);
+    let (grouped, logits) = (ImportOptions { grouped: true, ..options() }, ImportOptions { logits: true, ..options() });
+    let one_hot = || labels.one_hot(10);
+    refused(&with(labels.copy()), &grouped, "`labels` says the class of each image");
+    refused(&with(one_hot()), &grouped, "leave `--grouped` out");
+    refused(&with(labels.copy()), &logits, "`labels` holds classes, not logits, which are [20, 10]");
+    refused(&with(one_hot()), &logits, "probabilities or one-hot already: leave `--logits` out");
+    let only = tensors([("images", pixels.copy())]);
+    refused(&only, &ImportOptions { logits: true, ..grouped.clone() }, "there are no labels");
+    refused(&with(labels.copy()), &ImportOptions { bgr: true, ..options() }, "one channel: leave `--bgr` out");
+    refused(&with(labels.copy()), &ImportOptions { nhwc: true, ..options() }, "already, leave it out");
+    let message = imported(&only, Some(&with(labels.copy())), &grouped).unwrap_err().to_string();
+    assert!(message.contains("leave `--grouped` out"), "{message}");
+
+    // Soft rows beside hard labels by position are no contradiction, nor are numbers that are no classes.
+    let soft = Tensor::full([20, 10], 0.1, (Kind::Float, tch::Device::Cpu));
+    let (set, _) = imported(&with(soft), None, &grouped).unwrap();
+    assert!(set.soft_labels.is_some() && values(&set.labels.to_kind(Kind::Float))[18..] == [9.0, 9.0]);
+    let weights = tensors([("images", pixels.copy()), ("weights", labels.to_kind(Kind::Float) + 0.5)]);
+    imported(&weights, None, &grouped).unwrap();
+    let named = ImportOptions { labels: Some("weights".into()), ..grouped };
+    refused(&weights, &named, "`weights` holds numbers that are no classes");
 }
 
 #[test]

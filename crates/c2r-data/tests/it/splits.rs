@@ -36,7 +36,7 @@ fn what_does_not_fit_is_named() {
     let message =
         |shape, pixels: usize, labels: Vec<i64>| Split::new(shape, 2, vec![0; pixels], labels).unwrap_err().to_string();
     assert!(message([1, 2, 2], 7, vec![0, 1]).contains("8 bytes, found 7"));
-    assert!(message([1, 2, 2], 8, vec![0, 2]).contains("image 1 has label 2, outside 0..2"));
+    assert!(message([1, 2, 2], 8, vec![0, 2]).contains("image 1 has label 2, outside 0..=1"));
     assert!(message([1, 2, 2], 8, vec![-1, 0]).contains("image 0 has label -1"));
     assert!(message([1, 0, 2], 0, vec![0]).contains("[1, 0, 2]"));
     assert!(message([i64::MAX, 2, 2], 8, vec![0]).contains("too many"));

@@ -141,7 +141,7 @@ fn broken_sets_are_refused() {
     check_refused(&path, |set| set.images = set.images.view([6, 3, 64]), "[6, 3, 64]");
     check_refused(&path, |set| set.labels = Tensor::from_slice(&[0i64, 1, 2]), "[6]");
     check_refused(&path, |set| set.labels = set.labels.to_kind(Kind::Int), "i64");
-    check_refused(&path, |set| set.labels = Tensor::from_slice(&[0i64, 1, 2, 2, 1, 3]), "label 3, outside 0..3");
+    check_refused(&path, |set| set.labels = Tensor::from_slice(&[0i64, 1, 2, 2, 1, 3]), "label 3, outside 0..=2");
     check_refused(&path, |set| set.labels = Tensor::from_slice(&[0i64, 1, 2, 2, 1, 1]), "class 0 has 1 images");
     check_refused(&path, |set| set.header.images_per_class = 3, "6 images are not 3 classes of 3");
     check_refused(&path, |set| set.header.classes = 1 << 40, "6 images are not");

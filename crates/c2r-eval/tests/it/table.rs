@@ -460,6 +460,98 @@ fn what_cannot_be_compared_is_refused_by_name() {
     });
 }
 
+/// A source of a set that `c2r import` made: its real images are not known, its seed is 0.
+fn elsewhere(seed: u64, images: Option<&str>, clean: usize) -> Source {
+    let mut source = source("theirs", "natural", seed, clean, 25, 24);
+    let subject = &mut source.record.subject;
+    (subject.profile, subject.data_sha256, subject.distill_seed) = (String::new(), String::new(), Some(0));
+    source.distillation = None;
+    match images {
+        Some(images) => source.training.as_mut().unwrap().config["images_sha256"] = json!(images),
+        None => source.training = None,
+    }
+    source
+}
+
+#[test]
+fn a_set_of_unknown_origin_stands_beside_any_with_a_note() {
+    let note = "distilled elsewhere: from which real images is not known";
+    // First by path, so that the known ones are not compared with it.
+    let mut theirs = elsewhere(0, Some("12"), 42);
+    theirs.path = "a/attack.json".into();
+    let mut sources = sources();
+    sources.push(theirs);
+    let made = table(&sources, "quick");
+    let noted = |table: &Table| -> Vec<String> {
+        let rows = table.sections.iter().flat_map(|section| &section.rows);
+        rows.filter(|row| row.notes.iter().any(|found| found.starts_with(note))).map(|row| row.label.clone()).collect()
+    };
+    assert_eq!(noted(&made), ["theirs"]);
+    let row = made.sections[0].rows.iter().find(|row| row.method == "theirs").unwrap();
+    assert!(row.data_sha256.is_empty() && row.notes.iter().any(|found| found == note), "{:?}", row.notes);
+    for text in [made.markdown(), made.terminal(Some(200)), made.latex(), made.html(&[]), made.csv().unwrap()] {
+        assert!(text.contains(note), "{text}");
+    }
+    assert!(made.html(&[]).contains("training data not known"));
+    assert!(noted(&table(&self::sources(), "quick")).is_empty());
+
+    // Two known ones are refused as before, and one unknown run of several is counted.
+    sources[7].record.subject.data_sha256 = "ef".into();
+    let message = Table::build(&sources, &TableOptions::default()).unwrap_err().to_string();
+    assert!(message.contains("real training data (SHA-256) differ (ab and ef)"), "{message}");
+    sources[7].record.subject.data_sha256 = String::new();
+    let made = table(&sources, "quick");
+    let row = made.sections[0].rows.iter().find(|row| row.method == "c2r").unwrap();
+    assert!(row.notes.contains(&format!("{note} (1 of 3 runs)")) && row.data_sha256 == "ab", "{:?}", row.notes);
+}
+
+#[test]
+fn different_sets_under_one_name_are_named() {
+    let two = |mut a: Source, mut b: Source| {
+        (a.path, b.path) = ("a/attack.json".into(), "b/attack.json".into());
+        Table::build(&[a, b], &TableOptions::default())
+    };
+    let refused = |a: Source, b: Source, parts: &[&str]| {
+        let message = two(a, b).unwrap_err().to_string();
+        assert!(
+            message.starts_with("a/attack.json and b/attack.json are of different sets under one name"),
+            "{message}"
+        );
+        for part in parts {
+            assert!(message.contains(part), "{message}\nlacks {part}");
+        }
+    };
+    let parts = ["(theirs, 10 images per class, the same seeds)", "`c2r import --method NAME`"];
+    let images = "the training images (SHA-256) differ (12 and 34)";
+    refused(elsewhere(0, Some("12"), 42), elsewhere(0, Some("34"), 40), &[&parts[..], &[images]].concat());
+    // Also where the accuracies are the same, and where each file has attacks of its own.
+    refused(elsewhere(0, Some("12"), 42), elsewhere(0, Some("34"), 42), &[images]);
+    let (mut fgsm, mut pgd) = (elsewhere(0, Some("12"), 42), elsewhere(0, Some("34"), 42));
+    fgsm.record.attacks.truncate(1);
+    pgd.record.attacks.remove(0);
+    refused(fgsm, pgd, &[images]);
+    // Without a run.json the accuracies show it.
+    let accuracies = "the clean accuracies differ (0.42 and 0.4)";
+    refused(elsewhere(0, None, 42), elsewhere(0, None, 40), &[&parts[..], &[accuracies]].concat());
+    // What c2r distilled has other ways to be told apart.
+    let ours = |images: &str| {
+        let mut ours = source("c2r", "natural", 0, 42, 25, 24);
+        ours.training.as_mut().unwrap().config["images_sha256"] = json!(images);
+        ours
+    };
+    refused(ours("12"), ours("34"), &[images, "give each a profile or a seed of its own"]);
+
+    // One set is none of that: the same run twice, and two trainings of it.
+    let message = two(elsewhere(0, Some("12"), 42), elsewhere(0, Some("12"), 42)).unwrap_err().to_string();
+    assert!(message.contains("hold the same measurement"), "{message}");
+    let message = two(elsewhere(0, Some("12"), 42), elsewhere(0, Some("12"), 40)).unwrap_err().to_string();
+    assert!(message.contains("the clean accuracies of the same run differ"), "{message}");
+    let notes = |a: Source, b: Source| two(a, b).unwrap().sections[0].rows[0].notes.join("\n");
+    assert!(notes(elsewhere(0, Some("12"), 42), elsewhere(1, Some("12"), 40)).contains("share a distilled set"));
+    let text = notes(elsewhere(0, Some("12"), 42), elsewhere(1, Some("34"), 40));
+    assert!(text.contains("its runs are of 2 DIFFERENT sets under one name") && !text.contains("share"), "{text}");
+}
+
 #[test]
 fn attacks_of_one_run_may_lie_in_several_files() {
     let mut split = sources();
