@@ -25,26 +25,30 @@ pub(crate) fn parse(text: &str, origin: &str) -> anyhow::Result<Table> {
 /// Applies assignments of `--set`, those that say the kind of a section (`aac.synthetic.mode`, `companions.attack`) first: with
 /// another kind, the section begins empty.
 pub(crate) fn set_all(table: &mut Table, assignments: &[String]) -> anyhow::Result<()> {
-    let key = |assignment: &String| assignment.split('=').next().unwrap_or_default().trim().to_owned();
-    let (tags, others): (Vec<_>, Vec<_>) =
-        assignments.iter().partition(|assignment| profiles::section_of_tag(&key(assignment)).is_some());
+    let is_tag = |assignment: &&String| profiles::section_of_tag(key_of(assignment)).is_some();
+    let (tags, others): (Vec<_>, Vec<_>) = assignments.iter().partition(is_tag);
     for assignment in tags {
-        let key = key(assignment);
-        let before = get(table, &key).cloned();
+        let before = get(table, key_of(assignment)).cloned();
         set(table, assignment)?;
-        if let (Some(section), Some(value)) = (profiles::section_of_tag(&key), get(table, &key).cloned())
-            && before.is_some_and(|before| before != value)
+        if before.is_some_and(|before| get(table, key_of(assignment)) != Some(&before))
+            && let Some(section) = profiles::section_of_tag(key_of(assignment))
         {
-            put(table, section, Value::Table(Table::new())).and_then(|()| put(table, &key, value))?;
+            put(table, section, Value::Table(Table::new()))?;
+            set(table, assignment)?;
         }
     }
     others.into_iter().try_for_each(|assignment| set(table, assignment))
 }
 
+/// The dotted key of an assignment.
+fn key_of(assignment: &str) -> &str {
+    assignment.split('=').next().unwrap_or_default().trim()
+}
+
 /// Whether one of the assignments gives `key`, something in it, or a section that it is in.
 pub(crate) fn is_set(assignments: &[String], key: &str) -> bool {
     assignments.iter().any(|assignment| {
-        let given = assignment.split('=').next().unwrap_or_default().trim();
+        let given = key_of(assignment);
         is_in(given, key) || is_in(key, given)
     })
 }

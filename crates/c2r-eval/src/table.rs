@@ -295,7 +295,8 @@ impl Table {
     ///
     /// # Errors
     /// [`EvalError::Mixed`] where results of one section were measured on different data, [`EvalError::OneName`] where
-    /// different sets call themselves the same, [`EvalError::Twice`] where a measurement is there twice, [`EvalError::NoBaseline`] and [`EvalError::Experiment`] for names that do not exist.
+    /// different sets call themselves the same, [`EvalError::Twice`] where a measurement is there twice,
+    /// [`EvalError::NoBaseline`] and [`EvalError::Experiment`] for names that do not exist.
     pub fn build(sources: &[Source], options: &TableOptions<'_>) -> Result<Self, EvalError> {
         let plan = Plan::new(options)?;
         let mut configs = BTreeMap::new();

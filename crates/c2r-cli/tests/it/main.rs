@@ -54,6 +54,14 @@ fn distill(run_dir: &Path, iterations: u32, more: &[&str]) -> Command {
     command
 }
 
+/// Judges the network in the run folder `trained` on the digits, each attack by itself, into `output` there.
+fn attack(trained: &Path, attacks: &str, output: &str) -> Command {
+    let mut command = c2r();
+    command.args(["attack", "--dataset", "digits", "--eps", "32/255", "--each", "--threads", "1", "--attack", attacks]);
+    command.arg("--checkpoint").arg(trained.join("model.safetensors")).arg("--output").arg(trained.join(output));
+    command
+}
+
 fn run(command: &mut Command) -> Output {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{command:?}\n{}", text(&output.stderr));
@@ -228,20 +236,7 @@ fn from_images_to_a_table() {
     run(&mut train());
     assert!(text(&run(&mut train()).stderr).contains("is finished"));
     let report = trained.join("attack.json");
-    let mut attack = c2r();
-    attack.args([
-        "attack",
-        "--dataset",
-        "digits",
-        "--attack",
-        "fgsm,pgd",
-        "--eps",
-        "32/255",
-        "--each",
-        "--n-test",
-        "60",
-    ]);
-    run(attack.arg("--checkpoint").arg(trained.join("model.safetensors")).arg("--output").arg(&report));
+    run(attack(&trained, "fgsm,pgd", "attack.json").args(["--n-test", "60"]));
     let report: Value = serde_json::from_slice(&fs::read(report).unwrap()).unwrap();
     assert_eq!(report["subject"]["method"], "c2r");
     assert_eq!(report["subject"]["protocol"], "pgd-at");
@@ -313,24 +308,7 @@ fn a_chosen_step_is_marked_in_every_output() {
     assert_eq!(summary("last")["selected"], Value::Null);
     let (held_out, best_test) = (summary("held-out"), summary("best-test"));
     assert_eq!(held_out["selected"]["by"], "held-out");
-    let digits = |select: &str, output: &str| {
-        let mut command = c2r();
-        command.args([
-            "attack",
-            "--dataset",
-            "digits",
-            "--attack",
-            "fgsm",
-            "--eps",
-            "32/255",
-            "--each",
-            "--threads",
-            "1",
-        ]);
-        command.arg("--checkpoint").arg(folder.join(select).join("model.safetensors"));
-        command.arg("--output").arg(folder.join(select).join(output));
-        text(&run(&mut command).stdout)
-    };
+    let digits = |select: &str, output: &str| text(&run(&mut attack(&folder.join(select), "fgsm", output)).stdout);
     let said = digits("best-test", "attack.json");
     assert!(said.contains("best-test: the step was chosen on the TEST images"), "{said}");
     assert!(digits("held-out", "attack.json").contains("no test image was looked at"));
@@ -548,21 +526,7 @@ fn an_imported_set_stands_beside_a_distilled_one() {
         let mut train = c2r();
         train.args(["train", "--model", "ConvNet-D2-W8-IN", "--threads", "1", "--set", "length={steps=5}"]);
         run(train.arg("--synthetic").arg(at(set)).arg("--run-dir").arg(at(to)));
-        let mut attack = c2r();
-        attack.args([
-            "attack",
-            "--dataset",
-            "digits",
-            "--attack",
-            "fgsm",
-            "--eps",
-            "32/255",
-            "--each",
-            "--n-test",
-            "60",
-        ]);
-        attack.arg("--checkpoint").arg(at(to).join("model.safetensors"));
-        run(attack.args(["--threads", "1", "--output"]).arg(at(to).join("attack.json")));
+        run(attack(&at(to), "fgsm", "attack.json").args(["--n-test", "60"]));
     };
     measure("ours/distill", "ours/natural");
     measure("a.safetensors", "a");
