@@ -1,126 +1,13 @@
-//! Files that explain themselves and are written whole or not at all.
+//! Tensors in safetensors files, with texts that explain them.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    io::{self, Write},
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, path::Path};
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use serde::{Serialize, de::DeserializeOwned};
-use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};
 
-/// Why a file could not be read or written.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ArtifactError {
-    /// The operating system said no.
-    #[error("cannot {action} {}", path.display())]
-    Io {
-        /// `read`, `write`, ...
-        action: &'static str,
-        /// Which file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// The bytes are not what the format promises.
-    #[error("{} is not a valid {format} file: {reason}", path.display())]
-    Format {
-        /// Which file.
-        path: PathBuf,
-        /// Which format.
-        format: &'static str,
-        /// What is wrong.
-        reason: String,
-    },
-}
-
-impl ArtifactError {
-    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Io { action, path, source }
-    }
-
-    /// A [`ArtifactError::Format`] for `path`.
-    pub fn format(path: &Path, format: &'static str, reason: impl Into<String>) -> Self {
-        Self::Format { path: path.to_owned(), format, reason: reason.into() }
-    }
-}
-
-/// How temporary files are named.
-const PART_PREFIX: &str = ".c2r-";
-const PART_SUFFIX: &str = ".part";
-
-/// Deletes the temporary files that killed processes have left in `folder`; nothing if there is no such folder.
-/// Only call it where no other process can be writing.
-///
-/// # Errors
-/// [`ArtifactError::Io`].
-pub fn remove_parts(folder: &Path) -> Result<(), ArtifactError> {
-    let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
-    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with(PART_PREFIX) && name.ends_with(PART_SUFFIX) {
-            fs::remove_file(&path).map_err(ArtifactError::io("delete", &path))?;
-        }
-    }
-    Ok(())
-}
-
-/// Writes `bytes` to a temporary file beside `path`, syncs it and renames it into place: a reader
-/// sees the old file or the new one, never a part. Creates missing folders.
-///
-/// # Errors
-/// [`ArtifactError::Io`]; the old file is then still there and the temporary one is gone.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), ArtifactError> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(folder).map_err(ArtifactError::io("create folder", folder))?;
-    let mut file = tempfile::Builder::new()
-        .prefix(PART_PREFIX)
-        .suffix(PART_SUFFIX)
-        .tempfile_in(folder)
-        .map_err(ArtifactError::io("write", path))?;
-    file.write_all(bytes).map_err(ArtifactError::io("write", path))?;
-    file.as_file().sync_all().map_err(ArtifactError::io("write", path))?;
-    make_readable(file.as_file()).map_err(ArtifactError::io("write", path))?;
-    file.persist(path).map_err(|error| ArtifactError::io("write", path)(error.error))?;
-    Ok(())
-}
-
-/// Temporary files are private to their owner; results are meant to be shared.
-#[cfg(unix)]
-fn make_readable(file: &fs::File) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(fs::Permissions::from_mode(0o644))
-}
-
-#[cfg(not(unix))]
-fn make_readable(_: &fs::File) -> io::Result<()> {
-    Ok(())
-}
-
-/// Writes `value` as indented JSON, atomically.
-///
-/// # Errors
-/// [`ArtifactError::Io`].
-pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), ArtifactError> {
-    let mut bytes = serde_json::to_vec_pretty(value).expect("our types serialize to JSON");
-    bytes.push(b'\n');
-    write_atomically(path, &bytes)
-}
-
-/// Reads JSON.
-///
-/// # Errors
-/// [`ArtifactError::Io`] or [`ArtifactError::Format`] with line and column.
-pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ArtifactError> {
-    let bytes = fs::read(path).map_err(ArtifactError::io("read", path))?;
-    serde_json::from_slice(&bytes).map_err(|error| ArtifactError::format(path, "JSON", error.to_string()))
-}
+pub use c2r_files::{
+    FileError as ArtifactError, read_json, remove_parts, sha256_hex, sha256_of_file, write_atomically, write_json,
+};
 
 /// What safetensors calls the dtypes of libtorch, with their width in bytes.
 const KINDS: [(Dtype, Kind, usize); 9] = [
@@ -173,7 +60,7 @@ impl TensorFile {
     /// [`ArtifactError::Io`] if the file cannot be read, [`ArtifactError::Format`] if it is cut short,
     /// not safetensors, or holds a dtype other than u8, i8, i16, i32, i64, f16, bf16, f32, f64.
     pub fn read(path: &Path) -> Result<Self, ArtifactError> {
-        let bytes = fs::read(path).map_err(ArtifactError::io("read", path))?;
+        let bytes = c2r_files::read(path)?;
         let wrong = |reason: String| ArtifactError::format(path, "safetensors", reason);
         let (_, metadata) = SafeTensors::read_metadata(&bytes)
             .map_err(|error| wrong(format!("{error} (the file has {} bytes)", bytes.len())))?;
@@ -255,19 +142,6 @@ fn sort_header(bytes: Vec<u8>) -> Vec<u8> {
     out
 }
 
-/// SHA-256 of `bytes`, 64 lower-case hexadecimal digits.
-pub fn sha256_hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// [`sha256_hex`] of a file's bytes.
-///
-/// # Errors
-/// [`ArtifactError::Io`].
-pub fn sha256_of_file(path: &Path) -> Result<String, ArtifactError> {
-    Ok(sha256_hex(&fs::read(path).map_err(ArtifactError::io("read", path))?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -294,12 +168,6 @@ mod tests {
         assert_eq!(back.tensors["x"].double_value(&[0, 1]), -2.0);
         assert_eq!(back.tensors["y"].int64_value(&[0]), 7);
         assert_eq!(example().to_bytes(), example().to_bytes());
-        let folder = path.parent().unwrap();
-        assert_eq!(fs::read_dir(folder).unwrap().count(), 1, "no temporary file is left");
-        fs::write(folder.join(".c2r-x1y2.part"), b"half").unwrap();
-        remove_parts(folder).unwrap();
-        assert_eq!(fs::read_dir(folder).unwrap().count(), 1, "what a kill left is gone, the file is not");
-        remove_parts(&folder.join("nowhere")).unwrap();
     }
 
     #[test]
@@ -317,14 +185,9 @@ mod tests {
         let path = folder.path().join("cut.safetensors");
         let bytes = example().to_bytes();
         for length in 0..bytes.len() {
-            fs::write(&path, &bytes[..length]).unwrap();
+            std::fs::write(&path, &bytes[..length]).unwrap();
             let message = TensorFile::read(&path).unwrap_err().to_string();
             assert!(message.contains("cut.safetensors"), "{length}: {message}");
         }
-    }
-
-    #[test]
-    fn sha256_of_the_published_vector() {
-        assert_eq!(sha256_hex(b"abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
     }
 }

@@ -1,0 +1,26 @@
+use std::path::Path;
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{FileError, read, write_atomically};
+
+/// Writes `value` as indented JSON with a line feed at the end, whole or not at all.
+///
+/// # Errors
+/// [`FileError::Io`].
+///
+/// # Panics
+/// If `value` cannot be written as JSON: a map whose keys are not texts.
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), FileError> {
+    let mut bytes = serde_json::to_vec_pretty(value).expect("our types serialize to JSON");
+    bytes.push(b'\n');
+    write_atomically(path, &bytes)
+}
+
+/// Reads JSON.
+///
+/// # Errors
+/// [`FileError::Io`], or [`FileError::Format`] with line and column.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, FileError> {
+    serde_json::from_slice(&read(path)?).map_err(|error| FileError::format(path, "JSON", error.to_string()))
+}

@@ -1,0 +1,25 @@
+//! Files that are written whole or not at all, and errors that name them.
+//!
+//! **What it is:** [`write_atomically`] and [`AtomicFile`], JSON files, SHA-256 of bytes and files, and [`FileError`], the
+//! error that every crate of the workspace gives when a file cannot be read or written.
+//!
+//! **What it is not:** it knows no format but JSON (tensors in files: `c2r_base::artifact`), and it links no libtorch.
+//!
+//! **Where to start:** [`write_json`] and [`read_json`].
+//!
+//! ```
+//! let folder = tempfile::tempdir().unwrap();
+//! let path = folder.path().join("deep/er/numbers.json");
+//! c2r_files::write_json(&path, &[1, 2, 3]).unwrap();
+//! assert_eq!(c2r_files::read_json::<Vec<u8>>(&path).unwrap(), [1, 2, 3]);
+//! ```
+
+mod error;
+mod hash;
+mod json;
+mod write;
+
+pub use error::FileError;
+pub use hash::{sha256_hex, sha256_of_file};
+pub use json::{read_json, write_json};
+pub use write::{AtomicFile, create_folder, read, remove_if_present, remove_parts, write_atomically};
