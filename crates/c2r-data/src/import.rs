@@ -103,7 +103,7 @@ pub struct ImportOptions {
 /// * `origin`: where the tensors come from; with the notes it becomes the set's config.
 ///
 /// Returns the set and notes for people: which tensors were taken, what was undone, what was cut off
-/// ([`SyntheticHeader::clamped`]).
+/// ([`crate::SetOrigin::clamped`]).
 ///
 /// # Errors
 /// [`DataError::Import`] saying what does not fit and which option would say otherwise; [`DataError::Synthetic`] if the

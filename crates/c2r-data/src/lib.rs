@@ -57,4 +57,4 @@ pub use png_folder::{ClassOrder, read_class_folders};
 pub use registry::{DataFile, DatasetSpec, EmbeddedFile, Format, registry, spec};
 pub use sampler::ClassSampler;
 pub use split::Split;
-pub use synthetic::{Clamped, SCHEMA_VERSION, SyntheticHeader, SyntheticSet};
+pub use synthetic::{Clamped, SCHEMA_VERSION, SetLabels, SetOrigin, SetTeacher, SyntheticHeader, SyntheticSet};

@@ -69,10 +69,55 @@ pub struct SyntheticHeader {
     pub extra_storage: String,
 }
 
+/// What the readers of a set need to know of its [`SyntheticHeader::config`]; every key is optional.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", default)]
+pub struct SetOrigin {
+    /// Profile of the distillation; empty for none.
+    pub profile: String,
+    /// What labels the images.
+    pub labels: SetLabels,
+    /// The network that labels them, for [`SetLabels::Teacher`]: its file is next to the set.
+    pub teacher: Option<SetTeacher>,
+    /// How many real training images of each class were used; `None` for all.
+    pub train_per_class: Option<u64>,
+    /// File and hash, where [`crate::import`] made the set: seed and iterations are then unknown, and 0 in the header.
+    pub imported: Option<Value>,
+    /// What was cut off when the set was imported; `None` for nothing, and where it was not recorded.
+    pub clamped: Option<Clamped>,
+}
+
+/// What labels the images of a set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SetLabels {
+    /// The class of each image.
+    #[default]
+    Hard,
+    /// [`SyntheticSet::soft_labels`].
+    Soft,
+    /// A network, anew at each step of the training.
+    Teacher,
+}
+
+/// The network that labels a set.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct SetTeacher {
+    /// Its logits are divided by this before the softmax; positive.
+    pub temperature: f64,
+}
+
+impl Default for SetTeacher {
+    fn default() -> Self {
+        Self { temperature: 1.0 }
+    }
+}
+
 /// What [`crate::import`] cut off of the pixels of a set.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Clamped {
-    /// Part of the values that lay outside `[0, 1]`.
+    /// Share of the values that were outside `[0, 1]`, in `[0, 1]`.
     pub part: f64,
     /// The smallest value before.
     pub low: f64,
@@ -81,7 +126,7 @@ pub struct Clamped {
 }
 
 impl Clamped {
-    /// Where it stands in [`SyntheticHeader::config`].
+    /// Its key in [`SyntheticHeader::config`].
     pub(crate) const KEY: &str = "clamped";
 }
 
@@ -93,14 +138,16 @@ impl fmt::Display for Clamped {
 }
 
 impl SyntheticHeader {
-    /// What was cut off when the set was imported; `None` for nothing, and where it was not recorded.
-    pub fn clamped(&self) -> Option<Clamped> {
-        Clamped::deserialize(self.config.get(Clamped::KEY)?).ok()
-    }
-
-    /// Whether the set came from another project through [`crate::import`]: seed and iterations are then not known, and 0.
-    pub fn is_imported(&self) -> bool {
-        self.config.get("imported").is_some()
+    /// Where the set comes from, as [`SyntheticHeader::config`] records it.
+    ///
+    /// # Errors
+    /// [`DataError::Synthetic`] naming the field that has another type.
+    pub fn origin(&self) -> Result<SetOrigin, DataError> {
+        if !self.config.is_object() {
+            return Ok(SetOrigin::default());
+        }
+        SetOrigin::deserialize(&self.config)
+            .map_err(|error| DataError::Synthetic(format!("header field `config`: {error}")))
     }
 }
 

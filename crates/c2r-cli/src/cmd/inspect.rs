@@ -442,14 +442,14 @@ fn tensors(report: &mut Report, file: &TensorFile, grid: Option<&Path>) -> anyho
 fn synthetic(report: &mut Report, path: &Path, set: &SyntheticSet, grid: Option<&Path>) -> anyhow::Result<bool> {
     let header = &set.header;
     report.title("synthetic-set", path.display(), format!("synthetic set of {}", header.dataset));
-    let origin = if header.is_imported() {
-        "imported".to_owned()
-    } else {
-        format!("seed {}, {} iterations", header.seed, header.iterations)
+    let origin = header.origin().or_exit(exit::DATA)?;
+    let run = match origin.imported {
+        Some(_) => "imported".to_owned(),
+        None => format!("seed {}, {} iterations", header.seed, header.iterations),
     };
     // `imported` is also what `c2r import` calls a method that it was not told.
-    let method = Some(&header.method).filter(|method| **method != origin);
-    report.line("made by", method.map_or(origin.clone(), |method| format!("{method}, {origin}")));
+    let method = Some(&header.method).filter(|method| **method != run);
+    report.line("made by", method.map_or(run.clone(), |method| format!("{method}, {run}")));
     report.tensor("images", &set.images, "");
     report.tensor("labels", &set.labels, &format!(", {} per class of {}", header.images_per_class, header.classes));
     let tiles = set.formation * set.formation * set.labels.size()[0];
@@ -460,7 +460,7 @@ fn synthetic(report: &mut Report, path: &Path, set: &SyntheticSet, grid: Option<
         let confidence = soft.amax([1i64].as_slice(), false).mean(Kind::Double).double_value(&[]);
         report.tensor("soft labels", soft, &format!(", mean largest probability {confidence:.3}"));
     }
-    report.line("cut off", header.clamped().map(|cut| cut.to_string()).unwrap_or_default());
+    report.line("cut off", origin.clamped.map(|cut| cut.to_string()).unwrap_or_default());
     report.line("extra storage", &header.extra_storage);
     report.line("mean, std", format!("{:?}, {:?} (for the model)", header.mean, header.std));
     report.line("data sha256", &header.data_sha256);

@@ -6,7 +6,7 @@ use std::{
 
 use anyhow::Context;
 use c2r_base::{Epsilon, LabelledImages, Seed, Selection, Subject, artifact::TensorFile};
-use c2r_data::{Dataset, DatasetSpec, Split, SyntheticSet};
+use c2r_data::{Dataset, DatasetSpec, SetLabels, Split, SyntheticSet};
 use c2r_distill::Work;
 use c2r_models::{Frozen, Model, ModelSpec, checkpoint};
 use c2r_train::{Best, Protocol, Targets, Teacher, TrainConfig, TrainEvent, TrainSource, Trainer};
@@ -340,30 +340,29 @@ fn synthetic(file: &Path, args: &Args, device: Device, ui: &Ui) -> anyhow::Resul
     let (images, labels) = set.decode(device);
     let images = LabelledImages::new(images, labels).or_exit(exit::DATA)?;
     let header = &set.header;
+    let origin = header.origin().with_context(|| file.display().to_string()).or_exit(exit::DATA)?;
     let mut spec = c2r_data::spec(&header.dataset)
         .with_context(|| format!("{} was made from a dataset that this version does not know", file.display()))
         .or_exit(exit::DATA)?;
     // The set is the authority on how its pixels are normalized.
     (spec.mean, spec.std) = (header.mean.clone(), header.std.clone());
-    let wants_teacher = header.config["labels"] == "teacher";
-    let teacher = wants_teacher
+    let teacher = (origin.labels == SetLabels::Teacher)
         .then(|| {
             let path = file.with_file_name("teacher.safetensors");
             let (model, _) = checkpoint::load(&path, device)
                 .with_context(|| format!("{} is labelled by a teacher, which belongs beside it", file.display()))
                 .or_exit(exit::DATA)?;
-            let temperature = header.config["teacher"]["temperature"].as_f64().unwrap_or(1.0);
-            anyhow::Ok((Frozen::new(model), temperature))
+            anyhow::Ok((Frozen::new(model), origin.teacher.unwrap_or_default().temperature))
         })
         .transpose()?;
     let mut notes = Vec::new();
-    if let Some(per_class) = header.config["train-per-class"].as_u64() {
+    if let Some(per_class) = origin.train_per_class {
         notes.push(format!("distilled from the first {per_class} training images of each class"));
     }
     if set.formation > 1 {
         notes.push(format!("each stored image is a {0}x{0} mosaic", set.formation));
     }
-    if let Some(cut) = header.clamped().filter(|cut| cut.part > NOTED_CUT) {
+    if let Some(cut) = origin.clamped.filter(|cut| cut.part > NOTED_CUT) {
         notes.push(format!("imported: {cut}; they were cut off"));
     }
     let mut judged_on = None;
@@ -379,7 +378,7 @@ fn synthetic(file: &Path, args: &Args, device: Device, ui: &Ui) -> anyhow::Resul
         soft_labels: set.soft_labels.as_ref().map(|soft| soft.to_device(device)),
         teacher,
         method: header.method.clone(),
-        profile: header.config["profile"].as_str().unwrap_or_default().to_owned(),
+        profile: origin.profile,
         images_per_class: Some(header.images_per_class),
         distill_seed: Some(header.seed),
         n_images: set.images.size()[0] as usize,

@@ -307,7 +307,7 @@ fn declarations_are_checked() {
     assert!(notes.iter().any(|note| note.contains("cut off")), "{notes:?}");
     assert!(set.header.config["notes"].to_string().contains("cut off"));
 
-    let cut = set.header.clamped().unwrap();
+    let cut = set.header.origin().unwrap().clamped.unwrap();
     assert!(cut.part > 0.0 && (cut.high - 1.425).abs() < 1e-3 && (cut.low - 0.093).abs() < 1e-3, "{cut:?}");
     let (set, _) =
         imported(&with(pixels() * 255.0), None, &ImportOptions { values: PixelValues::Bytes, ..options() }).unwrap();
@@ -341,13 +341,13 @@ fn what_is_no_pixel_is_not_cut_to_one() {
     let few = message(&outside(128), &options());
     assert!(few.contains("10.0 % of the values lie outside [0, 1], from 0.500 to 1.500") && few.contains("`--clamp`"));
     let (set, _) = imported(&outside(128), None, &clamp).unwrap();
-    assert_eq!(set.header.clamped(), Some(Clamped { part: 0.1, low: 0.5, high: 1.5 }));
+    assert_eq!(set.header.origin().unwrap().clamped, Some(Clamped { part: 0.1, low: 0.5, high: 1.5 }));
     let many = message(&outside(129), &options());
     assert!(many.contains("10.1 %") && many.contains("`--normalized MEAN/STD`") && !many.contains("--clamp"), "{many}");
     refused(&outside(129), &clamp, "not pixels, and `--clamp` cuts off 10 % at most; normalized? Say `--normalized");
     refused(&with(pixels * 255.0), &clamp, "Say `--of-255`");
     refused(&with(pixels * 2550.0), &ImportOptions { clamp: true, ..of_255 }, "instead of `--of-255`");
-    assert_eq!(imported(&with(pixels.copy()), None, &clamp).unwrap().0.header.clamped(), None);
+    assert_eq!(imported(&with(pixels.copy()), None, &clamp).unwrap().0.header.origin().unwrap().clamped, None);
 }
 
 #[test]
