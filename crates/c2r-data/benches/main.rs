@@ -3,12 +3,13 @@
 use c2r_base::Seed;
 use c2r_data::{ClassSampler, Split};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use ndarray::Array4;
 use tch::Device;
 
 /// One class among ten with `n` images, 3x32x32.
 fn split(n: usize) -> Split {
-    let labels: Vec<i64> = (0..10 * n).map(|position| (position % 10) as i64).collect();
-    Split::new([3, 32, 32], 10, vec![7; labels.len() * 3 * 32 * 32], labels).expect("lengths fit")
+    let labels = (0..10 * n).map(|position| (position % 10) as i64).collect();
+    Split::new(Array4::from_elem((10 * n, 3, 32, 32), 7), labels, 10).expect("lengths fit")
 }
 
 fn sampling(criterion: &mut Criterion) {

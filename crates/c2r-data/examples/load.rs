@@ -50,7 +50,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
          \"epoch_seconds\": {:.3}, \"anonymous_mb_loading\": {loaded}, \"anonymous_mb_peak\": {}, \"mapped_mb\": {}, \
          \"first_pixels\": {sum:.3}}}",
         data.train.len() + data.test.len(),
-        (data.train.pixels().len() + data.test.pixels().len()) / 1_000_000,
+        (data.train.images().len() + data.test.images().len()) / 1_000_000,
         start.elapsed().as_secs_f64(),
         anonymous.max(loaded),
         memory("RssFile"),

@@ -78,7 +78,7 @@ pub(crate) fn splits(
             on_event(LoadEvent::NotCached { folder, reason: error.to_string() });
             let split = |listing: Listing| {
                 let pixels = decode::read_all(&listing.paths, size)?;
-                Split::new(spec.shape(), spec.classes.len(), pixels, listing.labels)
+                Split::from_bytes(spec.shape(), spec.classes.len(), pixels, listing.labels)
             };
             Ok([split(train)?, split(test)?])
         }
@@ -212,7 +212,7 @@ impl Cache {
         let length = self.shape.iter().product::<i64>() as usize;
         let mut buffer = vec![0; length * CHUNK];
         for listing in listings {
-            let mut hash = Split::start_of_hash(self.shape, self.n_classes, &listing.labels);
+            let mut hash = Split::start_of_hash(self.shape, self.n_classes, (&listing.labels).into());
             for paths in listing.paths.chunks(CHUNK) {
                 let pixels = &mut buffer[..paths.len() * length];
                 decode::read_into(paths, size, pixels).map_err(WriteError::Data)?;

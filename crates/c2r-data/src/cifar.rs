@@ -73,7 +73,7 @@ impl Records {
     }
 
     fn into_split(self, spec: &DatasetSpec) -> Result<Split, DataError> {
-        Split::new(spec.shape(), spec.classes.len(), self.pixels, self.labels)
+        Split::from_bytes(spec.shape(), spec.classes.len(), self.pixels, self.labels)
     }
 }
 

@@ -6,6 +6,7 @@ use std::{
 };
 
 use c2r_base::Epsilon;
+use ndarray::{ArrayView3, Axis};
 
 use crate::{
     DataError, Dataset, DatasetSpec, Format, LoadEvent, Split,
@@ -70,8 +71,8 @@ pub fn load_folder(path: &Path, size: Option<(u32, u32)>) -> Result<Dataset, Dat
     };
     let (Size::Exact(h, w) | Size::Resize(h, w)) = size;
     let shape = [3, i64::from(h), i64::from(w)];
-    let train = Split::new(shape, classes.len(), decode::read_all(&train, size)?, train_labels)?;
-    let test = Split::new(shape, classes.len(), decode::read_all(&test, size)?, test_labels)?;
+    let train = Split::from_bytes(shape, classes.len(), decode::read_all(&train, size)?, train_labels)?;
+    let test = Split::from_bytes(shape, classes.len(), decode::read_all(&test, size)?, test_labels)?;
     let (mean, std) = moments(&train);
     let spec = DatasetSpec {
         name: format!("folder:{}", path.display()),
@@ -171,18 +172,14 @@ fn flat_validation(spec: &DatasetSpec, val: &Path, solution: &Path) -> Result<Li
 
 /// Mean and standard deviation of each channel, of pixels in `[0, 1]`.
 fn moments(split: &Split) -> (Vec<f64>, Vec<f64>) {
-    let [c, h, w] = split.shape();
-    let (c, plane) = (c as usize, (h * w) as usize);
-    let mut counts = vec![[0u64; 256]; c];
-    for (index, values) in split.pixels().chunks_exact(plane).enumerate() {
-        values.iter().for_each(|&value| counts[index % c][usize::from(value)] += 1);
-    }
-    let of_channel = |counts: &[u64; 256]| {
-        let n = counts.iter().sum::<u64>() as f64;
+    let of_channel = |pixels: ArrayView3<'_, u8>| {
+        let mut counts = [0u64; 256];
+        pixels.iter().for_each(|&value| counts[usize::from(value)] += 1);
         let moment = |power: i32| {
-            counts.iter().enumerate().map(|(v, &k)| k as f64 * (v as f64 / 255.0).powi(power)).sum::<f64>() / n
+            let sum: f64 = counts.iter().enumerate().map(|(v, &k)| k as f64 * (v as f64 / 255.0).powi(power)).sum();
+            sum / pixels.len() as f64
         };
         (moment(1), (moment(2) - moment(1).powi(2)).max(0.0).sqrt())
     };
-    counts.iter().map(of_channel).unzip()
+    split.images().axis_iter(Axis(1)).map(of_channel).unzip()
 }

@@ -8,7 +8,7 @@ const CSV: &str = include_str!("../../../data/digits/optdigits.csv");
 /// class (rounded to the nearest count), in file order, are the test split.
 pub(crate) fn load(spec: DatasetSpec) -> Dataset {
     let (pixels, labels) = parse_digits(CSV).expect("the embedded file is tested");
-    let all = Split::new(spec.shape(), spec.classes.len(), pixels, labels).expect("the embedded file is tested");
+    let all = Split::from_bytes(spec.shape(), spec.classes.len(), pixels, labels).expect("the embedded file is tested");
     let mut is_test = vec![false; all.len()];
     for class in 0..all.n_classes() {
         let positions = all.class_positions(class);

@@ -130,9 +130,22 @@ pub enum DataError {
     /// A synthetic set that breaks its own rules.
     #[error("not a valid synthetic set: {0}")]
     Synthetic(String),
-    /// A valid synthetic set that a folder of PNG images cannot hold as it is.
+    /// A valid synthetic set that a folder of PNG images cannot hold.
     #[error("not written as PNG: {0}")]
     Png(String),
+    /// A synthetic set whose pixels 8 bits cannot hold as they are.
+    #[error(
+        "not written as PNG: it would lose digits. {n_rounded} of {n} pixel values are not multiples of 1/255, which is all \
+         that 8 bits hold; rounding changes them by up to {furthest:.1e}; npz and safetensors lose nothing"
+    )]
+    Rounds {
+        /// Pixel values that would change.
+        n_rounded: usize,
+        /// All pixel values.
+        n: usize,
+        /// The largest change.
+        furthest: f32,
+    },
     /// A file with a header that could not be read or written.
     #[error(transparent)]
     Artifact(#[from] ArtifactError),

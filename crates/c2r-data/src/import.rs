@@ -134,29 +134,24 @@ pub fn import(
     if let Some(clamped) = clamped {
         config[Clamped::KEY] = json!(clamped);
     }
-    let set = SyntheticSet {
-        images,
-        labels: hard,
-        soft_labels: soft,
-        formation: options.formation,
-        header: SyntheticHeader {
-            schema_version: crate::SCHEMA_VERSION,
-            dataset: spec.name.clone(),
-            classes: n_classes,
-            images_per_class: n as usize / n_classes,
-            method: options.method.clone(),
-            seed: 0,
-            iterations: 0,
-            config,
-            versions: BTreeMap::from([("c2r".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]),
-            data_sha256: String::new(),
-            mean: spec.mean.clone(),
-            std: spec.std.clone(),
-            extra_storage,
-        },
+    let mut tensors = BTreeMap::from([("images".to_owned(), images), ("labels".to_owned(), hard)]);
+    tensors.extend(soft.map(|soft| ("soft_labels".to_owned(), soft)));
+    let header = SyntheticHeader {
+        schema_version: crate::SCHEMA_VERSION,
+        dataset: spec.name.clone(),
+        classes: n_classes,
+        images_per_class: n as usize / n_classes,
+        method: options.method.clone(),
+        seed: 0,
+        iterations: 0,
+        config,
+        versions: BTreeMap::from([("c2r".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]),
+        data_sha256: String::new(),
+        mean: spec.mean.clone(),
+        std: spec.std.clone(),
+        extra_storage,
     };
-    set.check()?;
-    Ok((set, notes))
+    Ok((SyntheticSet::from_tensors(tensors, options.formation, header)?, notes))
 }
 
 fn wrong<T>(reason: String) -> Result<T, DataError> {

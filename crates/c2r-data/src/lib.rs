@@ -10,18 +10,26 @@
 //! **What it is not:** it downloads nothing, knows no network and no
 //! attack, and does not normalize: pixels are in `[0, 1]` and normalization belongs inside the model.
 //!
-//! **Where to start:** [`load`], then [`Split::batch`].
+//! **Where to start:** [`load`], then [`Split::images`] for arrays or [`Split::batch`] for tensors.
 //!
 //! ```
-//! use tch::Device;
+//! use ndarray::Axis;
 //!
-//! let digits = c2r_data::load("digits", None).unwrap();
-//! let (images, labels) = digits.train.batch(&[0, 1, 2], Device::Cpu);
-//! assert_eq!(images.size(), [3, 1, 8, 8]);
-//! assert_eq!(labels.size(), [3]);
+//! let digits = c2r_data::load("digits", None)?;
+//! let (images, labels) = (digits.train.images(), digits.train.labels());
+//! assert_eq!((images.dim(), labels.len()), ((1438, 1, 8, 8), 1438));
+//! // The first image of a three, and how bright it is on average.
+//! let three = images.index_axis(Axis(0), digits.train.class_positions(3)[0]);
+//! let brightness = three.mapv(f32::from).mean().unwrap() / 255.0;
+//! assert!((0.2..0.4).contains(&brightness));
+//!
+//! let (batch, _) = digits.train.batch(&[0, 1, 2], tch::Device::Cpu);
+//! assert_eq!(batch.size(), [3, 1, 8, 8]);
+//! # Ok::<(), c2r_data::DataError>(())
 //! ```
 
 mod archive;
+pub mod arrays;
 mod cache;
 mod cifar;
 mod class_folders;

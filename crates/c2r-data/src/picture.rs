@@ -2,7 +2,7 @@ use std::{io::Cursor, path::Path};
 
 use c2r_base::artifact::{ArtifactError, write_atomically};
 use image::{ImageFormat, RgbImage, imageops};
-use tch::{Kind, Tensor};
+use ndarray::{ArrayView4, Axis};
 
 use crate::DataError;
 
@@ -26,11 +26,10 @@ const GAP: u32 = 2;
 ///
 /// # Panics
 /// If a position is not below N.
-pub fn write_grid(path: &Path, images: &Tensor, rows: &[Vec<usize>]) -> Result<(), DataError> {
-    let size = images.size();
-    let (c, h, w) = match size[..] {
-        [_, c @ (1 | 3), h, w] if h > 0 && w > 0 => (c as usize, h as u32, w as u32),
-        _ => return Err(DataError::Synthetic(format!("cannot draw images of shape {size:?}"))),
+pub fn write_grid(path: &Path, images: ArrayView4<'_, f32>, rows: &[Vec<usize>]) -> Result<(), DataError> {
+    let (c, h, w) = match images.dim() {
+        (_, c @ (1 | 3), h, w) if h > 0 && w > 0 => (c, h as u32, w as u32),
+        _ => return Err(DataError::Synthetic(format!("cannot draw images of shape {:?}", images.shape()))),
     };
     let n_columns = rows.iter().map(Vec::len).max().unwrap_or(0) as u32;
     if n_columns == 0 {
@@ -43,17 +42,12 @@ pub fn write_grid(path: &Path, images: &Tensor, rows: &[Vec<usize>]) -> Result<(
     let mut picture =
         RgbImage::from_pixel(n_columns * cell_w + GAP, n_rows * cell_h + GAP, image::Rgb([255, 255, 255]));
 
-    let _no_grad = tch::no_grad_guard();
-    let bytes = (images.to_device(tch::Device::Cpu).clamp(0.0, 1.0) * 255.0).round().to_kind(Kind::Uint8).contiguous();
-    let mut pixels = vec![0u8; bytes.numel()];
-    bytes.copy_data_u8(&mut pixels, bytes.numel());
-    let plane = (h * w) as usize;
     for (row, positions) in rows.iter().enumerate() {
         for (column, &position) in positions.iter().enumerate() {
-            let image = &pixels[position * c * plane..(position + 1) * c * plane];
+            let image = images.index_axis(Axis(0), position).mapv(to_byte);
             let tile = RgbImage::from_fn(w * factor, h * factor, |x, y| {
-                let at = (y / factor * w + x / factor) as usize;
-                image::Rgb([0, 1, 2].map(|channel: usize| image[channel.min(c - 1) * plane + at]))
+                let at = |channel: usize| image[[channel.min(c - 1), (y / factor) as usize, (x / factor) as usize]];
+                image::Rgb([at(0), at(1), at(2)])
             });
             let (left, top) = (GAP + column as u32 * cell_w, GAP + row as u32 * cell_h);
             imageops::replace(&mut picture, &tile, left.into(), top.into());
@@ -64,4 +58,9 @@ pub fn write_grid(path: &Path, images: &Tensor, rows: &[Vec<usize>]) -> Result<(
         .write_to(&mut png, ImageFormat::Png)
         .map_err(|error| ArtifactError::format(path, "PNG", error.to_string()))?;
     Ok(write_atomically(path, png.get_ref())?)
+}
+
+/// The byte nearest to a pixel in `[0, 1]`, the even one of two; other values are clamped.
+pub(crate) fn to_byte(pixel: f32) -> u8 {
+    (pixel.clamp(0.0, 1.0) * 255.0).round_ties_even() as u8
 }

@@ -4,23 +4,18 @@
     reason = "memmap2's only constructor is unsafe; the one call is below, with what makes it sound"
 )]
 
-use std::{fmt, fs::File, io, ops::Deref, ops::Range, sync::Arc};
+use std::{fs::File, io, ops::Deref, ops::Range, sync::Arc};
 
 use memmap2::Mmap;
+use ndarray::ArcArray1;
 
 /// The pixels of a split. Clones share them.
 #[derive(Clone)]
 pub(crate) enum Pixels {
     /// On the heap.
-    Memory(Arc<Vec<u8>>),
+    Memory(ArcArray1<u8>),
     /// A part of a mapped file: the kernel reads it when it is looked at, and may drop it again when memory is short.
     Mapped(Arc<Mmap>, Range<usize>),
-}
-
-impl From<Vec<u8>> for Pixels {
-    fn from(bytes: Vec<u8>) -> Self {
-        Self::Memory(Arc::new(bytes))
-    }
 }
 
 impl Deref for Pixels {
@@ -28,7 +23,7 @@ impl Deref for Pixels {
 
     fn deref(&self) -> &[u8] {
         match self {
-            Self::Memory(bytes) => bytes,
+            Self::Memory(bytes) => bytes.as_slice().expect("made contiguous"),
             Self::Mapped(map, range) => &map[range.clone()],
         }
     }
@@ -46,11 +41,4 @@ pub(crate) fn map(file: &File) -> io::Result<Mmap> {
     // after it got its name (see above). Somebody who shortens it by hand gets this process killed by the system
     // (SIGBUS), who writes into it gets other pixels; neither breaks memory safety of a `[u8]` that is only copied from.
     unsafe { Mmap::map(file) }
-}
-
-impl fmt::Debug for Pixels {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kind = if matches!(self, Self::Memory(_)) { "memory" } else { "mapped" };
-        write!(f, "{} bytes ({kind})", self.len())
-    }
 }

@@ -8,9 +8,9 @@ use std::{
 
 use c2r_base::artifact::{self, ArtifactError, TensorFile, tensor_from_bytes};
 use serde::{Deserialize, Serialize};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
-use crate::{DataError, DatasetSpec, SyntheticSet, decode};
+use crate::{DataError, DatasetSpec, SyntheticSet, decode, picture};
 
 /// The file beside the images that holds what no image can.
 pub(crate) const SET_FILE: &str = "set.json";
@@ -37,23 +37,17 @@ struct SetFile {
 /// `quantize` allows to round pixels to multiples of 1/255; returns how many were rounded.
 pub(crate) fn write(set: &SyntheticSet, folder: &Path, quantize: bool) -> Result<usize, DataError> {
     let file = set.to_file()?;
-    let size = set.images.size();
-    let [n, c, h, w] = size[..] else { unreachable!("a checked set has images [M, C, H, W]") };
+    let (n, c, h, w) = set.images.dim();
     if ![1, 3].contains(&c) {
         return Err(DataError::Png(format!("a PNG has 1 or 3 channels, these images have {c}")));
     }
-    let _no_grad = tch::no_grad_guard();
-    let images = set.images.to_device(Device::Cpu);
-    let bytes = (&images * 255.0).round().to_kind(Kind::Uint8).contiguous();
+    let bytes = set.images.mapv(picture::to_byte);
     // As a reader computes it, so that equal means the same bits.
-    let back = bytes.to_kind(Kind::Float) / 255.0;
-    let n_rounded = back.not_equal_tensor(&images).sum(Kind::Int64).int64_value(&[]) as usize;
+    let differences = || bytes.iter().zip(&set.images).map(|(&byte, pixel)| (f32::from(byte) / 255.0 - pixel).abs());
+    let n_rounded = differences().filter(|&difference| difference != 0.0).count();
     if n_rounded > 0 && !quantize {
-        let furthest = (back - &images).abs().max().double_value(&[]);
-        return Err(DataError::Png(format!(
-            "it would lose digits. {n_rounded} of {} pixel values are no multiples of 1/255, which is all that 8 bits hold: `--quantize` rounds them, by up to {furthest:.1e}; npz and safetensors lose nothing",
-            images.numel()
-        )));
+        let furthest = differences().fold(0.0, f32::max);
+        return Err(DataError::Rounds { n_rounded, n: set.images.len(), furthest });
     }
     let exists = fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()) || folder.is_file();
     if exists {
@@ -61,11 +55,9 @@ pub(crate) fn write(set: &SyntheticSet, folder: &Path, quantize: bool) -> Result
         return Err(ArtifactError::Io { action: "write", path: folder.to_owned(), source }.into());
     }
 
-    let mut pixels = vec![0u8; bytes.numel()];
-    bytes.copy_data_u8(&mut pixels, bytes.numel());
-    let labels = Vec::<i64>::try_from(set.labels.to_device(Device::Cpu)).expect("labels are i64 [M]");
     let digits = |most: usize| most.saturating_sub(1).to_string().len();
-    let (class_digits, image_digits) = (digits(set.header.classes), digits(n as usize));
+    let (class_digits, image_digits) = (digits(set.header.classes), digits(n));
+    let labels = set.labels.to_vec();
     let names: Vec<String> = labels
         .iter()
         .enumerate()
@@ -80,28 +72,21 @@ pub(crate) fn write(set: &SyntheticSet, folder: &Path, quantize: bool) -> Result
     fs::create_dir_all(parent).map_err(io_error("create folder", parent))?;
     let workshop =
         tempfile::Builder::new().prefix(".c2r-").tempdir_in(parent).map_err(io_error("create folder", parent))?;
-    let plane = (h * w) as usize;
-    for (name, image) in names.iter().zip(pixels.chunks_exact(c as usize * plane)) {
+    for (name, image) in names.iter().zip(bytes.outer_iter()) {
         let path = workshop.path().join(name);
         let class = path.parent().expect("a name has a class");
         fs::create_dir_all(class).map_err(io_error("create folder", class))?;
-        let wrong = |error: image::ImageError| DataError::from(ArtifactError::format(&path, "PNG", error.to_string()));
+        let at = |channel: usize, x: u32, y: u32| image[[channel, y as usize, x as usize]];
         let (width, height) = (w as u32, h as u32);
-        if c == 1 {
-            let image = image::GrayImage::from_raw(width, height, image.to_vec()).expect("h * w bytes");
-            image.save(&path).map_err(wrong)?;
+        let saved = if c == 1 {
+            image::GrayImage::from_fn(width, height, |x, y| image::Luma([at(0, x, y)])).save(&path)
         } else {
-            let image = image::RgbImage::from_fn(width, height, |x, y| {
-                let at = y as usize * w as usize + x as usize;
-                image::Rgb([0, 1, 2].map(|channel| image[channel * plane + at]))
-            });
-            image.save(&path).map_err(wrong)?;
-        }
+            image::RgbImage::from_fn(width, height, |x, y| image::Rgb([0, 1, 2].map(|channel| at(channel, x, y))))
+                .save(&path)
+        };
+        saved.map_err(|error| ArtifactError::format(&path, "PNG", error.to_string()))?;
     }
-    let soft_labels = set
-        .soft_labels
-        .as_ref()
-        .map(|soft| Vec::<Vec<f32>>::try_from(soft.to_device(Device::Cpu)).expect("soft labels are f32 [M, K]"));
+    let soft_labels = set.soft_labels.as_ref().map(|soft| soft.outer_iter().map(|row| row.to_vec()).collect());
     let description =
         SetFile { schema_version: SCHEMA_VERSION, header: file.header, images: names, labels, soft_labels };
     artifact::write_json(&workshop.path().join(SET_FILE), &description)?;

@@ -1,6 +1,7 @@
 use std::{fmt, sync::OnceLock};
 
 use c2r_base::{LabelledImages, Seed};
+use ndarray::{Array1, Array4, ArrayView1, ArrayView4};
 use rand::seq::SliceRandom;
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
@@ -9,47 +10,64 @@ use crate::{DataError, pixels::Pixels};
 
 /// Images as bytes on the host, with their labels: one half (training or test) of a dataset.
 ///
-/// The bytes lie in memory, or in a mapped file that the system reads as it is looked at ([`crate::load`] says which
+/// The bytes are in memory, or in a mapped file that the system reads on access ([`crate::load`] says for which
 /// datasets). Clones share them.
 ///
 /// ```
 /// use c2r_data::Split;
+/// use ndarray::{arr1, arr2};
 /// use tch::Device;
 ///
-/// let split = Split::new([1, 1, 2], 2, vec![0, 255, 51, 102], vec![1, 0]).unwrap();
+/// let images = arr2(&[[0, 255], [51, 102]]).into_shape_with_order((2, 1, 1, 2)).unwrap();
+/// let split = Split::new(images, arr1(&[1, 0]), 2).unwrap();
+/// assert_eq!(split.images()[[0, 0, 0, 1]], 255);
+/// assert_eq!(split.class_positions(1), [0]);
 /// let (images, labels) = split.batch(&[1], Device::Cpu);
 /// assert_eq!(Vec::<f32>::try_from(images.flatten(0, -1)).unwrap(), [0.2, 0.4]);
 /// assert_eq!(labels.int64_value(&[0]), 0);
-/// assert_eq!(split.class_positions(1), [0]);
 /// ```
 #[derive(Clone)]
 pub struct Split {
     shape: [i64; 3],
     pixels: Pixels,
-    labels: Vec<i64>,
+    labels: Array1<i64>,
     by_class: Vec<Vec<usize>>,
     sha256: OnceLock<String>,
 }
 
 impl Split {
-    /// Checks that bytes, labels and shape fit each other.
+    /// Checks that images and labels fit each other.
     ///
-    /// * `shape`: `[C, H, W]` of each image.
-    /// * `pixels`: `N * C * H * W` bytes, images one after the other, each in the order C, H, W.
-    /// * `labels`: N labels in `0..n_classes`.
+    /// * `images`: u8 `[N, C, H, W]`.
+    /// * `labels`: i64 `[N]`, in `0..n_classes`.
     ///
     /// # Errors
-    /// [`DataError::Split`], naming the first label out of range or the lengths that differ.
-    pub fn new(shape: [i64; 3], n_classes: usize, pixels: Vec<u8>, labels: Vec<i64>) -> Result<Self, DataError> {
-        Self::from_pixels(shape, n_classes, pixels.into(), labels)
+    /// [`DataError::Split`], naming the first label that is out of range or the lengths that differ.
+    pub fn new(images: Array4<u8>, labels: Array1<i64>, n_classes: usize) -> Result<Self, DataError> {
+        let (n, c, h, w) = images.dim();
+        if n != labels.len() {
+            return Err(DataError::Split(format!("there are {n} images and {} labels", labels.len())));
+        }
+        let pixels = Pixels::Memory(images.into_flat().into_shared());
+        Self::from_pixels([c, h, w].map(|side| side as i64), n_classes, pixels, labels)
     }
 
-    /// [`Split::new`] for pixels that may lie in a file.
+    /// [`Split::new`] for the bytes of N images of `shape`, `[C, H, W]`, one after the other.
+    pub(crate) fn from_bytes(
+        shape: [i64; 3],
+        n_classes: usize,
+        pixels: Vec<u8>,
+        labels: Vec<i64>,
+    ) -> Result<Self, DataError> {
+        Self::from_pixels(shape, n_classes, Pixels::Memory(pixels.into()), labels.into())
+    }
+
+    /// [`Split::from_bytes`] for bytes that may be in a file.
     pub(crate) fn from_pixels(
         shape: [i64; 3],
         n_classes: usize,
         pixels: Pixels,
-        labels: Vec<i64>,
+        labels: Array1<i64>,
     ) -> Result<Self, DataError> {
         if shape.iter().any(|&length| length < 1) {
             return Err(DataError::Split(format!("shape {shape:?} has a side below 1")));
@@ -78,12 +96,12 @@ impl Split {
     }
 
     /// Number of images.
-    pub const fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.labels.len()
     }
 
     /// Whether there is no image.
-    pub const fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.labels.is_empty()
     }
 
@@ -97,9 +115,15 @@ impl Split {
         self.by_class.len()
     }
 
-    /// The label of each image, in `0..n_classes`.
-    pub fn labels(&self) -> &[i64] {
-        &self.labels
+    /// All images, u8 `[N, C, H, W]`.
+    pub fn images(&self) -> ArrayView4<'_, u8> {
+        let [c, h, w] = self.shape.map(|side| side as usize);
+        ArrayView4::from_shape((self.len(), c, h, w), &self.pixels).expect("the lengths were checked")
+    }
+
+    /// The label of each image, i64 `[N]`, in `0..n_classes`.
+    pub fn labels(&self) -> ArrayView1<'_, i64> {
+        self.labels.view()
     }
 
     /// Positions of the images of one class, ascending.
@@ -108,11 +132,6 @@ impl Split {
     /// If `class` is not below [`Split::n_classes`].
     pub fn class_positions(&self, class: usize) -> &[usize] {
         &self.by_class[class]
-    }
-
-    /// All pixels, images one after the other, each in the order C, H, W.
-    pub fn pixels(&self) -> &[u8] {
-        &self.pixels
     }
 
     /// The images at `positions`, in that order (a position may occur twice).
@@ -133,17 +152,17 @@ impl Split {
 
     /// The first `per_class` images of every class (fewer where a class has fewer), in file order.
     pub fn subset_per_class(&self, per_class: usize) -> Self {
-        let mut positions: Vec<usize> =
-            self.by_class.iter().flat_map(|class| class.iter().copied().take(per_class)).collect();
-        positions.sort_unstable();
-        self.select(&positions)
+        self.of_each_class(|class| &class[..per_class.min(class.len())])
     }
 
-    /// What [`subset_per_class`](Self::subset_per_class) leaves: every class's images after the first `per_class`, in file
-    /// order.
+    /// The complement of [`subset_per_class`](Self::subset_per_class): every class's images after the first `per_class`, in
+    /// file order.
     pub fn rest_per_class(&self, per_class: usize) -> Self {
-        let mut positions: Vec<usize> =
-            self.by_class.iter().flat_map(|class| class.iter().copied().skip(per_class)).collect();
+        self.of_each_class(|class| &class[per_class.min(class.len())..])
+    }
+
+    fn of_each_class(&self, part: impl Fn(&[usize]) -> &[usize]) -> Self {
+        let mut positions: Vec<usize> = self.by_class.iter().flat_map(|class| part(class)).copied().collect();
         positions.sort_unstable();
         self.select(&positions)
     }
@@ -159,7 +178,7 @@ impl Split {
     /// If a position is not below [`Split::len`].
     pub fn select(&self, positions: &[usize]) -> Self {
         let (pixels, labels) = self.gather(positions);
-        Self::new(self.shape, self.n_classes(), pixels, labels).expect("taken from a valid split")
+        Self::from_bytes(self.shape, self.n_classes(), pixels, labels).expect("taken from a valid split")
     }
 
     /// Cuts off a part for choosing settings without looking at test data.
@@ -190,7 +209,7 @@ impl Split {
     pub fn sha256(&self) -> String {
         self.sha256
             .get_or_init(|| {
-                let mut hash = Self::start_of_hash(self.shape, self.n_classes(), &self.labels);
+                let mut hash = Self::start_of_hash(self.shape, self.n_classes(), self.labels());
                 hash.update(&*self.pixels);
                 hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
             })
@@ -198,14 +217,14 @@ impl Split {
     }
 
     /// The hash of everything but the pixels, which come next.
-    pub(crate) fn start_of_hash([c, h, w]: [i64; 3], n_classes: usize, labels: &[i64]) -> Sha256 {
+    pub(crate) fn start_of_hash([c, h, w]: [i64; 3], n_classes: usize, labels: ArrayView1<'_, i64>) -> Sha256 {
         let mut hash = Sha256::new();
         hash.update(format!("{c} {h} {w} {n_classes} {}\n", labels.len()));
         labels.iter().for_each(|label| hash.update(label.to_le_bytes()));
         hash
     }
 
-    /// For whoever has just computed what [`Split::sha256`] would.
+    /// Keeps what [`Split::sha256`] would compute.
     pub(crate) fn set_sha256(&self, sha256: String) {
         let _ = self.sha256.set(sha256);
     }

@@ -4,11 +4,18 @@ use c2r_base::{
     LabelledImages,
     artifact::{ArtifactError, TensorFile},
 };
+use ndarray::{Array1, Array2, Array4};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
-use crate::{DataError, decode_formation, foreign::read_tensors, npy, picture, png_folder};
+use crate::{
+    DataError,
+    arrays::{to_array, to_tensor},
+    decode_formation,
+    foreign::read_tensors,
+    npy, picture, png_folder,
+};
 
 /// The version of the file format that this crate writes.
 pub const SCHEMA_VERSION: u32 = 1;
@@ -23,14 +30,14 @@ const ROW_SUM_TOLERANCE: f64 = 1e-3;
 /// On disk it is one safetensors file with the tensors `images`, `labels` and, where there are any,
 /// `soft_labels`; the header holds `format`, `formation` and every field of [`SyntheticHeader`], texts as
 /// they are and everything else as JSON.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SyntheticSet {
     /// f32 `[M, C, H, W]` in `[0, 1]`; never normalized.
-    pub images: Tensor,
+    pub images: Array4<f32>,
     /// i64 `[M]`, in `0..classes`.
-    pub labels: Tensor,
+    pub labels: Array1<i64>,
     /// Probabilities, f32 `[M * formation^2, K]`, in the order of [`SyntheticSet::decode`].
-    pub soft_labels: Option<Tensor>,
+    pub soft_labels: Option<Array2<f32>>,
     /// 1, or 2 where each image is a mosaic of 2 x 2 images.
     pub formation: i64,
     /// Where the set comes from.
@@ -200,8 +207,8 @@ impl SyntheticSet {
 
     /// The set as a file has it, checked.
     pub(crate) fn to_file(&self) -> Result<TensorFile, DataError> {
-        self.check()?;
-        let mut file = TensorFile::default();
+        let mut file = TensorFile { tensors: self.tensors(), ..TensorFile::default() };
+        check(&file.tensors, self.formation, &self.header)?;
         let Value::Object(fields) = serde_json::to_value(&self.header).expect("the header serializes to JSON") else {
             unreachable!("a struct serializes to an object");
         };
@@ -214,12 +221,16 @@ impl SyntheticSet {
         }
         file.header.insert("format".into(), FORMAT.into());
         file.header.insert("formation".into(), self.formation.to_string());
-        file.tensors.insert("images".into(), self.images.detach());
-        file.tensors.insert("labels".into(), self.labels.detach());
-        if let Some(soft_labels) = &self.soft_labels {
-            file.tensors.insert("soft_labels".into(), soft_labels.detach());
-        }
         Ok(file)
+    }
+
+    fn tensors(&self) -> BTreeMap<String, Tensor> {
+        let mut tensors = BTreeMap::from([
+            ("images".to_owned(), to_tensor(self.images.view())),
+            ("labels".to_owned(), to_tensor(self.labels.view())),
+        ]);
+        tensors.extend(self.soft_labels.as_ref().map(|soft| ("soft_labels".to_owned(), to_tensor(soft.view()))));
+        tensors
     }
 
     /// Whether a safetensors header says that it belongs to a synthetic set.
@@ -250,16 +261,32 @@ impl SyntheticSet {
             fields.insert(name, value);
         }
         let header = serde_json::from_value(Value::Object(fields)).map_err(|error| wrong(error.to_string()))?;
-        let mut take = |name: &str| file.tensors.remove(name);
-        let (images, labels, soft_labels) = (take("images"), take("labels"), take("soft_labels"));
-        if let Some(name) = file.tensors.keys().next() {
-            return Err(wrong(format!("unexpected tensor `{name}`")));
-        }
-        let images = images.ok_or_else(|| wrong("no tensor `images`".into()))?;
-        let labels = labels.ok_or_else(|| wrong("no tensor `labels`".into()))?;
-        let set = Self { images, labels, soft_labels, formation, header };
-        set.check()?;
-        Ok(set)
+        Self::from_tensors(file.tensors, formation, header)
+    }
+
+    /// A set of the tensors `images`, `labels` and perhaps `soft_labels`, checked.
+    ///
+    /// # Errors
+    /// As [`SyntheticSet::check`]; [`DataError::Synthetic`] where a tensor is missing, has another name or another dtype.
+    pub fn from_tensors(
+        mut tensors: BTreeMap<String, Tensor>,
+        formation: i64,
+        header: SyntheticHeader,
+    ) -> Result<Self, DataError> {
+        check(&tensors, formation, &header)?;
+        let mut take =
+            |name: &str| tensors.remove(name).ok_or_else(|| DataError::Synthetic(format!("no tensor `{name}`")));
+        Ok(Self {
+            images: to_array(&take("images")?).map_err(DataError::Synthetic)?,
+            labels: to_array(&take("labels")?).map_err(DataError::Synthetic)?,
+            soft_labels: take("soft_labels")
+                .ok()
+                .map(|soft| to_array(&soft))
+                .transpose()
+                .map_err(DataError::Synthetic)?,
+            formation,
+            header,
+        })
     }
 
     /// Checks every rule of the fields.
@@ -267,66 +294,20 @@ impl SyntheticSet {
     /// # Errors
     /// [`DataError::Synthetic`] or [`DataError::Formation`], naming what breaks which rule.
     pub fn check(&self) -> Result<(), DataError> {
-        let wrong = |reason: String| Err(DataError::Synthetic(reason));
-        let header = &self.header;
-        if header.schema_version != SCHEMA_VERSION {
-            return wrong(format!("schema version {}; this program writes {SCHEMA_VERSION}", header.schema_version));
-        }
-        if self.images.kind() != Kind::Float {
-            return wrong(format!("images must be f32, got {:?}", self.images.kind()));
-        }
-        let set = LabelledImages::new(self.images.detach(), self.labels.detach());
-        let set = set.and_then(|set| set.check_classes(header.classes as i64).map(|()| set));
-        let set = set.map_err(|error| DataError::Synthetic(error.to_string()))?;
-        let [channels, height, width] = set.image_shape();
-        let formation = self.formation;
-        if !matches!(formation, 1 | 2) || height % formation != 0 || width % formation != 0 {
-            return Err(DataError::Formation { height, width, formation });
-        }
-        for (name, values) in [("mean", &header.mean), ("std", &header.std)] {
-            if values.len() as i64 != channels {
-                return wrong(format!("{} values of {name} for {channels} channels", values.len()));
-            }
-        }
-        // Before anything is allocated by the number of classes.
-        let (n, classes, per_class) = (set.len(), header.classes, header.images_per_class);
-        if classes.checked_mul(per_class) != Some(n) {
-            return wrong(format!("{n} images are not {classes} classes of {per_class}"));
-        }
-        let mut counts = vec![0usize; classes];
-        for label in Vec::<i64>::try_from(self.labels.to_device(Device::Cpu)).expect("labels are i64 [M]") {
-            counts[label as usize] += 1;
-        }
-        if let Some((class, &count)) = counts.iter().enumerate().find(|(_, count)| **count != per_class) {
-            return wrong(format!("class {class} has {count} images, not {per_class}"));
-        }
-        let Some(soft) = &self.soft_labels else { return Ok(()) };
-        let expected = [set.len() as i64 * formation * formation, header.classes as i64];
-        if soft.size() != expected || soft.kind() != Kind::Float {
-            return wrong(format!("soft labels must be f32 {expected:?}, got {:?} {:?}", soft.kind(), soft.size()));
-        }
-        let _no_grad = tch::no_grad_guard();
-        let sums = soft.sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
-        let worst = (sums - 1.0).abs().max().double_value(&[]);
-        // Written so that NaN fails.
-        if !(soft.min().double_value(&[]) >= 0.0 && worst <= ROW_SUM_TOLERANCE) {
-            return wrong("soft labels must be probabilities: a row is negative or does not sum to 1".into());
-        }
-        Ok(())
+        check(&self.tensors(), self.formation, &self.header)
     }
 
     /// The images to train on: mosaics cut apart and enlarged, see [`decode_formation`].
     ///
-    /// Returns images, f32 `[M * formation^2, C, H, W]`, and labels, i64 `[M * formation^2]`, on `device`;
-    /// differentiable.
+    /// Returns images, f32 `[M * formation^2, C, H, W]`, and labels, i64 `[M * formation^2]`, on `device`.
     ///
     /// # Panics
     /// If `formation` does not fit the images, which [`SyntheticSet::check`], `save` and `load` refuse.
     pub fn decode(&self, device: Device) -> (Tensor, Tensor) {
-        let images = decode_formation(&self.images.to_device(device), self.formation)
+        let images = decode_formation(&to_tensor(self.images.view()).to_device(device), self.formation)
             .expect("formation fits the images of a checked set");
         let tiles = self.formation * self.formation;
-        (images, self.labels.to_device(device).repeat_interleave_self_int(tiles, 0, None))
+        (images, to_tensor(self.labels.view()).to_device(device).repeat_interleave_self_int(tiles, 0, None))
     }
 
     /// Writes a picture (PNG): one row per class, images as stored, small ones enlarged without blurring.
@@ -336,10 +317,65 @@ impl SyntheticSet {
     /// written.
     pub fn grid_png(&self, path: &Path) -> Result<(), DataError> {
         let mut rows = vec![Vec::new(); self.header.classes];
-        let labels = Vec::<i64>::try_from(self.labels.to_device(Device::Cpu)).expect("labels are i64 [M]");
-        for (position, label) in labels.into_iter().enumerate() {
+        for (position, &label) in self.labels.iter().enumerate() {
             rows[label as usize].push(position);
         }
-        picture::write_grid(path, &self.images, &rows)
+        picture::write_grid(path, self.images.view(), &rows)
     }
+}
+
+/// Checks every rule of the fields of a set.
+fn check(tensors: &BTreeMap<String, Tensor>, formation: i64, header: &SyntheticHeader) -> Result<(), DataError> {
+    let wrong = |reason: String| Err(DataError::Synthetic(reason));
+    let names = ["images", "labels", "soft_labels"];
+    if let Some(name) = tensors.keys().find(|name| !names.contains(&name.as_str())) {
+        return wrong(format!("unexpected tensor `{name}`"));
+    }
+    let [Some(images), Some(labels), soft] = names.map(|name| tensors.get(name)) else {
+        let missing = names.into_iter().find(|name| !tensors.contains_key(*name)).unwrap_or_default();
+        return wrong(format!("no tensor `{missing}`"));
+    };
+    if header.schema_version != SCHEMA_VERSION {
+        return wrong(format!("schema version {}; this program writes {SCHEMA_VERSION}", header.schema_version));
+    }
+    if images.kind() != Kind::Float {
+        return wrong(format!("images must be f32, got {:?}", images.kind()));
+    }
+    let set = LabelledImages::new(images.detach(), labels.detach());
+    let set = set.and_then(|set| set.check_classes(header.classes as i64).map(|()| set));
+    let set = set.map_err(|error| DataError::Synthetic(error.to_string()))?;
+    let [channels, height, width] = set.image_shape();
+    if !matches!(formation, 1 | 2) || height % formation != 0 || width % formation != 0 {
+        return Err(DataError::Formation { height, width, formation });
+    }
+    for (name, values) in [("mean", &header.mean), ("std", &header.std)] {
+        if values.len() as i64 != channels {
+            return wrong(format!("{} values of {name} for {channels} channels", values.len()));
+        }
+    }
+    // Before anything is allocated by the number of classes.
+    let (n, classes, per_class) = (set.len(), header.classes, header.images_per_class);
+    if classes.checked_mul(per_class) != Some(n) {
+        return wrong(format!("{n} images are not {classes} classes of {per_class}"));
+    }
+    let mut counts = vec![0usize; classes];
+    for label in Vec::<i64>::try_from(labels.to_device(Device::Cpu)).expect("labels are i64 [M]") {
+        counts[label as usize] += 1;
+    }
+    if let Some((class, &count)) = counts.iter().enumerate().find(|(_, count)| **count != per_class) {
+        return wrong(format!("class {class} has {count} images, not {per_class}"));
+    }
+    let Some(soft) = soft else { return Ok(()) };
+    let expected = [set.len() as i64 * formation * formation, header.classes as i64];
+    if soft.size() != expected || soft.kind() != Kind::Float {
+        return wrong(format!("soft labels must be f32 {expected:?}, got {:?} {:?}", soft.kind(), soft.size()));
+    }
+    let _no_grad = tch::no_grad_guard();
+    let sums = soft.sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
+    let worst = (sums - 1.0).abs().max().double_value(&[]);
+    // Written so that NaN fails.
+    if !(soft.min().double_value(&[]) >= 0.0 && worst <= ROW_SUM_TOLERANCE) {
+        return wrong("soft labels must be probabilities: a row is negative or does not sum to 1".into());
+    }
+    Ok(())
 }

@@ -12,6 +12,7 @@ use std::{error::Error, fs, ops::Range, process::Command};
 
 use c2r_data::{Dataset, Split};
 use c2r_distill::{DistillConfig, DistillEvent, Distillation, profiles};
+use ndarray::Array4;
 use plotters::prelude::*;
 use tch::Device;
 
@@ -158,8 +159,8 @@ fn dataset(n_classes: usize) -> Result<Dataset, Box<dyn Error>> {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         (state >> 24) as u8
     });
-    let labels = (0..n).map(|at| (at % n_classes) as i64).collect();
-    let train = Split::new([3, 32, 32], n_classes, pixels.collect(), labels)?;
+    let images = Array4::from_shape_vec((n, 3, 32, 32), pixels.collect())?;
+    let train = Split::new(images, (0..n).map(|at| (at % n_classes) as i64).collect(), n_classes)?;
     Ok(Dataset { spec, test: train.first(n_classes), train, notes: Vec::new() })
 }
 

@@ -419,27 +419,27 @@ impl Distillation {
             }
             _ => String::new(),
         };
-        Ok(SyntheticSet {
-            images: self.images().detach().to_device(Device::Cpu).copy(),
-            labels: Tensor::from_slice(&labels),
-            soft_labels,
-            formation,
-            header: SyntheticHeader {
-                schema_version: c2r_data::SCHEMA_VERSION,
-                dataset: spec.name.clone(),
-                classes: spec.classes.len(),
-                images_per_class: config.ipc,
-                method: self.method_name().to_owned(),
-                seed: config.seed,
-                iterations: self.iteration(),
-                config: serde_json::to_value(config).expect("the configuration serializes to JSON"),
-                versions,
-                data_sha256: self.data_sha256.clone(),
-                mean: spec.mean.clone(),
-                std: spec.std.clone(),
-                extra_storage,
-            },
-        })
+        let mut tensors = BTreeMap::from([
+            ("images".to_owned(), self.images().detach().to_device(Device::Cpu)),
+            ("labels".to_owned(), Tensor::from_slice(&labels)),
+        ]);
+        tensors.extend(soft_labels.map(|soft| ("soft_labels".to_owned(), soft)));
+        let header = SyntheticHeader {
+            schema_version: c2r_data::SCHEMA_VERSION,
+            dataset: spec.name.clone(),
+            classes: spec.classes.len(),
+            images_per_class: config.ipc,
+            method: self.method_name().to_owned(),
+            seed: config.seed,
+            iterations: self.iteration(),
+            config: serde_json::to_value(config).expect("the configuration serializes to JSON"),
+            versions,
+            data_sha256: self.data_sha256.clone(),
+            mean: spec.mean.clone(),
+            std: spec.std.clone(),
+            extra_storage,
+        };
+        Ok(SyntheticSet::from_tensors(tensors, formation, header)?)
     }
 
     /// The name that tables use.

@@ -466,7 +466,7 @@ fn epoch_order(
             scores[positions[0]..positions[0] + positions.len()].copy_from_slice(&batch);
         }
     }
-    curriculum.order(&scores, setting.data.labels(), progress, &mut seed.stream("order", 0))
+    curriculum.order(&scores, &setting.data.labels().to_vec(), progress, &mut seed.stream("order", 0))
 }
 
 /// GUARD's penalty, a scalar; see [`CurvatureConfig`].

@@ -13,6 +13,7 @@ use c2r_data::{Dataset, SCHEMA_VERSION, Split, SyntheticHeader, SyntheticSet};
 use c2r_distill::{Distillation, profiles as distill_profiles};
 use c2r_eval::{AttackEntry, AttackRecord};
 use c2r_models::{Model, ModelInput, checkpoint};
+use ndarray::{Array1, Array2, Array4};
 use tch::{Device, Kind, Tensor};
 
 type Seeds = Vec<(&'static str, Vec<u8>)>;
@@ -132,8 +133,8 @@ pub(crate) fn small_run(profile: &str) -> Distillation {
     spec.classes.truncate(2);
     (spec.height, spec.width) = (4, 4);
     let split = |n: usize| {
-        let labels = (0..n).map(|position| (position % 2) as i64).collect();
-        Split::new([1, 4, 4], 2, (0..16 * n).map(|at| at as u8).collect(), labels).expect("lengths fit")
+        let images = Array4::from_shape_fn((n, 1, 4, 4), |(n, _, row, column)| (16 * n + 4 * row + column) as u8);
+        Split::new(images, (0..n).map(|position| (position % 2) as i64).collect(), 2).expect("lengths fit")
     };
     let data = Dataset { spec, train: split(8), test: split(2), notes: Vec::new() };
     let settings = r#"
@@ -196,12 +197,12 @@ pub(crate) fn images() -> Seeds {
 pub(crate) fn small_set(soft: bool) -> SyntheticSet {
     let (formation, side) = if soft { (2, 2) } else { (1, 8) };
     let n = 10 * formation * formation;
-    let images = Tensor::arange(10 * side * side, (Kind::Float, Device::Cpu)).fmod(256) / 255.0;
+    let pixel = |(image, _, row, column)| ((side * side * image + side * row + column) % 256) as f32 / 255.0;
     SyntheticSet {
-        images: images.view([10, 1, side, side]),
-        labels: Tensor::arange(10, (Kind::Int64, Device::Cpu)),
-        soft_labels: soft.then(|| Tensor::full([n, 10], 0.1, (Kind::Float, Device::Cpu))),
-        formation,
+        images: Array4::from_shape_fn((10, 1, side, side), pixel),
+        labels: Array1::from_iter(0..10),
+        soft_labels: soft.then(|| Array2::from_elem((n, 10), 0.1)),
+        formation: formation as i64,
         header: SyntheticHeader {
             schema_version: SCHEMA_VERSION,
             dataset: "digits".into(),

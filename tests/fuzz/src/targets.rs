@@ -164,11 +164,10 @@ fn cache(folder: &Path, bytes: &[u8]) {
     write(&path, bytes);
     let data = c2r_data::load(seeds::CACHED, Some(folder)).expect("images that can be decoded are there");
     let expected = seeds::pixels(8, 8);
-    assert!(data.train.pixels().chunks_exact(expected.len()).all(|pixels| pixels == expected));
-    assert_eq!(
-        (data.train.labels(), data.test.pixels()),
-        ((0..10).collect::<Vec<_>>().as_slice(), expected.as_slice())
-    );
+    for split in [&data.train, &data.test] {
+        assert!(split.images().outer_iter().all(|image| image.iter().eq(&expected)));
+    }
+    assert_eq!(data.train.labels().to_vec(), (0..10).collect::<Vec<_>>());
 }
 
 /// Every entry stays in its folder, all of them together within the limits, and no error has control characters.

@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use c2r_data::SyntheticSet;
+use c2r_data::{DataError, SyntheticSet};
 
 use crate::{
     data,
@@ -66,13 +66,18 @@ pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
         Format::Npz => set.save_npz(&args.output).or_exit(exit::DATA)?,
         Format::Safetensors => set.save(&args.output).or_exit(exit::DATA)?,
         Format::Png => {
-            let n_rounded = set.save_png(&args.output, args.quantize).or_exit(exit::DATA)?;
+            let n_rounded = set.save_png(&args.output, args.quantize).map_err(|error| match error {
+                DataError::Rounds { .. } => {
+                    exit::coded(exit::DATA, anyhow::anyhow!("{error}; say --quantize to round"))
+                }
+                other => exit::coded(exit::DATA, other),
+            })?;
             if n_rounded > 0 {
-                let total = set.images.numel();
+                let total = set.images.len();
                 ui.note(format!("note: {n_rounded} of {total} pixel values were rounded to multiples of 1/255"));
             }
         }
     }
-    ui.out(format!("{output}: {} images of {}", set.labels.size()[0], set.header.dataset));
+    ui.out(format!("{output}: {} images of {}", set.labels.len(), set.header.dataset));
     Ok(())
 }

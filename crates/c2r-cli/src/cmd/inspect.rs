@@ -11,12 +11,16 @@ use c2r_base::{
     Subject,
     artifact::{self, TensorFile},
 };
-use c2r_data::{DataError, Dataset, FileKind, Provenance, Split, SyntheticSet};
+use c2r_data::{
+    DataError, Dataset, FileKind, Provenance, Split, SyntheticSet,
+    arrays::{to_array, to_tensor},
+};
 use c2r_eval::{
     AttackRecord, Table,
     table::{CLEAN, MEAN_ROBUST},
 };
 use c2r_models::{TorchScript, checkpoint};
+use ndarray::Axis;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tch::{CModule, Device, Kind, Tensor};
@@ -242,12 +246,11 @@ fn dataset(report: &mut Report, name: &str, data: Option<&Path>, grid: Option<&P
         if let Some(class) = sizes.iter().position(|&n| n == 0) {
             report.doubt(format!("{name}: class {class} (`{}`) has no image", spec.classes[class]));
         }
-        let length = split.shape().iter().product::<i64>() as usize;
         let mut own = HashSet::new();
         let (mut repeated, mut shared) = (0, 0);
-        for image in split.pixels().chunks_exact(length) {
+        for image in split.images().axis_iter(Axis(0)) {
+            shared += usize::from(seen.contains(&image));
             repeated += usize::from(!own.insert(image));
-            shared += usize::from(seen.contains(image));
         }
         if repeated > 0 {
             report.doubt(format!("{name}: {repeated} images repeat another one of the split"));
@@ -271,9 +274,9 @@ fn dataset(report: &mut Report, name: &str, data: Option<&Path>, grid: Option<&P
 
 fn draw(split: &Split, grid: &Path) -> anyhow::Result<()> {
     let chosen = split.subset_per_class(GRID_COLUMNS);
-    let (images, _) = chosen.batch(&(0..chosen.len()).collect::<Vec<_>>(), Device::Cpu);
+    let images = chosen.images().mapv(|byte| f32::from(byte) / 255.0);
     let rows: Vec<Vec<usize>> = (0..chosen.n_classes()).map(|class| chosen.class_positions(class).to_vec()).collect();
-    Ok(c2r_data::write_grid(grid, &images, &rows)?)
+    Ok(c2r_data::write_grid(grid, images.view(), &rows)?)
 }
 
 fn folder(report: &mut Report, path: &Path, grid: Option<&Path>) -> anyhow::Result<bool> {
@@ -432,7 +435,8 @@ fn tensors(report: &mut Report, file: &TensorFile, grid: Option<&Path>) -> anyho
         }
         if let (Some(grid), false) = (grid, drawn) {
             let (pixels, rows) = doubts::drawable(tensor, labels.as_ref().map(|(_, labels)| labels));
-            c2r_data::write_grid(grid, &pixels, &rows)?;
+            let pixels = to_array(&pixels).map_err(anyhow::Error::msg)?;
+            c2r_data::write_grid(grid, pixels.view(), &rows)?;
             drawn = true;
         }
     }
@@ -450,15 +454,20 @@ fn synthetic(report: &mut Report, path: &Path, set: &SyntheticSet, grid: Option<
     // `imported` is also what `c2r import` calls a method that it was not told.
     let method = Some(&header.method).filter(|method| **method != run);
     report.line("made by", method.map_or(run.clone(), |method| format!("{method}, {run}")));
-    report.tensor("images", &set.images, "");
-    report.tensor("labels", &set.labels, &format!(", {} per class of {}", header.images_per_class, header.classes));
-    let tiles = set.formation * set.formation * set.labels.size()[0];
+    let images = to_tensor(set.images.view());
+    report.tensor("images", &images, "");
+    report.tensor(
+        "labels",
+        &to_tensor(set.labels.view()),
+        &format!(", {} per class of {}", header.images_per_class, header.classes),
+    );
+    let tiles = set.formation * set.formation * set.labels.len() as i64;
     if set.formation > 1 {
         report.line("formation", format!("{0} x {0} mosaics: {tiles} training images", set.formation));
     }
-    if let Some(soft) = &set.soft_labels {
+    if let Some(soft) = set.soft_labels.as_ref().map(|soft| to_tensor(soft.view())) {
         let confidence = soft.amax([1i64].as_slice(), false).mean(Kind::Double).double_value(&[]);
-        report.tensor("soft labels", soft, &format!(", mean largest probability {confidence:.3}"));
+        report.tensor("soft labels", &soft, &format!(", mean largest probability {confidence:.3}"));
     }
     report.line("cut off", origin.clamped.map(|cut| cut.to_string()).unwrap_or_default());
     report.line("extra storage", &header.extra_storage);
@@ -468,15 +477,10 @@ fn synthetic(report: &mut Report, path: &Path, set: &SyntheticSet, grid: Option<
     report.line("versions", versions.join(", "));
     report.line("config", header.config.to_string());
     let reference = report.reference(&header.dataset);
-    doubts::images(report, "images", &set.images, reference.as_ref());
+    doubts::images(report, "images", &images, reference.as_ref());
     match c2r_data::spec(&header.dataset) {
-        Ok(spec) if spec.shape() != set.images.size()[1..] => {
-            report.doubt(format!(
-                "{} images are {:?}, these are {:?}",
-                spec.name,
-                spec.shape(),
-                &set.images.size()[1..]
-            ));
+        Ok(spec) if spec.shape() != images.size()[1..] => {
+            report.doubt(format!("{} images are {:?}, these are {:?}", spec.name, spec.shape(), &images.size()[1..]));
         }
         Ok(spec) if (&spec.mean, &spec.std) != (&header.mean, &header.std) => {
             report.doubt(format!("mean and std are not those of {}: {:?}, {:?}", spec.name, spec.mean, spec.std));
@@ -677,10 +681,9 @@ mod tests {
     fn synthetic_set() -> SyntheticSet {
         let digits = c2r_data::load("digits", None).unwrap();
         let chosen = digits.train.subset_per_class(2);
-        let (images, labels) = chosen.batch(&(0..20).collect::<Vec<_>>(), Device::Cpu);
         SyntheticSet {
-            images,
-            labels,
+            images: chosen.images().mapv(|byte| f32::from(byte) / 255.0),
+            labels: chosen.labels().to_owned(),
             soft_labels: None,
             formation: 1,
             header: SyntheticHeader {
@@ -738,8 +741,9 @@ mod tests {
             assert!(text.contains(made_by) && !text.contains("iterations"), "{text}");
         }
 
-        set.images.get(3).copy_(&set.images.get(4));
-        let _ = set.images.get(5).fill_(0.5);
+        let fourth = set.images.index_axis(Axis(0), 4).to_owned();
+        set.images.index_axis_mut(Axis(0), 3).assign(&fourth);
+        set.images.index_axis_mut(Axis(0), 5).fill(0.5);
         set.header.mean = vec![0.5];
         set.save(&path).unwrap();
         check(
@@ -822,19 +826,19 @@ mod tests {
 
     #[test]
     fn labels_of_all_kinds() {
-        let set = synthetic_set();
-        let with = |labels: &Tensor| on_tensors("digits", &[("images", &set.images), ("labels", labels)]);
+        let (images, set_labels) = synthetic_set().decode(Device::Cpu);
+        let with = |labels: &Tensor| on_tensors("digits", &[("images", &images), ("labels", labels)]);
         let (ascending, misfit) = ("in class order", "labels do not fit the images");
-        let clean = with(&set.labels.sort(0, false).0);
+        let clean = with(&set_labels.sort(0, false).0);
         assert!(
             clean.lines().join("").contains("10 classes, 2 per class") && clean.lines().join("").contains(ascending)
         );
-        check(&with(&set.labels), &["images and labels", "of 20 labels", "--grouped would be wrong"], &[]);
-        check(&with(&set.labels.to_kind(Kind::Int)), &["i32 [20]"], &[]);
-        check(&with(&(&set.labels + 1)), &[], &["counted from 1?", misfit]);
-        check(&with(&(&set.labels - 1)), &[], &["-1 to 8, outside the classes 0 to 9", misfit]);
-        check(&with(&(&set.labels + 3).fmod(10)), &[], &[misfit]);
-        check(&with(&(9 - &set.labels)), &[], &["shuffled, or another class order?"]);
+        check(&with(&set_labels), &["images and labels", "of 20 labels", "--grouped would be wrong"], &[]);
+        check(&with(&set_labels.to_kind(Kind::Int)), &["i32 [20]"], &[]);
+        check(&with(&(&set_labels + 1)), &[], &["counted from 1?", misfit]);
+        check(&with(&(&set_labels - 1)), &[], &["-1 to 8, outside the classes 0 to 9", misfit]);
+        check(&with(&(&set_labels + 3).fmod(10)), &[], &[misfit]);
+        check(&with(&(9 - &set_labels)), &[], &["shuffled, or another class order?"]);
     }
 
     #[test]

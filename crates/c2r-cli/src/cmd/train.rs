@@ -6,7 +6,7 @@ use std::{
 
 use anyhow::Context;
 use c2r_base::{Epsilon, LabelledImages, Seed, Selection, Subject, artifact::TensorFile};
-use c2r_data::{Dataset, DatasetSpec, SetLabels, Split, SyntheticSet};
+use c2r_data::{Dataset, DatasetSpec, SetLabels, Split, SyntheticSet, arrays::to_tensor};
 use c2r_distill::Work;
 use c2r_models::{Frozen, Model, ModelSpec, checkpoint};
 use c2r_train::{Best, Protocol, Targets, Teacher, TrainConfig, TrainEvent, TrainSource, Trainer};
@@ -375,13 +375,13 @@ fn synthetic(file: &Path, args: &Args, device: Device, ui: &Ui) -> anyhow::Resul
     }
     Ok(Material {
         images: Images::Synthetic(images),
-        soft_labels: set.soft_labels.as_ref().map(|soft| soft.to_device(device)),
+        soft_labels: set.soft_labels.as_ref().map(|soft| to_tensor(soft.view()).to_device(device)),
         teacher,
         method: header.method.clone(),
         profile: origin.profile,
         images_per_class: Some(header.images_per_class),
         distill_seed: Some(header.seed),
-        n_images: set.images.size()[0] as usize,
+        n_images: set.labels.len(),
         extra_storage: header.extra_storage.clone(),
         data_sha256: header.data_sha256.clone(),
         notes,

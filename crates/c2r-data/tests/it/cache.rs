@@ -9,6 +9,7 @@ use std::{
 use c2r_base::artifact::TensorFile;
 use c2r_data::{DataError, Dataset, LoadEvent, Provenance, load_with};
 use image::{ImageFormat, Rgb, RgbImage};
+use ndarray::Axis;
 use tempfile::TempDir;
 
 /// Height and width of each picture of the subset, and its class.
@@ -50,7 +51,7 @@ fn is_made_anew(data: &Path, before: &Dataset, reason: &str) {
     assert!(*path == cache(data) && found.contains(reason), "{events:?} lacks {reason}");
     assert!(matches!(events[1], LoadEvent::Decoding { n_images: 20, .. }), "{events:?}");
     let dataset = dataset.unwrap();
-    assert_eq!(dataset.train.pixels(), before.train.pixels());
+    assert_eq!(dataset.train.images(), before.train.images());
     assert_eq!(dataset.test.sha256(), before.test.sha256());
     assert_eq!(load(data).1, [], "and the new one is used");
 }
@@ -65,9 +66,9 @@ fn images_are_decoded_once() {
     let (second, events) = load(data.path());
     let second = second.unwrap();
     assert_eq!(events, []);
-    assert_eq!(first.train.pixels(), second.train.pixels());
+    assert_eq!(first.train.images(), second.train.images());
     assert_eq!(first.test.labels(), second.test.labels());
-    assert_eq!(first.train.labels(), (0..10).collect::<Vec<_>>());
+    assert_eq!(first.train.labels().to_vec(), (0..10).collect::<Vec<_>>());
     assert!(first.notes[0].contains("from fast.ai (imagenette2-320/)"), "{:?}", first.notes);
 
     // The hash that was kept is the hash of what is there.
@@ -184,9 +185,10 @@ fn resizing_is_that_of_pillow() {
     let data = subset();
     let train = load(data.path()).0.unwrap().train;
     for ((_, _, class), (corners, sum)) in PICTURES.into_iter().zip(expected) {
-        let image = &train.pixels()[class * 3 * 128 * 128..][..3 * 128 * 128];
+        let images = train.images();
+        let image = images.index_axis(Axis(0), class);
         for ((row, column), rgb) in [(0, 0), (5, 64), (77, 31), (127, 127)].into_iter().zip(corners) {
-            let found = [0, 1, 2].map(|channel| image[channel * 128 * 128 + row * 128 + column]);
+            let found = [0, 1, 2].map(|channel| image[[channel, row, column]]);
             assert!(found.iter().zip(rgb).all(|(a, b)| a.abs_diff(b) <= 1), "{class}: {found:?}, Pillow {rgb:?}");
         }
         let found: i64 = image.iter().map(|&value| i64::from(value)).sum();

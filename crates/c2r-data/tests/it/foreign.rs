@@ -8,8 +8,8 @@ use std::{
 
 use c2r_base::artifact::TensorFile;
 use c2r_data::{
-    Clamped, ClassOrder, DataError, FileKind, ImportOptions, PixelValues, SyntheticSet, import, read_class_folders,
-    read_tensors,
+    Clamped, ClassOrder, DataError, FileKind, ImportOptions, PixelValues, SyntheticSet, arrays::to_tensor, import,
+    read_class_folders, read_tensors,
 };
 use serde_json::json;
 use tch::{Kind, Tensor};
@@ -212,15 +212,15 @@ fn imports_of_the_field() {
     let normalized = ImportOptions { values: digits.clone(), ..options() };
 
     let (set, notes) = imported(&read_tensors(&made("dc.pt")).unwrap(), None, &normalized).unwrap();
-    close(&set.images, &expected.tensors["pixels"]);
-    same("labels", &set.labels, &expected.tensors["labels"]);
+    close(&to_tensor(set.images.view()), &expected.tensors["pixels"]);
+    same("labels", &to_tensor(set.labels.view()), &expected.tensors["labels"]);
     assert!(set.soft_labels.is_none());
     assert_eq!((set.header.images_per_class, set.header.method.as_str()), (2, "other"));
     assert!(notes[0].contains("`data[0][0]`") && notes.iter().any(|note| note.contains("undone")), "{notes:?}");
     let second = ImportOptions { images: Some("data[1][0]".into()), ..normalized.clone() };
     let (set, _) = imported(&read_tensors(&made("dc.pt")).unwrap(), None, &second).unwrap();
-    close(&set.images, &expected.tensors["pixels"].flip([0]));
-    same("labels", &set.labels, &expected.tensors["labels"].flip([0]));
+    close(&to_tensor(set.images.view()), &expected.tensors["pixels"].flip([0]));
+    same("labels", &to_tensor(set.labels.view()), &expected.tensors["labels"].flip([0]));
 
     let (images, labels) =
         (read_tensors(&made("images_best.pt")).unwrap(), read_tensors(&made("labels_best.pt")).unwrap());
@@ -229,20 +229,20 @@ fn imports_of_the_field() {
     let logits = ImportOptions { logits: true, ..normalized.clone() };
     let (set, _) = imported(&images, Some(&labels), &logits).unwrap();
     let soft = set.soft_labels.as_ref().unwrap();
-    close(soft, &expected.tensors["logits"].softmax(1, Kind::Float));
-    assert_eq!(set.header.extra_storage, format!("soft labels, {} floats", soft.numel()));
-    same("labels", &set.labels, &expected.tensors["labels"]);
+    close(&to_tensor(soft.view()), &expected.tensors["logits"].softmax(1, Kind::Float));
+    assert_eq!(set.header.extra_storage, format!("soft labels, {} floats", soft.len()));
+    same("labels", &to_tensor(set.labels.view()), &expected.tensors["labels"]);
 
     let nhwc = ImportOptions { images: Some("x".into()), labels: Some("y".into()), nhwc: true, ..options() };
     let (set, _) = imported(&read_tensors(&made("nhwc.npz")).unwrap(), None, &nhwc).unwrap();
-    same("images", &set.images, &expected.tensors["pixels"]);
+    same("images", &to_tensor(set.images.view()), &expected.tensors["pixels"]);
     let grouped = ImportOptions { grouped: true, ..options() };
     let (set, _) = imported(&read_tensors(&made("images.npy")).unwrap(), None, &grouped).unwrap();
-    assert_eq!((set.images.kind(), set.labels.size()), (Kind::Float, vec![20]));
+    assert_eq!(set.labels.len(), 20);
     let one_hot =
         tensors([("images", expected.tensors["pixels"].copy()), ("labels", expected.tensors["labels"].one_hot(10))]);
     let (set, notes) = imported(&one_hot, None, &options()).unwrap();
-    same("labels", &set.labels, &expected.tensors["labels"]);
+    same("labels", &to_tensor(set.labels.view()), &expected.tensors["labels"]);
     assert!(set.soft_labels.is_none() && notes.last().unwrap().contains("one-hot"), "{notes:?}");
 }
 
@@ -303,7 +303,7 @@ fn declarations_are_checked() {
     refused(&with(expected.tensors["normalized"].copy()), &other, "lie outside [0, 1], from 0.093 to 1.425");
     let (set, notes) =
         imported(&with(expected.tensors["normalized"].copy()), None, &ImportOptions { clamp: true, ..other }).unwrap();
-    assert_eq!(set.images.max().double_value(&[]), 1.0);
+    assert_eq!(set.images.iter().copied().fold(0.0, f32::max), 1.0);
     assert!(notes.iter().any(|note| note.contains("cut off")), "{notes:?}");
     assert!(set.header.config["notes"].to_string().contains("cut off"));
 
@@ -311,7 +311,7 @@ fn declarations_are_checked() {
     assert!(cut.part > 0.0 && (cut.high - 1.425).abs() < 1e-3 && (cut.low - 0.093).abs() < 1e-3, "{cut:?}");
     let (set, _) =
         imported(&with(pixels() * 255.0), None, &ImportOptions { values: PixelValues::Bytes, ..options() }).unwrap();
-    close(&set.images, &pixels());
+    close(&to_tensor(set.images.view()), &pixels());
 }
 
 /// What no undoing was declared of is pixels, or nearly; bytes are not images in `[0, 1]`.
@@ -371,7 +371,7 @@ fn options_that_the_file_contradicts_are_refused() {
     // Soft rows beside hard labels by position are no contradiction, nor are numbers that are no classes.
     let soft = Tensor::full([20, 10], 0.1, (Kind::Float, tch::Device::Cpu));
     let (set, _) = imported(&with(soft), None, &grouped).unwrap();
-    assert!(set.soft_labels.is_some() && values(&set.labels.to_kind(Kind::Float))[18..] == [9.0, 9.0]);
+    assert!(set.soft_labels.is_some() && set.labels.as_slice().unwrap()[18..] == [9, 9]);
     let weights = tensors([("images", pixels.copy()), ("weights", labels.to_kind(Kind::Float) + 0.5)]);
     imported(&weights, None, &grouped).unwrap();
     let named = ImportOptions { labels: Some("weights".into()), ..grouped };
@@ -401,8 +401,8 @@ fn blue_first_becomes_red_first() {
     let file = tensors([("images", images.copy())]);
     let options = ImportOptions { grouped: true, bgr: true, ..options() };
     let (set, _) = import(&file, None, &spec, &options, json!({})).unwrap();
-    assert_eq!(values(&set.images.select(1, 0)), values(&images.select(1, 2)));
-    assert_eq!(values(&set.images.select(1, 1)), values(&images.select(1, 1)));
+    assert_eq!(values(&to_tensor(set.images.view()).select(1, 0)), values(&images.select(1, 2)));
+    assert_eq!(values(&to_tensor(set.images.view()).select(1, 1)), values(&images.select(1, 1)));
 }
 
 #[test]

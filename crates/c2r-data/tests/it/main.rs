@@ -11,8 +11,27 @@ mod real_data;
 mod splits;
 mod synthetic;
 
+use c2r_data::{Split, arrays::to_array};
+use ndarray::{Array, Array4, Dimension};
 use proptest::test_runner::{Config as ProptestConfig, RngSeed};
 use tch::Tensor;
+
+/// A split of images of `shape`, `[C, H, W]`, from their bytes one after the other.
+fn split(shape: [usize; 3], n_classes: usize, bytes: Vec<u8>, labels: Vec<i64>) -> Result<Split, c2r_data::DataError> {
+    let [c, h, w] = shape;
+    let images = Array4::from_shape_vec((bytes.len() / (c * h * w), c, h, w), bytes).unwrap();
+    Split::new(images, labels.into(), n_classes)
+}
+
+/// All bytes of a split, image by image.
+fn bytes(split: &Split) -> Vec<u8> {
+    split.images().iter().copied().collect()
+}
+
+/// A tensor as an array.
+fn array<T: tch::kind::Element + Copy, D: Dimension>(tensor: &Tensor) -> Array<T, D> {
+    to_array(tensor).unwrap()
+}
 
 /// All values in storage order.
 fn values(tensor: &Tensor) -> Vec<f32> {

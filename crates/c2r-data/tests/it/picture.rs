@@ -1,14 +1,12 @@
 use c2r_data::write_grid;
-use tch::{Kind, Tensor};
-
-use crate::noise;
+use ndarray::{Array4, arr1};
 
 #[test]
 fn pixels_are_repeated_not_blurred() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("new/grid.png");
-    let images = Tensor::from_slice(&[0.0f32, 1.0, 0.2, 0.4, 2.0, -1.0, 0.6, 0.8]).view([2, 1, 2, 2]);
-    write_grid(&path, &images, &[vec![0, 1], vec![1]]).unwrap();
+    let images = arr1(&[0.0, 1.0, 0.2, 0.4, 2.0, -1.0, 0.6, 0.8]).into_shape_with_order((2, 1, 2, 2)).unwrap();
+    write_grid(&path, images.view(), &[vec![0, 1], vec![1]]).unwrap();
     let picture = image::open(&path).unwrap().to_rgb8();
     // 2x2 pixels are enlarged 32 times; 2 white pixels lie between and around.
     assert_eq!(picture.dimensions(), (2 * 66 + 2, 2 * 66 + 2));
@@ -32,8 +30,8 @@ fn pixels_are_repeated_not_blurred() {
 fn colours_keep_their_channels() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("grid.png");
-    let images = Tensor::from_slice(&[1.0f32, 0.6, 0.2]).view([1, 3, 1, 1]).expand([1, 3, 70, 70], false);
-    write_grid(&path, &images, &[vec![0]]).unwrap();
+    let images = Array4::from_shape_fn((1, 3, 70, 70), |(_, c, ..)| [1.0, 0.6, 0.2][c]);
+    write_grid(&path, images.view(), &[vec![0]]).unwrap();
     let picture = image::open(&path).unwrap().to_rgb8();
     assert_eq!(picture.dimensions(), (74, 74));
     assert_eq!(picture.get_pixel(40, 40).0, [255, 153, 51]);
@@ -43,8 +41,11 @@ fn colours_keep_their_channels() {
 fn what_cannot_be_drawn_is_an_error() {
     let path = std::path::Path::new("never/written.png");
     let rows = [vec![0]];
-    assert!(write_grid(path, &noise(&[1, 2, 4, 4], 0), &rows).unwrap_err().to_string().contains("[1, 2, 4, 4]"));
-    assert!(write_grid(path, &noise(&[4, 4], 0), &rows).is_err());
-    assert!(write_grid(path, &Tensor::zeros([1, 1, 4, 4], (Kind::Float, tch::Device::Cpu)), &[vec![]]).is_err());
+    let of = |c: usize, h: usize, rows: &[Vec<usize>]| {
+        write_grid(path, Array4::zeros((1, c, h, 4)).view(), rows).unwrap_err().to_string()
+    };
+    assert!(of(2, 4, &rows).contains("[1, 2, 4, 4]"));
+    assert!(of(1, 0, &rows).contains("[1, 1, 0, 4]"));
+    assert!(of(1, 4, &[vec![]]).contains("no image"));
     assert!(!path.exists());
 }

@@ -3,6 +3,7 @@
 use std::{fs, io::Write, path::PathBuf, process::Command};
 
 use c2r_data::SyntheticSet;
+use ndarray::Array2;
 use tch::{Kind, Tensor};
 
 const PAGE: &str = include_str!("../../../../docs/formats.md");
@@ -29,20 +30,19 @@ fn python_reads_every_format() {
 
     let folder = tempfile::tempdir().unwrap();
     let digits = c2r_data::load("digits", None).unwrap().train.subset_per_class(2);
-    let (images, labels) = digits.batch(&(0..20).collect::<Vec<_>>(), tch::Device::Cpu);
+    let soft = Array2::from_shape_fn((20, 10), |(n, k)| if digits.labels()[n] == k as i64 { 0.91 } else { 0.01 });
     let set = SyntheticSet {
-        soft_labels: Some((labels.one_hot(10).to_kind(Kind::Float) * 0.9) + 0.01),
-        images,
-        labels,
+        images: digits.images().mapv(|byte| f32::from(byte) / 255.0),
+        labels: digits.labels().to_owned(),
+        soft_labels: Some(soft),
         formation: 1,
         header: crate::synthetic::digits_header(2),
     };
     set.save(&folder.path().join("set.safetensors")).unwrap();
     set.save_npz(&folder.path().join("set.npz")).unwrap();
     set.save_png(&folder.path().join("set"), false).unwrap();
-    let bytes: Vec<u8> = Vec::try_from((&set.images * 255.0).round().to_kind(Kind::Uint8).flatten(0, -1)).unwrap();
-    fs::write(folder.path().join("bytes"), bytes).unwrap();
-    let labels = Vec::<i64>::try_from(&set.labels).unwrap();
+    fs::write(folder.path().join("bytes"), crate::bytes(&digits)).unwrap();
+    let labels = set.labels.to_vec();
 
     let checks = "
 import numpy as np

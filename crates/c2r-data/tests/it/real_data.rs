@@ -9,6 +9,7 @@ use std::{
 };
 
 use c2r_data::{Dataset, Split, load};
+use ndarray::Axis;
 
 use crate::readers::corners;
 
@@ -152,11 +153,9 @@ fn tiny_imagenet() {
 
 /// The registry's mean and std are those of the training pixels.
 fn moments(data: &Dataset) {
-    let [_, h, w] = data.train.shape();
     for channel in 0..3 {
-        let planes = data.train.pixels().chunks_exact((h * w) as usize).skip(channel).step_by(3);
         let (mut n, mut sum, mut squares) = (0u64, 0u64, 0u64);
-        for value in planes.flatten().map(|&value| u64::from(value)) {
+        for value in data.train.images().index_axis(Axis(1), channel).iter().map(|&value| u64::from(value)) {
             (n, sum, squares) = (n + 1, sum + value, squares + value * value);
         }
         let mean = sum as f64 / n as f64 / 255.0;

@@ -2,21 +2,22 @@ use std::collections::{BTreeMap, HashSet};
 
 use c2r_base::Seed;
 use c2r_data::{ClassSampler, Split, load};
+use ndarray::{Array4, ShapeBuilder, arr1, s};
 use proptest::prelude::*;
 use tch::Device;
 
-use crate::values;
+use crate::{bytes, values};
 
 /// `n` images of one pixel each, whose value is the position and whose label is `position % n_classes`.
 fn numbered(n: usize, n_classes: usize) -> Split {
     let labels = (0..n).map(|position| (position % n_classes) as i64).collect();
-    Split::new([1, 1, 1], n_classes, (0..n).map(|position| position as u8).collect(), labels).unwrap()
+    crate::split([1, 1, 1], n_classes, (0..n).map(|position| position as u8).collect(), labels).unwrap()
 }
 
 #[test]
 fn a_batch_keeps_order_and_layout() {
     let pixels: Vec<u8> = (0..2 * 3 * 2 * 2).collect();
-    let split = Split::new([3, 2, 2], 4, pixels, vec![3, 0]).unwrap();
+    let split = crate::split([3, 2, 2], 4, pixels, vec![3, 0]).unwrap();
     let (images, labels) = split.batch(&[1, 0, 1], Device::Cpu);
     assert_eq!(images.size(), [3, 3, 2, 2]);
     assert_eq!(Vec::<i64>::try_from(labels).unwrap(), [0, 3, 0]);
@@ -33,24 +34,40 @@ fn a_batch_keeps_order_and_layout() {
 
 #[test]
 fn what_does_not_fit_is_named() {
-    let message =
-        |shape, pixels: usize, labels: Vec<i64>| Split::new(shape, 2, vec![0; pixels], labels).unwrap_err().to_string();
-    assert!(message([1, 2, 2], 7, vec![0, 1]).contains("8 bytes, found 7"));
-    assert!(message([1, 2, 2], 8, vec![0, 2]).contains("image 1 has label 2, outside 0..=1"));
-    assert!(message([1, 2, 2], 8, vec![-1, 0]).contains("image 0 has label -1"));
-    assert!(message([1, 0, 2], 0, vec![0]).contains("[1, 0, 2]"));
-    assert!(message([i64::MAX, 2, 2], 8, vec![0]).contains("too many"));
+    let message = |shape: (usize, usize, usize, usize), labels: Vec<i64>| {
+        Split::new(Array4::zeros(shape), labels.into(), 2).unwrap_err().to_string()
+    };
+    assert!(message((3, 1, 2, 2), vec![0, 1]).contains("3 images and 2 labels"));
+    assert!(message((2, 1, 2, 2), vec![0, 2]).contains("image 1 has label 2, outside 0..=1"));
+    assert!(message((2, 1, 2, 2), vec![-1, 0]).contains("image 0 has label -1"));
+    assert!(message((1, 1, 0, 2), vec![0]).contains("[1, 0, 2]"));
+}
+
+#[test]
+fn arrays_of_any_layout_are_read_in_their_order() {
+    let plain = Array4::from_shape_fn((2, 3, 4, 5), |(n, c, h, w)| (60 * n + 20 * c + 5 * h + w) as u8);
+    let mut columns = Array4::zeros((2, 3, 4, 5).f());
+    columns.assign(&plain);
+    let mut backwards = plain.slice(s![..;-1, .., .., ..]).to_owned();
+    backwards.invert_axis(ndarray::Axis(0));
+    let mut labels = arr1(&[1i64, 0]);
+    labels.invert_axis(ndarray::Axis(0));
+    for images in [plain.clone(), columns, backwards] {
+        let split = Split::new(images, labels.clone(), 2).unwrap();
+        assert_eq!((split.images(), split.labels()), (plain.view(), arr1(&[0, 1]).view()));
+        assert_eq!(bytes(&split.first(1)), (0..60).collect::<Vec<u8>>());
+    }
 }
 
 #[test]
 fn subsets_take_the_first_images() {
     let split = numbered(10, 3);
-    assert_eq!(split.subset_per_class(2).pixels(), [0, 1, 2, 3, 4, 5]);
+    assert_eq!(bytes(&split.subset_per_class(2)), [0, 1, 2, 3, 4, 5]);
     assert_eq!(split.subset_per_class(4).labels(), split.labels());
-    assert_eq!(split.rest_per_class(2).pixels(), [6, 7, 8, 9]);
-    assert_eq!(split.rest_per_class(3).labels(), [0], "only class 0 has a fourth image");
+    assert_eq!(bytes(&split.rest_per_class(2)), [6, 7, 8, 9]);
+    assert_eq!(split.rest_per_class(3).labels().to_vec(), [0], "only class 0 has a fourth image");
     assert!(split.rest_per_class(4).is_empty());
-    assert_eq!(split.first(3).pixels(), [0, 1, 2]);
+    assert_eq!(bytes(&split.first(3)), [0, 1, 2]);
     assert_eq!(split.first(99).len(), 10);
     assert_eq!(split.first(3).n_classes(), 3);
 }
@@ -62,20 +79,20 @@ fn held_out_images_are_balanced_and_apart() {
     assert_eq!((rest.len(), out.len()), (80, 20));
     let sizes: Vec<usize> = (0..4).map(|class| out.class_positions(class).len()).collect();
     assert_eq!(sizes, [5; 4]);
-    let all: HashSet<u8> = rest.pixels().iter().chain(out.pixels()).copied().collect();
+    let all: HashSet<u8> = rest.images().iter().chain(&out.images()).copied().collect();
     assert_eq!(all.len(), 100);
-    assert!(out.pixels().is_sorted() && rest.pixels().is_sorted());
-    assert_eq!(split.hold_out(0.2, Seed::new(3)).1.pixels(), out.pixels());
-    assert_ne!(split.hold_out(0.2, Seed::new(4)).1.pixels(), out.pixels());
+    assert!(bytes(&out).is_sorted() && bytes(&rest).is_sorted());
+    assert_eq!(split.hold_out(0.2, Seed::new(3)).1.images(), out.images());
+    assert_ne!(split.hold_out(0.2, Seed::new(4)).1.images(), out.images());
     // A class of one image stays in the rest, and no class is emptied.
     let (rest, out) = numbered(3, 2).hold_out(0.9, Seed::new(0));
-    assert_eq!((rest.labels().len(), out.labels()), (2, [0].as_slice()));
+    assert_eq!((rest.labels().len(), out.labels().to_vec()), (2, vec![0]));
 }
 
 #[test]
 fn the_hash_sees_everything() {
     let hash = |shape, n_classes, pixels: &[u8], labels: &[i64]| {
-        Split::new(shape, n_classes, pixels.to_vec(), labels.to_vec()).unwrap().sha256()
+        crate::split(shape, n_classes, pixels.to_vec(), labels.to_vec()).unwrap().sha256()
     };
     let base = hash([1, 1, 2], 2, &[1, 2, 3, 4], &[0, 1]);
     assert_eq!(base, hash([1, 1, 2], 2, &[1, 2, 3, 4], &[0, 1]));
@@ -107,12 +124,8 @@ fn digits_are_what_they_were() {
         (&digits.test, 358, 8, [0, 0, 159, 223, 128, 16, 0, 0], [0, 16, 128, 191, 223, 191, 16, 0]),
     ];
     for (split, position, label, first, last) in expected {
-        let pixels = &split.pixels()[position * 64..(position + 1) * 64];
-        assert_eq!(
-            (split.labels()[position], &pixels[..8], &pixels[56..]),
-            (label, &first[..], &last[..]),
-            "{position}"
-        );
+        let rows = [0, 7].map(|row| split.images().slice(s![position, 0, row, ..]).to_vec());
+        assert_eq!((split.labels()[position], rows), (label, [first, last].map(Vec::from)), "{position}");
     }
     let test_sizes: Vec<usize> = (0..10).map(|class| digits.test.class_positions(class).len()).collect();
     assert_eq!(test_sizes, [36, 36, 35, 37, 36, 36, 36, 36, 35, 36]);
