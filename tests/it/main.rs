@@ -91,7 +91,7 @@ fn attacked(model: &Frozen, batch_size: usize) -> AttackReport {
 #[test]
 fn ten_distilled_images_train_a_robust_network() {
     let set = distil(0);
-    assert_eq!(set.images.size(), [10, 1, 8, 8]);
+    assert_eq!(set.images.dim(), (10, 1, 8, 8));
     let natural = attacked(&downstream(&set, Protocol::Natural), 128);
     let robust = attacked(&downstream(&set, Protocol::PgdAt), 128);
     for (name, report) in [("natural", &natural), ("pgd-at", &robust)] {

@@ -223,7 +223,7 @@ fn synthetic_set(folder: &Path, bytes: &[u8]) {
         set.save_npz(&folder.join("set.npz")).expect("a set that was read can be written");
         let back = SyntheticSet::load(&folder.join("set.npz")).expect("it was just written");
         assert_eq!(back.header, set.header);
-        assert!(back.images.equal(&set.images));
+        assert_eq!(back.images, set.images);
     }
 }
 

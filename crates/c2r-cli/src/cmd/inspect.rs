@@ -20,7 +20,6 @@ use c2r_eval::{
     table::{CLEAN, MEAN_ROBUST},
 };
 use c2r_models::{TorchScript, checkpoint};
-use ndarray::Axis;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tch::{CModule, Device, Kind, Tensor};
@@ -239,8 +238,9 @@ fn dataset(report: &mut Report, name: &str, data: Option<&Path>, grid: Option<&P
     report.title("dataset", &spec.title, format!("dataset `{}`", spec.name));
     report.line("images", format!("u8 {:?} (channels, height, width)", spec.shape()));
     report.line("classes", format!("{}: {}", spec.classes.len(), spec.classes.join(", ")));
+    let pixels = [train.images(), test.images()];
     let mut seen = HashSet::new();
-    for (name, split) in [("train", &train), ("test", &test)] {
+    for ((name, split), images) in [("train", &train), ("test", &test)].into_iter().zip(&pixels) {
         let sizes: Vec<usize> = (0..split.n_classes()).map(|class| split.class_positions(class).len()).collect();
         report.line(name, format!("{} images, {}, sha256 {}", split.len(), range_of_counts(&sizes), split.sha256()));
         if let Some(class) = sizes.iter().position(|&n| n == 0) {
@@ -248,7 +248,7 @@ fn dataset(report: &mut Report, name: &str, data: Option<&Path>, grid: Option<&P
         }
         let mut own = HashSet::new();
         let (mut repeated, mut shared) = (0, 0);
-        for image in split.images().axis_iter(Axis(0)) {
+        for image in images.outer_iter() {
             shared += usize::from(seen.contains(&image));
             repeated += usize::from(!own.insert(image));
         }
@@ -655,6 +655,7 @@ mod tests {
     use c2r_base::Seed;
     use c2r_data::{SCHEMA_VERSION, SyntheticHeader};
     use c2r_models::{Model, ModelInput};
+    use ndarray::Axis;
 
     use super::*;
 

@@ -6,8 +6,9 @@ mod switches;
 use std::collections::{BTreeMap, BTreeSet};
 
 use c2r_base::artifact::TensorFile;
-use c2r_data::Dataset;
+use c2r_data::{Dataset, arrays::to_tensor};
 use c2r_distill::{DistillConfig, DistillError, DistillEvent, Distillation, StepReport};
+use ndarray::Axis;
 use tch::{Device, Kind, Tensor};
 
 /// Settings that cut a distillation of the digits down to a second or so; those of sections that a method
@@ -125,7 +126,7 @@ fn bytes(distillation: &Distillation) -> Vec<u8> {
 }
 
 fn images(distillation: &Distillation) -> Tensor {
-    distillation.synthetic_set(BTreeMap::new()).unwrap().images
+    to_tensor(distillation.synthetic_set(BTreeMap::new()).unwrap().images.view())
 }
 
 #[test]
@@ -308,10 +309,11 @@ fn random_real_images_are_training_images_of_their_class() {
     assert_eq!(set.header.method, "random-real");
     let train = digits().train;
     for row in 0..20 {
-        let class = set.labels.int64_value(&[row]);
-        assert_eq!(class, row / 2);
+        let class = set.labels[row];
+        assert_eq!(class, row as i64 / 2);
         let (real, _) = train.batch(train.class_positions(class as usize), Device::Cpu);
-        let nearest = (real - set.images.get(row)).abs().amax([1i64, 2, 3].as_slice(), false).min();
+        let nearest =
+            (real - to_tensor(set.images.index_axis(Axis(0), row))).abs().amax([1i64, 2, 3].as_slice(), false).min();
         assert!(nearest.double_value(&[]) < 1e-6, "image {row} is no training image");
     }
 }
@@ -322,9 +324,10 @@ fn soft_labels_are_the_teachers_and_are_declared() {
     let mut distillation = start(&config(&changes));
     finish(&mut distillation);
     let set = distillation.synthetic_set(BTreeMap::new()).unwrap();
-    let soft = set.soft_labels.unwrap();
+    let soft = to_tensor(set.soft_labels.unwrap().view());
     assert_eq!(soft.size(), [20, 10]);
-    let expected = distillation.teachers().next().unwrap().logits(&set.images, false).softmax(1, Kind::Float);
+    let images = to_tensor(set.images.view());
+    let expected = distillation.teachers().next().unwrap().logits(&images, false).softmax(1, Kind::Float);
     assert!((soft - expected).abs().max().double_value(&[]) < 1e-6);
     assert_eq!(set.header.extra_storage, "soft labels, 200 floats");
 
@@ -334,14 +337,15 @@ fn soft_labels_are_the_teachers_and_are_declared() {
     assert_eq!(several.progress().1, distillation.progress().1 + 8);
     finish(&mut several);
     let set = several.synthetic_set(BTreeMap::new()).unwrap();
+    let images = to_tensor(set.images.view());
     let labels: Vec<Tensor> =
-        several.teachers().map(|teacher| teacher.logits(&set.images, false).softmax(1, Kind::Float)).collect();
+        several.teachers().map(|teacher| teacher.logits(&images, false).softmax(1, Kind::Float)).collect();
     assert_eq!(labels.len(), 3);
-    let alone = distillation.teachers().next().unwrap().logits(&set.images, false).softmax(1, Kind::Float);
+    let alone = distillation.teachers().next().unwrap().logits(&images, false).softmax(1, Kind::Float);
     assert!((&labels[0] - alone).abs().max().double_value(&[]) < 1e-6);
     assert!((&labels[0] - &labels[1]).abs().max().double_value(&[]) > 1e-3);
     let mean = (&labels[0] + &labels[1] + &labels[2]) / 3.0;
-    assert!((set.soft_labels.unwrap() - mean).abs().max().double_value(&[]) < 1e-6);
+    assert!((to_tensor(set.soft_labels.unwrap().view()) - mean).abs().max().double_value(&[]) < 1e-6);
     assert_eq!(set.header.extra_storage, "soft labels, 200 floats");
 }
 
@@ -368,7 +372,7 @@ fn mosaics_hold_four_images() {
     let mut distillation = start(&config(&[("images.formation", 2.into())]));
     finish(&mut distillation);
     let set = distillation.synthetic_set(BTreeMap::new()).unwrap();
-    assert_eq!((set.images.size(), set.formation), (vec![20, 1, 8, 8], 2));
+    assert_eq!((set.images.dim(), set.formation), ((20, 1, 8, 8), 2));
     assert_eq!(set.decode(Device::Cpu).0.size(), [80, 1, 8, 8]);
 }
 
