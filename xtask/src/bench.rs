@@ -2,13 +2,13 @@
 
 mod loaders;
 mod peers;
-
-use std::path::PathBuf;
+mod python;
 
 use crate::{
     checkout::{self, Checkout},
     exit, setup,
 };
+use python::Peers;
 
 /// Measure speed: criterion's benchmarks, or ours beside the Python references
 #[derive(Debug, Clone, clap::Args)]
@@ -31,55 +31,6 @@ pub(crate) struct Args {
 
     #[command(flatten)]
     peers: Peers,
-}
-
-/// What `--peers` takes.
-#[derive(Debug, Clone, clap::Args)]
-pub(crate) struct Peers {
-    /// Run ours and the reference's in turn: attacks of torchattacks and pyautoattack, or torchvision's ImageFolder
-    #[arg(long)]
-    peers: bool,
-
-    /// A TorchScript model
-    #[arg(long, value_name = "FILE", requires_all = ["peers", "inputs"])]
-    model: Option<PathBuf>,
-
-    /// A safetensors file with `images` and `labels`
-    #[arg(long, value_name = "FILE", requires_all = ["peers", "model"])]
-    inputs: Option<PathBuf>,
-
-    /// Linf radius: a fraction such as 2/255 or a decimal [default: 2/255; 0.15 on the digits]
-    #[arg(long, value_name = "EPS", requires = "peers")]
-    eps: Option<String>,
-
-    /// Attack only the first so many images [default: 200, and 50 for AutoAttack]; data: make so many JPEGs [default: 3000]
-    #[arg(long, value_name = "N", requires = "peers")]
-    n: Option<usize>,
-
-    /// Only these attacks, separated by commas
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "peers")]
-    only: Vec<String>,
-
-    /// CPU threads of both sides [default: all cores]
-    #[arg(long, value_name = "N", requires = "peers")]
-    threads: Option<usize>,
-
-    /// Rounds of each attack, in turn, each with its own seed; means of the accuracies and medians of the seconds are
-    /// reported. AutoAttack runs once unless this is given [default: 3]
-    #[arg(long, value_name = "N", requires = "peers", value_parser = clap::value_parser!(u32).range(1..))]
-    repeats: Option<u32>,
-
-    /// Scale up the JPEGs and PNGs below this folder [default: noise with the spectrum of photographs]
-    #[arg(long, value_name = "DIR", requires = "peers")]
-    pictures: Option<PathBuf>,
-
-    /// A Python that has the packages already
-    #[arg(long, value_name = "FILE", requires = "peers")]
-    python: Option<PathBuf>,
-
-    /// Write every single time here, too
-    #[arg(long, value_name = "FILE", requires = "peers")]
-    json: Option<PathBuf>,
 }
 
 /// The command.

@@ -1,33 +1,32 @@
 //! `cargo xtask tidy`: the rules of this repository that no compiler checks.
 
+mod dependencies;
+mod modules;
+mod source;
+
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     fs,
     path::{Component, Path, PathBuf},
     process::Command,
 };
 
 use anyhow::Context;
-use serde::Deserialize;
 
 use crate::{checkout::Checkout, exit, process, ui};
+use dependencies::{ARCHITECTURE, Metadata};
 
 /// Check the rules that no compiler checks: crate layers, links, file sizes, leftovers
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "\
-Checked: dependencies between crates against the table in docs/architecture.md, top-level entries, licences and \
-Cargo.lock, links in Markdown files, file sizes, unfinished code, paths of one machine, pages nothing links to.
+Checked: dependencies between crates against the table in docs/architecture.md, dependencies that nothing uses, circles \
+among the files of a crate, top-level entries, licences and Cargo.lock, links in Markdown files, file sizes, unfinished \
+code, paths of one machine, pages nothing links to.
 
 Examples:
   cargo xtask tidy
   .ci/run            everything that is checked before a change lands, this included")]
 pub(crate) struct Args {}
-
-/// The page with the table of crates.
-const ARCHITECTURE: &str = "docs/architecture.md";
-
-/// Test support that any crate may use in its tests.
-const TESTKIT: &str = "c2r-testkit";
 
 /// What the top of the repository holds.
 const TOP_LEVEL: &[&str] = &[
@@ -60,8 +59,14 @@ const REQUIRED: &[&str] =
 /// Larger files belong into a download.
 const MAX_BYTES: u64 = 1_000_000;
 
-/// Longer source files want to be two.
+/// Longer source files want to be two, tests included.
 const MAX_RUST_LINES: usize = 1_200;
+
+/// Files with more code than this say why at their top.
+const MAX_CODE_LINES: usize = 600;
+
+/// How the line of a file's documentation begins that says why it is longer.
+const LONGER: &str = "//! Longer than 600 lines:";
 
 /// The command.
 pub(crate) fn run(_: &Args, checkout: &Checkout) -> anyhow::Result<()> {
@@ -78,7 +83,27 @@ pub(crate) fn run(_: &Args, checkout: &Checkout) -> anyhow::Result<()> {
         }
     }
     problems.extend(check_pages(checkout, &files)?);
-    problems.extend(check_layers(checkout)?);
+    let mut warnings = Vec::new();
+    for file in files.iter().filter(|file| file.ends_with(".rs")) {
+        let text = fs::read_to_string(checkout.root().join(file)).with_context(|| format!("cannot read {file}"))?;
+        warnings.extend(check_length(file, &text));
+    }
+    match Metadata::read(checkout)? {
+        Err(problem) => problems.push(format!("Cargo.toml: {problem}")),
+        Ok(metadata) => {
+            let page = fs::read_to_string(checkout.root().join(ARCHITECTURE))
+                .with_context(|| format!("cannot read {ARCHITECTURE}"))?;
+            warnings.extend(dependencies::check_edges(&metadata, &page));
+            warnings.extend(dependencies::check_used(&metadata, checkout)?);
+            let name = |path: &Path| checkout.relative(path).display().to_string();
+            for target in metadata.packages.iter().flat_map(|package| &package.targets) {
+                if target.kind.iter().any(|kind| kind == "lib" || kind == "bin") {
+                    warnings.extend(modules::circles(&target.src_path, name)?);
+                }
+            }
+        }
+    }
+    warnings.iter().for_each(|warning| ui::out(format!("warning: {warning}")));
     if problems.is_empty() {
         ui::note(format!("tidy: {} files, nothing to complain about", files.len()));
         return Ok(());
@@ -110,6 +135,19 @@ fn check_places(files: &BTreeSet<String>) -> Vec<String> {
         .map(|top| format!("{top}: does not belong at the top of the repository"))
         .chain(missing.map(|name| format!("{name}: missing")))
         .collect()
+}
+
+/// A file with much code says why.
+fn check_length(file: &str, text: &str) -> Option<String> {
+    let lines: Vec<&str> = text.lines().collect();
+    let is_tests = |pair: &[&str]| pair[0] == "#[cfg(test)]" && pair[1].starts_with("mod ");
+    let n = lines.windows(2).position(is_tests).unwrap_or(lines.len());
+    let has_reason = || {
+        let mut top = lines.iter().take_while(|line| line.starts_with("//"));
+        top.any(|line| line.strip_prefix(LONGER).is_some_and(|reason| !reason.trim().is_empty()))
+    };
+    let is_fine = n <= MAX_CODE_LINES || has_reason();
+    (!is_fine).then(|| format!("{file}: {n} lines of code; split it, or say why at its top: `{LONGER} ...`"))
 }
 
 /// What is wrong with one file; `exists` knows which paths a link may point at.
@@ -222,165 +260,9 @@ fn check_pages(checkout: &Checkout, files: &BTreeSet<String>) -> anyhow::Result<
         .collect())
 }
 
-/// A member of the workspace and what it depends on inside the workspace, or on libtorch.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Member {
-    name: String,
-    normal: Vec<String>,
-    dev: Vec<String>,
-}
-
-/// What `cargo metadata` prints, as far as it is read here.
-#[derive(Deserialize)]
-struct Metadata {
-    packages: Vec<Package>,
-}
-
-#[derive(Deserialize)]
-struct Package {
-    name: String,
-    dependencies: Vec<Dependency>,
-}
-
-#[derive(Deserialize)]
-struct Dependency {
-    name: String,
-    /// `None`, `dev` or `build`.
-    kind: Option<String>,
-    /// Of a dependency inside the workspace.
-    path: Option<String>,
-}
-
-fn check_layers(checkout: &Checkout) -> anyhow::Result<Vec<String>> {
-    let mut command = checkout.cargo();
-    command.args(["metadata", "--no-deps", "--format-version", "1", "--locked"]);
-    let output = process::output(&mut command)?.context("cargo is gone")?;
-    if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        return Ok(vec![format!("Cargo.toml: {text}")]);
-    }
-    let metadata: Metadata =
-        serde_json::from_slice(&output.stdout).context("cannot read what cargo metadata prints")?;
-    let page = fs::read_to_string(checkout.root().join(ARCHITECTURE))
-        .with_context(|| format!("cannot read {ARCHITECTURE}"))?;
-    Ok(compare(&members(metadata), &allowed_edges(&page)))
-}
-
-fn members(metadata: Metadata) -> Vec<Member> {
-    let inside = |dependency: &&Dependency| dependency.path.is_some() || dependency.name == "tch";
-    let names = |package: &Package, dev: bool| {
-        let wanted = package.dependencies.iter().filter(inside);
-        wanted.filter(|d| (d.kind.as_deref() == Some("dev")) == dev).map(|d| d.name.clone()).collect()
-    };
-    let member = |package: &Package| Member {
-        name: package.name.clone(),
-        normal: names(package, false),
-        dev: names(package, true),
-    };
-    metadata.packages.iter().map(member).collect()
-}
-
-/// The table of crates: the second column names the crate, the last one what it may use.
-/// `all` stands for every crate of the table that starts with `c2r-`.
-fn allowed_edges(page: &str) -> BTreeMap<String, BTreeSet<String>> {
-    let backticked = |cell: &str| cell.split('`').skip(1).step_by(2).map(String::from).collect::<Vec<_>>();
-    let rows: Vec<Vec<&str>> = page
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix('|')?.strip_suffix('|'))
-        .map(|row| row.split('|').map(str::trim).collect())
-        .filter(|row: &Vec<&str>| row.len() == 4)
-        .collect();
-    let crates: Vec<(String, &str)> =
-        rows.iter().filter_map(|row| Some((backticked(row[1]).into_iter().next()?, row[3]))).collect();
-    let all: BTreeSet<String> =
-        crates.iter().map(|(name, _)| name.clone()).filter(|name| name.starts_with("c2r-")).collect();
-    let uses = |cell: &str| match cell.split(' ').next() {
-        Some("all") => all.iter().cloned().chain(["tch".to_owned()]).collect(),
-        _ => backticked(cell).into_iter().collect(),
-    };
-    crates.iter().map(|(name, cell)| (name.clone(), uses(cell))).collect()
-}
-
-fn compare(members: &[Member], allowed: &BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
-    let mut problems = Vec::new();
-    for member in members {
-        let Some(may_use) = allowed.get(&member.name) else {
-            problems.push(format!("{}: not in the table of {ARCHITECTURE}", member.name));
-            continue;
-        };
-        let in_tests = |name: &&String| *name == TESTKIT;
-        let bad_normal = member.normal.iter().filter(|name| !may_use.contains(*name));
-        let bad_dev = member.dev.iter().filter(|name| !may_use.contains(*name) && !in_tests(name));
-        for name in bad_normal {
-            problems.push(format!("{}: may not depend on {name} (table in {ARCHITECTURE})", member.name));
-        }
-        for name in bad_dev {
-            problems.push(format!("{}: its tests may not depend on {name} (table in {ARCHITECTURE})", member.name));
-        }
-    }
-    for name in allowed.keys().filter(|name| !members.iter().any(|member| &member.name == *name)) {
-        problems.push(format!("{ARCHITECTURE}: its table has {name}, which is not in the workspace"));
-    }
-    problems
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const PAGE: &str = "\
-| layer | crate | holds | may use |
-|---|---|---|---|
-| L1 | `c2r-data` | readers | `c2r-base` `tch` |
-| L0 | `c2r-base` | words | `tch` |
-| dev | `c2r-testkit` | toys | `c2r-base` |
-| - | `c2r-tests` (in `tests/`) | cross-crate tests | all |
-| - | `xtask` | commands | nothing |
-";
-
-    fn member(name: &str, normal: &[&str], dev: &[&str]) -> Member {
-        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        Member { name: name.into(), normal: owned(normal), dev: owned(dev) }
-    }
-
-    #[test]
-    fn edges_outside_the_table_are_found() {
-        let good = [
-            member("c2r-data", &["c2r-base", "tch"], &["c2r-testkit"]),
-            member("c2r-base", &["tch"], &[]),
-            member("c2r-testkit", &["c2r-base"], &[]),
-            member("c2r-tests", &[], &["c2r-base", "c2r-data", "tch"]),
-            member("xtask", &[], &[]),
-        ];
-        let allowed = allowed_edges(PAGE);
-        assert_eq!(compare(&good, &allowed), [""; 0]);
-
-        let check = |position: usize, changed: Member, problem: &str| {
-            let mut members = good.to_vec();
-            members[position] = changed;
-            let problems = compare(&members, &allowed);
-            assert_eq!(problems.len(), 1, "{problems:?}");
-            assert!(problems[0].contains(problem), "{problems:?}");
-        };
-        check(1, member("c2r-base", &["tch", "c2r-data"], &[]), "c2r-base: may not depend on c2r-data");
-        check(1, member("c2r-base", &["c2r-testkit"], &[]), "may not depend on c2r-testkit");
-        check(1, member("c2r-base", &[], &["c2r-data"]), "its tests may not depend on c2r-data");
-        check(4, member("xtask", &["tch"], &[]), "xtask: may not depend on tch");
-        let missing = compare(&good[..4], &allowed);
-        assert!(missing[0].contains("its table has xtask"), "{missing:?}");
-        let mut extra = good.to_vec();
-        extra.push(member("c2r-new", &[], &[]));
-        assert!(compare(&extra, &allowed)[0].contains("c2r-new: not in the table"));
-    }
-
-    #[test]
-    fn metadata_is_read() {
-        let text = r#"{"packages": [{"name": "c2r-data", "dependencies": [
-            {"name": "c2r-base", "kind": null, "path": "/x"}, {"name": "serde", "kind": null},
-            {"name": "tch", "kind": null}, {"name": "c2r-testkit", "kind": "dev", "path": "/y"}]}]}"#;
-        let read = members(serde_json::from_str(text).unwrap());
-        assert_eq!(read, [member("c2r-data", &["c2r-base", "tch"], &["c2r-testkit"])]);
-    }
 
     #[test]
     fn files_and_their_places() {
@@ -418,5 +300,16 @@ mod tests {
         check("docs/a.md", "```text\n[a](b)\n```\n`#[a](b)`", "");
         check("crates/x/tests/golden/a.md", "[made](grid.png)", "");
         check("README.md", "[up](docs/../docs/install.md)", "");
+    }
+
+    #[test]
+    fn long_files_have_a_reason() {
+        let code = "fn f() {}\n".repeat(MAX_CODE_LINES);
+        let tests = format!("\n#[cfg(test)]\nmod tests {{\n{code}}}\n");
+        assert_eq!(check_length("a.rs", &format!("{}{tests}", &code[10..])), None);
+        assert!(check_length("a.rs", &format!("{code}{tests}")).unwrap().starts_with("a.rs: 601 lines of code"));
+        assert_eq!(check_length("a.rs", &format!("//! What.\n//!\n{LONGER} a table.\n{code}")), None);
+        assert!(check_length("a.rs", &format!("//! What.\n{LONGER}\n{code}")).is_some());
+        assert!(check_length("a.rs", &format!("//! What.\n\n{code}{LONGER} too late")).is_some());
     }
 }

@@ -1,33 +1,16 @@
-//! Reference results that lie beside the repository, in `../shared/goldens`; tests that need them say
-//! so loudly and pass where they are missing.
+//! Reference results that lie beside the repository, in `../shared/goldens`. Tests that need them say so and pass where they
+//! are missing, and fail in the strict mode of `cargo xtask test --slow` ([`crate::skipped`]).
 
-use std::{
-    io::Write,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use c2r_base::artifact::TensorFile;
 use serde_json::Value;
 use tch::Tensor;
 
-/// A file or folder below `../shared` (seen from the repository), or `None` and a line on stderr that
-/// begins with `SKIPPED`.
-pub fn shared(relative: &str) -> Option<PathBuf> {
-    let found = below_shared(relative);
-    if found.is_none() {
-        say_skipped(&format!("`{relative}` is not in the folder `shared` beside the repository"));
-    }
-    found
-}
+use crate::skipped;
 
 fn below_shared(relative: &str) -> Option<PathBuf> {
     Some(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared").join(relative)).filter(|path| path.exists())
-}
-
-fn say_skipped(reason: &str) {
-    let thread = std::thread::current();
-    // Not `eprintln!`: the test harness would swallow it, and a test that did not run must be seen.
-    let _ = writeln!(std::io::stderr(), "SKIPPED: {}: {reason}", thread.name().unwrap_or("a test"));
 }
 
 /// A folder of safetensors files with a `manifest.json`.
@@ -39,12 +22,15 @@ pub struct Goldens {
 }
 
 impl Goldens {
-    /// The goldens beside the repository, or `None` after saying `SKIPPED`.
+    /// The goldens beside the repository, or `None` after saying so.
     ///
     /// # Panics
-    /// If they exist but cannot be read: that is a failure, not a reason to skip.
+    /// If they exist but cannot be read, and in the strict mode if they do not exist.
     pub fn find() -> Option<Self> {
-        let folder = shared("goldens")?;
+        let Some(folder) = below_shared("goldens") else {
+            skipped("tests against reference results on CIFAR-10: there is no ../shared/goldens beside the repository");
+            return None;
+        };
         let manifest = c2r_base::artifact::read_json(&folder.join("manifest.json")).expect("goldens have a manifest");
         Some(Self { folder, manifest })
     }

@@ -1,8 +1,8 @@
 //! Test support for the c2r workspace: toy models with closed-form margins, golden readers, tensor asserts.
 //!
 //! **What it is:** [`toys`] (classifiers whose smallest adversarial distance is known on paper),
-//! [`assert_close`] and friends (failures that say where and by how much), and [`goldens`] (reference
-//! results that lie beside the repository, or a loud `SKIPPED`).
+//! [`assert_close`] and friends (failures that say where and by how much), [`goldens`] (reference results that lie beside
+//! the repository), and [`skipped`] for tests that lack what they need.
 //!
 //! **What it is not:** a dependency of anything but tests, benches and examples; it panics freely.
 //!
@@ -22,6 +22,8 @@
 
 mod assert;
 pub mod goldens;
+mod skip;
 pub mod toys;
 
 pub use assert::{assert_close, assert_same_bytes, max_difference, relative_error};
+pub use skip::skipped;

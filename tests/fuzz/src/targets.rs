@@ -16,7 +16,10 @@ use c2r_models::checkpoint;
 use tch::Device;
 use zip::{CompressionMethod, ZipWriter, write::FileOptions};
 
-use crate::{Target, check, seeds};
+use crate::{
+    seeds,
+    target::{Target, check},
+};
 
 /// Every reader.
 pub static TARGETS: &[Target] = &[
@@ -71,6 +74,13 @@ pub static TARGETS: &[Target] = &[
     Target { name: "profile", prepare: |_| {}, run: profile, seeds: seeds::profiles },
     Target { name: "experiment", prepare: |_| {}, run: experiment, seeds: seeds::experiment },
 ];
+
+impl Target {
+    /// The target called `name`.
+    pub fn named(name: &str) -> Option<&'static Self> {
+        TARGETS.iter().find(|target| target.name == name)
+    }
+}
 
 fn write(path: &Path, bytes: &[u8]) {
     if let Some(folder) = path.parent() {

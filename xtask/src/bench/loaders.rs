@@ -5,7 +5,7 @@ use std::{fs, path::Path, process::Command};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use super::{Peers, peers};
+use super::python::{self, Peers};
 use crate::{
     checkout::{self, Checkout},
     ui,
@@ -49,12 +49,9 @@ pub(super) fn run(args: &Peers, checkout: &Checkout) -> anyhow::Result<()> {
     let mut build = checkout.cargo();
     build.args(["build", "--release", "--package", "c2r-data", "--example", "load"]);
     checkout.run_cargo(&mut build, "building the example `load`")?;
-    let python = match &args.python {
-        Some(python) => python.clone(),
-        None => peers::ENVIRONMENT.python()?,
-    };
+    let python = args.interpreter()?;
     let script = checkout.root().join("crates/c2r-data/benches/peers.py");
-    let call = |words: &[&str]| peers::printed_by(Command::new(&python).arg(&script).args(words));
+    let call = |words: &[&str]| python::printed_by(Command::new(&python).arg(&script).args(words));
     let workshop = tempfile::tempdir().context("cannot make a temporary folder")?;
     let data = workshop.path();
     let n = args.n.unwrap_or(N);
@@ -66,14 +63,14 @@ pub(super) fn run(args: &Peers, checkout: &Checkout) -> anyhow::Result<()> {
     words.extend(pictures.as_deref());
     call(&words)?;
 
-    let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let threads = args.threads();
     let threads_text = threads.to_string();
     let folder = data.join("imagenette2-320");
     let ours = || -> anyhow::Result<Ours> {
         let mut command = Command::new(checkout.c2r().with_file_name("examples/load"));
         command.args(["imagenette", &data_text]).env("RAYON_NUM_THREADS", &threads_text);
         checkout::with_libtorch(&mut command, &checkout.libtorch_link());
-        let line = peers::printed_by(&mut command)?;
+        let line = python::printed_by(&mut command)?;
         serde_json::from_str(&line).with_context(|| format!("the example printed `{line}`"))
     };
     let cache = data.join(".c2r-cache");
@@ -97,8 +94,8 @@ pub(super) fn run(args: &Peers, checkout: &Checkout) -> anyhow::Result<()> {
     let line = call(&["compare", &folder.to_string_lossy(), &only_file(&cache)?])?;
     let difference: Difference = serde_json::from_str(&line).with_context(|| format!("Python printed `{line}`"))?;
 
-    let seconds = |ours: &[Ours]| peers::middle(ours.iter().map(|round| round.load_seconds).collect());
-    let theirs = peers::middle(rounds.torchvision.iter().map(|round| round.seconds).collect());
+    let seconds = |ours: &[Ours]| python::median(ours.iter().map(|round| round.load_seconds).collect());
+    let theirs = python::median(rounds.torchvision.iter().map(|round| round.seconds).collect());
     let megabytes = rounds.decoding.iter().chain(&rounds.cached).map(|round| round.anonymous_mb_peak).max();
     let row = |name: &str, seconds: f64| {
         format!("| {name} | {seconds:.2} | {:.0} | {:.1} |", first.images as f64 / seconds, theirs / seconds)

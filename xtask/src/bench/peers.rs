@@ -9,22 +9,9 @@ use std::{
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use super::Peers;
-use crate::{checkout::Checkout, exit, process, python::Environment, ui};
+use super::python::{self, Peers};
+use crate::{checkout::Checkout, exit, ui};
 
-/// What the environment holds. torchattacks and pyautoattack do not pin what they need.
-const REQUIREMENTS: [&str; 8] = [
-    "torch==2.11.0",
-    "torchvision==0.26.0",
-    "torchattacks==3.5.1",
-    "pyautoattack==0.2.0",
-    "safetensors==0.8.0",
-    "numpy==2.4.6",
-    "scipy==1.17.1",
-    "tqdm==4.70.1",
-];
-pub(super) const ENVIRONMENT: Environment =
-    Environment { folder: "peers-1", requirements: &REQUIREMENTS, size: "5 GB" };
 const AUTOATTACK: &str = "autoattack-standard";
 const ATTACKS: [&str; 5] = ["fgsm", "pgd", "vmi-fgsm", "apgd-ce", AUTOATTACK];
 /// Robust accuracies that differ by more than this are not the same result, points.
@@ -89,14 +76,7 @@ fn mean_accuracy(rounds: &[Round]) -> f64 {
 }
 
 fn median(rounds: &[Round]) -> f64 {
-    middle(rounds.iter().map(|round| round.seconds).collect())
-}
-
-/// The median of at least one number.
-pub(super) fn middle(mut seconds: Vec<f64>) -> f64 {
-    seconds.sort_by(f64::total_cmp);
-    let middle = seconds.len() / 2;
-    if seconds.len() % 2 == 1 { seconds[middle] } else { (seconds[middle - 1] + seconds[middle]) / 2.0 }
+    python::median(rounds.iter().map(|round| round.seconds).collect())
 }
 
 /// Both sides, with what they attack.
@@ -116,10 +96,7 @@ pub(super) fn run(args: &Peers, checkout: &Checkout) -> anyhow::Result<()> {
     let mut build = checkout.cargo();
     build.args(["build", "--release", "--package", "c2r-cli"]);
     checkout.run_cargo(&mut build, "building c2r")?;
-    let python = match &args.python {
-        Some(python) => python.clone(),
-        None => ENVIRONMENT.python()?,
-    };
+    let python = args.interpreter()?;
     let script = checkout.root().join("crates/c2r-attacks/benches/peers.py");
     let workshop = tempfile::tempdir().context("cannot make a temporary folder")?;
     let (model, inputs, epsilon) = material(args, checkout, &python, &script, workshop.path())?;
@@ -127,7 +104,7 @@ pub(super) fn run(args: &Peers, checkout: &Checkout) -> anyhow::Result<()> {
         checkout,
         python,
         script,
-        threads: args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
+        threads: args.threads(),
         model,
         inputs,
         epsilon: args.eps.as_deref().unwrap_or(epsilon).parse()?,
@@ -252,7 +229,7 @@ impl Bench<'_> {
         if attack == "vmi-fgsm" {
             command.args(["--set", "vmi-fgsm.neighbours=5"]);
         }
-        let printed = printed_by(&mut command)?;
+        let printed = python::printed_by(&mut command)?;
         let printed: Printed = serde_json::from_str(&printed).context("c2r printed something else than a result")?;
         let seconds = printed.attacks.iter().map(|entry| entry.seconds).sum();
         let passes = Passes { forward: printed.forward, backward: printed.backward };
@@ -261,26 +238,7 @@ impl Bench<'_> {
 }
 
 fn call_script(python: &Path, script: &Path, words: &[&dyn AsRef<str>]) -> anyhow::Result<String> {
-    printed_by(Command::new(python).arg(script).args(words.iter().map(|word| word.as_ref())))
-}
-
-/// What a program prints.
-///
-/// # Errors
-/// If it is not there or fails; then with what it says.
-pub(super) fn printed_by(command: &mut Command) -> anyhow::Result<String> {
-    process::check_interrupt()?;
-    let program = command.get_program().to_string_lossy().into_owned();
-    let output = process::output(command)?
-        .ok_or_else(|| exit::usage(format!("`{program}` is not there; give another --python")))?;
-    process::check_interrupt()?;
-    anyhow::ensure!(
-        output.status.success(),
-        "`{program}` failed ({}):\n{}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr).trim_end()
-    );
-    Ok(String::from_utf8(output.stdout)?)
+    python::printed_by(Command::new(python).arg(script).args(words.iter().map(|word| word.as_ref())))
 }
 
 fn table(rows: &[Row], bench: &Bench<'_>) -> String {

@@ -3,7 +3,6 @@
 
 use std::{
     fs,
-    io::Write,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -31,9 +30,8 @@ fn real(name: &str) -> Option<(Dataset, bool)> {
     }
 }
 
-/// Not `eprintln!`: the test harness would hide it where the test passes.
 fn skipped(name: &str, reason: &str) {
-    let _ = writeln!(std::io::stderr(), "SKIPPED: no real images of {name}: {reason}");
+    c2r_testkit::skipped(&format!("tests on real images of {name}: {reason}"));
 }
 
 /// The folder that holds `name`, unpacked under another name and renamed, so that two processes may try

@@ -1,0 +1,108 @@
+//! What both comparisons with Python take and need.
+
+use std::{path::PathBuf, process::Command};
+
+use crate::{exit, process, python::Environment};
+
+/// What the environment holds. torchattacks and pyautoattack do not pin what they need.
+const REQUIREMENTS: &[&str] = &[
+    "torch==2.11.0",
+    "torchvision==0.26.0",
+    "torchattacks==3.5.1",
+    "pyautoattack==0.2.0",
+    "safetensors==0.8.0",
+    "numpy==2.4.6",
+    "scipy==1.17.1",
+    "tqdm==4.70.1",
+];
+const ENVIRONMENT: Environment = Environment { folder: "peers-1", requirements: REQUIREMENTS, size: "5 GB" };
+
+/// What `--peers` takes.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Peers {
+    /// Run ours and the reference's in turn: attacks of torchattacks and pyautoattack, or torchvision's ImageFolder
+    #[arg(long)]
+    pub(super) peers: bool,
+
+    /// A TorchScript model
+    #[arg(long, value_name = "FILE", requires_all = ["peers", "inputs"])]
+    pub(super) model: Option<PathBuf>,
+
+    /// A safetensors file with `images` and `labels`
+    #[arg(long, value_name = "FILE", requires_all = ["peers", "model"])]
+    pub(super) inputs: Option<PathBuf>,
+
+    /// Linf radius: a fraction such as 2/255 or a decimal [default: 2/255; 0.15 on the digits]
+    #[arg(long, value_name = "EPS", requires = "peers")]
+    pub(super) eps: Option<String>,
+
+    /// Attack only the first so many images [default: 200, and 50 for AutoAttack]; data: make so many JPEGs [default: 3000]
+    #[arg(long, value_name = "N", requires = "peers")]
+    pub(super) n: Option<usize>,
+
+    /// Only these attacks, separated by commas
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "peers")]
+    pub(super) only: Vec<String>,
+
+    /// CPU threads of both sides [default: all cores]
+    #[arg(long, value_name = "N", requires = "peers")]
+    pub(super) threads: Option<usize>,
+
+    /// Rounds of each attack, in turn, each with its own seed; means of the accuracies and medians of the seconds are
+    /// reported. AutoAttack runs once unless this is given [default: 3]
+    #[arg(long, value_name = "N", requires = "peers", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) repeats: Option<u32>,
+
+    /// Scale up the JPEGs and PNGs below this folder [default: noise with the spectrum of photographs]
+    #[arg(long, value_name = "DIR", requires = "peers")]
+    pub(super) pictures: Option<PathBuf>,
+
+    /// A Python that has the packages already
+    #[arg(long, value_name = "FILE", requires = "peers")]
+    pub(super) python: Option<PathBuf>,
+
+    /// Write every single time here, too
+    #[arg(long, value_name = "FILE", requires = "peers")]
+    pub(super) json: Option<PathBuf>,
+}
+
+impl Peers {
+    /// The given Python, or one that has the packages.
+    ///
+    /// # Errors
+    /// If the packages cannot be installed.
+    pub(super) fn interpreter(&self) -> anyhow::Result<PathBuf> {
+        self.python.clone().map_or_else(|| ENVIRONMENT.python(), Ok)
+    }
+
+    /// CPU threads of both sides.
+    pub(super) fn threads(&self) -> usize {
+        self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+    }
+}
+
+/// The median of at least one number.
+pub(super) fn median(mut seconds: Vec<f64>) -> f64 {
+    seconds.sort_by(f64::total_cmp);
+    let middle = seconds.len() / 2;
+    if seconds.len() % 2 == 1 { seconds[middle] } else { (seconds[middle - 1] + seconds[middle]) / 2.0 }
+}
+
+/// What a program prints.
+///
+/// # Errors
+/// If it is not there or fails; then with what it says.
+pub(super) fn printed_by(command: &mut Command) -> anyhow::Result<String> {
+    process::check_interrupt()?;
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = process::output(command)?
+        .ok_or_else(|| exit::usage(format!("`{program}` is not there; give another --python")))?;
+    process::check_interrupt()?;
+    anyhow::ensure!(
+        output.status.success(),
+        "`{program}` failed ({}):\n{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr).trim_end()
+    );
+    Ok(String::from_utf8(output.stdout)?)
+}
