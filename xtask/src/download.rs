@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::Context;
-use c2r_archive::{ArchiveError, Format, Limits, WORKSHOP};
+use c2r_archive::{ArchiveError, ArchiveFormat, Limits, WORKSHOP};
 use serde::Deserialize;
 
 use crate::{checkout::Checkout, exit, install, process, ui};
@@ -220,7 +220,7 @@ fn download(dataset: &Dataset, args: &Args, data: &Path) -> anyhow::Result<()> {
         Some(mirror) => Source::on_mirror(mirror, &archive.name)?,
         None => Source::Url(archive.url.clone()),
     };
-    let format = Format::of_name(&archive.name)
+    let format = ArchiveFormat::of_name(&archive.name)
         .with_context(|| format!("data/datasets.toml: {} is neither tar.gz nor zip", archive.name))?;
     fs::create_dir_all(data).map_err(fetch::disk).with_context(|| format!("cannot create {}", data.display()))?;
     let _lock = install::lock(&data.join(".c2r-download.lock"), "another download into this folder is at work")?;

@@ -23,7 +23,7 @@ pub enum ArchiveError {
         /// What the parser said, escaped and shortened: it may quote the archive.
         reason: String,
     },
-    /// An entry that no data archive needs and an attack does.
+    /// An entry that cannot be read, or that no data archive needs and an attack does.
     #[error("entry `{entry}` {reason}")]
     Refused {
         /// The entry's name, escaped and shortened.

@@ -6,7 +6,7 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use crate::{ArchiveError, Entry, Format, Limits, walk};
+use crate::{ArchiveError, ArchiveFormat, Entry, Limits, walk};
 
 /// How the names of unfinished folders begin.
 pub const WORKSHOP: &str = ".c2r-unpacking-";
@@ -50,7 +50,7 @@ pub struct UnpackedFile {
 /// # Errors
 /// [`ArchiveError`]; nothing is left then.
 pub fn unpack(
-    format: Format,
+    format: ArchiveFormat,
     archive: &Path,
     top: &str,
     into: &Path,
@@ -93,7 +93,7 @@ pub fn unpack(
     Ok(unpacked)
 }
 
-fn write(format: Format, path: &Path, contents: &mut dyn Read) -> Result<UnpackedFile, ArchiveError> {
+fn write(format: ArchiveFormat, path: &Path, contents: &mut dyn Read) -> Result<UnpackedFile, ArchiveError> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(ArchiveError::io("create", folder))?;
     }

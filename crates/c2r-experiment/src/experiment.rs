@@ -29,7 +29,6 @@ pub struct Experiment {
     /// [`Experiment::PAPER_SCALE`] only.
     pub tolerance: f64,
     /// The method that the others are compared with, seed by seed.
-    #[serde(default)]
     pub baseline: Option<String>,
     /// What of the paper's experiment cannot be run here yet, one sentence each.
     #[serde(default)]
@@ -54,7 +53,6 @@ pub struct Method {
     pub kind: MethodKind,
     /// Profile for `c2r distill`, a path from the repository's root. A method whose profile is not there is not
     /// implemented yet.
-    #[serde(default)]
     pub profile: Option<String>,
     /// `--set` arguments for `c2r distill`.
     #[serde(default)]
@@ -88,7 +86,6 @@ pub struct Scale {
     /// Downstream protocols, in the order of the table.
     pub protocols: Vec<String>,
     /// Which step's network a training keeps: `last` unless given, `held-out`, or `best-test`, which marks every output.
-    #[serde(default)]
     pub select: Option<String>,
     /// Attacks, in the order of the columns.
     pub attacks: Vec<String>,
@@ -106,16 +103,13 @@ pub struct Scale {
     #[serde(default)]
     pub attack_set: Vec<String>,
     /// Network of every command, e.g. `ConvNet-D3-W32-IN`; the dataset's own unless given.
-    #[serde(default)]
     pub model: Option<String>,
     /// Downstream networks, each of which makes a table; [`Scale::model`] unless given.
     #[serde(default)]
     pub train_models: Vec<String>,
     /// Use only the first so many training images of each class.
-    #[serde(default)]
     pub train_per_class: Option<usize>,
     /// Attack only the first so many test images.
-    #[serde(default)]
     pub n_test: Option<usize>,
     /// Judge on the training images that [`train_per_class`](Self::train_per_class) leaves, instead of on test images: for
     /// choosing settings. Asked for by who runs the grid, not by its file.
@@ -125,7 +119,6 @@ pub struct Scale {
     #[serde(skip)]
     pub changes: Vec<String>,
     /// CPU threads of each command; all cores unless given. As many commands run at once as fit.
-    #[serde(default)]
     pub threads: Option<usize>,
     /// Settings for a part of the grid, after the ones above.
     #[serde(default)]
@@ -134,28 +127,21 @@ pub struct Scale {
 
 /// Settings for the cells that match every given key.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Override {
     /// Dataset.
-    #[serde(default)]
     pub dataset: Option<String>,
     /// Images per class.
-    #[serde(default)]
     pub ipc: Option<usize>,
     /// Method.
-    #[serde(default)]
     pub method: Option<String>,
     /// Only trained and attacked under this protocol.
-    #[serde(default)]
     pub protocol: Option<String>,
     /// `--set` arguments for `c2r distill`.
-    #[serde(default)]
     pub distill_set: Vec<String>,
     /// `--set` arguments for `c2r train`.
-    #[serde(default)]
     pub train_set: Vec<String>,
     /// Options of attacks.
-    #[serde(default)]
     pub attack_set: Vec<String>,
 }
 
@@ -176,10 +162,8 @@ pub struct Published {
     /// Where it stands, e.g. `table 2`.
     pub source: String,
     /// The protocol it was measured under; where the paper does not say, it stands beside every protocol's number.
-    #[serde(default)]
     pub protocol: Option<String>,
     /// The radius it was measured at (Linf); 2/255 unless given.
-    #[serde(default)]
     pub epsilon: Option<String>,
     /// For `mean-robust`: the attacks it is the mean of. Compared only with a mean over the same ones.
     #[serde(default)]
@@ -241,8 +225,8 @@ impl Override {
     }
 }
 
-/// `2/255` or `0.5` as a positive number below 1e9; `None` for anything else.
-fn radius(text: &str) -> Option<f64> {
+/// A radius in pixel units: `2/255` or `0.5` as a positive number below 1e9; `None` for anything else.
+pub fn radius(text: &str) -> Option<f64> {
     let (above, below) = text.split_once('/').unwrap_or((text, "1"));
     let value = above.trim().parse::<f64>().ok()? / below.trim().parse::<f64>().ok()?;
     (value > 0.0 && value < 1e9).then_some(value)

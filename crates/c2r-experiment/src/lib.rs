@@ -1,16 +1,20 @@
-//! Experiment files: one table or figure of a paper each (`data/paper/*.toml`).
+//! What the files in `data/` say about experiments and datasets.
 //!
-//! **What it is:** [`Experiment`] (methods, grids at several scales, published numbers), read and checked, and
-//! [`results`] (which version of a stage's numbers this checkout makes).
+//! **What it is:** [`Experiment`] (`data/paper/*.toml`: methods, grids at several scales, published numbers),
+//! [`DatasetEntry`] (`data/datasets.toml`: layout, normalization, sources, hashes), both read and checked, and [`results`]
+//! (which version of a stage's numbers this checkout makes).
 //!
-//! **What it is not:** it runs nothing. `cargo xtask reproduce` expands a grid into `c2r` commands, `c2r table` takes
-//! labels, order and published numbers; both read the file through this crate, which therefore knows no tensor.
+//! **What it is not:** it runs nothing and reads no pixels. `cargo xtask reproduce` expands a grid into `c2r` commands,
+//! `c2r table` takes labels, order and published numbers; downloads and dataset readers look datasets up. All of them read
+//! the files through this crate, which therefore knows no tensor.
 //!
-//! **Where to start:** [`Experiment::read`].
+//! **Where to start:** [`Experiment::read`], [`DatasetEntry::read_all`].
 
+mod datasets;
 mod error;
 mod experiment;
 pub mod results;
 
+pub use datasets::{DataFile, DatasetEntry, DatasetFormat, EmbeddedFile};
 pub use error::ExperimentError;
-pub use experiment::{COMMON, Experiment, Method, MethodKind, Override, Published, Scale};
+pub use experiment::{COMMON, Experiment, Method, MethodKind, Override, Published, Scale, radius};

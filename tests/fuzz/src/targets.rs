@@ -4,7 +4,7 @@ use std::{
     path::{Component, Path},
 };
 
-use c2r_archive::{Entry, Format, Limits};
+use c2r_archive::{ArchiveFormat, Entry, Limits};
 use c2r_base::{
     LabelledImages,
     artifact::{self, TensorFile},
@@ -181,7 +181,7 @@ fn cache(folder: &Path, bytes: &[u8]) {
 }
 
 /// Every entry stays in its folder, all of them together within the limits, and no error has control characters.
-fn archive(format: Format, bytes: &[u8]) {
+fn archive(format: ArchiveFormat, bytes: &[u8]) {
     let limits = Limits { entries: 32, bytes: 1 << 20, ratio: 20 };
     let (mut n, mut unpacked) = (0, 0);
     let result = c2r_archive::walk(format, Cursor::new(bytes), "top", &limits, &mut |entry| {
@@ -204,12 +204,12 @@ fn archive(format: Format, bytes: &[u8]) {
 
 /// As a tar.gz, and as the tar in one, whose checksum would stop most changes.
 fn tar(_: &Path, bytes: &[u8]) {
-    archive(Format::TarGz, bytes);
-    archive(Format::TarGz, &seeds::gzipped(bytes));
+    archive(ArchiveFormat::TarGz, bytes);
+    archive(ArchiveFormat::TarGz, &seeds::gzipped(bytes));
 }
 
 fn zip(_: &Path, bytes: &[u8]) {
-    archive(Format::Zip, bytes);
+    archive(ArchiveFormat::Zip, bytes);
 }
 
 fn safetensors(folder: &Path, bytes: &[u8]) {

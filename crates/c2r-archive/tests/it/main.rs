@@ -1,12 +1,14 @@
 //! Archives built to attack, and honest ones.
 
+mod zip_reader;
+
 use std::{
     fs,
     io::{self, Cursor, Write},
     path::Path,
 };
 
-use c2r_archive::{ArchiveError, Entry, Format, Limits, Unpacked, WORKSHOP, unpack, walk};
+use c2r_archive::{ArchiveError, ArchiveFormat, Entry, Limits, Unpacked, WORKSHOP, unpack, walk};
 use flate2::{Compression, write::GzEncoder};
 use proptest::prelude::*;
 use tar::{EntryType, Header};
@@ -73,14 +75,14 @@ fn zip_named(name: &str) -> Vec<u8> {
     bytes
 }
 
-fn unpack_bytes(format: Format, bytes: &[u8], folder: &Path) -> Result<Unpacked, ArchiveError> {
+fn unpack_bytes(format: ArchiveFormat, bytes: &[u8], folder: &Path) -> Result<Unpacked, ArchiveError> {
     let archive = folder.join("archive");
     fs::write(&archive, bytes).unwrap();
     unpack(format, &archive, "top", &folder.join("out"), &LIMITS, |_, _| Ok(()), &mut |_| true)
 }
 
 /// Unpacking must fail, say why, and leave nothing.
-fn refused(format: Format, bytes: &[u8], reasons: &[&str]) {
+fn refused(format: ArchiveFormat, bytes: &[u8], reasons: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
     let message = unpack_bytes(format, bytes, folder.path()).expect_err("this must be refused").to_string();
     reasons.iter().for_each(|reason| assert!(message.contains(reason), "{message} lacks {reason}"));
@@ -88,7 +90,7 @@ fn refused(format: Format, bytes: &[u8], reasons: &[&str]) {
     assert_eq!(left, ["archive"], "{message}");
 }
 
-fn check_honest(format: Format, bytes: &[u8]) {
+fn check_honest(format: ArchiveFormat, bytes: &[u8]) {
     let folder = tempfile::tempdir().unwrap();
     let unpacked = unpack_bytes(format, bytes, folder.path()).unwrap();
     let out = folder.path().join("out");
@@ -113,14 +115,14 @@ fn check_honest(format: Format, bytes: &[u8]) {
 fn honest_archives() {
     let folders = [b"top/", b"./top/empty/".as_slice()].map(|name| tar_entry(name, EntryType::Directory, b""));
     let [top, empty] = folders;
-    check_honest(Format::TarGz, &tar_gz(&[top, file("top/a/one", b"first"), file("top/two", b""), empty]));
+    check_honest(ArchiveFormat::TarGz, &tar_gz(&[top, file("top/a/one", b"first"), file("top/two", b""), empty]));
     let files: &[(&str, &[u8], Option<u32>)] = &[
         ("top/", b"", None),
         ("top/a/one", b"first", Some(0o4755)),
         ("top/two", b"", None),
         ("top/empty/", b"", None),
     ];
-    check_honest(Format::Zip, &zip(files));
+    check_honest(ArchiveFormat::Zip, &zip(files));
 }
 
 #[test]
@@ -134,7 +136,7 @@ fn long_names_of_both_kinds_are_read() {
     ] {
         let folder = tempfile::tempdir().unwrap();
         let bytes = tar_gz(&[extension, file("cut short", b"contents"), file("top/next", b"")]);
-        unpack_bytes(Format::TarGz, &bytes, folder.path()).unwrap();
+        unpack_bytes(ArchiveFormat::TarGz, &bytes, folder.path()).unwrap();
         let out = folder.path().join("out");
         assert_eq!(fs::read(out.join(long.strip_prefix("top/").unwrap())).unwrap(), b"contents");
         assert!(out.join("next").is_file());
@@ -151,13 +153,13 @@ fn names_that_lead_elsewhere() {
         ("top/a\\..\\b", "character"),
         ("top", "in place of the top folder"),
     ] {
-        refused(Format::TarGz, &tar_gz(&[file("top/honest", b"1"), file(name, b"2")]), &[reason]);
-        refused(Format::Zip, &zip_named(name), &[reason]);
+        refused(ArchiveFormat::TarGz, &tar_gz(&[file("top/honest", b"1"), file(name, b"2")]), &[reason]);
+        refused(ArchiveFormat::Zip, &zip_named(name), &[reason]);
     }
     let through_long_name = tar_entry(b"././@LongLink", EntryType::GNULongName, b"top/../../up\0");
-    refused(Format::TarGz, &tar_gz(&[through_long_name, file("top/x", b"2")]), &["leads out", "top/../../up"]);
+    refused(ArchiveFormat::TarGz, &tar_gz(&[through_long_name, file("top/x", b"2")]), &["leads out", "top/../../up"]);
     let through_pax = tar_entry(b"PaxHeader", EntryType::XHeader, b"15 path=/etc/x\n");
-    refused(Format::TarGz, &tar_gz(&[through_pax, file("top/x", b"2")]), &["absolute"]);
+    refused(ArchiveFormat::TarGz, &tar_gz(&[through_pax, file("top/x", b"2")]), &["absolute"]);
 }
 
 #[test]
@@ -172,77 +174,85 @@ fn what_is_neither_file_nor_folder() {
         (EntryType::new(b'Z'), "type Z"),
     ] {
         let bytes = tar_gz(&[file("top/honest", b"1"), tar_entry(b"top/evil", kind, b"")]);
-        refused(Format::TarGz, &bytes, &["top/evil", reason]);
+        refused(ArchiveFormat::TarGz, &bytes, &["top/evil", reason]);
     }
     for (mode, reason) in [(0o120_777, "is a link"), (0o020_666, "device"), (0o010_666, "pipe")] {
         let bytes = zip(&[("top/honest", b"1", None), ("top/evil", b"/etc/passwd", Some(mode))]);
-        refused(Format::Zip, &bytes, &["top/evil", reason]);
+        refused(ArchiveFormat::Zip, &bytes, &["top/evil", reason]);
     }
     // A link, and then a file through it: already the link is refused.
     let through = [tar_entry(b"top/dir", EntryType::Symlink, b""), file("top/dir/passwd", b"")];
-    refused(Format::TarGz, &tar_gz(&through), &["top/dir", "link"]);
+    refused(ArchiveFormat::TarGz, &tar_gz(&through), &["top/dir", "link"]);
 }
 
 #[test]
 fn bombs() {
     let zeros = vec![0; 3 << 20];
-    refused(Format::TarGz, &tar_gz(&[file("top/zeros", &zeros)]), &["20 times"]);
-    refused(Format::Zip, &zip(&[("top/zeros", &zeros, None)]), &["20 times"]);
+    refused(ArchiveFormat::TarGz, &tar_gz(&[file("top/zeros", &zeros)]), &["20 times"]);
+    refused(ArchiveFormat::Zip, &zip(&[("top/zeros", &zeros, None)]), &["20 times"]);
     let many: Vec<String> = (0..21).map(|index| format!("top/{index}")).collect();
-    refused(Format::TarGz, &tar_gz(&many.iter().map(|name| file(name, b"")).collect::<Vec<_>>()), &["at most 20"]);
+    refused(
+        ArchiveFormat::TarGz,
+        &tar_gz(&many.iter().map(|name| file(name, b"")).collect::<Vec<_>>()),
+        &["at most 20"],
+    );
     let files: Vec<(&str, &[u8], Option<u32>)> =
         many.iter().map(|name| (name.as_str(), b"".as_slice(), None)).collect();
-    refused(Format::Zip, &zip(&files), &["at most 20"]);
+    refused(ArchiveFormat::Zip, &zip(&files), &["at most 20"]);
     // A header that says the largest size there is, with nothing behind it.
     let mut header = Header::new_gnu();
     header.set_size(u64::MAX >> 1);
     header.as_mut_bytes()[..5].copy_from_slice(b"top/x");
     header.set_cksum();
-    refused(Format::TarGz, &tar_gz(&[header.as_bytes().to_vec()]), &["unpacks to more than"]);
+    refused(ArchiveFormat::TarGz, &tar_gz(&[header.as_bytes().to_vec()]), &["unpacks to more than"]);
     // An extended header that would fill the memory, and one that changes the size of the next file.
     let long_name = tar_entry(b"././@LongLink", EntryType::GNULongName, &vec![b'a'; 70_000]);
-    refused(Format::TarGz, &tar_gz(&[long_name]), &["extended header of 70000 bytes"]);
+    refused(ArchiveFormat::TarGz, &tar_gz(&[long_name]), &["extended header of 70000 bytes"]);
     let size = tar_entry(b"PaxHeader", EntryType::XHeader, b"12 size=999\n");
-    refused(Format::TarGz, &tar_gz(&[size, file("top/x", b"1")]), &["changes the size"]);
+    refused(ArchiveFormat::TarGz, &tar_gz(&[size, file("top/x", b"1")]), &["changes the size"]);
     // Bytes behind the end of the tar, where no entry is counted.
     let mut gz = GzEncoder::new(Vec::new(), Compression::fast());
     gz.write_all(&file("top/x", b"1")).unwrap();
     gz.write_all(&vec![0; 8 << 20]).unwrap();
-    refused(Format::TarGz, &gz.finish().unwrap(), &["unpacks to more than"]);
+    refused(ArchiveFormat::TarGz, &gz.finish().unwrap(), &["unpacks to more than"]);
 }
 
 #[test]
 fn one_name_twice() {
-    refused(Format::TarGz, &tar_gz(&[file("top/a", b"1"), file("top/./a", b"2")]), &["`a` is in the archive twice"]);
-    refused(Format::Zip, &zip(&[("top/a", b"1", None), ("top/a", b"2", None)]), &["twice"]);
-    refused(Format::TarGz, &tar_gz(&[file("top/a", b"1"), file("top/a/b", b"2")]), &["cannot create"]);
+    refused(
+        ArchiveFormat::TarGz,
+        &tar_gz(&[file("top/a", b"1"), file("top/./a", b"2")]),
+        &["`a` is in the archive twice"],
+    );
+    refused(ArchiveFormat::Zip, &zip(&[("top/a", b"1", None), ("top/a", b"2", None)]), &["twice"]);
+    refused(ArchiveFormat::TarGz, &tar_gz(&[file("top/a", b"1"), file("top/a/b", b"2")]), &["cannot create"]);
 }
 
 #[test]
 fn damaged_archives() {
     let whole = tar_gz(&[file("top/a", &[7; 5000]), file("top/b", &[8; 5000])]);
     for length in [0, 1, 10, whole.len() / 2, whole.len() - 9, whole.len() - 1] {
-        refused(Format::TarGz, &whole[..length], &["not a whole tar.gz archive"]);
+        refused(ArchiveFormat::TarGz, &whole[..length], &["not a whole tar.gz archive"]);
     }
     let mut wrong_checksum = whole.clone();
     let at = whole.len() - 8;
     wrong_checksum[at] ^= 1;
-    refused(Format::TarGz, &wrong_checksum, &["not a whole tar.gz archive"]);
+    refused(ArchiveFormat::TarGz, &wrong_checksum, &["not a whole tar.gz archive"]);
     // What the parser quotes of the archive cannot reach a terminal as it is.
     let mut header = file("top/a", b"");
     header[148..156].copy_from_slice(b"\x1b[31m!\x07\0");
-    refused(Format::TarGz, &tar_gz(&[header]), &["not a whole tar.gz archive", r"\u{1b}[31m!\u{7}"]);
+    refused(ArchiveFormat::TarGz, &tar_gz(&[header]), &["not a whole tar.gz archive", r"\u{1b}[31m!\u{7}"]);
     let noise: Vec<u8> = (0..5000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     let whole = zip(&[("top/a", &noise, None)]);
     for length in [0, 1, whole.len() / 2, whole.len() - 1] {
-        refused(Format::Zip, &whole[..length], &["not a whole zip archive"]);
+        refused(ArchiveFormat::Zip, &whole[..length], &["not a whole zip archive"]);
     }
     let mut wrong_contents = whole.clone();
     wrong_contents[800] ^= 1;
-    refused(Format::Zip, &wrong_contents, &["not a whole zip archive"]);
-    refused(Format::TarGz, b"<html>404</html>", &["not a whole tar.gz archive"]);
-    refused(Format::Zip, &zip(&[("top/", b"", None)]), &["holds no file"]);
-    refused(Format::TarGz, &tar_gz(&[tar_entry(b"top/", EntryType::Directory, b"")]), &["holds no file"]);
+    refused(ArchiveFormat::Zip, &wrong_contents, &["not a whole zip archive"]);
+    refused(ArchiveFormat::TarGz, b"<html>404</html>", &["not a whole tar.gz archive"]);
+    refused(ArchiveFormat::Zip, &zip(&[("top/", b"", None)]), &["holds no file"]);
+    refused(ArchiveFormat::TarGz, &tar_gz(&[tar_entry(b"top/", EntryType::Directory, b"")]), &["holds no file"]);
 }
 
 #[test]
@@ -250,7 +260,7 @@ fn a_caller_can_stop_and_add_files() {
     let folder = tempfile::tempdir().unwrap();
     let (archive, out) = (folder.path().join("a.tar.gz"), folder.path().join("out"));
     fs::write(&archive, tar_gz(&[file("top/a", b"12"), file("top/b", b"345"), file("top/c", b"")])).unwrap();
-    let stopped = unpack(Format::TarGz, &archive, "top", &out, &LIMITS, |_, _| Ok(()), &mut |bytes| bytes < 5);
+    let stopped = unpack(ArchiveFormat::TarGz, &archive, "top", &out, &LIMITS, |_, _| Ok(()), &mut |bytes| bytes < 5);
     assert!(matches!(stopped, Err(ArchiveError::Stopped)));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
 
@@ -261,10 +271,10 @@ fn a_caller_can_stop_and_add_files() {
         assert!(name.starts_with(WORKSHOP) && name.starts_with('.'));
         fs::write(hidden.join("record"), "r")
     };
-    unpack(Format::TarGz, &archive, "top", &out, &LIMITS, finish, &mut |_| true).unwrap();
+    unpack(ArchiveFormat::TarGz, &archive, "top", &out, &LIMITS, finish, &mut |_| true).unwrap();
     assert!(out.join("record").is_file());
     // What is there stays.
-    let again = unpack(Format::TarGz, &archive, "top", &out, &LIMITS, |_, _| Ok(()), &mut |_| true).unwrap_err();
+    let again = unpack(ArchiveFormat::TarGz, &archive, "top", &out, &LIMITS, |_, _| Ok(()), &mut |_| true).unwrap_err();
     assert!(again.to_string().contains("rename"), "{again}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
     assert!(out.join("record").is_file());
@@ -285,10 +295,10 @@ proptest! {
         damaged_zip[(at * zipped.len() as f64) as usize] = value;
         let kept = |length: usize| (cut * length as f64) as usize;
         for (format, bytes) in [
-            (Format::TarGz, tar_gz(&[damaged])),
-            (Format::TarGz, tar_gz(&[plain[..kept(plain.len())].to_vec()])),
-            (Format::Zip, damaged_zip.clone()),
-            (Format::Zip, damaged_zip[..kept(zipped.len())].to_vec()),
+            (ArchiveFormat::TarGz, tar_gz(&[damaged])),
+            (ArchiveFormat::TarGz, tar_gz(&[plain[..kept(plain.len())].to_vec()])),
+            (ArchiveFormat::Zip, damaged_zip.clone()),
+            (ArchiveFormat::Zip, damaged_zip[..kept(zipped.len())].to_vec()),
         ] {
             let mut total = 0;
             let _ = walk(format, Cursor::new(&bytes), "top", &LIMITS, &mut |entry| {
