@@ -243,7 +243,7 @@ fn download(dataset: &Dataset, args: &Args, data: &Path) -> anyhow::Result<()> {
         return Err(rejected(dataset, archive, &source, wanted, &found, data, args));
     }
 
-    let mut meter = ui::Meter::new(format!("unpacking {}", archive.name), None);
+    let mut meter = ui::Progress::bytes(&format!("unpacking {}", archive.name), None);
     let unpacked = c2r_archive::unpack(
         format,
         &path,
@@ -255,7 +255,7 @@ fn download(dataset: &Dataset, args: &Args, data: &Path) -> anyhow::Result<()> {
             record.write(hidden, unpacked)
         },
         &mut |bytes| {
-            meter.set(bytes);
+            meter.set(bytes, "");
             process::interrupts() == 0
         },
     );
@@ -304,8 +304,8 @@ fn fetch_archive(
     let rejected = rejected_path(archive, data);
     let total = archive.bytes.map(|bytes| format!(", {}", size(bytes))).unwrap_or_default();
     ui::note(format!("{}{total} from {source}", archive.name));
-    let mut meter = ui::Meter::new(archive.name.clone(), archive.bytes);
-    let mut progress = |bytes| meter.set(bytes);
+    let mut meter = ui::Progress::bytes(&archive.name, archive.bytes);
+    let mut progress = |bytes| meter.set(bytes, "");
     let mut watch = quiet_watch(&mut progress);
     let url = match source {
         Source::File(path) => {
@@ -425,8 +425,8 @@ fn verify(dataset: &Dataset, data: &Path) -> anyhow::Result<()> {
             ui::note(format!("{}: not from this command, so there is nothing to compare it with", folder.display()));
             continue;
         };
-        let mut meter = ui::Meter::new(format!("reading {}", folder.display()), Some(record.unpacked_bytes));
-        let problems = record.differences(&folder, &mut quiet_watch(&mut |bytes| meter.set(bytes)));
+        let mut meter = ui::Progress::bytes(&format!("reading {}", folder.display()), Some(record.unpacked_bytes));
+        let problems = record.differences(&folder, &mut quiet_watch(&mut |bytes| meter.set(bytes, "")));
         meter.finish();
         let problems = problems?;
         if !problems.is_empty() {

@@ -6,7 +6,6 @@ mod bench;
 mod checkout;
 mod compiler;
 mod download;
-mod exit;
 mod fuzz;
 mod install;
 mod libtorch;
@@ -17,10 +16,10 @@ mod reproduce;
 mod setup;
 mod test;
 mod tidy;
-mod ui;
 
 use std::process::ExitCode;
 
+use c2r_run::{exit, signals, terminal as ui};
 use clap::{Parser, Subcommand};
 
 use checkout::Checkout;
@@ -55,7 +54,7 @@ enum Command {
 }
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
-    process::count_interrupts()?;
+    signals::listen(signals::Second::Counts)?;
     let checkout = Checkout::find()?;
     match &cli.command {
         Command::Setup(args) => setup::run(args, &checkout),

@@ -4,32 +4,20 @@ use std::{
     io,
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
-    sync::atomic::{AtomicU8, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::Context;
 
-use crate::exit;
-
-/// How many times the user asked us to stop.
-static INTERRUPTS: AtomicU8 = AtomicU8::new(0);
+use crate::{exit, signals};
 
 /// How often a running program is looked at.
 pub(crate) const POLL: Duration = Duration::from_millis(30);
 
-/// From here on Ctrl-C, SIGTERM and SIGHUP are counted instead of ending the program.
-pub(crate) fn count_interrupts() -> anyhow::Result<()> {
-    ctrlc::set_handler(|| {
-        INTERRUPTS.fetch_add(1, Ordering::SeqCst);
-    })
-    .context("cannot listen for Ctrl-C")
-}
-
 /// How many times the user asked us to stop.
 pub(crate) fn interrupts() -> u8 {
-    INTERRUPTS.load(Ordering::SeqCst)
+    signals::requests()
 }
 
 /// An error if the user asked us to stop.

@@ -6,16 +6,16 @@ mod cmd;
 mod config;
 mod curves;
 mod data;
-mod exit;
 mod run_dir;
 mod throughput;
-mod ui;
 
 use std::process::ExitCode;
 
+use c2r_run::{
+    exit, signals,
+    terminal::{self as ui, Ui},
+};
 use clap::{Parser, Subcommand};
-
-use crate::ui::Ui;
 
 /// Robust dataset distillation (C2R), adversarial attacks and honest evaluation on libtorch.
 #[derive(Parser)]
@@ -116,7 +116,8 @@ impl Global {
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
-    let ui = Ui::new(cli.global.quiet, cli.global.verbose)?;
+    signals::listen(signals::Second::Exits)?;
+    let ui = Ui { quiet: cli.global.quiet, verbose: cli.global.verbose };
     let device = cli.global.device()?;
     match cli.command {
         Command::Distill(args) => cmd::distill::run(args, device, &ui),
@@ -132,14 +133,12 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "errors go to stderr")]
 fn main() -> ExitCode {
     allocator::keep_memory();
     match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
-            eprintln!("error: {}", causes.join("\n  because: "));
+            ui::note(format!("error: {}", exit::message(&error)));
             ExitCode::from(exit::code_of(&error))
         }
     }

@@ -17,9 +17,9 @@ use c2r_base::{
 };
 use c2r_distill::Work;
 use c2r_eval::{AttackRecord, RecordContext};
+use c2r_files::remove_if_present;
 use c2r_models::{Frozen, TorchScript, checkpoint};
-use fs4::fs_std::FileExt;
-use serde::{Deserialize, Serialize};
+use c2r_run::{Place, Plan, Run, RunError, Status};
 use serde_json::{Value, json};
 use tch::Device;
 
@@ -199,9 +199,8 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     if args.estimate {
         return estimate(&args, &configs, device, ui);
     }
-    let journal = Journal::of(&args);
-    check_outputs(&args, journal.as_ref())?;
-    let _lock = journal.as_ref().map(Journal::lock).transpose()?;
+    let place = args.output.as_ref().or(args.save.as_ref()).map(|path| Place::beside(path));
+    check_outputs(&args, place.as_ref())?;
     let mut target = target(&args, device)?;
     let mut material = material(&args, ui)?;
     target.prepare(&material, args.as_is).or_exit(exit::DATA)?;
@@ -220,27 +219,24 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     });
     let mut images = args.save.as_ref().map(|_| AdversarialImages::new(&material.images, attacks.len(), mode));
     let mut resume = None;
-    if let Some(journal) = &journal {
-        match journal.read(&key, &args)? {
-            Found::Finished(summary) => {
-                ui.note(format!("{} is finished; nothing to do", journal.result.display()));
-                if args.json {
-                    ui.out(summary.to_string());
-                } else {
-                    print_summary(&summary, ui);
-                }
-                return Ok(());
+    let mut journal = place.map(|place| Journal::open(place, &args, key.clone(), device)).transpose()?;
+    if let Some((journal, status)) = &mut journal {
+        if *status == Status::Finished {
+            ui.note(format!("{} is finished; nothing to do", journal.run.path().display()));
+            let summary = journal.run.summary();
+            if args.json {
+                ui.out(summary.to_string());
+            } else {
+                print_summary(summary, ui);
             }
-            Found::Unfinished(report) => {
-                if let Some(images) = &mut images {
-                    journal.restore(images)?;
-                }
-                ui.note(format!("going on where {} stopped", journal.state.display()));
-                resume = Some(*report);
-            }
-            Found::Nothing => {}
+            return Ok(());
+        }
+        resume = journal.resume(images.as_mut())?;
+        if resume.is_some() {
+            ui.note(format!("resuming from {}", journal.run.record().display()));
         }
     }
+    let mut journal = journal.map(|(journal, _)| journal);
     let options = EvaluateOptions {
         seed: Seed::new(args.seed),
         batch_size: usize::try_from(args.batch_size)?,
@@ -249,8 +245,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         resume,
         ..EvaluateOptions::default()
     };
-    let mut report =
-        observed(&target, &material, &attacks, &threat, &options, journal.as_ref(), &key, &mut images, ui)?;
+    let mut report = observed(&target, &material, &attacks, &threat, &options, journal.as_mut(), &mut images, ui)?;
     report.subject = target.subject.clone();
     report.versions.extend(run_dir::versions());
 
@@ -281,8 +276,9 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
             }
         }
     }
-    if let Some(journal) = &journal {
-        journal.finish(&key, &summary, &args)?;
+    if let Some(journal) = &mut journal {
+        journal.run.finish(summary.clone())?;
+        remove_if_present(&journal.images)?;
     }
     if args.json {
         ui.out(summary.to_string());
@@ -294,7 +290,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
 }
 
 /// Nothing that this command did not write is replaced, and what it reads never.
-fn check_outputs(args: &Args, journal: Option<&Journal>) -> anyhow::Result<()> {
+fn check_outputs(args: &Args, place: Option<&Place>) -> anyhow::Result<()> {
     let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let inputs = [("--model", &args.model), ("--checkpoint", &args.checkpoint), ("--inputs", &args.inputs)];
     if let (Some(output), Some(save)) = (&args.output, &args.save)
@@ -313,7 +309,7 @@ fn check_outputs(args: &Args, journal: Option<&Journal>) -> anyhow::Result<()> {
         if !found.is_file() {
             return exit::fail(exit::USAGE, format!("{flag} {shown} is no regular file; name a file"));
         }
-        let ours = journal.is_some_and(|journal| journal.state.exists());
+        let ours = place.is_some_and(|place| place.record().exists());
         if !ours && !args.force {
             return exit::fail(
                 exit::USAGE,
@@ -592,8 +588,7 @@ fn observed(
     attacks: &[Box<dyn Attack>],
     threat: &ThreatModel,
     options: &EvaluateOptions,
-    journal: Option<&Journal>,
-    key: &Value,
+    mut journal: Option<&mut Journal>,
     images: &mut Option<AdversarialImages>,
     ui: &Ui,
 ) -> anyhow::Result<AttackReport> {
@@ -614,10 +609,10 @@ fn observed(
                     std::mem::replace(&mut progress, next).finish();
                 }
                 progress.set(*done as u64, format!("{:.1} % robust", 100.0 * report.attacks[*entry].robust_accuracy()));
-                if let Some(journal) = journal
+                if let Some(journal) = &mut journal
                     && (ui.interrupted() || written.elapsed() >= journal.interval)
                 {
-                    if let Err(error) = journal.write(key, report, images.as_ref()) {
+                    if let Err(error) = journal.save(report, images.as_ref()) {
                         failure = Some(error);
                         return Answer::Break(());
                     }
@@ -636,8 +631,10 @@ fn observed(
         Ok(report) => Ok(report),
         Err(AttackError::Interrupted) => {
             let what = match journal {
-                Some(journal) => format!("interrupted; the same command goes on from {}", journal.state.display()),
-                None => "interrupted; nothing was kept (give --output or --save to go on later)".to_owned(),
+                Some(journal) => {
+                    format!("interrupted; the same command resumes from {}", journal.run.record().display())
+                }
+                None => "interrupted; nothing was kept (with --output or --save the command can be resumed)".to_owned(),
             };
             exit::fail(exit::INTERRUPTED, what)
         }
@@ -649,133 +646,58 @@ fn observed(
     }
 }
 
-/// What is kept beside the results of an evaluation that takes long: where it is, or that it is done.
+/// The run of an evaluation, kept beside its results.
 struct Journal {
-    state: PathBuf,
+    run: Run,
+    /// The images of an unfinished evaluation.
     images: PathBuf,
-    /// The file whose presence means that the result is there.
-    result: PathBuf,
-    /// How often an unfinished evaluation is written down.
+    /// How often an unfinished evaluation is saved.
     interval: Duration,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Page {
-    schema_version: u32,
-    key: Value,
-    summary: Option<Value>,
-    report: Option<AttackReport>,
-    /// SHA-256 of what was written, by option.
-    #[serde(default)]
-    written: BTreeMap<String, String>,
-}
-
-enum Found {
-    Nothing,
-    Unfinished(Box<AttackReport>),
-    Finished(Value),
-}
-
 impl Journal {
-    fn of(args: &Args) -> Option<Self> {
-        let result = args.output.as_ref().or(args.save.as_ref())?.clone();
-        let beside = |suffix: &str| {
-            let mut name = result.file_stem().unwrap_or_default().to_owned();
-            name.push(suffix);
-            result.with_file_name(name)
-        };
-        let interval = Duration::from_secs(args.checkpoint_seconds);
-        Some(Self { state: beside(".run.json"), images: beside(".part.safetensors"), result, interval })
-    }
-
-    /// Held until the process ends: two that write the same files would disturb each other.
-    fn lock(&self) -> anyhow::Result<fs::File> {
-        let path = self.state.with_extension("lock");
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+    fn open(place: Place, args: &Args, config: Value, device: Device) -> anyhow::Result<(Self, Status)> {
+        let images = place.record().with_extension("").with_extension("part.safetensors");
+        let outputs = outputs(args).map(|(flag, path)| (flag, path.to_owned())).collect();
+        let plan = Plan { stage: "attack", config, environment: run_dir::environment(device), outputs };
+        let opened = Run::open(place, plan, args.force, || remove_if_present(&images));
+        let (run, status) = opened.map_err(|error| {
+            let (code, advice) = match error {
+                RunError::Busy { .. } => (exit::USAGE, "wait for it, or choose another file"),
+                RunError::Unreadable { .. } => (exit::UNEXPECTED, "--force starts again"),
+                RunError::Different { .. } => (exit::USAGE, "choose another file, or discard the run with --force"),
+                RunError::Changed { .. } => (exit::USAGE, "--force replaces it"),
+                other => return other.into(),
+            };
+            exit::coded(code, run_dir::with_advice(error, advice))
+        })?;
+        if status == Status::Finished {
+            remove_if_present(&images)?;
         }
-        let file = fs::File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
-        if !file.try_lock_exclusive().with_context(|| format!("cannot lock {}", path.display()))? {
-            return exit::fail(exit::USAGE, format!("another process is writing {}", self.result.display()));
-        }
-        Ok(file)
-    }
-
-    fn read(&self, key: &Value, args: &Args) -> anyhow::Result<Found> {
-        let force = args.force;
-        if force || !self.state.exists() {
-            return Ok(Found::Nothing);
-        }
-        let page: Page = artifact::read_json(&self.state)
-            .with_context(|| format!("{} is no readable state; --force starts again", self.state.display()))?;
-        if let Some(difference) = run_dir::first_difference(&page.key, key, "") {
-            return exit::fail(
-                exit::USAGE,
-                format!(
-                    "{} belongs to another evaluation ({difference}); choose another file, or --force to discard it",
-                    self.state.display()
-                ),
-            );
-        }
-        Ok(match (page.summary, page.report) {
-            (Some(summary), _) if outputs(args).all(|(_, path)| path.exists()) => {
-                for (flag, path) in outputs(args) {
-                    let there = artifact::sha256_of_file(path)?;
-                    if page.written.get(flag).is_some_and(|written| *written != there) {
-                        let what =
-                            format!("{} was changed after it was written; --force makes it anew", path.display());
-                        return exit::fail(exit::USAGE, what);
-                    }
-                }
-                self.discard_images()?;
-                Found::Finished(summary)
-            }
-            (None, Some(report)) => Found::Unfinished(Box::new(report)),
-            _ => Found::Nothing,
-        })
+        Ok((Self { run, images, interval: Duration::from_secs(args.checkpoint_seconds) }, status))
     }
 
     /// Images first: an image that is newer than the report is attacked again and overwritten.
-    fn write(&self, key: &Value, report: &AttackReport, images: Option<&AdversarialImages>) -> anyhow::Result<()> {
+    fn save(&mut self, report: &AttackReport, images: Option<&AdversarialImages>) -> anyhow::Result<()> {
         if let Some(images) = images {
             let tensors = images.sets().iter().enumerate().map(|(at, set)| (format!("{at:04}"), set.shallow_clone()));
             TensorFile { tensors: tensors.collect(), ..TensorFile::default() }.write(&self.images)?;
         }
-        let page = Page {
-            schema_version: SCHEMA_VERSION,
-            key: key.clone(),
-            summary: None,
-            report: Some(report.clone()),
-            written: BTreeMap::new(),
-        };
-        Ok(artifact::write_json(&self.state, &page)?)
+        Ok(self.run.save(serde_json::to_value(report)?)?)
     }
 
-    fn restore(&self, images: &mut AdversarialImages) -> anyhow::Result<()> {
-        let stored = TensorFile::read(&self.images)?;
-        Ok(images.restore(stored.tensors.into_values().collect())?)
-    }
-
-    fn finish(&self, key: &Value, summary: &Value, args: &Args) -> anyhow::Result<()> {
-        let written = outputs(args)
-            .map(|(flag, path)| Ok((flag.to_owned(), artifact::sha256_of_file(path)?)))
-            .collect::<anyhow::Result<_>>()?;
-        let page = Page {
-            schema_version: SCHEMA_VERSION,
-            key: key.clone(),
-            summary: Some(summary.clone()),
-            report: None,
-            written,
-        };
-        artifact::write_json(&self.state, &page)?;
-        self.discard_images()
-    }
-
-    fn discard_images(&self) -> anyhow::Result<()> {
-        if self.images.exists() {
-            fs::remove_file(&self.images).with_context(|| format!("cannot delete {}", self.images.display()))?;
+    /// The report of an unfinished evaluation, and its images.
+    fn resume(&mut self, images: Option<&mut AdversarialImages>) -> anyhow::Result<Option<AttackReport>> {
+        let state = self.run.take_state();
+        if state.is_null() {
+            return Ok(None);
         }
-        Ok(())
+        let wrong = || format!("cannot resume from {}; --force starts again", self.run.record().display());
+        let report = serde_json::from_value(state).with_context(wrong)?;
+        if let Some(images) = images {
+            images.restore(TensorFile::read(&self.images)?.tensors.into_values().collect()).with_context(wrong)?;
+        }
+        Ok(Some(report))
     }
 }
 

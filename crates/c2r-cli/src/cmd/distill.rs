@@ -7,6 +7,7 @@ use anyhow::Context;
 use c2r_base::{Epsilon, artifact::TensorFile};
 use c2r_data::Dataset;
 use c2r_distill::{DistillConfig, DistillEvent, Distillation, LabelKind, StepReport, profiles};
+use c2r_run::{Run, Status};
 use serde_json::{Value as Json, json};
 use tch::Device;
 use toml::Value;
@@ -15,7 +16,7 @@ use crate::{
     cmd::estimate::{self, Passes, Written},
     config, curves, data,
     exit::{self, OrExit},
-    run_dir::{Found, RunDir, versions},
+    run_dir::{self, versions},
     throughput,
     ui::Ui,
 };
@@ -162,8 +163,8 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         "data_sha256": dataset.train.sha256(),
         "distill": config,
     });
-    let (mut run, found) = RunDir::open(path, "distill", record, device, args.force)?;
-    if found == Found::Finished {
+    let (mut run, status) = run_dir::open(path, "distill", record, device, args.force)?;
+    if status == Status::Finished {
         ui.note(format!("{} is finished; nothing to do", run.file("synthetic.safetensors").display()));
         if args.json {
             ui.out(run.summary().to_string());
@@ -171,7 +172,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         return Ok(());
     }
     let state = run.file("state.safetensors");
-    if found == Found::Unfinished && state.exists() {
+    if status == Status::Unfinished && state.exists() {
         let context = || format!("cannot continue from {}; --force starts again", state.display());
         distillation.restore(&TensorFile::read(&state).with_context(context)?).with_context(context)?;
         let (done, total) = distillation.progress();
@@ -198,7 +199,7 @@ fn shared_networks(distillation: &Distillation, args: &Args) -> Option<PathBuf> 
 }
 
 /// Runs until finished; saves the state on the way, on Ctrl-C, and not after a failure.
-fn work(distillation: &mut Distillation, run: &mut RunDir, args: &Args, ui: &Ui) -> anyhow::Result<()> {
+fn work(distillation: &mut Distillation, run: &mut Run, args: &Args, ui: &Ui) -> anyhow::Result<()> {
     let mut log = run.log(distillation.iteration())?;
     let mut progress = ui.progress("distil", distillation.progress().1);
     let mut saved = Instant::now();
@@ -311,7 +312,7 @@ impl Pace {
 
 /// Draws the images where one of the `--pictures` falls due: before the first update, after the last one and
 /// evenly in between.
-fn picture(distillation: &Distillation, run: &RunDir, args: &Args) -> anyhow::Result<()> {
+fn picture(distillation: &Distillation, run: &Run, args: &Args) -> anyhow::Result<()> {
     let (at, total) = (distillation.iteration(), distillation.iterations());
     if args.pictures == 0 || total == 0 || (at % total.div_ceil(args.pictures) != 0 && at != total) {
         return Ok(());
@@ -323,7 +324,7 @@ fn picture(distillation: &Distillation, run: &RunDir, args: &Args) -> anyhow::Re
     Ok(())
 }
 
-fn finish(distillation: &Distillation, run: &mut RunDir, args: &Args, ui: &Ui) -> anyhow::Result<()> {
+fn finish(distillation: &Distillation, run: &mut Run, args: &Args, ui: &Ui) -> anyhow::Result<()> {
     let set = distillation.synthetic_set(versions())?;
     if let (LabelKind::Teacher, Some(teacher)) = (distillation.config().labels, distillation.teachers().next()) {
         c2r_models::checkpoint::save(&run.file("teacher.safetensors"), teacher, Default::default())?;

@@ -9,6 +9,7 @@ use c2r_base::{Epsilon, LabelledImages, Seed, Selection, Subject, artifact::Tens
 use c2r_data::{Dataset, DatasetSpec, SetLabels, Split, SyntheticSet, arrays::to_tensor};
 use c2r_distill::Work;
 use c2r_models::{Frozen, Model, ModelSpec, checkpoint};
+use c2r_run::Status;
 use c2r_train::{Best, Protocol, Targets, Teacher, TrainConfig, TrainEvent, TrainSource, Trainer};
 use serde_json::json;
 use tch::{Device, Tensor};
@@ -17,7 +18,7 @@ use crate::{
     cmd::estimate::{self, Passes, Written},
     config, data,
     exit::{self, OrExit},
-    run_dir::{Found, RunDir},
+    run_dir,
     throughput::{self, model_input},
     ui::Ui,
 };
@@ -238,9 +239,9 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     if !args.select.is_last() {
         record["select_every"] = select_every.into();
     }
-    let (mut run, found) = RunDir::open(path, "train", record, device, args.force)?;
+    let (mut run, status) = run_dir::open(path, "train", record, device, args.force)?;
     let file = run.file("model.safetensors");
-    if found == Found::Finished {
+    if status == Status::Finished {
         ui.note(format!("{} is finished; nothing to do", file.display()));
         if args.json {
             ui.out(run.summary().to_string());
@@ -253,7 +254,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     let mut trainer = Trainer::new(&mut model, &material.source(), &config, seed)?;
     let state = run.file("state.safetensors");
     let mut best = Best::default();
-    if found == Found::Unfinished && state.exists() {
+    if status == Status::Unfinished && state.exists() {
         let context = || format!("cannot continue from {}; --force starts again", state.display());
         let tensors = TensorFile::read(&state).with_context(context)?.tensors;
         best = trainer.load_state(&tensors).and_then(|()| Best::load_state(&tensors)).with_context(context)?;

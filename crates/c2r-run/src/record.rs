@@ -1,0 +1,97 @@
+use std::{
+    collections::BTreeMap,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+const SCHEMA_VERSION: u32 = 1;
+const RUNNING: &str = "running";
+const FINISHED: &str = "finished";
+
+/// What computes a run; recorded, but another one may resume it.
+#[derive(Debug, Clone, Default)]
+pub struct Environment {
+    /// Versions of the programs involved, e.g. `c2r` and its git revision.
+    pub versions: BTreeMap<String, String>,
+    /// CPU threads; results of other thread counts agree up to float rounding only.
+    pub threads: i32,
+    /// Where it computes, e.g. `Cpu`.
+    pub device: String,
+}
+
+/// `run.json`: what a run is, how it came to be, and how far it is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Record {
+    schema_version: u32,
+    /// `distill`, `train`, ...
+    pub(crate) stage: String,
+    /// [`RUNNING`] or [`FINISHED`].
+    status: String,
+    /// The resolved configuration: every key that can change the result.
+    pub(crate) config: Value,
+    /// The command line of the process that wrote this.
+    argv: Vec<String>,
+    versions: BTreeMap<String, String>,
+    threads: i32,
+    device: String,
+    /// Seconds since 1970.
+    started_unix: u64,
+    /// Wall-clock seconds over all sessions that worked on this run.
+    pub(crate) seconds: f64,
+    /// Results of a finished run.
+    #[serde(default)]
+    pub(crate) summary: Value,
+    /// How far an unfinished run is, where no file of its own holds that.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub(crate) state: Value,
+    /// SHA-256 of the outputs of a finished run, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) written: BTreeMap<String, String>,
+}
+
+impl Record {
+    pub(crate) fn new(stage: &str, config: Value, environment: Environment) -> Self {
+        let Environment { versions, threads, device } = environment;
+        Self {
+            schema_version: SCHEMA_VERSION,
+            stage: stage.to_owned(),
+            status: RUNNING.to_owned(),
+            config,
+            argv: std::env::args().collect(),
+            versions,
+            threads,
+            device,
+            started_unix: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs()),
+            seconds: 0.0,
+            summary: Value::Null,
+            state: Value::Null,
+            written: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn is_finished(&self) -> bool {
+        self.status == FINISHED
+    }
+
+    pub(crate) fn finish(&mut self, summary: Value, written: BTreeMap<String, String>) {
+        self.status = FINISHED.to_owned();
+        (self.summary, self.state, self.written) = (summary, Value::Null, written);
+    }
+}
+
+/// The first key, depth first, in which two configurations differ, in words.
+pub(crate) fn first_difference(old: &Value, new: &Value, at: &str) -> Option<String> {
+    match (old, new) {
+        (Value::Object(old), Value::Object(new)) => {
+            let keys = old.keys().chain(new.keys().filter(|key| !old.contains_key(*key)));
+            keys.into_iter().find_map(|key| {
+                let at = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
+                first_difference(old.get(key).unwrap_or(&Value::Null), new.get(key).unwrap_or(&Value::Null), &at)
+            })
+        }
+        _ if old == new => None,
+        _ => Some(format!("{at} is {old} there and {new} here")),
+    }
+}

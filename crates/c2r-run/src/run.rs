@@ -1,0 +1,319 @@
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use c2r_files::{FileError, read_json, remove_parts, sha256_of_file, write_json};
+use serde_json::Value;
+
+use crate::{
+    Environment, Lock, Log,
+    record::{Record, first_difference},
+};
+
+/// Why a run cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// Another process holds the lock.
+    #[error("another process is working on {}", path.display())]
+    Busy {
+        /// The run's folder, or the file that it writes.
+        path: PathBuf,
+    },
+    /// The record was written by something else, or by another version.
+    #[error("{} is not the record of a run", path.display())]
+    Unreadable {
+        /// The record.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: FileError,
+    },
+    /// The record belongs to another run.
+    #[error("{} belongs to a run with another configuration ({difference})", path.display())]
+    Different {
+        /// The run's folder, or the record.
+        path: PathBuf,
+        /// The first key that differs, with both values.
+        difference: String,
+    },
+    /// An output of a finished run is not what the run wrote.
+    #[error("{} was changed after it was written", path.display())]
+    Changed {
+        /// The output.
+        path: PathBuf,
+    },
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// How far a run was when it was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// Nothing is there, or it was discarded.
+    New,
+    /// The same run, not finished.
+    Unfinished,
+    /// The same run, finished.
+    Finished,
+}
+
+/// Where a run keeps its record and its lock.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The folder or the output that the run is about.
+    path: PathBuf,
+    record: PathBuf,
+    lock: PathBuf,
+    is_folder: bool,
+}
+
+impl Place {
+    /// A folder of its own, with `run.json` and `.lock`.
+    pub fn folder(path: &Path) -> Self {
+        Self { path: path.to_owned(), record: path.join("run.json"), lock: path.join(".lock"), is_folder: true }
+    }
+
+    /// Next to a file that the run writes: `NAME.run.json` and `NAME.run.lock`, where NAME is the file's without its
+    /// extension. The record appears with the first state that is saved.
+    pub fn beside(file: &Path) -> Self {
+        let name = file.file_stem().unwrap_or_default().to_string_lossy();
+        let sibling = |suffix: &str| file.with_file_name(format!("{name}{suffix}"));
+        Self { path: file.to_owned(), record: sibling(".run.json"), lock: sibling(".run.lock"), is_folder: false }
+    }
+
+    /// Where the record is or will be.
+    pub fn record(&self) -> &Path {
+        &self.record
+    }
+}
+
+/// What a run is about to do.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// `distill`, `train`, ...
+    pub stage: &'static str,
+    /// The resolved configuration: every key that can change the result.
+    pub config: Value,
+    /// What computes it.
+    pub environment: Environment,
+    /// Files outside a folder of its own that the run writes, by name: it only counts as finished while they are there
+    /// and unchanged.
+    pub outputs: Vec<(&'static str, PathBuf)>,
+}
+
+/// An open run; locked against other processes until it is dropped.
+#[derive(Debug)]
+pub struct Run {
+    place: Place,
+    outputs: Vec<(&'static str, PathBuf)>,
+    record: Record,
+    opened: Instant,
+    _lock: Lock,
+}
+
+impl Run {
+    /// Starts the run that is planned, or takes up what an earlier process left of it. With `force` an earlier run, also
+    /// of another configuration, is thrown away after `discard` has deleted what it wrote besides its record.
+    ///
+    /// # Errors
+    /// Any [`RunError`]; [`RunError::Different`] names the first key that differs.
+    pub fn open(
+        place: Place,
+        plan: Plan,
+        force: bool,
+        discard: impl FnOnce() -> Result<(), FileError>,
+    ) -> Result<(Self, Status), RunError> {
+        let Some(lock) = Lock::acquire(&place.lock)? else {
+            return Err(RunError::Busy { path: place.path });
+        };
+        if place.is_folder {
+            // Ours alone while the lock is held: what a kill in the middle of a write has left.
+            remove_parts(&place.path)?;
+        }
+        let Plan { stage, config, environment, outputs } = plan;
+        let mut record = Record::new(stage, config, environment);
+        let mut status = Status::New;
+        if !place.record.exists() {
+        } else if force {
+            discard()?;
+        } else {
+            let old: Record = read_json(&place.record)
+                .map_err(|source| RunError::Unreadable { path: place.record.clone(), source })?;
+            let difference = match first_difference(&old.config, &record.config, "") {
+                _ if old.stage != stage => Some(format!("it is a `{}` run", old.stage)),
+                difference => difference,
+            };
+            if let Some(difference) = difference {
+                let path = if place.is_folder { place.path } else { place.record };
+                return Err(RunError::Different { path, difference });
+            }
+            if !old.is_finished() {
+                status = Status::Unfinished;
+                (record.seconds, record.state) = (old.seconds, old.state);
+            } else if outputs.iter().all(|(_, path)| path.exists()) {
+                for (name, path) in &outputs {
+                    let now = sha256_of_file(path)?;
+                    if old.written.get(*name).is_some_and(|written| *written != now) {
+                        return Err(RunError::Changed { path: path.clone() });
+                    }
+                }
+                status = Status::Finished;
+                record = old;
+            }
+        }
+        let run = Self { place, outputs, record, opened: Instant::now(), _lock: lock };
+        if run.place.is_folder && status != Status::Finished {
+            run.write()?;
+        }
+        Ok((run, status))
+    }
+
+    /// The run's folder, or the file beside which its record is.
+    pub fn path(&self) -> &Path {
+        &self.place.path
+    }
+
+    /// A file in the run's folder.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.place.path.join(name)
+    }
+
+    /// The record.
+    pub fn record(&self) -> &Path {
+        &self.place.record
+    }
+
+    /// What the run reported when it finished; null before that.
+    pub fn summary(&self) -> &Value {
+        &self.record.summary
+    }
+
+    /// What [`Run::save`] was given last; null where nothing was saved.
+    pub fn take_state(&mut self) -> Value {
+        self.record.state.take()
+    }
+
+    /// Wall-clock seconds so far, over all sessions.
+    pub fn seconds(&self) -> f64 {
+        self.record.seconds + self.opened.elapsed().as_secs_f64()
+    }
+
+    /// Records the time spent so far, after a state was written to a file of its own.
+    ///
+    /// # Errors
+    /// [`FileError::Io`].
+    pub fn pause(&mut self) -> Result<(), FileError> {
+        self.record.seconds = self.seconds();
+        self.opened = Instant::now();
+        self.write()
+    }
+
+    /// Records how far the run is, where that is not in a file of its own.
+    ///
+    /// # Errors
+    /// [`FileError::Io`].
+    pub fn save(&mut self, state: Value) -> Result<(), FileError> {
+        self.record.state = state;
+        self.pause()
+    }
+
+    /// Marks the run as finished. Call after every result file is in place.
+    ///
+    /// # Errors
+    /// [`FileError::Io`].
+    pub fn finish(&mut self, summary: Value) -> Result<(), FileError> {
+        let hashes = self.outputs.iter().map(|(name, path)| Ok(((*name).to_owned(), sha256_of_file(path)?)));
+        let written = hashes.collect::<Result<BTreeMap<_, _>, FileError>>()?;
+        self.record.finish(summary, written);
+        self.pause()
+    }
+
+    /// `log.jsonl` in the run's folder, without the lines of iterations after `iteration`.
+    ///
+    /// # Errors
+    /// [`FileError::Io`].
+    pub fn log(&self, iteration: u64) -> Result<Log, FileError> {
+        Log::open(&self.file("log.jsonl"), iteration)
+    }
+
+    fn write(&self) -> Result<(), FileError> {
+        write_json(&self.place.record, &self.record)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn plan(config: &Value, outputs: &[&Path]) -> Plan {
+        let outputs = ["--output", "--save"].into_iter().zip(outputs.iter().map(|path| path.to_path_buf())).collect();
+        Plan { stage: "distill", config: config.clone(), environment: Environment::default(), outputs }
+    }
+
+    #[test]
+    fn a_folder_is_resumed_finished_or_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run");
+        let config = json!({"a": {"b": 1}, "seed": 7});
+        let open = |config: &Value| Run::open(Place::folder(&path), plan(config, &[]), false, || unreachable!());
+        assert_eq!(open(&config).unwrap().1, Status::New);
+        let (mut run, status) = open(&config).unwrap();
+        assert_eq!(status, Status::Unfinished);
+        assert!(matches!(open(&config), Err(RunError::Busy { path: busy }) if busy == path));
+        run.finish(json!({"loss": 0.5})).unwrap();
+        drop(run);
+        let (run, status) = open(&config).unwrap();
+        assert_eq!((status, run.summary()["loss"].as_f64()), (Status::Finished, Some(0.5)));
+        drop(run);
+        let other = json!({"a": {"b": 2}, "seed": 7});
+        let Err(RunError::Different { difference, .. }) = open(&other) else { panic!("{config} is not {other}") };
+        assert_eq!(difference, "a.b is 1 there and 2 here");
+        let stage = Plan { stage: "train", ..plan(&config, &[]) };
+        let error = Run::open(Place::folder(&path), stage, false, || unreachable!()).unwrap_err();
+        assert!(
+            matches!(&error, RunError::Different { difference, .. } if difference.contains("`distill`")),
+            "{error}"
+        );
+
+        let mut discarded = false;
+        let (run, status) = Run::open(Place::folder(&path), plan(&other, &[]), true, || {
+            discarded = true;
+            Ok(())
+        })
+        .unwrap();
+        assert!(discarded && status == Status::New);
+        std::fs::write(run.record(), "{}").unwrap();
+        drop(run);
+        assert!(matches!(open(&other), Err(RunError::Unreadable { .. })));
+    }
+
+    #[test]
+    fn a_run_beside_a_file_is_finished_while_the_file_is_as_it_was_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("attack.json");
+        let open = || Run::open(Place::beside(&output), plan(&json!(1), &[&output]), false, || unreachable!());
+        let (mut run, status) = open().unwrap();
+        let record = folder.path().join("attack.run.json");
+        assert!(status == Status::New && run.record() == record && !record.exists(), "nothing is saved yet");
+        run.save(json!({"done": 3})).unwrap();
+        drop(run);
+        let (mut run, status) = open().unwrap();
+        assert_eq!((status, run.take_state()), (Status::Unfinished, json!({"done": 3})));
+        std::fs::write(&output, "result").unwrap();
+        run.finish(json!("summary")).unwrap();
+        drop(run);
+        let (mut run, status) = open().unwrap();
+        assert_eq!((status, run.take_state(), run.summary()), (Status::Finished, Value::Null, &json!("summary")));
+        drop(run);
+        std::fs::write(&output, "another").unwrap();
+        assert!(matches!(open(), Err(RunError::Changed { path }) if path == output));
+        std::fs::remove_file(&output).unwrap();
+        assert_eq!(open().unwrap().1, Status::New);
+    }
+}
