@@ -1,7 +1,7 @@
 //! Seconds per attack on a small convolutional network, without data: fixed weights, fixed images.
 
 use c2r_attacks::{AttackBatch, AttackConfig};
-use c2r_base::{Classifier, Norm, Seed, ThreatModel};
+use c2r_base::{Classifier, ClassifierError, Norm, Seed, ThreatModel};
 use criterion::{Criterion, criterion_group, criterion_main};
 use tch::{Device, Kind, Tensor};
 
@@ -29,7 +29,7 @@ impl ConvNet {
 }
 
 impl Classifier for ConvNet {
-    fn logits(&self, images: &Tensor) -> Tensor {
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
         let mut x = images.shallow_clone();
         for weight in &self.convolutions {
             x = x.conv2d(weight, None::<Tensor>, 1, 1, 1, 1).group_norm(
@@ -41,7 +41,7 @@ impl Classifier for ConvNet {
             );
             x = x.relu().avg_pool2d([2, 2], [2, 2], [0, 0], false, true, None::<i64>);
         }
-        x.flatten(1, -1).linear(&self.linear, None::<Tensor>)
+        Ok(x.flatten(1, -1).linear(&self.linear, None::<Tensor>))
     }
 
     fn device(&self) -> Device {
@@ -55,7 +55,7 @@ fn attacks(criterion: &mut Criterion) {
     let images = waves(&[N, 3, 32, 32]) * 0.5 + 0.5;
     let labels = {
         let _no_grad = tch::no_grad_guard();
-        model.logits(&images).argmax(1, false)
+        model.logits(&images).unwrap().argmax(1, false)
     };
     let ids: Vec<u64> = (0..N as u64).collect();
     let batch = AttackBatch { images: &images, labels: &labels, ids: &ids, targets: None };

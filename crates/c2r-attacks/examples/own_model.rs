@@ -6,7 +6,7 @@
 
 use c2r_attacks::{
     Answer, AttackConfig, EvaluateOptions,
-    c2r_base::{Classifier, LabelledImages, Norm, ThreatModel},
+    c2r_base::{Classifier, ClassifierError, LabelledImages, Norm, ThreatModel},
     evaluate,
     tch::{Device, Kind, Tensor},
 };
@@ -15,9 +15,9 @@ use c2r_attacks::{
 struct Brightness;
 
 impl Classifier for Brightness {
-    fn logits(&self, images: &Tensor) -> Tensor {
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
         let bright = images.mean_dim([1i64, 2, 3].as_slice(), false, Kind::Float);
-        Tensor::stack(&[0.5 - &bright, bright - 0.5], 1)
+        Ok(Tensor::stack(&[0.5 - &bright, bright - 0.5], 1))
     }
 
     fn device(&self) -> Device {

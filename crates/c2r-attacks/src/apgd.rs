@@ -1,6 +1,6 @@
 //! Auto-PGD: PGD with momentum whose step size adapts to each sample.
 
-use c2r_base::{Classifier, Norm, Seed, ThreatModel};
+use c2r_base::{Classifier, Norm, Seed, ThreatModel, loss};
 use tch::{Kind, Tensor};
 
 use crate::{
@@ -10,7 +10,6 @@ use crate::{
     },
     config::{ApgdConfig, ConfigError},
     draws::Draws,
-    loss,
 };
 
 /// Momentum: share of the new step. Croce & Hein 2020 (arXiv:2003.01690), section 3.

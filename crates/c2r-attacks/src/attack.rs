@@ -1,11 +1,8 @@
-use c2r_base::{Classifier, Norm, Seed, ThreatModel};
+use c2r_base::{Classifier, ClassifierError, Norm, Passes, Seed, ThreatModel, grad::try_input_gradient, loss};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::{
-    config::{AttackConfig, ConfigError},
-    loss,
-};
+use crate::config::{AttackConfig, ConfigError};
 
 /// An attack as a value: it holds parameters, never a model.
 ///
@@ -110,30 +107,7 @@ pub struct Perturbed {
     /// Number of forward passes that each sample took part in.
     pub queries: Vec<u64>,
     /// What the whole batch cost.
-    pub counts: Counts,
-}
-
-/// Passes through the model. `calls` counts batches, `images` the rows in them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Counts {
-    /// Forward passes, those that were followed by a backward pass included.
-    pub forward_calls: u64,
-    /// Images in them.
-    pub forward_images: u64,
-    /// Backward passes.
-    pub backward_calls: u64,
-    /// Images in them.
-    pub backward_images: u64,
-}
-
-impl std::ops::AddAssign for Counts {
-    fn add_assign(&mut self, other: Self) {
-        self.forward_calls += other.forward_calls;
-        self.forward_images += other.forward_images;
-        self.backward_calls += other.backward_calls;
-        self.backward_images += other.backward_images;
-    }
+    pub passes: Passes,
 }
 
 /// Kinds of attacks.
@@ -162,6 +136,19 @@ pub enum AttackError {
     /// Images or labels that cannot be right.
     #[error(transparent)]
     Images(#[from] c2r_base::ImageError),
+    /// The model returned an error instead of logits.
+    #[error("the model failed on a batch of {rows} images that begins with sample {sample} (during `{attack}`)")]
+    Model {
+        /// Id of the first sample of the batch.
+        sample: u64,
+        /// Images in the batch.
+        rows: usize,
+        /// What was running.
+        attack: String,
+        /// The model's own error.
+        #[source]
+        source: ClassifierError,
+    },
     /// NaN or infinity: `argmax` would return its index and count an exploded model as broken.
     #[error(
         "the model's logits for sample {sample} are not finite (during `{attack}`); an attack cannot be judged on them"
@@ -237,7 +224,7 @@ pub(crate) struct Oracle<'a> {
     attack: &'a str,
     ids: &'a [u64],
     queries: Vec<u64>,
-    counts: Counts,
+    passes: Passes,
 }
 
 /// A gradient with what was seen on the way to it.
@@ -252,13 +239,13 @@ pub(crate) struct Slope {
 
 impl<'a> Oracle<'a> {
     pub(crate) fn new(model: &'a dyn Classifier, attack: &'a str, ids: &'a [u64]) -> Self {
-        Self { model, attack, ids, queries: vec![0; ids.len()], counts: Counts::default() }
+        Self { model, attack, ids, queries: vec![0; ids.len()], passes: Passes::default() }
     }
 
     /// Logits of `images`, whose row r belongs to sample `rows[r]` of the batch.
     pub(crate) fn logits(&mut self, images: &Tensor, rows: &[usize]) -> Result<Tensor, AttackError> {
         let _no_grad = tch::no_grad_guard();
-        let logits = self.model.logits(images);
+        let logits = self.model.logits(images).map_err(|source| self.failed(rows, source))?;
         self.seen(&logits, rows)?;
         Ok(logits)
     }
@@ -271,23 +258,22 @@ impl<'a> Oracle<'a> {
         loss: impl FnOnce(&Tensor, &Tensor) -> Tensor,
     ) -> Result<Slope, AttackError> {
         let mut logits = None;
-        let (gradient, losses) = c2r_base::grad::input_gradient(images, |x| {
-            let seen = self.model.logits(x);
+        let (gradient, losses) = try_input_gradient(images, |x| {
+            let seen = self.model.logits(x).map_err(|source| self.failed(rows, source))?;
             let losses = loss(x, &seen);
             logits = Some(seen.detach());
-            losses
-        });
+            Ok::<_, AttackError>(losses)
+        })?;
         let logits = logits.expect("input_gradient calls the loss once");
         self.seen(&logits, rows)?;
-        self.counts.backward_calls += 1;
-        self.counts.backward_images += rows.len() as u64;
+        self.passes += Passes::backward(rows.len() as u64);
         Ok(Slope { gradient, losses, logits })
     }
 
     /// Books `calls` more backward passes of `rows` rows each through a graph that one forward pass built.
     pub(crate) fn count_backward(&mut self, rows: usize, calls: u64) {
-        self.counts.backward_calls += calls;
-        self.counts.backward_images += rows as u64 * calls;
+        self.passes.backward_calls += calls;
+        self.passes.backward_images += rows as u64 * calls;
     }
 
     /// The model itself, for attacks that differentiate several outputs of one pass; book with
@@ -296,10 +282,15 @@ impl<'a> Oracle<'a> {
         self.model
     }
 
+    /// The model's error with the samples that it was about.
+    pub(crate) fn failed(&self, rows: &[usize], source: ClassifierError) -> AttackError {
+        let sample = rows.first().map_or(0, |&row| self.ids[row]);
+        AttackError::Model { sample, rows: rows.len(), attack: self.attack.to_owned(), source }
+    }
+
     /// Books a forward pass and checks what came out.
     pub(crate) fn seen(&mut self, logits: &Tensor, rows: &[usize]) -> Result<(), AttackError> {
-        self.counts.forward_calls += 1;
-        self.counts.forward_images += rows.len() as u64;
+        self.passes += Passes::forward(rows.len() as u64);
         for &row in rows {
             self.queries[row] += 1;
         }
@@ -314,7 +305,7 @@ impl<'a> Oracle<'a> {
     }
 
     pub(crate) fn finish(self, images: Tensor) -> Perturbed {
-        Perturbed { images, queries: self.queries, counts: self.counts }
+        Perturbed { images, queries: self.queries, passes: self.passes }
     }
 
     pub(crate) fn ids(&self) -> &'a [u64] {

@@ -1,6 +1,6 @@
 //! Attacks as configuration: every option of every attack, its default, and where the default is from.
 
-use c2r_base::{Epsilon, Goal, Norm};
+use c2r_base::{Epsilon, Goal, Norm, loss};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -11,7 +11,6 @@ use crate::{
     deepfool::DeepFool,
     fab::Fab,
     iterative::{Iterative, Momentum, Objective, Recipe, Start, Step, Variance},
-    loss,
     sanity::{Clean, Noise},
     square::Square,
     suite::Suite,

@@ -1,12 +1,9 @@
 //! Attacks and judges the samples of a batch, parts of it side by side.
 
-use c2r_base::{Classifier, LabelledImages, Seed, ThreatModel};
+use c2r_base::{Classifier, LabelledImages, Passes, Seed, ThreatModel, loss};
 use tch::{Device, Kind, Tensor};
 
-use crate::{
-    attack::{Attack, AttackBatch, AttackError, Counts, Oracle, first_not_finite, reached},
-    loss,
-};
+use crate::attack::{Attack, AttackBatch, AttackError, Oracle, first_not_finite, reached};
 
 /// A model and its replicas.
 ///
@@ -36,7 +33,7 @@ pub(crate) struct Judged {
     /// Margins of the labels, whatever the goal, in logits.
     pub(crate) margins: Vec<f32>,
     pub(crate) queries: Vec<u64>,
-    pub(crate) counts: Counts,
+    pub(crate) passes: Passes,
 }
 
 impl Task {
@@ -115,7 +112,7 @@ impl Judged {
             distances: Vec::new(),
             margins: Vec::new(),
             queries: Vec::new(),
-            counts: Counts::default(),
+            passes: Passes::default(),
         };
         for part in parts {
             all.broken.extend(part.broken);
@@ -123,7 +120,7 @@ impl Judged {
             all.distances.extend(part.distances);
             all.margins.extend(part.margins);
             all.queries.extend(part.queries);
-            all.counts += part.counts;
+            all.passes += part.passes;
         }
         all
     }
@@ -147,8 +144,8 @@ fn attack_and_judge(
     let logits = judge.logits(&judged, &rows)?;
     let judging = judge.finish(logits);
     let logits = &judging.images;
-    let mut counts = proposal.counts;
-    counts += judging.counts;
+    let mut passes = proposal.passes;
+    passes += judging.passes;
     Ok(Judged {
         broken: Vec::<bool>::try_from(reached(logits, labels, targets.as_ref())).expect("bool tensor"),
         predictions: Vec::<i64>::try_from(logits.argmax(1, false)).expect("i64 tensor"),
@@ -156,7 +153,7 @@ fn attack_and_judge(
             .expect("f64 tensor"),
         margins: Vec::<f32>::try_from(loss::margin(logits, labels)).expect("f32 tensor"),
         queries: proposal.queries.iter().zip(&judging.queries).map(|(attack, judge)| attack + judge).collect(),
-        counts,
+        passes,
         images: judged,
     })
 }

@@ -2,16 +2,15 @@
 
 use std::{collections::BTreeMap, ops::ControlFlow, time::Instant};
 
-use c2r_base::{Classifier, Goal, LabelledImages, Seed, TargetRule, ThreatModel};
+use c2r_base::{Classifier, Goal, LabelledImages, Passes, Seed, TargetRule, ThreatModel, loss};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::{
-    attack::{Attack, AttackError, Counts, Family, Oracle, positions},
+    attack::{Attack, AttackError, Family, Oracle, positions},
     crew::{Crew, Judged, Task},
     flags::Flag,
-    loss,
     report::{AttackEntry, AttackReport, Outcome, SampleOutcome, StageEntry},
 };
 
@@ -190,7 +189,7 @@ fn run_stage(
             family: attack.family(),
             attacked: 0,
             survivors: 0,
-            counts: Counts::default(),
+            counts: Passes::default(),
             seconds: 0.0,
         });
     }
@@ -199,7 +198,7 @@ fn run_stage(
         let start = Instant::now();
         let tasks = crew.split(part).map(|part| Task::new(part, data, report.targets.as_deref(), crew.device()));
         let tasks: Vec<Task> = tasks.collect();
-        let Judged { images, broken, predictions, distances, margins, queries, counts } =
+        let Judged { images, broken, predictions, distances, margins, queries, passes } =
             crew.run(attack, threat, options.seed, tasks)?;
 
         let result = &mut report.attacks[entry];
@@ -217,7 +216,7 @@ fn run_stage(
         let done = &mut result.stages[stage];
         done.attacked += part.len();
         done.survivors += broken.iter().filter(|broken| !**broken).count();
-        done.counts += counts;
+        done.counts += passes;
         done.seconds += start.elapsed().as_secs_f64();
         let done = done.attacked;
         let event = Event::Judged {
@@ -295,7 +294,7 @@ fn clean_pass(
         targets: matches!(threat.goal, Goal::Targeted(_)).then_some(targets),
         clean_predictions,
         clean_margins,
-        clean_counts: counted.counts,
+        clean_counts: counted.passes,
         clean_seconds: start.elapsed().as_secs_f64(),
         attacks: Vec::new(),
         flags,

@@ -1,7 +1,7 @@
 //! The routine behind every attack that follows a gradient with fixed steps: FGSM, BIM, PGD, the
 //! momentum family, TPGD, EOT-PGD, Jitter and CW-Linf differ only in a [`Recipe`].
 
-use c2r_base::{Classifier, Norm, Seed, ThreatModel};
+use c2r_base::{Classifier, Norm, Seed, ThreatModel, loss};
 use tch::{Kind, Tensor};
 
 use crate::{
@@ -11,7 +11,6 @@ use crate::{
     },
     config::{ConfigError, LossKind},
     draws::Draws,
-    loss,
 };
 
 /// How one attack of the family works.

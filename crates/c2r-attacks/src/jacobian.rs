@@ -20,12 +20,8 @@ pub(crate) fn nearest_boundary(
 ) -> Result<(Tensor, Tensor), AttackError> {
     let x = images.detach().set_requires_grad(true);
     let at = labels.unsqueeze(1);
-    let differences = tch::with_grad(|| {
-        let logits = oracle.model().logits(&x);
-        let own = logits.gather(1, &at, false);
-        (&logits - own, logits)
-    });
-    let (differences, logits) = differences;
+    let logits = tch::with_grad(|| oracle.model().logits(&x)).map_err(|source| oracle.failed(rows, source))?;
+    let differences = tch::with_grad(|| &logits - logits.gather(1, &at, false));
     oracle.seen(&logits.detach(), rows)?;
     let classes = logits.size()[1];
     let mut best: Option<(Tensor, Tensor, Tensor)> = None;

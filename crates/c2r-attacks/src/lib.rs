@@ -12,16 +12,16 @@
 //! **Where to start:** [`evaluate`].
 //!
 //! ```
-//! use c2r_attacks::c2r_base::{Classifier, LabelledImages, Norm, ThreatModel};
+//! use c2r_attacks::c2r_base::{Classifier, ClassifierError, LabelledImages, Norm, ThreatModel};
 //! use c2r_attacks::tch::{Device, Kind, Tensor};
 //! use c2r_attacks::{Answer, AttackConfig, EvaluateOptions, evaluate};
 //!
 //! /// Dark or bright?
 //! struct Brightness;
 //! impl Classifier for Brightness {
-//!     fn logits(&self, images: &Tensor) -> Tensor {
+//!     fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
 //!         let bright = images.mean_dim([1i64, 2, 3].as_slice(), false, Kind::Float);
-//!         Tensor::stack(&[0.5 - &bright, bright - 0.5], 1)
+//!         Ok(Tensor::stack(&[0.5 - &bright, bright - 0.5], 1))
 //!     }
 //!     fn device(&self) -> Device {
 //!         Device::Cpu
@@ -56,7 +56,6 @@ mod fab;
 mod flags;
 mod iterative;
 mod jacobian;
-pub mod loss;
 pub mod replay;
 mod report;
 mod sanity;
@@ -66,7 +65,7 @@ mod suite;
 pub use c2r_base;
 pub use tch;
 
-pub use attack::{Attack, AttackBatch, AttackError, Counts, Family, Perturbed};
+pub use attack::{Attack, AttackBatch, AttackError, Family, Perturbed};
 pub use config::*;
 pub use draws::Draws;
 pub use driver::{AdversarialImages, Answer, EvaluateOptions, Event, Mode, evaluate, targets_for};

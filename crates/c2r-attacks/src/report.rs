@@ -1,9 +1,9 @@
 use std::collections::BTreeMap;
 
-use c2r_base::{Seed, Subject, ThreatModel};
+use c2r_base::{Passes, Seed, ThreatModel};
 use serde::{Deserialize, Serialize};
 
-use crate::{attack::Counts, attack::Family, config::AttackConfig, driver::Mode, flags::Flag};
+use crate::{attack::Family, config::AttackConfig, driver::Mode, flags::Flag};
 
 /// What happened to one sample under one attack.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -51,7 +51,7 @@ pub struct StageEntry {
     /// Samples among them that it did not break.
     pub survivors: usize,
     /// What it cost, judging included.
-    pub counts: Counts,
+    pub counts: Passes,
     /// Wall clock, judging included.
     pub seconds: f64,
 }
@@ -83,12 +83,8 @@ impl AttackEntry {
     }
 
     /// Sum over the stages.
-    pub fn counts(&self) -> Counts {
-        let mut sum = Counts::default();
-        for stage in &self.stages {
-            sum += stage.counts;
-        }
-        sum
+    pub fn counts(&self) -> Passes {
+        self.stages.iter().map(|stage| stage.counts).sum()
     }
 
     /// Sum over the stages.
@@ -104,8 +100,8 @@ impl AttackEntry {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(from = "wire::Report", into = "wire::Report")]
 pub struct AttackReport {
-    /// What was attacked, if known.
-    pub subject: Option<Subject>,
+    /// What was attacked, as whoever ran the evaluation describes it; [`crate::evaluate`] leaves it out.
+    pub subject: Option<serde_json::Value>,
     /// What the attacker may do and wants.
     pub threat: ThreatModel,
     /// Whether attacks run on what the ones before left, or each on everything.
@@ -125,7 +121,7 @@ pub struct AttackReport {
     /// Margins of the labels on the clean images, in logits; empty in reports of earlier versions.
     pub clean_margins: Vec<f32>,
     /// What the clean pass and the self-checks cost.
-    pub clean_counts: Counts,
+    pub clean_counts: Passes,
     /// Wall clock of the clean pass and the self-checks.
     pub clean_seconds: f64,
     /// In the order they ran.
@@ -168,12 +164,8 @@ impl AttackReport {
     }
 
     /// Passes of the clean pass, the checks and all attacks.
-    pub fn counts(&self) -> Counts {
-        let mut sum = self.clean_counts;
-        for attack in &self.attacks {
-            sum += attack.counts();
-        }
-        sum
+    pub fn counts(&self) -> Passes {
+        [self.clean_counts].into_iter().chain(self.attacks.iter().map(AttackEntry::counts)).sum()
     }
 
     /// Wall clock of everything.
@@ -199,7 +191,7 @@ mod wire {
     pub(super) struct Report {
         schema_version: u32,
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        subject: Option<Subject>,
+        subject: Option<serde_json::Value>,
         threat: ThreatModel,
         mode: Mode,
         seed: Seed,
@@ -211,14 +203,14 @@ mod wire {
         #[serde(default)]
         robust_accuracy: f64,
         #[serde(default)]
-        counts: Counts,
+        counts: Passes,
         #[serde(default)]
         seconds: f64,
         flags: Vec<Flag>,
         #[serde(default)]
         flag_notes: Vec<String>,
         versions: BTreeMap<String, String>,
-        clean_counts: Counts,
+        clean_counts: Passes,
         clean_seconds: f64,
         attacks: Vec<Entry>,
         labels: Vec<i64>,
@@ -239,7 +231,7 @@ mod wire {
         #[serde(default)]
         survivors: usize,
         #[serde(default)]
-        counts: Counts,
+        counts: Passes,
         #[serde(default)]
         seconds: f64,
         #[serde(default, skip_serializing_if = "Option::is_none")]

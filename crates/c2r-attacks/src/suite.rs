@@ -1,9 +1,9 @@
 //! Several attacks in order, each on what the ones before it left.
 
-use c2r_base::{Classifier, Epsilon, Seed, ThreatModel};
+use c2r_base::{Classifier, Epsilon, Passes, Seed, ThreatModel};
 
 use crate::{
-    attack::{Attack, AttackBatch, AttackError, Counts, Family, Oracle, Perturbed, index, positions, reached},
+    attack::{Attack, AttackBatch, AttackError, Family, Oracle, Perturbed, index, positions, reached},
     config::{
         ApgdConfig, ApgdTConfig, AttackConfig, ConfigError, CwLinfConfig, EOT_SAMPLES_RAND, FabConfig, FabTConfig,
         FgsmConfig, JitterConfig, PgdConfig, SquareConfig, SuiteConfig, VmiFgsmConfig,
@@ -102,7 +102,7 @@ impl Attack for Suite {
         let mut found = batch.images.copy();
         let mut open: Vec<usize> = (0..batch.ids.len()).collect();
         let mut queries = vec![0; batch.ids.len()];
-        let mut counts = Counts::default();
+        let mut passes = Passes::default();
         for stage in &self.stages {
             let at = index(&open, &found);
             let ids: Vec<u64> = open.iter().map(|&row| batch.ids[row]).collect();
@@ -119,8 +119,8 @@ impl Attack for Suite {
             for (row, (attacked, own)) in proposal.queries.iter().zip(&judging.queries).enumerate() {
                 queries[open[row]] += attacked + own;
             }
-            counts += proposal.counts;
-            counts += judging.counts;
+            passes += proposal.passes;
+            passes += judging.passes;
             let _ = found.index_copy_(0, &at, &judged);
             let left = reached(&judging.images, &labels, targets.as_ref()).logical_not();
             open = positions(&left).into_iter().map(|row| open[row]).collect();
@@ -128,6 +128,6 @@ impl Attack for Suite {
                 break;
             }
         }
-        Ok(Perturbed { images: found, queries, counts })
+        Ok(Perturbed { images: found, queries, passes })
     }
 }

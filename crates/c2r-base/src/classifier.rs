@@ -1,3 +1,5 @@
+use std::error::Error;
+
 use tch::{Device, Tensor};
 
 /// A classifier as an attacker sees it: pixels in, logits out, always in evaluation mode.
@@ -7,22 +9,23 @@ use tch::{Device, Tensor};
 /// from the logits to `images`. Normalization happens inside.
 ///
 /// ```
-/// use c2r_base::Classifier;
+/// use c2r_base::{Classifier, ClassifierError};
 /// use tch::{Device, Kind, Tensor};
 ///
 /// /// Two classes: how dark, how bright.
 /// struct Brightness;
 /// impl Classifier for Brightness {
-///     fn logits(&self, images: &Tensor) -> Tensor {
+///     fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
 ///         let bright = images.mean_dim([1i64, 2, 3].as_slice(), false, Kind::Float);
-///         Tensor::stack(&[1.0 - &bright, bright], 1)
+///         Ok(Tensor::stack(&[1.0 - &bright, bright], 1))
 ///     }
 ///     fn device(&self) -> Device {
 ///         Device::Cpu
 ///     }
 /// }
-/// let logits = Brightness.logits(&Tensor::ones([3, 1, 4, 4], (Kind::Float, Device::Cpu)));
+/// let logits = Brightness.logits(&Tensor::ones([3, 1, 4, 4], (Kind::Float, Device::Cpu)))?;
 /// assert_eq!(logits.size(), [3, 2]);
+/// # Ok::<(), ClassifierError>(())
 /// ```
 pub trait Classifier {
     /// Logits of a batch.
@@ -30,7 +33,10 @@ pub trait Classifier {
     /// * `images`: f32 `[N, C, H, W]` in `[0, 1]`, on [`Classifier::device`].
     ///
     /// Returns f32 `[N, K]`, before softmax; tracks gradients if `images` does.
-    fn logits(&self, images: &Tensor) -> Tensor;
+    ///
+    /// # Errors
+    /// [`ClassifierError`] if the model cannot be run on these images.
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError>;
 
     /// Where the parameters are and where `images` must be.
     fn device(&self) -> Device;
@@ -41,5 +47,17 @@ pub trait Classifier {
     /// With replicas, an evaluation on the CPU runs parts of a batch side by side, one thread each.
     fn replica(&self) -> Option<Box<dyn Classifier + Send>> {
         None
+    }
+}
+
+/// Why a model returned no logits: the model's own error or message.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct ClassifierError(Box<dyn Error + Send + Sync>);
+
+impl ClassifierError {
+    /// From the model's own error, or from a message.
+    pub fn new(reason: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self(reason.into())
     }
 }

@@ -3,6 +3,8 @@
 //! Losses return one value per sample and are summed, never averaged: a sample's gradient must not
 //! depend on who else is in its batch, and a mean underflows.
 
+use std::convert::Infallible;
+
 use tch::Tensor;
 
 /// Gradient of the sum of per-sample losses with respect to the images only.
@@ -13,15 +15,29 @@ use tch::Tensor;
 /// Returns the gradient (f32, shape of `images`) and the detached losses. The `.grad` of every
 /// parameter stays as it was.
 pub fn input_gradient(images: &Tensor, loss: impl FnOnce(&Tensor) -> Tensor) -> (Tensor, Tensor) {
+    match try_input_gradient(images, |x| Ok::<_, Infallible>(loss(x))) {
+        Ok(found) => found,
+        Err(never) => match never {},
+    }
+}
+
+/// [`input_gradient`] of a loss that can fail, e.g. because its [`crate::Classifier`] does.
+///
+/// # Errors
+/// What `loss` returns.
+pub fn try_input_gradient<E>(
+    images: &Tensor,
+    loss: impl FnOnce(&Tensor) -> Result<Tensor, E>,
+) -> Result<(Tensor, Tensor), E> {
     // `shallow_clone` would turn tracking on in the caller's tensor; `detach` is a new handle.
     let tracked = images.detach().set_requires_grad(true);
     let (losses, sum) = tch::with_grad(|| {
-        let losses = loss(&tracked);
+        let losses = loss(&tracked)?;
         let sum = losses.sum(losses.kind());
-        (losses, sum)
-    });
+        Ok((losses, sum))
+    })?;
     let gradient = gradients(&sum, &[&tracked]).swap_remove(0);
-    (gradient, losses.detach())
+    Ok((gradient, losses.detach()))
 }
 
 /// Gradients of a scalar with respect to `inputs`, without touching any `.grad`.

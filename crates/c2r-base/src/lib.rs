@@ -1,8 +1,9 @@
 //! Words and traits that every c2r crate shares.
 //!
 //! **What it is:** [`Norm`], [`Epsilon`] and [`ThreatModel`] (what an attacker may do), [`Seed`]
-//! (where randomness comes from), [`Classifier`] (pixels in, logits out), [`grad`] (the only place
-//! that differentiates), and [`artifact`] (files that are written whole or not at all).
+//! (where randomness comes from), [`Classifier`] (pixels in, logits out), [`loss`] (one value per sample), [`grad`]
+//! (the only place that differentiates), [`Passes`] (counts them), and [`artifact`] (files that are written whole or
+//! not at all).
 //!
 //! **What it is not:** it knows no dataset, no network and no attack, and it never prints, reads
 //! the environment or touches the network.
@@ -29,16 +30,17 @@ mod classifier;
 mod epsilon;
 pub mod grad;
 mod images;
+pub mod loss;
 pub mod native;
 mod norm;
+mod passes;
 mod seed;
-mod subject;
 mod threat;
 
-pub use classifier::Classifier;
+pub use classifier::{Classifier, ClassifierError};
 pub use epsilon::{Epsilon, ParseEpsilonError};
 pub use images::{ImageError, LabelledImages};
 pub use norm::{Norm, ParseNormError};
+pub use passes::Passes;
 pub use seed::Seed;
-pub use subject::{Selection, Subject};
 pub use threat::{Goal, TargetRule, ThreatModel};

@@ -1,6 +1,9 @@
 //! Two calls into the C library that a *program* makes once at its start: how the allocator treats
 //! large tensors, and loading libtorch's CUDA part. Libraries never make them.
-#![expect(unsafe_code, reason = "mallopt and dlopen have no safe wrapper; both are called with constants and checked")]
+#![expect(
+    unsafe_code,
+    reason = "mallopt and loading a library have no safe wrapper; both are called with constants and checked"
+)]
 
 /// Makes glibc keep freed memory instead of returning it to the system.
 ///
@@ -33,19 +36,11 @@ pub fn keep_large_allocations() -> bool {
 pub fn load_cuda() -> Result<(), String> {
     #[cfg(target_os = "linux")]
     {
-        // SAFETY: the name is a valid C string; the handle is kept open for the life of the process;
-        // dlerror returns null or a C string that is valid until the next dl call on this thread.
-        unsafe {
-            if !libc::dlopen(c"libtorch_cuda.so".as_ptr(), libc::RTLD_LAZY | libc::RTLD_GLOBAL).is_null() {
-                return Ok(());
-            }
-            let message = libc::dlerror();
-            Err(if message.is_null() {
-                "libtorch_cuda.so could not be loaded".to_owned()
-            } else {
-                std::ffi::CStr::from_ptr(message).to_string_lossy().into_owned()
-            })
-        }
+        use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LAZY};
+        // SAFETY: the library belongs to the libtorch that is linked, whose initializers may run at any time.
+        let library = unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_LAZY | RTLD_GLOBAL) };
+        // Kept open for the life of the process.
+        library.map(std::mem::forget).map_err(|error| error.to_string())
     }
     #[cfg(not(target_os = "linux"))]
     Err("CUDA is only looked for on Linux".to_owned())

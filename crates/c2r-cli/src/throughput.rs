@@ -2,8 +2,7 @@
 
 use std::time::Instant;
 
-use c2r_attacks::loss;
-use c2r_base::{Seed, grad};
+use c2r_base::{Seed, grad, loss};
 use c2r_data::DatasetSpec;
 use c2r_models::{Model, ModelInput, ModelSpec};
 use serde::{Deserialize, Serialize};
@@ -70,16 +69,16 @@ pub(crate) fn measure(
     model.set_trainable(false);
     let forward = rate(&|| {
         let _no_grad = tch::no_grad_guard();
-        let _logits = model.logits(&images, false);
+        let _logits = model.logits(&images);
     });
     let input_gradient = rate(&|| {
-        let _gradient = grad::input_gradient(&images, |x| loss::ce(&model.logits(x, false), &labels));
+        let _gradient = grad::input_gradient(&images, |x| loss::ce(&model.logits(x), &labels));
     });
     model.set_trainable(true);
     let parameters = model.parameters();
     let handles: Vec<&Tensor> = parameters.iter().map(|(_, tensor)| tensor).collect();
     let training = rate(&|| {
-        let loss = loss::ce(&model.logits(&images, true), &labels).mean(Kind::Float);
+        let loss = loss::ce(&model.logits(&images), &labels).mean(Kind::Float);
         let _gradients = grad::gradients(&loss, &handles);
     });
     Ok(Throughput { forward, input_gradient, training, batch_size })

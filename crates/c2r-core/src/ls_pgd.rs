@@ -1,8 +1,7 @@
 //! Line-search PGD (LS-PGD): one gradient, several step lengths, and a memory per sample
 //! (docs/method.md, "LS-PGD"). It ranks and trains; it never evaluates.
 
-use c2r_attacks::loss;
-use c2r_base::{Classifier, Norm, Seed, ThreatModel, grad::input_gradient};
+use c2r_base::{Classifier, ClassifierError, Norm, Passes, Seed, ThreatModel, grad::try_input_gradient, loss};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
@@ -58,39 +57,6 @@ pub enum LsPgdError {
     Norm(Norm),
 }
 
-/// Passes through the network, in images.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Passes {
-    /// Images sent forward.
-    pub forward: u64,
-    /// Images sent backward.
-    pub backward: u64,
-    /// Samples for which companions were made.
-    pub attacked: u64,
-    /// Images sent backward to make companions, a part of `backward`.
-    pub attack_backward: u64,
-    /// Attacked samples whose remembered perturbation was kept without a backward pass.
-    pub reused: u64,
-}
-
-impl Passes {
-    /// Backward passes that PGD with `steps` steps would have needed more, to make the same number of
-    /// companions, in images; negative where it would have needed fewer.
-    pub const fn backward_saved(&self, steps: u32) -> i64 {
-        self.attacked as i64 * steps as i64 - self.attack_backward as i64
-    }
-}
-
-impl std::ops::AddAssign for Passes {
-    fn add_assign(&mut self, other: Self) {
-        self.forward += other.forward;
-        self.backward += other.backward;
-        self.attacked += other.attacked;
-        self.attack_backward += other.attack_backward;
-        self.reused += other.reused;
-    }
-}
-
 /// Adversarial companions of a batch.
 #[derive(Debug)]
 pub struct Companions {
@@ -100,15 +66,17 @@ pub struct Companions {
     pub margins: Tensor,
     /// Perturbation score of each sample, `[1 - margin]_+`, f32 `[N]`, at least 0, detached.
     pub scores: Tensor,
-    /// What it cost.
+    /// What they cost, all passes included.
     pub passes: Passes,
+    /// Samples whose remembered perturbation was kept without a backward pass.
+    pub reused: u64,
 }
 
 impl Companions {
     /// Companions with the logits that the network gives them, f32 `[N, K]`.
-    pub fn new(images: Tensor, logits: &Tensor, labels: &Tensor, passes: Passes) -> Self {
+    pub fn new(images: Tensor, logits: &Tensor, labels: &Tensor, passes: Passes, reused: u64) -> Self {
         let margins = loss::margin(&logits.detach(), labels);
-        Self { images, scores: hinge(&margins), margins, passes }
+        Self { images, scores: hinge(&margins), margins, passes, reused }
     }
 
     /// The companions of several batches, as of one.
@@ -117,15 +85,12 @@ impl Companions {
     /// If there are none.
     pub fn cat(parts: &[Self]) -> Self {
         let joined = |part: fn(&Self) -> &Tensor| Tensor::cat(&parts.iter().map(part).collect::<Vec<_>>(), 0);
-        let mut passes = Passes::default();
-        for part in parts {
-            passes += part.passes;
-        }
         Self {
             images: joined(|part| &part.images),
             margins: joined(|part| &part.margins),
             scores: joined(|part| &part.scores),
-            passes,
+            passes: parts.iter().map(|part| part.passes).sum(),
+            reused: parts.iter().map(|part| part.reused).sum(),
         }
     }
 }
@@ -217,6 +182,9 @@ impl LsPgd {
     ///
     /// A sample that the cache has not seen always gets its gradient step, with or without `reuse`:
     /// otherwise the companions of the first epoch would be the clean images.
+    ///
+    /// # Errors
+    /// What `model` returns.
     pub fn attack(
         &self,
         model: &dyn Classifier,
@@ -225,10 +193,10 @@ impl LsPgd {
         ids: &[u64],
         seed: Seed,
         cache: Option<&mut PerturbationCache>,
-    ) -> Companions {
+    ) -> Result<Companions, ClassifierError> {
         let _no_grad = tch::no_grad_guard();
         let n = ids.len() as i64;
-        let mut passes = Passes { attacked: n as u64, ..Passes::default() };
+        let (mut passes, mut reused) = (Passes::default(), 0);
         let rows = Tensor::from_slice(&ids.iter().map(|&id| id as i64).collect::<Vec<_>>()).to_device(images.device());
         let remembered = cache
             .as_ref()
@@ -254,12 +222,12 @@ impl LsPgd {
         let mut best_logits = None;
         let mut searched = None;
         if let (true, Some((_, losses))) = (self.config.reuse, &remembered) {
-            let logits = model.logits(&start);
-            passes.forward += n as u64;
+            let logits = model.logits(&start)?;
+            passes += Passes::forward(n as u64);
             let loss = loss::ce(&logits, labels);
             let keep = loss.ge_tensor(losses).logical_and(&losses.isnan().logical_not());
             let search = keep.logical_not().nonzero().squeeze_dim(1);
-            passes.reused += (n - search.size()[0]) as u64;
+            reused = (n - search.size()[0]) as u64;
             best_loss = loss.where_self(&keep, &best_loss);
             best_logits = Some(logits);
             searched = Some(search);
@@ -272,17 +240,17 @@ impl LsPgd {
         let (from, clean, targets) = (pick(&start), pick(images), pick(labels));
         let n_searched = from.size()[0];
         if n_searched > 0 {
-            let (gradient, _) = input_gradient(&from, |x| loss::ce(&model.logits(x), &targets));
+            let (gradient, _) =
+                try_input_gradient(&from, |x| model.logits(x).map(|logits| loss::ce(&logits, &targets)))?;
             let direction = gradient.sign();
             let steps = self.steps();
             let candidates: Vec<Tensor> =
                 steps.iter().map(|step| self.threat.project(&clean, &(&from + &direction * *step))).collect();
             let candidates = Tensor::cat(&candidates, 0);
-            let logits = model.logits(&candidates);
+            let logits = model.logits(&candidates)?;
             let n_steps = steps.len() as i64;
-            passes.backward += n_searched as u64;
-            passes.attack_backward += n_searched as u64;
-            passes.forward += (n_searched * (1 + n_steps)) as u64;
+            let made = [n_searched, n_searched * n_steps].map(|rows| Passes::forward(rows as u64));
+            passes += made.into_iter().chain([Passes::backward(n_searched as u64)]).sum();
             let loss = loss::ce(&logits, &targets.repeat([n_steps])).view([n_steps, n_searched]);
             let (loss, winner) = loss.max_dim(0, false);
             let at = winner * n_searched + Tensor::arange(n_searched, (Kind::Int64, images.device()));
@@ -306,7 +274,7 @@ impl LsPgd {
             let _ = cache.losses.index_copy_(0, &rows, &best_loss);
         }
         let logits = best_logits.expect("either every sample was searched or all logits were computed");
-        Companions::new(best_images, &logits, labels, passes)
+        Ok(Companions::new(best_images, &logits, labels, passes, reused))
     }
 
     /// Step lengths, pixel units, smallest first.
@@ -321,6 +289,7 @@ impl LsPgd {
 
 #[cfg(test)]
 mod tests {
+    use c2r_base::grad::input_gradient;
     use proptest::prelude::*;
 
     use super::*;
@@ -345,9 +314,9 @@ mod tests {
     }
 
     impl Classifier for Toy {
-        fn logits(&self, images: &Tensor) -> Tensor {
+        fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
             self.forwards.set(self.forwards.get() + images.size()[0] as u64);
-            images.flatten(1, -1).matmul(&self.first).relu().matmul(&self.second)
+            Ok(images.flatten(1, -1).matmul(&self.first).relu().matmul(&self.second))
         }
 
         fn device(&self) -> Device {
@@ -378,7 +347,7 @@ mod tests {
     }
 
     fn loss_at(model: &Toy, images: &Tensor, labels: &Tensor) -> Tensor {
-        loss::ce(&model.logits(images), labels)
+        loss::ce(&model.logits(images).unwrap(), labels)
     }
 
     proptest! {
@@ -391,7 +360,7 @@ mod tests {
             let (images, labels, ids) = batch(seed + 1, 8);
             let start = if random { Start::Random } else { Start::Clean };
             let attack = LsPgd::new(LsPgdConfig { start, candidates, ..config() }, threat()).unwrap();
-            let ours = attack.attack(&model, &images, &labels, &ids, Seed::new(seed), None);
+            let ours = attack.attack(&model, &images, &labels, &ids, Seed::new(seed), None).unwrap();
             prop_assert!(Norm::Linf.distance(&ours.images, &images).max().double_value(&[]) <= 8.0 / 255.0 + 1e-6);
             prop_assert!(ours.images.min().double_value(&[]) >= 0.0 && ours.images.max().double_value(&[]) <= 1.0);
 
@@ -411,12 +380,12 @@ mod tests {
     fn scores_are_the_hinge_at_the_companion_and_passes_are_counted() {
         let model = Toy::new(3);
         let (images, labels, ids) = batch(4, 6);
-        let ours = LsPgd::new(config(), threat()).unwrap().attack(&model, &images, &labels, &ids, Seed::new(0), None);
-        let expected = Passes { forward: 6 * 4, backward: 6, attacked: 6, attack_backward: 6, reused: 0 };
-        assert_eq!(ours.passes, expected);
-        assert_eq!(ours.passes.backward_saved(10), 54);
-        assert_eq!(model.forwards.get(), ours.passes.forward);
-        let expected = perturbation_score(&model.logits(&ours.images), &labels);
+        let ours =
+            LsPgd::new(config(), threat()).unwrap().attack(&model, &images, &labels, &ids, Seed::new(0), None).unwrap();
+        let expected = Passes { forward_calls: 2, forward_images: 6 * 4, backward_calls: 1, backward_images: 6 };
+        assert_eq!((ours.passes, ours.reused), (expected, 0));
+        assert_eq!(model.forwards.get(), ours.passes.forward_images);
+        let expected = perturbation_score(&model.logits(&ours.images).unwrap(), &labels);
         assert!((ours.scores - expected).abs().max().double_value(&[]) < 1e-5);
     }
 
@@ -426,25 +395,25 @@ mod tests {
         let (images, labels, ids) = batch(6, 6);
         let attack = LsPgd::new(LsPgdConfig { warm_start: true, reuse: true, ..config() }, threat()).unwrap();
         let mut cache = PerturbationCache::new(10, [3, 2, 2], Device::Cpu);
-        let first = attack.attack(&model, &images, &labels, &ids, Seed::new(0), Some(&mut cache));
-        assert_eq!(first.passes.reused, 0, "nothing is remembered in the first epoch");
+        let first = attack.attack(&model, &images, &labels, &ids, Seed::new(0), Some(&mut cache)).unwrap();
+        assert_eq!(first.reused, 0, "nothing is remembered in the first epoch");
         assert!(
             (&first.images - &images).abs().max().double_value(&[]) > 1e-3,
             "companions differ from the clean images"
         );
         // The same network: every remembered loss still holds, so no backward pass at all.
-        let second = attack.attack(&model, &images, &labels, &ids, Seed::new(0), Some(&mut cache));
-        let expected = Passes { forward: 6, backward: 0, attacked: 6, attack_backward: 0, reused: 6 };
-        assert_eq!(second.passes, expected);
+        let second = attack.attack(&model, &images, &labels, &ids, Seed::new(0), Some(&mut cache)).unwrap();
+        assert_eq!((second.passes, second.reused), (Passes::forward(6), 6));
         assert_eq!(second.images, first.images);
         // Without reuse the warm start goes on climbing.
         let attack = LsPgd::new(LsPgdConfig { warm_start: true, ..config() }, threat()).unwrap();
-        let third = attack.attack(&model, &images, &labels, &ids, Seed::new(0), Some(&mut cache));
-        assert_eq!((third.passes.backward, third.passes.reused), (6, 0));
+        let third = attack.attack(&model, &images, &labels, &ids, Seed::new(0), Some(&mut cache)).unwrap();
+        assert_eq!((third.passes.backward_images, third.reused), (6, 0));
         // Another id has seen nothing: it starts from the clean image whatever the others remember.
         let (one, label) = (images.narrow(0, 0, 1), labels.narrow(0, 0, 1));
-        let unseen = attack.attack(&model, &one, &label, &[9], Seed::new(0), Some(&mut cache));
-        let plain = LsPgd::new(config(), threat()).unwrap().attack(&model, &one, &label, &[9], Seed::new(0), None);
+        let unseen = attack.attack(&model, &one, &label, &[9], Seed::new(0), Some(&mut cache)).unwrap();
+        let plain =
+            LsPgd::new(config(), threat()).unwrap().attack(&model, &one, &label, &[9], Seed::new(0), None).unwrap();
         assert_eq!(unseen.images, plain.images);
     }
 
@@ -453,7 +422,7 @@ mod tests {
         let (images, labels, ids) = batch(6, 8);
         let attack = LsPgd::new(LsPgdConfig { warm_start: true, reuse: true, ..config() }, threat()).unwrap();
         let mut cache = PerturbationCache::new(8, [3, 2, 2], Device::Cpu);
-        attack.attack(&Toy::new(5), &images, &labels, &ids, Seed::new(0), Some(&mut cache));
+        attack.attack(&Toy::new(5), &images, &labels, &ids, Seed::new(0), Some(&mut cache)).unwrap();
         let (deltas, losses) = cache.state();
         // Another network: some losses rise, some fall.
         let other = Toy::new(8);
@@ -461,11 +430,11 @@ mod tests {
         let kept = there.ge_tensor(&losses);
         let n_kept = kept.to_kind(Kind::Int64).sum(Kind::Int64).int64_value(&[]) as u64;
         assert!(n_kept > 0 && n_kept < 8, "the seeds must exercise both branches, kept {n_kept}");
-        let ours = attack.attack(&other, &images, &labels, &ids, Seed::new(0), Some(&mut cache));
-        assert_eq!((ours.passes.reused, ours.passes.backward), (n_kept, 8 - n_kept));
+        let ours = attack.attack(&other, &images, &labels, &ids, Seed::new(0), Some(&mut cache)).unwrap();
+        assert_eq!((ours.reused, ours.passes.backward_images), (n_kept, 8 - n_kept));
         let moved = (&ours.images - (&images + &deltas)).abs().amax([1i64, 2, 3].as_slice(), false).gt(1e-6);
         assert_eq!(moved.logical_and(&kept).any().int64_value(&[]), 0, "kept samples do not move");
-        let expected = perturbation_score(&other.logits(&ours.images), &labels);
+        let expected = perturbation_score(&other.logits(&ours.images).unwrap(), &labels);
         assert!((ours.scores - expected).abs().max().double_value(&[]) < 1e-5);
     }
 
@@ -495,15 +464,16 @@ mod tests {
         let attack = LsPgd::new(config, threat()).unwrap();
         let mut caches = [(); 2].map(|()| PerturbationCache::new(5, [3, 2, 2], Device::Cpu));
         let [one, two] = &mut caches;
-        let whole = attack.attack(&toy, &images, &labels, &ids, Seed::new(2), Some(one));
+        let whole = attack.attack(&toy, &images, &labels, &ids, Seed::new(2), Some(one)).unwrap();
         let mut part = |from: i64, n: i64| {
             let [images, labels] = [&images, &labels].map(|tensor| tensor.narrow(0, from, n));
             let ids = &ids[from as usize..(from + n) as usize];
-            attack.attack(&toy, &images, &labels, ids, Seed::new(2), Some(&mut *two))
+            attack.attack(&toy, &images, &labels, ids, Seed::new(2), Some(&mut *two)).unwrap()
         };
         let parts = Companions::cat(&[part(0, 2), part(2, 3)]);
         assert_eq!((parts.images, parts.scores, parts.margins), (whole.images, whole.scores, whole.margins));
-        assert_eq!(parts.passes, whole.passes);
+        assert_eq!(parts.passes.forward_images, whole.passes.forward_images);
+        assert_eq!(parts.passes.backward_images, whole.passes.backward_images);
         assert_eq!(caches[0].state(), caches[1].state());
     }
 }

@@ -1,7 +1,7 @@
 //! Hinge and perturbation score (the paper's section on margins; docs/method.md). The margin itself is
-//! [`c2r_attacks::loss::margin`].
+//! [`c2r_base::loss::margin`].
 
-use c2r_attacks::loss::margin;
+use c2r_base::loss::margin;
 use tch::Tensor;
 
 /// Hinge of a margin, `[1 - m]_+`: 0 from a margin of 1 up, 1 at the decision boundary.

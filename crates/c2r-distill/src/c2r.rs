@@ -8,12 +8,11 @@
 
 use std::collections::BTreeMap;
 
-use c2r_attacks::loss;
-use c2r_base::{Seed, grad::gradients};
+use c2r_base::{Seed, grad::gradients, loss};
 use c2r_core::{
     crl::{Candidates, Contrast, CrlConfig, class_mean_alignment, class_means, nearest_impostor_similarity},
     curriculum::Curriculum,
-    ls_pgd::{Companions, Passes, PerturbationCache},
+    ls_pgd::PerturbationCache,
     queue::{MemoryQueue, QueueConfig},
 };
 use c2r_data::{ClassSampler, decode_formation, dsa::DsaDraw};
@@ -30,7 +29,7 @@ use crate::{
     distillation::DistillError,
     method::{Claims, Method, StepReport, Turn, quantiles},
     plan::Plan,
-    pool::{Eval, Pool, Training},
+    pool::{Pool, Training},
     setting::Setting,
     state::{Entries, any, put_section, within},
 };
@@ -103,28 +102,40 @@ impl C2r {
     /// Visiting order of the decoded images for a new epoch; scores them all first where needed.
     ///
     /// A set that fits one batch has no order; its scores are computed with the batch itself.
-    fn synthetic_order(&mut self, turn: &mut Turn<'_>, network: usize, decoded: &Tensor, seed: Seed) -> Vec<usize> {
+    fn synthetic_order(
+        &mut self,
+        turn: &mut Turn<'_>,
+        network: usize,
+        decoded: &Tensor,
+        seed: Seed,
+    ) -> Result<Vec<usize>, DistillError> {
         let labels = turn.canvas.labels();
         let n = labels.len();
         let curriculum = &self.aac.synthetic;
         if self.synthetic_batch(turn.setting, turn.canvas) >= n && !curriculum.chooses() {
-            return (0..n).collect();
+            return Ok((0..n).collect());
         }
         let mut scores = vec![0.0f32; n];
         if curriculum.needs_scores() {
             let ids: Vec<u64> = (0..n as u64).collect();
-            let model = Eval(self.pool.member(network));
+            let model = self.pool.member(network);
             let cache = self.memories[network].cache.as_mut();
             let setting = turn.setting;
-            let found = setting.companion().make(&model, decoded, &setting.label_tensor(labels), &ids, seed, cache);
-            *turn.passes += found.passes;
+            let found = setting.companion().make(model, decoded, &setting.label_tensor(labels), &ids, seed, cache)?;
+            *turn.passes += &found;
             scores = Vec::try_from(&found.scores).expect("scores are f32 [N]");
         }
-        curriculum.order(&scores, labels, turn.canvas.progress(), &mut seed.stream("order", 0))
+        Ok(curriculum.order(&scores, labels, turn.canvas.progress(), &mut seed.stream("order", 0)))
     }
 
     /// Embeddings of real images, clean and attacked, without gradients.
-    fn real_side(&mut self, turn: &mut Turn<'_>, network: usize, seed: Seed, draw: &DsaDraw) -> RealSide {
+    fn real_side(
+        &mut self,
+        turn: &mut Turn<'_>,
+        network: usize,
+        seed: Seed,
+        draw: &DsaDraw,
+    ) -> Result<RealSide, DistillError> {
         let _no_grad = tch::no_grad_guard();
         let setting = turn.setting;
         let crl = self.contrasts();
@@ -145,8 +156,8 @@ impl C2r {
             let ids: Vec<u64> = positions.iter().map(|&position| position as u64).collect();
             let seed_of_attack = seed.child("real", 0);
             let cache = self.real_cache.as_mut();
-            let found = setting.companion().make(&Eval(model), &images, &labels, &ids, seed_of_attack, cache);
-            *turn.passes += found.passes;
+            let found = setting.companion().make(model, &images, &labels, &ids, seed_of_attack, cache)?;
+            *turn.passes += &found;
             margins = Some(quantiles(&found.margins));
             if curriculum.chooses() {
                 let scores = Vec::<f32>::try_from(&found.scores).expect("scores are f32 [N]");
@@ -173,7 +184,7 @@ impl C2r {
             Some(Embedded { embeddings, labels: labels.shallow_clone() })
         };
         let (attacked, clean) = (side(needs_attacked), side(needs_clean));
-        RealSide { attacked, clean, classes, kept, weights, margins }
+        Ok(RealSide { attacked, clean, classes, kept, weights, margins })
     }
 
     /// `L_DM`: distance of class means, by the variance of the real embeddings; and that variance.
@@ -276,7 +287,7 @@ impl C2r {
         for network in 0..self.pool.len() {
             let model = self.pool.member(network);
             let seed = setting.seed.child("claims", network as u64);
-            let found = setting.companion().make(&Eval(model), &decoded, &labels, &ids, seed, None);
+            let found = setting.companion().make(model, &decoded, &labels, &ids, seed, None)?;
             let [clean, attacked] = [&decoded, &found.images].map(|images| setting.embed(model, images, None));
             let candidates = [&clean, &attacked].map(|embeddings| Candidates { embeddings, labels: &labels });
             let nearest: Vec<Tensor> = clean
@@ -329,7 +340,7 @@ impl Method for C2r {
         // Synthetic side: the next batch in curriculum order, its companions and scores.
         let (tracked, decoded) = turn.canvas.tracked()?;
         if self.plan.is_finished() {
-            self.plan = Plan::new(self.synthetic_order(turn, network, &decoded.detach(), seed));
+            self.plan = Plan::new(self.synthetic_order(turn, network, &decoded.detach(), seed)?);
         }
         let batch = self.plan.next(self.synthetic_batch(setting, turn.canvas));
         let index = setting.label_tensor(&batch.iter().map(|&at| at as i64).collect::<Vec<_>>());
@@ -337,18 +348,19 @@ impl Method for C2r {
         let labels = setting.label_tensor(&labels);
         let synthetic = tch::with_grad(|| decoded.index_select(0, &index));
         let needs_companions = self.objective.robust != RobustTerm::None || self.aac.synthetic.needs_scores();
-        let companions: Option<Companions> = needs_companions.then(|| {
+        let mut companions = None;
+        if needs_companions {
             let ids: Vec<u64> = batch.iter().map(|&at| at as u64).collect();
-            let model = Eval(self.pool.member(network));
+            let model = self.pool.member(network);
             let cache = self.memories[network].cache.as_mut();
-            let found = setting.companion().make(&model, &synthetic.detach(), &labels, &ids, seed, cache);
-            *turn.passes += found.passes;
-            found
-        });
+            let found = setting.companion().make(model, &synthetic.detach(), &labels, &ids, seed, cache)?;
+            *turn.passes += &found;
+            companions = Some(found);
+        }
 
         // Real side, the same augmentation draw.
         let draw = setting.config.dsa.draw(&mut seed.stream("dsa", 0));
-        let real = self.real_side(turn, network, seed, &draw);
+        let real = self.real_side(turn, network, seed, &draw)?;
 
         let model = self.pool.member(network);
         let n = batch.len() as i64;
@@ -361,7 +373,7 @@ impl Method for C2r {
                 Some(found) => Tensor::cat(&[&synthetic, &(&synthetic + (&found.images - synthetic.detach()))], 0),
                 None => synthetic.shallow_clone(),
             };
-            let embeddings = model.features(&setting.augmented(&views, &draw), false);
+            let embeddings = model.features(&setting.augmented(&views, &draw));
             let clean = Embedded { embeddings: embeddings.narrow(0, 0, n), labels: labels.shallow_clone() };
             let perturbed = companions.as_ref().map(|_| embeddings.narrow(0, n, n));
             let (matching, spread) = self.match_means(&clean.embeddings, &labels, &real, n_classes);
@@ -396,7 +408,8 @@ impl Method for C2r {
         });
         let gradient = gradients(&value, &[&tracked]).swap_remove(0);
         let n_views = n as u64 * if companions.is_some() { 2 } else { 1 };
-        *turn.passes += Passes { forward: n_views, backward: n_views, ..Passes::default() };
+        turn.passes.forward += n_views;
+        turn.passes.backward += n_views;
         // Numbers are read once all work of the iteration is on its way: a read waits for the device.
         let read = |scalar: Option<Tensor>| scalar.map(|scalar| scalar.double_value(&[]));
         [report.matching, report.performance, report.robust, report.impostor_similarity] = terms.map(read);
@@ -504,7 +517,7 @@ fn new_queue(config: QueueConfig, setting: &Setting, dimension: i64) -> MemoryQu
 fn n_features(model: &Model) -> i64 {
     let _no_grad = tch::no_grad_guard();
     let [c, h, w] = model.input().image_shape();
-    model.features(&Tensor::zeros([1, c, h, w], (Kind::Float, model.device())), false).size()[1]
+    model.features(&Tensor::zeros([1, c, h, w], (Kind::Float, model.device()))).size()[1]
 }
 
 /// Embeddings f32 `[A, D]` with their labels i64 `[A]`.

@@ -2,12 +2,15 @@
 
 use std::ops::Range;
 
-use c2r_attacks::{Attack, AttackBatch, AttackConfig, AttackError, Counts, Perturbed, PgdConfig};
-use c2r_base::{Classifier, Seed, ThreatModel};
-use c2r_core::ls_pgd::{Companions, LsPgd, Passes, PerturbationCache};
+use c2r_attacks::{Attack, AttackBatch, AttackConfig, AttackError, Perturbed, PgdConfig};
+use c2r_base::{Classifier, Passes, Seed, ThreatModel};
+use c2r_core::ls_pgd::{Companions, LsPgd, PerturbationCache};
 use tch::Tensor;
 
-use crate::config::{CompanionConfig, ConfigError};
+use crate::{
+    config::{CompanionConfig, ConfigError},
+    distillation::DistillError,
+};
 
 /// Pixel values that go through a network at once where no gradient to the parameters or the synthetic images is asked
 /// for: 5,461 images of 32x32, 341 of 128x128. The first layer of a network of width 128 then holds 3 GB.
@@ -73,6 +76,9 @@ impl Companion {
     /// Companions and perturbation scores of any number of images; see [`LsPgd::attack`] for the arguments.
     ///
     /// Every sample is attacked for itself, so a batch that would not fit in memory goes in pieces.
+    ///
+    /// # Errors
+    /// [`DistillError::Attack`] or [`DistillError::Classifier`] if `model` fails.
     pub fn make(
         &self,
         model: &dyn Classifier,
@@ -81,15 +87,16 @@ impl Companion {
         ids: &[u64],
         seed: Seed,
         mut cache: Option<&mut PerturbationCache>,
-    ) -> Companions {
-        let mut parts: Vec<Companions> = pieces(images)
+    ) -> Result<Companions, DistillError> {
+        let parts: Result<Vec<Companions>, _> = pieces(images)
             .map(|piece| {
                 let (start, length) = (piece.start as i64, piece.len() as i64);
                 let [images, labels] = [images, labels].map(|tensor| tensor.narrow(0, start, length));
                 self.make_piece(model, &images, &labels, &ids[piece], seed, cache.as_deref_mut())
             })
             .collect();
-        if parts.len() == 1 { parts.swap_remove(0) } else { Companions::cat(&parts) }
+        let mut parts = parts?;
+        Ok(if parts.len() == 1 { parts.swap_remove(0) } else { Companions::cat(&parts) })
     }
 
     fn make_piece(
@@ -100,30 +107,23 @@ impl Companion {
         ids: &[u64],
         seed: Seed,
         cache: Option<&mut PerturbationCache>,
-    ) -> Companions {
+    ) -> Result<Companions, DistillError> {
         match &self.kind {
-            Kind::LsPgd(attack) => attack.attack(model, images, labels, ids, seed, cache),
+            Kind::LsPgd(attack) => Ok(attack.attack(model, images, labels, ids, seed, cache)?),
             Kind::Other(attack) => {
                 let batch = AttackBatch { images, labels, ids, targets: None };
                 let found = match attack.perturb(model, &batch, &self.threat, seed) {
                     // Then the loss is not finite either, and whoever computes it knows at which step.
                     Err(AttackError::NonFiniteLogits { .. }) => {
-                        Perturbed { images: images.shallow_clone(), queries: vec![], counts: Counts::default() }
+                        Perturbed { images: images.shallow_clone(), queries: vec![], passes: Passes::default() }
                     }
-                    found => found.expect("the attack was checked and the batch is ours"),
+                    found => found?,
                 };
                 let images = self.threat.project(images, &found.images);
                 let _no_grad = tch::no_grad_guard();
-                let n = ids.len() as u64;
-                let passes = Passes {
-                    forward: found.counts.forward_images + n,
-                    backward: found.counts.backward_images,
-                    attacked: n,
-                    attack_backward: found.counts.backward_images,
-                    reused: 0,
-                };
-                let logits = model.logits(&images);
-                Companions::new(images, &logits, labels, passes)
+                let logits = model.logits(&images)?;
+                let passes = [found.passes, Passes::forward(ids.len() as u64)].into_iter().sum();
+                Ok(Companions::new(images, &logits, labels, passes, 0))
             }
         }
     }

@@ -59,7 +59,7 @@ impl Coreset {
             let members = setting.data.class_positions(class);
             let embeddings: Vec<Tensor> = members
                 .chunks(EMBEDDING_BATCH)
-                .map(|chunk| model.features(&setting.data.batch(chunk, setting.device).0, false))
+                .map(|chunk| model.features(&setting.data.batch(chunk, setting.device).0))
                 .collect();
             turn.passes.forward += members.len() as u64;
             let embeddings = Tensor::cat(&embeddings, 0).to_device(Device::Cpu);

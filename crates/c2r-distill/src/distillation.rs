@@ -7,7 +7,7 @@ use c2r_base::{
     Seed,
     artifact::{self, TensorFile},
 };
-use c2r_core::{curriculum::Curriculum, ls_pgd::Passes};
+use c2r_core::curriculum::Curriculum;
 use c2r_data::{Dataset, SyntheticHeader, SyntheticSet, decode_formation};
 use c2r_models::{Model, ModelError, ModelInput};
 use serde_json::json;
@@ -18,6 +18,7 @@ use crate::{
     companions::Companion,
     config::{ConfigError, DistillConfig, Init, LabelKind, MethodName, RobustTerm, TeacherConfig},
     method::{self, Claims, Method, StepReport, Turn},
+    passes::RunPasses,
     pool::{Learner, TEACHER, Training},
     setting::Setting,
     state::{check_finite, integers, wrong},
@@ -45,6 +46,12 @@ pub enum DistillError {
     /// The optimizer cannot be restored.
     #[error(transparent)]
     Train(#[from] c2r_train::TrainError),
+    /// An attack on a network failed.
+    #[error(transparent)]
+    Attack(#[from] c2r_attacks::AttackError),
+    /// A network gave no logits.
+    #[error(transparent)]
+    Classifier(#[from] c2r_base::ClassifierError),
     /// The synthetic set cannot be made.
     #[error(transparent)]
     Data(#[from] c2r_data::DataError),
@@ -109,7 +116,7 @@ pub struct Distillation {
     method: Box<dyn Method>,
     /// In the order of their training.
     teachers: Vec<Learner>,
-    passes: Passes,
+    passes: RunPasses,
     data_sha256: String,
 }
 
@@ -170,7 +177,7 @@ impl Distillation {
             canvas: Canvas::new(&setting.config, &setting.spec, &setting.data, seed, device)?,
             method: method::build(&setting.config, &setting)?,
             teachers,
-            passes: Passes::default(),
+            passes: RunPasses::default(),
             data_sha256: setting.data.sha256(),
             setting,
         })
@@ -192,7 +199,7 @@ impl Distillation {
     }
 
     /// Passes through networks so far, training included.
-    pub const fn passes(&self) -> Passes {
+    pub const fn passes(&self) -> RunPasses {
         self.passes
     }
 
@@ -274,7 +281,7 @@ impl Distillation {
         file.header.insert("format".to_owned(), STATE_FORMAT.to_owned());
         file.header.insert("schema_version".to_owned(), STATE_SCHEMA.to_owned());
         let tensors = &mut file.tensors;
-        let Passes { forward, backward, attacked, attack_backward, reused } = self.passes;
+        let RunPasses { forward, backward, attacked, attack_backward, reused } = self.passes;
         let passes = [forward, backward, attacked, attack_backward, reused].map(|count| count as i64);
         tensors.insert("passes".to_owned(), Tensor::from_slice(&passes));
         self.canvas.state(tensors);
@@ -303,7 +310,7 @@ impl Distillation {
         let passes = integers(state, "passes", Some(5), 0..=MOST_PASSES)?;
         let passes = |at: usize| passes[at] as u64;
         let (forward, backward, attacked) = (passes(0), passes(1), passes(2));
-        self.passes = Passes { forward, backward, attacked, attack_backward: passes(3), reused: passes(4) };
+        self.passes = RunPasses { forward, backward, attacked, attack_backward: passes(3), reused: passes(4) };
         self.method.load_state(&self.setting, state)?;
         for (k, teacher) in self.teachers.iter_mut().enumerate() {
             teacher.load_state(state, &teacher_section(k), &self.setting)?;

@@ -22,7 +22,6 @@ use crate::{
     config::MatchingConfig,
     distillation::DistillError,
     method::{Method, StepReport, Turn, quantiles},
-    pool::Eval,
     setting::Setting,
 };
 
@@ -57,8 +56,8 @@ impl Method for Dm {
         let mut report = StepReport::default();
         if self.matching.attacked {
             let ids: Vec<u64> = positions.iter().map(|&position| position as u64).collect();
-            let found = setting.companion().make(&Eval(&model), &real, &labels, &ids, seed.child("real", 0), None);
-            *turn.passes += found.passes;
+            let found = setting.companion().make(&model, &real, &labels, &ids, seed.child("real", 0), None)?;
+            *turn.passes += &found;
             report.real_margin_quantiles = Some(quantiles(&found.margins));
             real = found.images;
         }
@@ -78,9 +77,7 @@ impl Method for Dm {
         };
         let target = means(setting.embed(&model, &augmented(&real, n_real), None), n_real);
         let value = tch::with_grad(|| {
-            (target - means(model.features(&augmented(&decoded, n_synthetic), false), n_synthetic))
-                .square()
-                .sum(Kind::Float)
+            (target - means(model.features(&augmented(&decoded, n_synthetic)), n_synthetic)).square().sum(Kind::Float)
         });
         let matching = value.double_value(&[]);
         let loss = matching * self.matching.weight;

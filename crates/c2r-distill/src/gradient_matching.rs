@@ -20,8 +20,7 @@
 
 use std::collections::BTreeMap;
 
-use c2r_attacks::loss;
-use c2r_base::{Seed, grad::gradients};
+use c2r_base::{Seed, grad::gradients, loss};
 use c2r_data::ClassSampler;
 use c2r_models::Model;
 use c2r_train::{Sgd, SgdConfig};
@@ -32,7 +31,6 @@ use crate::{
     config::{GradientsConfig, MatchingConfig},
     distillation::DistillError,
     method::{Method, StepReport, Turn, quantiles},
-    pool::Eval,
     setting::Setting,
     state::{put_section, section, within},
 };
@@ -93,7 +91,7 @@ impl GradientMatching {
                 let rows = setting.label_tensor(rows);
                 let draw = setting.config.dsa.draw(&mut seed.child("learn", epoch).stream("dsa", at as u64));
                 let batch = setting.augmented(&images.index_select(0, &rows), &draw);
-                let logits = tch::with_grad(|| model.logits(&batch, true));
+                let logits = tch::with_grad(|| model.logits(&batch));
                 let value = loss::ce(&logits, &labels.index_select(0, &rows)).mean(Kind::Float);
                 optimizer.step(&parameters, &gradients(&value, &handles));
             }
@@ -143,8 +141,8 @@ impl Method for GradientMatching {
             let (mut real, labels) = setting.data.batch(&positions, setting.device);
             if self.matching.attacked {
                 let ids: Vec<u64> = positions.iter().map(|&position| position as u64).collect();
-                let found = setting.companion().make(&Eval(model), &real, &labels, &ids, seed.child("real", 0), None);
-                *turn.passes += found.passes;
+                let found = setting.companion().make(model, &real, &labels, &ids, seed.child("real", 0), None)?;
+                *turn.passes += &found;
                 margins.push(found.margins);
                 real = found.images;
             }
@@ -153,7 +151,7 @@ impl Method for GradientMatching {
             model.set_trainable(true);
             let value = tch::with_grad(|| {
                 let mean_loss = |images: &Tensor, labels: &Tensor| {
-                    loss::ce(&model.logits(&setting.augmented(images, &draw), true), labels).mean(Kind::Float)
+                    loss::ce(&model.logits(&setting.augmented(images, &draw)), labels).mean(Kind::Float)
                 };
                 let theirs = gradients(&mean_loss(&real, &labels), &handles);
                 let synthetic = decoded.narrow(0, class as i64 * per_class, per_class);

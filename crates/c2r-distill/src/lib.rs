@@ -22,6 +22,7 @@ mod estimate;
 mod gradient_matching;
 mod method;
 mod optimizer;
+mod passes;
 mod plan;
 mod pool;
 pub mod profiles;
@@ -41,5 +42,6 @@ pub use config::{
 pub use distillation::{DistillError, DistillEvent, Distillation};
 pub use estimate::{Work, work};
 pub use method::{Claims, Method, StepReport, Turn};
+pub use passes::RunPasses;
 pub use pool::Pool;
 pub use setting::Setting;

@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use c2r_core::ls_pgd::Passes;
 use c2r_models::Model;
 use tch::Tensor;
 
@@ -14,6 +13,7 @@ use crate::{
     distillation::DistillError,
     dm::Dm,
     gradient_matching::GradientMatching,
+    passes::RunPasses,
     recovery::Recovery,
     setting::Setting,
     trajectory_matching::TrajectoryMatching,
@@ -29,7 +29,7 @@ pub struct Turn<'a> {
     /// The network that labels the images, where there is one and it is trained.
     pub teacher: Option<&'a Model>,
     /// Where it counts its passes through networks.
-    pub passes: &'a mut Passes,
+    pub passes: &'a mut RunPasses,
 }
 
 /// A way to fill a synthetic set.
@@ -131,7 +131,7 @@ pub struct StepReport {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backward_saved: Option<i64>,
     /// Passes of the run so far.
-    pub passes: Passes,
+    pub passes: RunPasses,
 }
 
 /// What C²R claims to change, before the first and after the last update, on the networks of the pool as they

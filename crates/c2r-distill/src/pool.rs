@@ -2,19 +2,16 @@
 
 use std::{collections::BTreeMap, ops::RangeInclusive};
 
-use c2r_attacks::loss;
-use c2r_base::{Classifier, Seed, grad::gradients};
-use c2r_core::{
-    curriculum::Curriculum,
-    ls_pgd::{Passes, PerturbationCache},
-};
+use c2r_base::{Seed, grad::gradients, loss};
+use c2r_core::{curriculum::Curriculum, ls_pgd::PerturbationCache};
 use c2r_models::Model;
 use c2r_train::{LrSchedule, Sgd, SgdConfig};
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::{
     config::{CurvatureConfig, PoolConfig},
     distillation::DistillError,
+    passes::RunPasses,
     plan::Plan,
     setting::Setting,
     state::{Entries, integer, number, put_section, section, within, wrong},
@@ -28,19 +25,6 @@ const ACCURACY_KEPT: f64 = 0.9;
 
 /// The teacher is a trajectory of its own, outside the numbering of the pool.
 pub(crate) const TEACHER: u64 = u64::MAX;
-
-/// A network in evaluation mode, as attacks see it; its parameters must not require gradients.
-pub(crate) struct Eval<'a>(pub(crate) &'a Model);
-
-impl Classifier for Eval<'_> {
-    fn logits(&self, images: &Tensor) -> Tensor {
-        self.0.logits(images, false)
-    }
-
-    fn device(&self) -> Device {
-        self.0.device()
-    }
-}
 
 /// One network with everything that its training continues from.
 #[derive(Debug)]
@@ -131,7 +115,7 @@ impl Pool {
         &mut self,
         training: Training<'_>,
         cache: Option<&mut PerturbationCache>,
-        passes: &mut Passes,
+        passes: &mut RunPasses,
     ) -> Result<f64, DistillError> {
         let mut member = match self.growing.take() {
             Some(member) => member,
@@ -172,7 +156,7 @@ impl Pool {
         index: usize,
         training: Training<'_>,
         mut cache: Option<&mut PerturbationCache>,
-        passes: &mut Passes,
+        passes: &mut RunPasses,
     ) -> Result<bool, DistillError> {
         if self.config.steps_per_iteration == 0 {
             return Ok(false);
@@ -215,13 +199,13 @@ impl Pool {
         member: &mut Member,
         training: Training<'_>,
         cache: Option<&mut PerturbationCache>,
-        passes: &mut Passes,
+        passes: &mut RunPasses,
     ) -> Result<f64, DistillError> {
         let Training { setting, curriculum } = training;
         let seed = self.seed.child("pool/train", member.trajectory).child("step", member.age);
         if member.plan.is_finished() {
             let progress = member.age as f64 / self.config.max_steps.max(1) as f64;
-            member.plan = Plan::new(epoch_order(&member.model, training, progress, seed, cache, passes));
+            member.plan = Plan::new(epoch_order(&member.model, training, progress, seed, cache, passes)?);
         }
         let positions = member.plan.next(self.config.batch_size);
         let (images, labels) = setting.data.batch(&positions, setting.device);
@@ -234,8 +218,8 @@ impl Pool {
             // Augmentation may leave the box; attacks live inside it.
             images = images.clamp(0.0, 1.0);
             let ids: Vec<u64> = positions.iter().map(|&position| position as u64).collect();
-            let found = setting.companion().make(&Eval(&member.model), &images, &labels, &ids, seed, None);
-            *passes += found.passes;
+            let found = setting.companion().make(&member.model, &images, &labels, &ids, seed, None)?;
+            *passes += &found;
             weights = weighs.then(|| curriculum.weights(&found.scores));
             if self.config.adversarial {
                 images = found.images;
@@ -244,7 +228,7 @@ impl Pool {
         let parameters = member.model.parameters();
         member.model.set_trainable(true);
         let (value, right) = tch::with_grad(|| {
-            let logits = member.model.logits(&images, true);
+            let logits = member.model.logits(&images);
             let right = logits.argmax(1, false).eq_tensor(&labels).sum(Kind::Int64);
             let entropy = loss::ce(&logits, &labels);
             let value = match &weights {
@@ -407,7 +391,7 @@ impl Learner {
         &self.member.model
     }
 
-    pub(crate) fn train_step(&mut self, training: Training<'_>, passes: &mut Passes) -> Result<f64, DistillError> {
+    pub(crate) fn train_step(&mut self, training: Training<'_>, passes: &mut RunPasses) -> Result<f64, DistillError> {
         let age = self.member.age;
         let epoch = age / training.setting.data.len().div_ceil(self.trainer.config.batch_size) as u64;
         self.member.optimizer.set_lr(self.trainer.config.lr * self.schedule.factor(age, self.steps, epoch));
@@ -450,8 +434,8 @@ fn epoch_order(
     progress: f64,
     seed: Seed,
     mut cache: Option<&mut PerturbationCache>,
-    passes: &mut Passes,
-) -> Vec<usize> {
+    passes: &mut RunPasses,
+) -> Result<Vec<usize>, DistillError> {
     let Training { setting, curriculum } = training;
     let n = setting.data.len();
     let mut scores = vec![0.0f32; n];
@@ -460,13 +444,13 @@ fn epoch_order(
         for positions in all.chunks(SCORING_BATCH) {
             let (images, labels) = setting.data.batch(positions, setting.device);
             let ids: Vec<u64> = positions.iter().map(|&position| position as u64).collect();
-            let found = setting.companion().make(&Eval(model), &images, &labels, &ids, seed, cache.as_deref_mut());
-            *passes += found.passes;
+            let found = setting.companion().make(model, &images, &labels, &ids, seed, cache.as_deref_mut())?;
+            *passes += &found;
             let batch = Vec::<f32>::try_from(&found.scores).expect("scores are f32 [N]");
             scores[positions[0]..positions[0] + positions.len()].copy_from_slice(&batch);
         }
     }
-    curriculum.order(&scores, &setting.data.labels().to_vec(), progress, &mut seed.stream("order", 0))
+    Ok(curriculum.order(&scores, &setting.data.labels().to_vec(), progress, &mut seed.stream("order", 0)))
 }
 
 /// GUARD's penalty, a scalar; see [`CurvatureConfig`].
@@ -481,7 +465,7 @@ pub(crate) fn curvature(
 ) -> Tensor {
     let std = Tensor::from_slice(std).to_kind(Kind::Float).to_device(images.device()).view([1, -1, 1, 1]);
     let tracked = images.detach().set_requires_grad(true);
-    let value = |x: &Tensor| loss::ce(&model.logits(x, true), labels).mean(Kind::Float);
+    let value = |x: &Tensor| loss::ce(&model.logits(x), labels).mean(Kind::Float);
     let length = |x: &Tensor| (x.square().sum_dim_intlist([1i64, 2, 3].as_slice(), true, Kind::Float) + 1e-14).sqrt();
     tch::with_grad(|| {
         // A derivative by normalized values is the deviation times the one by pixels.

@@ -24,8 +24,7 @@
 
 use std::collections::BTreeMap;
 
-use c2r_attacks::loss;
-use c2r_base::grad::gradients;
+use c2r_base::{grad::gradients, loss};
 use c2r_models::Model;
 use tch::{Kind, Tensor};
 

@@ -64,8 +64,7 @@ impl Setting {
         let parts: Vec<Tensor> = pieces(images)
             .map(|piece| {
                 let images = images.narrow(0, piece.start as i64, piece.len() as i64);
-                model
-                    .features(&draw.map_or_else(|| images.shallow_clone(), |draw| self.augmented(&images, draw)), false)
+                model.features(&draw.map_or_else(|| images.shallow_clone(), |draw| self.augmented(&images, draw)))
             })
             .collect();
         Tensor::cat(&parts, 0)

@@ -22,7 +22,7 @@
 
 use std::collections::BTreeMap;
 
-use c2r_attacks::loss;
+use c2r_base::loss;
 use c2r_core::curriculum::Curriculum;
 use c2r_models::Model;
 use c2r_train::LrSchedule;
@@ -183,7 +183,7 @@ impl Method for TrajectoryMatching {
                 let rows = setting.label_tensor(&std::mem::replace(&mut order, rest));
                 let draw = setting.config.dsa.draw(&mut seed.stream("student/dsa", step));
                 let images = setting.augmented(&decoded.index_select(0, &rows), &draw);
-                let logits = at(&self.template, &parameters).logits(&images, true);
+                let logits = at(&self.template, &parameters).logits(&images);
                 let entropy = loss::ce(&logits, &labels.index_select(0, &rows)).mean(Kind::Float);
                 let slope = Tensor::run_backward(&[entropy], &[&parameters], true, true).swap_remove(0);
                 parameters = &parameters - &rate * slope;

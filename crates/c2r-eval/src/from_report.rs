@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
 use c2r_attacks::{AttackReport, Flag, Mode, Outcome};
-use c2r_base::Subject;
+use c2r_experiment::Subject;
 
 use crate::{AttackEntry, AttackRecord, Bits, Samples};
 
@@ -95,8 +95,8 @@ fn flags(flags: &[Flag], entry: &c2r_attacks::AttackEntry) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use c2r_attacks::{AttackConfig, Counts, Family, SampleOutcome, StageEntry};
-    use c2r_base::{Epsilon, Norm, Seed, ThreatModel};
+    use c2r_attacks::{AttackConfig, Family, SampleOutcome, StageEntry};
+    use c2r_base::{Epsilon, Norm, Passes, Seed, ThreatModel};
 
     use super::*;
 
@@ -110,7 +110,7 @@ mod tests {
                 family: Family::Gradient,
                 attacked: 4,
                 survivors: outcomes.matches('s').count(),
-                counts: Counts { forward_calls: 1, forward_images: 8, backward_calls: 1, backward_images: 4 },
+                counts: Passes { forward_calls: 1, forward_images: 8, backward_calls: 1, backward_images: 4 },
                 seconds: 0.25,
             }],
             samples: outcomes
@@ -140,7 +140,7 @@ mod tests {
             targets: None,
             clean_predictions: vec![0, 1, 0, 1, 1],
             clean_margins: vec![1.0, 1.0, 1.0, 1.0, -1.25],
-            clean_counts: Counts::default(),
+            clean_counts: Passes::default(),
             clean_seconds: 0.125,
             attacks: vec![entry("fgsm", "sssbc"), entry("pgd", "ssbbc")],
             flags: vec![

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use c2r_base::{Norm, Selection};
+use c2r_base::Norm;
+use c2r_experiment::Selection;
 
 use crate::{AttackEntry, EvalError, Source, table::CLEAN};
 

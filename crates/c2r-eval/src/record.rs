@@ -1,9 +1,10 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use c2r_base::{
-    Epsilon, Goal, Norm, Subject, ThreatModel,
+    Epsilon, Goal, Norm, ThreatModel,
     artifact::{self, ArtifactError},
 };
+use c2r_experiment::Subject;
 use serde::{Deserialize, Serialize, de::Error as _};
 
 use crate::EvalError;

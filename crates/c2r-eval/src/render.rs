@@ -1,6 +1,6 @@
 //! The table as Markdown, for a terminal, as CSV and as JSON. Equal tables give equal bytes.
 
-use c2r_base::Selection;
+use c2r_experiment::Selection;
 use comfy_table::{CellAlignment, presets};
 
 use crate::{

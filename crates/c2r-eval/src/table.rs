@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use c2r_base::{Goal, Norm, Selection, artifact};
+use c2r_base::{Goal, Norm, artifact};
+use c2r_experiment::Selection;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 

@@ -1,8 +1,9 @@
 //! What the files in `data/` say about experiments and datasets.
 //!
 //! **What it is:** [`Experiment`] (`data/paper/*.toml`: methods, grids at several scales, published numbers),
-//! [`DatasetEntry`] (`data/datasets.toml`: layout, normalization, sources, hashes), both read and checked, and [`results`]
-//! (which version of a stage's numbers this checkout makes).
+//! [`DatasetEntry`] (`data/datasets.toml`: layout, normalization, sources, hashes), both read and checked, [`results`]
+//! (which version of a stage's numbers this checkout makes), and [`Subject`] (what a trained network is, as checkpoints,
+//! attack reports and tables say it).
 //!
 //! **What it is not:** it runs nothing and reads no pixels. `cargo xtask reproduce` expands a grid into `c2r` commands,
 //! `c2r table` takes labels, order and published numbers; downloads and dataset readers look datasets up. All of them read
@@ -14,7 +15,9 @@ mod datasets;
 mod error;
 mod experiment;
 pub mod results;
+mod subject;
 
 pub use datasets::{DataFile, DatasetEntry, DatasetFormat, EmbeddedFile};
 pub use error::ExperimentError;
 pub use experiment::{COMMON, Experiment, Method, MethodKind, Override, Published, Scale, radius};
+pub use subject::{Selection, Subject};

@@ -58,7 +58,7 @@ fn networks(c: &mut Criterion<CpuTime>) {
         let handles: Vec<&Tensor> = parameters.iter().map(|(_, tensor)| tensor).collect();
         let images = toys::images(n, shape);
         let labels = toys::labels(n, 10);
-        let ours = |x: &Tensor| model.logits(x, true);
+        let ours = |x: &Tensor| model.logits(x);
         let plain = |x: &Tensor| plain(&parameters, x);
         let forms: [(&str, Form<'_>); 2] = [("c2r", &ours), ("plain", &plain)];
         let id = |form: &str| BenchmarkId::new(form, format!("{spec}/{}x{}x{}/n{n}", shape[0], shape[1], shape[2]));

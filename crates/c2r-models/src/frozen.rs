@@ -1,9 +1,9 @@
-use c2r_base::Classifier;
+use c2r_base::{Classifier, ClassifierError};
 use tch::{Device, Tensor};
 
 use crate::Model;
 
-/// A network that is done learning: evaluation view, no parameter gradients. This is what attacks and
+/// A network that is done learning: no parameter gradients. This is what attacks and
 /// evaluations take.
 #[derive(Debug)]
 pub struct Frozen(Model);
@@ -16,9 +16,14 @@ impl Frozen {
         Self(model)
     }
 
-    /// [`Model::features`] in the evaluation view, f32 `[N, D]`.
+    /// [`Model::features`], f32 `[N, D]`.
     pub fn features(&self, images: &Tensor) -> Tensor {
-        self.0.features(images, false)
+        self.0.features(images)
+    }
+
+    /// [`Model::logits`], f32 `[N, K]`.
+    pub fn logits(&self, images: &Tensor) -> Tensor {
+        self.0.logits(images)
     }
 
     /// [`Model::classify`].
@@ -39,8 +44,8 @@ impl Frozen {
 }
 
 impl Classifier for Frozen {
-    fn logits(&self, images: &Tensor) -> Tensor {
-        self.0.logits(images, false)
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+        Classifier::logits(&self.0, images)
     }
 
     fn device(&self) -> Device {

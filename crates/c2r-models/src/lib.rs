@@ -10,7 +10,7 @@
 //! **Where to start:** [`Model::new`].
 //!
 //! ```
-//! use c2r_base::{Classifier, Seed};
+//! use c2r_base::Seed;
 //! use c2r_models::{Frozen, Model, ModelInput, ModelSpec};
 //! use tch::{Device, Kind, Tensor};
 //!

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use c2r_base::Seed;
+use c2r_base::{Classifier, ClassifierError, Seed};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -198,26 +198,25 @@ impl Model {
     ///
     /// * `images`: f32 `[N, C, H, W]` pixels on [`Model::device`]; `[0, 1]` is not enforced, because
     ///   augmentation may leave it.
-    /// * `train`: the view to take. No network here has a layer that differs between training and
-    ///   evaluation; the caller still says which it means.
+    ///
+    /// No network here has a layer that differs between training and evaluation.
     ///
     /// # Panics
     /// If `images` do not have the shape of [`Model::input`].
-    pub fn features(&self, images: &Tensor, train: bool) -> Tensor {
-        let _same_in_both = train;
-        let size = images.size();
-        assert!(
-            size.len() == 4 && size[1..] == self.input.image_shape(),
-            "{} takes images of shape [N, {}, {}, {}], got {size:?}",
-            self.spec,
-            self.input.channels,
-            self.input.height,
-            self.input.width,
-        );
+    pub fn features(&self, images: &Tensor) -> Tensor {
+        self.check_images(images).unwrap_or_else(|reason| panic!("{reason}"));
         self.network.features(&((images - &self.mean) / &self.std))
     }
 
-    /// [`Model::features`] in the evaluation view, and what every convolution gives on the way, before its
+    fn check_images(&self, images: &Tensor) -> Result<(), String> {
+        let (size, [channels, height, width]) = (images.size(), self.input.image_shape());
+        if size.len() == 4 && size[1..] == [channels, height, width] {
+            return Ok(());
+        }
+        Err(format!("{} takes images of shape [N, {channels}, {height}, {width}], got {size:?}", self.spec))
+    }
+
+    /// [`Model::features`], and what every convolution gives on the way, before its
     /// norm: f32 `[N, C, H, W]` each, first layer first.
     ///
     /// # Panics
@@ -232,8 +231,8 @@ impl Model {
     }
 
     /// [`Model::classify`] of [`Model::features`].
-    pub fn logits(&self, images: &Tensor, train: bool) -> Tensor {
-        self.classify(&self.features(images, train))
+    pub fn logits(&self, images: &Tensor) -> Tensor {
+        self.classify(&self.features(images))
     }
 
     /// The parameters, sorted by name: handles, not copies.
@@ -314,6 +313,19 @@ impl Model {
     }
 }
 
+/// As attackers see it. Freeze the parameters first ([`Model::set_trainable`], [`crate::Frozen`]): the results are the
+/// same without, but every backward pass computes gradients that nobody asked for.
+impl Classifier for Model {
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+        self.check_images(images).map_err(ClassifierError::new)?;
+        Ok(self.logits(images))
+    }
+
+    fn device(&self) -> Device {
+        self.device
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use c2r_base::grad;
@@ -344,12 +356,12 @@ mod tests {
     fn sizes_of_the_field() {
         let cifar10 = model("ConvNet-D3-W128-IN", &cifar(), 0);
         assert_eq!(cifar10.n_parameters(), 320_010);
-        assert_eq!(cifar10.features(&toys::images(2, [3, 32, 32]), true).size(), [2, 2048]);
+        assert_eq!(cifar10.features(&toys::images(2, [3, 32, 32])).size(), [2, 2048]);
         let digits = model("ConvNet-D3-W32-IN", &digits(), 0);
-        assert_eq!(digits.features(&toys::images(2, [1, 8, 8]), true).size(), [2, 32]);
+        assert_eq!(digits.features(&toys::images(2, [1, 8, 8])).size(), [2, 32]);
         let tiny = ModelInput { height: 64, width: 64, n_classes: 200, ..cifar() };
         let tiny = model("ConvNet-D4-W16-IN", &tiny, 0);
-        assert_eq!(tiny.logits(&toys::images(2, [3, 64, 64]), false).size(), [2, 200]);
+        assert_eq!(tiny.logits(&toys::images(2, [3, 64, 64])).size(), [2, 200]);
     }
 
     /// Counted by hand from the layers; 11,173,962 and 9,231,114 are the field's own counts.
@@ -358,14 +370,14 @@ mod tests {
         let check = |spec: &str, n_parameters: i64, n_features: i64| {
             let model = model(spec, &cifar(), 0);
             assert_eq!(model.n_parameters(), n_parameters, "{spec}");
-            assert_eq!(model.features(&toys::images(2, [3, 32, 32]), true).size(), [2, n_features], "{spec}");
-            let together = model.logits(&toys::images(3, [3, 32, 32]), false);
+            assert_eq!(model.features(&toys::images(2, [3, 32, 32])).size(), [2, n_features], "{spec}");
+            let together = model.logits(&toys::images(3, [3, 32, 32]));
             assert_eq!(together.size(), [3, 10]);
             // No layer mixes images.
-            let alone = model.logits(&toys::images(3, [3, 32, 32]).narrow(0, 1, 1), false);
+            let alone = model.logits(&toys::images(3, [3, 32, 32]).narrow(0, 1, 1));
             assert_close(spec, &together.narrow(0, 1, 1), &alone, 1e-4);
             // Every parameter takes part.
-            let sum = model.logits(&toys::images(2, [3, 32, 32]), true).square().sum(Kind::Float);
+            let sum = model.logits(&toys::images(2, [3, 32, 32])).square().sum(Kind::Float);
             let parameters = model.parameters();
             let handles: Vec<&Tensor> = parameters.iter().map(|(_, tensor)| tensor).collect();
             for ((name, _), gradient) in parameters.iter().zip(grad::gradients(&sum, &handles)) {
@@ -380,7 +392,7 @@ mod tests {
         check("AlexNet-NONE", 1_872_202, 192 * 4 * 4);
         let large = ModelInput { height: 64, width: 64, n_classes: 200, ..cifar() };
         for spec in ["ResNet18-IN", "VGG11-IN", "AlexNet-NONE"] {
-            assert_eq!(model(spec, &large, 0).logits(&toys::images(1, [3, 64, 64]), false).size(), [1, 200], "{spec}");
+            assert_eq!(model(spec, &large, 0).logits(&toys::images(1, [3, 64, 64])).size(), [1, 200], "{spec}");
         }
     }
 
@@ -390,7 +402,7 @@ mod tests {
         let input = ModelInput { height: 16, width: 16, ..cifar() };
         let model = model("ResNet18-IN", &input, 0);
         let images = toys::images(2, [3, 16, 16]);
-        let before = model.features(&images, false);
+        let before = model.features(&images);
         {
             let _no_grad = tch::no_grad_guard();
             for (name, mut tensor) in model.parameters() {
@@ -399,7 +411,7 @@ mod tests {
                 }
             }
         }
-        let without = model.features(&images, false);
+        let without = model.features(&images);
         assert!(c2r_testkit::max_difference(&before, &without) > 1e-4, "the block did something");
         {
             let _no_grad = tch::no_grad_guard();
@@ -409,14 +421,14 @@ mod tests {
                 }
             }
         }
-        assert_close("its convolutions reach nothing", &model.features(&images, false), &without, 0.0);
+        assert_close("its convolutions reach nothing", &model.features(&images), &without, 0.0);
     }
 
     #[test]
     fn odd_sizes_are_rounded_down() {
         let input = ModelInput { height: 13, width: 11, ..cifar() };
         let model = model("ConvNet-D2-W8-NONE", &input, 0);
-        assert_eq!(model.features(&toys::images(2, [3, 13, 11]), true).size(), [2, 8 * 3 * 2]);
+        assert_eq!(model.features(&toys::images(2, [3, 13, 11])).size(), [2, 8 * 3 * 2]);
     }
 
     #[test]
@@ -438,7 +450,7 @@ mod tests {
             let model = model(spec, &digits(), 0);
             let images = toys::images(3, [1, 8, 8]);
             let (features, convolutions) = model.features_and_convolutions(&images);
-            assert_close(spec, &features, &model.features(&images, false), 1e-6);
+            assert_close(spec, &features, &model.features(&images), 1e-6);
             assert_eq!(convolutions.iter().map(Tensor::size).collect::<Vec<_>>(), [[3, 8, 8, 8], [3, 8, 4, 4]]);
             let state = model.state();
             let normalized = (&images - 0.3) / 0.4;
@@ -465,13 +477,8 @@ mod tests {
             let labels = toys::labels(4, 10);
             // A smooth function of the parameter gradients, with another weight for each entry.
             let inner = |images: &Tensor, create_graph: bool| {
-                let losses = model.logits(images, true).cross_entropy_loss::<Tensor>(
-                    &labels,
-                    None,
-                    tch::Reduction::Mean,
-                    -100,
-                    0.0,
-                );
+                let losses =
+                    model.logits(images).cross_entropy_loss::<Tensor>(&labels, None, tch::Reduction::Mean, -100, 0.0);
                 let gradients = Tensor::run_backward(&[losses], &parameters, create_graph, create_graph);
                 gradients.iter().enumerate().fold(Tensor::from(0.0f64), |sum, (at, gradient)| {
                     let weights = (Tensor::arange(gradient.numel() as i64, (Kind::Double, Device::Cpu)) + at as f64)
@@ -500,8 +507,8 @@ mod tests {
         let scale = Tensor::from(1.0f32).set_requires_grad(true);
         let scaled: Vec<Tensor> = b.parameters().into_iter().map(|(_, tensor)| tensor.detach() * &scale).collect();
         let view = a.with_parameters(scaled);
-        assert_close("logits", &view.logits(&images, false), &b.logits(&images, false), 1e-6);
-        let gradient = grad::gradients(&view.logits(&images, false).square().sum(Kind::Float), &[&scale]);
+        assert_close("logits", &view.logits(&images), &b.logits(&images), 1e-6);
+        let gradient = grad::gradients(&view.logits(&images).square().sum(Kind::Float), &[&scale]);
         assert!(gradient[0].double_value(&[]) > 0.0, "logits grow with the parameters");
     }
 
@@ -580,7 +587,7 @@ mod tests {
     fn parameters_are_handles_and_snapshots_are_not() {
         let model = model("ConvNet-D1-W8-IN", &digits(), 0);
         let images = toys::images(2, [1, 8, 8]);
-        let before = model.logits(&images, false);
+        let before = model.logits(&images);
         let snapshot = model.snapshot().unwrap();
         {
             let _no_grad = tch::no_grad_guard();
@@ -588,8 +595,8 @@ mod tests {
                 let _ = tensor.zero_();
             }
         }
-        assert_eq!(model.logits(&images, false).abs().max().double_value(&[]), 0.0);
-        assert_close("snapshot", &snapshot.logits(&images, false), &before, 0.0);
+        assert_eq!(model.logits(&images).abs().max().double_value(&[]), 0.0);
+        assert_close("snapshot", &snapshot.logits(&images), &before, 0.0);
         let names: Vec<String> = model.parameters().into_iter().map(|(name, _)| name).collect();
         assert!(names.is_sorted());
     }
@@ -598,13 +605,13 @@ mod tests {
     fn frozen_parameters_still_give_input_gradients() {
         let model = model("ConvNet-D2-W8-IN", &digits(), 0);
         let images = toys::images(3, [1, 8, 8]);
-        let sum = model.logits(&images, true).sum(Kind::Float);
+        let sum = model.logits(&images).sum(Kind::Float);
         let parameters = model.parameters();
         let handles: Vec<&Tensor> = parameters.iter().map(|(_, tensor)| tensor).collect();
         assert_eq!(grad::gradients(&sum, &handles).len(), handles.len());
         model.set_trainable(false);
-        assert!(!model.logits(&images, true).requires_grad());
-        let (gradient, _) = grad::input_gradient(&images, |x| model.logits(x, false).select(1, 0));
+        assert!(!model.logits(&images).requires_grad());
+        let (gradient, _) = grad::input_gradient(&images, |x| model.logits(x).select(1, 0));
         assert!(gradient.abs().max().double_value(&[]) > 0.0);
     }
 
@@ -613,15 +620,15 @@ mod tests {
     fn images_do_not_see_each_other() {
         let model = model("ConvNet-D3-W16-IN", &cifar(), 0);
         let images = toys::images(5, [3, 32, 32]);
-        let together = model.logits(&images, false);
-        let alone = model.logits(&images.narrow(0, 3, 1), false);
+        let together = model.logits(&images);
+        let alone = model.logits(&images.narrow(0, 3, 1));
         assert_close("logits", &together.narrow(0, 3, 1), &alone, 1e-5);
     }
 
     #[test]
     #[should_panic(expected = "takes images of shape [N, 1, 8, 8], got [2, 3, 8, 8]")]
     fn wrong_images_are_named() {
-        let _ = model("ConvNet-D1-W8-IN", &digits(), 0).logits(&toys::images(2, [3, 8, 8]), false);
+        let _ = model("ConvNet-D1-W8-IN", &digits(), 0).logits(&toys::images(2, [3, 8, 8]));
     }
 
     /// PyTorch's logits and input gradients for the same weights, within the goldens' own tolerance.
@@ -633,14 +640,14 @@ mod tests {
             let (images, labels) = goldens.images();
             let file = goldens.tensors(&format!("deterministic_{name}.safetensors"));
             let logits = tch::no_grad_guard();
-            let ours = model.logits(&images, false);
+            let ours = model.logits(&images);
             drop(logits);
             assert_close(name, &ours, &file.tensors["clean_logits"], 1e-4);
             let labels = labels.narrow(0, 0, 8);
             model.set_trainable(false);
             let (gradient, _) = grad::input_gradient(&images.narrow(0, 0, 8), |x| {
                 let loss = tch::Reduction::None;
-                model.logits(x, false).cross_entropy_loss(&labels, None::<&Tensor>, loss, -100, 0.0)
+                model.logits(x).cross_entropy_loss(&labels, None::<&Tensor>, loss, -100, 0.0)
             });
             let expected = &file.tensors["ce_sum_input_grad_first8"];
             let mut errors: Vec<f64> =

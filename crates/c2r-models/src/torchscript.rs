@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use c2r_base::{Classifier, grad};
+use c2r_base::{Classifier, ClassifierError, grad};
 use tch::{CModule, Device, Kind, Tensor};
 
 use crate::ModelError;
@@ -137,21 +137,15 @@ fn failure(path: &Path, error: &tch::TchError) -> ModelError {
 }
 
 impl Classifier for TorchScript {
-    /// # Panics
-    /// If the model fails on these images or returns anything but f32 `[N, K]`; [`TorchScript::check`] finds
-    /// that out beforehand.
-    fn logits(&self, images: &Tensor) -> Tensor {
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
         let logits =
-            self.module.forward_ts(&[images]).unwrap_or_else(|error| panic!("{}", failure(&self.path, &error)));
-        assert!(
-            logits.dim() == 2 && logits.size()[0] == images.size()[0] && logits.kind() == Kind::Float,
-            "{} returned {:?} {:?} for images {:?} instead of Float logits [N, K]",
-            self.path.display(),
-            logits.kind(),
-            logits.size(),
-            images.size(),
-        );
-        logits
+            self.module.forward_ts(&[images]).map_err(|error| ClassifierError::new(failure(&self.path, &error)))?;
+        if logits.dim() != 2 || logits.size()[0] != images.size()[0] || logits.kind() != Kind::Float {
+            let (kind, size, given) = (logits.kind(), logits.size(), images.size());
+            let reason = format!("for images {given:?} it returned {kind:?} {size:?} instead of Float logits [N, K]");
+            return Err(ClassifierError::new(ModelError::TorchScript { path: self.path.clone(), reason }));
+        }
+        Ok(logits)
     }
 
     fn device(&self) -> Device {
@@ -213,13 +207,16 @@ mod tests {
         let (tuned, n_replaced) = model.tuned([3, 9, 12]).unwrap().expect("it has slow operators");
         assert_eq!(n_replaced, 4);
         let images = c2r_testkit::toys::images(5, [3, 9, 12]);
-        assert_close("logits", &tuned.logits(&images), &model.logits(&images), 1e-5);
+        assert_close("logits", &tuned.logits(&images).unwrap(), &model.logits(&images).unwrap(), 1e-5);
         let gradient = |model: &TorchScript| {
-            let loss = |x: &Tensor| model.logits(x).square().sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
+            let loss =
+                |x: &Tensor| model.logits(x).unwrap().square().sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
             grad::input_gradient(&images, loss).0
         };
         assert!(relative_error(&gradient(&tuned), &gradient(&model)) < 1e-4);
-        // The images do not fit: the model's own error, not a silent None.
+        // Images that do not fit: an error with the model's own message, neither a panic nor a silent None.
+        let error = model.logits(&c2r_testkit::toys::images(2, [4, 9, 12])).unwrap_err().to_string();
+        assert!(error.contains("net.pt") && error.contains("channels"), "{error}");
         assert!(model.tuned([4, 9, 12]).unwrap_err().to_string().contains("net.pt"));
     }
 
@@ -245,14 +242,14 @@ mod tests {
             assert!(model.check([4, 32, 32], 10).unwrap_err().to_string().contains("torchscript.pt"));
             let (images, labels) = goldens.images();
             let file = goldens.tensors(&format!("deterministic_{name}.safetensors"));
-            assert_close(name, &model.logits(&images), &file.tensors["clean_logits"], 1e-4);
+            assert_close(name, &model.logits(&images).unwrap(), &file.tensors["clean_logits"], 1e-4);
             let labels = labels.narrow(0, 0, 8);
             let (gradient, _) = grad::input_gradient(&images.narrow(0, 0, 8), |x| {
-                model.logits(x).cross_entropy_loss(&labels, None::<&Tensor>, tch::Reduction::None, -100, 0.0)
+                model.logits(x).unwrap().cross_entropy_loss(&labels, None::<&Tensor>, tch::Reduction::None, -100, 0.0)
             });
             let (tuned, n_replaced) = model.tuned([3, 32, 32]).unwrap().expect("it pools by averages on the CPU");
             assert_eq!(n_replaced, 3);
-            assert_close(name, &tuned.logits(&images), &file.tensors["clean_logits"], 1e-4);
+            assert_close(name, &tuned.logits(&images).unwrap(), &file.tensors["clean_logits"], 1e-4);
             // Over all eight images: one of them lies on a kink of a ReLU, which another CPU's rounding crosses.
             assert!(relative_error(&gradient, &file.tensors["ce_sum_input_grad_first8"]) < 1e-3);
         }

@@ -1,7 +1,22 @@
 //! Classifiers whose margins and smallest adversarial distances are known in closed form.
 
-use c2r_base::{Classifier, Norm};
+use c2r_base::{Classifier, ClassifierError, Norm};
 use tch::{Device, Kind, Tensor};
+
+/// Makes a toy a classifier on the CPU, which never fails; the toy's own `logits` needs no `unwrap`.
+macro_rules! classifier {
+    ($toy:ty) => {
+        impl Classifier for $toy {
+            fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+                Ok(self.logits(images))
+            }
+
+            fn device(&self) -> Device {
+                Device::Cpu
+            }
+        }
+    };
+}
 
 /// Logits `W x + b` on flattened images: the smallest change of a label in any norm is known.
 #[derive(Debug)]
@@ -69,17 +84,14 @@ impl Linear {
         let is_own = labels.unsqueeze(1).eq_tensor(&Tensor::arange(logits.size()[1], (Kind::Int64, Device::Cpu)));
         values.masked_fill(&is_own, f64::INFINITY).amin([1i64].as_slice(), false)
     }
-}
 
-impl Classifier for Linear {
-    fn logits(&self, images: &Tensor) -> Tensor {
+    /// Logits, f32 `[N, K]`, of images, f32 `[N, C, H, W]`.
+    pub fn logits(&self, images: &Tensor) -> Tensor {
         images.flatten(1, -1).linear(&self.weight, Some(&self.bias))
     }
-
-    fn device(&self) -> Device {
-        Device::Cpu
-    }
 }
+
+classifier!(Linear);
 
 /// Two classes divided by a sphere around the mid-grey image: logits `(r^2 - |x - 1/2|^2, 0)`. Class 0 is
 /// inside. Its gradient changes along the way to the boundary, unlike that of [`Linear`].
@@ -94,19 +106,16 @@ impl Sphere {
     pub fn l2_distance(&self, images: &Tensor) -> Tensor {
         (Norm::L2.length(&(images - 0.5)) - self.radius).abs()
     }
-}
 
-impl Classifier for Sphere {
-    fn logits(&self, images: &Tensor) -> Tensor {
+    /// Logits, f32 `[N, K]`, of images, f32 `[N, C, H, W]`.
+    pub fn logits(&self, images: &Tensor) -> Tensor {
         let square = (images - 0.5).flatten(1, -1).square().sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
         let inside = self.radius.powi(2) - square;
         Tensor::stack(&[&inside, &inside.zeros_like()], 1)
     }
-
-    fn device(&self) -> Device {
-        Device::Cpu
-    }
 }
+
+classifier!(Sphere);
 
 /// A small smooth network with fixed weights: `W2 tanh(W1 (x - 1/2))`. Not linear, not random.
 #[derive(Debug)]
@@ -123,18 +132,15 @@ impl Tanh {
         let out = waves(n_classes * n_hidden, 78.233, 3.0 / (n_hidden as f64).sqrt()).view([n_classes, n_hidden]);
         Self { hidden, out }
     }
-}
 
-impl Classifier for Tanh {
-    fn logits(&self, images: &Tensor) -> Tensor {
+    /// Logits, f32 `[N, K]`, of images, f32 `[N, C, H, W]`.
+    pub fn logits(&self, images: &Tensor) -> Tensor {
         let hidden = (images.flatten(1, -1) - 0.5).linear(&self.hidden, None::<&Tensor>).tanh();
         hidden.linear(&self.out, None::<&Tensor>)
     }
-
-    fn device(&self) -> Device {
-        Device::Cpu
-    }
 }
+
+classifier!(Tanh);
 
 /// `n` images of `shape` (`[C, H, W]`) without structure, f32 in `[0, 1]`, the same in every run.
 pub fn images(n: i64, shape: [i64; 3]) -> Tensor {

@@ -1,13 +1,16 @@
-use c2r_base::{Classifier, LabelledImages};
+use c2r_base::{Classifier, ClassifierError, LabelledImages};
 use tch::Kind;
 
 /// The part of `images` that `model` classifies as labelled, in `[0, 1]`.
 ///
 /// * `batch_size`: images per forward pass; changes nothing but memory and speed.
 ///
+/// # Errors
+/// What `model` returns.
+///
 /// # Panics
 /// If `batch_size` is 0.
-pub fn accuracy(model: &dyn Classifier, images: &LabelledImages, batch_size: usize) -> f64 {
+pub fn accuracy(model: &dyn Classifier, images: &LabelledImages, batch_size: usize) -> Result<f64, ClassifierError> {
     assert!(batch_size > 0, "batch_size must be at least 1");
     let _no_grad = tch::no_grad_guard();
     let n = images.len() as i64;
@@ -15,12 +18,12 @@ pub fn accuracy(model: &dyn Classifier, images: &LabelledImages, batch_size: usi
     let mut start = 0;
     while start < n {
         let length = (n - start).min(batch_size as i64);
-        let logits = model.logits(&images.images().narrow(0, start, length).to_device(model.device()));
+        let logits = model.logits(&images.images().narrow(0, start, length).to_device(model.device()))?;
         let labels = images.labels().narrow(0, start, length).to_device(model.device());
         n_correct += logits.argmax(1, false).eq_tensor(&labels).sum(Kind::Int64).int64_value(&[]);
         start += length;
     }
-    n_correct as f64 / n as f64
+    Ok(n_correct as f64 / n as f64)
 }
 
 #[cfg(test)]
@@ -39,7 +42,7 @@ mod tests {
         }
         let set = LabelledImages::new(images, tch::Tensor::from_slice(&labels)).unwrap();
         for batch_size in [1, 3, 10, 64] {
-            assert_eq!(accuracy(&toy, &set, batch_size), 0.8);
+            assert_eq!(accuracy(&toy, &set, batch_size).unwrap(), 0.8);
         }
     }
 }

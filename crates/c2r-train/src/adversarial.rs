@@ -47,10 +47,10 @@ pub(crate) fn attack(
     } else {
         images.shallow_clone()
     };
-    let clean = trades.then(|| model.logits(images, false));
+    let clean = trades.then(|| model.logits(images));
     for _ in 0..config.steps {
         let (gradient, _) = input_gradient(&x, |x| {
-            let logits = model.logits(x, false);
+            let logits = model.logits(x);
             match &clean {
                 Some(clean) => divergence(clean, &logits),
                 None => cross_entropy(&logits, distributions),
@@ -119,8 +119,7 @@ mod tests {
         let model = model();
         let images = toys::images(12, [1, 8, 8]);
         let one_hot = toys::labels(12, 4).one_hot(4).to_kind(Kind::Float);
-        let mean_loss =
-            |x: &Tensor| cross_entropy(&model.logits(x, false), &one_hot).mean(Kind::Float).double_value(&[]);
+        let mean_loss = |x: &Tensor| cross_entropy(&model.logits(x), &one_hot).mean(Kind::Float).double_value(&[]);
         for protocol in [Protocol::PgdAt, Protocol::Trades] {
             for norm in [Norm::Linf, Norm::L2, Norm::L1] {
                 let mut config = protocol.config().adversarial.unwrap();
@@ -143,7 +142,7 @@ mod tests {
                     let (before, after) = (mean_loss(&images), mean_loss(&attacked));
                     assert!(after > before + 0.02, "{what}: {before} -> {after}");
                 } else {
-                    let kl = divergence(&model.logits(&images, false), &model.logits(&attacked, false));
+                    let kl = divergence(&model.logits(&images), &model.logits(&attacked));
                     assert!(kl.min().double_value(&[]) > 1e-5, "{what}");
                 }
             }

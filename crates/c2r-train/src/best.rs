@@ -1,8 +1,8 @@
 use std::collections::BTreeMap;
 
-use c2r_base::{Classifier, LabelledImages};
+use c2r_base::{ClassifierError, LabelledImages};
 use c2r_models::Model;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::{TrainError, accuracy};
 
@@ -25,11 +25,21 @@ const PARAMETER: &str = "best.model.";
 impl Best {
     /// Measures `model`, as it is after `steps` steps, on `images` (see [`accuracy`]) and keeps a copy of its parameters if
     /// it is more accurate than all before. Of equals the first one stays.
-    pub fn offer(&mut self, model: &Model, steps: u64, images: &LabelledImages, batch_size: usize) {
-        let accuracy = accuracy(&Evaluated(model), images, batch_size);
+    ///
+    /// # Errors
+    /// [`ClassifierError`] if `images` do not have the shape that `model` takes.
+    pub fn offer(
+        &mut self,
+        model: &Model,
+        steps: u64,
+        images: &LabelledImages,
+        batch_size: usize,
+    ) -> Result<(), ClassifierError> {
+        let accuracy = accuracy(model, images, batch_size)?;
         if self.found.as_ref().is_none_or(|best| accuracy > best.accuracy) {
             self.found = Some(Found { steps, accuracy, parameters: model.state() });
         }
+        Ok(())
     }
 
     /// Steps and accuracy, in `[0, 1]`, of the best one; `None` before the first offer.
@@ -72,24 +82,12 @@ impl Best {
     }
 }
 
-/// A network in the middle of its training, as a classifier.
-struct Evaluated<'a>(&'a Model);
-
-impl Classifier for Evaluated<'_> {
-    fn logits(&self, images: &Tensor) -> Tensor {
-        self.0.logits(images, false)
-    }
-
-    fn device(&self) -> Device {
-        self.0.device()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use c2r_base::Seed;
     use c2r_models::{Frozen, ModelInput, ModelSpec};
     use c2r_testkit::assert_same_bytes;
+    use tch::Device;
 
     use super::*;
 
@@ -99,7 +97,8 @@ mod tests {
         let images = digits.train.subset_per_class(5).to_labelled();
         let input = ModelInput { channels: 1, height: 8, width: 8, n_classes: 10, mean: vec![0.3], std: vec![0.37] };
         let model = |seed| Model::new(&ModelSpec::convnet(2, 8), &input, Seed::new(seed), Device::Cpu).unwrap();
-        let accuracies: Vec<f64> = (0..6).map(|seed| accuracy(&Frozen::new(model(seed)), &images, 50)).collect();
+        let accuracies: Vec<f64> =
+            (0..6).map(|seed| accuracy(&Frozen::new(model(seed)), &images, 50).unwrap()).collect();
         let highest = accuracies.iter().copied().fold(0.0, f64::max);
         let first = accuracies.iter().position(|&accuracy| accuracy == highest).unwrap();
         assert!(accuracies.iter().any(|&accuracy| accuracy < highest), "{accuracies:?}");
@@ -107,12 +106,12 @@ mod tests {
         let mut best = Best::default();
         assert_eq!(best.found(), None);
         for seed in 0..3 {
-            best.offer(&model(seed), seed + 1, &images, 7);
+            best.offer(&model(seed), seed + 1, &images, 7).unwrap();
         }
         // Stopped and continued.
         let mut best = Best::load_state(&best.state()).unwrap();
         for seed in (3..6).chain([first as u64]) {
-            best.offer(&model(seed), seed + 1, &images, 50);
+            best.offer(&model(seed), seed + 1, &images, 50).unwrap();
         }
         assert_eq!(best.found(), Some((first as u64 + 1, highest)));
         let restored = model(9);

@@ -28,7 +28,7 @@
 //! let source = TrainSource::of_split(&training_set, Targets::Hard);
 //! let summary = train(&mut model, &source, &config, Seed::new(0), &mut |_event| {})?;
 //! assert_eq!(summary.steps, 30);
-//! let clean_accuracy = accuracy(&Frozen::new(model), &training_set.to_labelled(), 100);
+//! let clean_accuracy = accuracy(&Frozen::new(model), &training_set.to_labelled(), 100)?;
 //! assert!(clean_accuracy > 0.3, "{clean_accuracy}");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

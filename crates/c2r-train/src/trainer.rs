@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use c2r_base::{Classifier, Seed, grad};
+use c2r_base::{Seed, grad};
 use c2r_models::Model;
 use rand::seq::SliceRandom;
 use tch::{Kind, Tensor};
@@ -278,13 +278,11 @@ impl<'a> Trainer<'a> {
         model.set_trainable(true);
         tch::with_grad(|| {
             let losses = match attacked {
-                None => cross_entropy(&model.logits(&images, true), &distributions),
-                Some((AdversarialLoss::PgdAt, attacked)) => {
-                    cross_entropy(&model.logits(&attacked, true), &distributions)
-                }
+                None => cross_entropy(&model.logits(&images), &distributions),
+                Some((AdversarialLoss::PgdAt, attacked)) => cross_entropy(&model.logits(&attacked), &distributions),
                 Some((AdversarialLoss::Trades(trades), attacked)) => {
-                    let clean = model.logits(&images, true);
-                    let divergence = divergence(&clean, &model.logits(&attacked, true));
+                    let clean = model.logits(&images);
+                    let divergence = divergence(&clean, &model.logits(&attacked));
                     cross_entropy(&clean, &distributions) + divergence * trades.beta
                 }
             };
@@ -401,7 +399,7 @@ mod tests {
         let summary = run(&mut ours, &TrainSource::of_split(&train, Targets::Hard), &config, 1);
         let by_hand = model(0);
         let (images, labels) = train.batch(&(0..30).collect::<Vec<_>>(), Device::Cpu);
-        let loss = by_hand.logits(&images, true).cross_entropy_for_logits(&labels);
+        let loss = by_hand.logits(&images).cross_entropy_for_logits(&labels);
         let parameters = by_hand.parameters();
         let handles: Vec<&Tensor> = parameters.iter().map(|(_, tensor)| tensor).collect();
         let gradients = grad::gradients(&loss, &handles);
@@ -447,7 +445,7 @@ mod tests {
             })
             .unwrap();
             assert_eq!((losses.len(), summary.steps, summary.epochs), (150, 150, 22));
-            let clean = accuracy(&Frozen::new(model), &test, 500);
+            let clean = accuracy(&Frozen::new(model), &test, 500).unwrap();
             assert!(clean > 0.75, "{protocol}: clean accuracy {clean}");
         }
     }
@@ -467,7 +465,7 @@ mod tests {
             let attacked = attack(&model, test.images(), &one_hot, &attack_config, Seed::new(9));
             assert!(Norm::Linf.distance(&attacked, test.images()).max().double_value(&[]) < 32.1 / 255.0);
             let attacked = LabelledImages::new(attacked, test.labels().shallow_clone()).unwrap();
-            accuracy(&Frozen::new(model), &attacked, 500)
+            accuracy(&Frozen::new(model), &attacked, 500).unwrap()
         };
         let natural = robust(Protocol::Natural);
         for protocol in [Protocol::PgdAt, Protocol::Trades] {

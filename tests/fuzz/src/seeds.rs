@@ -8,10 +8,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use c2r_base::{Epsilon, Norm, Seed, Selection, Subject, ThreatModel, artifact::TensorFile};
+use c2r_base::{Epsilon, Norm, Seed, ThreatModel, artifact::TensorFile};
 use c2r_data::{Dataset, SCHEMA_VERSION, Split, SyntheticHeader, SyntheticSet};
 use c2r_distill::{Distillation, profiles as distill_profiles};
 use c2r_eval::{AttackEntry, AttackRecord};
+use c2r_experiment::{Selection, Subject};
 use c2r_models::{Model, ModelInput, checkpoint};
 use ndarray::{Array1, Array2, Array4};
 use tch::{Device, Kind, Tensor};

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, path::Path};
 
 use c2r_attacks::{AttackBatch, AttackConfig, AttackReport, Draws, EvaluateOptions, Mode, Outcome, replay};
-use c2r_base::{Classifier, LabelledImages, Norm, Seed, artifact::TensorFile};
+use c2r_base::{Classifier, ClassifierError, LabelledImages, Norm, Seed, artifact::TensorFile};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
@@ -41,14 +41,14 @@ impl Digits {
 }
 
 impl Classifier for Digits {
-    fn logits(&self, images: &Tensor) -> Tensor {
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
         let of = |name: &str| &self.tensors[&format!("weights.{name}")];
         let mut x = images.shallow_clone();
         for layer in ["conv1", "conv2"] {
             x = x.conv2d(of(&format!("{layer}.weight")), Some(of(&format!("{layer}.bias"))), 1, 1, 1, 1);
             x = x.relu().avg_pool2d([2, 2], [2, 2], [0, 0], false, true, None::<i64>);
         }
-        x.flatten(1, -1).linear(of("linear.weight"), Some(of("linear.bias")))
+        Ok(x.flatten(1, -1).linear(of("linear.weight"), Some(of("linear.bias"))))
     }
 
     fn device(&self) -> Device {
@@ -61,7 +61,7 @@ fn deterministic_attacks() {
     let digits = Digits::load();
     let n = digits.number("n") as i64;
     let data = digits.data(n);
-    let worst = (digits.logits(data.images()) - &digits.tensors["clean_logits"]).abs().max().double_value(&[]);
+    let worst = (digits.logits(data.images()).unwrap() - &digits.tensors["clean_logits"]).abs().max().double_value(&[]);
     assert!(worst < 1e-4, "logits are off by {worst:e}");
     let clean = flags(&digits.tensors["flags/clean"]);
     let start = [("random-start", "false")];

@@ -4,7 +4,7 @@ use c2r_attacks::{
     ATTACKS, AdversarialImages, Answer, Attack, AttackBatch, AttackConfig, AttackError, EvaluateOptions, Flag, Mode,
     Outcome, evaluate,
 };
-use c2r_base::{Classifier, Epsilon, Goal, LabelledImages, Norm, Seed, TargetRule, ThreatModel};
+use c2r_base::{Classifier, ClassifierError, Epsilon, Goal, LabelledImages, Norm, Seed, TargetRule, ThreatModel};
 use c2r_testkit::toys::{self, Linear, Tanh};
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
@@ -180,8 +180,8 @@ fn epsilon_zero_is_clean_accuracy() {
 struct Weighted(Tensor);
 
 impl Classifier for Weighted {
-    fn logits(&self, images: &Tensor) -> Tensor {
-        images.flatten(1, -1).matmul(&self.0)
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+        Ok(images.flatten(1, -1).matmul(&self.0))
     }
 
     fn device(&self) -> Device {
@@ -195,7 +195,7 @@ fn parameters_and_their_gradients_are_untouched() {
     let before = weight.copy();
     let model = Weighted(weight.set_requires_grad(true));
     let images = toys::images(6, SHAPE);
-    let labels = model.logits(&images).argmax(1, false);
+    let labels = model.logits(&images).unwrap().argmax(1, false);
     let data = LabelledImages::new(images.copy(), labels).unwrap();
     for (norm, epsilon) in NORMS {
         let options = EvaluateOptions { mode: Mode::Each, ..Default::default() };
@@ -286,10 +286,10 @@ fn more_steps_never_lower_the_best_loss() {
 }
 
 fn kind_losses(kind: c2r_attacks::LossKind, model: &dyn Classifier, data: &LabelledImages) -> Tensor {
-    let logits = model.logits(data.images());
+    let logits = model.logits(data.images()).unwrap();
     match kind {
-        c2r_attacks::LossKind::Ce => c2r_attacks::loss::ce(&logits, data.labels()),
-        _ => c2r_attacks::loss::dlr(&logits, data.labels()),
+        c2r_attacks::LossKind::Ce => c2r_base::loss::ce(&logits, data.labels()),
+        _ => c2r_base::loss::dlr(&logits, data.labels()),
     }
 }
 
@@ -359,9 +359,9 @@ fn too_few_classes_and_unknown_norms_are_errors_before_anything_runs() {
 struct Fixed(Tensor);
 
 impl Classifier for Fixed {
-    fn logits(&self, images: &Tensor) -> Tensor {
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
         let zero = images.flatten(1, -1).sum_dim_intlist([1i64].as_slice(), true, Kind::Float) * 0.0;
-        self.0.narrow(0, 0, images.size()[0]) + zero
+        Ok(self.0.narrow(0, 0, images.size()[0]) + zero)
     }
 
     fn device(&self) -> Device {
@@ -374,9 +374,9 @@ impl Classifier for Fixed {
 struct Shared(std::sync::Arc<std::sync::Mutex<std::collections::HashSet<std::thread::ThreadId>>>);
 
 impl Classifier for Shared {
-    fn logits(&self, images: &Tensor) -> Tensor {
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
         self.0.lock().unwrap().insert(std::thread::current().id());
-        Tanh::new(CLASSES, SHAPE, 12).logits(images)
+        Ok(Tanh::new(CLASSES, SHAPE, 12).logits(images))
     }
 
     fn device(&self) -> Device {
@@ -426,10 +426,10 @@ fn outcomes_do_not_depend_on_the_workers() {
 struct Fragile;
 
 impl Classifier for Fragile {
-    fn logits(&self, images: &Tensor) -> Tensor {
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
         let bright = images.mean_dim([1i64, 2, 3].as_slice(), false, Kind::Float);
         let dark: Tensor = 2.0 - &bright;
-        Tensor::stack(&[dark.masked_fill(&bright.gt(0.35), f64::NAN), bright], 1)
+        Ok(Tensor::stack(&[dark.masked_fill(&bright.gt(0.35), f64::NAN), bright], 1))
     }
 
     fn device(&self) -> Device {
@@ -454,6 +454,33 @@ fn workers_report_the_first_offending_sample() {
         let result = evaluate(&Fragile, &data, &attacks, &threat, &options, &mut |_| Answer::Continue(()));
         assert!(matches!(result, Err(AttackError::NonFiniteLogits { sample: 2, .. })), "{workers}: {result:?}");
     }
+}
+
+/// A model that cannot take more than two images at once and says so.
+struct Small;
+
+impl Classifier for Small {
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+        match images.size()[0] {
+            1..=2 => Ok(Tanh::new(CLASSES, SHAPE, 12).logits(images)),
+            n => Err(ClassifierError::new(format!("{n} images are too many"))),
+        }
+    }
+
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+}
+
+#[test]
+fn what_a_model_says_when_it_fails_comes_back_with_the_samples() {
+    let (_, data) = toy();
+    let attacks = [config("deepfool", &[]).build().unwrap()];
+    let (threat, options) = (threat(Norm::Linf, 0.1), EvaluateOptions::default());
+    let error = evaluate(&Small, &data, &attacks, &threat, &options, &mut |_| Answer::Continue(())).unwrap_err();
+    let AttackError::Model { sample: 0, rows, ref attack, ref source } = error else { panic!("{error:?}") };
+    assert_eq!((rows, attack.as_str()), (data.len(), "clean"));
+    assert_eq!(source.to_string(), format!("{rows} images are too many"));
 }
 
 #[test]
@@ -485,8 +512,8 @@ fn doubtful_models_are_flagged() {
     let (model, data) = toy();
     struct Probabilities<'a>(&'a Tanh);
     impl Classifier for Probabilities<'_> {
-        fn logits(&self, images: &Tensor) -> Tensor {
-            self.0.logits(images).softmax(1, Kind::Float)
+        fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+            Ok(self.0.logits(images).softmax(1, Kind::Float))
         }
         fn device(&self) -> Device {
             Device::Cpu
@@ -494,8 +521,8 @@ fn doubtful_models_are_flagged() {
     }
     struct InBatch<'a>(&'a Tanh);
     impl Classifier for InBatch<'_> {
-        fn logits(&self, images: &Tensor) -> Tensor {
-            self.0.logits(&(images - images.mean_dim([0i64].as_slice(), true, Kind::Float)))
+        fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+            Ok(self.0.logits(&(images - images.mean_dim([0i64].as_slice(), true, Kind::Float))))
         }
         fn device(&self) -> Device {
             Device::Cpu
@@ -503,8 +530,8 @@ fn doubtful_models_are_flagged() {
     }
     struct Saturated<'a>(&'a Tanh);
     impl Classifier for Saturated<'_> {
-        fn logits(&self, images: &Tensor) -> Tensor {
-            self.0.logits(images) * 1e4
+        fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+            Ok(self.0.logits(images) * 1e4)
         }
         fn device(&self) -> Device {
             Device::Cpu
@@ -527,9 +554,9 @@ struct Changing<'a> {
 }
 
 impl Classifier for Changing<'_> {
-    fn logits(&self, images: &Tensor) -> Tensor {
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
         self.n_passes.set(self.n_passes.get() + 1);
-        self.model.logits(images) * (self.factor)(self.n_passes.get())
+        Ok(self.model.logits(images) * (self.factor)(self.n_passes.get()))
     }
 
     fn device(&self) -> Device {
@@ -600,9 +627,9 @@ fn square_on_a_masked_gradient_raises_the_flag() {
     /// Differentiates to zero, but moves.
     struct Masked(Linear);
     impl Classifier for Masked {
-        fn logits(&self, images: &Tensor) -> Tensor {
+        fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
             let zero = images.flatten(1, -1).sum_dim_intlist([1i64].as_slice(), true, Kind::Float) * 0.0;
-            self.0.logits(&images.detach()) + zero
+            Ok(self.0.logits(&images.detach()) + zero)
         }
         fn device(&self) -> Device {
             Device::Cpu
@@ -610,7 +637,7 @@ fn square_on_a_masked_gradient_raises_the_flag() {
     }
     let model = Masked(Linear::mixed(3, SHAPE));
     let images = toys::images(8, SHAPE);
-    let labels = model.logits(&images).argmax(1, false);
+    let labels = model.logits(&images).unwrap().argmax(1, false);
     let data = LabelledImages::new(images, labels).unwrap();
     let attacks = ["bim", "square"].map(|name| AttackConfig::named(name).unwrap().build().unwrap());
     for mode in [Mode::Suite, Mode::Each] {

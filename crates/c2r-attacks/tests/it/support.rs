@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, io::Write};
 
 use c2r_attacks::{Answer, Attack, AttackConfig, AttackReport, EvaluateOptions, evaluate};
-use c2r_base::{Classifier, Epsilon, LabelledImages, Norm, ThreatModel};
+use c2r_base::{Classifier, ClassifierError, Epsilon, LabelledImages, Norm, ThreatModel};
 use c2r_testkit::goldens::Goldens;
 use tch::{CModule, Device, Tensor};
 
@@ -23,8 +23,8 @@ impl Script {
 }
 
 impl Classifier for Script {
-    fn logits(&self, images: &Tensor) -> Tensor {
-        self.0.forward_ts(&[images]).unwrap()
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+        Ok(self.0.forward_ts(&[images]).unwrap())
     }
 
     fn device(&self) -> Device {
@@ -44,7 +44,7 @@ impl Layers {
 }
 
 impl Classifier for Layers {
-    fn logits(&self, images: &Tensor) -> Tensor {
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
         let of = |layer: usize, name: &str| &self.0[&format!("features.{layer}.{name}")];
         let mut x = (images - &self.0["norm.mean"]) / &self.0["norm.std"];
         for block in 0..3 {
@@ -53,7 +53,7 @@ impl Classifier for Layers {
             x = x.group_norm(32, Some(of(norm, "weight")), Some(of(norm, "bias")), 1e-5, true);
             x = x.relu().avg_pool2d([2, 2], [2, 2], [0, 0], false, true, None::<i64>);
         }
-        x.flatten(1, -1).linear(&self.0["classifier.weight"], Some(&self.0["classifier.bias"]))
+        Ok(x.flatten(1, -1).linear(&self.0["classifier.weight"], Some(&self.0["classifier.bias"])))
     }
 
     fn device(&self) -> Device {

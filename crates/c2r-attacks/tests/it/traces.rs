@@ -3,7 +3,7 @@
 use std::{cell::RefCell, collections::BTreeMap};
 
 use c2r_attacks::{AttackBatch, Draws, LossKind, SquareConfig, SquareDraws, replay};
-use c2r_base::{Classifier, LabelledImages, Norm};
+use c2r_base::{Classifier, ClassifierError, LabelledImages, Norm};
 use c2r_testkit::goldens::Goldens;
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -77,10 +77,10 @@ struct Recorder<'a> {
 }
 
 impl Classifier for Recorder<'_> {
-    fn logits(&self, images: &Tensor) -> Tensor {
-        let logits = self.model.logits(images);
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+        let logits = self.model.logits(images)?;
         self.logits.borrow_mut().push(logits.detach());
-        logits
+        Ok(logits)
     }
 
     fn device(&self) -> Device {
@@ -160,7 +160,7 @@ fn check_fab(trace: &Trace, prefix: &str) {
     let data = trace.first(n);
     let aims = item["targeted"].as_bool().unwrap().then(|| {
         let _no_grad = tch::no_grad_guard();
-        let logits = trace.model.logits(data.images());
+        let logits = trace.model.logits(data.images()).unwrap();
         logits.scatter_value(1, &data.labels().unsqueeze(1), f64::NEG_INFINITY).argmax(1, false)
     });
     let steps = item["n_iter"].as_u64().unwrap() as u32;

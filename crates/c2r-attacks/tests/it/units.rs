@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use c2r_attacks::{loss, replay};
-use c2r_base::{Norm, artifact::TensorFile, grad};
+use c2r_attacks::replay;
+use c2r_base::{Norm, artifact::TensorFile, grad, loss};
 use tch::{Kind, Tensor};
 
 /// The units are committed, so that every clone has them.

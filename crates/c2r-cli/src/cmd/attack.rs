@@ -12,11 +12,12 @@ use c2r_attacks::{
     Mode, Outcome, evaluate,
 };
 use c2r_base::{
-    Classifier, Epsilon, Goal, LabelledImages, Norm, Seed, Subject, TargetRule, ThreatModel,
+    Classifier, Epsilon, Goal, LabelledImages, Norm, Seed, TargetRule, ThreatModel,
     artifact::{self, TensorFile},
 };
 use c2r_distill::Work;
 use c2r_eval::{AttackRecord, RecordContext};
+use c2r_experiment::Subject;
 use c2r_files::remove_if_present;
 use c2r_models::{Frozen, TorchScript, checkpoint};
 use c2r_run::{Place, Plan, Run, RunError, Status};
@@ -246,7 +247,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         ..EvaluateOptions::default()
     };
     let mut report = observed(&target, &material, &attacks, &threat, &options, journal.as_mut(), &mut images, ui)?;
-    report.subject = target.subject.clone();
+    report.subject = target.subject.as_ref().map(serde_json::to_value).transpose()?;
     report.versions.extend(run_dir::versions());
 
     material.notes.extend(chance_level(&report));
@@ -255,7 +256,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         save(path, images, &configs, mode, &material, &summary, &key)?;
     }
     if let Some(path) = &args.output {
-        match (&report.subject, args.each, &material.test_sha256) {
+        match (&target.subject, args.each, &material.test_sha256) {
             (Some(subject), true, Some(sha256)) => {
                 let context = RecordContext {
                     subject: subject.clone(),
@@ -284,7 +285,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         ui.out(summary.to_string());
     } else {
         material.notes.iter().for_each(|note| ui.out(note));
-        print(&report, ui);
+        print(&report, target.subject.as_ref(), ui);
     }
     Ok(())
 }
@@ -642,6 +643,10 @@ fn observed(
         Err(error @ AttackError::Images(_)) => {
             Err(exit::coded(exit::DATA, anyhow::Error::new(error).context(material.name.clone())))
         }
+        // The model was checked on images of this shape; what it does not take is in these images or in the file.
+        Err(error @ AttackError::Model { .. }) => {
+            Err(exit::coded(exit::DATA, anyhow::Error::new(error).context(target.name.clone())))
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -808,9 +813,8 @@ fn print_summary(summary: &Value, ui: &Ui) {
     }
 }
 
-fn print(report: &AttackReport, ui: &Ui) {
-    for note in report.subject.iter().filter(|subject| !subject.selection.is_last()).flat_map(|subject| &subject.notes)
-    {
+fn print(report: &AttackReport, subject: Option<&Subject>, ui: &Ui) {
+    for note in subject.iter().filter(|subject| !subject.selection.is_last()).flat_map(|subject| &subject.notes) {
         ui.out(note);
     }
     let percent = |share: f64| format!("{:.2} %", 100.0 * share);

@@ -7,10 +7,7 @@ mod doubts;
 
 use anyhow::Context;
 use c2r_attacks::AttackReport;
-use c2r_base::{
-    Subject,
-    artifact::{self, TensorFile},
-};
+use c2r_base::artifact::{self, TensorFile};
 use c2r_data::{
     DataError, Dataset, FileKind, Provenance, Split, SyntheticSet,
     arrays::{to_array, to_tensor},
@@ -19,8 +16,9 @@ use c2r_eval::{
     AttackRecord, Table,
     table::{CLEAN, MEAN_ROBUST},
 };
+use c2r_experiment::Subject;
 use c2r_models::{TorchScript, checkpoint};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tch::{CModule, Device, Kind, Tensor};
 
@@ -565,7 +563,10 @@ fn whole_report(report: &mut Report, path: &Path) -> anyhow::Result<()> {
     }
     report.title("attack-report", path.display(), "attack report with every image, no cell of a table");
     if let Some(attacked) = &found.subject {
-        subject(report, attacked);
+        let attacked: Subject = Subject::deserialize(attacked)
+            .with_context(|| format!("the subject in {}", path.display()))
+            .or_exit(exit::DATA)?;
+        subject(report, &attacked);
     }
     report.line("threat", format!("{} {}, {n} images", found.threat.norm, found.threat.epsilon));
     report.line("seed", found.seed.value().to_string());
@@ -1048,7 +1049,7 @@ mod tests {
             "seed          3",
         ];
         check(&report(&path, None).unwrap(), &lines, &[]);
-        whole.subject = Some(example_subject());
+        whole.subject = Some(serde_json::to_value(example_subject()).unwrap());
         artifact::write_json(&path, &whole).unwrap();
         check(&report(&path, None).unwrap(), &["pgd-at on c2r", "all attacks   25.00 %"], &[]);
 

@@ -5,9 +5,10 @@ use std::{
 };
 
 use anyhow::Context;
-use c2r_base::{Epsilon, LabelledImages, Seed, Selection, Subject, artifact::TensorFile};
+use c2r_base::{Epsilon, LabelledImages, Seed, artifact::TensorFile};
 use c2r_data::{Dataset, DatasetSpec, SetLabels, Split, SyntheticSet, arrays::to_tensor};
 use c2r_distill::Work;
+use c2r_experiment::{Selection, Subject};
 use c2r_models::{Frozen, Model, ModelSpec, checkpoint};
 use c2r_run::Status;
 use c2r_train::{Best, Protocol, Targets, Teacher, TrainConfig, TrainEvent, TrainSource, Trainer};
@@ -272,7 +273,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         if let Some(judges) = &material.judges
             && (done % select_every == 0 || done == trainer.steps())
         {
-            best.offer(trainer.model(), done, judges, JUDGED_AT_ONCE);
+            best.offer(trainer.model(), done, judges, JUDGED_AT_ONCE)?;
         }
         // Read once: an interrupt in between would stop the run without its state.
         let interrupted = ui.interrupted();

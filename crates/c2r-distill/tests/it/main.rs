@@ -327,7 +327,7 @@ fn soft_labels_are_the_teachers_and_are_declared() {
     let soft = to_tensor(set.soft_labels.unwrap().view());
     assert_eq!(soft.size(), [20, 10]);
     let images = to_tensor(set.images.view());
-    let expected = distillation.teachers().next().unwrap().logits(&images, false).softmax(1, Kind::Float);
+    let expected = distillation.teachers().next().unwrap().logits(&images).softmax(1, Kind::Float);
     assert!((soft - expected).abs().max().double_value(&[]) < 1e-6);
     assert_eq!(set.header.extra_storage, "soft labels, 200 floats");
 
@@ -339,9 +339,9 @@ fn soft_labels_are_the_teachers_and_are_declared() {
     let set = several.synthetic_set(BTreeMap::new()).unwrap();
     let images = to_tensor(set.images.view());
     let labels: Vec<Tensor> =
-        several.teachers().map(|teacher| teacher.logits(&images, false).softmax(1, Kind::Float)).collect();
+        several.teachers().map(|teacher| teacher.logits(&images).softmax(1, Kind::Float)).collect();
     assert_eq!(labels.len(), 3);
-    let alone = distillation.teachers().next().unwrap().logits(&images, false).softmax(1, Kind::Float);
+    let alone = distillation.teachers().next().unwrap().logits(&images).softmax(1, Kind::Float);
     assert!((&labels[0] - alone).abs().max().double_value(&[]) < 1e-6);
     assert!((&labels[0] - &labels[1]).abs().max().double_value(&[]) > 1e-3);
     let mean = (&labels[0] + &labels[1] + &labels[2]) / 3.0;

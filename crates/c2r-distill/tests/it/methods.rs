@@ -169,7 +169,7 @@ fn the_curvature_penalty_flattens_the_loss() {
         let (images, labels) = train.batch(&(0..train.len()).collect::<Vec<_>>(), Device::Cpu);
         let slope = |x: &Tensor| {
             c2r_base::grad::input_gradient(x, |x| {
-                teacher.logits(x, false).cross_entropy_loss::<Tensor>(&labels, None, tch::Reduction::None, -100, 0.0)
+                teacher.logits(x).cross_entropy_loss::<Tensor>(&labels, None, tch::Reduction::None, -100, 0.0)
             })
             .0
         };

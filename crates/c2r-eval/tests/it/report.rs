@@ -1,7 +1,8 @@
 //! The page: what is in it, that nothing foreign gets in as markup, and that its numbers are those of the JSON.
 
-use c2r_base::{Epsilon, Selection};
+use c2r_base::Epsilon;
 use c2r_eval::{Bits, EmbeddedPicture, Samples, Source, Table, TableOptions};
+use c2r_experiment::Selection;
 use serde_json::Value;
 
 use crate::table::{golden, sources, table};

@@ -6,8 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use c2r_base::{Epsilon, Norm, Selection, Subject, ThreatModel};
+use c2r_base::{Epsilon, Norm, ThreatModel};
 use c2r_eval::{AttackEntry, AttackRecord, EvalError, Experiment, RunInfo, Source, Table, TableOptions, collect};
+use c2r_experiment::{Selection, Subject};
 use serde_json::json;
 
 const EXPERIMENT: &str = r#"

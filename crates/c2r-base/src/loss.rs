@@ -122,7 +122,7 @@ mod tests {
         let z = logits().set_requires_grad(true);
         let noise = z.zeros_like().detach();
         let loss = jitter(&z, &labels(), &noise, 10.0, &Tensor::zeros([2], (Kind::Float, tch::Device::Cpu)));
-        let gradient = c2r_base::grad::gradients(&loss.sum(Kind::Float), &[&z]).swap_remove(0);
+        let gradient = crate::grad::gradients(&loss.sum(Kind::Float), &[&z]).swap_remove(0);
         assert_eq!(gradient.isfinite().all().int64_value(&[]), 1);
     }
 }
