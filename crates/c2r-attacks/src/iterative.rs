@@ -11,6 +11,7 @@ use crate::{
     },
     config::{ConfigError, LossKind},
     draws::Draws,
+    pgd::Pgd,
 };
 
 /// How one attack of the family works.
@@ -223,7 +224,12 @@ pub(crate) fn ascend(
     noise: &mut Draws,
 ) -> Result<Tensor, AttackError> {
     let epsilon = threat.epsilon.value();
-    let length = recipe.step.length(epsilon);
+    let pgd = Pgd {
+        threat: *threat,
+        steps: recipe.steps,
+        step_size: recipe.step.length(epsilon),
+        sparsity: Some(recipe.sparsity),
+    };
     let at = index(open, batch.images);
     let mut rows = Rows {
         at: open.to_vec(),
@@ -249,9 +255,11 @@ pub(crate) fn ascend(
         let _ = result.index_copy_(0, &index(&to, images), images);
     };
 
-    for _ in 0..recipe.steps {
+    for _ in 0..pgd.steps {
         let point = match (&rows.momentum, recipe.momentum) {
-            (Some(momentum), Some(Momentum { decay, look_ahead: true })) => &rows.x + momentum * (decay * length),
+            (Some(momentum), Some(Momentum { decay, look_ahead: true })) => {
+                &rows.x + momentum * (decay * pgd.step_size)
+            }
             _ => rows.x.shallow_clone(),
         };
         let mut slope = recipe.slope(oracle, &rows, &point, noise)?;
@@ -291,8 +299,7 @@ pub(crate) fn ascend(
             }
             _ => direction,
         };
-        let step = recipe.direction(threat.norm, &rows, &direction);
-        rows.x = threat.project(&rows.clean, &(&rows.x + step * length));
+        rows.x = pgd.step(&rows.clean, &rows.x, &direction);
     }
     store(result.shallow_clone(), &rows.at, &rows.x);
     Ok(result)
@@ -368,27 +375,6 @@ impl Recipe {
         }
         Ok(sum / f64::from(variance.neighbours))
     }
-
-    /// The direction of length 1 to go.
-    fn direction(&self, norm: Norm, rows: &Rows, gradient: &Tensor) -> Tensor {
-        match norm {
-            Norm::Linf | Norm::L2 => norm.steepest(gradient),
-            Norm::L1 => sparse_direction(&rows.x, gradient, self.sparsity),
-        }
-    }
-}
-
-/// Equal weight on the largest `share` of a gradient's values, L1 length 1, leaving out values that the
-/// box does not let move (Tramer & Boneh 2019, arXiv:1904.13000, section 4: SLIDE).
-fn sparse_direction(x: &Tensor, gradient: &Tensor, share: f64) -> Tensor {
-    let blocked = gradient.gt(0.0).logical_and(&x.ge(1.0)).logical_or(&gradient.lt(0.0).logical_and(&x.le(0.0)));
-    let free = gradient.masked_fill(&blocked, 0.0).flatten(1, -1);
-    let n_values = free.size()[1];
-    let n_moved = ((n_values as f64 * share).ceil() as i64).clamp(1, n_values);
-    let (_, at) = free.abs().topk(n_moved, 1, true, false);
-    let signs = free.gather(1, &at, false).sign();
-    let moved = signs.abs().sum_dim_intlist([1i64].as_slice(), true, Kind::Float).clamp_min(1.0);
-    free.zeros_like().scatter(1, &at, &(signs / moved)).view_as(gradient)
 }
 
 /// Runs one attack of the family from a given start with given draws, for comparison with recorded runs.

@@ -1,0 +1,96 @@
+//! Projected gradient ascent, the loop at the heart of attacks and of adversarial training.
+//!
+//! It knows no model, judges nothing and stops early for nobody: the caller says what to ascend. Attacks of an
+//! evaluation are in [`crate::AttackConfig`].
+
+use c2r_base::{Norm, Seed, ThreatModel};
+use tch::{Kind, Tensor};
+
+/// Steps of fixed length in the steepest direction, each projected into the threat set (Madry et al. 2018,
+/// arXiv:1706.06083, section 2.1).
+///
+/// ```
+/// use c2r_attacks::Pgd;
+/// use c2r_attacks::c2r_base::{Norm, Seed, ThreatModel, grad::input_gradient};
+/// use c2r_attacks::tch::{Device, Kind, Tensor};
+///
+/// // Raise the brightness of two images as far as 8/255 allow.
+/// let threat = ThreatModel::untargeted(Norm::Linf, "8/255".parse().unwrap());
+/// let pgd = Pgd { threat, steps: 5, step_size: 2.0 / 255.0, sparsity: None };
+/// let images = Tensor::full([2, 1, 4, 4], 0.5, (Kind::Float, Device::Cpu));
+/// let start = pgd.random_start(&images, &[0, 1], Seed::new(3), "example/start");
+/// let brightness = |x: &Tensor| x.mean_dim([1i64, 2, 3].as_slice(), false, Kind::Float);
+/// let found = pgd.ascend(&images, &start, |x| Ok::<_, ()>(input_gradient(x, brightness).0)).unwrap();
+/// let moved = Norm::Linf.distance(&found, &images).max().double_value(&[]);
+/// assert!(moved <= 8.0 / 255.0 + 1e-7 && found.min().double_value(&[]) > 0.5);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pgd {
+    /// The ball, around the clean images, and its norm; the goal is not read.
+    pub threat: ThreatModel,
+    /// Number of steps.
+    pub steps: u32,
+    /// Length of a step in the norm, pixel units.
+    pub step_size: f64,
+    /// L1 only: share of the values that a step changes (Tramer & Boneh 2019, arXiv:1904.13000, section 4), in
+    /// `(0, 1]`; `None` for the single steepest value. Other norms ignore it.
+    pub sparsity: Option<f64>,
+}
+
+impl Pgd {
+    /// A random point of the threat set for each image ([`Norm::random_in_ball`], projected).
+    ///
+    /// * `images`: f32 `[N, C, H, W]` in `[0, 1]`.
+    /// * `ids`: N sample ids; `purpose`: names the streams of `seed` that they draw from, e.g. `train/start`.
+    pub fn random_start(&self, images: &Tensor, ids: &[u64], seed: Seed, purpose: &str) -> Tensor {
+        let (shape, radius) = (&images.size()[1..], self.threat.epsilon.value());
+        let delta = self.threat.norm.random_in_ball(shape, ids, radius, seed, purpose);
+        self.threat.project(images, &(images + delta.to_device(images.device())))
+    }
+
+    /// Takes all steps and returns the last images, f32 `[N, C, H, W]`, without gradient.
+    ///
+    /// * `clean`: f32 `[N, C, H, W]` in `[0, 1]`, the middle of the ball; `start`: where the first step begins.
+    /// * `gradient`: of what is to grow, at a point: f32 of the same shape, e.g. by
+    ///   [`c2r_base::grad::input_gradient`].
+    ///
+    /// # Errors
+    /// What `gradient` returns.
+    pub fn ascend<E>(
+        &self,
+        clean: &Tensor,
+        start: &Tensor,
+        mut gradient: impl FnMut(&Tensor) -> Result<Tensor, E>,
+    ) -> Result<Tensor, E> {
+        let _no_grad = tch::no_grad_guard();
+        let mut x = start.shallow_clone();
+        for _ in 0..self.steps {
+            let gradient = gradient(&x)?;
+            x = self.step(clean, &x, &gradient);
+        }
+        Ok(x)
+    }
+
+    /// One step from `x`, projected into the threat set around `clean`; all f32 `[N, C, H, W]`.
+    pub fn step(&self, clean: &Tensor, x: &Tensor, gradient: &Tensor) -> Tensor {
+        let _no_grad = tch::no_grad_guard();
+        let direction = match (self.threat.norm, self.sparsity) {
+            (Norm::L1, Some(share)) => sparse_direction(x, gradient, share),
+            (norm, _) => norm.steepest(gradient),
+        };
+        self.threat.project(clean, &(x + direction * self.step_size))
+    }
+}
+
+/// Equal weight on the largest `share` of a gradient's values, L1 length 1, leaving out values that the
+/// box does not let move (Tramer & Boneh 2019, arXiv:1904.13000, section 4: SLIDE).
+fn sparse_direction(x: &Tensor, gradient: &Tensor, share: f64) -> Tensor {
+    let blocked = gradient.gt(0.0).logical_and(&x.ge(1.0)).logical_or(&gradient.lt(0.0).logical_and(&x.le(0.0)));
+    let free = gradient.masked_fill(&blocked, 0.0).flatten(1, -1);
+    let n_values = free.size()[1];
+    let n_moved = ((n_values as f64 * share).ceil() as i64).clamp(1, n_values);
+    let (_, at) = free.abs().topk(n_moved, 1, true, false);
+    let signs = free.gather(1, &at, false).sign();
+    let moved = signs.abs().sum_dim_intlist([1i64].as_slice(), true, Kind::Float).clamp_min(1.0);
+    free.zeros_like().scatter(1, &at, &(signs / moved)).view_as(gradient)
+}
