@@ -37,12 +37,6 @@ impl Checkout {
         Ok(Self { root: root.to_owned(), target })
     }
 
-    /// A checkout in `root` with nothing in it but what a test puts there.
-    #[cfg(test)]
-    pub(crate) fn for_test(root: &Path) -> Self {
-        Self { root: root.to_owned(), target: root.join("target") }
-    }
-
     /// The top folder.
     pub(crate) fn root(&self) -> &Path {
         &self.root
@@ -101,12 +95,14 @@ impl Checkout {
     }
 }
 
-/// Lets programs find libtorch even where RUSTFLAGS or CARGO_TARGET_DIR of the user defeat the
-/// search path that `.cargo/config.toml` puts into them.
+/// Lets a program find libtorch.
 pub(crate) fn with_libtorch(command: &mut Command, link: &Path) {
-    let mut folders = vec![link.join("lib")];
-    folders.extend(env::var_os("LD_LIBRARY_PATH").iter().flat_map(env::split_paths));
-    if let Ok(joined) = env::join_paths(folders) {
-        command.env("LD_LIBRARY_PATH", joined);
-    }
+    process::with_libraries(command, &link.join("lib"));
+}
+
+/// The data folder as the user named it: with an option, else with C2R_DATA.
+pub(crate) fn data_folder(option: Option<&Path>) -> anyhow::Result<Option<PathBuf>> {
+    let variable = || env::var_os("C2R_DATA").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    let user_folder = env::current_dir()?;
+    Ok(option.map(Path::to_owned).or_else(variable).map(|dir| user_folder.join(dir)))
 }

@@ -1,7 +1,4 @@
-//! `cargo xtask download`: brings datasets to this machine, checked and whole, and says what is there.
-
-mod fetch;
-mod record;
+//! `cargo xtask download`: brings datasets to this machine. The work is done by `c2r-fetch`.
 
 use std::{
     fs,
@@ -10,12 +7,12 @@ use std::{
 };
 
 use anyhow::Context;
-use c2r_archive::{ArchiveError, ArchiveFormat, Limits, WORKSHOP};
-use serde::Deserialize;
+use c2r_archive::WORKSHOP;
+use c2r_experiment::{DataFile, DatasetEntry};
+use c2r_fetch::{Archive, Event, FetchError, Patience, Record, Source, Watch, bytes_below, digests_of_file};
+use c2r_files::FileError;
 
-use crate::{checkout::Checkout, exit, install, process, ui};
-use fetch::{Found, Patience, Promise, Source, Watch, size};
-use record::Record;
+use crate::{cache, checkout::Checkout, exit, signals, ui};
 
 /// Download datasets: resumed, checked and unpacked whole or not at all
 #[derive(Debug, Clone, clap::Args)]
@@ -90,246 +87,139 @@ fn sha256_text(text: &str) -> Result<String, String> {
     Err("a SHA-256 has 64 hexadecimal digits".into())
 }
 
-/// What is read here of `data/datasets.toml`; c2r-data reads all of it, and its tests check it.
-#[derive(Debug, Deserialize)]
-struct Registry {
-    dataset: Vec<Dataset>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Dataset {
-    name: String,
-    title: String,
-    classes: Vec<String>,
-    n_train: Option<u64>,
-    n_test: Option<u64>,
-    folders: Vec<String>,
-    licence: String,
-    homepage: String,
-    #[serde(default)]
-    embedded: Option<Embedded>,
-    #[serde(default)]
-    files: Vec<Archive>,
-}
-
-/// A file of this repository.
-#[derive(Debug, Deserialize)]
-struct Embedded {
-    path: String,
-    bytes: u64,
-    sha256: String,
-}
-
-#[derive(Debug, Deserialize)]
-struct Archive {
-    name: String,
-    url: String,
-    bytes: Option<u64>,
-    md5: Option<String>,
-    sha256: Option<String>,
-    folder: String,
-}
-
-impl Archive {
-    fn promise(&self) -> Promise {
-        Promise { bytes: self.bytes, md5: self.md5.clone(), sha256: self.sha256.clone() }
-    }
-}
-
 /// The command.
 pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
-    let path = checkout.root().join("data/datasets.toml");
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let registry: Registry = toml::from_str(&text).with_context(|| format!("cannot read {}", path.display()))?;
-    let chosen: Vec<&Dataset> = if args.names.is_empty() {
-        registry.dataset.iter().collect()
+    let entries = DatasetEntry::read_all(&checkout.root().join(DatasetEntry::REGISTRY))?;
+    let chosen: Vec<&DatasetEntry> = if args.names.is_empty() {
+        entries.iter().collect()
     } else {
-        args.names.iter().map(|name| find(&registry, name)).collect::<anyhow::Result<_>>()?
+        args.names.iter().map(|name| find(&entries, name)).collect::<anyhow::Result<_>>()?
     };
     if args.list {
-        return list(&chosen, args.data.as_deref());
+        return chosen.into_iter().try_for_each(|dataset| list(dataset, args.data.as_deref()));
     }
     if chosen.len() > 1 && (args.accept_sha256.is_some() || args.archive.is_some()) {
         return Err(exit::usage("--accept-sha256 and --archive are about one dataset; name one"));
     }
+    let data = || {
+        let data = args.data.as_deref();
+        data.ok_or_else(|| exit::usage("which folder? Name one with `--data DIR` or C2R_DATA"))
+    };
     for dataset in chosen {
-        if let Some(embedded) = &dataset.embedded {
-            check_embedded(dataset, embedded, checkout)?;
+        if dataset.embedded.is_some() {
+            check_embedded(dataset, checkout)?;
         } else if args.verify {
-            verify(dataset, data_folder(args)?)?;
+            verify(dataset, data()?)?;
         } else {
-            download(dataset, args, data_folder(args)?)?;
+            download(dataset, args, data()?)?;
         }
     }
     Ok(())
 }
 
-fn find<'a>(registry: &'a Registry, name: &str) -> anyhow::Result<&'a Dataset> {
-    registry.dataset.iter().find(|dataset| dataset.name == name).ok_or_else(|| {
-        let known: Vec<&str> = registry.dataset.iter().map(|dataset| dataset.name.as_str()).collect();
+fn find<'a>(entries: &'a [DatasetEntry], name: &str) -> anyhow::Result<&'a DatasetEntry> {
+    entries.iter().find(|dataset| dataset.name == name).ok_or_else(|| {
+        let known: Vec<&str> = entries.iter().map(|dataset| dataset.name.as_str()).collect();
         exit::usage(format!("`{name}` is not a dataset; there are {}", known.join(", ")))
     })
 }
 
-fn data_folder(args: &Args) -> anyhow::Result<&Path> {
-    args.data.as_deref().ok_or_else(|| exit::usage("which folder? Name one with `--data DIR` or C2R_DATA"))
+/// Calls `work` with a watch that shows its progress.
+fn watched<T>(
+    label: &str,
+    total: Option<u64>,
+    work: impl FnOnce(&mut Watch<'_>) -> Result<T, FetchError>,
+) -> Result<T, FetchError> {
+    let mut meter = ui::Progress::bytes(label, total);
+    let on_event = &mut |event: Event<'_>| match event {
+        Event::Progress(bytes) => meter.set(bytes, ""),
+        Event::Resuming { bytes, part } => {
+            ui::note(format!("going on after the {} in {}", size(bytes), part.display()));
+        }
+        Event::RemovingRejected(path) => {
+            ui::note(format!("removing {}, which an earlier download rejected", path.display()));
+        }
+        Event::StartingOver => {
+            ui::note("what was there before and what came now are not one file: fetching it whole");
+        }
+        Event::Retrying { reason, attempt, tries, wait } => {
+            ui::note(format!("{reason}; try {attempt} of {tries} in {}", ui::duration(wait)));
+        }
+        _ => {}
+    };
+    let result = work(&mut Watch { interrupted: &|| signals::requests() > 0, on_event });
+    meter.finish();
+    result
 }
 
-fn check_embedded(dataset: &Dataset, embedded: &Embedded, checkout: &Checkout) -> anyhow::Result<()> {
-    let found = fetch::inspect(&checkout.root().join(&embedded.path), &mut quiet_watch(&mut |_| {}))?;
-    if (found.bytes, &found.sha256) != (embedded.bytes, &embedded.sha256) {
-        let (path, promised) = (&embedded.path, &embedded.sha256);
-        let message = format!("{path} was changed: SHA-256 {}, data/datasets.toml promises {promised}", found.sha256);
-        return Err(exit::error(exit::DATA, message));
+/// `34.5 MB`, or bytes where that would be 0.
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..100_000 => format!("{bytes} bytes"),
+        _ => format!("{:.1} MB", bytes as f64 / 1e6),
     }
+}
+
+fn check_embedded(dataset: &DatasetEntry, checkout: &Checkout) -> anyhow::Result<()> {
+    let Some(embedded) = &dataset.embedded else { return Ok(()) };
+    let (name, path, promised) = (&dataset.name, &embedded.path, &embedded.sha256);
+    let found = watched(path, None, |watch| digests_of_file(&checkout.root().join(path), watch)).map_err(explain)?;
+    if (found.bytes, &found.sha256) != (embedded.bytes, promised) {
+        let found = found.sha256;
+        let message = format!("{path} was changed: SHA-256 {found}, data/datasets.toml promises {promised}");
+        return exit::fail(exit::DATA, message);
+    }
+    let size = size(found.bytes);
     ui::note(format!(
-        "{}: part of c2r ({}, {}, hash checked); nothing to download. Look at it with\n  c2r inspect {}",
-        dataset.name,
-        embedded.path,
-        size(found.bytes),
-        dataset.name
+        "{name}: part of c2r ({path}, {size}, hash checked); nothing to download. Look at it with\n  c2r inspect {name}"
     ));
     Ok(())
 }
 
-fn quiet_watch(progress: &mut dyn FnMut(u64)) -> Watch<'_> {
-    Watch { interrupted: &|| process::interrupts() > 0, progress }
-}
-
-fn archive<'a>(dataset: &'a Dataset, wanted: Option<&str>) -> anyhow::Result<&'a Archive> {
-    let names = || dataset.files.iter().map(|file| file.name.as_str()).collect::<Vec<_>>().join(", ");
-    match wanted {
-        Some(wanted) => dataset.files.iter().find(|file| file.name == wanted).ok_or_else(|| {
-            exit::usage(format!("{} has no archive `{wanted}`; there are: {}", dataset.name, names()))
-        }),
-        None => dataset.files.first().ok_or_else(|| {
-            exit::usage(format!(
-                "{} is not published as an archive: it is taken from your copy of ILSVRC-2012 ({}), in the folder {} of \
-                 the data folder; docs/datasets.md says how it must look",
-                dataset.name,
-                dataset.homepage,
-                dataset.folders.join(" or ")
-            ))
-        }),
-    }
-}
-
-fn download(dataset: &Dataset, args: &Args, data: &Path) -> anyhow::Result<()> {
-    let archive = archive(dataset, args.archive.as_deref())?;
-    let source = match &args.mirror {
-        Some(mirror) => Source::on_mirror(mirror, &archive.name)?,
-        None => Source::Url(archive.url.clone()),
+fn choose<'a>(dataset: &'a DatasetEntry, wanted: Option<&str>) -> anyhow::Result<&'a DataFile> {
+    let chosen = match wanted {
+        Some(wanted) => dataset.files.iter().find(|file| file.name == wanted),
+        None => dataset.files.first(),
     };
-    let format = ArchiveFormat::of_name(&archive.name)
-        .with_context(|| format!("data/datasets.toml: {} is neither tar.gz nor zip", archive.name))?;
-    fs::create_dir_all(data).map_err(fetch::disk).with_context(|| format!("cannot create {}", data.display()))?;
-    let _lock = install::lock(&data.join(".c2r-download.lock"), "another download into this folder is at work")?;
-    remove_unfinished(data)?;
-    let folder = data.join(&archive.folder);
+    chosen.ok_or_else(|| match wanted {
+        Some(wanted) => {
+            let names = dataset.files.iter().map(|file| file.name.as_str()).collect::<Vec<_>>().join(", ");
+            exit::usage(format!("{} has no archive `{wanted}`; there are: {names}", dataset.name))
+        }
+        None => exit::usage(format!(
+            "{} is not published as an archive: it is taken from your copy of ILSVRC-2012 ({}), in the folder {} of \
+             the data folder; docs/datasets.md says how it must look",
+            dataset.name,
+            dataset.homepage,
+            dataset.folders.join(" or ")
+        )),
+    })
+}
+
+fn download(dataset: &DatasetEntry, args: &Args, data: &Path) -> anyhow::Result<()> {
+    let file = choose(dataset, args.archive.as_deref())?;
+    let source = match &args.mirror {
+        None => Source::Url(file.url.clone()),
+        Some(mirror) => Source::on_mirror(mirror, &file.name).ok_or_else(|| {
+            let problem = "neither http://, https://, file:///FOLDER nor a folder that exists";
+            exit::usage(format!("--mirror {mirror}: {problem}"))
+        })?,
+    };
+    c2r_files::create_folder(data)?;
+    let _lock = cache::lock(&data.join(".c2r-download.lock"), "another download into this folder is at work")?;
+    cache::remove_left(data, WORKSHOP, "a download")?;
+    let archive = Archive { dataset, file, data };
+    let (name, folder) = (&dataset.name, archive.folder());
     if folder.exists() {
-        let whence = match Record::read(&folder)? {
+        let whence = match Record::read(&folder).map_err(explain)? {
             Some(record) => format!("from {}; --verify reads it again", record.archive),
             None => "not from this command, so it was left alone".into(),
         };
-        ui::note(format!("{}: {} is there already, {whence}", dataset.name, folder.display()));
+        ui::note(format!("{name}: {} is there already, {whence}", folder.display()));
         return Ok(());
     }
-
-    let promise = archive.promise();
-    let accepted = args.accept_sha256.as_ref().map(|hash| Promise { sha256: Some(hash.clone()), ..Promise::default() });
-    let wanted = accepted.as_ref().unwrap_or(&promise);
-    let (path, found) = fetch_archive(archive, &source, wanted, args, data)?;
-    if !wanted.is_kept_by(&found) {
-        return Err(rejected(dataset, archive, &source, wanted, &found, data, args));
-    }
-
-    let mut meter = ui::Progress::bytes(&format!("unpacking {}", archive.name), None);
-    let unpacked = c2r_archive::unpack(
-        format,
-        &path,
-        &archive.folder,
-        &folder,
-        &Limits::DATASET,
-        |hidden, unpacked| {
-            let record = Record::new(&dataset.name, &archive.name, &source.to_string(), &found, &promise, unpacked);
-            record.write(hidden, unpacked)
-        },
-        &mut |bytes| {
-            meter.set(bytes, "");
-            process::interrupts() == 0
-        },
-    );
-    meter.finish();
-    let unpacked = unpacked.map_err(|error| match error {
-        ArchiveError::Stopped => exit::error(
-            exit::INTERRUPTED,
-            format!("interrupted; {} is whole, and the same command unpacks it", path.display()),
-        ),
-        ArchiveError::Io { source, action, path } => {
-            fetch::disk(source).context(format!("cannot {action} {}; nothing was left behind", path.display()))
-        }
-        refused => exit::error(exit::DATA, format!("{} was not unpacked: {refused}", path.display())),
-    })?;
-    if matches!(source, Source::Url(_)) {
-        fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
-    }
-    if accepted.is_some() && !promise.is_kept_by(&found) {
-        ui::note(format!(
-            "{}: the SHA-256 {} was accepted by hand, and the folder says so",
-            archive.name, found.sha256
-        ));
-    }
-    ui::note(format!(
-        "{}: {} files, {} in {}\n  licence: {}\n  c2r inspect {} --data {}",
-        dataset.name,
-        unpacked.files.len(),
-        size(unpacked.bytes()),
-        folder.display(),
-        dataset.licence,
-        dataset.name,
-        data.display()
-    ));
-    Ok(())
-}
-
-/// The archive on this machine, and what it is.
-fn fetch_archive(
-    archive: &Archive,
-    source: &Source,
-    wanted: &Promise,
-    args: &Args,
-    data: &Path,
-) -> anyhow::Result<(PathBuf, Found)> {
-    let part = part_path(archive, data);
-    let rejected = rejected_path(archive, data);
-    let total = archive.bytes.map(|bytes| format!(", {}", size(bytes))).unwrap_or_default();
-    ui::note(format!("{}{total} from {source}", archive.name));
-    let mut meter = ui::Progress::bytes(&archive.name, archive.bytes);
-    let mut progress = |bytes| meter.set(bytes, "");
-    let mut watch = quiet_watch(&mut progress);
-    let url = match source {
-        Source::File(path) => {
-            let found = fetch::inspect(path, &mut watch)
-                .map_err(|error| exit::error(code_or_data(&error), exit::message(&error)))?;
-            return Ok((path.clone(), found));
-        }
-        Source::Url(url) => url,
-    };
-    if rejected.is_file() {
-        if args.accept_sha256.is_some() && !part.exists() {
-            fs::rename(&rejected, &part).with_context(|| format!("cannot rename {}", rejected.display()))?;
-        } else {
-            ui::note(format!("removing {}, which an earlier download rejected", rejected.display()));
-            fs::remove_file(&rejected).with_context(|| format!("cannot remove {}", rejected.display()))?;
-        }
-    }
-    let there = part.metadata().map_or(0, |data| data.len());
-    if let (Some(bytes), Ok(free)) = (archive.bytes, fs4::available_space(data))
-        && free < bytes.saturating_sub(there)
-    {
-        let (needed, data) = (size(bytes - there), data.display());
-        return Err(exit::usage(format!("{} needs {needed}, and {} are free in {data}", archive.name, size(free))));
-    }
+    let total = file.bytes.map(|bytes| format!(", {}", size(bytes))).unwrap_or_default();
+    ui::note(format!("{}{total} from {source}", file.name));
     let patience = Patience {
         stall: Duration::from_secs(args.timeout),
         slowest: args.min_speed,
@@ -338,175 +228,186 @@ fn fetch_archive(
         pause: PAUSE,
         longest_pause: LONGEST_PAUSE,
     };
-    let found = fetch::download(url, &part, wanted, &patience, &mut watch);
-    meter.finish();
-    Ok((part, found?))
-}
-
-fn code_or_data(error: &anyhow::Error) -> u8 {
-    match exit::code_of(error) {
-        exit::UNEXPECTED => exit::DATA,
-        code => code,
-    }
-}
-
-fn part_path(archive: &Archive, data: &Path) -> PathBuf {
-    data.join(format!("{}.part", archive.name))
-}
-
-fn rejected_path(archive: &Archive, data: &Path) -> PathBuf {
-    data.join(format!("{}.rejected", archive.name))
-}
-
-/// Keeps a wrong file aside and says what was expected, what came, and how to take it all the same.
-fn rejected(
-    dataset: &Dataset,
-    archive: &Archive,
-    source: &Source,
-    wanted: &Promise,
-    found: &Found,
-    data: &Path,
-    args: &Args,
-) -> anyhow::Error {
-    let (kept, otherwise) = match source {
-        Source::File(path) => (format!("It stays where it is, {}", path.display()), "nothing is unpacked"),
-        Source::Url(_) => {
-            let (part, aside) = (part_path(archive, data), rejected_path(archive, data));
-            let kept = if fs::rename(&part, &aside).is_ok() { aside } else { part };
-            (format!("It is kept as {}", kept.display()), "it is fetched again")
+    let fetched = watched(&file.name, file.bytes, |watch| {
+        archive.fetch(&source, args.accept_sha256.as_deref(), &patience, watch)
+    });
+    let (path, found) = fetched.map_err(|error| match error {
+        FetchError::Rejected { .. } => rejected(&error, &archive, args),
+        other => explain(other),
+    })?;
+    let record =
+        watched(&format!("unpacking {}", file.name), None, |watch| archive.unpack(&path, &source, &found, watch));
+    let record = record.map_err(|error| match error {
+        FetchError::Interrupted => {
+            let message = format!("interrupted; {} is whole, and the same command unpacks it", path.display());
+            exit::error(exit::INTERRUPTED, message)
         }
+        other => explain(other),
+    })?;
+    if record.accepted_instead_of.is_some() {
+        let (archive, hash) = (&record.archive, &record.sha256);
+        ui::note(format!("{archive}: the SHA-256 {hash} was accepted by hand, and the folder says so"));
+    }
+    ui::note(format!(
+        "{name}: {} files, {} in {}\n  licence: {}\n  c2r inspect {name} --data {}",
+        record.files,
+        size(record.unpacked_bytes),
+        folder.display(),
+        dataset.licence,
+        data.display()
+    ));
+    Ok(())
+}
+
+/// An error with its exit code and what to do.
+fn explain(error: FetchError) -> anyhow::Error {
+    const ELSEWHERE: &str = "\n  take it from another server with `--mirror URL`, or bring the file from elsewhere and take \
+                             it with `--mirror file:///FOLDER`";
+    const LENGTH: &str = "\n  nothing was fetched, so no hash is known. If you have reason to trust it, and its SHA-256 (64 \
+                          digits) from somebody you trust, add\n    --accept-sha256 HEX\n  to the same command; that \
+                          takes a file of any length";
+    if let FetchError::Unfinished { part, bytes, of, cause } = error {
+        let cause = explain(*cause);
+        let of = of.map(|of| format!(" of {}", size(of))).unwrap_or_default();
+        let kept = format!("{}{of} are kept in {}; the same command goes on from there", size(bytes), part.display());
+        return exit::error(exit::code_of(&cause), format!("{}\n  {kept}", exit::message(&cause)));
+    }
+    let code = match &error {
+        FetchError::Interrupted => exit::INTERRUPTED,
+        FetchError::DiskFull { .. } | FetchError::NoSpace { .. } => exit::USAGE,
+        FetchError::File(FileError::Io { action, .. }) if *action != "read" => exit::UNEXPECTED,
+        _ => exit::DATA,
     };
-    let mut lines = vec![format!("{} from {source} is not the file that was promised", archive.name)];
+    let what_to_do = match &error {
+        FetchError::Interrupted => "; run the same command again to go on".to_owned(),
+        FetchError::GaveUp { .. } => format!("; --timeout and --min-speed say how slow a server may be{ELSEWHERE}"),
+        FetchError::Refused { .. } => ELSEWHERE.to_owned(),
+        FetchError::Length { .. } => LENGTH.to_owned(),
+        _ => String::new(),
+    };
+    exit::error(code, exit::message(&error.into()) + &what_to_do)
+}
+
+/// What was expected, what came, and how to take it all the same.
+fn rejected(error: &FetchError, archive: &Archive<'_>, args: &Args) -> anyhow::Error {
+    let FetchError::Rejected { from, expected, found, kept, .. } = error else {
+        return anyhow::Error::msg(error.to_string());
+    };
+    let (stays, otherwise) = match from {
+        Source::File(_) => ("It stays where it is,", "nothing is unpacked"),
+        Source::Url(_) => ("It is kept as", "it is fetched again"),
+    };
+    let mut lines = vec![error.to_string()];
     let mut compare = |what: &str, promised: Option<String>, found: &str| {
         if let Some(promised) = promised {
-            lines.push(format!("  {what:<8} expected {promised}"));
-            lines.push(format!("  {:<8} found    {found}", ""));
+            lines.push(format!("  {what:<8} expected {promised}\n  {:<8} found    {found}", ""));
         }
     };
-    compare("bytes", wanted.bytes.map(|bytes| bytes.to_string()), &found.bytes.to_string());
-    compare("MD5", wanted.md5.clone(), &found.md5);
-    compare("SHA-256", Some(wanted.sha256.clone().unwrap_or_else(|| "(not known)".into())), &found.sha256);
-    if let Some(published) = wanted.bytes.filter(|&published| published != found.bytes) {
-        lines.push(format!("It is {}.", fetch::other_length(found.bytes, published)));
-    }
+    compare("bytes", expected.bytes.map(|bytes| bytes.to_string()), &found.bytes.to_string());
+    compare("MD5", expected.md5.clone(), &found.md5);
+    compare("SHA-256", Some(expected.sha256.clone().unwrap_or_else(|| "(not known)".into())), &found.sha256);
+    lines.extend(expected.length_difference(found).map(|difference| format!("It is {difference}.")));
     let mirror = args.mirror.as_ref().map(|mirror| format!(" --mirror {mirror}")).unwrap_or_default();
     lines.push(format!(
-        "{kept}. If you have reason to trust it, take it with\n  cargo xtask download {} --data {}{mirror} --archive {} \
+        "{stays} {}. If you have reason to trust it, take it with\n  cargo xtask download {} --data {}{mirror} --archive {} \
          --accept-sha256 {}\nwhich records what was accepted; without that {otherwise}.",
-        dataset.name,
-        data.display(),
-        archive.name,
+        kept.display(),
+        archive.dataset.name,
+        archive.data.display(),
+        archive.file.name,
         found.sha256
     ));
     exit::error(exit::DATA, lines.join("\n"))
 }
 
-/// Removes what killed commands left half unpacked; only under the lock.
-fn remove_unfinished(data: &Path) -> anyhow::Result<()> {
-    for entry in fs::read_dir(data).with_context(|| format!("cannot read {}", data.display()))? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(WORKSHOP) {
-            ui::note(format!("removing {}, left by a download that was killed", entry.path().display()));
-            fs::remove_dir_all(entry.path()).with_context(|| format!("cannot remove {}", entry.path().display()))?;
-        }
-    }
-    Ok(())
-}
-
 /// The folders of a dataset that are there.
-fn folders_here<'a>(dataset: &'a Dataset, data: &'a Path) -> impl Iterator<Item = PathBuf> + 'a {
-    dataset.folders.iter().map(|folder| data.join(folder)).filter(|folder| folder.is_dir())
+fn folders_here(dataset: &DatasetEntry, data: &Path) -> Vec<PathBuf> {
+    dataset.folders.iter().map(|folder| data.join(folder)).filter(|folder| folder.is_dir()).collect()
 }
 
-fn verify(dataset: &Dataset, data: &Path) -> anyhow::Result<()> {
+fn verify(dataset: &DatasetEntry, data: &Path) -> anyhow::Result<()> {
     let mut verified = 0;
     for folder in folders_here(dataset, data) {
-        let Some(record) = Record::read(&folder)? else {
-            ui::note(format!("{}: not from this command, so there is nothing to compare it with", folder.display()));
+        let here = folder.display();
+        let Some(record) = Record::read(&folder).map_err(explain)? else {
+            ui::note(format!("{here}: not from this command, so there is nothing to compare it with"));
             continue;
         };
-        let mut meter = ui::Progress::bytes(&format!("reading {}", folder.display()), Some(record.unpacked_bytes));
-        let problems = record.differences(&folder, &mut quiet_watch(&mut |bytes| meter.set(bytes, "")));
-        meter.finish();
-        let problems = problems?;
+        let problems = watched(&format!("reading {here}"), Some(record.unpacked_bytes), |watch| {
+            record.differences(&folder, watch)
+        });
+        let problems = problems.map_err(explain)?;
         if !problems.is_empty() {
-            let more = problems.len().saturating_sub(SHOWN);
-            let more = if more > 0 { format!("\n  and {more} more") } else { String::new() };
-            return Err(exit::error(
-                exit::DATA,
-                format!(
-                    "{}: {} differences from what was unpacked\n  {}{more}\nremove the folder and download again",
-                    folder.display(),
-                    problems.len(),
-                    problems[..problems.len().min(SHOWN)].join("\n  ")
-                ),
-            ));
+            let n = problems.len();
+            let more = if n > SHOWN { format!("\n  and {} more", n - SHOWN) } else { String::new() };
+            let shown = problems[..n.min(SHOWN)].join("\n  ");
+            let remedy = "remove the folder and download again";
+            let message = format!("{here}: {n} differences from what was unpacked\n  {shown}{more}\n{remedy}");
+            return exit::fail(exit::DATA, message);
         }
-        ui::note(format!("{}: as it was unpacked from {}", folder.display(), record.origin()));
+        ui::note(format!("{here}: as it was unpacked from {}", record.origin()));
         verified += 1;
     }
     if verified == 0 {
-        return Err(exit::error(
-            exit::DATA,
-            format!("{}: nothing in {} was downloaded by this command", dataset.name, data.display()),
-        ));
+        let (name, data) = (&dataset.name, data.display());
+        return exit::fail(exit::DATA, format!("{name}: nothing in {data} was downloaded by this command"));
     }
     Ok(())
 }
 
-fn list(datasets: &[&Dataset], data: Option<&Path>) -> anyhow::Result<()> {
-    for dataset in datasets {
-        let images = match (dataset.n_train, dataset.n_test) {
-            (Some(train), Some(test)) => format!("{train} + {test} images, "),
-            _ => String::new(),
-        };
-        let mut lines = vec![format!("{}: {}, {images}{} classes", dataset.name, dataset.title, dataset.classes.len())];
-        let mut line = |name: &str, text: String| lines.push(format!("  {name:<9} {text}"));
-        match (&dataset.embedded, data) {
-            (Some(embedded), _) => line("here", format!("part of c2r: {} ({})", embedded.path, size(embedded.bytes))),
-            (None, None) => line("here", "unknown: no `--data DIR` and no C2R_DATA".into()),
-            (None, Some(data)) => here(dataset, data, &mut line)?,
-        }
-        for archive in &dataset.files {
-            let bytes = archive.bytes.map_or("size not known".into(), size);
-            line("archive", format!("{} ({bytes}): {}", archive.name, archive.url));
-        }
-        if dataset.files.is_empty() && dataset.embedded.is_none() {
-            line("archive", "none: taken from your copy of ILSVRC-2012".into());
-        }
-        line("licence", dataset.licence.clone());
-        line("about", dataset.homepage.clone());
-        ui::out(lines.join("\n"));
+fn list(dataset: &DatasetEntry, data: Option<&Path>) -> anyhow::Result<()> {
+    let images = match (dataset.n_train, dataset.n_test) {
+        (Some(train), Some(test)) => format!("{train} + {test} images, "),
+        _ => String::new(),
+    };
+    let heading = format!("{}: {}, {images}{} classes", dataset.name, dataset.title, dataset.classes.len());
+    let here = match (&dataset.embedded, data) {
+        (Some(embedded), _) => vec![format!("part of c2r: {} ({})", embedded.path, size(embedded.bytes))],
+        (None, None) => vec!["unknown: no `--data DIR` and no C2R_DATA".into()],
+        (None, Some(data)) => here(dataset, data)?,
+    };
+    let mut archives: Vec<String> = dataset
+        .files
+        .iter()
+        .map(|file| format!("{} ({}): {}", file.name, file.bytes.map_or("size not known".into(), size), file.url))
+        .collect();
+    if archives.is_empty() && dataset.embedded.is_none() {
+        archives.push("none: taken from your copy of ILSVRC-2012".into());
+    }
+    ui::out(heading);
+    let about = [("licence", vec![dataset.licence.clone()]), ("about", vec![dataset.homepage.clone()])];
+    for (name, texts) in [("here", here), ("archive", archives)].into_iter().chain(about) {
+        texts.iter().for_each(|text| ui::out(format!("  {name:<9} {text}")));
     }
     Ok(())
 }
 
-fn here(dataset: &Dataset, data: &Path, line: &mut dyn FnMut(&str, String)) -> anyhow::Result<()> {
-    let mut any = false;
+/// What of a dataset is in the data folder.
+fn here(dataset: &DatasetEntry, data: &Path) -> anyhow::Result<Vec<String>> {
+    let mut lines = Vec::new();
     for folder in folders_here(dataset, data) {
-        // All of ImageNet would take minutes to add up.
-        let text = match Record::read(&folder)? {
+        let text = match Record::read(&folder).map_err(explain)? {
             Some(record) => format!("{}, from {}", size(record.unpacked_bytes), record.origin()),
-            None if dataset.files.iter().any(|archive| folder.ends_with(&archive.folder)) => {
-                format!("{}, not from this command", size(record::bytes_below(&folder)?))
+            // All of ImageNet would take minutes to add up.
+            None if dataset.files.iter().any(|file| folder.ends_with(&file.folder)) => {
+                format!("{}, not from this command", size(bytes_below(&folder)?))
             }
             None => "not from this command".into(),
         };
-        line("here", format!("{} ({text})", folder.display()));
-        any = true;
+        lines.push(format!("{} ({text})", folder.display()));
     }
-    for archive in &dataset.files {
-        for (end, what) in [("part", "unfinished"), ("rejected", "with a wrong hash")] {
-            let path = data.join(format!("{}.{end}", archive.name));
-            if let Ok(found) = path.metadata() {
-                line("here", format!("{} ({}, {what})", path.display(), size(found.len())));
-                any = true;
+    for file in &dataset.files {
+        let archive = Archive { dataset, file, data };
+        for (path, what) in [(archive.part(), "unfinished"), (archive.rejected(), "with a wrong hash")] {
+            if let Ok(found) = fs::metadata(&path) {
+                lines.push(format!("{} ({}, {what})", path.display(), size(found.len())));
             }
         }
     }
-    if !any {
-        let folder = dataset.files.first().map_or(&dataset.folders[0], |archive| &archive.folder);
-        line("here", format!("no; it would be in {}", data.join(folder).display()));
+    if lines.is_empty() {
+        let folder = dataset.files.first().map(|file| &file.folder).or(dataset.folders.first());
+        let folder = folder.context("a dataset has a folder")?;
+        lines.push(format!("no; it would be in {}", data.join(folder).display()));
     }
-    Ok(())
+    Ok(lines)
 }

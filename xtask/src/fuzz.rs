@@ -151,7 +151,7 @@ impl Running {
         ]);
         command.arg(&learned).arg(corpus(checkout).join(name));
         let log = folder.join(format!("{name}.log"));
-        let child = process::background(&mut command, Stdio::null(), &log)?;
+        let child = process::background(command, Stdio::null(), &log)?;
         let repeat = format!(
             "C2R_FUZZ_TARGET={name} LD_LIBRARY_PATH=.libtorch/lib {} FILE",
             checkout.relative(program).display()

@@ -1,18 +1,16 @@
 //! Installs libtorch into the user's cache folder with pip: whole or not at all.
 
 use std::{
-    env, fs,
-    io::ErrorKind,
+    fs,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
 
 use anyhow::Context;
-use fs4::fs_std::FileExt;
 
 use crate::{
-    exit,
+    cache, exit,
     libtorch::{CPU_LIBRARIES, CPU_WHEELS, CUDA_WHEELS, Flavour, LIBTORCH_VERSION, Libtorch, WHEEL_PYTHON},
     process,
     python::Python,
@@ -21,9 +19,6 @@ use crate::{
 
 /// How often a line tells how far a download is, where pip draws no bar.
 const HEARTBEAT: Duration = Duration::from_secs(10);
-
-/// Unfinished installations; under the lock, any that is found is a dead one.
-pub(crate) const UNFINISHED: &str = ".installing-";
 
 /// Takes the parts named on its command line out of wheels: wheels' folder, output folder, library names.
 const EXTRACT: &str = r#"
@@ -43,18 +38,6 @@ for wheel in sorted(os.listdir(wheels)):
             with archive.open(member) as source, open(target, "wb") as sink:
                 shutil.copyfileobj(source, sink, 1 << 20)
 "#;
-
-/// Where installations lie: `$XDG_CACHE_HOME/c2r`, else `~/.cache/c2r`.
-///
-/// # Errors
-/// If neither variable is set.
-pub(crate) fn cache_folder() -> anyhow::Result<PathBuf> {
-    let absolute = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    absolute("XDG_CACHE_HOME")
-        .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
-        .map(|cache| cache.join("c2r"))
-        .ok_or_else(|| exit::usage("neither XDG_CACHE_HOME nor HOME is set, so there is no cache folder for libtorch"))
-}
 
 /// The folder of an installation, whether or not it is there. For CUDA the libraries of NVIDIA lie
 /// beside `torch`, where the search paths inside libtorch look for them.
@@ -92,39 +75,27 @@ pub(crate) fn install(cache: &Path, flavour: Flavour, force: bool) -> anyhow::Re
         ))
     );
     let python = Python::with_pip()?;
-    fs::create_dir_all(cache).with_context(|| format!("cannot create {}", cache.display()))?;
-    let _lock = lock_cache(cache)?;
-    if let (Some(found), false) = (find(cache, flavour), force) {
-        return Ok(found);
-    }
-    remove_unfinished(cache)?;
-
-    // In the cache folder and not in /tmp: /tmp may be small, and a rename needs the same file system.
-    let workshop = tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(cache)?;
-    let made = workshop.path().join("made");
-    match flavour {
-        Flavour::Cpu => download_and_extract(&python, workshop.path(), &made)?,
-        Flavour::Cuda => pip_install(&python, workshop.path(), &made)?,
-    }
-    let inside = match flavour {
-        Flavour::Cpu => made.clone(),
-        Flavour::Cuda => made.join("torch"),
-    };
-    let fresh = Libtorch::inspect(&inside).context("pip ended well, but what it brought is not complete")?;
-    anyhow::ensure!(
-        fresh.is_right_version() && fresh.flavour == flavour,
-        "pip ended well, but brought libtorch {} ({}) instead of {LIBTORCH_VERSION} ({flavour})",
-        fresh.version,
-        fresh.flavour
-    );
-
-    let top = cache.join(top_name(flavour));
-    if top.exists() {
-        // Moved aside first: removing takes long, and a half removed folder must not carry the name.
-        let old = workshop.path().join("old");
-        fs::rename(&top, &old).with_context(|| format!("cannot replace {}", top.display()))?;
-    }
-    fs::rename(&made, &top).with_context(|| format!("cannot rename {} to {}", made.display(), top.display()))?;
+    let is_there = || !force && find(cache, flavour).is_some();
+    cache::make(cache, &top_name(flavour), is_there, |workshop, made| {
+        let inside = match flavour {
+            Flavour::Cpu => {
+                download_and_extract(&python, workshop, made)?;
+                made.to_owned()
+            }
+            Flavour::Cuda => {
+                pip_install(&python, workshop, made)?;
+                made.join("torch")
+            }
+        };
+        let fresh = Libtorch::inspect(&inside).context("pip ended well, but what it brought is not complete")?;
+        anyhow::ensure!(
+            fresh.is_right_version() && fresh.flavour == flavour,
+            "pip ended well, but brought libtorch {} ({}) instead of {LIBTORCH_VERSION} ({flavour})",
+            fresh.version,
+            fresh.flavour
+        );
+        Ok(())
+    })?;
     Libtorch::inspect(&libtorch_folder(cache, flavour))
 }
 
@@ -132,7 +103,7 @@ pub(crate) fn install(cache: &Path, flavour: Flavour, force: bool) -> anyhow::Re
 fn download_and_extract(python: &Python, workshop: &Path, made: &Path) -> anyhow::Result<()> {
     ui::note(format!("downloading libtorch {LIBTORCH_VERSION}, CPU part, with pip (about 550 MB, once per user)"));
     let wheels = workshop.join("wheels");
-    let mut command = python.pip();
+    let mut command = python.pip(workshop)?;
     command.args(["download", "--no-deps", "--dest"]).arg(&wheels).args(wheel_choice()).args(CPU_WHEELS);
     run_pip(&mut command, workshop)?;
 
@@ -154,7 +125,7 @@ fn pip_install(python: &Python, workshop: &Path, made: &Path) -> anyhow::Result<
         "an NVIDIA driver is here: installing libtorch {LIBTORCH_VERSION} with CUDA, with pip \
          (about 3 GB to download, 5 GB on disk, once per user; `--cuda no` installs 0.5 GB for the CPU)"
     ));
-    let mut command = python.pip();
+    let mut command = python.pip(workshop)?;
     command
         .args(["install", "--no-compile", "--no-warn-script-location", "--target"])
         .arg(made)
@@ -176,10 +147,6 @@ fn wheel_choice() -> Vec<String> {
 }
 
 fn run_pip(command: &mut Command, workshop: &Path) -> anyhow::Result<()> {
-    let temporary = workshop.join("tmp");
-    fs::create_dir_all(&temporary)?;
-    // pip would download to /tmp, which may be too small for it.
-    command.env("TMPDIR", &temporary).env("PIP_DISABLE_PIP_VERSION_CHECK", "1");
     let mut next = HEARTBEAT;
     let status = process::foreground(command, |elapsed| {
         if elapsed >= next && !ui::is_terminal() {
@@ -200,7 +167,7 @@ fn run_pip(command: &mut Command, workshop: &Path) -> anyhow::Result<()> {
          - a mirror instead of pypi.org: set PIP_INDEX_URL\n  \
          - another way: `python3 -m pip install torch=={LIBTORCH_VERSION}` in an environment of yours, or set\n    \
            LIBTORCH to an unpacked libtorch {LIBTORCH_VERSION}; then call this again",
-        cache_folder()?.display()
+        cache::folder()?.display()
     )))
 }
 
@@ -215,46 +182,6 @@ fn bytes_below(folder: &Path) -> u64 {
             _ => 0,
         })
         .sum()
-}
-
-/// Keeps two set-ups from working at once.
-pub(crate) fn lock_cache(cache: &Path) -> anyhow::Result<fs::File> {
-    lock(&cache.join(".lock"), "another `cargo xtask` is installing libtorch")
-}
-
-/// Waits until no other process holds the lock in `path`; says `who` does if one has it. The lock ends with the process,
-/// also with a killed one.
-pub(crate) fn lock(path: &Path, who: &str) -> anyhow::Result<fs::File> {
-    let file = fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
-    let mut told = false;
-    loop {
-        if FileExt::try_lock_exclusive(&file).with_context(|| format!("cannot lock {}", path.display()))? {
-            return Ok(file);
-        }
-        if !told {
-            ui::note(format!("{who}; waiting for it"));
-            told = true;
-        }
-        process::check_interrupt()?;
-        std::thread::sleep(process::POLL);
-    }
-}
-
-/// Removes what killed installations left; only under the lock.
-pub(crate) fn remove_unfinished(cache: &Path) -> anyhow::Result<()> {
-    for entry in fs::read_dir(cache)? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
-            ui::note(format!("removing {}, left by an installation that was killed", entry.path().display()));
-            match fs::remove_dir_all(entry.path()) {
-                Err(error) if error.kind() != ErrorKind::NotFound => {
-                    return Err(error).with_context(|| format!("cannot remove {}", entry.path().display()));
-                }
-                _ => {}
-            }
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -272,26 +199,6 @@ mod tests {
         fake(&folder, [2, 11, 0], false);
         assert_eq!(find(cache.path(), Flavour::Cpu).unwrap().folder, folder);
         assert!(find(cache.path(), Flavour::Cuda).is_none());
-    }
-
-    #[test]
-    fn dead_installations_are_swept_and_nothing_else() {
-        let cache = tempfile::tempdir().unwrap();
-        fs::create_dir_all(cache.path().join(".installing-abc/made/lib")).unwrap();
-        fs::create_dir_all(cache.path().join("libtorch-2.11.0-cpu")).unwrap();
-        remove_unfinished(cache.path()).unwrap();
-        let left: Vec<_> = fs::read_dir(cache.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert_eq!(left, ["libtorch-2.11.0-cpu"]);
-    }
-
-    #[test]
-    fn the_lock_is_exclusive_and_ends_with_its_file() {
-        let cache = tempfile::tempdir().unwrap();
-        let first = lock_cache(cache.path()).unwrap();
-        let other = fs::File::open(cache.path().join(".lock")).unwrap();
-        assert!(!FileExt::try_lock_exclusive(&other).unwrap());
-        drop(first);
-        assert!(FileExt::try_lock_exclusive(&other).unwrap());
     }
 
     #[test]

@@ -3,13 +3,13 @@
 //! Links neither libtorch nor a c2r library that does, so it builds anywhere and can install what they need.
 
 mod bench;
+mod cache;
 mod checkout;
 mod compiler;
 mod download;
 mod fuzz;
 mod install;
 mod libtorch;
-mod process;
 mod python;
 mod regression;
 mod reproduce;
@@ -19,7 +19,7 @@ mod tidy;
 
 use std::process::ExitCode;
 
-use c2r_run::{exit, signals, terminal as ui};
+use c2r_run::{exit, process, signals, terminal as ui};
 use clap::{Parser, Subcommand};
 
 use checkout::Checkout;

@@ -6,13 +6,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::Context;
-
-use crate::{
-    exit,
-    install::{self, UNFINISHED},
-    process, ui,
-};
+use crate::{cache, exit, process, ui};
 
 /// Where the `torch` package of this Python lies, without importing it (that takes seconds).
 const FIND_TORCH: &str = "\
@@ -46,7 +40,7 @@ impl Python {
                 "no Python 3 was found, and libtorch is downloaded with its pip; {INSTALL}"
             )));
         };
-        match process::output(python.pip().arg("--version"))? {
+        match process::output(python.command().args(["-m", "pip", "--version"]))? {
             Some(output) if output.status.success() => Ok(python),
             _ => Err(exit::usage(format!(
                 "`{} -m pip` does not run, and libtorch is downloaded with pip; {INSTALL}",
@@ -60,11 +54,9 @@ impl Python {
         Command::new(self.program)
     }
 
-    /// Its pip.
-    pub(crate) fn pip(&self) -> Command {
-        let mut command = self.command();
-        command.args(["-m", "pip"]);
-        command
+    /// Its pip, see [`pip`].
+    pub(crate) fn pip(&self, workshop: &Path) -> anyhow::Result<Command> {
+        pip(self.command(), workshop)
     }
 
     /// The folder of its `torch` package, if it has one.
@@ -73,6 +65,14 @@ impl Python {
         let folder = String::from_utf8(output.stdout).ok()?;
         (output.status.success() && !folder.trim().is_empty()).then(|| PathBuf::from(folder.trim()))
     }
+}
+
+/// The pip of an interpreter, which downloads into `workshop`: /tmp may be too small for it.
+fn pip(mut python: Command, workshop: &Path) -> anyhow::Result<Command> {
+    let temporary = workshop.join("tmp");
+    fs::create_dir_all(&temporary)?;
+    python.args(["-m", "pip"]).env("TMPDIR", &temporary).env("PIP_DISABLE_PIP_VERSION_CHECK", "1");
+    Ok(python)
 }
 
 /// A virtual environment with pinned packages, in the cache folder.
@@ -92,46 +92,38 @@ impl Environment {
     /// # Errors
     /// What is missing on this machine, or that pip failed. Nothing is left behind then.
     pub(crate) fn python(self) -> anyhow::Result<PathBuf> {
-        let cache = install::cache_folder()?;
+        let cache = cache::folder()?;
         let folder = cache.join(self.folder);
         let interpreter = |folder: &Path| folder.join("bin/python");
         if self.is_complete(&folder) {
             return Ok(interpreter(&folder));
         }
         let python = Python::with_pip()?;
-        fs::create_dir_all(&cache).with_context(|| format!("cannot create {}", cache.display()))?;
-        let _lock = install::lock_cache(&cache)?;
-        if self.is_complete(&folder) {
-            return Ok(interpreter(&folder));
-        }
-        install::remove_unfinished(&cache)?;
-        ui::note(format!("installing {} into {} ({}, once)", self.requirements.join(" "), folder.display(), self.size));
-        let workshop = tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(&cache)?;
-        let made = workshop.path().join("made");
-        let status = process::foreground(python.command().args(["-m", "venv"]).arg(&made), |_| {})?;
-        if !status.success() {
-            return Err(exit::usage(format!(
-                "`python3 -m venv` failed ({status}); on Debian and Ubuntu, sudo apt-get install python3-venv, or give --python"
-            )));
-        }
-        let temporary = workshop.path().join("tmp");
-        fs::create_dir_all(&temporary)?;
-        let mut pip = Command::new(interpreter(&made));
-        pip.args(["-m", "pip", "install", "--quiet", "--no-compile"]).args(self.requirements);
-        pip.env("TMPDIR", &temporary).env("PIP_DISABLE_PIP_VERSION_CHECK", "1");
-        let status = process::foreground(&mut pip, |_| {})?;
-        if !status.success() {
-            return Err(exit::usage(format!(
-                "pip could not install {} ({status}); its reason stands above, and nothing was left behind",
-                self.requirements.join(" ")
-            )));
-        }
-        fs::write(made.join("requirements.txt"), self.requirements.join("\n") + "\n")?;
-        if folder.exists() {
-            fs::rename(&folder, workshop.path().join("old"))
-                .with_context(|| format!("cannot replace {}", folder.display()))?;
-        }
-        fs::rename(&made, &folder).with_context(|| format!("cannot rename to {}", folder.display()))?;
+        let requirements = self.requirements.join(" ");
+        cache::make(
+            &cache,
+            self.folder,
+            || self.is_complete(&folder),
+            |workshop, made| {
+                ui::note(format!("installing {requirements} into {} ({}, once)", folder.display(), self.size));
+                let status = process::foreground(python.command().args(["-m", "venv"]).arg(made), |_| {})?;
+                if !status.success() {
+                    return Err(exit::usage(format!(
+                        "`python3 -m venv` failed ({status}); on Debian and Ubuntu, sudo apt-get install python3-venv, or give \
+                     --python"
+                    )));
+                }
+                let mut pip = pip(Command::new(interpreter(made)), workshop)?;
+                pip.args(["install", "--quiet", "--no-compile"]).args(self.requirements);
+                let status = process::foreground(&mut pip, |_| {})?;
+                if !status.success() {
+                    return Err(exit::usage(format!(
+                        "pip could not install {requirements} ({status}); see its message above; nothing was left behind"
+                    )));
+                }
+                Ok(fs::write(made.join("requirements.txt"), self.requirements.join("\n") + "\n")?)
+            },
+        )?;
         Ok(interpreter(&folder))
     }
 

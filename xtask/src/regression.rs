@@ -1,26 +1,16 @@
 //! `cargo xtask test --regression`: small experiments whose numbers are committed, run afresh and compared.
 
-use std::{
-    collections::BTreeMap,
-    env, fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{collections::BTreeMap, env, fs, path::Path, process::Command};
 
 use anyhow::Context;
 use c2r_experiment::{Experiment, results};
+use c2r_grid::{Datasets, Grid, Job, Stage, Workplace};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    checkout::Checkout,
-    exit, process,
-    reproduce::{
-        data::Datasets,
-        plan::{Only, Place, Planner, Shard, Stage, Step},
-        record, run as commands,
-    },
-    ui,
+    checkout::{self, Checkout},
+    exit, process, ui,
 };
 
 /// Where the experiments and the accepted numbers lie.
@@ -102,9 +92,7 @@ struct Measured {
 /// Exit code 4 if a number has moved and is not accepted.
 pub(crate) fn run(accept: bool, data: Option<&Path>, strict: bool, checkout: &Checkout) -> anyhow::Result<()> {
     checkout.build_c2r()?;
-    let user_folder = env::current_dir()?;
-    let data =
-        data.map(Path::to_owned).or_else(|| env::var_os("C2R_DATA").filter(|dir| !dir.is_empty()).map(PathBuf::from));
+    let data = checkout::data_folder(data)?;
     let results = checkout.root().join("target/regression");
     // What was computed by other code proves nothing.
     if results.exists() {
@@ -115,16 +103,17 @@ pub(crate) fn run(accept: bool, data: Option<&Path>, strict: bool, checkout: &Ch
         let path = checkout.root().join(FOLDER).join(name);
         let experiment = Experiment::read(&path.with_extension("toml")).map_err(exit::usage)?;
         let scale = experiment.scale(SCALE).map_err(exit::usage)?;
-        let place = Place {
+        let place = Workplace {
             root: checkout.root().to_owned(),
+            c2r: checkout.c2r(),
             results: results.clone(),
-            data: data.as_ref().map(|data| user_folder.join(data)),
+            data: data.clone(),
             threads: scale.threads,
             device: Some("cpu".into()),
             force: false,
         };
         let datasets = Datasets::read(&place)?;
-        let absent = datasets.missing(scale.datasets.iter().map(String::as_str));
+        let absent = datasets.missing(&scale.datasets);
         if !absent.is_empty() {
             let text = format!("SKIPPED {name}: no data; --data DIR or C2R_DATA names the folder that has it");
             if strict {
@@ -134,14 +123,13 @@ pub(crate) fn run(accept: bool, data: Option<&Path>, strict: bool, checkout: &Ch
             continue;
         }
         ui::note(format!("{name}: {}", scale.about));
-        let planner = Planner { experiment: &experiment, scale, place: &place, datasets: &datasets };
-        let steps = planner.plan(&Only::default(), Shard::ALL)?.steps;
+        let jobs = Grid { experiment: &experiment, scale, place: &place, datasets: &datasets }.whole()?.jobs;
         let n_jobs = std::thread::available_parallelism().map_or(1, usize::from);
-        let summary = commands::run(&steps, &vec![false; steps.len()], n_jobs, checkout)?;
+        let summary = c2r_grid::run(&jobs, &vec![false; jobs.len()], n_jobs, &place)?;
         if let Some(failure) = summary.failures.first() {
             return Err(exit::error(failure.failed.code, &failure.failed.report));
         }
-        let measured = measured(&steps)?;
+        let measured = measured(&jobs)?;
         let file = path.with_extension("json");
         let accepted = read(&file)?;
         let differences = compare(accepted.as_ref(), &measured, &file)?;
@@ -164,7 +152,7 @@ pub(crate) fn run(accept: bool, data: Option<&Path>, strict: bool, checkout: &Ch
     if !changes.is_empty() {
         let path = checkout.root().join(CHANGELOG);
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        record::write_whole(&path, with_results(&text, &changes)?.as_bytes())?;
+        c2r_files::write_atomically(&path, with_results(&text, &changes)?.as_bytes())?;
         ui::note(format!("{CHANGELOG}: {} lines under Results; say there why the numbers moved", changes.len()));
     }
     if moved.is_empty() {
@@ -181,21 +169,21 @@ pub(crate) fn run(accept: bool, data: Option<&Path>, strict: bool, checkout: &Ch
 }
 
 /// The numbers of finished commands.
-fn measured(steps: &[Step]) -> anyhow::Result<Measured> {
+fn measured(jobs: &[Job]) -> anyhow::Result<Measured> {
     let mut runs: BTreeMap<String, BTreeMap<u64, f64>> = BTreeMap::new();
     let mut test_sha256 = String::new();
-    for step in steps {
-        let Stage::Attack { network, attack, .. } = &step.stage else { continue };
-        let path = step.folder.join(step.output);
+    for job in jobs {
+        let Stage::Attack { network, attack, .. } = &job.stage else { continue };
+        let path = job.output();
         let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         let report: Value = serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))?;
         let percent = |value: &Value| {
             value.as_f64().map(|part| 100.0 * part).with_context(|| format!("{}: a number is missing", path.display()))
         };
-        let ipc = step.cell.ipc.map_or_else(|| "all".to_owned(), |ipc| ipc.to_string());
-        let row = format!("ipc {ipc}, {}, {}", step.cell.method, network.protocol);
+        let ipc = job.cell.ipc.map_or_else(|| "all".to_owned(), |ipc| ipc.to_string());
+        let row = format!("ipc {ipc}, {}, {}", job.cell.method, network.protocol);
         let mut add = |column: &str, value: f64| {
-            runs.entry(format!("{row}, {column}")).or_default().insert(step.cell.seed, value);
+            runs.entry(format!("{row}, {column}")).or_default().insert(job.cell.seed, value);
         };
         add("clean", percent(&report["clean_accuracy"])?);
         add(attack, percent(&report["attacks"][0]["robust_accuracy"])?);
@@ -317,9 +305,7 @@ fn write(file: &Path, measured: &Measured) -> anyhow::Result<()> {
         test_sha256: measured.test_sha256.clone(),
         numbers: measured.numbers.clone(),
     };
-    let mut text = serde_json::to_string_pretty(&accepted)?;
-    text.push('\n');
-    record::write_whole(file, text.as_bytes())
+    Ok(c2r_files::write_json(file, &accepted)?)
 }
 
 /// `2026-11-24`.

@@ -9,6 +9,7 @@ use std::{
 use anyhow::Context;
 
 use crate::{
+    cache,
     checkout::Checkout,
     compiler, exit, install,
     libtorch::{Flavour, LIBTORCH_VERSION, Libtorch, TCH_VERSION},
@@ -88,7 +89,7 @@ fn choose(args: &Args, wanted: Flavour, checkout: &Checkout) -> anyhow::Result<L
     if let Some(folder) = chosen_by_user(checkout) {
         return named_by_user(&folder, args.cuda);
     }
-    let cache = install::cache_folder()?;
+    let cache = cache::folder()?;
     if args.force {
         return install::install(&cache, wanted, true);
     }

@@ -2,7 +2,7 @@
 //!
 //! **What it is:** [`Run`], a run with a lock, a record (`run.json`) and a log, which the same command resumes;
 //! [`signals`], which turns Ctrl-C and SIGTERM into a request to save and stop; [`exit`], the exit codes; and [`terminal`],
-//! lines and progress for people.
+//! lines and progress for people; [`process`], programs that a command starts.
 //!
 //! **What it is not:** it knows no stage and no tensor, and links no libtorch. Only [`terminal`] prints.
 //!
@@ -27,6 +27,7 @@
 pub mod exit;
 mod lock;
 mod log;
+pub mod process;
 mod record;
 mod run;
 pub mod signals;

@@ -1,4 +1,4 @@
-use std::{fs::File, path::Path};
+use std::{fs::File, io, path::Path, process::Stdio};
 
 use c2r_files::{FileError, create_folder};
 use fs4::fs_std::FileExt;
@@ -6,7 +6,7 @@ use fs4::fs_std::FileExt;
 /// A file that one process at a time holds. The system releases it however the process ends, `kill -9` included.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
 }
 
 impl Lock {
@@ -20,6 +20,14 @@ impl Lock {
         }
         let file = File::create(path).map_err(FileError::io("create", path))?;
         let held = file.try_lock_exclusive().map_err(FileError::io("lock", path))?;
-        Ok(held.then_some(Self { _file: file }))
+        Ok(held.then_some(Self { file }))
+    }
+
+    /// Standard input for a child process, which then holds the lock, too, until it ends.
+    ///
+    /// # Errors
+    /// If the system has no more files to give.
+    pub fn share(&self) -> io::Result<Stdio> {
+        self.file.try_clone().map(Stdio::from)
     }
 }

@@ -49,9 +49,7 @@ pub(super) fn run(args: &Peers, checkout: &Checkout) -> anyhow::Result<()> {
     let mut build = checkout.cargo();
     build.args(["build", "--release", "--package", "c2r-data", "--example", "load"]);
     checkout.run_cargo(&mut build, "building the example `load`")?;
-    let python = args.interpreter()?;
-    let script = checkout.root().join("crates/c2r-data/benches/peers.py");
-    let call = |words: &[&str]| python::printed_by(Command::new(&python).arg(&script).args(words));
+    let script = args.script(checkout.root().join("crates/c2r-data/benches/peers.py"))?;
     let workshop = tempfile::tempdir().context("cannot make a temporary folder")?;
     let data = workshop.path();
     let n = args.n.unwrap_or(N);
@@ -61,17 +59,16 @@ pub(super) fn run(args: &Peers, checkout: &Checkout) -> anyhow::Result<()> {
     let (registry, data_text) = (registry.to_string_lossy(), data.to_string_lossy());
     let mut words = vec!["make", &registry, &data_text, &n_text];
     words.extend(pictures.as_deref());
-    call(&words)?;
+    script.call(&words)?;
 
     let threads = args.threads();
     let threads_text = threads.to_string();
-    let folder = data.join("imagenette2-320");
+    let folder = data.join("imagenette2-320").to_string_lossy().into_owned();
     let ours = || -> anyhow::Result<Ours> {
         let mut command = Command::new(checkout.c2r().with_file_name("examples/load"));
         command.args(["imagenette", &data_text]).env("RAYON_NUM_THREADS", &threads_text);
         checkout::with_libtorch(&mut command, &checkout.libtorch_link());
-        let line = python::printed_by(&mut command)?;
-        serde_json::from_str(&line).with_context(|| format!("the example printed `{line}`"))
+        python::json(&python::printed_by(&mut command)?)
     };
     let cache = data.join(".c2r-cache");
     let mut rounds = Rounds::default();
@@ -83,16 +80,14 @@ pub(super) fn run(args: &Peers, checkout: &Checkout) -> anyhow::Result<()> {
         }
         rounds.decoding.push(ours()?);
         rounds.cached.push(ours()?);
-        let line = call(&["load", &folder.to_string_lossy(), &threads_text])?;
-        rounds.torchvision.push(serde_json::from_str(&line).with_context(|| format!("Python printed `{line}`"))?);
+        rounds.torchvision.push(script.json(&["load", &folder, &threads_text])?);
     }
     let (first, second) = (&rounds.decoding[0], &rounds.cached[0]);
     anyhow::ensure!(
         first.decoded == first.images && second.decoded == 0 && rounds.torchvision[0].images == first.images,
         "the two did not do the same: {rounds:?}"
     );
-    let line = call(&["compare", &folder.to_string_lossy(), &only_file(&cache)?])?;
-    let difference: Difference = serde_json::from_str(&line).with_context(|| format!("Python printed `{line}`"))?;
+    let difference: Difference = script.json(&["compare", &folder, &only_file(&cache)?])?;
 
     let seconds = |ours: &[Ours]| python::median(ours.iter().map(|round| round.load_seconds).collect());
     let theirs = python::median(rounds.torchvision.iter().map(|round| round.seconds).collect());
@@ -126,11 +121,7 @@ pub(super) fn run(args: &Peers, checkout: &Checkout) -> anyhow::Result<()> {
         ]
         .join("\n"),
     );
-    if let Some(path) = &args.json {
-        fs::write(path, serde_json::to_string_pretty(&(rounds, difference))? + "\n")
-            .with_context(|| format!("cannot write {}", path.display()))?;
-    }
-    Ok(())
+    args.write_json(&(rounds, difference))
 }
 
 fn only_file(folder: &Path) -> anyhow::Result<String> {

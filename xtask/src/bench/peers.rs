@@ -1,7 +1,6 @@
 //! Our attacks beside torchattacks and pyautoattack: the same TorchScript model, images, radius and threads.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -9,7 +8,7 @@ use std::{
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use super::python::{self, Peers};
+use super::python::{self, Peers, Script};
 use crate::{checkout::Checkout, exit, ui};
 
 const AUTOATTACK: &str = "autoattack-standard";
@@ -82,12 +81,12 @@ fn median(rounds: &[Round]) -> f64 {
 /// Both sides, with what they attack.
 struct Bench<'a> {
     checkout: &'a Checkout,
-    python: PathBuf,
-    script: PathBuf,
+    script: Script,
     threads: usize,
     model: PathBuf,
     inputs: PathBuf,
-    epsilon: Radius,
+    /// As it was written, for c2r, and as a number, for Python.
+    epsilon: (String, f64),
 }
 
 /// Measures and prints.
@@ -96,22 +95,15 @@ pub(super) fn run(args: &Peers, checkout: &Checkout) -> anyhow::Result<()> {
     let mut build = checkout.cargo();
     build.args(["build", "--release", "--package", "c2r-cli"]);
     checkout.run_cargo(&mut build, "building c2r")?;
-    let python = args.interpreter()?;
-    let script = checkout.root().join("crates/c2r-attacks/benches/peers.py");
+    let script = args.script(checkout.root().join("crates/c2r-attacks/benches/peers.py"))?;
     let workshop = tempfile::tempdir().context("cannot make a temporary folder")?;
-    let (model, inputs, epsilon) = material(args, checkout, &python, &script, workshop.path())?;
-    let bench = Bench {
-        checkout,
-        python,
-        script,
-        threads: args.threads(),
-        model,
-        inputs,
-        epsilon: args.eps.as_deref().unwrap_or(epsilon).parse()?,
-    };
+    let (model, inputs, epsilon) = material(args, checkout, &script, workshop.path())?;
+    let epsilon = radius(args.eps.as_deref().unwrap_or(epsilon))?;
+    let bench = Bench { checkout, script, threads: args.threads(), model, inputs, epsilon };
 
     ui::note("the convolutions alone");
-    let convolutions = bench.convolutions()?;
+    let (model, inputs) = (bench.model.to_string_lossy(), bench.inputs.to_string_lossy());
+    let convolutions: Convolutions = bench.script.json(&["bound", &model, &inputs])?;
     let mut rows = Vec::new();
     for attack in attacks {
         let slow = attack == AUTOATTACK;
@@ -119,7 +111,7 @@ pub(super) fn run(args: &Peers, checkout: &Checkout) -> anyhow::Result<()> {
         let repeats = args.repeats.unwrap_or(if slow { 1 } else { 3 });
         let images = workshop.path().join(format!("first-{n}.safetensors"));
         if !images.exists() {
-            bench.script(&[&"cut", &bench.inputs.to_string_lossy(), &n.to_string(), &images.to_string_lossy()])?;
+            bench.script.call(&["cut", &inputs, &n.to_string(), &images.to_string_lossy()])?;
         }
         let (mut ours, mut reference) = (Vec::new(), Vec::new());
         let mut passes = None;
@@ -137,18 +129,13 @@ pub(super) fn run(args: &Peers, checkout: &Checkout) -> anyhow::Result<()> {
     }
 
     ui::out(table(&rows, &bench));
-    if let Some(path) = &args.json {
-        fs::write(path, serde_json::to_string_pretty(&rows)? + "\n")
-            .with_context(|| format!("cannot write {}", path.display()))?;
-    }
+    args.write_json(&rows)?;
     let apart: Vec<&str> = rows.iter().filter(|row| !row.agrees()).map(|row| row.attack).collect();
     if apart.is_empty() {
         return Ok(());
     }
-    Err(exit::error(
-        exit::OUTSIDE_TOLERANCE,
-        format!("robust accuracy differs by more than {TOLERANCE} points: {}", apart.join(", ")),
-    ))
+    let message = format!("robust accuracy differs by more than {TOLERANCE} points: {}", apart.join(", "));
+    exit::fail(exit::OUTSIDE_TOLERANCE, message)
 }
 
 fn chosen(only: &[String]) -> anyhow::Result<Vec<&'static str>> {
@@ -162,8 +149,7 @@ fn chosen(only: &[String]) -> anyhow::Result<Vec<&'static str>> {
 fn material(
     args: &Peers,
     checkout: &Checkout,
-    python: &Path,
-    script: &Path,
+    script: &Script,
     workshop: &Path,
 ) -> anyhow::Result<(PathBuf, PathBuf, &'static str)> {
     if let (Some(model), Some(inputs)) = (&args.model, &args.inputs) {
@@ -176,34 +162,15 @@ fn material(
     }
     ui::note("no reference models in ../shared/goldens: comparing on the small network for the digits");
     let goldens = checkout.root().join("crates/c2r-attacks/tests/goldens/digits.safetensors");
-    call_script(python, script, &[&"material", &goldens.to_string_lossy(), &workshop.to_string_lossy()])?;
+    script.call(&["material", &goldens.to_string_lossy(), &workshop.to_string_lossy()])?;
     Ok((workshop.join("digits.pt"), workshop.join("digits.safetensors"), "0.15"))
 }
 
 impl Bench<'_> {
-    fn script(&self, words: &[&dyn AsRef<str>]) -> anyhow::Result<String> {
-        call_script(&self.python, &self.script, words)
-    }
-
     fn reference(&self, attack: &str, images: &Path, seed: &str) -> anyhow::Result<Round> {
-        let line = self.script(&[
-            &"attack",
-            &self.model.to_string_lossy(),
-            &images.to_string_lossy(),
-            &attack,
-            &self.epsilon.value().to_string(),
-            &(self.epsilon.value() / 4.0).to_string(),
-            &seed,
-            &self.threads.to_string(),
-        ])?;
-        // Their libraries may print lines of their own before.
-        let last = line.lines().last().unwrap_or_default();
-        serde_json::from_str(last).with_context(|| format!("the reference printed `{last}`"))
-    }
-
-    fn convolutions(&self) -> anyhow::Result<Convolutions> {
-        let line = self.script(&[&"bound", &self.model.to_string_lossy(), &self.inputs.to_string_lossy()])?;
-        serde_json::from_str(&line).with_context(|| format!("the profiler's script printed `{line}`"))
+        let (model, images) = (self.model.to_string_lossy(), images.to_string_lossy());
+        let (epsilon, step) = (self.epsilon.1.to_string(), (self.epsilon.1 / 4.0).to_string());
+        self.script.json(&["attack", &model, &images, attack, &epsilon, &step, seed, &self.threads.to_string()])
     }
 
     fn ours(&self, attack: &str, images: &Path, n: usize, seed: &str) -> anyhow::Result<(Round, Passes)> {
@@ -221,24 +188,20 @@ impl Bench<'_> {
         let mut command = Command::new(self.checkout.c2r());
         command.args(["--quiet", "--threads", &self.threads.to_string(), "attack", "--json", "--device", "cpu"]);
         command.arg("--model").arg(&self.model).arg("--inputs").arg(images);
-        command.args(["--attack", attack, "--eps", &self.epsilon.text, "--seed", seed]);
+        command.args(["--attack", attack, "--eps", &self.epsilon.0, "--seed", seed]);
         command.args(["--batch-size", &n.to_string()]);
         if ["pgd", "vmi-fgsm"].contains(&attack) {
-            command.args(["--steps", "10", "--step-size", &(self.epsilon.value() / 4.0).to_string()]);
+            command.args(["--steps", "10", "--step-size", &(self.epsilon.1 / 4.0).to_string()]);
         }
         if attack == "vmi-fgsm" {
             command.args(["--set", "vmi-fgsm.neighbours=5"]);
         }
-        let printed = python::printed_by(&mut command)?;
-        let printed: Printed = serde_json::from_str(&printed).context("c2r printed something else than a result")?;
+        let printed: Printed = serde_json::from_str(&python::printed_by(&mut command)?)
+            .context("c2r printed something other than a result")?;
         let seconds = printed.attacks.iter().map(|entry| entry.seconds).sum();
         let passes = Passes { forward: printed.forward, backward: printed.backward };
         Ok((Round { robust_accuracy: printed.robust_accuracy, seconds }, passes))
     }
-}
-
-fn call_script(python: &Path, script: &Path, words: &[&dyn AsRef<str>]) -> anyhow::Result<String> {
-    python::printed_by(Command::new(python).arg(script).args(words.iter().map(|word| word.as_ref())))
 }
 
 fn table(rows: &[Row], bench: &Bench<'_>) -> String {
@@ -248,7 +211,7 @@ fn table(rows: &[Row], bench: &Bench<'_>) -> String {
             "{}, {}, Linf {}, {} thread(s), torch 2.11.0; robust accuracy and median seconds (attack and judging)",
             name(&bench.model),
             name(&bench.inputs),
-            bench.epsilon.text,
+            bench.epsilon.0,
             bench.threads
         ),
         String::new(),
@@ -282,34 +245,10 @@ fn table(rows: &[Row], bench: &Bench<'_>) -> String {
     lines.join("\n")
 }
 
-/// A radius as it was written: c2r reads the text, Python the number.
-#[derive(Debug, Clone, PartialEq)]
-struct Radius {
-    text: String,
-    value: f64,
-}
-
-impl Radius {
-    const fn value(&self) -> f64 {
-        self.value
-    }
-}
-
-impl std::str::FromStr for Radius {
-    type Err = anyhow::Error;
-
-    fn from_str(text: &str) -> anyhow::Result<Self> {
-        let value = match text.split_once('/') {
-            Some((over, under)) => {
-                over.trim().parse::<f64>().ok().zip(under.trim().parse::<f64>().ok()).map(|(a, b)| a / b)
-            }
-            None => text.parse().ok(),
-        };
-        match value {
-            Some(value) if value.is_finite() && value > 0.0 => Ok(Self { text: text.to_owned(), value }),
-            _ => Err(exit::usage(format!("--eps {text} is no radius: write 2/255 or 0.0078"))),
-        }
-    }
+fn radius(text: &str) -> anyhow::Result<(String, f64)> {
+    let value = c2r_experiment::radius(text)
+        .ok_or_else(|| exit::usage(format!("--eps {text} is not a radius: write 2/255 or 0.0078")))?;
+    Ok((text.to_owned(), value))
 }
 
 #[cfg(test)]
@@ -337,7 +276,7 @@ mod tests {
 
     #[test]
     fn radii_are_fractions_or_decimals() {
-        let value = |text: &str| text.parse::<Radius>().map(|radius| radius.value);
+        let value = |text: &str| radius(text).map(|(_, value)| value);
         assert_eq!(value("2/255").unwrap(), 2.0 / 255.0);
         assert_eq!(value("0.15").unwrap(), 0.15);
         for wrong in ["", "2/0", "-1", "x/255", "nan"] {

@@ -2,6 +2,9 @@
 
 use std::{path::PathBuf, process::Command};
 
+use anyhow::Context;
+use serde::{Serialize, de::DeserializeOwned};
+
 use crate::{exit, process, python::Environment};
 
 /// What the environment holds. torchattacks and pyautoattack do not pin what they need.
@@ -67,12 +70,15 @@ pub(crate) struct Peers {
 }
 
 impl Peers {
-    /// The given Python, or one that has the packages.
-    ///
-    /// # Errors
-    /// If the packages cannot be installed.
-    pub(super) fn interpreter(&self) -> anyhow::Result<PathBuf> {
-        self.python.clone().map_or_else(|| ENVIRONMENT.python(), Ok)
+    /// The script at `path` with the given Python, or with one that has the packages.
+    pub(super) fn script(&self, path: PathBuf) -> anyhow::Result<Script> {
+        let interpreter = self.python.clone().map_or_else(|| ENVIRONMENT.python(), Ok)?;
+        Ok(Script { interpreter, path })
+    }
+
+    /// Writes every single time where the user asked for it.
+    pub(super) fn write_json(&self, times: &impl Serialize) -> anyhow::Result<()> {
+        Ok(self.json.iter().try_for_each(|path| c2r_files::write_json(path, times))?)
     }
 
     /// CPU threads of both sides.
@@ -86,6 +92,30 @@ pub(super) fn median(mut seconds: Vec<f64>) -> f64 {
     seconds.sort_by(f64::total_cmp);
     let middle = seconds.len() / 2;
     if seconds.len() % 2 == 1 { seconds[middle] } else { (seconds[middle - 1] + seconds[middle]) / 2.0 }
+}
+
+/// A Python script with its interpreter.
+pub(super) struct Script {
+    interpreter: PathBuf,
+    path: PathBuf,
+}
+
+impl Script {
+    /// What the script prints when it is called with `words`.
+    pub(super) fn call(&self, words: &[&str]) -> anyhow::Result<String> {
+        printed_by(Command::new(&self.interpreter).arg(&self.path).args(words))
+    }
+
+    /// The last line that it prints, as JSON; libraries may print lines of their own before.
+    pub(super) fn json<T: DeserializeOwned>(&self, words: &[&str]) -> anyhow::Result<T> {
+        json(&self.call(words)?)
+    }
+}
+
+/// The last line of what a program printed.
+pub(super) fn json<T: DeserializeOwned>(printed: &str) -> anyhow::Result<T> {
+    let last = printed.lines().last().unwrap_or_default();
+    serde_json::from_str(last).with_context(|| format!("the program printed `{last}`"))
 }
 
 /// What a program prints.

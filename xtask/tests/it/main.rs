@@ -73,6 +73,15 @@ case $command in
 esac
 "#;
 
+/// An entry of the registry; what is read by the command itself is given.
+fn dataset(name: &str, folder: &str, more: &str) -> String {
+    format!(
+        "[[dataset]]\nname = \"{name}\"\nformat = \"{name}\"\nfolders = [\"{folder}\"]\ntitle = \"\"\nchannels = 1\n\
+         height = 8\nwidth = 8\nmean = [0.5]\nstd = [0.5]\nepsilon = \"0.1\"\nmodel = \"\"\ndsa = \"\"\nlicence = \"\"\n\
+         homepage = \"\"\nclasses = []\n{more}\n"
+    )
+}
+
 /// A checkout with the example in a temporary folder.
 struct Checkout {
     folder: tempfile::TempDir,
@@ -90,7 +99,8 @@ impl Checkout {
         write("data/paper/example.toml", EXPERIMENT);
         write("data/profiles/p.toml", "eta = 0.4");
         write("data/digits/digits.csv", "pixels");
-        write("data/datasets.toml", "[[dataset]]\nname = \"digits\"\nformat = \"digits\"\nfolders = []\n");
+        let embedded = "embedded = { path = \"data/digits/digits.csv\", bytes = 6, sha256 = \"\" }";
+        write("data/datasets.toml", &format!("schema_version = 1\n{}", dataset("digits", "", embedded)));
         write("target/release/script", C2R);
         // Copied by another process: a program that is open for writing here, by a test beside this one, cannot be started.
         let copy = "cp \"$0/script\" \"$0/c2r\" && chmod +x \"$0/c2r\"";

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Checkout, N_COMMANDS, ended, exists};
+use super::{Checkout, N_COMMANDS, dataset, ended, exists};
 
 #[test]
 fn a_grid_is_run_once_and_its_table_shown() {
@@ -98,7 +98,7 @@ fn results_belong_into_a_folder() {
     fs::write(&file, "").unwrap();
     let mut command = checkout.reproduce(&["--dry-run"]);
     let (code, said) = ended(&command.arg("--results").arg(&file).output().unwrap());
-    assert!(code == Some(2) && said.contains("this is no folder"), "{said}");
+    assert!(code == Some(2) && said.contains("this is not a folder"), "{said}");
 }
 
 #[test]
@@ -177,7 +177,7 @@ fn the_list_is_of_what_was_asked_for() {
         .replace("[\"digits\"]", "[\"cifar10\"]");
     fs::write(checkout.path("data/paper/other.toml"), other).unwrap();
     let mut known = fs::read_to_string(checkout.path("data/datasets.toml")).unwrap();
-    known += "[[dataset]]\nname = \"cifar10\"\nformat = \"cifar10\"\nfolders = [\"cifar\"]\n";
+    known += &dataset("cifar10", "cifar", "");
     fs::write(checkout.path("data/datasets.toml"), known).unwrap();
     let list = |more: &[&str]| {
         let output = checkout.xtask(&[&["reproduce", "--list"], more].concat()).output().unwrap();

@@ -1,21 +1,21 @@
-//! Which version of a server's file an unfinished one is from, kept beside it, so that a file that has changed since is
+//! Which version of a server's file an unfinished one is from, kept next to it, so that a file that has changed since is
 //! fetched anew and not glued to its old beginning.
 
 use std::{
-    fs, io,
+    fs,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
-use anyhow::Context;
+use c2r_files::remove_if_present;
 use serde::{Deserialize, Serialize};
 use ureq::http::HeaderMap;
 
-use super::header;
+use crate::FetchError;
 
 /// Where bytes came from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Origin {
+pub(crate) struct Origin {
     url: String,
     /// What `If-Range` takes: an entity tag, or the date of the last change.
     version: String,
@@ -24,7 +24,7 @@ pub(super) struct Origin {
 impl Origin {
     /// What an answer from `url` says about its version; `None` if nothing that names one version only (RFC 9110, 8.8:
     /// a weak tag does not, nor does a date less than a second before the answer's own).
-    pub(super) fn of(url: &str, headers: &HeaderMap) -> Option<Self> {
+    pub(crate) fn of(url: &str, headers: &HeaderMap) -> Option<Self> {
         let tag = header(headers, "etag").filter(|tag| tag.starts_with('"'));
         let version = tag.or_else(|| {
             let changed = header(headers, "last-modified")?;
@@ -34,38 +34,35 @@ impl Origin {
         Some(Self { url: url.to_owned(), version })
     }
 
-    pub(super) fn version(&self) -> &str {
+    pub(crate) fn version(&self) -> &str {
         &self.version
     }
 
     /// Where the origin of `part` is kept.
-    pub(super) fn path(part: &Path) -> PathBuf {
+    pub(crate) fn path(part: &Path) -> PathBuf {
         let mut name = part.as_os_str().to_owned();
         name.push(".origin");
         name.into()
     }
 
     /// The origin of `part`, if it is known and is `url`: what another server calls its version says nothing.
-    pub(super) fn read(part: &Path, url: &str) -> Option<Self> {
+    pub(crate) fn read(part: &Path, url: &str) -> Option<Self> {
         let origin: Self = serde_json::from_slice(&fs::read(Self::path(part)).ok()?).ok()?;
         (origin.url == url).then_some(origin)
     }
 
-    /// Keeps `origin` beside `part`, or forgets what was kept.
-    ///
-    /// # Errors
-    /// If the file cannot be written or removed.
-    pub(super) fn keep(origin: Option<&Self>, part: &Path) -> anyhow::Result<()> {
+    /// Keeps `origin` next to `part`, or forgets what was kept.
+    pub(crate) fn keep(origin: Option<&Self>, part: &Path) -> Result<(), FetchError> {
         let path = Self::path(part);
-        let result = match origin {
-            Some(origin) => serde_json::to_vec(origin).map_err(io::Error::from).and_then(|text| fs::write(&path, text)),
-            None => match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-                _ => Ok(()),
-            },
-        };
-        result.map_err(super::disk).with_context(|| format!("cannot write {}", path.display()))
+        let Some(origin) = origin else { return Ok(remove_if_present(&path)?) };
+        let text = serde_json::to_vec(origin).expect("two texts are JSON");
+        fs::write(&path, text).map_err(FetchError::write(&path))
     }
+}
+
+/// A header of an answer, if it is there and is text.
+pub(crate) fn header(headers: &HeaderMap, name: &str) -> Option<String> {
+    headers.get(name)?.to_str().ok().map(str::to_owned)
 }
 
 /// A date of HTTP.
@@ -74,7 +71,7 @@ fn date(text: &str) -> Option<SystemTime> {
 }
 
 /// How long `Retry-After` asks to wait: seconds, or until a date, by the server's own clock where it tells the time.
-pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = header(headers, "retry-after")?;
     if let Ok(seconds) = text.trim().parse() {
         return Some(Duration::from_secs(seconds));

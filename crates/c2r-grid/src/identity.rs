@@ -3,10 +3,10 @@
 use std::{fs, path::Path};
 
 use anyhow::Context;
+use c2r_run::exit;
 use sha2::{Digest, Sha256};
 
-use super::data::Dataset;
-use crate::exit;
+use crate::datasets::Dataset;
 
 /// Hex digits of a job's name; 64 bits, so that two of a million jobs share one with a chance of 3e-8.
 const DIGITS: usize = 16;
@@ -28,16 +28,14 @@ impl Identity {
         self.part("job", id.as_bytes())
     }
 
-    /// It reads a dataset: its pixels, and what `data/datasets.toml` says about it.
-    pub(crate) fn data(self, dataset: &Dataset) -> Self {
-        self.part("dataset", dataset.entry.as_bytes()).part("data", dataset.contents().as_bytes())
+    /// It reads a dataset: its pixels, and what the registry says about it.
+    pub(crate) fn data(self, dataset: &Dataset) -> anyhow::Result<Self> {
+        let entry = serde_json::to_string(&dataset.deciding())?;
+        Ok(self.part("dataset", entry.as_bytes()).part("data", dataset.contents().as_bytes()))
     }
 
     /// It reads a configuration, and those beside it that this one starts from (`base = "NAME"`). Comments and layout
     /// decide nothing.
-    ///
-    /// # Errors
-    /// If it cannot be read or is not TOML.
     pub(crate) fn profile(self, path: &Path) -> anyhow::Result<Self> {
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         let table: toml::Table = text.parse().map_err(|error| exit::usage(format!("{}: {error}", path.display())))?;
@@ -65,7 +63,7 @@ impl Identity {
 
     /// `distill-0123456789abcdef`.
     pub(crate) fn finish(self) -> String {
-        format!("{}-{}", self.stage, &hex(&self.hash.finalize())[..DIGITS])
+        format!("{}-{}", self.stage, &hex::encode(self.hash.finalize())[..DIGITS])
     }
 
     /// Lengths keep parts from running together.
@@ -76,11 +74,6 @@ impl Identity {
         }
         self
     }
-}
-
-/// Lower-case hex digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

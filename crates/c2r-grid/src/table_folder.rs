@@ -11,69 +11,64 @@ use std::{
 };
 
 use anyhow::Context;
+use c2r_files::{remove_if_present, write_atomically};
+use c2r_run::{exit, process::shell_line};
 
-use super::{
-    lease,
-    plan::{Stage, Step},
-    record,
-};
-use crate::{exit, process::shell_line};
+use crate::{Job, Stage, lease};
 
 /// What a folder of an attack holds.
 const REPORT: &str = "attack.json";
 const RUN: &str = "run.json";
 const NETWORK: &str = "model.safetensors";
 
-/// Brings `folder` in line with the jobs of `steps` that are `finished`; returns how many attacks it shows. What belongs
-/// to cells of another grid, or to jobs of an earlier version, is taken out; `keep` says of which datasets nothing is
-/// known here, so that what other machines put there stays.
+/// Levels from the table's folder down to a cell's links and folders.
+const DEPTH: usize = 5;
+
+/// Brings `folder` in line with those of `jobs` that are `finished`; returns how many attacks it shows. What belongs to
+/// cells of another grid, or to jobs of an earlier version, is taken out; `keep` names datasets that are not here, so that
+/// what other machines put there stays.
 ///
 /// # Errors
 /// If the folder holds what this did not write, or cannot be written.
-pub(crate) fn update(folder: &Path, steps: &[Step], finished: &[bool], keep: &[String]) -> anyhow::Result<usize> {
-    let shown = |step: &&Step| matches!(step.stage, Stage::Attack { .. } | Stage::Distill);
-    let wanted: BTreeSet<PathBuf> = steps
-        .iter()
-        .zip(finished)
-        .filter(|(_, done)| **done)
-        .map(|(step, _)| step)
-        .filter(shown)
-        .map(|step| place(folder, step))
-        .collect();
-    for old in entries(folder, 5)? {
+pub(crate) fn update(folder: &Path, jobs: &[Job], finished: &[bool], keep: &[String]) -> anyhow::Result<usize> {
+    let jobs_done = || jobs.iter().zip(finished).filter(|(_, done)| **done).map(|(job, _)| job);
+    let wanted: BTreeSet<PathBuf> =
+        jobs_done().filter(|job| !matches!(job.stage, Stage::Train(_))).map(|job| place(folder, job)).collect();
+    for old in entries(folder)? {
         let dataset = old.strip_prefix(folder).ok().and_then(|inside| inside.iter().next()?.to_str());
         if dataset.is_some_and(|dataset| keep.iter().any(|kept| kept == dataset)) {
             continue;
         }
         if !is_ours(&old) {
             return Err(exit::usage(format!(
-                "{} was not made by this `cargo xtask reproduce`; move {} away or choose another --results",
+                "{} was not made by this `cargo xtask reproduce`; move {} away or choose another results folder",
                 old.display(),
                 folder.display()
             )));
         }
         if !wanted.contains(&old) {
-            take_out(&old)?;
+            take_out(&old).with_context(|| format!("cannot remove {}", old.display()))?;
         }
     }
-    let mut n_attacks = 0;
-    for (step, _) in steps.iter().zip(finished).filter(|(_, done)| **done) {
-        for part in parts(folder, step, steps) {
-            match part {
-                Part::Copy { from, to } => copy(&from, &to)?,
-                Part::Link { from, to } => link(&from, &to)?,
+    for part in jobs_done().flat_map(|job| parts(folder, job, jobs)) {
+        match part {
+            Part::Copy { from, to } => {
+                let bytes = c2r_files::read(&from)?;
+                if fs::read(&to).ok().as_ref() != Some(&bytes) {
+                    write_atomically(&to, &bytes)?;
+                }
             }
+            Part::Link { from, to } => link(&from, &to).with_context(|| format!("cannot write {}", to.display()))?,
         }
-        n_attacks += usize::from(matches!(step.stage, Stage::Attack { .. }));
     }
-    Ok(n_attacks)
+    Ok(jobs_done().filter(|job| matches!(job.stage, Stage::Attack { .. })).count())
 }
 
-/// The shell commands that show the `wanted` ones of `steps`, once they are finished, in `folder` as [`update`] does;
+/// The shell commands that show the `wanted` ones of `jobs`, once they are finished, in `folder` as [`update`] does;
 /// `show` writes a path as the shell finds it.
-pub(crate) fn script(folder: &Path, steps: &[Step], wanted: &[bool], show: impl Fn(&Path) -> String) -> Vec<String> {
-    let line = |(step, _): (&Step, &bool)| {
-        let parts = parts(folder, step, steps);
+pub(crate) fn script(folder: &Path, jobs: &[Job], wanted: &[bool], show: impl Fn(&Path) -> String) -> Vec<String> {
+    let line = |(job, _): (&Job, &bool)| {
+        let parts = parts(folder, job, jobs);
         let inside = parts.first()?.to().parent()?.to_owned();
         let make = shell_line(["mkdir", "-p", &show(&inside)]);
         let fill = parts.iter().map(|part| match part {
@@ -84,7 +79,7 @@ pub(crate) fn script(folder: &Path, steps: &[Step], wanted: &[bool], show: impl 
         });
         Some(std::iter::once(make).chain(fill).collect::<Vec<_>>().join(" && "))
     };
-    steps.iter().zip(wanted).filter(|(_, wanted)| **wanted).filter_map(line).collect()
+    jobs.iter().zip(wanted).filter(|(_, wanted)| **wanted).filter_map(line).collect()
 }
 
 /// A file or a link of the folder.
@@ -101,37 +96,36 @@ impl Part {
     }
 }
 
-/// What `folder` shows of a finished step, all of it beside each other.
-fn parts(folder: &Path, step: &Step, steps: &[Step]) -> Vec<Part> {
-    let at = place(folder, step);
-    match &step.stage {
-        Stage::Distill => vec![Part::Link { from: step.folder.clone(), to: at }],
+/// What `folder` shows of a finished job, all of it in one folder.
+fn parts(folder: &Path, job: &Job, jobs: &[Job]) -> Vec<Part> {
+    let at = place(folder, job);
+    match &job.stage {
+        Stage::Distill => vec![Part::Link { from: job.folder.clone(), to: at }],
         Stage::Train(_) => vec![],
         Stage::Attack { .. } => {
-            let trained = &steps[step.needs.expect("an attack needs a network")];
+            let trained = &jobs[job.needs.expect("an attack needs a network")];
             vec![
-                Part::Copy { from: step.folder.join(REPORT), to: at.join(REPORT) },
+                Part::Copy { from: job.output(), to: at.join(REPORT) },
                 Part::Copy { from: trained.folder.join(RUN), to: at.join(RUN) },
-                Part::Link { from: trained.folder.join(NETWORK), to: at.join(NETWORK) },
+                Part::Link { from: trained.output(), to: at.join(NETWORK) },
             ]
         }
     }
 }
 
-fn place(folder: &Path, step: &Step) -> PathBuf {
-    folder.join(step.cell.folder()).join(step.stage.folder())
+fn place(folder: &Path, job: &Job) -> PathBuf {
+    folder.join(job.cell.folder()).join(job.stage.folder())
 }
 
-/// Folders and links that lie `depth` levels below `folder`.
-fn entries(folder: &Path, depth: usize) -> anyhow::Result<Vec<PathBuf>> {
+/// Folders and links of all cells.
+fn entries(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut level = vec![folder.to_owned()];
-    for _ in 0..depth {
+    for _ in 0..DEPTH {
         let mut next = Vec::new();
         for folder in level {
             let entries = match fs::read_dir(&folder) {
-                Ok(entries) => entries,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(error).with_context(|| format!("cannot read {}", folder.display())),
+                entries => entries.with_context(|| format!("cannot read {}", folder.display()))?,
             };
             for entry in entries {
                 let entry = entry?;
@@ -148,53 +142,36 @@ fn entries(folder: &Path, depth: usize) -> anyhow::Result<Vec<PathBuf>> {
 /// Whether we made it: a link to a job, or a folder whose network is one. One that a killed process left half made is
 /// recognized by holding nothing else.
 fn is_ours(path: &Path) -> bool {
-    if path.is_symlink() {
-        return true;
-    }
     let network = path.join(NETWORK);
-    let names = fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.file_name());
-    (network.is_symlink() || !network.exists()) && names.into_iter().all(|name| known(&name.to_string_lossy()))
-}
-
-fn known(name: &str) -> bool {
-    [REPORT, RUN, NETWORK].contains(&name) || name.ends_with(".part")
+    let known = |name: &str| [REPORT, RUN, NETWORK].contains(&name) || name.ends_with(".part");
+    let mut names = fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    path.is_symlink() || (network.is_symlink() || !network.exists()) && names.all(|name| known(&name.to_string_lossy()))
 }
 
 fn take_out(path: &Path) -> anyhow::Result<()> {
     if path.is_symlink() {
-        return record::remove(path);
+        return Ok(remove_if_present(path)?);
     }
     for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-        record::remove(&entry.path())?;
+        remove_if_present(&entry.path())?;
     }
     match fs::remove_dir(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", path.display()))
-        }
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
         _ => Ok(()),
     }
 }
 
-fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
-    let bytes = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
-    if fs::read(to).is_ok_and(|there| there == bytes) {
-        return Ok(());
-    }
-    record::write_whole(to, &bytes)
-}
-
 /// Makes `to` a link to `from`, relative, so that the results folder can be moved.
-fn link(from: &Path, to: &Path) -> anyhow::Result<()> {
+fn link(from: &Path, to: &Path) -> io::Result<()> {
     let folder = to.parent().unwrap_or(Path::new("."));
     let target = relative(from, folder);
     if fs::read_link(to).is_ok_and(|there| there == target) {
         return Ok(());
     }
     let fresh = to.with_extension(format!("{}.part", lease::token()));
-    fs::create_dir_all(folder)
-        .and_then(|()| symlink(&target, &fresh))
-        .and_then(|()| fs::rename(&fresh, to))
-        .with_context(|| format!("cannot write {}", to.display()))
+    fs::create_dir_all(folder)?;
+    symlink(&target, &fresh)?;
+    fs::rename(&fresh, to)
 }
 
 /// The way from `folder` to `path`.
@@ -205,9 +182,7 @@ fn relative(path: &Path, folder: &Path) -> PathBuf {
 }
 
 #[cfg(unix)]
-fn symlink(target: &Path, link: &Path) -> io::Result<()> {
-    std::os::unix::fs::symlink(target, link)
-}
+use std::os::unix::fs::symlink;
 
 #[cfg(not(unix))]
 fn symlink(_: &Path, _: &Path) -> io::Result<()> {
@@ -216,43 +191,44 @@ fn symlink(_: &Path, _: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::plan::tests::Example, *};
+    use super::*;
+    use crate::example::Example;
 
-    fn finish(step: &Step) {
-        fs::create_dir_all(&step.folder).unwrap();
-        for name in [step.output, RUN] {
-            fs::write(step.folder.join(name), format!("{} {name}", step.id)).unwrap();
+    fn finish(job: &Job) {
+        fs::create_dir_all(&job.folder).unwrap();
+        for name in [job.stage.output(), RUN] {
+            fs::write(job.folder.join(name), format!("{} {name}", job.id)).unwrap();
         }
     }
 
     #[test]
     fn finished_jobs_are_shown_and_others_taken_out() {
         let example = Example::new();
-        let steps = example.steps("dataset=digits,ipc=1,method=c2r,seed=0");
-        assert_eq!(steps.len(), 7);
-        for step in &steps[..4] {
-            finish(step);
+        let jobs = example.jobs("dataset=digits,ipc=1,method=c2r,seed=0");
+        assert_eq!(jobs.len(), 7);
+        for job in &jobs[..4] {
+            finish(job);
         }
         let folder = example.place.results.join("example-quick");
         let finished = [true, true, true, true, false, false, false];
-        assert_eq!(update(&folder, &steps, &finished, &[]).unwrap(), 2);
+        assert_eq!(update(&folder, &jobs, &finished, &[]).unwrap(), 2);
         let cell = folder.join("digits/ipc1/c2r/seed0");
         let text = |path: &str| fs::read_to_string(cell.join(path)).unwrap();
-        assert_eq!(text("natural-fgsm-0.1/attack.json"), format!("{} attack.json", steps[2].id));
-        assert_eq!(text("natural-pgd-0.1/run.json"), format!("{} run.json", steps[1].id));
-        assert_eq!(text("natural-pgd-0.1/model.safetensors"), format!("{} model.safetensors", steps[1].id));
-        assert_eq!(text("distill/synthetic.safetensors"), format!("{} synthetic.safetensors", steps[0].id));
+        assert_eq!(text("natural-fgsm-0.1/attack.json"), format!("{} attack.json", jobs[2].id));
+        assert_eq!(text("natural-pgd-0.1/run.json"), format!("{} run.json", jobs[1].id));
+        assert_eq!(text("natural-pgd-0.1/model.safetensors"), format!("{} model.safetensors", jobs[1].id));
+        assert_eq!(text("distill/synthetic.safetensors"), format!("{} synthetic.safetensors", jobs[0].id));
         assert!(fs::read_link(cell.join("distill")).unwrap().is_relative());
         // The same again changes nothing.
-        assert_eq!(update(&folder, &steps, &finished, &[]).unwrap(), 2);
+        assert_eq!(update(&folder, &jobs, &finished, &[]).unwrap(), 2);
 
         // What is known of no dataset is left alone; what is not of this grid is taken out.
         assert_eq!(update(&folder, &[], &[], &["digits".into()]).unwrap(), 0);
         assert!(cell.join("natural-fgsm-0.1/attack.json").is_file());
-        update(&folder, &steps[..3], &[true, true, true], &[]).unwrap();
+        update(&folder, &jobs[..3], &[true, true, true], &[]).unwrap();
         assert!(cell.join("natural-fgsm-0.1/attack.json").is_file() && !cell.join("natural-pgd-0.1").exists());
         update(&folder, &[], &[], &[]).unwrap();
-        assert!(!cell.join("distill").exists() && steps[0].folder.join(RUN).is_file(), "links go, jobs stay");
+        assert!(!cell.join("distill").exists() && jobs[0].folder.join(RUN).is_file(), "links go, jobs stay");
 
         // Somebody else's results are never touched.
         fs::create_dir_all(cell.join("natural")).unwrap();

@@ -1,18 +1,19 @@
 //! Who works on a job: one process at a time, also among machines that share a folder.
 //!
-//! A job is claimed by a lock and a lease. The **lock** (`.job.lock`, advisory) is given back by the kernel however its
-//! holder ends, `kill -9` included, so on one machine a dead process never blocks a job. File systems over a network may
-//! keep such locks to each machine, or have none. The **lease** is a file `.lease-N` that only one can create, whose
-//! modification time its holder moves on every [`BEAT`]; one that has not moved for [`EXPIRES`] is taken over by creating
-//! `.lease-(N+1)`. Ages are differences of times that the file server gave, so clocks of machines need not agree.
+//! A job is claimed by a lock and a lease. The **lock** (`.job.lock`, a [`c2r_run::Lock`]) is released by the kernel however
+//! its holder ends, `kill -9` included, so on one machine a dead process never blocks a job. A lock alone is not enough:
+//! file systems over a network may keep locks to each machine, or have none. The **lease** is a file `.lease-N` that only
+//! one can create, whose modification time its holder moves on every [`BEAT`]; one that has not moved for [`EXPIRES`] is
+//! taken over by creating `.lease-(N+1)`. Ages are differences of times that the file server gave, so clocks of machines
+//! need not agree.
 //!
-//! A machine that was cut off for longer than that may find itself overtaken: its next beat says so and its command is
+//! A machine that was cut off for longer than that may find that it was overtaken: its next beat notices, and its command is
 //! stopped. Should two commands overlap for a moment, both write the same bytes, each file whole (the job's name decides
 //! its result), so what is lost is time.
 
 use std::{
-    fs,
-    io::{self, Read, Write},
+    fs::{self, File},
+    io::{self, Write},
     path::{Path, PathBuf},
     process::Stdio,
     sync::{
@@ -25,7 +26,8 @@ use std::{
 };
 
 use anyhow::Context;
-use fs4::fs_std::FileExt;
+use c2r_files::{FileError, remove_if_present};
+use c2r_run::Lock;
 
 /// How often a holder shows that it is alive.
 const BEAT: Duration = Duration::from_secs(20);
@@ -45,7 +47,7 @@ pub(crate) struct Lease {
     /// Dropped to end the beats.
     stop: Option<mpsc::Sender<()>>,
     beats: Option<thread::JoinHandle<()>>,
-    lock: Option<fs::File>,
+    lock: Option<Lock>,
 }
 
 /// A name for this process that no other has, on any machine.
@@ -67,46 +69,34 @@ pub(crate) fn host_name() -> String {
 }
 
 impl Lease {
-    /// Claims the job in `folder`, which is made if need be; `None` if somebody else works on it.
-    ///
-    /// # Errors
-    /// If the folder cannot be written.
+    /// Claims the job in `folder`, which is made if need be; `None` if another process works on it.
     pub(crate) fn claim(folder: &Path) -> anyhow::Result<Option<Self>> {
         Self::claim_with(folder, BEAT, EXPIRES)
     }
 
     fn claim_with(folder: &Path, beat: Duration, expires: Duration) -> anyhow::Result<Option<Self>> {
-        fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-        let lock_path = folder.join(LOCK);
-        let lock = fs::File::create(&lock_path).with_context(|| format!("cannot write {}", lock_path.display()))?;
-        let lock = match FileExt::try_lock_exclusive(&lock) {
-            Ok(true) => Some(lock),
-            Ok(false) => return Ok(None),
+        let lock = match Lock::acquire(&folder.join(LOCK)) {
+            Ok(Some(lock)) => Some(lock),
+            Ok(None) => return Ok(None),
             // A file system without locks: the lease alone decides.
-            Err(_) => None,
+            Err(FileError::Io { action: "lock", .. }) => None,
+            Err(error) => return Err(error.into()),
         };
-        let newest = newest(folder)?;
-        if let Some((_, path)) = &newest
-            && is_held(path, lock.is_some(), folder, expires)?
+        let old = leases(folder)?;
+        if let Some((_, newest)) = old.last()
+            && is_held(newest, lock.is_some(), folder, expires)?
         {
             return Ok(None);
         }
-        let number = newest.map_or(1, |(number, _)| number + 1);
+        let number = old.last().map_or(1, |(number, _)| number + 1);
         let path = folder.join(format!("{PREFIX}{number:06}"));
         let token = token();
-        let mut file = match fs::File::options().write(true).create_new(true).open(&path) {
-            Ok(file) => file,
+        match File::create_new(&path).and_then(|mut file| file.write_all(token.as_bytes())) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
-            Err(error) => return Err(error).with_context(|| format!("cannot write {}", path.display())),
-        };
-        file.write_all(token.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
-        drop(file);
-        // Those before it are dead.
-        for (old, path) in leases(folder)? {
-            if old < number {
-                super::record::remove(&path)?;
-            }
+            result => result.with_context(|| format!("cannot write {}", path.display()))?,
         }
+        // Those before it are dead.
+        old.iter().try_for_each(|(_, path)| remove_if_present(path))?;
         let lost = Arc::new(AtomicBool::new(false));
         let (stop, stopped) = mpsc::channel::<()>();
         let beats = {
@@ -125,14 +115,8 @@ impl Lease {
 
     /// Standard input for the job's command: empty, and the lock itself, which lasts as long as one of us holds it. So a
     /// command that outlives a killed `cargo xtask reproduce` is not started a second time beside itself.
-    ///
-    /// # Errors
-    /// If the system has no more files to give.
     pub(crate) fn stdin(&self) -> anyhow::Result<Stdio> {
-        Ok(match &self.lock {
-            Some(lock) => lock.try_clone().context("cannot share a lock")?.into(),
-            None => Stdio::null(),
-        })
+        self.lock.as_ref().map_or_else(|| Ok(Stdio::null()), |lock| lock.share().context("cannot share a lock"))
     }
 
     /// Whether another machine took the job over, because this one did not show that it is alive.
@@ -153,7 +137,7 @@ impl Drop for Lease {
     }
 }
 
-/// The leases in a folder by number.
+/// The leases in a folder with their numbers, the newest last.
 fn leases(folder: &Path) -> anyhow::Result<Vec<(u64, PathBuf)>> {
     let mut leases = Vec::new();
     for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
@@ -165,10 +149,6 @@ fn leases(folder: &Path) -> anyhow::Result<Vec<(u64, PathBuf)>> {
     }
     leases.sort();
     Ok(leases)
-}
-
-fn newest(folder: &Path) -> anyhow::Result<Option<(u64, PathBuf)>> {
-    Ok(leases(folder)?.pop())
 }
 
 /// Whether the holder of a lease is alive. One of this machine would hold the lock that we have.
@@ -192,21 +172,16 @@ fn is_held(lease: &Path, locked: bool, folder: &Path, expires: Duration) -> anyh
 
 /// Moves the time of our lease; `false` if it is not ours any more.
 fn beat_once(lease: &Path, token: &str, folder: &Path, number: u64) -> bool {
-    let ours = || -> io::Result<bool> {
-        let mut text = String::new();
-        fs::File::open(lease)?.read_to_string(&mut text)?;
-        Ok(text == token)
-    };
-    match ours() {
-        Ok(true) => {}
-        Ok(false) => return false,
+    match fs::read_to_string(lease) {
+        Ok(text) if text == token => {}
+        Ok(_) => return false,
         Err(error) => return error.kind() != io::ErrorKind::NotFound,
     }
-    if newest(folder).is_ok_and(|newest| newest.is_some_and(|(other, _)| other > number)) {
+    if leases(folder).is_ok_and(|leases| leases.last().is_some_and(|(newest, _)| *newest > number)) {
         return false;
     }
     // Writing gives the file the server's time. What cannot be written is tried again at the next beat.
-    let _ = fs::File::options().write(true).open(lease).and_then(|mut file| file.write_all(token.as_bytes()));
+    let _ = File::options().write(true).open(lease).and_then(|mut file| file.write_all(token.as_bytes()));
     true
 }
 

@@ -1,0 +1,148 @@
+//! Which datasets are here, and what is in them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    time::UNIX_EPOCH,
+};
+
+use anyhow::Context;
+use c2r_experiment::{DatasetEntry, DatasetFormat};
+use c2r_run::{exit, process, terminal};
+use sha2::{Digest, Sha256};
+
+use crate::{Workplace, select::unknown};
+
+/// Files that hold pixels or say what they show; anything else beside them changes nothing.
+const EXTENSIONS: [&str; 6] = ["bin", "csv", "jpeg", "jpg", "png", "txt"];
+
+/// Keys of a registry entry that decide no number.
+const ABOUT: [&str; 5] = ["title", "folders", "licence", "homepage", "files"];
+
+/// Hashing more than this is announced, bytes.
+const LARGE: u64 = 500_000_000;
+
+/// A dataset that an experiment may name.
+#[derive(Debug, Clone)]
+pub(crate) struct Dataset {
+    pub(crate) entry: DatasetEntry,
+    /// SHA-256 over names and contents of its files; `None` where it is not here.
+    sha256: Option<String>,
+}
+
+impl Dataset {
+    /// What stands for its contents in the name of a job. The jobs of a dataset that is not here have names too, so that
+    /// they can be counted and shown; they can neither be finished nor run.
+    pub(crate) fn contents(&self) -> &str {
+        self.sha256.as_deref().unwrap_or("not here")
+    }
+
+    /// What the registry says about it, as far as it can change a number.
+    pub(crate) fn deciding(&self) -> toml::Table {
+        let mut table = self.entry.table.clone();
+        table.retain(|key, _| !ABOUT.contains(&key));
+        table
+    }
+}
+
+/// All datasets of the registry, and which of them are here.
+#[derive(Debug, Clone)]
+pub struct Datasets(BTreeMap<String, Dataset>);
+
+impl Datasets {
+    /// Reads the registry and finds every dataset in the data folder of `place`. Contents are hashed once: the hash of
+    /// files of the same names, sizes and times is kept in the results folder.
+    ///
+    /// # Errors
+    /// If files cannot be read, or the process was asked to stop.
+    pub fn read(place: &Workplace) -> anyhow::Result<Self> {
+        let entries = DatasetEntry::read_all(&place.root.join(DatasetEntry::REGISTRY)).map_err(exit::usage)?;
+        let datasets = entries.into_iter().map(|entry| {
+            let folder = match &entry.embedded {
+                Some(file) => place.root.join(&file.path).parent().map(Path::to_owned),
+                None => {
+                    let inside = |folder: &String| place.data.as_ref().map(|data| data.join(folder));
+                    entry.folders.iter().filter_map(inside).find(|folder| folder.is_dir())
+                }
+            };
+            let sha256 = folder.map(|folder| contents(&folder, &entry, place)).transpose()?.flatten();
+            Ok((entry.name.clone(), Dataset { entry, sha256 }))
+        });
+        datasets.collect::<anyhow::Result<_>>().map(Self)
+    }
+
+    /// A dataset by name.
+    pub(crate) fn get(&self, name: &str) -> anyhow::Result<&Dataset> {
+        self.0.get(name).ok_or_else(|| exit::usage(unknown("dataset", name, self.0.keys())))
+    }
+
+    /// Which of `names` are not here, sorted.
+    pub fn missing<'a>(&self, names: impl IntoIterator<Item = &'a String>) -> Vec<String> {
+        let names: BTreeSet<&String> = names.into_iter().collect();
+        let is_gone = |name: &&String| self.0.get(*name).is_some_and(|dataset| dataset.sha256.is_none());
+        names.into_iter().filter(is_gone).cloned().collect()
+    }
+}
+
+/// Hash of a dataset's files; `None` if the folder holds none.
+fn contents(folder: &Path, entry: &DatasetEntry, place: &Workplace) -> anyhow::Result<Option<String>> {
+    let mut files = Vec::new();
+    list(folder, &mut files)?;
+    if entry.format == DatasetFormat::ClassFolders {
+        // One folder holds the classes of many subsets.
+        let wnids: BTreeSet<&str> = entry.wnids.iter().map(String::as_str).collect();
+        files.retain(|file| {
+            let inside = file.strip_prefix(folder).unwrap_or(file);
+            wnids.is_empty() || inside.iter().any(|part| part.to_str().is_some_and(|part| wnids.contains(part)))
+        });
+    }
+    files.sort();
+    let (mut stamp, mut n_bytes) = (Sha256::new(), 0);
+    for file in &files {
+        let data = fs::metadata(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let time = data.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+        stamp.update(format!("{} {} {}\n", file.display(), data.len(), time.as_nanos()));
+        n_bytes += data.len();
+    }
+    if n_bytes == 0 {
+        return Ok(None);
+    }
+    let (stamp, name) = (hex::encode(stamp.finalize()), &entry.name);
+    let cache = place.jobs().join(format!("data-{name}.json"));
+    let mut known: BTreeMap<String, String> = c2r_files::read_json(&cache).unwrap_or_default();
+    if let Some(sha256) = known.get(&stamp) {
+        return Ok(Some(sha256.clone()));
+    }
+    if n_bytes > LARGE {
+        terminal::note(format!("reading {name} once ({}) to know its contents", terminal::megabytes(n_bytes)));
+    }
+    let mut hash = Sha256::new();
+    for file in &files {
+        process::check_interrupt()?;
+        let inside = file.strip_prefix(folder).unwrap_or(file);
+        hash.update(inside.to_string_lossy().as_bytes());
+        hash.update([0]);
+        hash.update(hex::decode(c2r_files::sha256_of_file(file)?)?);
+    }
+    let sha256 = hex::encode(hash.finalize());
+    known.insert(stamp, sha256.clone());
+    // A convenience: whoever needs the results folder reports that it cannot be written.
+    let _ = c2r_files::write_json(&cache, &known);
+    Ok(Some(sha256))
+}
+
+/// Adds every file below `folder` that may hold data.
+fn list(folder: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
+        let path = entry?.path();
+        let hidden = path.file_name().is_none_or(|name| name.to_string_lossy().starts_with('.'));
+        let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
+        if path.is_dir() {
+            list(&path, files)?;
+        } else if !hidden && EXTENSIONS.contains(&&*extension.to_string_lossy()) {
+            files.push(path);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,179 @@
+//! How long jobs will take here. `c2r estimate` counts what each command sends through its network and times each network
+//! once; nothing that the commands need has to exist.
+
+use std::{collections::HashMap, io::Write, time::Duration};
+
+use anyhow::Context;
+use c2r_run::{process, terminal};
+use serde::Deserialize;
+
+use crate::{Job, Stage, Workplace, lease};
+
+/// A line of `c2r estimate`.
+#[derive(Debug, Deserialize)]
+struct Answer {
+    seconds: Option<f64>,
+    error: Option<String>,
+}
+
+/// Expected seconds of each job, or why they are not known.
+pub type Times = Vec<Result<f64, String>>;
+
+/// Asks `c2r`, which must be built, for the times of `jobs`, which must hold what each one needs. Measured speeds of
+/// networks are kept in the results folder for the next time.
+///
+/// # Errors
+/// If the process was asked to stop, or `c2r estimate` fails.
+pub fn times(jobs: &[Job], place: &Workplace) -> anyhow::Result<Times> {
+    // Seeds change no time: one of each kind is asked for, with the jobs it needs.
+    let mut questions: HashMap<String, usize> = HashMap::new();
+    let mut lines = Vec::new();
+    let mut answered_by: Vec<usize> = Vec::with_capacity(jobs.len());
+    for job in jobs {
+        let key = kind(job, job.needs.map(|needed| answered_by[needed]));
+        let position = *questions.entry(key).or_insert_with(|| {
+            let words: Vec<&String> = job.args().collect();
+            lines.push(serde_json::to_string(&words).expect("texts are JSON"));
+            lines.len() - 1
+        });
+        answered_by.push(position);
+    }
+    let mut file = tempfile::NamedTempFile::new().context("cannot make a temporary file")?;
+    lines.iter().try_for_each(|line| writeln!(file, "{line}")).context("cannot write a temporary file")?;
+    let (questions, speeds) = (file.path(), place.jobs().join(format!("speed-{}.json", lease::host_name())));
+    let mut words =
+        ["estimate", &questions.to_string_lossy(), "--speeds", &speeds.to_string_lossy()].map(String::from).to_vec();
+    for option in ["--threads", "--device"] {
+        let how = jobs.first().map_or(&[][..], |job| &job.how);
+        if let Some(position) = how.iter().position(|word| word == option) {
+            words.extend_from_slice(&how[position..position + 2]);
+        }
+    }
+    let output = process::output(&mut place.command(words))?.context("c2r is not built")?;
+    process::check_interrupt()?;
+    let reason = String::from_utf8_lossy(&output.stderr);
+    anyhow::ensure!(output.status.success(), "`c2r estimate` failed: {}", reason.trim());
+    let answers = String::from_utf8(output.stdout).context("`c2r estimate` printed no text")?;
+    let answers: Vec<Answer> =
+        answers.lines().map(serde_json::from_str).collect::<Result<_, _>>().context("reading `c2r estimate`")?;
+    let (n, n_asked) = (answers.len(), lines.len());
+    anyhow::ensure!(n == n_asked, "`c2r estimate` answered {n} of {n_asked} questions");
+    let answer = |position: usize| match &answers[position] {
+        Answer { seconds: Some(seconds), .. } => Ok(*seconds),
+        Answer { error, .. } => Err(error.clone().unwrap_or_else(|| "no reason given".to_owned())),
+    };
+    Ok(answered_by.into_iter().map(answer).collect())
+}
+
+/// Jobs of one kind take the same time: they differ in their seed, and in what they read and write.
+fn kind(job: &Job, needs: Option<usize>) -> String {
+    let mut words = job.what.iter();
+    let mut kept = vec![format!("{needs:?}")];
+    while let Some(word) = words.next() {
+        if word == "--seed" {
+            words.next();
+        } else {
+            kept.push(word.clone());
+        }
+    }
+    kept.join(" ")
+}
+
+/// Prints the time of what is not finished, by kind of job, and the sum.
+pub(crate) fn print(jobs: &[Job], finished: &[bool], times: &Times, n_at_once: usize) {
+    let mut groups: Vec<(String, usize, f64)> = Vec::new();
+    let (mut total, mut unknown) = (0.0, Vec::new());
+    for ((job, _), time) in jobs.iter().zip(finished).zip(times).filter(|((_, done), _)| !**done) {
+        match time {
+            Ok(seconds) => {
+                let name = group(job);
+                match groups.iter_mut().find(|(other, ..)| *other == name) {
+                    Some((_, n, sum)) => (*n, *sum) = (*n + 1, *sum + seconds),
+                    None => groups.push((name, 1, *seconds)),
+                }
+                total += seconds;
+            }
+            Err(reason) => unknown.push(format!("{}: {reason}", job.name())),
+        }
+    }
+    for (name, n, sum) in groups {
+        terminal::note(format!("  {name}: {n} x {} = {}", time(sum / n as f64), time(sum)));
+    }
+    if let Some(first) = unknown.first() {
+        terminal::note(format!("  {} commands of unknown length, the first: {first}", unknown.len()));
+    }
+    terminal::note(format!(
+        "about {} here, {n_at_once} at once, if nothing else runs; Ctrl-C stops it at any time, the same command goes on",
+        time((total / n_at_once.max(1) as f64).max(longest_chain(jobs, finished, times)))
+    ));
+}
+
+/// Seconds of what is not finished along the longest way from a distillation to an attack: however many jobs run at once, a
+/// job waits for the one it needs.
+fn longest_chain(jobs: &[Job], finished: &[bool], times: &Times) -> f64 {
+    let mut until = Vec::with_capacity(jobs.len());
+    for (position, job) in jobs.iter().enumerate() {
+        let own = if finished[position] { 0.0 } else { *times[position].as_ref().unwrap_or(&0.0) };
+        until.push(own + job.needs.map_or(0.0, |needed| until[needed]));
+    }
+    until.into_iter().fold(0.0, f64::max)
+}
+
+/// How jobs are listed.
+fn group(job: &Job) -> String {
+    let size = job.cell.ipc.map_or_else(|| "all images".to_owned(), |ipc| format!("ipc {ipc}"));
+    let dataset = &job.cell.dataset;
+    match &job.stage {
+        Stage::Distill => format!("distill {dataset}, {size}, {}", job.cell.method),
+        Stage::Train(network) => format!("train {dataset}, {size}, {}", network.protocol),
+        Stage::Attack { attack, .. } => format!("attack {dataset}, {attack}"),
+    }
+}
+
+/// Seconds for people.
+pub(crate) fn time(seconds: f64) -> String {
+    terminal::duration(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::example::Example;
+
+    #[test]
+    fn kinds_differ_in_more_than_the_seed() {
+        let example = Example::new();
+        let of = |only: &str| kind(&example.jobs(only)[0], None);
+        assert_eq!(of("dataset=digits,ipc=1,method=c2r,seed=0"), of("dataset=digits,ipc=1,method=c2r,seed=2"));
+        assert_ne!(of("dataset=digits,ipc=1,method=c2r,seed=0"), of("dataset=digits,ipc=10,method=c2r,seed=0"));
+        let train = &example.jobs("dataset=digits,ipc=1,method=c2r,seed=0")[1];
+        assert_ne!(kind(train, Some(0)), kind(train, Some(1)), "the same command on another set");
+    }
+
+    /// A `c2r` that answers every question with its number.
+    #[cfg(unix)]
+    #[test]
+    fn one_of_each_kind_is_asked_for() {
+        let example = Example::new();
+        let script =
+            "#!/bin/sh\nn=0\nwhile read -r line; do n=$((n + 1)); echo \"{\\\"seconds\\\": $n}\"; done < \"$2\"\n";
+        example.program(script);
+        let jobs = example.jobs("dataset=digits,ipc=1,method=c2r");
+        let times = times(&jobs, &example.place).unwrap();
+        assert_eq!(jobs.len(), 3 * 7);
+        let seconds: Vec<f64> = times.into_iter().map(Result::unwrap).collect();
+        assert_eq!(seconds[..7], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
+        assert_eq!(seconds[7..14], seconds[..7], "another seed takes the same time");
+    }
+
+    #[test]
+    fn many_at_once_still_wait_for_one_another() {
+        let jobs = Example::new().jobs("dataset=digits,ipc=1,method=c2r,seed=0");
+        let times: Times = (1..=7).map(|seconds| Ok(f64::from(seconds))).collect();
+        // Distil 1, train 2, attack 3 and 4, train 5, attack 6 and 7.
+        assert_eq!(longest_chain(&jobs, &[false; 7], &times), 1.0 + 5.0 + 7.0);
+        let mut finished = [false; 7];
+        finished[0] = true;
+        assert_eq!(longest_chain(&jobs, &finished, &times), 5.0 + 7.0);
+    }
+}

@@ -1,0 +1,89 @@
+//! What there is to run: size of each grid, what is finished, how long the rest takes.
+
+use std::{collections::BTreeSet, mem};
+
+use c2r_experiment::Experiment;
+use c2r_run::{exit, terminal};
+
+use crate::{
+    Datasets, Grid, GridPlan, Job, Workplace, estimate,
+    experiments::{experiment_names, read_experiment},
+    run::finished,
+    select::unknown,
+};
+
+/// Prints all experiments or the one that is named, at all scales or the one that is named.
+///
+/// # Errors
+/// If there is no such experiment or scale, or something cannot be read.
+pub fn list(experiment: Option<&str>, scale: Option<&str>, place: &Workplace) -> anyhow::Result<()> {
+    // Every scale has its own number of threads, and one measurement takes one.
+    let place = Workplace { threads: Some(1), ..place.clone() };
+    let datasets = Datasets::read(&place)?;
+    let names = experiment.map_or_else(|| experiment_names(&place.root), |name| Ok(vec![name.to_owned()]))?;
+    let experiments: Vec<Experiment> =
+        names.iter().map(|name| read_experiment(&place.root, name)).collect::<Result<_, _>>()?;
+    let scales: BTreeSet<&String> = experiments.iter().flat_map(|experiment| experiment.scales.keys()).collect();
+    if let Some(wanted) = scale.filter(|wanted| !scales.iter().any(|name| name == wanted)) {
+        return Err(exit::usage(unknown("scale", wanted, scales)));
+    }
+
+    let mut listed: Vec<(String, GridPlan, Vec<String>)> = Vec::new();
+    let mut all: Vec<Job> = Vec::new();
+    for experiment in &experiments {
+        let mut heading = format!("{}: {}\n", experiment.name, experiment.title);
+        heading.extend(experiment.missing.iter().map(|text| format!("  missing: {text}\n")));
+        for (name, grid) in experiment.scales.iter().filter(|(name, _)| scale.is_none_or(|wanted| wanted == *name)) {
+            let plan = Grid { experiment, scale: grid, place: &place, datasets: &datasets }.whole()?;
+            let first = all.len();
+            all.extend(plan.jobs.iter().map(|job| Job { needs: job.needs.map(|n| n + first), ..job.clone() }));
+            let heading = format!("{}  --scale {name}: {}", mem::take(&mut heading), grid.about);
+            listed.push((heading, plan, datasets.missing(&grid.datasets)));
+        }
+    }
+    let times = if place.c2r.is_file() {
+        terminal::note("asking c2r how long everything takes here (the first time it measures for a minute)");
+        estimate::times(&all, &place).map_err(|error| exit::message(&error))
+    } else {
+        Err("c2r is not built".to_owned())
+    };
+    if let Err(reason) = &times {
+        terminal::note(format!("no times: {reason}"));
+    }
+    let mut rest = times.as_deref().unwrap_or_default();
+    for (heading, GridPlan { jobs, without_profile, .. }, absent) in &listed {
+        let finished = finished(jobs);
+        let count = |stage: &str| jobs.iter().filter(|job| job.stage.command() == stage).count();
+        let mut line = format!(
+            "    {} distillations, {} trainings, {} attacks; {} of {} commands finished",
+            count("distill"),
+            count("train"),
+            count("attack"),
+            finished.iter().filter(|&&done| done).count(),
+            jobs.len()
+        );
+        if !rest.is_empty() {
+            let (own, others) = rest.split_at(jobs.len());
+            rest = others;
+            let open = own.iter().zip(&finished).filter(|(_, done)| !**done);
+            let (known, unknown): (Vec<_>, Vec<_>) = open.map(|(time, _)| time).partition(|time| time.is_ok());
+            if !known.is_empty() {
+                let sum = known.into_iter().flatten().sum();
+                line += &format!(", the rest takes about {} of one core here", estimate::time(sum));
+            }
+            if !unknown.is_empty() {
+                line += &format!(" ({} commands of unknown length)", unknown.len());
+            }
+        }
+        terminal::out(heading);
+        terminal::out(line);
+        if !absent.is_empty() {
+            terminal::out(format!("    {}", place.no_data(absent)));
+        }
+        if !without_profile.is_empty() {
+            let names: Vec<&str> = without_profile.iter().map(String::as_str).collect();
+            terminal::out(format!("    not implemented yet: {}", names.join(", ")));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,169 @@
+//! A grid from its jobs to its table and page.
+
+use std::{collections::BTreeSet, path::PathBuf, thread};
+
+use anyhow::Context;
+use c2r_run::{exit, process, terminal};
+
+use crate::{
+    Grid, GridPlan, Job, SlurmArray, estimate,
+    experiments::FOLDER,
+    run::{self, Summary, finished},
+    table_folder,
+};
+
+/// The page beside the tables.
+const PAGE: &str = "report.html";
+
+/// A grid that is to be run.
+pub struct Reproduction<'a> {
+    /// The grid.
+    pub grid: Grid<'a>,
+    /// Name of its scale.
+    pub scale_name: &'a str,
+    /// Options of `c2r table` and `c2r report` that say in what the grid is not the file's.
+    pub changes: Vec<String>,
+    /// How many jobs run at once; as many as the cores carry unless given.
+    pub at_once: Option<usize>,
+}
+
+impl Reproduction<'_> {
+    /// `table2-quick`: the folder of the table in the results folder.
+    pub fn name(&self) -> String {
+        let judged = if self.grid.scale.held_out { "-held-out" } else { "" };
+        format!("{}-{}{judged}", self.grid.experiment.name, self.scale_name)
+    }
+
+    /// Runs what is not finished, on this machine or as an array of Slurm; `with_estimate` says first how long that takes
+    /// here.
+    ///
+    /// # Errors
+    /// If the process was asked to stop, or what [`SlurmArray::run`] says. A job that fails is not an error.
+    pub fn run(&self, plan: &GridPlan, with_estimate: bool, array: Option<&SlurmArray<'_>>) -> anyhow::Result<Summary> {
+        let (jobs, place) = (&plan.jobs, self.grid.place);
+        let (finished, n_open) = self.finished(jobs);
+        if n_open == 0 {
+            terminal::note(format!("all {} commands were finished before", jobs.len()));
+            return Ok(Summary { n_reused: jobs.len(), ..Summary::default() });
+        }
+        let results = place.show(&place.results);
+        terminal::note(format!("{} commands, {n_open} of them to run; results in {results}", jobs.len()));
+        let summary = if let Some(array) = array {
+            array.run(plan, &finished, place)?
+        } else {
+            let at_once = self.at_once(n_open);
+            if with_estimate {
+                estimate::print(jobs, &finished, &estimate::times(jobs, place)?, at_once);
+            }
+            run::run(jobs, &finished, at_once, place)?
+        };
+        let others = match summary.n_elsewhere {
+            0 => String::new(),
+            n => format!(", {n} of them by others"),
+        };
+        let (n_done, n_reused) = (summary.n_done(), summary.n_reused);
+        terminal::note(format!("{n_done} commands finished, {n_reused} of them before{others}"));
+        Ok(summary)
+    }
+
+    /// Prints the table of what is finished of the whole grid and writes the page; `true` if numbers are outside the
+    /// tolerance.
+    ///
+    /// # Errors
+    /// If the table's folder cannot be made, or `c2r table` or `c2r report` fails.
+    pub fn table(&self) -> anyhow::Result<bool> {
+        let Grid { scale, place, datasets, .. } = self.grid;
+        let jobs = self.grid.whole()?.jobs;
+        let absent = datasets.missing(&scale.datasets);
+        if table_folder::update(&self.table_folder(), &jobs, &finished(&jobs), &absent)? == 0 {
+            return Ok(false);
+        }
+        let [table, report] = self.result_args();
+        let status = process::foreground(&mut place.command(&table), |_| {})?;
+        let outside = match status.code().map(u8::try_from) {
+            Some(Ok(0)) => false,
+            Some(Ok(exit::OUTSIDE_TOLERANCE)) => true,
+            _ => anyhow::bail!("`c2r table` failed ({status}); see its message above"),
+        };
+        let output = process::output(&mut place.command(&report))?.context("there is no c2r")?;
+        // What it says about the tolerance, `c2r table` has said.
+        if !matches!(output.status.code().map(u8::try_from), Some(Ok(0 | exit::OUTSIDE_TOLERANCE))) {
+            let reason = String::from_utf8_lossy(&output.stderr);
+            anyhow::bail!("`c2r report` failed ({}): {}", output.status, reason.trim());
+        }
+        terminal::note(format!("report: {}", report.last().map_or(PAGE, String::as_str)));
+        Ok(outside)
+    }
+
+    /// Prints a shell script that does what [`Reproduction::run`] and, if asked for, [`Reproduction::table`] would, and
+    /// what it costs here.
+    ///
+    /// # Errors
+    /// If `c2r estimate` fails.
+    pub fn dry_run(&self, plan: &GridPlan, with_table: bool) -> anyhow::Result<()> {
+        let place = self.grid.place;
+        let c2r = place.show(&place.c2r);
+        let line = |args: Vec<&String>| process::shell_line(std::iter::once(&c2r).chain(args));
+        plan.jobs.iter().for_each(|job| terminal::out(line(job.args().collect())));
+        if with_table {
+            // The table has what is finished of the rest of the grid, too.
+            let whole = self.grid.whole()?.jobs;
+            let asked: BTreeSet<&str> = plan.jobs.iter().map(|job| job.id.as_str()).collect();
+            let mut shown = finished(&whole);
+            shown.iter_mut().zip(&whole).for_each(|(shown, job)| *shown |= asked.contains(job.id.as_str()));
+            let folder = table_folder::script(&self.table_folder(), &whole, &shown, |path| place.show(path));
+            folder.into_iter().for_each(terminal::out);
+            self.result_args().iter().for_each(|args| terminal::out(line(args.iter().collect())));
+        }
+        terminal::note(format!("to run this by hand: in {}, with `sh -e`", place.root.display()));
+        let (finished, n_open) = self.finished(&plan.jobs);
+        terminal::note(format!("{} commands, {n_open} of them to run", plan.jobs.len()));
+        let absent = self.missing_data(plan);
+        if !absent.is_empty() {
+            terminal::note(place.no_data_to_run(&absent));
+        }
+        if n_open > 0 && place.c2r.is_file() {
+            let times = estimate::times(&plan.jobs, place)?;
+            estimate::print(&plan.jobs, &finished, &times, self.at_once(n_open));
+        } else if n_open > 0 {
+            terminal::note(
+                "what they cost is not known before c2r is built: cargo xtask setup && cargo build --release",
+            );
+        }
+        Ok(())
+    }
+
+    /// Datasets that the plan needs and that are not here.
+    pub fn missing_data(&self, plan: &GridPlan) -> Vec<String> {
+        self.grid.datasets.missing(plan.jobs.iter().map(|job| &job.cell.dataset))
+    }
+
+    fn table_folder(&self) -> PathBuf {
+        self.grid.place.results.join(self.name())
+    }
+
+    /// The arguments of `c2r table` and `c2r report`, which write into the table's folder.
+    fn result_args(&self) -> [Vec<String>; 2] {
+        let place = self.grid.place;
+        let (folder, page) = (place.show(&self.table_folder()), place.show(&self.table_folder().join(PAGE)));
+        let file = format!("{FOLDER}/{}.toml", self.grid.experiment.name);
+        [("table", "--output-dir", &folder), ("report", "--output", &page)].map(|(command, flag, to)| {
+            let words = [command, &folder, "--experiment", &file, "--scale", self.scale_name].map(String::from);
+            words.into_iter().chain(self.changes.clone()).chain([flag, to].map(String::from)).collect()
+        })
+    }
+
+    /// Which jobs need not run, and how many must.
+    fn finished(&self, jobs: &[Job]) -> (Vec<bool>, usize) {
+        let finished = if self.grid.place.force { vec![false; jobs.len()] } else { finished(jobs) };
+        let n_open = finished.iter().filter(|&&done| !done).count();
+        (finished, n_open)
+    }
+
+    /// As many jobs at once as the cores carry; small networks gain nothing from many threads each.
+    fn at_once(&self, n_open: usize) -> usize {
+        let n_cores = thread::available_parallelism().map_or(1, usize::from);
+        let carried = self.grid.place.threads.map_or(1, |threads| (n_cores / threads).max(1));
+        self.at_once.unwrap_or(carried).min(n_open.max(1))
+    }
+}

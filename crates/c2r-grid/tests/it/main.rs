@@ -1,0 +1,6 @@
+//! Grids in a temporary checkout.
+
+mod example;
+mod plan;
+#[cfg(unix)]
+mod run;

@@ -1,0 +1,309 @@
+//! From grids to jobs: their arguments, names and order.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use c2r_experiment::Scale;
+use c2r_grid::{Datasets, Grid, Job, Selection, Shard, Workplace, experiment_names, read_experiment};
+use c2r_run::{exit, process::shell_line};
+
+use super::example::Example;
+
+#[test]
+fn the_whole_grid_and_what_is_not_implemented() {
+    let example = Example::new();
+    let plan = example.plan_in(&example.place, &Selection::default(), Shard::ALL).unwrap();
+    // Per protocol one training and two attacks; per dataset and seed the reference, and 2 methods x 2 ipcs that are
+    // distilled first.
+    assert_eq!(plan.jobs.len(), 2 * 3 * (2 * 3 + 2 * 2 * (1 + 2 * 3)));
+    assert_eq!(plan.n_chains, 2 * 3 * 5);
+    assert_eq!(plan.without_profile.iter().collect::<Vec<_>>(), ["dm"]);
+}
+
+#[test]
+fn one_cell_in_full() {
+    let example = Example::new();
+    let jobs = example.jobs("dataset=cifar10,ipc=10,method=class-mean,seed=2,protocol=natural");
+    let lines: Vec<String> = jobs.iter().map(|job| shell_line(job.args())).collect();
+    let job = |position: usize| format!("runs/jobs/{}", jobs[position].id);
+    let common = "--data cifar --threads 1";
+    assert_eq!(
+        lines,
+        [
+            format!(
+                "distill --config data/profiles/faithful.toml --dataset cifar10 --ipc 10 --seed 2 --name class-mean \
+                 --train-per-class 500 --set model=ConvNet-D3-W32-IN --set iterations=30 --set eta=0.6 --set crl=false \
+                 --run-dir {} --networks runs/networks {common}",
+                job(0)
+            ),
+            format!(
+                "train --protocol natural --seed 2 --model ConvNet-D3-W32-IN --set steps=20 --synthetic \
+                 {}/synthetic.safetensors --run-dir {} {common}",
+                job(0),
+                job(1)
+            ),
+            format!(
+                "attack --dataset cifar10 --attack fgsm --norm linf --eps 0.1 --each --seed 2 --n-test 100 \
+                 --checkpoint {}/model.safetensors --output {}/attack.json {common}",
+                job(1),
+                job(2)
+            ),
+            format!(
+                "attack --dataset cifar10 --attack pgd --norm linf --eps 0.1 --each --seed 2 --n-test 100 \
+                 --set pgd.steps=3 --set pgd.step-size=2/255 --checkpoint {}/model.safetensors --output \
+                 {}/attack.json {common}",
+                job(1),
+                job(3)
+            ),
+        ]
+    );
+    assert_eq!(jobs.iter().map(|job| job.needs).collect::<Vec<_>>(), [None, Some(0), Some(1), Some(1)]);
+    assert_eq!(jobs[3].name(), "cifar10/ipc10/class-mean/seed2 attack natural-pgd-0.1");
+}
+
+#[test]
+fn the_last_of_several_settings_counts() {
+    let example = Example::new();
+    let jobs = example.jobs("dataset=digits,ipc=1,method=c2r,seed=0,attack=pgd");
+    let line = |position: usize| shell_line(&jobs[position].what);
+    assert!(line(2).ends_with("--set pgd.step-size=2/255 --set pgd.steps=5"), "{}", line(2));
+    assert!(line(4).ends_with("--set pgd.steps=3 --set pgd.step-size=2/255"), "{}", line(4));
+}
+
+#[test]
+fn held_out_images_are_judged_after_the_same_training() {
+    let example = Example::new();
+    let only = "dataset=digits,ipc=1,method=c2r,seed=0,protocol=natural,attack=pgd";
+    let datasets = Datasets::read(&example.place).unwrap();
+    let scale = Scale { held_out: true, ..example.experiment.scale("quick").unwrap().clone() };
+    let grid = Grid { experiment: &example.experiment, scale: &scale, place: &example.place, datasets: &datasets };
+    let held_out = grid.plan(&only.parse().unwrap(), Shard::ALL).unwrap().jobs;
+    let test = example.jobs(only);
+    let ids = |jobs: &[Job]| jobs.iter().map(|job| job.id.clone()).collect::<Vec<_>>();
+    assert_eq!(ids(&held_out)[..2], ids(&test)[..2]);
+    assert_ne!(held_out[2].id, test[2].id);
+    assert!(shell_line(&held_out[2].what).contains("--held-out-after 500 --n-test 100"));
+}
+
+#[test]
+fn a_grid_may_ask_for_a_chosen_step() {
+    let mut example = Example::new();
+    let only = "dataset=digits,ipc=1,method=c2r,seed=0,protocol=natural,attack=pgd";
+    let ids = |example: &Example| example.jobs(only).into_iter().map(|job| job.id).collect::<Vec<_>>();
+    let usual = ids(&example);
+    let mut select = |which: &str| {
+        example.experiment.scales.get_mut("quick").unwrap().select = Some(which.into());
+        (ids(&example), shell_line(&example.jobs(only)[1].what))
+    };
+    assert_eq!(select("last").0, usual, "goes without saying");
+    let (chosen, train) = select("held-out");
+    assert!(train.contains(" --select held-out "), "{train}");
+    assert_eq!(chosen[0], usual[0], "the same distilled set");
+    assert!(chosen[1] != usual[1] && chosen[2] != usual[2]);
+}
+
+#[test]
+fn the_reference_is_trained_on_the_dataset() {
+    let jobs = Example::new().jobs("dataset=digits,ipc=all,seed=0");
+    assert_eq!(jobs.len(), 6);
+    assert_eq!(jobs[0].name(), "digits/all/full/seed0 train natural");
+    assert!(
+        shell_line(jobs[0].args())
+            .starts_with("train --protocol natural --seed 0 --dataset digits --train-per-class 500")
+    );
+    assert!(jobs[0].needs.is_none() && jobs[3].needs.is_none());
+}
+
+#[test]
+fn every_needed_command_comes_first_and_feeds_the_one_that_needs_it() {
+    let jobs = Example::new().jobs("");
+    for (position, job) in jobs.iter().enumerate() {
+        if let Some(needed) = job.needs {
+            assert!(needed < position && jobs[needed].chain == job.chain);
+            let input = Example::new().place.show(&jobs[needed].output());
+            let name = input.split("jobs/").last().unwrap();
+            assert!(job.how.iter().any(|word| word.ends_with(name)), "{input}");
+        }
+    }
+    let ids: BTreeSet<&str> = jobs.iter().map(|job| job.id.as_str()).collect();
+    assert_eq!(ids.len(), jobs.len(), "no two commands of a grid are the same");
+}
+
+#[test]
+fn selections_add_up_and_mistakes_are_named() {
+    let example = Example::new();
+    assert_eq!(example.jobs("dataset=digits,seed=0,ipc=1,ipc=10,method=c2r").len(), 14);
+    let merged = Selection::merge(["ipc=1", "ipc=10"].map(|text| text.parse().unwrap()));
+    assert_eq!(merged, "ipc=1,ipc=10".parse().unwrap());
+    assert_eq!(merged.to_string(), "ipc=1,ipc=10");
+    let message =
+        |only: &str| exit::message(&example.plan_in(&example.place, &only.parse().unwrap(), Shard::ALL).unwrap_err());
+    assert!(message("dataset=mnist").contains("no dataset `mnist`; there are: digits, cifar10"));
+    assert!(message("ipc=5").contains("there are: 1, 10, all"));
+    assert!(message("method=full,ipc=1").contains("`ipc=all`"));
+    assert!(message("method=dm").contains("`dm` is not implemented"));
+    assert!("dataset".parse::<Selection>().unwrap_err().contains("not key=value"));
+    assert!("size=3".parse::<Selection>().unwrap_err().contains("no key `size`; there are: dataset, ipc"));
+}
+
+#[test]
+fn shards_split_the_grid_between_chains() {
+    let example = Example::new();
+    let whole: BTreeSet<String> = example.jobs("").into_iter().map(|job| job.id).collect();
+    let mut union = BTreeSet::new();
+    for index in 0..4 {
+        let shard: Shard = format!("{}/4", index + 1).parse().unwrap();
+        let plan = example.plan_in(&example.place, &Selection::default(), shard).unwrap();
+        assert_eq!(plan.n_chains, 30);
+        assert!(plan.jobs.iter().all(|job| job.chain % 4 == index));
+        for job in plan.jobs {
+            assert!(union.insert(job.id), "in two shards");
+        }
+    }
+    assert_eq!(union, whole);
+    assert_eq!("2/4".parse::<Shard>().unwrap().to_string(), "2/4");
+    for wrong in ["0/4", "5/4", "1", "a/b", "1/0"] {
+        assert!(wrong.parse::<Shard>().unwrap_err().contains("I/N"), "{wrong}");
+    }
+}
+
+#[test]
+fn places_change_how_and_not_what() {
+    let example = Example::new();
+    let elsewhere = Workplace {
+        results: "/elsewhere/runs".into(),
+        threads: None,
+        device: Some("cuda:1".into()),
+        force: true,
+        ..example.place.clone()
+    };
+    let here = example.jobs("");
+    let there = example.plan_in(&elsewhere, &Selection::default(), Shard::ALL).unwrap().jobs;
+    assert!(here.iter().zip(&there).all(|(a, b)| a.what == b.what && a.id == b.id));
+    assert_eq!(
+        shell_line(&there[0].how),
+        format!("--run-dir /elsewhere/runs/jobs/{} --data cifar --device cuda:1 --force", here[0].id)
+    );
+}
+
+#[test]
+fn an_id_changes_with_all_that_decides_the_result_and_so_do_those_behind_it() {
+    let example = Example::new();
+    let only = "dataset=cifar10,ipc=1,method=c2r,seed=0,protocol=natural,attack=pgd";
+    let ids = |example: &Example| example.jobs(only).into_iter().map(|job| job.id).collect::<Vec<_>>();
+    let before = ids(&example);
+    let profile = example.folder.path().join("data/profiles/faithful.toml");
+    std::fs::write(&profile, "# a comment\neta    = 0.4").unwrap();
+    assert_eq!(ids(&example), before, "comments and spaces decide nothing");
+    std::fs::write(&profile, "eta = 0.6").unwrap();
+    let other = ids(&example);
+    assert!(before.iter().zip(&other).all(|(a, b)| a != b), "another profile");
+    let base = example.folder.path().join("data/profiles/base.toml");
+    std::fs::write(&profile, "base = \"base\"\neta = 0.4").unwrap();
+    std::fs::write(&base, "ipc = 1").unwrap();
+    let based = ids(&example);
+    std::fs::write(&base, "ipc = 2").unwrap();
+    assert!(based.iter().zip(&ids(&example)).all(|(a, b)| a != b), "another base");
+    std::fs::write(&profile, "eta = 0.4").unwrap();
+    assert_eq!(ids(&example), before);
+
+    let data = example.folder.path().join("cifar/cifar-10-batches-bin/data_batch_1.bin");
+    std::fs::write(data, "other pixels").unwrap();
+    assert!(before.iter().zip(&ids(&example)).all(|(a, b)| a != b), "other data");
+}
+
+#[test]
+fn contents_of_a_dataset_decide_and_what_is_not_here_is_named() {
+    let example = Example::new();
+    let first = |example: &Example| example.jobs("dataset=cifar10").swap_remove(0).id;
+    let before = first(&example);
+    let folder = example.folder.path().join("cifar/cifar-10-batches-bin");
+    fs::write(folder.join("readme.html"), "other words").unwrap();
+    fs::write(folder.join(".hidden.bin"), "other words").unwrap();
+    assert_eq!(first(&example), before);
+    fs::write(folder.join("data_batch_2.bin"), "more pixels").unwrap();
+    assert_ne!(first(&example), before);
+    fs::remove_file(folder.join("data_batch_2.bin")).unwrap();
+    assert_eq!(first(&example), before);
+
+    let without = Workplace { data: None, ..example.place.clone() };
+    let missing = Datasets::read(&without).unwrap().missing(&["digits", "cifar10"].map(String::from));
+    assert_eq!(missing, ["cifar10"]);
+}
+
+#[test]
+fn a_subset_is_its_classes() {
+    let example = Example::new();
+    let registry = example.folder.path().join("data/datasets.toml");
+    let text = fs::read_to_string(&registry).unwrap().replace("\"cifar10\"", "\"class-folders\"");
+    let text = text.replace("name = \"class-folders\"", "name = \"cifar10\"\nwnids = [\"n01\"]");
+    fs::write(registry, text).unwrap();
+    let folder = example.folder.path().join("cifar/cifar-10-batches-bin/train");
+    for class in ["n01", "n02"] {
+        fs::create_dir_all(folder.join(class)).unwrap();
+        fs::write(folder.join(class).join("1.JPEG"), class).unwrap();
+    }
+    let first = || example.jobs("dataset=cifar10").swap_remove(0).id;
+    let before = first();
+    fs::write(folder.join("n02/2.JPEG"), "another class").unwrap();
+    assert_eq!(first(), before);
+    fs::write(folder.join("n01/2.JPEG"), "another image").unwrap();
+    assert_ne!(first(), before);
+}
+
+/// Every experiment of the repository can be planned at every scale, with or without data.
+#[test]
+fn every_experiment_has_a_plan() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let folder = tempfile::tempdir().unwrap();
+    let place = Workplace {
+        root: root.clone(),
+        c2r: root.join("c2r"),
+        results: folder.path().to_owned(),
+        data: None,
+        threads: None,
+        device: None,
+        force: false,
+    };
+    let datasets = Datasets::read(&place).unwrap();
+    let names = experiment_names(&root).unwrap();
+    let ids = |name: &str, scale: &str| -> BTreeSet<String> {
+        let experiment = read_experiment(&root, name).unwrap();
+        let scale = experiment.scale(scale).unwrap();
+        let grid = Grid { experiment: &experiment, scale, place: &place, datasets: &datasets };
+        grid.whole().unwrap().jobs.into_iter().map(|job| job.id).collect()
+    };
+    for name in [
+        "ablation",
+        "autoattack",
+        "cross-arch",
+        "drop-rate",
+        "eta",
+        "imagenet-subsets",
+        "larger-eps",
+        "ls-pgd",
+        "negatives",
+        "table2",
+    ] {
+        assert!(names.iter().any(|there| there == name), "{name}");
+        for (scale, grid) in read_experiment(&root, name).unwrap().scales {
+            assert!(ids(name, &scale).len() > 5, "{name} {scale}");
+            for reference in ["full", "random-real"] {
+                assert!(grid.methods.iter().any(|method| method == reference), "{name} {scale} has no {reference}");
+            }
+        }
+    }
+    // What experiments have in common is done once.
+    let distilled = |name| ids(name, "paper").into_iter().filter(|id| id.starts_with("distill")).collect();
+    let table2: BTreeSet<String> = distilled("table2");
+    let drop_rate: BTreeSet<String> = distilled("drop-rate");
+    assert!(drop_rate.is_subset(&table2));
+    let larger_eps: BTreeSet<String> = distilled("larger-eps");
+    assert!(larger_eps.is_subset(&table2));
+    let trained = |name| ids(name, "quick").into_iter().filter(|id| id.starts_with("train")).collect();
+    let (cross, quick): (BTreeSet<String>, BTreeSet<String>) = (trained("cross-arch"), trained("table2"));
+    assert_eq!(cross.intersection(&quick).count(), 4 * 3 * 2, "the digits' own network, named or not");
+    let ablation: BTreeSet<String> = distilled("ablation");
+    let shared = ablation.intersection(&table2).count();
+    assert_eq!(shared, 3 * 3 * 5, "three distilled methods, three datasets, five seeds");
+    assert!(ids("drop-rate", "paper").is_subset(&ids("table2", "paper")), "attacks too");
+}

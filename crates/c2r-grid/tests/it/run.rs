@@ -1,0 +1,116 @@
+//! Grids run with a shell script in the place of `c2r`.
+
+use std::{fs, thread};
+
+use c2r_grid::{Failed, Failure, Job, Summary, finished, run};
+use c2r_run::exit;
+
+use super::example::Example;
+
+/// Counts its calls, fails for seed 1's distillation with code 3, and otherwise writes the files that its arguments name.
+const C2R: &str = r#"#!/bin/sh
+echo "$*" >> calls
+command=$1
+while [ $# -gt 0 ]; do
+    case $1 in
+        --run-dir) dir=$2 ;;
+        --output) out=$2 ;;
+        --synthetic | --checkpoint) test -f "$2" || { echo "no input $2"; exit 9; } ;;
+        --seed) seed=$2 ;;
+    esac
+    shift
+done
+if [ "$command$seed" = distill1 ]; then echo "error: cannot read data_batch_1.bin"; exit 3; fi
+case $command in
+    distill) mkdir -p "$dir" && echo "$seed" > "$dir/synthetic.safetensors" ;;
+    train) mkdir -p "$dir" && echo "$seed" > "$dir/model.safetensors" && echo "{}" > "$dir/run.json" ;;
+    attack) echo "{}" > "$out" ;;
+esac
+"#;
+
+fn n_calls(example: &Example) -> usize {
+    fs::read_to_string(example.folder.path().join("calls")).unwrap().lines().count()
+}
+
+#[test]
+fn a_grid_runs_fails_in_part_and_is_not_run_twice() {
+    let example = Example::new();
+    example.program(C2R);
+    let run_all = |jobs: &[Job]| run(jobs, &finished(jobs), 3, &example.place).unwrap();
+
+    // Per seed and method one distillation, two trainings, four attacks; seed 1 fails at once.
+    let jobs = example.jobs("dataset=digits,ipc=10");
+    assert_eq!(jobs.len(), 2 * 3 * 7);
+    let summary = run_all(&jobs);
+    assert_eq!((summary.n_finished, summary.n_reused, summary.n_blocked), (28, 0, 12));
+    assert_eq!(summary.failures.len(), 2);
+    assert!(summary.failures.iter().all(|failure| failure.failed.code == 3));
+    let Failure { position, failed } = &summary.failures[0];
+    let report = &failed.report;
+    assert!(report.contains("seed1 distill failed: exit status: 3\n  command: c2r distill "), "{report}");
+    assert!(report.contains("data_batch_1.bin"), "{report}");
+    let kept: Failed = c2r_files::read_json(&jobs[*position].folder.join("failed.json")).unwrap();
+    assert_eq!(&kept.report, report);
+    assert_eq!(n_calls(&example), 30);
+
+    // The second time, only what failed is started.
+    let again = run_all(&jobs);
+    assert_eq!((again.n_finished, again.n_reused, again.n_blocked), (0, 28, 12));
+    assert_eq!(n_calls(&example), 32);
+
+    // Another profile is another result, from the distillation on.
+    let profile = example.folder.path().join("data/profiles/faithful.toml");
+    fs::write(&profile, "eta = 0.6").unwrap();
+    let jobs = example.jobs("dataset=digits,ipc=10,method=c2r,seed=0");
+    assert_eq!(finished(&jobs), [false; 7]);
+    assert_eq!(run_all(&jobs).n_finished, 7);
+    assert_eq!(finished(&jobs), [true; 7]);
+
+    // And the first one is still there.
+    fs::write(&profile, "eta = 0.4").unwrap();
+    assert_eq!(finished(&example.jobs("dataset=digits,ipc=10,method=c2r,seed=0")), [true; 7]);
+}
+
+#[test]
+fn finished_means_recorded_and_the_output_there() {
+    let example = Example::new();
+    example.program(C2R);
+    let jobs = example.jobs("dataset=digits,ipc=1,method=c2r,seed=0")[..1].to_vec();
+    assert_eq!(finished(&jobs), [false]);
+    assert_eq!(run(&jobs, &[false], 1, &example.place).unwrap().n_finished, 1);
+    assert_eq!(finished(&jobs), [true]);
+    let copied = [Job { id: "distill-other".into(), ..jobs[0].clone() }];
+    assert_eq!(finished(&copied), [false], "a folder that was copied under another name");
+    fs::remove_file(jobs[0].output()).unwrap();
+    assert_eq!(finished(&jobs), [false]);
+}
+
+/// Two processes in one results folder: each job runs once, and both see all of them finished.
+#[test]
+fn two_at_once_share_the_work() {
+    let example = Example::new();
+    example.program(C2R);
+    let jobs = example.jobs("dataset=digits,ipc=10,seed=0,seed=2");
+    let before = finished(&jobs);
+    let (one, two) = thread::scope(|scope| {
+        let other = scope.spawn(|| run(&jobs, &before, 2, &example.place).unwrap());
+        (run(&jobs, &before, 2, &example.place).unwrap(), other.join().unwrap())
+    });
+    assert!(one.failures.is_empty() && two.failures.is_empty());
+    assert_eq!((one.n_done(), two.n_done()), (28, 28));
+    assert_eq!(one.n_finished + two.n_finished, 28, "each job ran once");
+    assert_eq!(n_calls(&example), 28);
+}
+
+#[test]
+fn failures_that_agree_give_their_code() {
+    let jobs = Example::new().jobs("");
+    let code = |codes: &[u8]| {
+        let failure = |&code| Failure { position: 0, failed: Failed { code, report: "why".into() } };
+        let summary = Summary { failures: codes.iter().map(failure).collect(), ..Summary::default() };
+        summary.conclude(&jobs).map_or_else(|error| exit::code_of(&error), |()| 0)
+    };
+    assert_eq!(code(&[]), 0);
+    assert_eq!(code(&[3, 3]), 3);
+    assert_eq!(code(&[3, 1]), exit::UNEXPECTED);
+}
