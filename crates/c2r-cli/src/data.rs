@@ -15,7 +15,7 @@ use crate::{
 /// Which dataset, and where.
 #[derive(clap::Args, Clone)]
 pub(crate) struct DatasetArgs {
-    /// digits (embedded), cifar10, cifar100, tiny-imagenet, imagenette, ... or folder:PATH; imagenette@64 in another size
+    /// digits (embedded), cifar10, cifar100, tiny-imagenet, imagenette, ... or folder:PATH; imagenette@64 for another size
     #[arg(long, value_name = "NAME")]
     pub(crate) dataset: String,
 
@@ -23,7 +23,7 @@ pub(crate) struct DatasetArgs {
     #[arg(long, value_name = "DIR", env = "C2R_DATA")]
     pub(crate) data: Option<PathBuf>,
 
-    /// Use only the first so many training images of each class (recorded in every result)
+    /// Use only the first N training images of each class (recorded in every result)
     #[arg(long, value_name = "N")]
     pub(crate) train_per_class: Option<NonZeroUsize>,
 }

@@ -1,5 +1,4 @@
-//! The `c2r` command: distil a training set into a few images per class, train on them, attack any
-//! classifier, and print the table. See docs/cli.md.
+//! The `c2r` command (docs/cli.md): its arguments, and which module runs each command.
 
 mod allocator;
 mod cmd;
@@ -35,25 +34,26 @@ Examples:
   c2r attack --checkpoint runs/first/pgd-at/model.safetensors --dataset digits --attack fgsm,pgd --eps 32/255 --each
 
 Exit codes: 0 done, 1 unexpected failure, 2 wrong arguments or configuration, 3 data missing or wrong, \
-4 finished but outside the stated tolerance, 130 interrupted (state saved; run the same command to go on).";
+4 finished but outside the stated tolerance, 130 interrupted (the state is saved; run the same command again to resume).";
 
 /// Options that every command takes.
 #[derive(clap::Args)]
+#[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
-    /// CPU threads [default: all cores]. Give 1 for networks as small as the digits', which gain nothing from more, and on a
-    /// machine with other work, where several threads wait for each other
+    /// CPU threads [default: all cores]. Use 1 for networks as small as those for the digits, which gain nothing from more,
+    /// and on a busy machine, where threads block one another
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
     threads: Option<i32>,
 
-    /// Where to compute: cpu, cuda or cuda:N [default: cuda if it comes up, else cpu]
+    /// Where to compute: cpu, cuda or cuda:N [default: cuda if available, otherwise cpu]
     #[arg(long, global = true, value_name = "DEVICE", value_parser = parse_device)]
     device: Option<tch::Device>,
 
-    /// Results and errors only
+    /// Print results and errors only
     #[arg(short, long, global = true)]
     quiet: bool,
 
-    /// More notes on stderr
+    /// Print more notes on stderr
     #[arg(short, long, global = true, conflicts_with = "quiet")]
     verbose: bool,
 }
@@ -66,19 +66,19 @@ enum Command {
     Train(cmd::train::Args),
     /// Attack a classifier and report its robust accuracy
     Attack(cmd::attack::Args),
-    /// Make the table from a folder of attack reports
+    /// Make a table from folders of attack reports
     Table(cmd::table::Args),
-    /// Say how long commands would take here
+    /// Estimate how long commands would take on this machine
     Estimate(cmd::estimate::Args),
-    /// Make a synthetic set from the file of another project
+    /// Convert a distilled set of another project to a synthetic set
     Import(cmd::import::Args),
     /// Write a synthetic set as npz, PNG folder or safetensors
     Export(cmd::export::Args),
-    /// Make one page of tables, drawings and pictures from a folder of attack reports
+    /// Make one page of tables, charts and pictures from folders of attack reports
     Report(cmd::report::Args),
-    /// Say what a file or folder is and what looks wrong with it
+    /// Show what a file, folder or dataset is, and what looks wrong with it
     Inspect(cmd::inspect::Args),
-    /// Say what was found on this machine: libtorch, CUDA, threads, data
+    /// Check libtorch, CUDA, threads and data, and say how to fix what is missing
     Doctor(cmd::doctor::Args),
 }
 
@@ -94,7 +94,7 @@ fn parse_device(text: &str) -> Result<tch::Device, String> {
 }
 
 impl Global {
-    /// Sets threads up and finds the device that was asked for.
+    /// Sets the number of threads and finds the requested device.
     fn device(&self) -> anyhow::Result<tch::Device> {
         if let Some(threads) = self.threads {
             tch::set_num_threads(threads);
@@ -108,7 +108,7 @@ impl Global {
             Some(tch::Device::Cuda(index)) if (index as i64) < count => Ok(tch::Device::Cuda(index)),
             Some(device) => {
                 let reason = loaded.err().unwrap_or_else(|| format!("{count} GPUs are visible"));
-                exit::fail(exit::USAGE, format!("{device:?} is not available: {reason}; `c2r doctor` says more"))
+                exit::fail(exit::USAGE, format!("{device:?} is not available: {reason}; see `c2r doctor`"))
             }
             None => Ok(if count > 0 { tch::Device::Cuda(0) } else { tch::Device::Cpu }),
         }

@@ -1,4 +1,5 @@
 use std::{
+    cmp::Ordering,
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
@@ -20,10 +21,10 @@ use crate::{
 
 /// Version of what `--json` prints.
 const SCHEMA_VERSION: u32 = 1;
-/// Published images per second to compare with stand in docs/performance.md for this batch size.
+/// The batch size of the images per second in docs/performance.md.
 const BATCH_SIZE: usize = 128;
 
-/// Say what was found on this machine, what was not, and what to do about it.
+/// Check libtorch, CUDA, threads and data, and say how to fix what is missing.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -34,7 +35,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR", env = "C2R_DATA")]
     data: Option<PathBuf>,
 
-    /// Also measure how many images per second a network takes forward and backward to the pixels (4 seconds)
+    /// Also measure how many images per second a network handles: forward, with gradients of the pixels, and in training
+    /// (4 seconds)
     #[arg(long, value_name = "MODEL")]
     throughput: Option<ModelSpec>,
 
@@ -63,7 +65,7 @@ fn parse_shape(text: &str) -> Result<[i64; 3], String> {
         .ok_or_else(|| "expected channels, height and width, e.g. 3x32x32".to_owned())
 }
 
-/// Everything that was found; what `--json` prints.
+/// What `--json` prints.
 #[derive(Serialize)]
 struct Report {
     schema_version: u32,
@@ -72,7 +74,7 @@ struct Report {
     libtorch: Libtorch,
     threads: Threads,
     cuda: CudaState,
-    /// Where computing happens unless `--device` says otherwise.
+    /// Where c2r computes without `--device`.
     device: String,
     data: Vec<DataState>,
     throughput: Option<ThroughputState>,
@@ -82,9 +84,9 @@ struct Report {
 
 #[derive(Serialize)]
 struct Libtorch {
-    /// The version that was loaded, where its folder says so.
+    /// The version of the loaded library, where its folder has it.
     version: Option<String>,
-    /// The library that was loaded, where the system says so.
+    /// The loaded library, where the system lists it.
     path: Option<PathBuf>,
     mkldnn: bool,
     mkl: bool,
@@ -150,9 +152,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     if args.json {
         ui.out(serde_json::to_string_pretty(&report).context("the report cannot be written as JSON")?);
     } else {
-        for line in lines(&report) {
-            ui.out(line);
-        }
+        lines(&report).iter().for_each(|(subject, text)| ui.out(format!("{subject:<11}{text}")));
     }
     Ok(())
 }
@@ -176,7 +176,7 @@ fn libtorch() -> Libtorch {
     }
 }
 
-/// The file that a shared library of this process was loaded from; only Linux says so.
+/// The file that a shared library of this process was loaded from; known on Linux only.
 fn loaded_library(name: &str) -> Option<PathBuf> {
     let maps = fs::read_to_string("/proc/self/maps").ok()?;
     // The path follows five columns and may contain spaces.
@@ -184,8 +184,8 @@ fn loaded_library(name: &str) -> Option<PathBuf> {
     paths.into_iter().find(|path| path.file_name().is_some_and(|file| file == name))
 }
 
-/// What a libtorch folder says about itself: `build-version` (archives of pytorch.org), `version.py` (the Python
-/// package) or the C++ header.
+/// The version of the libtorch in `folder`: in `build-version` (archives of pytorch.org), in `version.py` (the Python
+/// package) or in a C++ header.
 fn version_of(folder: &Path) -> Option<String> {
     let read = |name: &str| fs::read_to_string(folder.join(name)).ok();
     if let Some(text) = read("build-version") {
@@ -229,52 +229,48 @@ fn data(folder: Option<&Path>) -> Vec<DataState> {
 
 fn problems(report: &Report, folder: Option<&Path>) -> Vec<String> {
     let mut problems = Vec::new();
+    let Report { libtorch, cuda, threads: Threads { used, cores }, .. } = report;
     let built_for = report.versions.get("libtorch").map_or("", String::as_str);
-    let loaded = report.libtorch.version.as_ref().zip(report.libtorch.path.as_ref());
-    if let Some((version, path)) = loaded.filter(|(version, _)| !version.starts_with(built_for)) {
+    if let (Some(version), Some(path)) = (&libtorch.version, &libtorch.path)
+        && !version.starts_with(built_for)
+    {
         problems.push(format!(
-            "libtorch {version} was loaded from {}, but c2r was built for {built_for}: unset LD_LIBRARY_PATH, or run `cargo xtask setup` and build again",
+            "libtorch {version} was loaded from {}, but c2r was built for {built_for}: unset LD_LIBRARY_PATH, or run \
+             `cargo xtask setup` and build again",
             path.display()
         ));
     }
-    let cuda = &report.cuda;
-    match &cuda.load_error {
-        Some(_) if cuda.driver => problems.push(
-            "an NVIDIA driver is here, but libtorch has no CUDA part that loads: run `cargo xtask setup --cuda yes` and build again"
+    if cuda.driver && cuda.load_error.is_some() {
+        problems.push(
+            "an NVIDIA driver is installed, but no CUDA part of libtorch can be loaded: run `cargo xtask setup --cuda \
+             yes` and build again"
                 .to_owned(),
-        ),
-        None if cuda.driver && cuda.devices == 0 => problems.push(
-            "libtorch's CUDA part loads and a driver is here, but no GPU is visible: look at `nvidia-smi` and at CUDA_VISIBLE_DEVICES; the driver may be too old for CUDA 13"
+        );
+    } else if cuda.driver && cuda.devices == 0 {
+        problems.push(
+            "an NVIDIA driver is installed and libtorch's CUDA part is loaded, but no GPU is visible: check \
+             `nvidia-smi` and CUDA_VISIBLE_DEVICES; the driver may be too old for CUDA 13"
                 .to_owned(),
-        ),
-        _ => {}
+        );
     }
-    let threads = &report.threads;
-    if (threads.used as usize) < threads.cores {
-        problems.push(format!(
-            "{} of {} cores are used: --threads {} uses all, unless OMP_NUM_THREADS or several processes are meant to",
-            threads.used, threads.cores, threads.cores
-        ));
-    }
-    if threads.used as usize > threads.cores {
-        problems.push(format!(
-            "{} threads share {} cores: --threads {} is usually faster",
-            threads.used, threads.cores, threads.cores
-        ));
-    }
-    match folder {
-        Some(folder) if !folder.is_dir() => {
-            problems.push(format!("the data folder {} is not there: check --data and C2R_DATA", folder.display()));
+    match (*used as usize).cmp(cores) {
+        Ordering::Less => problems.push(format!(
+            "{used} of {cores} cores are used: --threads {cores} uses all of them, unless OMP_NUM_THREADS or several \
+             processes at once are intended"
+        )),
+        Ordering::Greater => {
+            problems.push(format!("{used} threads share {cores} cores: --threads {cores} is usually faster"));
         }
-        Some(folder)
-            if report.data.iter().all(|data| data.found.as_deref().is_none_or(|found| found == "embedded")) =>
-        {
-            problems.push(format!(
-                "{} holds no dataset that c2r knows: docs/datasets.md shows the layouts",
-                folder.display()
-            ));
+        Ordering::Equal => {}
+    }
+    let is_in_folder = |data: &DataState| data.found.as_deref().is_some_and(|found| found != "embedded");
+    if let Some(folder) = folder {
+        let shown = folder.display();
+        if !folder.is_dir() {
+            problems.push(format!("the data folder {shown} does not exist: check --data and C2R_DATA"));
+        } else if !report.data.iter().any(is_in_folder) {
+            problems.push(format!("{shown} contains no dataset that c2r knows: docs/datasets.md shows the layouts"));
         }
-        _ => {}
     }
     problems
 }
@@ -298,71 +294,51 @@ fn measure(model: &ModelSpec, args: &Args, device: Device) -> anyhow::Result<Thr
     })
 }
 
-/// The report for people: one subject per line, what it is about in the first column.
-fn lines(report: &Report) -> Vec<String> {
-    let mut lines = Vec::new();
-    let mut say = |subject: &str, text: String| lines.push(format!("{subject:<11}{text}"));
+/// The report for people: a subject and what is known of it.
+fn lines(report: &Report) -> Vec<(&'static str, String)> {
+    let Report { libtorch, threads, cuda, throughput, .. } = report;
     let version = |name: &str| report.versions.get(name).map_or("unknown", String::as_str);
-    say("c2r", format!("{} (git {}), tch {}", version("c2r"), version("git"), version("tch")));
-    let libtorch = &report.libtorch;
-    let parts: Vec<&str> = [("MKL", libtorch.mkl), ("oneDNN", libtorch.mkldnn), ("OpenMP", libtorch.openmp)]
-        .into_iter()
-        .filter_map(|(name, there)| there.then_some(name))
-        .collect();
-    say(
-        "libtorch",
-        format!(
-            "{} with {}, from {}",
-            libtorch.version.as_deref().unwrap_or("of unknown version"),
-            if parts.is_empty() { "no CPU libraries".to_owned() } else { parts.join(", ") },
-            libtorch.path.as_ref().map_or_else(|| "an unknown place".to_owned(), |path| path.display().to_string())
-        ),
-    );
-    say("threads", format!("{} on {} cores", report.threads.used, report.threads.cores));
-    let cuda = &report.cuda;
-    say(
-        "CUDA",
-        match &cuda.load_error {
-            _ if cuda.devices > 0 => {
-                format!("{} GPUs, {}", cuda.devices, if cuda.cudnn { "with cuDNN" } else { "without cuDNN" })
-            }
-            Some(error) => {
-                format!("not available: {error}{}", if cuda.driver { "" } else { " (and no NVIDIA driver is here)" })
-            }
-            None if cuda.driver => "loaded, but no GPU is visible".to_owned(),
-            None => "loaded, but no NVIDIA driver is here".to_owned(),
-        },
-    );
-    say("device", report.device.clone());
-    for (data, found) in report.data.iter().filter_map(|data| Some((data, data.found.as_ref()?))) {
-        say("data", format!("{}: {found}", data.dataset));
+    let parts = [("MKL", libtorch.mkl), ("oneDNN", libtorch.mkldnn), ("OpenMP", libtorch.openmp)];
+    let parts: Vec<&str> = parts.into_iter().filter_map(|(name, present)| present.then_some(name)).collect();
+    let parts = if parts.is_empty() { "no CPU libraries".to_owned() } else { parts.join(", ") };
+    let loaded = libtorch.version.as_deref().unwrap_or("of unknown version");
+    let path = libtorch.path.as_ref().map_or("an unknown place".to_owned(), |path| path.display().to_string());
+    let gpus = match &cuda.load_error {
+        _ if cuda.devices > 0 => {
+            format!("{} GPUs, {} cuDNN", cuda.devices, if cuda.cudnn { "with" } else { "without" })
+        }
+        Some(error) if cuda.driver => format!("not available: {error}"),
+        Some(error) => format!("not available: {error} (and no NVIDIA driver is installed)"),
+        None if cuda.driver => "loaded, but no GPU is visible".to_owned(),
+        None => "loaded, but no NVIDIA driver is installed".to_owned(),
+    };
+    let mut lines = vec![
+        ("c2r", format!("{} (git {}), tch {}", version("c2r"), version("git"), version("tch"))),
+        ("libtorch", format!("{loaded} with {parts}, from {path}")),
+        ("threads", format!("{} on {} cores", threads.used, threads.cores)),
+        ("CUDA", gpus),
+        ("device", report.device.clone()),
+    ];
+    let (present, missing): (Vec<&DataState>, Vec<_>) = report.data.iter().partition(|data| data.found.is_some());
+    lines.extend(present.iter().map(|data| ("data", format!("{}: {}", data.dataset, data.found.as_ref().unwrap()))));
+    if !missing.is_empty() {
+        let names: Vec<&str> = missing.iter().map(|data| data.dataset.as_str()).collect();
+        lines.push(("data", format!("not found: {} (set --data DIR or C2R_DATA)", names.join(", "))));
     }
-    let absent: Vec<&str> =
-        report.data.iter().filter(|data| data.found.is_none()).map(|data| data.dataset.as_str()).collect();
-    if !absent.is_empty() {
-        say("data", format!("not found: {} (--data DIR or C2R_DATA says where to look)", absent.join(", ")));
-    }
-    if let Some(measured) = &report.throughput {
-        let [channels, height, width] = measured.input;
-        say(
+    if let Some(ThroughputState { model, input, classes, device, images_per_second, .. }) = throughput {
+        let ([channels, height, width], speed) = (input, images_per_second);
+        lines.push((
             "throughput",
             format!(
-                "{} on {channels}x{height}x{width}, {} classes, batch {}, {}: {:.0} images/s forward, {:.0} input gradient, {:.0} training",
-                measured.model,
-                measured.classes,
-                measured.images_per_second.batch_size,
-                measured.device,
-                measured.images_per_second.forward,
-                measured.images_per_second.input_gradient,
-                measured.images_per_second.training,
+                "{model} on {channels}x{height}x{width}, {classes} classes, batch {}, {device}: {:.0} images/s forward, \
+                 {:.0} input gradient, {:.0} training",
+                speed.batch_size, speed.forward, speed.input_gradient, speed.training
             ),
-        );
+        ));
     }
-    for problem in &report.problems {
-        say("problem", problem.clone());
-    }
+    lines.extend(report.problems.iter().map(|problem| ("problem", problem.clone())));
     if report.problems.is_empty() {
-        say("problems", "none".to_owned());
+        lines.push(("problems", "none".to_owned()));
     }
     lines
 }
@@ -392,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn every_trouble_has_an_advice() {
+    fn every_problem_has_advice() {
         assert_eq!(problems(&healthy(), None), Vec::<String>::new(), "a CPU-only machine is healthy");
         let check = |part: &str, spoil: fn(&mut Report)| {
             let mut report = healthy();
@@ -403,13 +379,13 @@ mod tests {
         check("LD_LIBRARY_PATH", |report| report.libtorch.version = Some("2.9.1".into()));
         check("setup --cuda yes", |report| report.cuda.driver = true);
         check("CUDA_VISIBLE_DEVICES", |report| (report.cuda.driver, report.cuda.load_error) = (true, None));
-        check("--threads 4 uses all", |report| report.threads.used = 1);
+        check("--threads 4 uses all of them", |report| report.threads.used = 1);
         check("8 threads share 4 cores", |report| report.threads.used = 8);
         let none = problems(&healthy(), Some(Path::new("no/such/folder")));
         assert!(none[0].contains("C2R_DATA"), "{none:?}");
         let folder = tempfile::tempdir().unwrap();
         let empty = problems(&healthy(), Some(folder.path()));
-        assert!(empty[0].contains("holds no dataset"), "{empty:?}");
+        assert!(empty[0].contains("contains no dataset"), "{empty:?}");
     }
 
     #[test]
@@ -427,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_says_its_version_in_one_of_three_ways() {
+    fn a_folder_has_its_version_in_one_of_three_places() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path();
         assert_eq!(version_of(root), None);
