@@ -232,7 +232,7 @@ fn nothing_is_replaced_that_it_did_not_write() {
     };
     refused(&["--attack", "fgsm", "--output", &checkpoint], "would replace what --checkpoint reads");
     refused(&["--attack", "fgsm", "--output", &file("a"), "--save", &file("a")], "the same file");
-    refused(&["--attack", "fgsm", "--save", &file("run")], "no regular file");
+    refused(&["--attack", "fgsm", "--save", &file("run")], "not a regular file");
     std::fs::write(file("notes.json"), "mine").unwrap();
     refused(&["--attack", "fgsm", "--output", &file("notes.json")], "--force replaces it");
     assert_eq!(std::fs::read(&checkpoint).unwrap(), network);

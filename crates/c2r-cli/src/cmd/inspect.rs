@@ -1,43 +1,26 @@
-use std::{
-    collections::{BTreeMap, HashSet},
-    path::{Path, PathBuf},
-};
+//! `c2r inspect`: which kind of thing a path or name is.
 
+mod dataset;
 mod doubts;
+mod report;
+mod results;
+mod tensors;
 
-use anyhow::Context;
-use c2r_attacks::AttackReport;
-use c2r_base::artifact::{self, TensorFile};
-use c2r_data::{
-    DataError, Dataset, FileKind, Provenance, Split, SyntheticSet,
-    arrays::{to_array, to_tensor},
-};
-use c2r_eval::{
-    AttackRecord, Table,
-    table::{CLEAN, MEAN_ROBUST},
-};
-use c2r_experiment::Subject;
-use c2r_models::{TorchScript, checkpoint};
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
-use tch::{CModule, Device, Kind, Tensor};
+use std::path::{Path, PathBuf};
+
+use c2r_base::artifact::TensorFile;
+use c2r_data::{DataError, FileKind, SyntheticSet};
+use dataset::dataset;
+use report::Report;
+use results::{json_file, run_record, texts};
+use tensors::{safetensors, set_or_doubt, synthetic, tensors, torchscript};
 
 use crate::{
     exit::{self, OrExit},
     ui::Ui,
 };
-use doubts::Reference;
 
-/// Images per class in the picture of a dataset.
-const GRID_COLUMNS: usize = 10;
-/// Longest text of a header or configuration that is printed whole, characters.
-const LONGEST_TEXT: usize = 300;
-/// Datasets that a TorchScript model, which does not say what it is for, is tried on.
-const CLASSIFIED: [&str; 4] = ["digits", "cifar10", "cifar100", "tiny-imagenet"];
-/// The version of what `--json` prints.
-const SCHEMA_VERSION: u32 = 1;
-
-/// Say what a file, a folder or a dataset is, and what looks wrong with it.
+/// Show what a file, folder or dataset is, and what looks wrong with it.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -45,9 +28,10 @@ Examples:
   c2r inspect res_DM_CIFAR10_ConvNet_10ipc.pt --dataset cifar10 --data DIR
   c2r inspect cifar10 --data DIR --json
 
-It knows synthetic sets (safetensors, npz, PNG folder), checkpoints and other safetensors files, NumPy's .npy and .npz, \
-files of torch.save (read as data, never run), TorchScript models, attack reports, table.json, run folders, folders of \
-images and dataset names. Lines that start with `looks wrong` are guesses; docs/formats.md says what each is based on.")]
+It reads synthetic sets (safetensors, npz, PNG folder), checkpoints and other safetensors files, NumPy's .npy and .npz, \
+files of torch.save (as data; nothing in them is run), TorchScript models, attack reports, table.json, run folders, \
+folders of images and datasets by name. Lines that start with `looks wrong` are guesses; docs/formats.md explains what \
+each is based on.")]
 pub(crate) struct Args {
     /// A file, a folder, or a dataset: digits, cifar10, ..., folder:PATH
     #[arg(value_name = "FILE|DIR|DATASET")]
@@ -91,7 +75,7 @@ fn inspect(args: &Args) -> anyhow::Result<Report> {
     if let Some(name) = &args.dataset {
         c2r_data::spec(name).or_exit(exit::USAGE)?;
     }
-    let mut report = Report { data: args.data.clone(), dataset: args.dataset.clone(), ..Report::default() };
+    let mut report = Report::new(args.dataset.clone(), args.data.clone());
     if known && !path.exists() {
         c2r_data::spec(&args.what).or_exit(exit::USAGE)?;
     }
@@ -106,175 +90,16 @@ fn inspect(args: &Args) -> anyhow::Result<Report> {
         let what = &args.what;
         return exit::fail(
             exit::USAGE,
-            format!("`{what}` is no file, no folder and no dataset; datasets are {}, folder:PATH", names.join(", ")),
+            format!(
+                "`{what}` is neither a file, nor a folder, nor a dataset; datasets are {}, folder:PATH",
+                names.join(", ")
+            ),
         );
     };
     if grid.is_some() && !drawn {
-        return exit::fail(exit::USAGE, format!("--grid: {} holds no images to draw", args.what));
+        return exit::fail(exit::USAGE, format!("--grid: {} contains no images to draw", args.what));
     }
     Ok(report)
-}
-
-/// One thing that was found, with what is known of it.
-#[derive(Serialize)]
-struct Section {
-    /// What it is, for machines: `synthetic-set`, `checkpoint`, ...
-    kind: &'static str,
-    title: String,
-    facts: Vec<(String, String)>,
-    tensors: Vec<TensorFacts>,
-}
-
-#[derive(Serialize)]
-struct TensorFacts {
-    name: String,
-    dtype: String,
-    shape: Vec<i64>,
-    /// Smallest and largest value, where there are any and all are finite.
-    range: Option<[f64; 2]>,
-}
-
-/// What is printed, and what is doubtful.
-#[derive(Default)]
-struct Report {
-    sections: Vec<Section>,
-    doubts: Vec<String>,
-    /// What the user named to compare with.
-    dataset: Option<String>,
-    data: Option<PathBuf>,
-}
-
-impl Report {
-    fn title(&mut self, kind: &'static str, name: impl std::fmt::Display, text: impl std::fmt::Display) {
-        let title = format!("{name}: {text}");
-        self.sections.push(Section { kind, title, facts: Vec::new(), tensors: Vec::new() });
-    }
-
-    fn section(&mut self) -> &mut Section {
-        self.sections.last_mut().expect("a title comes first")
-    }
-
-    /// One fact; nothing if there is nothing to say.
-    fn line(&mut self, name: &str, text: impl AsRef<str>) {
-        let text = text.as_ref();
-        if !text.is_empty() {
-            self.section().facts.push((name.to_owned(), text.to_owned()));
-        }
-    }
-
-    /// One fact about a tensor, and perhaps more words about it.
-    fn tensor(&mut self, name: &str, tensor: &Tensor, more: &str) {
-        let facts = TensorFacts::of(name, tensor);
-        self.line(name, format!("{}{more}", facts.text()));
-        self.section().tensors.push(facts);
-    }
-
-    fn doubt(&mut self, text: impl Into<String>) {
-        self.doubts.push(text.into());
-    }
-
-    /// What to compare with: what the user named, else what the file names.
-    fn reference(&self, named: &str) -> Option<Reference> {
-        Reference::find(self.dataset.as_deref().unwrap_or(named), self.data.as_deref())
-    }
-
-    /// For people: facts are indented, and cut off where they are long.
-    fn lines(&self) -> Vec<String> {
-        let mut lines = Vec::new();
-        for section in &self.sections {
-            lines.push(section.title.clone());
-            for (name, text) in &section.facts {
-                if text.chars().count() > LONGEST_TEXT {
-                    let start: String = text.chars().take(LONGEST_TEXT).collect();
-                    lines.push(format!("  {name:<13} {start}... ({} bytes)", text.len()));
-                } else {
-                    lines.push(format!("  {name:<13} {text}"));
-                }
-            }
-        }
-        lines
-    }
-
-    /// For machines.
-    fn json(&self, what: &str) -> Value {
-        json!({ "schema_version": SCHEMA_VERSION, "what": what, "found": self.sections, "looks_wrong": self.doubts })
-    }
-}
-
-impl TensorFacts {
-    fn of(name: &str, tensor: &Tensor) -> Self {
-        let dtype = match tensor.kind() {
-            Kind::Float => "f32".to_owned(),
-            Kind::Double => "f64".to_owned(),
-            Kind::Half => "f16".to_owned(),
-            Kind::BFloat16 => "bf16".to_owned(),
-            Kind::Int64 => "i64".to_owned(),
-            Kind::Int => "i32".to_owned(),
-            Kind::Uint8 => "u8".to_owned(),
-            other => format!("{other:?}").to_lowercase(),
-        };
-        // f64 holds every value of the others but some i64, which this is no place to tell apart.
-        let values = tensor.to_kind(Kind::Double);
-        let range = (tensor.numel() > 0).then(|| [values.min().double_value(&[]), values.max().double_value(&[])]);
-        let range = range.filter(|range| range.iter().all(|value| value.is_finite()));
-        Self { name: name.to_owned(), dtype, shape: tensor.size(), range }
-    }
-
-    /// Dtype, shape and, where there are values, their range.
-    fn text(&self) -> String {
-        match self.range {
-            Some([low, high]) => format!("{} {:?}, {low} to {high}", self.dtype, self.shape),
-            None if self.shape.contains(&0) => format!("{} {:?}, no values", self.dtype, self.shape),
-            None => format!("{} {:?}, not finite", self.dtype, self.shape),
-        }
-    }
-}
-
-/// Reads the dataset as every other command does, so what it refuses is refused here with the same words.
-fn dataset(report: &mut Report, name: &str, data: Option<&Path>, grid: Option<&Path>) -> anyhow::Result<bool> {
-    let Dataset { spec, train, test, notes } = c2r_data::load(name, data).or_exit(exit::DATA)?;
-    report.title("dataset", &spec.title, format!("dataset `{}`", spec.name));
-    report.line("images", format!("u8 {:?} (channels, height, width)", spec.shape()));
-    report.line("classes", format!("{}: {}", spec.classes.len(), spec.classes.join(", ")));
-    let pixels = [train.images(), test.images()];
-    let mut seen = HashSet::new();
-    for ((name, split), images) in [("train", &train), ("test", &test)].into_iter().zip(&pixels) {
-        let sizes: Vec<usize> = (0..split.n_classes()).map(|class| split.class_positions(class).len()).collect();
-        report.line(name, format!("{} images, {}, sha256 {}", split.len(), range_of_counts(&sizes), split.sha256()));
-        if let Some(class) = sizes.iter().position(|&n| n == 0) {
-            report.doubt(format!("{name}: class {class} (`{}`) has no image", spec.classes[class]));
-        }
-        let mut own = HashSet::new();
-        let (mut repeated, mut shared) = (0, 0);
-        for image in images.outer_iter() {
-            shared += usize::from(seen.contains(&image));
-            repeated += usize::from(!own.insert(image));
-        }
-        if repeated > 0 {
-            report.doubt(format!("{name}: {repeated} images repeat another one of the split"));
-        }
-        if shared > 0 {
-            report.doubt(format!("{name}: {shared} images are in the training split too"));
-        }
-        seen.extend(own);
-    }
-    doubts::class_order(report, &spec.classes);
-    report.line("mean, std", format!("{:?}, {:?} (for the model)", spec.mean, spec.std));
-    report.line("tables use", format!("{} at linf {}", spec.model, spec.epsilon));
-    report.line("licence", &spec.licence);
-    report.line("provenance", Provenance::of(name, data).to_string());
-    notes.iter().for_each(|note| report.line("note", note));
-    if let Some(grid) = grid {
-        draw(&train, grid)?;
-    }
-    Ok(true)
-}
-
-fn draw(split: &Split, grid: &Path) -> anyhow::Result<()> {
-    let chosen = split.subset_per_class(GRID_COLUMNS);
-    let images = chosen.images().mapv(|byte| f32::from(byte) / 255.0);
-    let rows: Vec<Vec<usize>> = (0..chosen.n_classes()).map(|class| chosen.class_positions(class).to_vec()).collect();
-    Ok(c2r_data::write_grid(grid, images.view(), &rows)?)
 }
 
 fn folder(report: &mut Report, path: &Path, grid: Option<&Path>) -> anyhow::Result<bool> {
@@ -292,15 +117,15 @@ fn folder(report: &mut Report, path: &Path, grid: Option<&Path>) -> anyhow::Resu
     if SyntheticSet::is_png_folder(path) {
         return synthetic(report, path, &SyntheticSet::load(path).or_exit(exit::DATA)?, grid);
     }
-    let holds = |folder: &str| path.ends_with(folder) || path.join(folder).is_dir();
-    let found: Vec<_> =
-        c2r_data::registry().iter().filter(|spec| spec.folders.iter().any(|folder| holds(folder))).collect();
-    if let [only] = found[..] {
+    let contains = |folder: &str| path.ends_with(folder) || path.join(folder).is_dir();
+    let datasets: Vec<_> =
+        c2r_data::registry().iter().filter(|spec| spec.folders.iter().any(|folder| contains(folder))).collect();
+    if let [only] = datasets[..] {
         return dataset(report, &only.name, Some(path), grid);
     }
-    if !found.is_empty() {
+    if !datasets.is_empty() {
         report.title("data-folder", path.display(), "data folder");
-        for spec in found {
+        for spec in datasets {
             report.line(&spec.name, format!("c2r inspect {} --data {}", spec.name, path.display()));
         }
         return Ok(false);
@@ -315,7 +140,7 @@ fn folder(report: &mut Report, path: &Path, grid: Option<&Path>) -> anyhow::Resu
         report.line("classes", format!("{order:?}").to_lowercase());
         if order == c2r_data::ClassOrder::Sorted {
             report.doubt(format!(
-                "class order: folders are called neither as the classes of {name}, nor as their ids, nor as numbers"
+                "class order: the folders are named neither after the classes of {name}, nor after their ids, nor by number"
             ));
         }
         return tensors(report, &file, grid);
@@ -323,7 +148,8 @@ fn folder(report: &mut Report, path: &Path, grid: Option<&Path>) -> anyhow::Resu
     exit::fail(
         exit::USAGE,
         format!(
-            "{} is neither a run folder (run.json), nor a data folder (cifar-10-batches-bin/ and so on), nor a folder of images (train/CLASS/*.png), nor a set (set.json); a folder CLASS/*.png is read with --dataset NAME",
+            "{} is neither a run folder (run.json), nor a data folder (cifar-10-batches-bin/ and so on), nor a folder of \
+             images (train/CLASS/*.png), nor a set (set.json); to read a folder CLASS/*.png, add --dataset NAME",
             path.display()
         ),
     )
@@ -351,10 +177,10 @@ fn file(report: &mut Report, path: &Path, grid: Option<&Path>) -> anyhow::Result
             texts(report, &file.header);
             tensors(report, &file, grid)
         }
-        // The reader says what it is and what to do.
+        // The reader's error says what it is and what to do.
         FileKind::Pickle | FileKind::Empty => c2r_data::read_tensors(path).map(|_| false).or_exit(exit::DATA),
         FileKind::Png | FileKind::Jpeg => {
-            exit::fail(exit::USAGE, format!("{} is one picture; inspect knows folders of them", path.display()))
+            exit::fail(exit::USAGE, format!("{} is a single picture; inspect reads folders of them", path.display()))
         }
         _ => exit::fail(
             exit::DATA,
@@ -366,297 +192,20 @@ fn file(report: &mut Report, path: &Path, grid: Option<&Path>) -> anyhow::Result
     }
 }
 
-fn safetensors(report: &mut Report, path: &Path, file: &TensorFile, grid: Option<&Path>) -> anyhow::Result<bool> {
-    if SyntheticSet::is_header(&file.header) {
-        return set_or_doubt(report, path, file, grid);
-    }
-    if file.header.get("format").is_some_and(|format| format == "c2r-model") {
-        match checkpoint::load(path, Device::Cpu) {
-            Ok((model, header)) => {
-                report.title("checkpoint", path.display(), format!("checkpoint of {}", model.spec()));
-                report.line("parameters", format!("{} in {} tensors", model.n_parameters(), file.tensors.len()));
-                report.line("input", serde_json::to_string(model.input())?);
-                texts(report, &header);
-                for (name, tensor) in &file.tensors {
-                    doubts::values(report, name, tensor);
-                }
-                return Ok(false);
-            }
-            Err(error) => {
-                let reasons: Vec<String> = anyhow::Error::from(error).chain().map(ToString::to_string).collect();
-                report.doubt(format!("{}: other commands refuse this checkpoint", reasons.join(": ")));
-            }
-        }
-    }
-    let is_inputs = ["images", "labels"].iter().all(|name| file.tensors.contains_key(*name));
-    let (kind, words) = match file.header.get("format").map(String::as_str) {
-        Some("c2r-adversarial") => ("adversarial", "attacked images"),
-        Some("c2r distillation state") => ("state", "state of a distillation"),
-        _ if is_inputs => ("attack-inputs", "images and labels, as `c2r attack --inputs` takes them, safetensors file"),
-        _ => ("safetensors", "safetensors file"),
-    };
-    report.title(kind, path.display(), format!("{words} with {} tensors", file.tensors.len()));
-    texts(report, &file.header);
-    tensors(report, file, grid)
-}
-
-/// A file that calls itself a synthetic set.
-fn set_or_doubt(report: &mut Report, path: &Path, file: &TensorFile, grid: Option<&Path>) -> anyhow::Result<bool> {
-    match SyntheticSet::load(path) {
-        Ok(set) => synthetic(report, path, &set, grid),
-        Err(error) => {
-            report.doubt(format!("{error}: other commands refuse this synthetic set"));
-            report.title("broken-set", path.display(), format!("safetensors file with {} tensors", file.tensors.len()));
-            texts(report, &file.header);
-            let named = file.header.get("dataset").cloned();
-            report.dataset = report.dataset.take().or(named);
-            tensors(report, file, grid)
-        }
-    }
-}
-
-/// Lists tensors; those that are images, and their labels, are looked at.
-fn tensors(report: &mut Report, file: &TensorFile, grid: Option<&Path>) -> anyhow::Result<bool> {
-    let mut drawn = false;
-    let reference = report.reference("");
-    for (name, tensor) in &file.tensors {
-        report.tensor(name, tensor, "");
-        if !doubts::is_images(name, tensor) {
-            doubts::values(report, name, tensor);
-            continue;
-        }
-        doubts::images(report, name, tensor, reference.as_ref());
-        let labels = doubts::labels_of(file, name);
-        if let Some((labels_name, labels)) = &labels {
-            doubts::labels(report, labels_name, labels, reference.as_ref());
-            doubts::labels_fit(report, tensor, labels, reference.as_ref());
-        }
-        if let (Some(grid), false) = (grid, drawn) {
-            let (pixels, rows) = doubts::drawable(tensor, labels.as_ref().map(|(_, labels)| labels));
-            let pixels = to_array(&pixels).map_err(anyhow::Error::msg)?;
-            c2r_data::write_grid(grid, pixels.view(), &rows)?;
-            drawn = true;
-        }
-    }
-    Ok(drawn)
-}
-
-fn synthetic(report: &mut Report, path: &Path, set: &SyntheticSet, grid: Option<&Path>) -> anyhow::Result<bool> {
-    let header = &set.header;
-    report.title("synthetic-set", path.display(), format!("synthetic set of {}", header.dataset));
-    let origin = header.origin().or_exit(exit::DATA)?;
-    let run = match origin.imported {
-        Some(_) => "imported".to_owned(),
-        None => format!("seed {}, {} iterations", header.seed, header.iterations),
-    };
-    // `imported` is also what `c2r import` calls a method that it was not told.
-    let method = Some(&header.method).filter(|method| **method != run);
-    report.line("made by", method.map_or(run.clone(), |method| format!("{method}, {run}")));
-    let images = to_tensor(set.images.view());
-    report.tensor("images", &images, "");
-    report.tensor(
-        "labels",
-        &to_tensor(set.labels.view()),
-        &format!(", {} per class of {}", header.images_per_class, header.classes),
-    );
-    let tiles = set.formation * set.formation * set.labels.len() as i64;
-    if set.formation > 1 {
-        report.line("formation", format!("{0} x {0} mosaics: {tiles} training images", set.formation));
-    }
-    if let Some(soft) = set.soft_labels.as_ref().map(|soft| to_tensor(soft.view())) {
-        let confidence = soft.amax([1i64].as_slice(), false).mean(Kind::Double).double_value(&[]);
-        report.tensor("soft labels", &soft, &format!(", mean largest probability {confidence:.3}"));
-    }
-    report.line("cut off", origin.clamped.map(|cut| cut.to_string()).unwrap_or_default());
-    report.line("extra storage", &header.extra_storage);
-    report.line("mean, std", format!("{:?}, {:?} (for the model)", header.mean, header.std));
-    report.line("data sha256", &header.data_sha256);
-    let versions: Vec<String> = header.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
-    report.line("versions", versions.join(", "));
-    report.line("config", header.config.to_string());
-    let reference = report.reference(&header.dataset);
-    doubts::images(report, "images", &images, reference.as_ref());
-    match c2r_data::spec(&header.dataset) {
-        Ok(spec) if spec.shape() != images.size()[1..] => {
-            report.doubt(format!("{} images are {:?}, these are {:?}", spec.name, spec.shape(), &images.size()[1..]));
-        }
-        Ok(spec) if (&spec.mean, &spec.std) != (&header.mean, &header.std) => {
-            report.doubt(format!("mean and std are not those of {}: {:?}, {:?}", spec.name, spec.mean, spec.std));
-        }
-        _ => {}
-    }
-    let (decoded, labels) = set.decode(Device::Cpu);
-    doubts::labels_fit(report, &decoded, &labels, reference.as_ref());
-    if let Some(grid) = grid {
-        set.grid_png(grid)?;
-    }
-    Ok(true)
-}
-
-fn torchscript(report: &mut Report, path: &Path) -> anyhow::Result<()> {
-    let model = TorchScript::load(path, Device::Cpu).or_exit(exit::DATA)?;
-    let module = CModule::load(path).with_context(|| format!("cannot load {}", path.display()))?;
-    let parameters = module.named_parameters()?;
-    let n: usize = parameters.iter().map(|(_, parameter)| parameter.numel()).sum();
-    report.title("torchscript", path.display(), "TorchScript model");
-    report.line("parameters", format!("{n} in {} tensors", parameters.len()));
-    let names: Vec<&str> = CLASSIFIED
-        .into_iter()
-        .filter(|name| {
-            let spec = c2r_data::spec(name).expect("the registry has it");
-            model.check(spec.shape(), spec.classes.len() as i64).is_ok()
-        })
-        .collect();
-    let none = || {
-        let tried = CLASSIFIED.join(", ");
-        format!("none of {tried}; images of another size or another number of classes were not tried")
-    };
-    report.line("classifies", if names.is_empty() { none() } else { names.join(", ") });
-    parameters.iter().for_each(|(name, parameter)| doubts::values(report, name, parameter));
-    Ok(())
-}
-
-fn json_file(report: &mut Report, path: &Path) -> anyhow::Result<()> {
-    let value: Value = artifact::read_json(path).or_exit(exit::DATA)?;
-    if value.get("stage").is_some() && value.get("config").is_some() {
-        return run_record(report, path);
-    }
-    let has = |keys: &[&str]| keys.iter().all(|key| value.get(key).is_some());
-    if has(&["sections", "planned_rows", "configs"]) {
-        return table(report, path);
-    }
-    if has(&["attacks", "labels", "clean_predictions"]) {
-        return whole_report(report, path);
-    }
-    if !has(&["subject", "attacks"]) {
-        let keys: Vec<&str> =
-            value.as_object().into_iter().flat_map(|object| object.keys().map(String::as_str)).collect();
-        report.title("json", path.display(), "JSON that c2r does not know");
-        report.line("keys", keys.join(", "));
-        return Ok(());
-    }
-    let record = AttackRecord::read(path).or_exit(exit::DATA)?;
-    report.title("attack-report", path.display(), "attack report");
-    subject(report, &record.subject);
-    report.line("threat", format!("{} {}, {} test images", record.threat.norm, record.threat.epsilon, record.n));
-    report.line("clean", percent(record.clean_accuracy));
-    for entry in &record.attacks {
-        let flags = if entry.flags.is_empty() { String::new() } else { format!(" [{}]", entry.flags.join(", ")) };
-        report.line(&entry.attack, format!("{}{flags}", percent(entry.robust_accuracy)));
-    }
-    record.notes.iter().for_each(|note| report.line("note", note));
-    record.flag_notes.into_iter().for_each(|note| report.doubt(note));
-    let classes = c2r_data::spec(&record.subject.dataset).map_or(0, |spec| spec.classes.len());
-    if classes > 0 && record.clean_accuracy * (classes as f64) < 1.5 {
-        report.doubt("even without an attack the network is hardly better than guessing");
-    }
-    Ok(())
-}
-
-/// What `c2r attack --output` writes where the result is no cell of a table.
-fn whole_report(report: &mut Report, path: &Path) -> anyhow::Result<()> {
-    let found: AttackReport = artifact::read_json(path).or_exit(exit::DATA)?;
-    let n = found.n();
-    if found.clean_predictions.len() != n || found.attacks.iter().any(|attack| attack.samples.len() != n) {
-        let path = path.display();
-        return exit::fail(exit::DATA, format!("{path} is a damaged attack report: not every part has {n} images"));
-    }
-    report.title("attack-report", path.display(), "attack report with every image, no cell of a table");
-    if let Some(attacked) = &found.subject {
-        let attacked: Subject = Subject::deserialize(attacked)
-            .with_context(|| format!("the subject in {}", path.display()))
-            .or_exit(exit::DATA)?;
-        subject(report, &attacked);
-    }
-    report.line("threat", format!("{} {}, {n} images", found.threat.norm, found.threat.epsilon));
-    report.line("seed", found.seed.value().to_string());
-    report.line("clean", percent(found.clean_accuracy()));
-    found.attacks.iter().for_each(|attack| report.line(&attack.name, percent(attack.robust_accuracy())));
-    report.line("all attacks", percent(found.robust_accuracy()));
-    found.flags.iter().for_each(|flag| report.doubt(flag.to_string()));
-    Ok(())
-}
-
-/// The main numbers of `c2r table`: accuracies in percent, clean and under each attack.
-fn table(report: &mut Report, path: &Path) -> anyhow::Result<()> {
-    let table: Table = artifact::read_json(path).or_exit(exit::DATA)?;
-    report.title("table", path.display(), format!("table `{}`", table.title));
-    report.line("rows missing", table.missing.len().to_string());
-    for section in &table.sections {
-        let (model, threat) = (&section.model, format!("{} {}", section.norm, section.epsilon));
-        let of =
-            format!("{}, {}, {model}, {threat}, {} test images", section.dataset, section.protocol, section.n_test);
-        report.line("section", of);
-        for row in &section.rows {
-            let main =
-                |column: &str| [CLEAN, MEAN_ROBUST].contains(&column) || section.attacks.iter().any(|a| a == column);
-            let cells: Vec<String> = row
-                .cells
-                .iter()
-                .filter(|cell| main(&cell.column))
-                .map(|cell| {
-                    let sd = cell.summary.sd.map(|sd| format!(" ± {sd:.2}")).unwrap_or_default();
-                    format!("{} {:.2}{sd}", cell.column, cell.summary.mean)
-                })
-                .collect();
-            let images = row.images_per_class.map_or("all images".to_owned(), |n| format!("{n} per class"));
-            report.line(&row.label, format!("{images}, {} runs: {}", row.runs.len(), cells.join(", ")));
-        }
-    }
-    Ok(())
-}
-
-fn run_record(report: &mut Report, path: &Path) -> anyhow::Result<()> {
-    let value: Value = artifact::read_json(path).or_exit(exit::DATA)?;
-    let text = |name: &str| {
-        value.get(name).map(|value| value.as_str().map_or(value.to_string(), str::to_owned)).unwrap_or_default()
-    };
-    report.title("run", path.display(), format!("run of c2r {}, {}", text("stage"), text("status")));
-    for name in ["seconds", "device", "threads", "versions", "config", "summary"] {
-        report.line(name, text(name));
-    }
-    Ok(())
-}
-
-fn subject(report: &mut Report, subject: &Subject) {
-    let images = subject.images_per_class.map_or("all images".to_owned(), |n| format!("{n} images per class"));
-    let Subject { dataset, method, profile, protocol, model, train_seed, .. } = subject;
-    let profile = if profile.is_empty() { String::new() } else { format!(" ({profile})") };
-    report.line("subject", format!("{model}, {protocol} on {method}{profile}, {dataset}, {images}, seed {train_seed}"));
-    report.line("extra storage", &subject.extra_storage);
-    subject.notes.iter().for_each(|note| report.line("note", note));
-}
-
-/// The texts of a header; a subject in words.
-fn texts(report: &mut Report, header: &BTreeMap<String, String>) {
-    for (name, text) in header {
-        match serde_json::from_str::<Subject>(text) {
-            Ok(parsed) if name == "subject" => subject(report, &parsed),
-            _ => report.line(name, text),
-        }
-    }
-}
-
-fn percent(part: f64) -> String {
-    format!("{:.2} %", 100.0 * part)
-}
-
-fn range_of_counts(counts: &[usize]) -> String {
-    match (counts.iter().min(), counts.iter().max()) {
-        (Some(low), Some(high)) if low == high => format!("{low} per class"),
-        (Some(low), Some(high)) => format!("{low} to {high} per class"),
-        _ => "no classes".to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{collections::BTreeMap, fs};
 
+    use c2r_attacks::AttackReport;
     use c2r_base::Seed;
     use c2r_data::{SCHEMA_VERSION, SyntheticHeader};
-    use c2r_models::{Model, ModelInput};
+    use c2r_eval::{AttackRecord, Table, table::CLEAN};
+    use c2r_experiment::Subject;
+    use c2r_files::{read_json, write_json};
+    use c2r_models::{Model, ModelInput, checkpoint};
     use ndarray::Axis;
+    use serde_json::{Value, json};
+    use tch::{CModule, Device, Kind, Tensor};
 
     use super::*;
 
@@ -998,7 +547,7 @@ mod tests {
     #[test]
     fn tables_and_reports_with_every_image() {
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../c2r-eval/tests/it/golden/table.json");
-        let table: Table = artifact::read_json(&golden).unwrap();
+        let table: Table = read_json(&golden).unwrap();
         let (section, row) = (&table.sections[0], &table.sections[0].rows[0]);
         let clean = row.cells.iter().find(|cell| cell.column == CLEAN).unwrap();
         let clean = format!("{} runs: clean {:.2}", row.runs.len(), clean.summary.mean);
@@ -1040,7 +589,7 @@ mod tests {
             flags: vec![],
             versions: BTreeMap::new(),
         };
-        artifact::write_json(&path, &whole).unwrap();
+        write_json(&path, &whole).unwrap();
         let lines = [
             "attack report",
             "linf 2/255, 4 images",
@@ -1050,13 +599,13 @@ mod tests {
         ];
         check(&report(&path, None).unwrap(), &lines, &[]);
         whole.subject = Some(serde_json::to_value(example_subject()).unwrap());
-        artifact::write_json(&path, &whole).unwrap();
+        write_json(&path, &whole).unwrap();
         check(&report(&path, None).unwrap(), &["pgd-at on c2r", "all attacks   25.00 %"], &[]);
 
         let text = fs::read_to_string(&path).unwrap();
         let mut value: Value = serde_json::from_str(&text).unwrap();
         value["labels"] = json!([0]);
-        artifact::write_json(&path, &value).unwrap();
+        write_json(&path, &value).unwrap();
         let error = report(&path, None).err().unwrap();
         assert!(
             error.to_string().contains("damaged attack report") && exit::code_of(&error) == exit::DATA,

@@ -1,13 +1,16 @@
 //! What looks wrong with images and labels, and on what evidence.
 
-use std::{collections::HashMap, path::Path};
+use std::collections::HashMap;
 
 use c2r_base::artifact::TensorFile;
 use c2r_data::{Dataset, DatasetSpec};
+use statrs::distribution::{Binomial, DiscreteCDF};
 use tch::{Device, Kind, Tensor};
 
-use super::{GRID_COLUMNS, Report};
+use super::report::{Report, range_of_counts};
 
+/// Images per row of a picture.
+pub(super) const GRID_COLUMNS: usize = 10;
 /// Images with smaller sides are taken for filters of a network.
 const SMALLEST_SIDE: i64 = 2;
 /// Interleaved colours repeat every third value: neighbours then differ by more than values three apart. In photographs
@@ -30,10 +33,11 @@ pub(super) struct Reference {
 }
 
 impl Reference {
-    /// The dataset called `name`, with its images if they can be read.
-    pub(super) fn find(name: &str, data: Option<&Path>) -> Option<Self> {
+    /// The dataset that the user named, or else `named`, with its images if they can be read.
+    pub(super) fn of(report: &Report, named: &str) -> Option<Self> {
+        let name = report.dataset.as_deref().unwrap_or(named);
         let spec = c2r_data::spec(name).ok()?;
-        Some(Self { data: c2r_data::load(name, data).ok(), spec })
+        Some(Self { data: c2r_data::load(name, report.data.as_deref()).ok(), spec })
     }
 }
 
@@ -190,7 +194,7 @@ pub(super) fn labels(report: &mut Report, name: &str, labels: &Tensor, reference
     let mut counts: HashMap<i64, usize> = HashMap::new();
     labels.iter().for_each(|label| *counts.entry(*label).or_default() += 1);
     let sizes: Vec<usize> = counts.values().copied().collect();
-    report.line(name, format!("{} classes, {}", sizes.len(), super::range_of_counts(&sizes)));
+    report.line(name, format!("{} classes, {}", sizes.len(), range_of_counts(&sizes)));
     let grouped = labels.windows(2).filter(|pair| pair[0] != pair[1]).count() < counts.len();
     let ascending = labels.is_sorted();
     report.line(
@@ -240,29 +244,13 @@ pub(super) fn labels_fit(report: &mut Report, images: &Tensor, labels: &Tensor, 
         spec.name,
         100.0 * usual
     );
-    if binomial_tail(k, n, usual) < UNLIKELY {
+    // The probability that at most so many labels agree, where each does so as often as among the test images.
+    let probability = Binomial::new(usual, n as u64).map_or(1.0, |agreeing| agreeing.cdf(k as u64));
+    if probability < UNLIKELY {
         report.doubt(format!("labels do not fit the images (shuffled, or another class order?): {evidence}"));
     } else {
         report.line("labels fit", evidence);
     }
-}
-
-/// The probability of at most `k` of `n` where each happens with probability `p`.
-fn binomial_tail(k: usize, n: usize, p: f64) -> f64 {
-    if p <= 0.0 {
-        return 1.0;
-    }
-    if p >= 1.0 {
-        return if k >= n { 1.0 } else { 0.0 };
-    }
-    // In logarithms: the first term underflows for a few thousand images.
-    let mut log_term = n as f64 * (1.0 - p).ln();
-    let mut sum = log_term.exp();
-    for i in 1..=k {
-        log_term += ((n - i + 1) as f64 / i as f64).ln() + (p / (1.0 - p)).ln();
-        sum += log_term.exp();
-    }
-    sum.min(1.0)
 }
 
 /// Folder names that sort otherwise than they count or than a known dataset orders its classes.

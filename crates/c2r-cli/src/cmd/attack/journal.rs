@@ -1,0 +1,91 @@
+//! The run of an evaluation, kept beside its results until it is finished.
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use c2r_attacks::{AdversarialImages, AttackReport};
+use c2r_base::artifact::TensorFile;
+use c2r_files::remove_if_present;
+use c2r_run::{Place, Plan, Run, RunError, Status};
+use serde_json::Value;
+use tch::Device;
+
+use super::args::Args;
+use crate::{exit, run_dir};
+
+pub(super) struct Journal {
+    pub(super) run: Run,
+    /// The images for `--save`.
+    pub(super) images: Option<AdversarialImages>,
+    /// Where they are kept until the evaluation is finished.
+    part: PathBuf,
+    /// How often an unfinished evaluation is saved.
+    interval: Duration,
+    saved: Instant,
+}
+
+impl Journal {
+    /// Opens the run of the evaluation that `config` describes.
+    pub(super) fn open(
+        place: Place,
+        args: &Args,
+        config: Value,
+        images: Option<AdversarialImages>,
+        device: Device,
+    ) -> anyhow::Result<(Self, Status)> {
+        let part = place.record().with_extension("").with_extension("part.safetensors");
+        let outputs = args.outputs().map(|(flag, path)| (flag, path.to_owned())).collect();
+        let plan = Plan { stage: "attack", config, environment: run_dir::environment(device), outputs };
+        let opened = Run::open(place, plan, args.force, || remove_if_present(&part));
+        let (run, status) = opened.map_err(|error| {
+            let (code, advice) = match error {
+                RunError::Busy { .. } => (exit::USAGE, "wait for it, or choose another file"),
+                RunError::Unreadable { .. } => (exit::UNEXPECTED, "--force starts again"),
+                RunError::Different { .. } => (exit::USAGE, "choose another file, or discard the run with --force"),
+                RunError::Changed { .. } => (exit::USAGE, "--force replaces it"),
+                other => return other.into(),
+            };
+            exit::coded(code, run_dir::with_advice(error, advice))
+        })?;
+        let interval = Duration::from_secs(args.checkpoint_seconds);
+        Ok((Self { run, images, part, interval, saved: Instant::now() }, status))
+    }
+
+    /// The report of an unfinished evaluation; its images are restored.
+    pub(super) fn resume(&mut self) -> anyhow::Result<Option<AttackReport>> {
+        let state = self.run.take_state();
+        if state.is_null() {
+            return Ok(None);
+        }
+        let context = || format!("cannot resume from {}; --force starts again", self.run.record().display());
+        let report = serde_json::from_value(state).with_context(context)?;
+        if let Some(images) = &mut self.images {
+            images.restore(TensorFile::read(&self.part)?.tensors.into_values().collect()).with_context(context)?;
+        }
+        Ok(Some(report))
+    }
+
+    /// Saves an unfinished evaluation where that is due, or `now`. Images first: an image that is newer than the report is
+    /// attacked again and overwritten.
+    pub(super) fn save(&mut self, report: &AttackReport, now: bool) -> anyhow::Result<()> {
+        if !now && self.saved.elapsed() < self.interval {
+            return Ok(());
+        }
+        if let Some(images) = &self.images {
+            let tensors = images.sets().iter().enumerate().map(|(at, set)| (format!("{at:04}"), set.shallow_clone()));
+            TensorFile { tensors: tensors.collect(), ..TensorFile::default() }.write(&self.part)?;
+        }
+        self.run.save(serde_json::to_value(report)?)?;
+        self.saved = Instant::now();
+        Ok(())
+    }
+
+    /// Records that all outputs are written.
+    pub(super) fn finish(mut self, summary: Value) -> anyhow::Result<()> {
+        self.run.finish(summary)?;
+        Ok(remove_if_present(&self.part)?)
+    }
+}

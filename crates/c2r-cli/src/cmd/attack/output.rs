@@ -1,0 +1,171 @@
+//! What an evaluation prints and writes.
+
+use std::{collections::BTreeMap, path::Path};
+
+use c2r_attacks::{AdversarialImages, AttackConfig, AttackReport, Mode, Outcome};
+use c2r_base::artifact::TensorFile;
+use c2r_eval::{AttackRecord, RecordContext};
+use c2r_files::write_json;
+use serde_json::{Value, json};
+
+use super::{args::Args, inputs::Inputs, target::Target};
+use crate::ui::Ui;
+
+const SCHEMA_VERSION: u32 = 1;
+
+/// The object that `--json` prints.
+pub(super) fn summary(
+    report: &AttackReport,
+    args: &Args,
+    target: &Target,
+    (model, model_sha256): (&Path, &str),
+    inputs: &Inputs,
+) -> Value {
+    let attacks = report.attacks.iter().map(|entry| {
+        let counts = entry.counts();
+        json!({
+            "attack": entry.name,
+            "attacked": entry.stages.first().map_or(0, |stage| stage.attacked),
+            "survivors": entry.samples.iter().filter(|sample| sample.outcome == Outcome::Survived).count(),
+            "robust_accuracy": entry.robust_accuracy(),
+            "forward": counts.forward_images,
+            "backward": counts.backward_images,
+            "seconds": entry.seconds(),
+            "stages": entry.stages,
+            "config": entry.config,
+        })
+    });
+    let counts = report.counts();
+    json!({
+        "schema_version": SCHEMA_VERSION,
+        "attack": args.attack.join(","),
+        "mode": report.mode,
+        "norm": report.threat.norm,
+        "eps": report.threat.epsilon,
+        "goal": report.threat.goal,
+        "seed": report.seed,
+        "n": report.n(),
+        "clean_accuracy": report.clean_accuracy(),
+        "robust_accuracy": report.robust_accuracy(),
+        "attacks": attacks.collect::<Vec<_>>(),
+        "forward": counts.forward_images,
+        "backward": counts.backward_images,
+        "seconds": report.seconds(),
+        "flags": report.flags,
+        "flag_notes": report.flags.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "notes": inputs.notes,
+        "subject": target.subject,
+        "model": model.display().to_string(),
+        "model_sha256": model_sha256,
+        "tuned_operators": target.n_tuned,
+        "inputs": inputs.name,
+        "inputs_sha256": inputs.sha256,
+        "versions": report.versions,
+    })
+}
+
+/// Writes `images` and `labels` as `--inputs` takes them; with several attacks judged each by itself, `images.NAME`.
+pub(super) fn save(
+    path: &Path,
+    images: &AdversarialImages,
+    configs: &[AttackConfig],
+    mode: Mode,
+    inputs: &Inputs,
+    summary: &Value,
+    evaluation: &Value,
+) -> anyhow::Result<()> {
+    let header = BTreeMap::from([
+        ("format".to_owned(), "c2r-adversarial".to_owned()),
+        ("schema_version".to_owned(), SCHEMA_VERSION.to_string()),
+        ("attack".to_owned(), summary["attack"].to_string()),
+        ("robust_accuracy".to_owned(), summary["robust_accuracy"].to_string()),
+        // Models, inputs, threat, seed and every option.
+        ("evaluation".to_owned(), evaluation.to_string()),
+    ]);
+    let mut file = TensorFile { header, ..TensorFile::default() };
+    file.tensors.insert("labels".to_owned(), inputs.images.labels().shallow_clone());
+    for (at, set) in images.sets().iter().enumerate() {
+        let name = match (mode, images.sets().len()) {
+            (Mode::Suite, _) | (Mode::Each, 1) => "images".to_owned(),
+            (Mode::Each, _) => format!("images.{}", configs[at].name()),
+        };
+        file.tensors.insert(name, set.shallow_clone());
+    }
+    Ok(file.write(path)?)
+}
+
+/// Writes the report: what a table is made from, or every image's outcome.
+pub(super) fn write_report(
+    path: &Path,
+    report: &AttackReport,
+    args: &Args,
+    target: &Target,
+    inputs: &Inputs,
+    summary: &Value,
+) -> anyhow::Result<()> {
+    let argv: Vec<String> = std::env::args().collect();
+    match &target.subject {
+        Some(subject) if args.each && args.dataset.is_some() => {
+            let (test_sha256, notes) = (inputs.sha256.clone(), inputs.notes.clone());
+            let context = RecordContext { subject: subject.clone(), test_sha256, notes, argv };
+            AttackRecord::from_report(report, context).map_err(anyhow::Error::msg)?.write(path)?;
+        }
+        _ => {
+            let mut whole = serde_json::to_value(report)?;
+            for name in ["model", "model_sha256", "tuned_operators", "inputs", "inputs_sha256", "notes"] {
+                whole[name] = summary[name].clone();
+            }
+            whole["as_is"] = args.as_is.into();
+            whole["command"] = json!(argv);
+            write_json(path, &whole)?;
+        }
+    }
+    Ok(())
+}
+
+/// Prints a summary for people.
+pub(super) fn print(summary: &Value, ui: &Ui) {
+    let list = |key: &str| summary[key].as_array().cloned().unwrap_or_default();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let percent = |value: &Value| format!("{:.2} %", 100.0 * value.as_f64().unwrap_or(f64::NAN));
+    let seconds = |value: &Value| value["seconds"].as_f64().unwrap_or_default();
+    list("notes").iter().for_each(|note| ui.out(text(note)));
+    // How a step was selected changes what the numbers mean.
+    if let Some(notes) = summary["subject"].get("selection").and(summary["subject"]["notes"].as_array()) {
+        notes.iter().for_each(|note| ui.out(text(note)));
+    }
+    ui.out(format!("{} images, {} {}", summary["n"], text(&summary["norm"]), text(&summary["eps"])));
+    if let Some(rule) = summary["goal"]["targeted"].as_str() {
+        ui.out(format!("targeted ({rule}): accuracy is the share of images that did not reach their target class"));
+    }
+    let attacks = list("attacks");
+    let cumulative = summary["mode"] == json!(Mode::Suite) && attacks.len() > 1;
+    if cumulative {
+        ui.out(
+            "each line shows what is left after its attack and those above it: the worst case so far; --each judges \
+             every attack by itself",
+        );
+    }
+    let accuracy = if cumulative { "left so far" } else { "accuracy" };
+    ui.out(format!("{:<22}{accuracy:>12}{:>12}{:>10}", "attack", "broken", "seconds"));
+    let clean_seconds = seconds(summary) - attacks.iter().map(seconds).sum::<f64>();
+    ui.out(format!("{:<22}{:>12}{:>12}{clean_seconds:>10.1}", "clean", percent(&summary["clean_accuracy"]), ""));
+    let broken = |attacked: &Value, left: &Value| {
+        let attacked = attacked.as_u64().unwrap_or_default();
+        format!("{} of {attacked}", attacked - left.as_u64().unwrap_or(attacked))
+    };
+    for entry in &attacks {
+        let stages = entry["stages"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let left = stages.last().map_or(&Value::Null, |stage| &stage["survivors"]);
+        let (name, share) = (text(&entry["attack"]), percent(&entry["robust_accuracy"]));
+        ui.out(format!("{name:<22}{share:>12}{:>12}{:>10.1}", broken(&entry["attacked"], left), seconds(entry)));
+        for stage in stages.iter().filter(|_| stages.len() > 1) {
+            let broken = broken(&stage["attacked"], &stage["survivors"]);
+            ui.out(format!("  {:<20}{:>12}{broken:>12}{:>10.1}", text(&stage["attack"]), "", seconds(stage)));
+        }
+    }
+    if attacks.len() > 1 {
+        ui.out(format!("{:<22}{:>12}", "all together", percent(&summary["robust_accuracy"])));
+    }
+    list("flag_notes").iter().for_each(|note| ui.out(format!("doubtful: {}", text(note))));
+}

@@ -1,0 +1,92 @@
+//! The classifier that is attacked.
+
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use c2r_base::Classifier;
+use c2r_experiment::Subject;
+use c2r_models::{Frozen, TorchScript, checkpoint};
+use tch::Device;
+
+use super::inputs::Inputs;
+use crate::exit::{self, OrExit};
+
+/// A classifier that takes the images it will be attacked with.
+pub(super) struct Target {
+    pub(super) classifier: Box<dyn Classifier>,
+    /// What a network that c2r trained says about itself.
+    pub(super) subject: Option<Subject>,
+    /// Operators of a TorchScript model that were replaced by faster equivalents.
+    pub(super) n_tuned: usize,
+}
+
+impl Target {
+    /// Loads a TorchScript model; without `as_is`, some of its operators are replaced by faster equivalents.
+    pub(super) fn script(path: &Path, inputs: &Inputs, as_is: bool, device: Device) -> anyhow::Result<Self> {
+        let name = path.display();
+        let script = TorchScript::load(path, device);
+        if script.is_err() && checkpoint::load(path, device).is_ok() {
+            return exit::fail(exit::USAGE, format!("{name} is a network that c2r trained: use --checkpoint {name}"));
+        }
+        let script = match script {
+            Err(error) if error.to_string().contains("constants.pkl") => {
+                let what = format!(
+                    "{name} is a file of torch.save (a state_dict or a pickled module), not TorchScript: write one with \
+                     torch.jit.trace(model.eval(), images[:2]).save(FILE)"
+                );
+                return exit::fail(exit::DATA, what);
+            }
+            other => other.or_exit(exit::DATA)?,
+        };
+        let shape = inputs.images.image_shape();
+        let n_classes = script.classes(shape).or_else(|error| {
+            // TorchScript says where in the exporter's code it happened first, and what happened last.
+            let text = error.to_string();
+            let reason = text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
+            exit::fail(exit::DATA, format!("{name} does not take {}: {reason}", described(inputs)))
+        })?;
+        check_classes(path, n_classes, inputs).or_exit(exit::DATA)?;
+        let tuned = if as_is { None } else { script.tuned(shape).or_exit(exit::DATA)? };
+        let (script, n_tuned) = tuned.unwrap_or((script, 0));
+        Ok(Self { classifier: Box::new(script), subject: None, n_tuned })
+    }
+
+    /// Loads a network that c2r trained.
+    pub(super) fn network(path: &Path, inputs: &Inputs, device: Device) -> anyhow::Result<Self> {
+        let name = path.display();
+        let loaded = checkpoint::load(path, device);
+        if loaded.is_err() && TorchScript::load(path, device).is_ok() {
+            return exit::fail(exit::USAGE, format!("{name} is a TorchScript model: use --model {name}"));
+        }
+        let (model, header) = loaded.or_exit(exit::DATA)?;
+        let subject = header.get("subject").map(|text| serde_json::from_str(text)).transpose();
+        let subject = subject.with_context(|| format!("the subject in {name}")).or_exit(exit::DATA)?;
+        let expected = model.input().image_shape();
+        if expected != inputs.images.image_shape() {
+            let not = described(inputs);
+            return exit::fail(exit::DATA, format!("{name} takes images of shape {expected:?}, not {not}"));
+        }
+        check_classes(path, model.input().n_classes, inputs).or_exit(exit::DATA)?;
+        Ok(Self { classifier: Box::new(Frozen::new(model)), subject, n_tuned: 0 })
+    }
+}
+
+/// The inputs in words, for an error about their shape.
+fn described(inputs: &Inputs) -> String {
+    let [channels, height, width] = inputs.images.image_shape();
+    let last = if width <= 4 && channels > 4 { "; are the channels last? They come first: [N, C, H, W]" } else { "" };
+    format!("images of {channels} channels and {height}x{width} pixels ({}){last}", inputs.name)
+}
+
+/// A dataset's labels mean nothing to a model of other classes.
+fn check_classes(path: &Path, n_classes: i64, inputs: &Inputs) -> anyhow::Result<()> {
+    let Some(classes) = &inputs.classes else { return Ok(()) };
+    let (name, n) = (path.display(), classes.len());
+    ensure!(
+        n_classes == n as i64,
+        "{name} returns {n_classes} logits, {} has {n} classes: {}",
+        inputs.name,
+        classes.join(", ")
+    );
+    Ok(())
+}

@@ -1,0 +1,142 @@
+//! Results in JSON: attack reports, tables, records of runs.
+
+use std::{collections::BTreeMap, path::Path};
+
+use anyhow::Context;
+use c2r_attacks::AttackReport;
+use c2r_eval::{
+    AttackRecord, Table,
+    table::{CLEAN, MEAN_ROBUST},
+};
+use c2r_experiment::Subject;
+use c2r_files::read_json;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::report::Report;
+use crate::exit::{self, OrExit};
+
+pub(super) fn json_file(report: &mut Report, path: &Path) -> anyhow::Result<()> {
+    let value: Value = read_json(path).or_exit(exit::DATA)?;
+    if value.get("stage").is_some() && value.get("config").is_some() {
+        return run_record(report, path);
+    }
+    let has = |keys: &[&str]| keys.iter().all(|key| value.get(key).is_some());
+    if has(&["sections", "planned_rows", "configs"]) {
+        return table(report, path);
+    }
+    if has(&["attacks", "labels", "clean_predictions"]) {
+        return whole_report(report, path);
+    }
+    if !has(&["subject", "attacks"]) {
+        let keys: Vec<&str> =
+            value.as_object().into_iter().flat_map(|object| object.keys().map(String::as_str)).collect();
+        report.title("json", path.display(), "JSON that c2r does not know");
+        report.line("keys", keys.join(", "));
+        return Ok(());
+    }
+    let record = AttackRecord::read(path).or_exit(exit::DATA)?;
+    report.title("attack-report", path.display(), "attack report");
+    subject(report, &record.subject);
+    report.line("threat", format!("{} {}, {} test images", record.threat.norm, record.threat.epsilon, record.n));
+    report.line("clean", percent(record.clean_accuracy));
+    for entry in &record.attacks {
+        let flags = if entry.flags.is_empty() { String::new() } else { format!(" [{}]", entry.flags.join(", ")) };
+        report.line(&entry.attack, format!("{}{flags}", percent(entry.robust_accuracy)));
+    }
+    record.notes.iter().for_each(|note| report.line("note", note));
+    record.flag_notes.into_iter().for_each(|note| report.doubt(note));
+    let classes = c2r_data::spec(&record.subject.dataset).map_or(0, |spec| spec.classes.len());
+    if classes > 0 && record.clean_accuracy * (classes as f64) < 1.5 {
+        report.doubt("even without an attack the network is hardly better than guessing");
+    }
+    Ok(())
+}
+
+/// What `c2r attack --output` writes where the result is no cell of a table.
+fn whole_report(report: &mut Report, path: &Path) -> anyhow::Result<()> {
+    let found: AttackReport = read_json(path).or_exit(exit::DATA)?;
+    let n = found.n();
+    if found.clean_predictions.len() != n || found.attacks.iter().any(|attack| attack.samples.len() != n) {
+        let path = path.display();
+        return exit::fail(exit::DATA, format!("{path} is a damaged attack report: not every part has {n} images"));
+    }
+    report.title("attack-report", path.display(), "attack report with every image, no cell of a table");
+    if let Some(attacked) = &found.subject {
+        let attacked: Subject = Subject::deserialize(attacked)
+            .with_context(|| format!("the subject in {}", path.display()))
+            .or_exit(exit::DATA)?;
+        subject(report, &attacked);
+    }
+    report.line("threat", format!("{} {}, {n} images", found.threat.norm, found.threat.epsilon));
+    report.line("seed", found.seed.value().to_string());
+    report.line("clean", percent(found.clean_accuracy()));
+    found.attacks.iter().for_each(|attack| report.line(&attack.name, percent(attack.robust_accuracy())));
+    report.line("all attacks", percent(found.robust_accuracy()));
+    found.flags.iter().for_each(|flag| report.doubt(flag.to_string()));
+    Ok(())
+}
+
+/// The main numbers of `c2r table`: accuracies in percent, clean and under each attack.
+fn table(report: &mut Report, path: &Path) -> anyhow::Result<()> {
+    let table: Table = read_json(path).or_exit(exit::DATA)?;
+    report.title("table", path.display(), format!("table `{}`", table.title));
+    report.line("rows missing", table.missing.len().to_string());
+    for section in &table.sections {
+        let (model, threat) = (&section.model, format!("{} {}", section.norm, section.epsilon));
+        let of =
+            format!("{}, {}, {model}, {threat}, {} test images", section.dataset, section.protocol, section.n_test);
+        report.line("section", of);
+        for row in &section.rows {
+            let main =
+                |column: &str| [CLEAN, MEAN_ROBUST].contains(&column) || section.attacks.iter().any(|a| a == column);
+            let cells: Vec<String> = row
+                .cells
+                .iter()
+                .filter(|cell| main(&cell.column))
+                .map(|cell| {
+                    let sd = cell.summary.sd.map(|sd| format!(" ± {sd:.2}")).unwrap_or_default();
+                    format!("{} {:.2}{sd}", cell.column, cell.summary.mean)
+                })
+                .collect();
+            let images = row.images_per_class.map_or("all images".to_owned(), |n| format!("{n} per class"));
+            report.line(&row.label, format!("{images}, {} runs: {}", row.runs.len(), cells.join(", ")));
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn run_record(report: &mut Report, path: &Path) -> anyhow::Result<()> {
+    let value: Value = read_json(path).or_exit(exit::DATA)?;
+    let text = |name: &str| {
+        value.get(name).map(|value| value.as_str().map_or(value.to_string(), str::to_owned)).unwrap_or_default()
+    };
+    report.title("run", path.display(), format!("run of c2r {}, {}", text("stage"), text("status")));
+    for name in ["seconds", "device", "threads", "versions", "config", "summary"] {
+        report.line(name, text(name));
+    }
+    Ok(())
+}
+
+fn subject(report: &mut Report, subject: &Subject) {
+    let images = subject.images_per_class.map_or("all images".to_owned(), |n| format!("{n} images per class"));
+    let Subject { dataset, method, profile, protocol, model, train_seed, .. } = subject;
+    let profile = if profile.is_empty() { String::new() } else { format!(" ({profile})") };
+    report.line("subject", format!("{model}, {protocol} on {method}{profile}, {dataset}, {images}, seed {train_seed}"));
+    report.line("extra storage", &subject.extra_storage);
+    subject.notes.iter().for_each(|note| report.line("note", note));
+}
+
+/// The texts of a header; a subject in words.
+pub(super) fn texts(report: &mut Report, header: &BTreeMap<String, String>) {
+    for (name, text) in header {
+        match serde_json::from_str::<Subject>(text) {
+            Ok(parsed) if name == "subject" => subject(report, &parsed),
+            _ => report.line(name, text),
+        }
+    }
+}
+
+fn percent(part: f64) -> String {
+    format!("{:.2} %", 100.0 * part)
+}

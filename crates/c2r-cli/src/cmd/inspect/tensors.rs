@@ -1,0 +1,183 @@
+//! Files of tensors: synthetic sets, checkpoints, tensors of others, TorchScript models.
+
+use std::path::Path;
+
+use anyhow::Context;
+use c2r_base::artifact::TensorFile;
+use c2r_data::{
+    SyntheticSet,
+    arrays::{to_array, to_tensor},
+};
+use c2r_models::{TorchScript, checkpoint};
+use tch::{CModule, Device, Kind};
+
+use super::{doubts, report::Report, results::texts};
+use crate::exit::{self, OrExit};
+
+/// Datasets that a TorchScript model, which does not say what it is for, is tried on.
+const TRIED_ON: [&str; 4] = ["digits", "cifar10", "cifar100", "tiny-imagenet"];
+
+pub(super) fn safetensors(
+    report: &mut Report,
+    path: &Path,
+    file: &TensorFile,
+    grid: Option<&Path>,
+) -> anyhow::Result<bool> {
+    if SyntheticSet::is_header(&file.header) {
+        return set_or_doubt(report, path, file, grid);
+    }
+    if file.header.get("format").is_some_and(|format| format == "c2r-model") {
+        match checkpoint::load(path, Device::Cpu) {
+            Ok((model, header)) => {
+                report.title("checkpoint", path.display(), format!("checkpoint of {}", model.spec()));
+                report.line("parameters", format!("{} in {} tensors", model.n_parameters(), file.tensors.len()));
+                report.line("input", serde_json::to_string(model.input())?);
+                texts(report, &header);
+                for (name, tensor) in &file.tensors {
+                    doubts::values(report, name, tensor);
+                }
+                return Ok(false);
+            }
+            Err(error) => {
+                let reasons: Vec<String> = anyhow::Error::from(error).chain().map(ToString::to_string).collect();
+                report.doubt(format!("{}: other commands refuse this checkpoint", reasons.join(": ")));
+            }
+        }
+    }
+    let is_inputs = ["images", "labels"].iter().all(|name| file.tensors.contains_key(*name));
+    let (kind, words) = match file.header.get("format").map(String::as_str) {
+        Some("c2r-adversarial") => ("adversarial", "attacked images"),
+        Some("c2r distillation state") => ("state", "state of a distillation"),
+        _ if is_inputs => ("attack-inputs", "images and labels, as `c2r attack --inputs` takes them, safetensors file"),
+        _ => ("safetensors", "safetensors file"),
+    };
+    report.title(kind, path.display(), format!("{words} with {} tensors", file.tensors.len()));
+    texts(report, &file.header);
+    tensors(report, file, grid)
+}
+
+/// A file that calls itself a synthetic set.
+pub(super) fn set_or_doubt(
+    report: &mut Report,
+    path: &Path,
+    file: &TensorFile,
+    grid: Option<&Path>,
+) -> anyhow::Result<bool> {
+    match SyntheticSet::load(path) {
+        Ok(set) => synthetic(report, path, &set, grid),
+        Err(error) => {
+            report.doubt(format!("{error}: other commands refuse this synthetic set"));
+            report.title("broken-set", path.display(), format!("safetensors file with {} tensors", file.tensors.len()));
+            texts(report, &file.header);
+            let named = file.header.get("dataset").cloned();
+            report.dataset = report.dataset.take().or(named);
+            tensors(report, file, grid)
+        }
+    }
+}
+
+/// Lists tensors; those that are images, and their labels, are looked at.
+pub(super) fn tensors(report: &mut Report, file: &TensorFile, grid: Option<&Path>) -> anyhow::Result<bool> {
+    let mut drawn = false;
+    let reference = doubts::Reference::of(report, "");
+    for (name, tensor) in &file.tensors {
+        report.tensor(name, tensor, "");
+        if !doubts::is_images(name, tensor) {
+            doubts::values(report, name, tensor);
+            continue;
+        }
+        doubts::images(report, name, tensor, reference.as_ref());
+        let labels = doubts::labels_of(file, name);
+        if let Some((labels_name, labels)) = &labels {
+            doubts::labels(report, labels_name, labels, reference.as_ref());
+            doubts::labels_fit(report, tensor, labels, reference.as_ref());
+        }
+        if let (Some(grid), false) = (grid, drawn) {
+            let (pixels, rows) = doubts::drawable(tensor, labels.as_ref().map(|(_, labels)| labels));
+            let pixels = to_array(&pixels).map_err(anyhow::Error::msg)?;
+            c2r_data::write_grid(grid, pixels.view(), &rows)?;
+            drawn = true;
+        }
+    }
+    Ok(drawn)
+}
+
+pub(super) fn synthetic(
+    report: &mut Report,
+    path: &Path,
+    set: &SyntheticSet,
+    grid: Option<&Path>,
+) -> anyhow::Result<bool> {
+    let header = &set.header;
+    report.title("synthetic-set", path.display(), format!("synthetic set of {}", header.dataset));
+    let origin = header.origin().or_exit(exit::DATA)?;
+    let run = match origin.imported {
+        Some(_) => "imported".to_owned(),
+        None => format!("seed {}, {} iterations", header.seed, header.iterations),
+    };
+    // `imported` is also what `c2r import` calls a method that it was not told.
+    let method = Some(&header.method).filter(|method| **method != run);
+    report.line("made by", method.map_or(run.clone(), |method| format!("{method}, {run}")));
+    let images = to_tensor(set.images.view());
+    report.tensor("images", &images, "");
+    report.tensor(
+        "labels",
+        &to_tensor(set.labels.view()),
+        &format!(", {} per class of {}", header.images_per_class, header.classes),
+    );
+    let tiles = set.formation * set.formation * set.labels.len() as i64;
+    if set.formation > 1 {
+        report.line("formation", format!("{0} x {0} mosaics: {tiles} training images", set.formation));
+    }
+    if let Some(soft) = set.soft_labels.as_ref().map(|soft| to_tensor(soft.view())) {
+        let confidence = soft.amax([1i64].as_slice(), false).mean(Kind::Double).double_value(&[]);
+        report.tensor("soft labels", &soft, &format!(", mean largest probability {confidence:.3}"));
+    }
+    report.line("cut off", origin.clamped.map(|cut| cut.to_string()).unwrap_or_default());
+    report.line("extra storage", &header.extra_storage);
+    report.line("mean, std", format!("{:?}, {:?} (for the model)", header.mean, header.std));
+    report.line("data sha256", &header.data_sha256);
+    let versions: Vec<String> = header.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
+    report.line("versions", versions.join(", "));
+    report.line("config", header.config.to_string());
+    let reference = doubts::Reference::of(report, &header.dataset);
+    doubts::images(report, "images", &images, reference.as_ref());
+    match c2r_data::spec(&header.dataset) {
+        Ok(spec) if spec.shape() != images.size()[1..] => {
+            report.doubt(format!("{} images are {:?}, these are {:?}", spec.name, spec.shape(), &images.size()[1..]));
+        }
+        Ok(spec) if (&spec.mean, &spec.std) != (&header.mean, &header.std) => {
+            report.doubt(format!("mean and std are not those of {}: {:?}, {:?}", spec.name, spec.mean, spec.std));
+        }
+        _ => {}
+    }
+    let (decoded, labels) = set.decode(Device::Cpu);
+    doubts::labels_fit(report, &decoded, &labels, reference.as_ref());
+    if let Some(grid) = grid {
+        set.grid_png(grid)?;
+    }
+    Ok(true)
+}
+
+pub(super) fn torchscript(report: &mut Report, path: &Path) -> anyhow::Result<()> {
+    let model = TorchScript::load(path, Device::Cpu).or_exit(exit::DATA)?;
+    let module = CModule::load(path).with_context(|| format!("cannot load {}", path.display()))?;
+    let parameters = module.named_parameters()?;
+    let n: usize = parameters.iter().map(|(_, parameter)| parameter.numel()).sum();
+    report.title("torchscript", path.display(), "TorchScript model");
+    report.line("parameters", format!("{n} in {} tensors", parameters.len()));
+    let names: Vec<&str> = TRIED_ON
+        .into_iter()
+        .filter(|name| {
+            let spec = c2r_data::spec(name).expect("the registry has it");
+            model.check(spec.shape(), spec.classes.len() as i64).is_ok()
+        })
+        .collect();
+    let none = || {
+        let tried = TRIED_ON.join(", ");
+        format!("none of {tried}; images of another size or another number of classes were not tried")
+    };
+    report.line("classifies", if names.is_empty() { none() } else { names.join(", ") });
+    parameters.iter().for_each(|(name, parameter)| doubts::values(report, name, parameter));
+    Ok(())
+}
