@@ -14,6 +14,7 @@ mod python;
 mod regression;
 mod reproduce;
 mod setup;
+mod smoke;
 mod test;
 mod tidy;
 

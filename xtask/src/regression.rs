@@ -115,7 +115,9 @@ pub(crate) fn run(accept: bool, data: Option<&Path>, strict: bool, checkout: &Ch
         let datasets = Datasets::read(&place)?;
         let absent = datasets.missing(&scale.datasets);
         if !absent.is_empty() {
-            let text = format!("SKIPPED {name}: no data; --data DIR or C2R_DATA names the folder that has it");
+            let text = format!(
+                "SKIPPED: the regression on {name}: no data; --data DIR or C2R_DATA names the folder that has it"
+            );
             if strict {
                 return Err(exit::error(exit::DATA, text));
             }

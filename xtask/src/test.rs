@@ -1,4 +1,4 @@
-//! `cargo xtask test`: every test of the workspace.
+//! `cargo xtask test`: every test of the workspace, or the checks that run whole commands.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,7 @@ use crate::{
     checkout::{self, Checkout},
     exit,
     python::Environment,
-    regression, setup, ui,
+    regression, setup, smoke, ui,
 };
 
 /// What Python's side of the file formats is tested with. The variable names its interpreter.
@@ -25,6 +25,7 @@ Examples:
   cargo xtask test --crate c2r-attacks pgd
   C2R_DATA=~/datasets cargo xtask test --slow
   cargo xtask test --regression --data ~/datasets
+  cargo xtask test --device cuda        every command of c2r once on the GPU, in seconds
 
 --regression exits with 4 if a number has moved.")]
 pub(crate) struct Args {
@@ -44,6 +45,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR", requires = "regression")]
     data: Option<PathBuf>,
 
+    /// Run every command of c2r once on this device (cpu, cuda or cuda:N), instead of the tests
+    #[arg(long, value_name = "DEVICE", conflicts_with_all = ["slow", "regression", "package", "filter"])]
+    device: Option<String>,
+
     /// Only this crate
     #[arg(long = "crate", value_name = "NAME")]
     package: Option<String>,
@@ -57,6 +62,9 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     setup::ensure(checkout)?;
     if args.regression {
         return regression::run(args.accept, args.data.as_deref(), args.slow, checkout);
+    }
+    if let Some(device) = &args.device {
+        return smoke::run(device, checkout);
     }
     let mut command = checkout.cargo();
     command.args(cargo_words(args));
@@ -97,6 +105,7 @@ mod tests {
                 regression: false,
                 accept: false,
                 data: None,
+                device: None,
                 package: package.map(Into::into),
                 filter: filter.map(Into::into),
             };
