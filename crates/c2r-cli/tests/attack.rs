@@ -2,7 +2,7 @@
 
 use std::{
     path::Path,
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
@@ -295,26 +295,45 @@ fn an_interrupted_attack_goes_on_where_it_stopped() {
     let file = |name: &str| folder.path().join(name).display().to_string();
     let (whole, part) = (file("whole.safetensors"), file("part.safetensors"));
     let words = |save| {
-        with(&["--attack", "pgd,square", "--set", "square.queries=1500", "--batch-size", "4", "--json", "--save", save])
+        with(&[
+            "--attack",
+            "pgd,square",
+            "--set",
+            "square.queries=1500",
+            "--batch-size",
+            "4",
+            "--checkpoint-seconds",
+            "0",
+            "--json",
+            "--save",
+            save,
+        ])
     };
     let whole_result = json(&attack(&checkpoint, &words(&whole)));
-    // Too soon and nothing has begun, too late and all is done.
-    let stopped = [1500, 800, 400, 3000, 200].into_iter().any(|milliseconds| {
-        for name in ["part.safetensors", "part.run.json", "part.part.safetensors"] {
-            let _ = std::fs::remove_file(folder.path().join(name));
-        }
-        let child = command(&checkpoint, &words(&part)).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(milliseconds));
-        let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-        let stopped = child.wait_with_output().unwrap();
-        killed.success() && stopped.status.code() == Some(130) && folder.path().join("part.run.json").exists()
-    });
-    assert!(stopped, "the attack could not be interrupted half way");
+    let mut child = command(&checkpoint, &words(&part)).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for_writes(&folder.path().join("part.run.json"), 3, &mut child);
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let stopped = child.wait_with_output().unwrap();
+    assert_eq!(stopped.status.code(), Some(130), "{}", String::from_utf8_lossy(&stopped.stderr));
+    assert!(folder.path().join("part.run.json").exists());
     let resumed = json(&attack(&checkpoint, &words(&part)));
     for key in ["clean_accuracy", "robust_accuracy", "n", "flags"] {
         assert_eq!(resumed[key], whole_result[key], "{key}");
     }
     assert_eq!(std::fs::read(&whole).unwrap(), std::fs::read(&part).unwrap(), "the same images, byte for byte");
+}
+
+/// Returns when `file` was written `n` times since the call, or the child has ended.
+fn wait_for_writes(file: &Path, n: u64, child: &mut Child) {
+    let written = || std::fs::metadata(file).and_then(|data| data.modified()).ok();
+    let (begun, mut last, mut seen) = (Instant::now(), written(), 0);
+    while seen < n && child.try_wait().unwrap().is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(120), "{} is not written", file.display());
+        std::thread::sleep(Duration::from_millis(1));
+        let now = written();
+        seen += u64::from(now != last);
+        last = now;
+    }
 }
 
 /// A report without what a clock measured.
@@ -333,7 +352,7 @@ fn without_seconds(mut report: Value) -> Value {
     report
 }
 
-/// kill -9 at seeded random moments, in the attacks and between them, until one run gets through.
+/// kill -9 after a seeded number of saved states, in the attacks and between them, until one run gets through.
 #[test]
 fn a_killed_attack_goes_on_and_ends_with_the_same_files() {
     const MOST_KILLS: u64 = 6;
@@ -352,14 +371,8 @@ fn a_killed_attack_goes_on_and_ends_with_the_same_files() {
     let state = file("killed", "attack.run.json");
     let mut n_resumed = 0;
     for round in 0..MOST_KILLS {
-        let before = std::fs::read(&state).ok();
         let mut child = start("killed").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let begun = Instant::now();
-        while std::fs::read(&state).ok() == before && child.try_wait().unwrap().is_none() {
-            assert!(begun.elapsed() < Duration::from_secs(60), "no state appears");
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        std::thread::sleep(Duration::from_millis(Seed::new(5).child("kill", round).value() % 120));
+        wait_for_writes(&state, 1 + Seed::new(5).child("kill", round).value() % 6, &mut child);
         child.kill().unwrap();
         if child.wait().unwrap().success() || file("killed", "attack.json").exists() {
             break;

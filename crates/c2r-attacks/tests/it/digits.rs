@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use c2r_attacks::{AttackBatch, AttackConfig, AttackReport, Draws, EvaluateOptions, Mode, Outcome, replay};
+use c2r_attacks::{AttackBatch, AttackConfig, AttackReport, CwL2Config, Draws, EvaluateOptions, Mode, Outcome, replay};
 use c2r_base::{Classifier, ClassifierError, LabelledImages, Norm, Seed, artifact::TensorFile};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -71,6 +71,7 @@ fn deterministic_attacks() {
         ("pgd", "pgd", Norm::Linf, &start),
         ("mi-fgsm", "mi-fgsm", Norm::Linf, &[]),
         ("ni-fgsm", "ni-fgsm", Norm::Linf, &[]),
+        ("eot-pgd", "eot-pgd", Norm::Linf, &start),
         ("pgd-l2", "pgd", Norm::L2, &start),
     ] {
         let epsilon = digits.number(if norm == Norm::L2 { "epsilon_l2" } else { "epsilon" });
@@ -101,19 +102,35 @@ fn deterministic_attacks() {
     }
 }
 
-#[test]
-fn deepfool() {
-    let digits = Digits::load();
+/// Of the images that are classified correctly, 95 % have the reference's distance up to `tolerance`, relative.
+fn check_distances(digits: &Digits, name: &str, tolerance: f64, attack: impl Fn(&AttackBatch<'_>) -> Tensor) {
     let data = digits.data(digits.number("n_slow") as i64);
     let ids: Vec<u64> = (0..data.len() as u64).collect();
     let batch = AttackBatch { images: data.images(), labels: data.labels(), ids: &ids, targets: None };
-    let attack = config("deepfool", &[("overshoot-each-step", "true")]).build().unwrap();
-    let found = attack.perturb(&digits, &batch, &threat(Norm::L2, 100.0), Seed::new(0)).unwrap();
-    let (got, expected) = (Norm::L2.distance(&found.images, data.images()), &digits.tensors["distance/deepfool"]);
+    let got = Norm::L2.distance(&attack(&batch), data.images());
+    let expected = &digits.tensors[&format!("distance/{name}")];
     let correct = digits.tensors["flags/clean"].narrow(0, 0, data.len() as i64).to_kind(Kind::Bool);
-    let close = ((&got - expected).abs() / expected.clamp_min(1e-3)).le(0.01).logical_or(&correct.logical_not());
+    let close = ((&got - expected).abs() / expected.clamp_min(1e-3)).le(tolerance).masked_select(&correct);
     let share = close.to_kind(Kind::Float).mean(Kind::Float).double_value(&[]);
-    assert!(share >= 0.95, "{share} of the distances agree: {got} {expected}");
+    assert!(share >= 0.95, "{share} of the distances of {name} agree: {got} {expected}");
+}
+
+#[test]
+fn deepfool() {
+    let digits = Digits::load();
+    let attack = config("deepfool", &[("overshoot-each-step", "true")]).build().unwrap();
+    let threat = threat(Norm::L2, 100.0);
+    check_distances(&digits, "deepfool", 0.01, |batch| {
+        attack.perturb(&digits, batch, &threat, Seed::new(0)).unwrap().images
+    });
+}
+
+/// With torchattacks' margin, which is clipped on both sides, and its stop over the batch.
+#[test]
+fn cw_l2() {
+    let digits = Digits::load();
+    let config = CwL2Config { clipped_margin: true, steps: 100, ..Default::default() };
+    check_distances(&digits, "cw-l2", 0.02, |batch| replay::cw_l2(&config, &digits, batch).unwrap().images);
 }
 
 /// None of our three seeds leaves more than the reference's worst seed, and their mean not less than its best, up to a few
@@ -144,7 +161,12 @@ fn stochastic_attacks() {
         let ours: Vec<usize> = (0..3)
             .map(|seed| survivors(&digits.attacked(n, Norm::Linf, digits.number("epsilon"), seed, &attack)))
             .collect();
-        check(name, &ours, reference, if name == "pgd" { 2.0 } else { 3.0 });
+        let images = match name.as_str() {
+            "pgd" | "eot-pgd" => 2.0,
+            "tpgd" => 6.0,
+            _ => 3.0,
+        };
+        check(name, &ours, reference, images);
     }
 }
 

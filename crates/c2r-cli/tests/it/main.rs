@@ -89,12 +89,16 @@ fn folder() -> (tempfile::TempDir, PathBuf) {
     (folder, path)
 }
 
-fn wait_for(path: &Path, child: &mut Child) {
-    let start = Instant::now();
-    while !path.exists() {
-        assert!(start.elapsed() < Duration::from_secs(120), "{} does not appear", path.display());
-        assert!(child.try_wait().unwrap().is_none(), "it ended before {} appeared", path.display());
-        std::thread::sleep(Duration::from_millis(5));
+/// Returns when `file` was written `n` times since the call, or the child has ended.
+fn wait_for_writes(file: &Path, n: u64, child: &mut Child) {
+    let written = || fs::metadata(file).and_then(|data| data.modified()).ok();
+    let (begun, mut last, mut seen) = (Instant::now(), written(), 0);
+    while seen < n && child.try_wait().unwrap().is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(120), "{} is not written", file.display());
+        std::thread::sleep(Duration::from_millis(1));
+        let now = written();
+        seen += u64::from(now != last);
+        last = now;
     }
 }
 
@@ -146,7 +150,7 @@ fn another_thread_count_changes_only_the_rounding() {
 fn signals_save_the_state_and_exit_with_130() {
     let (_guard, folder) = folder();
     let mut child = distill(&folder, 20_000, &["--checkpoint-every", "5"]).stderr(Stdio::piped()).spawn().unwrap();
-    wait_for(&folder.join("state.safetensors"), &mut child);
+    wait_for_writes(&folder.join("state.safetensors"), 1, &mut child);
     // A terminal and a scheduler may each send a signal: that is one request, and the state is saved.
     run(Command::new("sh").args(["-c", "kill -INT $0; kill -TERM $0; kill -INT $0", &child.id().to_string()]));
     let output = child.wait_with_output().unwrap();
