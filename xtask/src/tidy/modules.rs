@@ -26,11 +26,12 @@ struct Module {
     code: Code,
 }
 
-/// What a path leads to: a module, or something that is defined in it.
+/// What a path leads to: a module, something that is defined in it, or another crate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Target {
     Module(usize),
     Item(usize),
+    Outside,
 }
 
 /// Who uses whom, with the names.
@@ -138,7 +139,7 @@ impl Tree {
         let hops = hops.checked_sub(1)?;
         let named = here.code.imports.iter().find(|import| import.name.as_deref() == Some(name));
         if let Some(import) = named {
-            return self.resolve(module, &import.path, hops);
+            return Some(self.resolve(module, &import.path, hops).unwrap_or(Target::Outside));
         }
         here.code.imports.iter().filter(|import| import.name.is_none()).find_map(|all| {
             match self.resolve(module, &all.path, hops)? {
@@ -333,6 +334,8 @@ mod tests {
 
     #[test]
     fn names_of_other_crates_are_none_of_ours() {
+        let main = ("main.rs", "mod a; use shared::exit; fn main() { a::run() }");
+        assert_eq!(check(&[main, ("a.rs", "use crate::exit; pub fn run() { exit::code() }")]), [""; 0]);
         let lib = ("lib.rs", "mod tar; use tar::unpack; fn f() { unpack() }");
         assert_eq!(
             check(&[lib, ("tar.rs", "use ::tar::Archive; use serde::de; pub fn unpack() { de::x() }")]),
