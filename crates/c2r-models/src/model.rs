@@ -434,14 +434,26 @@ mod tests {
     #[test]
     fn impossible_networks_are_errors() {
         let wrong = |spec: &str, input: &ModelInput| {
-            Model::new(&spec.parse().unwrap(), input, Seed::new(0), Device::Cpu).unwrap_err().to_string()
+            Model::new(&spec.parse().unwrap(), input, Seed::new(0), Device::Cpu).unwrap_err()
         };
-        assert!(wrong("ConvNet-D4-W8-IN", &digits()).contains("leaves nothing of 8x8"));
-        assert!(wrong("ResNet18-IN", &digits()).contains("at least 9x9 pixels, these are 8x8"));
-        assert!(wrong("VGG11-IN", &digits()).contains("at least 32x32 pixels"));
-        assert!(wrong("ConvNet-D1-W8-IN", &ModelInput { n_classes: 1, ..digits() }).contains("1 classes"));
-        assert!(wrong("ConvNet-D1-W8-IN", &ModelInput { std: vec![0.0], ..digits() }).contains("positive"));
-        assert!(wrong("ConvNet-D1-W8-IN", &ModelInput { mean: vec![], ..digits() }).contains("0 values"));
+        let error = wrong("ConvNet-D4-W8-IN", &digits());
+        assert!(matches!(error, ModelError::TooDeep { depth: 4, height: 8, width: 8, .. }), "{error:?}");
+        for (spec, least) in [("ResNet18-IN", 9), ("VGG11-IN", 32)] {
+            let error = wrong(spec, &digits());
+            let is_named = |smallest, height, width| (smallest, height, width) == (least, 8, 8);
+            assert!(
+                matches!(error, ModelError::TooSmall { smallest, height, width, .. } if is_named(smallest, height, width)),
+                "{error:?}"
+            );
+        }
+        for (input, part) in [
+            (ModelInput { n_classes: 1, ..digits() }, "1 classes"),
+            (ModelInput { std: vec![0.0], ..digits() }, "positive"),
+            (ModelInput { mean: vec![], ..digits() }, "0 values"),
+        ] {
+            let error = wrong("ConvNet-D1-W8-IN", &input);
+            assert!(matches!(&error, ModelError::Input(reason) if reason.contains(part)), "{error:?}");
+        }
     }
 
     #[test]
@@ -549,25 +561,26 @@ mod tests {
     fn load_state_is_strict_both_ways() {
         let model = model("ConvNet-D1-W8-IN", &cifar(), 0);
         let before = model.state();
-        let message = |change: &dyn Fn(&mut BTreeMap<String, Tensor>)| {
+        let check = |change: &dyn Fn(&mut BTreeMap<String, Tensor>), parts: &[&str]| {
             let mut state = before.clone_all();
             change(&mut state);
-            model.load_state(&state).unwrap_err().to_string()
+            let error = model.load_state(&state).unwrap_err();
+            let ModelError::State { differences, .. } = &error else { panic!("{error:?}") };
+            assert!(
+                differences.len() == 1 && parts.iter().all(|part| differences[0].contains(part)),
+                "{differences:?}"
+            );
         };
-        assert!(message(&|state| drop(state.remove("features.0.bias"))).contains("`features.0.bias` is missing"));
-        assert!(
-            message(&|state| drop(state.insert("extra".into(), Tensor::from(1.0))))
-                .contains("`extra` is not a parameter")
-        );
+        let put = |name: &'static str, shape: &'static [i64], kind: Kind| {
+            move |state: &mut BTreeMap<String, Tensor>| {
+                state.insert(name.into(), Tensor::zeros(shape, (kind, Device::Cpu)));
+            }
+        };
+        check(&|state| drop(state.remove("features.0.bias")), &["`features.0.bias` is missing"]);
+        check(&put("extra", &[], Kind::Float), &["`extra` is not a parameter"]);
         // A shape that broadcasting would accept.
-        let broadcast = message(&|state| {
-            let _ = state.insert("classifier.weight".into(), Tensor::zeros([1, 2048], (Kind::Float, Device::Cpu)));
-        });
-        assert!(broadcast.contains("[1, 2048]") && broadcast.contains("[10, 2048]"), "{broadcast}");
-        let dtype = message(&|state| {
-            let _ = state.insert("classifier.bias".into(), Tensor::zeros([10], (Kind::Double, Device::Cpu)));
-        });
-        assert!(dtype.contains("Double") && dtype.contains("Float"), "{dtype}");
+        check(&put("classifier.weight", &[1, 2048], Kind::Float), &["[1, 2048]", "[10, 2048]"]);
+        check(&put("classifier.bias", &[10], Kind::Double), &["Double", "Float"]);
         for (name, tensor) in model.state() {
             assert_same_bytes(&name, &tensor, &before[&name]);
         }
