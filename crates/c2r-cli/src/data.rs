@@ -6,10 +6,9 @@ use std::{
 };
 
 use c2r_data::{DataError, Dataset, DatasetSpec, LoadEvent, SyntheticSet};
-
-use crate::{
+use c2r_run::{
     exit::{self, OrExit},
-    ui::Ui,
+    terminal::Ui,
 };
 
 /// Which dataset, and where.

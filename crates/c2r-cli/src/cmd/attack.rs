@@ -17,7 +17,11 @@ use c2r_base::{Epsilon, Goal, Norm, Seed, ThreatModel};
 use c2r_distill::Work;
 use c2r_files::sha256_of_file;
 use c2r_models::checkpoint;
-use c2r_run::{Place, Status};
+use c2r_run::{
+    Place, Status,
+    exit::{self, OrExit},
+    terminal::Ui,
+};
 use inputs::Inputs;
 use journal::Journal;
 use serde_json::{Value, json};
@@ -26,10 +30,7 @@ use tch::Device;
 
 use crate::{
     cmd::estimate::{self, Passes, Written},
-    data,
-    exit::{self, OrExit},
-    run_dir, throughput,
-    ui::Ui,
+    data, run_dir, throughput,
 };
 
 /// Share of the test images that an estimate assumes to be attacked: a network trained on few images classifies about that

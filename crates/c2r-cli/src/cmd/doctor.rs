@@ -9,14 +9,16 @@ use anyhow::Context;
 use c2r_base::native;
 use c2r_data::{DatasetSpec, Format};
 use c2r_models::ModelSpec;
+use c2r_run::{
+    exit::{self, OrExit},
+    terminal::Ui,
+};
 use serde::Serialize;
 use tch::{Cuda, Device};
 
 use crate::{
-    exit::{self, OrExit},
     run_dir,
     throughput::{self, Throughput},
-    ui::Ui,
 };
 
 /// Version of what `--json` prints.

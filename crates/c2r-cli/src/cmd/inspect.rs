@@ -10,15 +10,14 @@ use std::path::{Path, PathBuf};
 
 use c2r_base::artifact::TensorFile;
 use c2r_data::{DataError, FileKind, SyntheticSet};
+use c2r_run::{
+    exit::{self, OrExit},
+    terminal::Ui,
+};
 use dataset::dataset;
 use report::Report;
 use results::{json_file, run_record, texts};
 use tensors::{safetensors, set_or_doubt, synthetic, tensors, torchscript};
-
-use crate::{
-    exit::{self, OrExit},
-    ui::Ui,
-};
 
 /// Show what a file, folder or dataset is, and what looks wrong with it.
 #[derive(clap::Args)]

@@ -3,14 +3,14 @@
 use anyhow::Context;
 use c2r_base::{LabelledImages, artifact::TensorFile};
 use c2r_files::sha256_of_file;
+use c2r_run::{
+    exit::{self, OrExit},
+    terminal::Ui,
+};
 use tch::Tensor;
 
 use super::args::Args;
-use crate::{
-    data,
-    exit::{self, OrExit},
-    ui::Ui,
-};
+use crate::data;
 
 /// Images with their labels, and where they are from.
 pub(super) struct Inputs {

@@ -9,12 +9,12 @@ use anyhow::Context;
 use c2r_attacks::{AdversarialImages, AttackReport};
 use c2r_base::artifact::TensorFile;
 use c2r_files::remove_if_present;
-use c2r_run::{Place, Plan, Run, RunError, Status};
+use c2r_run::{Place, Plan, Run, RunError, Status, exit};
 use serde_json::Value;
 use tch::Device;
 
 use super::args::Args;
-use crate::{exit, run_dir};
+use crate::run_dir;
 
 pub(super) struct Journal {
     pub(super) run: Run,

@@ -6,10 +6,10 @@ use c2r_attacks::{AdversarialImages, AttackConfig, AttackReport, Mode, Outcome};
 use c2r_base::artifact::TensorFile;
 use c2r_eval::{AttackRecord, RecordContext};
 use c2r_files::write_json;
+use c2r_run::terminal::Ui;
 use serde_json::{Value, json};
 
 use super::{args::Args, inputs::Inputs, target::Target};
-use crate::ui::Ui;
 
 const SCHEMA_VERSION: u32 = 1;
 

@@ -6,10 +6,10 @@ use anyhow::{Context, ensure};
 use c2r_base::Classifier;
 use c2r_experiment::Subject;
 use c2r_models::{Frozen, TorchScript, checkpoint};
+use c2r_run::exit::{self, OrExit};
 use tch::Device;
 
 use super::inputs::Inputs;
-use crate::exit::{self, OrExit};
 
 /// A classifier that takes the images it will be attacked with.
 pub(super) struct Target {

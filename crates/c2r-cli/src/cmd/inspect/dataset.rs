@@ -3,12 +3,12 @@
 use std::{collections::HashSet, path::Path};
 
 use c2r_data::{Dataset, Provenance, Split};
+use c2r_run::exit::{self, OrExit};
 
 use super::{
     doubts::{self, GRID_COLUMNS},
     report::{Report, range_of_counts},
 };
-use crate::exit::{self, OrExit};
 
 /// Reads the dataset as every other command does, so what it refuses is refused here with the same words.
 pub(super) fn dataset(

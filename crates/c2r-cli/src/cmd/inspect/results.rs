@@ -10,11 +10,11 @@ use c2r_eval::{
 };
 use c2r_experiment::Subject;
 use c2r_files::read_json;
+use c2r_run::exit::{self, OrExit};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::report::Report;
-use crate::exit::{self, OrExit};
 
 pub(super) fn json_file(report: &mut Report, path: &Path) -> anyhow::Result<()> {
     let value: Value = read_json(path).or_exit(exit::DATA)?;

@@ -9,10 +9,10 @@ use c2r_data::{
     arrays::{to_array, to_tensor},
 };
 use c2r_models::{TorchScript, checkpoint};
+use c2r_run::exit::{self, OrExit};
 use tch::{CModule, Device, Kind};
 
 use super::{doubts, report::Report, results::texts};
-use crate::exit::{self, OrExit};
 
 /// Datasets that a TorchScript model, which does not say what it is for, is tried on.
 const TRIED_ON: [&str; 4] = ["digits", "cifar10", "cifar100", "tiny-imagenet"];
