@@ -137,10 +137,9 @@ impl Run {
         let Plan { stage, config, environment, outputs } = plan;
         let mut record = Record::new(stage, config, environment);
         let mut status = Status::New;
-        if !place.record.exists() {
-        } else if force {
+        if place.record.exists() && force {
             discard()?;
-        } else {
+        } else if place.record.exists() {
             let old: Record = read_json(&place.record)
                 .map_err(|source| RunError::Unreadable { path: place.record.clone(), source })?;
             let difference = match first_difference(&old.config, &record.config, "") {
@@ -154,15 +153,8 @@ impl Run {
             if !old.is_finished() {
                 status = Status::Unfinished;
                 (record.seconds, record.state) = (old.seconds, old.state);
-            } else if outputs.iter().all(|(_, path)| path.exists()) {
-                for (name, path) in &outputs {
-                    let now = sha256_of_file(path)?;
-                    if old.written.get(*name).is_some_and(|written| *written != now) {
-                        return Err(RunError::Changed { path: path.clone() });
-                    }
-                }
-                status = Status::Finished;
-                record = old;
+            } else if is_written(&outputs, &old)? {
+                (status, record) = (Status::Finished, old);
             }
         }
         let run = Self { place, outputs, record, opened: Instant::now(), _lock: lock };
@@ -243,6 +235,20 @@ impl Run {
     fn write(&self) -> Result<(), FileError> {
         write_json(&self.place.record, &self.record)
     }
+}
+
+/// Whether the outputs of a finished run are there.
+fn is_written(outputs: &[(&str, PathBuf)], record: &Record) -> Result<bool, RunError> {
+    if !outputs.iter().all(|(_, path)| path.exists()) {
+        return Ok(false);
+    }
+    for (name, path) in outputs {
+        let now = sha256_of_file(path)?;
+        if record.written.get(*name).is_some_and(|written| *written != now) {
+            return Err(RunError::Changed { path: path.clone() });
+        }
+    }
+    Ok(true)
 }
 
 #[cfg(test)]

@@ -69,7 +69,7 @@ pub(super) fn changed_suites(args: &Args, configs: &[AttackConfig]) -> Vec<Strin
     suites
         .filter(|config| AttackConfig::named_for(&config.name(), args.norm).is_ok_and(|standard| standard != **config))
         .map(|config| {
-            format!("{} was changed and cannot be compared with published numbers: {}", config.name(), given.join(", "))
+            format!("{} is changed and not comparable with others' numbers: {}", config.name(), given.join(", "))
         })
         .collect()
 }
