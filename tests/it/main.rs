@@ -4,7 +4,7 @@ mod outside;
 
 use std::{collections::BTreeMap, sync::OnceLock};
 
-use c2r_attacks::{Answer, AttackConfig, AttackReport, EvaluateOptions, Mode, evaluate};
+use c2r_attacks::{AttackConfig, AttackReport, EvaluateOptions, Mode, evaluate};
 use c2r_base::{LabelledImages, Norm, Seed, ThreatModel};
 use c2r_data::{Dataset, SyntheticSet};
 use c2r_distill::{DistillConfig, Distillation};
@@ -81,10 +81,10 @@ fn downstream(set: &SyntheticSet, protocol: Protocol) -> Frozen {
 }
 
 fn attacked(model: &Frozen, batch_size: usize) -> AttackReport {
-    let attacks = ["fgsm", "pgd"].map(|name| AttackConfig::named(name).unwrap().build().unwrap());
+    let attacks = ["fgsm", "pgd"].map(|name| name.parse::<AttackConfig>().unwrap().build().unwrap());
     let threat = ThreatModel::untargeted(Norm::Linf, EPSILON.parse().unwrap());
     let options = EvaluateOptions { batch_size, mode: Mode::Each, ..EvaluateOptions::default() };
-    evaluate(model, &digits().test.to_labelled(), &attacks, &threat, &options, &mut |_| Answer::Continue(())).unwrap()
+    evaluate(model, &digits().test.to_labelled(), &attacks, &threat, &options).unwrap()
 }
 
 /// Ten stored images train a network that knows most digits; adversarial training makes it robust.

@@ -14,8 +14,8 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// A crate that depends on `c2r-attacks` alone and is the example `own_model`. The folder stays, so that only what has
-/// changed is built again.
+/// A crate that depends on `c2r-attacks` alone; its programs are the examples `own_model` and `own_attack`. The folder
+/// stays, so that only what has changed is built again.
 fn outside() -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("outside");
     let workspace: toml::Table = fs::read_to_string(root().join("Cargo.toml")).unwrap().parse().unwrap();
@@ -38,7 +38,7 @@ fn outside() -> PathBuf {
     .into();
     // With the workspace's profiles and versions, the bindings to libtorch, minutes of C++, are built once for both.
     manifest.insert("profile".to_owned(), workspace["profile"].clone());
-    fs::create_dir_all(folder.join("src")).unwrap();
+    fs::create_dir_all(folder.join("src/bin")).unwrap();
     let put = |name: &str, text: String| {
         let path = folder.join(name);
         if fs::read_to_string(&path).ok().as_ref() != Some(&text) {
@@ -47,7 +47,10 @@ fn outside() -> PathBuf {
     };
     put("Cargo.toml", manifest.to_string());
     put("Cargo.lock", fs::read_to_string(root().join("Cargo.lock")).unwrap());
-    put("src/main.rs", fs::read_to_string(root().join("crates/c2r-attacks/examples/own_model.rs")).unwrap());
+    for example in ["own_model.rs", "own_attack.rs"] {
+        let text = fs::read_to_string(root().join("crates/c2r-attacks/examples").join(example)).unwrap();
+        put(&format!("src/bin/{example}"), text);
+    }
     folder
 }
 
@@ -61,11 +64,16 @@ fn cargo(words: &[&str]) -> String {
 }
 
 #[test]
-fn a_crate_outside_attacks_its_own_model_and_gets_nothing_else() {
+fn a_crate_outside_brings_its_own_model_and_attack_and_gets_nothing_else() {
     // target/tmp is beside target/release.
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().display().to_string();
-    let said = cargo(&["run", "--release", "--target-dir", &target]);
-    assert_eq!(said.lines().last(), Some("robust accuracy under 8/255: 50 %"), "{said}");
+    for (program, expected) in [
+        ("own_model", "robust accuracy under 8/255: 50 %"),
+        ("own_attack", "broken: shift 1, pgd 1, autoattack-standard 1 of 2"),
+    ] {
+        let said = cargo(&["run", "--release", "--target-dir", &target, "--bin", program]);
+        assert_eq!(said.lines().last(), Some(expected), "{said}");
+    }
 
     let tree = cargo(&["tree", "--edges", "normal,build", "--prefix", "none", "--format", "{p}"]);
     let names: Vec<&str> = tree.lines().filter_map(|line| line.split(' ').next()).collect();

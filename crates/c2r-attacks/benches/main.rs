@@ -73,7 +73,7 @@ fn attacks(criterion: &mut Criterion) {
         ("square", Norm::Linf, "0.1/255", &[("queries", "50")]),
         ("square", Norm::L2, "0.01", &[("queries", "50")]),
     ] {
-        let mut config = AttackConfig::named(name).expect("a known attack");
+        let mut config = name.parse::<AttackConfig>().expect("a known attack");
         for (option, value) in options {
             config.set(option, value).expect("a known option");
         }

@@ -5,7 +5,7 @@
 //! Last line of the output: `robust accuracy under 8/255: 50 %`
 
 use c2r_attacks::{
-    Answer, AttackConfig, EvaluateOptions,
+    AttackConfig, EvaluateOptions,
     c2r_base::{Classifier, ClassifierError, LabelledImages, Norm, ThreatModel},
     evaluate,
     tch::{Device, Kind, Tensor},
@@ -32,12 +32,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let data = LabelledImages::new(Tensor::cat(&[grey(0.1), grey(0.48)], 0), Tensor::from_slice(&[0i64, 0]))?;
 
     let attacks = ["pgd", "square"]
-        .map(|name| AttackConfig::named(name).and_then(|config| config.build()))
+        .map(|name| name.parse().and_then(|config: AttackConfig| config.build()))
         .into_iter()
         .collect::<Result<Vec<_>, _>>()?;
     let threat = ThreatModel::untargeted(Norm::Linf, "8/255".parse()?);
-    let options = EvaluateOptions::default();
-    let report = evaluate(&Brightness, &data, &attacks, &threat, &options, &mut |_| Answer::Continue(()))?;
+    let report = evaluate(&Brightness, &data, &attacks, &threat, &EvaluateOptions::default())?;
 
     for entry in &report.attacks {
         println!("{}: {} of {} samples broken", entry.name, broken(entry), data.len());

@@ -3,7 +3,8 @@
 //!
 //! **What it is:** the attacks of the field as values ([`AttackConfig`] in, [`Attack`] out), suites
 //! (`autoattack-standard`, `-plus`, `-rand`, `paper-six`), and a driver ([`evaluate`]) that runs them on
-//! surviving samples only, projects and judges every proposal itself, and reports per sample.
+//! surviving samples only, projects and judges every proposal itself, and reports per sample. An attack of your own is
+//! an [`Attack`] that asks the model through an [`Oracle`]; [`Pgd`] is the kernel for adversarial training.
 //!
 //! **What it is not:** it knows no dataset, no network and no file format; it never prints, reads the
 //! environment or touches the network. A model is whatever implements
@@ -14,7 +15,7 @@
 //! ```
 //! use c2r_attacks::c2r_base::{Classifier, ClassifierError, LabelledImages, Norm, ThreatModel};
 //! use c2r_attacks::tch::{Device, Kind, Tensor};
-//! use c2r_attacks::{Answer, AttackConfig, EvaluateOptions, evaluate};
+//! use c2r_attacks::{AttackConfig, EvaluateOptions, evaluate};
 //!
 //! /// Dark or bright?
 //! struct Brightness;
@@ -33,10 +34,9 @@
 //! let images = Tensor::cat(&[grey(0.1), grey(0.48)], 0);
 //! let data = LabelledImages::new(images, Tensor::from_slice(&[0i64, 0])).unwrap();
 //!
-//! let attacks = ["fgsm", "pgd"].map(|name| AttackConfig::named(name).unwrap().build().unwrap());
+//! let attacks = ["fgsm", "pgd"].map(|name| name.parse::<AttackConfig>().unwrap().build().unwrap());
 //! let threat = ThreatModel::untargeted(Norm::Linf, "8/255".parse().unwrap());
-//! let options = EvaluateOptions::default();
-//! let report = evaluate(&Brightness, &data, &attacks, &threat, &options, &mut |_| Answer::Continue(())).unwrap();
+//! let report = evaluate(&Brightness, &data, &attacks, &threat, &EvaluateOptions::default()).unwrap();
 //! assert_eq!(report.clean_accuracy(), 1.0);
 //! assert_eq!(report.robust_accuracy(), 0.5);
 //! ```
@@ -44,33 +44,26 @@
 //! [`c2r_base`] and [`tch`] are passed on because this crate's signatures are made of them: one dependency is enough,
 //! and it has the right version of both.
 
-mod apgd;
+mod active;
 mod attack;
-mod config;
-mod crew;
-mod cw_l2;
-mod deepfool;
+mod attacks;
 mod draws;
-mod driver;
-mod fab;
-mod flags;
-mod iterative;
-mod jacobian;
+mod error;
+mod evaluate;
+mod options;
+mod oracle;
 mod pgd;
+mod registry;
 pub mod replay;
-mod report;
-mod sanity;
-mod square;
-mod suite;
 
 pub use c2r_base;
 pub use tch;
 
-pub use attack::{Attack, AttackBatch, AttackError, Family, Perturbed};
-pub use config::*;
-pub use draws::Draws;
-pub use driver::{AdversarialImages, Answer, EvaluateOptions, Event, Mode, evaluate, targets_for};
-pub use flags::Flag;
+pub use attack::{Attack, AttackBatch, Family, Perturbed};
+pub use attacks::*;
+pub use error::{AttackError, ConfigError};
+pub use evaluate::*;
+pub use options::LossKind;
+pub use oracle::{LossGradient, Oracle};
 pub use pgd::Pgd;
-pub use report::{AttackEntry, AttackReport, Outcome, SampleOutcome, StageEntry};
-pub use square::SquareDraws;
+pub use registry::{ATTACKS, AttackConfig, SUITES, SuiteConfig};

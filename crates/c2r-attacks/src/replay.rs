@@ -7,20 +7,29 @@ use c2r_base::{Classifier, Norm, ThreatModel};
 use tch::{Kind, Tensor};
 
 use crate::{
-    apgd::{ApgdLoss, Problem, climb},
-    attack::{AttackBatch, AttackError, Oracle},
-    config::{APGD_RHO, AttackConfig, ConfigError, CwL2Config, FabTConfig, LossKind, SquareConfig},
-    cw_l2, deepfool,
-    draws::Draws,
-    fab, iterative,
-    square::{SquareDraws, search},
+    attack::AttackBatch,
+    attacks::{
+        apgd::{Apgd, ApgdConfig, Phase},
+        cw_l2::{CwL2, CwL2Config},
+        deepfool,
+        fab::{Fab, FabConfig},
+        square::{SquareConfig, search},
+    },
+    error::{AttackError, ConfigError},
+    options::LossKind,
+    oracle::Oracle,
+    registry::AttackConfig,
 };
 
 pub use crate::{
-    apgd::{checkpoints as apgd_checkpoints, oscillates as apgd_oscillates},
-    cw_l2::clipped_margin,
-    fab::project_on_hyperplane as fab_projection,
-    square::{share as square_p, side as square_side, window as square_window},
+    attacks::{
+        apgd::{checkpoints as apgd_checkpoints, oscillates as apgd_oscillates},
+        cw_l2::clipped_margin,
+        fab::{Nearest, project_on_hyperplane as fab_projection},
+        iterative::next_momentum as momentum,
+        square::{SquareDraws, share as square_p, side as square_side, window as square_window},
+    },
+    draws::Draws,
 };
 
 /// Runs an attack with fixed steps (FGSM, BIM, PGD, the momentum family, TPGD, EOT-PGD, Jitter,
@@ -36,12 +45,14 @@ pub fn gradient_attack(
     start: &Tensor,
     draws: &mut Draws,
 ) -> Result<Tensor, AttackError> {
-    match config.recipe()? {
-        Some(recipe) => iterative::replay(&recipe, model, batch, threat, start, draws),
-        None => {
-            Err(ConfigError::UnknownAttack { name: config.name(), known: "attacks with fixed steps".to_owned() }.into())
-        }
-    }
+    let _no_grad = tch::no_grad_guard();
+    let Some(attack) = config.iterative()? else {
+        let (name, known) = (config.name().to_owned(), "attacks with fixed steps".to_owned());
+        return Err(ConfigError::UnknownAttack { name, known }.into());
+    };
+    let mut oracle = Oracle::new(model, config.name(), batch.ids);
+    let all: Vec<usize> = (0..batch.ids.len()).collect();
+    attack.ascend(&mut oracle, batch, threat, &all, start, draws)
 }
 
 /// Images of a recorded run and what they reached.
@@ -75,35 +86,12 @@ pub fn apgd(
     let _no_grad = tch::no_grad_guard();
     let rows: Vec<usize> = (0..images.size()[0] as usize).collect();
     let ids: Vec<u64> = rows.iter().map(|&row| row as u64).collect();
-    let problem = Problem {
-        rows,
-        clean: images.shallow_clone(),
-        labels: labels.shallow_clone(),
-        targets: None,
-        aims: aims.map(Tensor::shallow_clone),
-        loss: if loss == LossKind::Ce { ApgdLoss::Ce } else { ApgdLoss::Dlr },
-        samples: 1,
-        rho: APGD_RHO,
-        first_window_from_zero: true,
-        norm,
-    };
-    let mut oracle = Oracle::new(model, "apgd", &ids);
-    let end = climb(&mut oracle, problem, start, false, epsilon, steps, false)?;
+    let batch = AttackBatch { images, labels, ids: &ids, targets: None };
+    let config = ApgdConfig { first_window_from_zero: true, ..ApgdConfig::default() };
+    let attack = Apgd { name: "apgd", config, loss, targets: None };
+    let phase = Phase { norm, radius: epsilon, steps, warm: false, stop: false };
+    let end = attack.run(&mut Oracle::new(model, "apgd", &ids), &batch, &rows, aims, start, phase)?;
     Ok(Best { images: end.best, losses: end.best_losses })
-}
-
-/// One step of momentum: `gradient / mean|gradient| + decay * momentum`, each f32 `[N, C, H, W]`.
-pub fn momentum(gradient: &Tensor, momentum: &Tensor, decay: f64) -> Tensor {
-    iterative::unit_mean(gradient) + momentum * decay
-}
-
-/// What FAB found: images f32 `[N, C, H, W]` and distances f32 `[N]`, infinite where nothing was found.
-#[derive(Debug)]
-pub struct Nearest {
-    /// The nearest images of another class; the clean ones where nothing was found.
-    pub images: Tensor,
-    /// Their distances.
-    pub distances: Tensor,
 }
 
 /// Runs FAB from the clean images, for the smallest perturbation.
@@ -123,17 +111,10 @@ pub fn fab(
     let _no_grad = tch::no_grad_guard();
     let rows: Vec<usize> = (0..images.size()[0] as usize).collect();
     let ids: Vec<u64> = rows.iter().map(|&row| row as u64).collect();
-    let problem = fab::Problem {
-        rows,
-        clean: images.shallow_clone(),
-        labels: labels.shallow_clone(),
-        targets: None,
-        aims: aims.map(Tensor::shallow_clone),
-    };
-    let config = FabTConfig { steps, minimize: true, ..FabTConfig::default() };
-    let mut oracle = Oracle::new(model, "fab", &ids);
-    let end = fab::walk(&mut oracle, problem, threat, &config, images.copy())?;
-    Ok(Nearest { images: end.images, distances: end.distances })
+    let batch = AttackBatch { images, labels, ids: &ids, targets: None };
+    let attack = Fab { name: "fab", config: FabConfig { steps, ..FabConfig::default() }, targets: None };
+    let aims = aims.map(Tensor::shallow_clone);
+    attack.walk(&mut Oracle::new(model, "fab", &ids), &batch, &rows, aims, threat, images.copy())
 }
 
 /// What a recorded Square run ended with.
@@ -192,6 +173,7 @@ pub fn cw_l2(config: &CwL2Config, model: &dyn Classifier, batch: &AttackBatch<'_
     let _no_grad = tch::no_grad_guard();
     let mut oracle = Oracle::new(model, "cw-l2", batch.ids);
     let c = Tensor::full([batch.ids.len() as i64], config.c, (Kind::Float, batch.images.device()));
-    let (images, squared) = cw_l2::CwL2::new(config.clone()).minimize(&mut oracle, batch, &c, true)?;
+    let attack = CwL2 { name: "cw-l2", config: config.clone() };
+    let (images, squared) = attack.minimize(&mut oracle, batch, &c, true)?;
     Ok(Nearest { images, distances: squared.sqrt() })
 }

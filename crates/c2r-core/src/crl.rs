@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::queue::QueueConfig;
+use crate::queue::{QueueConfig, normalize_rows};
 
 /// Options of the contrastive robustness loss.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -181,11 +181,6 @@ pub fn nearest_impostor_similarity(anchors: &Tensor, labels: &Tensor, candidates
         nearest = nearest.maximum(&similarity.masked_fill(&same, -1.0).amax([1i64].as_slice(), false));
     }
     nearest
-}
-
-/// Rows scaled to length 1 along the last dimension; a zero row stays zero.
-pub(crate) fn normalize_rows(rows: &Tensor) -> Tensor {
-    rows / rows.square().sum_dim_intlist([-1i64].as_slice(), true, Kind::Float).clamp_min(1e-24).sqrt()
 }
 
 #[cfg(test)]

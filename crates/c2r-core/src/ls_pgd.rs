@@ -293,7 +293,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::margin::perturbation_score;
 
     /// A two-layer network with fixed weights drawn from a seed.
     struct Toy {
@@ -385,7 +384,7 @@ mod tests {
         let expected = Passes { forward_calls: 2, forward_images: 6 * 4, backward_calls: 1, backward_images: 6 };
         assert_eq!((ours.passes, ours.reused), (expected, 0));
         assert_eq!(model.forwards.get(), ours.passes.forward_images);
-        let expected = perturbation_score(&model.logits(&ours.images).unwrap(), &labels);
+        let expected = hinge(&loss::margin(&model.logits(&ours.images).unwrap(), &labels));
         assert!((ours.scores - expected).abs().max().double_value(&[]) < 1e-5);
     }
 
@@ -434,7 +433,7 @@ mod tests {
         assert_eq!((ours.reused, ours.passes.backward_images), (n_kept, 8 - n_kept));
         let moved = (&ours.images - (&images + &deltas)).abs().amax([1i64, 2, 3].as_slice(), false).gt(1e-6);
         assert_eq!(moved.logical_and(&kept).any().int64_value(&[]), 0, "kept samples do not move");
-        let expected = perturbation_score(&other.logits(&ours.images).unwrap(), &labels);
+        let expected = hinge(&loss::margin(&other.logits(&ours.images).unwrap(), &labels));
         assert!((ours.scores - expected).abs().max().double_value(&[]) < 1e-5);
     }
 

@@ -1,10 +1,12 @@
-//! Hinge and perturbation score (the paper's section on margins; docs/method.md). The margin itself is
+//! Perturbation score: the hinge of a margin (the paper's section on margins; docs/method.md). The margin itself is
 //! [`c2r_base::loss::margin`].
 
-use c2r_base::loss::margin;
 use tch::Tensor;
 
 /// Hinge of a margin, `[1 - m]_+`: 0 from a margin of 1 up, 1 at the decision boundary.
+///
+/// At the end of an attack, `x + d`, it is the perturbation score `s(x) = [1 - g(x + d)]_+`: an estimate that depends on
+/// the attack, not a certificate.
 ///
 /// With `v_i = hinge(m_i)`, `argmax v = argmin m` and `max v = hinge(min m)`: lowering the largest hinge
 /// is raising the smallest robust margin, wherever a hinge is positive.
@@ -12,17 +14,9 @@ pub fn hinge(margins: &Tensor) -> Tensor {
     (-margins + 1.0).clamp_min(0.0)
 }
 
-/// Perturbation score `s(x) = [1 - g(x + d)]_+` of samples whose attack ended at `x + d`.
-///
-/// * `adversarial_logits`: f32 `[N, K]` at the attack's end points; `labels`: i64 `[N]`.
-///
-/// Returns f32 `[N]`, at least 0, detached. An estimate that depends on the attack, not a certificate.
-pub fn perturbation_score(adversarial_logits: &Tensor, labels: &Tensor) -> Tensor {
-    hinge(&margin(&adversarial_logits.detach(), labels))
-}
-
 #[cfg(test)]
 mod tests {
+    use c2r_base::loss::margin;
     use proptest::prelude::*;
     use tch::{Kind, Tensor};
 
@@ -37,7 +31,7 @@ mod tests {
         let logits = Tensor::from_slice(&[2.0f32, 0.5, -1.0, 0.0, 3.0, 1.0]).view([2, 3]);
         let labels = Tensor::from_slice(&[0i64, 2]);
         assert_eq!(list(&margin(&logits, &labels)), [1.5, -2.0]);
-        assert_eq!(list(&perturbation_score(&logits, &labels)), [0.0, 3.0]);
+        assert_eq!(list(&hinge(&margin(&logits, &labels))), [0.0, 3.0]);
     }
 
     #[test]

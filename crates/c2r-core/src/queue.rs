@@ -5,8 +5,6 @@ use rand_distr::{Distribution, StandardNormal};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use crate::crl::normalize_rows;
-
 /// Shape and pace of a [`MemoryQueue`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -178,15 +176,6 @@ impl MemoryQueue {
         Some((rows, found))
     }
 
-    /// The stored rows of one class, oldest first, f32 `[filled, D]`.
-    pub fn class_rows(&self, class: usize) -> Tensor {
-        let per_class = self.config.per_class as u64;
-        let pushed = self.pushed[class];
-        let oldest = pushed.saturating_sub(per_class);
-        let slots: Vec<i64> = (oldest..pushed).map(|at| (class as u64 * per_class + at % per_class) as i64).collect();
-        self.rows.index_select(0, &Tensor::from_slice(&slots).to_device(self.rows.device()))
-    }
-
     /// What must be saved to continue: the rows, f32 `[K * per_class, D]`, the same projected, f32
     /// `[K * per_class, r]`, and pushes per class, i64 `[K]`.
     ///
@@ -227,9 +216,22 @@ impl MemoryQueue {
     }
 }
 
+/// Rows scaled to length 1 along the last dimension; a zero row stays zero.
+pub(crate) fn normalize_rows(rows: &Tensor) -> Tensor {
+    rows / rows.square().sum_dim_intlist([-1i64].as_slice(), true, Kind::Float).clamp_min(1e-24).sqrt()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The stored rows of one class, oldest first, f32 `[filled, D]`.
+    fn class_rows(queue: &MemoryQueue, class: usize) -> Tensor {
+        let (per_class, pushed) = (queue.config.per_class as u64, queue.pushed[class]);
+        let oldest = pushed.saturating_sub(per_class);
+        let slots: Vec<i64> = (oldest..pushed).map(|at| (class as u64 * per_class + at % per_class) as i64).collect();
+        queue.rows.index_select(0, &Tensor::from_slice(&slots))
+    }
 
     fn config(per_class: usize, top_k: usize) -> QueueConfig {
         QueueConfig { per_class, top_k, projection: 0, momentum: 0.0 }
@@ -253,11 +255,11 @@ mod tests {
         queue.push(&rows(&[[1.0, 0.0], [2.0, 0.0], [9.0, 9.0]]), &[0, 0, 2]);
         assert_eq!(queue.filled(), [2, 0, 1]);
         queue.push(&rows(&[[3.0, 0.0]]), &[0]);
-        assert_eq!(flat(&queue.class_rows(0)), [2.0, 0.0, 3.0, 0.0]);
-        assert_eq!(flat(&queue.class_rows(2)), [9.0, 9.0]);
+        assert_eq!(flat(&class_rows(&queue, 0)), [2.0, 0.0, 3.0, 0.0]);
+        assert_eq!(flat(&class_rows(&queue, 2)), [9.0, 9.0]);
         // More rows than fit, in one batch: the last two stay.
         queue.push(&rows(&[[4.0, 0.0], [5.0, 0.0], [6.0, 0.0]]), &[0, 0, 0]);
-        assert_eq!(flat(&queue.class_rows(0)), [5.0, 0.0, 6.0, 0.0]);
+        assert_eq!(flat(&class_rows(&queue, 0)), [5.0, 0.0, 6.0, 0.0]);
         assert_eq!(queue.filled(), [2, 0, 1]);
     }
 
@@ -269,7 +271,7 @@ mod tests {
             queue.push(&rows(&[[step as f32, 0.0]]), &[0]);
         }
         assert_eq!(queue.filled(), [2, 1, 0]);
-        assert_eq!(flat(&queue.class_rows(1)), [0.0, 1.0]);
+        assert_eq!(flat(&class_rows(&queue, 1)), [0.0, 1.0]);
     }
 
     #[test]
@@ -305,7 +307,7 @@ mod tests {
         let mut queue = queue(QueueConfig { momentum: 0.75, ..config(4, 1) });
         queue.push(&rows(&[[4.0, 0.0]]), &[0]);
         queue.push(&rows(&[[0.0, 8.0]]), &[0]);
-        assert_eq!(flat(&queue.class_rows(0)), [4.0, 0.0, 3.0, 2.0]);
+        assert_eq!(flat(&class_rows(&queue, 0)), [4.0, 0.0, 3.0, 2.0]);
     }
 
     #[test]
@@ -315,7 +317,7 @@ mod tests {
         let (stored, projected, pushed) = old.state();
         let mut new = queue(config(2, 1));
         new.load_state(&stored, &projected, &pushed).unwrap();
-        assert_eq!(flat(&new.class_rows(0)), flat(&old.class_rows(0)));
+        assert_eq!(flat(&class_rows(&new, 0)), flat(&class_rows(&old, 0)));
         assert_eq!(new.filled(), old.filled());
         let anchor = (rows(&[[1.0, 1.0]]), Tensor::from_slice(&[1i64]));
         let [before, after] = [&old, &new].map(|queue| queue.nearest_impostors(&anchor.0, &anchor.1).unwrap().0);

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, path::Path};
 use c2r_base::artifact::{ArtifactError, TensorFile};
 use tch::{Device, Tensor};
 
-use crate::{Model, ModelError, ModelInput, ModelSpec, network};
+use crate::{error::ModelError, input::ModelInput, model::Model, network, spec::ModelSpec};
 
 /// The `schema_version` that [`save`] writes and [`load`] reads.
 pub const SCHEMA_VERSION: u32 = 1;

@@ -2,7 +2,10 @@ use std::collections::BTreeMap;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::{ConvNetSpec, FeatureNorm, ModelInput};
+use crate::{
+    input::ModelInput,
+    spec::{ConvNetSpec, FeatureNorm},
+};
 
 /// Epsilon of the instance normalization, torch's default.
 pub(crate) const NORM_EPS: f64 = 1e-5;
@@ -54,12 +57,9 @@ pub(crate) fn parameters(spec: &ConvNetSpec, input: &ModelInput) -> Vec<Paramete
     all
 }
 
-/// The layers, as handles of the parameters.
+/// The layers up to the classifier, as handles of the parameters.
 #[derive(Debug)]
-pub(crate) struct ConvNet {
-    blocks: Vec<Block>,
-    classifier: (Tensor, Tensor),
-}
+pub(crate) struct ConvNet(Vec<Block>);
 
 #[derive(Debug)]
 struct Block {
@@ -90,44 +90,27 @@ impl ConvNet {
                 }
             })
             .collect();
-        Self { blocks, classifier: pair("classifier") }
+        Self(blocks)
     }
 
-    /// Normalized images f32 `[N, C, H, W]` to features f32 `[N, D]`.
-    pub(crate) fn features(&self, images: &Tensor) -> Tensor {
+    /// Normalized images f32 `[N, C, H, W]` to features f32 `[N, D]`; see [`crate::network::Network::features`].
+    pub(crate) fn features(&self, images: &Tensor, mut convolutions: Option<&mut Vec<Tensor>>) -> Tensor {
         let mut x = images.shallow_clone();
-        for block in &self.blocks {
+        for block in &self.0 {
             x = x.conv2d(&block.convolution.0, Some(&block.convolution.1), 1, 1, 1, 1);
+            if let Some(convolutions) = &mut convolutions {
+                convolutions.push(x.shallow_clone());
+            }
             if let Some((weight, bias)) = &block.norm {
                 // One group per channel is instance normalization, in a kernel that is much faster on the
                 // CPU than libtorch's own `instance_norm` (docs/performance.md).
                 x = x.group_norm(weight.size()[0], Some(weight), Some(bias), NORM_EPS, true);
             }
-            // In place: neither the convolution nor the norm needs its output for its gradient.
-            x = block.pool.apply(&x.relu_());
+            // In place where it may be: neither the convolution nor the norm needs its output for its gradient, but
+            // without a norm that would overwrite what is given out.
+            x = block.pool.apply(&if convolutions.is_some() { x.relu() } else { x.relu_() });
         }
         x.flatten(1, -1)
-    }
-
-    /// [`ConvNet::features`] and the output of every convolution.
-    pub(crate) fn features_and_convolutions(&self, images: &Tensor) -> (Tensor, Vec<Tensor>) {
-        let mut x = images.shallow_clone();
-        let mut convolutions = Vec::with_capacity(self.blocks.len());
-        for block in &self.blocks {
-            x = x.conv2d(&block.convolution.0, Some(&block.convolution.1), 1, 1, 1, 1);
-            convolutions.push(x.shallow_clone());
-            if let Some((weight, bias)) = &block.norm {
-                x = x.group_norm(weight.size()[0], Some(weight), Some(bias), NORM_EPS, true);
-            }
-            // Not in place: without a norm that would overwrite what is given out.
-            x = block.pool.apply(&x.relu());
-        }
-        (x.flatten(1, -1), convolutions)
-    }
-
-    /// Features f32 `[N, D]` to logits f32 `[N, K]`.
-    pub(crate) fn classify(&self, features: &Tensor) -> Tensor {
-        features.linear(&self.classifier.0, Some(&self.classifier.1))
     }
 }
 

@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use tch::Tensor;
 
 use crate::{
-    DeepSpec, ModelInput,
     convnet::{Init, NORM_EPS, ParameterSpec},
+    input::ModelInput,
+    spec::DeepSpec,
 };
 
 /// A layer; names are those of its parameters before `.weight` and `.bias`.
@@ -170,7 +171,7 @@ fn collect(layers: &[Layer], all: &mut Vec<ParameterSpec>) {
     }
 }
 
-/// The layers with handles of the parameters.
+/// The layers up to the classifier, with handles of the parameters.
 #[derive(Debug)]
 pub(crate) struct Deep {
     layers: Vec<Layer>,
@@ -184,21 +185,13 @@ impl Deep {
         Self { layers: layers(spec, input).0, parameters }
     }
 
-    /// Normalized images f32 `[N, C, H, W]` to features f32 `[N, D]`.
-    pub(crate) fn features(&self, images: &Tensor) -> Tensor {
-        self.apply(&self.layers, images, &mut |_| {}).flatten(1, -1)
-    }
-
-    /// [`Deep::features`], and what every convolution gives, before its norm, in the order of the forward pass.
-    pub(crate) fn features_and_convolutions(&self, images: &Tensor) -> (Tensor, Vec<Tensor>) {
-        let mut convolutions = Vec::new();
-        let features = self.apply(&self.layers, images, &mut |x| convolutions.push(x.shallow_clone()));
-        (features.flatten(1, -1), convolutions)
-    }
-
-    /// Features f32 `[N, D]` to logits f32 `[N, K]`.
-    pub(crate) fn classify(&self, features: &Tensor) -> Tensor {
-        features.linear(&self.parameters["classifier.weight"], Some(&self.parameters["classifier.bias"]))
+    /// Normalized images f32 `[N, C, H, W]` to features f32 `[N, D]`; see [`crate::network::Network::features`].
+    pub(crate) fn features(&self, images: &Tensor, convolutions: Option<&mut Vec<Tensor>>) -> Tensor {
+        match convolutions {
+            None => self.apply(&self.layers, images, &mut |_| {}),
+            Some(all) => self.apply(&self.layers, images, &mut |x| all.push(x.shallow_clone())),
+        }
+        .flatten(1, -1)
     }
 
     /// `convolved` is shown the output of every convolution.

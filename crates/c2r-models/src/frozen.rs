@@ -1,7 +1,7 @@
 use c2r_base::{Classifier, ClassifierError};
 use tch::{Device, Tensor};
 
-use crate::Model;
+use crate::model::Model;
 
 /// A network that is done learning: no parameter gradients. This is what attacks and
 /// evaluations take.
@@ -16,30 +16,14 @@ impl Frozen {
         Self(model)
     }
 
-    /// [`Model::features`], f32 `[N, D]`.
-    pub fn features(&self, images: &Tensor) -> Tensor {
-        self.0.features(images)
-    }
-
     /// [`Model::logits`], f32 `[N, K]`.
     pub fn logits(&self, images: &Tensor) -> Tensor {
         self.0.logits(images)
     }
 
-    /// [`Model::classify`].
-    pub fn classify(&self, features: &Tensor) -> Tensor {
-        self.0.classify(features)
-    }
-
     /// The network itself.
     pub const fn model(&self) -> &Model {
         &self.0
-    }
-
-    /// Gives the network back, with parameters that track gradients.
-    pub fn thaw(self) -> Model {
-        self.0.set_trainable(true);
-        self.0
     }
 }
 

@@ -32,6 +32,7 @@ mod convnet;
 mod deep;
 mod error;
 mod frozen;
+mod input;
 mod model;
 mod network;
 mod spec;
@@ -39,6 +40,7 @@ mod torchscript;
 
 pub use error::ModelError;
 pub use frozen::Frozen;
-pub use model::{Model, ModelInput};
+pub use input::ModelInput;
+pub use model::Model;
 pub use spec::{ConvNetSpec, DeepSpec, FeatureNorm, ModelSpec, ParseModelSpecError};
 pub use torchscript::TorchScript;

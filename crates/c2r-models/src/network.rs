@@ -3,12 +3,14 @@ use std::collections::BTreeMap;
 use tch::{Device, Tensor};
 
 use crate::{
-    ModelError, ModelInput, ModelSpec,
     convnet::{self, ConvNet, ParameterSpec},
     deep::{self, Deep},
+    error::ModelError,
+    input::ModelInput,
+    spec::ModelSpec,
 };
 
-/// The layers of a [`crate::Model`], whichever architecture it has.
+/// The layers of a [`crate::Model`] up to its classifier, whichever architecture it has.
 #[derive(Debug)]
 pub(crate) enum Network {
     ConvNet(ConvNet),
@@ -53,27 +55,12 @@ impl Network {
         }
     }
 
-    /// Normalized images f32 `[N, C, H, W]` to features f32 `[N, D]`.
-    pub(crate) fn features(&self, images: &Tensor) -> Tensor {
+    /// Normalized images f32 `[N, C, H, W]` to features f32 `[N, D]`. What every convolution gives on the way, before its
+    /// norm, is added to `convolutions`.
+    pub(crate) fn features(&self, images: &Tensor, convolutions: Option<&mut Vec<Tensor>>) -> Tensor {
         match self {
-            Self::ConvNet(network) => network.features(images),
-            Self::Deep(network) => network.features(images),
-        }
-    }
-
-    /// [`Network::features`], and what every convolution gives on the way, before its norm.
-    pub(crate) fn features_and_convolutions(&self, images: &Tensor) -> (Tensor, Vec<Tensor>) {
-        match self {
-            Self::ConvNet(network) => network.features_and_convolutions(images),
-            Self::Deep(network) => network.features_and_convolutions(images),
-        }
-    }
-
-    /// Features f32 `[N, D]` to logits f32 `[N, K]`.
-    pub(crate) fn classify(&self, features: &Tensor) -> Tensor {
-        match self {
-            Self::ConvNet(network) => network.classify(features),
-            Self::Deep(network) => network.classify(features),
+            Self::ConvNet(network) => network.features(images, convolutions),
+            Self::Deep(network) => network.features(images, convolutions),
         }
     }
 }

@@ -8,7 +8,6 @@ use serde::{Deserialize, Serialize};
 /// use c2r_models::ModelSpec;
 /// let spec: ModelSpec = "ConvNet-D4-W64-NONE".parse()?;
 /// assert_eq!(spec.to_string(), "ConvNet-D4-W64-NONE");
-/// assert_eq!(ModelSpec::of_field(32).to_string(), "ConvNet-D3-W128-IN");
 /// # Ok::<(), c2r_models::ParseModelSpecError>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -78,17 +77,6 @@ impl ModelSpec {
     pub fn convnet(depth: i64, width: i64) -> Self {
         assert!(DEPTHS.contains(&depth) && WIDTHS.contains(&width), "no ConvNet of depth {depth} and width {width}");
         Self::ConvNet(ConvNetSpec { depth, width, norm: FeatureNorm::Instance })
-    }
-
-    /// The ConvNet that papers report for images of `side` pixels: width 128, depth 3 up to 32 pixels
-    /// (CIFAR), 4 up to 64 (Tiny-ImageNet), 5 above (128x128 subsets of ImageNet).
-    pub fn of_field(side: i64) -> Self {
-        let depth = match side {
-            ..=32 => 3,
-            33..=64 => 4,
-            _ => 5,
-        };
-        Self::convnet(depth, 128)
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 use c2r_base::{Classifier, ClassifierError, grad};
 use tch::{CModule, Device, Kind, Tensor};
 
-use crate::ModelError;
+use crate::error::ModelError;
 
 /// Images on which a model is compared with its tuned version, and the pixel that follows another in them: an
 /// equidistributed sequence, so noise without a generator.

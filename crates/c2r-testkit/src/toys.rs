@@ -93,30 +93,6 @@ impl Linear {
 
 classifier!(Linear);
 
-/// Two classes divided by a sphere around the mid-grey image: logits `(r^2 - |x - 1/2|^2, 0)`. Class 0 is
-/// inside. Its gradient changes along the way to the boundary, unlike that of [`Linear`].
-#[derive(Debug)]
-pub struct Sphere {
-    /// Radius in pixel units.
-    pub radius: f64,
-}
-
-impl Sphere {
-    /// The Euclidean distance of each image from the boundary, f32 `[N]`, 0 or more.
-    pub fn l2_distance(&self, images: &Tensor) -> Tensor {
-        (Norm::L2.length(&(images - 0.5)) - self.radius).abs()
-    }
-
-    /// Logits, f32 `[N, K]`, of images, f32 `[N, C, H, W]`.
-    pub fn logits(&self, images: &Tensor) -> Tensor {
-        let square = (images - 0.5).flatten(1, -1).square().sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
-        let inside = self.radius.powi(2) - square;
-        Tensor::stack(&[&inside, &inside.zeros_like()], 1)
-    }
-}
-
-classifier!(Sphere);
-
 /// A small smooth network with fixed weights: `W2 tanh(W1 (x - 1/2))`. Not linear, not random.
 #[derive(Debug)]
 pub struct Tanh {
@@ -216,16 +192,6 @@ mod tests {
             let moved = &images + norm.steepest(&gradient) * reach.view([-1, 1, 1, 1]);
             assert!(toy.margin(&moved, &labels).max().double_value(&[]) < 1e-4, "{norm}");
         }
-    }
-
-    #[test]
-    fn sphere_boundary_is_where_it_says() {
-        let toy = Sphere { radius: 0.4 };
-        let image = Tensor::from_slice(&[0.5f32, 0.8]).view([1, 1, 1, 2]);
-        assert_close("distance", &toy.l2_distance(&image), &Tensor::from_slice(&[0.1f32]), 1e-6);
-        let on = Tensor::from_slice(&[0.5f32, 0.9]).view([1, 1, 1, 2]);
-        assert_close("logits", &toy.logits(&on), &Tensor::zeros([1, 2], (Kind::Float, Device::Cpu)), 1e-6);
-        assert!(toy.logits(&image).double_value(&[0, 0]) > 0.0);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use c2r_attacks::{AttackBatch, AttackConfig, Draws, EvaluateOptions, Mode, Outcome, replay};
+use c2r_attacks::{AttackBatch, AttackConfig, EvaluateOptions, Mode, Outcome, replay};
 use c2r_base::{Classifier, Norm, ThreatModel};
 use c2r_testkit::goldens::Goldens;
 use serde_json::Value;
@@ -136,7 +136,7 @@ fn replayed(
     };
     let ids: Vec<u64> = (0..n as u64).collect();
     let batch = AttackBatch { images: data.images(), labels: data.labels(), ids: &ids, targets: None };
-    replay::gradient_attack(attack, model, &batch, threat, &start, &mut Draws::recorded([])).unwrap()
+    replay::gradient_attack(attack, model, &batch, threat, &start, &mut replay::Draws::recorded([])).unwrap()
 }
 
 #[test]

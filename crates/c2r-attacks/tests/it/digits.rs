@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use c2r_attacks::{AttackBatch, AttackConfig, AttackReport, CwL2Config, Draws, EvaluateOptions, Mode, Outcome, replay};
+use c2r_attacks::{AttackBatch, AttackConfig, AttackReport, CwL2Config, EvaluateOptions, Mode, Outcome, replay};
 use c2r_base::{Classifier, ClassifierError, LabelledImages, Norm, Seed, artifact::TensorFile};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
@@ -94,7 +94,7 @@ fn deterministic_attacks() {
             &batch,
             &threat(norm, epsilon),
             few.images(),
-            &mut Draws::recorded([]),
+            &mut replay::Draws::recorded([]),
         );
         let different = (images.unwrap() - &digits.tensors[&format!("images/{golden}")]).abs().gt(1e-4);
         let share = different.to_kind(Kind::Float).mean(Kind::Float).double_value(&[]);

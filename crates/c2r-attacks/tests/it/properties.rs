@@ -1,8 +1,10 @@
 //! What holds for every attack and norm, on toys.
 
+use std::ops::ControlFlow;
+
 use c2r_attacks::{
-    ATTACKS, AdversarialImages, Answer, Attack, AttackBatch, AttackConfig, AttackError, EvaluateOptions, Flag, Mode,
-    Outcome, evaluate,
+    ATTACKS, AdversarialImages, Attack, AttackBatch, AttackConfig, AttackError, EvaluateOptions, Flag, Mode, Outcome,
+    evaluate, evaluate_with,
 };
 use c2r_base::{Classifier, ClassifierError, Epsilon, Goal, LabelledImages, Norm, Seed, TargetRule, ThreatModel};
 use c2r_testkit::toys::{self, Linear, Tanh};
@@ -316,7 +318,7 @@ fn targeted_goals_aim_at_the_rules_class() {
         let threat = ThreatModel { norm: Norm::Linf, epsilon: "0.5".parse().unwrap(), goal: Goal::Targeted(rule) };
         let attacks: Vec<Box<dyn Attack>> = ATTACKS
             .iter()
-            .map(|name| AttackConfig::named(name).unwrap().build().unwrap())
+            .map(|name| name.parse::<AttackConfig>().unwrap().build().unwrap())
             .filter(|attack| attack.check(&threat, CLASSES).is_ok() && attack.family() != c2r_attacks::Family::BlackBox)
             .collect();
         let options = EvaluateOptions { mode: Mode::Each, ..Default::default() };
@@ -344,9 +346,9 @@ fn too_few_classes_and_unknown_norms_are_errors_before_anything_runs() {
     let image = Tensor::from_slice(&[0.75f32, 0.5]).view([1, 1, 1, 2]);
     let data = LabelledImages::new(image, Tensor::from_slice(&[0i64])).unwrap();
     let message = |name: &str, norm| {
-        let attacks = [AttackConfig::named(name).unwrap().build().unwrap()];
+        let attacks = [name.parse::<AttackConfig>().unwrap().build().unwrap()];
         let options = EvaluateOptions::default();
-        let result = evaluate(&two, &data, &attacks, &threat(norm, 0.1), &options, &mut |_| Answer::Continue(()));
+        let result = evaluate(&two, &data, &attacks, &threat(norm, 0.1), &options);
         result.unwrap_err().to_string()
     };
     assert!(message("apgd-dlr", Norm::Linf).contains("needs a model with 3 classes"));
@@ -451,7 +453,7 @@ fn workers_report_the_first_offending_sample() {
         let options = EvaluateOptions { workers, self_check: false, ..Default::default() };
         let attacks = [config("pgd", &[("steps", "10")]).build().unwrap()];
         let threat = threat(Norm::Linf, 0.1);
-        let result = evaluate(&Fragile, &data, &attacks, &threat, &options, &mut |_| Answer::Continue(()));
+        let result = evaluate(&Fragile, &data, &attacks, &threat, &options);
         assert!(matches!(result, Err(AttackError::NonFiniteLogits { sample: 2, .. })), "{workers}: {result:?}");
     }
 }
@@ -477,7 +479,7 @@ fn what_a_model_says_when_it_fails_comes_back_with_the_samples() {
     let (_, data) = toy();
     let attacks = [config("deepfool", &[]).build().unwrap()];
     let (threat, options) = (threat(Norm::Linf, 0.1), EvaluateOptions::default());
-    let error = evaluate(&Small, &data, &attacks, &threat, &options, &mut |_| Answer::Continue(())).unwrap_err();
+    let error = evaluate(&Small, &data, &attacks, &threat, &options).unwrap_err();
     let AttackError::Model { sample: 0, rows, ref attack, ref source } = error else { panic!("{error:?}") };
     assert_eq!((rows, attack.as_str()), (data.len(), "clean"));
     assert_eq!(source.to_string(), format!("{rows} images are too many"));
@@ -490,7 +492,7 @@ fn bad_logits_and_labels_name_the_sample() {
     let result = |logits: Tensor| {
         let attacks = [config("fgsm", &[]).build().unwrap()];
         let options = EvaluateOptions::default();
-        evaluate(&Fixed(logits), &data, &attacks, &threat(Norm::Linf, 0.1), &options, &mut |_| Answer::Continue(()))
+        evaluate(&Fixed(logits), &data, &attacks, &threat(Norm::Linf, 0.1), &options)
     };
     let nan = Tensor::from_slice(&[1.0f32, 0.0, f32::NAN, 1.0, 0.0, 1.0]).view([3, 2]);
     assert!(matches!(result(nan), Err(AttackError::NonFiniteLogits { sample: 1, .. })));
@@ -501,9 +503,7 @@ fn bad_logits_and_labels_name_the_sample() {
     let labels = LabelledImages::new(toys::images(3, [1, 2, 2]), Tensor::from_slice(&[0i64, 7, 1])).unwrap();
     let attacks = [config("fgsm", &[]).build().unwrap()];
     let three = Fixed(Tensor::zeros([3, 3], (Kind::Float, Device::Cpu)));
-    let error = evaluate(&three, &labels, &attacks, &threat(Norm::Linf, 0.1), &EvaluateOptions::default(), &mut |_| {
-        Answer::Continue(())
-    });
+    let error = evaluate(&three, &labels, &attacks, &threat(Norm::Linf, 0.1), &EvaluateOptions::default());
     assert!(error.unwrap_err().to_string().contains("sample 1 has label 7, outside 0..=2"));
 }
 
@@ -571,7 +571,7 @@ fn a_randomized_model_is_flagged_and_another_accuracy_at_epsilon_zero_is_an_erro
         let model = Changing { model: &model, n_passes: std::cell::Cell::new(0), factor };
         let attacks = [config("fgsm", &[]).build().unwrap()];
         let options = EvaluateOptions::default();
-        evaluate(&model, &data, &attacks, &threat(Norm::Linf, 0.01), &options, &mut |_| Answer::Continue(()))
+        evaluate(&model, &data, &attacks, &threat(Norm::Linf, 0.01), &options)
     };
     let flags = result(|pass| 1.0 + 0.01 * f64::from(pass)).unwrap().flags;
     assert!(flags.iter().any(|flag| matches!(flag, Flag::RandomizedModel { .. })), "{flags:?}");
@@ -639,7 +639,7 @@ fn square_on_a_masked_gradient_raises_the_flag() {
     let images = toys::images(8, SHAPE);
     let labels = model.logits(&images).unwrap().argmax(1, false);
     let data = LabelledImages::new(images, labels).unwrap();
-    let attacks = ["bim", "square"].map(|name| AttackConfig::named(name).unwrap().build().unwrap());
+    let attacks = ["bim", "square"].map(|name| name.parse::<AttackConfig>().unwrap().build().unwrap());
     for mode in [Mode::Suite, Mode::Each] {
         let options = EvaluateOptions { mode, ..Default::default() };
         let report = run(&model, &data, &attacks, &threat(Norm::Linf, 0.2), &options);
@@ -654,13 +654,13 @@ fn square_on_a_masked_gradient_raises_the_flag() {
 #[test]
 fn a_suite_runs_on_survivors_and_its_images_give_the_same_accuracy() {
     let (model, data) = toy();
-    let attacks = ["fgsm", "pgd", "apgd-ce"].map(|name| AttackConfig::named(name).unwrap().build().unwrap());
+    let attacks = ["fgsm", "pgd", "apgd-ce"].map(|name| name.parse::<AttackConfig>().unwrap().build().unwrap());
     let threat = threat(Norm::Linf, 0.03);
     let mut saved = AdversarialImages::new(&data, attacks.len(), Mode::Suite);
     let options = EvaluateOptions { batch_size: 5, ..Default::default() };
-    let report = evaluate(&model, &data, &attacks, &threat, &options, &mut |event| {
+    let report = evaluate_with(&model, &data, &attacks, &threat, &options, &mut |event| {
         saved.observe(event);
-        Answer::Continue(())
+        ControlFlow::Continue(())
     })
     .unwrap();
     for pair in report.attacks.windows(2) {
@@ -673,7 +673,7 @@ fn a_suite_runs_on_survivors_and_its_images_give_the_same_accuracy() {
     // The same as one attack with stages.
     let suite = AttackConfig::Suite(c2r_attacks::SuiteConfig {
         name: "three".into(),
-        attacks: ["fgsm", "pgd", "apgd-ce"].map(|name| AttackConfig::named(name).unwrap()).to_vec(),
+        attacks: ["fgsm", "pgd", "apgd-ce"].map(|name| name.parse::<AttackConfig>().unwrap()).to_vec(),
     });
     let one = run(&model, &data, &[suite.build().unwrap()], &threat, &options);
     assert_eq!(one.robust_accuracy(), report.robust_accuracy());
@@ -690,7 +690,7 @@ fn resume_equals_never_stopped() {
     let (model, data) = toy();
     let attacks = || {
         ["fgsm", "autoattack-standard"].map(|name| {
-            let mut config = AttackConfig::named(name).unwrap();
+            let mut config = name.parse::<AttackConfig>().unwrap();
             if name != "fgsm" {
                 config.set("queries", "20").unwrap();
                 config.set("steps", "5").unwrap();
@@ -704,21 +704,21 @@ fn resume_equals_never_stopped() {
         let whole = run(&model, &data, &attacks(), &threat, &options);
         let n_events = {
             let mut n = 0;
-            evaluate(&model, &data, &attacks(), &threat, &options, &mut |_| {
+            evaluate_with(&model, &data, &attacks(), &threat, &options, &mut |_| {
                 n += 1;
-                Answer::Continue(())
+                ControlFlow::Continue(())
             })
             .unwrap();
             n
         };
         for stop_after in 3..n_events {
             let (mut seen, mut state) = (0, None);
-            let stopped = evaluate(&model, &data, &attacks(), &threat, &options, &mut |event| {
+            let stopped = evaluate_with(&model, &data, &attacks(), &threat, &options, &mut |event| {
                 seen += 1;
                 if let c2r_attacks::Event::Judged { report, .. } = event {
                     state = Some(serde_json::to_string(report).unwrap());
                 }
-                if seen > stop_after { Answer::Break(()) } else { Answer::Continue(()) }
+                if seen > stop_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             });
             assert!(matches!(stopped, Err(AttackError::Interrupted)));
             let Some(state) = state else { continue };
@@ -731,7 +731,7 @@ fn resume_equals_never_stopped() {
             assert_eq!(whole.flags, resumed.flags);
         }
         let other = EvaluateOptions { seed: Seed::new(9), resume: Some(whole.clone()), ..options.clone() };
-        let refused = evaluate(&model, &data, &attacks(), &threat, &other, &mut |_| Answer::Continue(()));
+        let refused = evaluate(&model, &data, &attacks(), &threat, &other);
         assert!(matches!(refused, Err(AttackError::Resume(_))));
     }
 }
@@ -767,9 +767,9 @@ proptest! {
         });
         let options = EvaluateOptions { seed: Seed::new(seed), batch_size: 7, mode: Mode::Each, ..Default::default() };
         let mut saved = AdversarialImages::new(&data, attacks.len(), Mode::Each);
-        let report = evaluate(&model, &data, &attacks, &threat, &options, &mut |event| {
+        let report = evaluate_with(&model, &data, &attacks, &threat, &options, &mut |event| {
             saved.observe(event);
-            Answer::Continue(())
+            ControlFlow::Continue(())
         }).unwrap();
         for (entry, images) in report.attacks.iter().zip(saved.sets()) {
             prop_assert!(norm.distance(images, data.images()).max().double_value(&[]) <= threat.epsilon.value() + 1e-6);

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, io::Write};
 
-use c2r_attacks::{Answer, Attack, AttackConfig, AttackReport, EvaluateOptions, evaluate};
+use c2r_attacks::{Attack, AttackConfig, AttackReport, EvaluateOptions, evaluate};
 use c2r_base::{Classifier, ClassifierError, Epsilon, LabelledImages, Norm, ThreatModel};
 use c2r_testkit::goldens::Goldens;
 use tch::{CModule, Device, Tensor};
@@ -68,7 +68,7 @@ pub(crate) fn first(goldens: &Goldens, n: i64) -> LabelledImages {
 }
 
 pub(crate) fn config(name: &str, options: &[(&str, &str)]) -> AttackConfig {
-    let mut config = AttackConfig::named(name).unwrap();
+    let mut config = name.parse::<AttackConfig>().unwrap();
     for (option, value) in options {
         config.set(option, value).unwrap_or_else(|error| panic!("{error}"));
     }
@@ -92,7 +92,7 @@ pub(crate) fn run(
     threat: &ThreatModel,
     options: &EvaluateOptions,
 ) -> AttackReport {
-    evaluate(model, data, attacks, threat, options, &mut |_| Answer::Continue(())).unwrap()
+    evaluate(model, data, attacks, threat, options).unwrap()
 }
 
 pub(crate) fn flags(tensor: &Tensor) -> Vec<bool> {

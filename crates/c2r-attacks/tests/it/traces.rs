@@ -2,7 +2,10 @@
 
 use std::{cell::RefCell, collections::BTreeMap};
 
-use c2r_attacks::{AttackBatch, Draws, LossKind, SquareConfig, SquareDraws, replay};
+use c2r_attacks::{
+    AttackBatch, LossKind, SquareConfig,
+    replay::{self, Draws, SquareDraws},
+};
 use c2r_base::{Classifier, ClassifierError, LabelledImages, Norm};
 use c2r_testkit::goldens::Goldens;
 use serde_json::Value;

@@ -7,11 +7,11 @@ mod journal;
 mod output;
 mod target;
 
-use std::{fs, path::Path};
+use std::{fs, ops::ControlFlow, path::Path};
 
 pub(crate) use args::Args;
 use c2r_attacks::{
-    AdversarialImages, Answer, Attack, AttackConfig, AttackError, AttackReport, EvaluateOptions, Event, Mode, evaluate,
+    AdversarialImages, Attack, AttackConfig, AttackError, AttackReport, EvaluateOptions, Event, Mode, evaluate_with,
 };
 use c2r_base::{Epsilon, Goal, Norm, Seed, ThreatModel};
 use c2r_distill::Work;
@@ -196,7 +196,7 @@ fn watched(
     let mut running = (usize::MAX, String::new());
     let mut failure = None;
     let record = journal.as_ref().map(|journal| journal.run.record().display().to_string());
-    let result = evaluate(target.classifier.as_ref(), &inputs.images, attacks, threat, options, &mut |event| {
+    let result = evaluate_with(target.classifier.as_ref(), &inputs.images, attacks, threat, options, &mut |event| {
         if let Some(images) = journal.as_mut().and_then(|journal| journal.images.as_mut()) {
             images.observe(event);
         }
@@ -214,12 +214,12 @@ fn watched(
                 let saved = journal.as_mut().map_or(Ok(()), |journal| journal.save(report, interrupted));
                 if let Err(error) = saved {
                     failure = Some(error);
-                    return Answer::Break(());
+                    return ControlFlow::Break(());
                 }
             }
             _ => {}
         }
-        if interrupted { Answer::Break(()) } else { Answer::Continue(()) }
+        if interrupted { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     progress.finish();
     if let Some(error) = failure {
@@ -268,9 +268,9 @@ fn images(configs: &[AttackConfig], n: f64, classes: usize) -> (f64, f64) {
     let attacked = n * ASSUMED_ACCURACY;
     let (mut forward, mut backward) = (n, 0.0);
     for config in configs {
-        let (one_forward, one_backward) = config.passes(classes as u64);
-        forward += attacked * (one_forward + 1) as f64;
-        backward += attacked * one_backward as f64;
+        let one = config.passes(classes as u64);
+        forward += attacked * (one.forward_images + 1) as f64;
+        backward += attacked * one.backward_images as f64;
     }
     (forward, backward)
 }

@@ -67,7 +67,7 @@ pub(super) fn changed_suites(args: &Args, configs: &[AttackConfig]) -> Vec<Strin
     let given: Vec<String> = common.chain(args.set.iter().cloned()).collect();
     let suites = configs.iter().filter(|config| matches!(config, AttackConfig::Suite(_)));
     suites
-        .filter(|config| AttackConfig::named_for(&config.name(), args.norm).is_ok_and(|standard| standard != **config))
+        .filter(|config| AttackConfig::named_for(config.name(), args.norm).is_ok_and(|standard| standard != **config))
         .map(|config| {
             format!("{} is changed and not comparable with others' numbers: {}", config.name(), given.join(", "))
         })

@@ -1,13 +1,14 @@
 //! CW-L2: Adam on distance plus margin, in a space where the box is everything.
 
-use c2r_base::{Classifier, Norm, Seed, ThreatModel};
+use c2r_base::{Classifier, Norm, Passes, Seed, ThreatModel};
 use tch::{Kind, Tensor};
 
 use crate::{
-    attack::{
-        Attack, AttackBatch, AttackError, Family, Oracle, Perturbed, check_norms, goal_margin, per_image, reached,
-    },
-    config::{ConfigError, CwL2Config},
+    active::per_image,
+    attack::{Attack, AttackBatch, Family, Perturbed},
+    error::{AttackError, ConfigError},
+    options::{Check, Options, options, passes},
+    oracle::Oracle,
 };
 
 /// Pixels are kept this far inside (-1, 1), so that values at the border have a finite preimage.
@@ -20,20 +21,54 @@ const ADAM_EPSILON: f64 = 1e-8;
 /// Factor on `c` while no upper bound is known. Carlini & Wagner's code.
 const GROW: f64 = 10.0;
 
-/// The attack of Carlini & Wagner in L2.
-pub(crate) struct CwL2 {
-    config: CwL2Config,
+/// Steps of CW-L2. torchattacks 3.5.1; Carlini & Wagner 2017 (arXiv:1608.04644) use 10,000.
+const STEPS: u32 = 50;
+/// Learning rate of Adam in CW-L2. Carlini & Wagner 2017, their code.
+const LR: f64 = 0.01;
+
+options!(
+    /// CW-L2 (Carlini & Wagner 2017, arXiv:1608.04644, section VI A).
+    CwL2Config {
+        /// Weight of the margin against the distance, at first if `search_steps` is not 0.
+        c: f64 = 1.0,
+        /// Confidence, logits.
+        kappa: f64 = 0.0,
+        /// Steps of Adam.
+        steps: u32 = STEPS,
+        /// Learning rate of Adam.
+        lr: f64 = LR,
+        /// Rounds of bisection over `c` after the first run.
+        search_steps: u32 = 0,
+        /// Clip both sides of the margin at 0, as torchattacks does; wrong where logits are negative.
+        clipped_margin: bool = false,
+    }
+);
+
+impl Options for CwL2Config {
+    fn build(&self, name: &'static str) -> Result<Box<dyn Attack>, ConfigError> {
+        let check = Check(name);
+        check.count("steps", self.steps)?;
+        check.positive("c", self.c)?;
+        check.positive("lr", self.lr)?;
+        check.at_least("kappa", self.kappa, 0.0)?;
+        Ok(Box::new(CwL2 { name, config: self.clone() }))
+    }
+
+    fn passes(&self, _: u64) -> Passes {
+        let n = u64::from(self.steps) * (u64::from(self.search_steps) + 1);
+        passes(n, n)
+    }
 }
 
-impl CwL2 {
-    pub(crate) fn new(config: CwL2Config) -> Self {
-        Self { config }
-    }
+/// The attack of Carlini & Wagner in L2.
+pub(crate) struct CwL2 {
+    pub(crate) name: &'static str,
+    pub(crate) config: CwL2Config,
 }
 
 impl Attack for CwL2 {
     fn name(&self) -> &str {
-        "cw-l2"
+        self.name
     }
 
     fn family(&self) -> Family {
@@ -41,7 +76,7 @@ impl Attack for CwL2 {
     }
 
     fn check(&self, threat: &ThreatModel, _: i64) -> Result<(), ConfigError> {
-        check_norms(self.name(), &[Norm::L2], threat)
+        Check(self.name).norm(&[Norm::L2], threat)
     }
 
     fn perturb(
@@ -52,7 +87,7 @@ impl Attack for CwL2 {
         _: Seed,
     ) -> Result<Perturbed, AttackError> {
         let _no_grad = tch::no_grad_guard();
-        let mut oracle = Oracle::new(model, self.name(), batch.ids);
+        let mut oracle = Oracle::new(model, self.name, batch.ids);
         let like = batch.images.select(1, 0).select(1, 0).select(1, 0);
         let mut found = batch.images.copy();
         let mut distance = like.full_like(f64::INFINITY);
@@ -95,28 +130,28 @@ impl CwL2 {
         let mut best_distance = c.full_like(f64::INFINITY);
         let mut lowest = f64::INFINITY;
         for step in 1..=self.config.steps {
-            let mut seen = None;
-            let slope = oracle.slope(&to_pixels(&w), &rows, |x, logits| {
+            let mut point = None;
+            let found = oracle.gradient(&to_pixels(&w), &rows, |x, logits| {
                 let distance =
                     (x - batch.images).square().flatten(1, -1).sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
                 let margin = self.margin(logits, batch);
-                seen = Some((x.detach(), distance.detach()));
+                point = Some((x.detach(), distance.detach()));
                 distance + margin.clamp_min(-self.config.kappa) * c
             })?;
-            let (x, distance) = seen.expect("the loss was computed");
-            let hit = reached(&slope.logits, batch.labels, batch.targets);
+            let (x, distance) = point.expect("the loss was computed");
+            let hit = batch.reached(&found.logits);
             let better = hit.logical_and(&distance.lt_tensor(&best_distance));
             best = x.where_self(&per_image(&better), &best);
             best_distance = distance.where_self(&better, &best_distance);
             // d tanh(w)/dw = 1 - tanh(w)^2, halved by the map to pixels.
-            let gradient: Tensor = slope.gradient * ((1.0 - w.tanh().square()) * 0.5);
+            let gradient: Tensor = found.gradient * ((1.0 - w.tanh().square()) * 0.5);
             first = first * BETA_1 + &gradient * (1.0 - BETA_1);
             second = second * BETA_2 + gradient.square() * (1.0 - BETA_2);
             let mean = &first / (1.0 - BETA_1.powi(step as i32));
             let spread = (&second / (1.0 - BETA_2.powi(step as i32))).sqrt() + ADAM_EPSILON;
             w -= mean / spread * self.config.lr;
             if abort && (step - 1) % (self.config.steps / 10).max(1) == 0 {
-                let sum = slope.losses.sum(Kind::Double).double_value(&[]);
+                let sum = found.losses.sum(Kind::Double).double_value(&[]);
                 if sum > lowest * 0.9999 {
                     break;
                 }
@@ -128,7 +163,7 @@ impl CwL2 {
 
     fn margin(&self, logits: &Tensor, batch: &AttackBatch<'_>) -> Tensor {
         if !self.config.clipped_margin {
-            return goal_margin(logits, batch.labels, batch.targets);
+            return batch.goal_margin(logits);
         }
         match batch.targets {
             Some(targets) => -clipped_margin(logits, targets),

@@ -1,15 +1,15 @@
 //! Square: random search over windows, with logits only.
 
-use c2r_base::{Classifier, Norm, Seed, ThreatModel};
+use c2r_base::{Classifier, Norm, Passes, Seed, ThreatModel};
 use rand::{Rng, RngCore};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    attack::{
-        ALL_NORMS, Attack, AttackBatch, AttackError, Family, Oracle, Perturbed, check_norms, goal_margin, index,
-        per_image, positions, reached,
-    },
-    config::{ConfigError, SquareConfig},
+    active::{Active, Samples, attempt_seed, index, per_image, pick, positions, write_rows},
+    attack::{Attack, AttackBatch, Family, Perturbed},
+    error::{AttackError, ConfigError},
+    options::{ALL_NORMS, Check, Options, options, passes},
+    oracle::Oracle,
 };
 
 /// The schedule of window sizes is made for this many queries. Andriushchenko et al. 2020, section 3.
@@ -21,20 +21,48 @@ const START_TILES: i64 = 5;
 /// L2 and L1: smallest window. Their code.
 const LEAST_SIDE: i64 = 3;
 
-/// Square attack.
-pub(crate) struct Square {
-    config: SquareConfig,
+/// Queries of Square in AutoAttack. Croce & Hein 2020 (arXiv:2003.01690), section 5.
+const QUERIES: u32 = 5000;
+/// Share of the image that Square's first windows cover. Croce & Hein 2020 (arXiv:2003.01690), section 5.
+const P_INIT: f64 = 0.8;
+
+options!(
+    /// Square (Andriushchenko et al. 2020, arXiv:1912.00049): random search over windows, logits only.
+    SquareConfig {
+        /// Windows tried per sample; the start is one forward pass more.
+        queries: u32 = QUERIES,
+        /// Attempts; a sample that is broken is not tried again.
+        restarts: u32 = 1,
+        /// Share of the image that the first windows cover.
+        p_init: f64 = P_INIT,
+        /// Stretch the schedule of window sizes, made for 10,000 queries, to `queries`. AutoAttack does not.
+        rescale_schedule: bool = false,
+    }
+);
+
+impl Options for SquareConfig {
+    fn build(&self, name: &'static str) -> Result<Box<dyn Attack>, ConfigError> {
+        let check = Check(name);
+        check.count("queries", self.queries)?;
+        check.count("restarts", self.restarts)?;
+        check.fraction("p-init", self.p_init)?;
+        Ok(Box::new(Square { name, config: self.clone() }))
+    }
+
+    fn passes(&self, _: u64) -> Passes {
+        passes((u64::from(self.queries) + 1) * u64::from(self.restarts), 0)
+    }
 }
 
-impl Square {
-    pub(crate) fn new(config: SquareConfig) -> Self {
-        Self { config }
-    }
+/// Square attack.
+struct Square {
+    name: &'static str,
+    config: SquareConfig,
 }
 
 impl Attack for Square {
     fn name(&self) -> &str {
-        "square"
+        self.name
     }
 
     fn family(&self) -> Family {
@@ -42,7 +70,7 @@ impl Attack for Square {
     }
 
     fn check(&self, threat: &ThreatModel, _: i64) -> Result<(), ConfigError> {
-        check_norms(self.name(), &ALL_NORMS, threat)
+        Check(self.name).norm(&ALL_NORMS, threat)
     }
 
     fn perturb(
@@ -53,15 +81,15 @@ impl Attack for Square {
         seed: Seed,
     ) -> Result<Perturbed, AttackError> {
         let _no_grad = tch::no_grad_guard();
-        let mut oracle = Oracle::new(model, self.name(), batch.ids);
+        let mut oracle = Oracle::new(model, self.name, batch.ids);
         let mut found = batch.images.copy();
         let mut open: Vec<usize> = (0..batch.ids.len()).collect();
         for restart in 0..self.config.restarts {
-            let seed = if restart == 0 { seed } else { seed.child("restart", u64::from(restart)) };
-            let mut draws = SquareDraws::streams(seed, batch.ids);
+            let mut draws = SquareDraws::streams(attempt_seed(seed, restart), batch.ids);
             let end = search(&mut oracle, batch, threat, &self.config, &open, &mut draws)?;
-            let _ = found.index_copy_(0, &index(&open, &found), &end.images);
-            open = open.iter().zip(&end.reached).filter(|(_, reached)| !**reached).map(|(&row, _)| row).collect();
+            write_rows(&mut found, &open, &end.images);
+            let left: Vec<usize> = (0..open.len()).filter(|&row| !end.reached[row]).collect();
+            open = pick(&open, &left);
             if open.is_empty() {
                 break;
             }
@@ -218,8 +246,8 @@ impl Windows {
     }
 }
 
-/// What [`search`] found for the samples it was given.
-pub(crate) struct Found {
+/// What [`search`] ends with, one entry per sample.
+pub(crate) struct End {
     pub(crate) images: Tensor,
     /// f32 `[N]`.
     pub(crate) margins: Tensor,
@@ -234,71 +262,59 @@ pub(crate) fn search(
     config: &SquareConfig,
     open: &[usize],
     draws: &mut SquareDraws,
-) -> Result<Found, AttackError> {
+) -> Result<End, AttackError> {
     let norm = threat.norm;
-    let epsilon = threat.epsilon.value();
-    let at = index(open, batch.images);
-    let mut clean = batch.images.index_select(0, &at);
-    let mut labels = batch.labels.index_select(0, &at);
-    let mut targets = batch.targets.map(|targets| targets.index_select(0, &at));
-    let image = clean.size()[1..].to_vec();
-    let (height, width) = (image[1], image[2]);
+    let mut active = Active::new(open);
+    let mut samples = Samples::of(batch, open);
+    let image = samples.clean.size()[1..].to_vec();
+    let (height, width, device) = (image[1], image[2], samples.clean.device());
 
     let mut best = match norm {
         Norm::Linf => {
-            let stripes = draws.signs(open, &[image[0], 1, width], clean.device());
-            threat.project(&clean, &(&clean + stripes * epsilon))
+            let stripes = draws.signs(open, &[image[0], 1, width], device);
+            threat.project(&samples.clean, &(&samples.clean + stripes * threat.epsilon.value()))
         }
-        Norm::L2 | Norm::L1 => tiles(draws, open, &clean, threat),
+        Norm::L2 | Norm::L1 => tiles(draws, open, &samples.clean, threat),
     };
-    let mut rows = open.to_vec();
-    let mut slot: Vec<usize> = (0..open.len()).collect();
-    let logits = oracle.logits(&best, &rows)?;
-    let mut margin = goal_margin(&logits, &labels, targets.as_ref());
-    let mut done = reached(&logits, &labels, targets.as_ref());
-    let mut result = Found { images: best.copy(), margins: margin.copy(), reached: vec![false; open.len()] };
+    let logits = oracle.logits(&best, open)?;
+    let mut margin = samples.batch(&[]).goal_margin(&logits);
+    let mut done = samples.reached(&logits);
+    let mut end = End { images: best.copy(), margins: margin.copy(), reached: vec![false; open.len()] };
 
     for query in 0..=config.queries {
         let hit = positions(&done);
         let last = query == config.queries;
         if !hit.is_empty() || last {
-            let out: Vec<usize> = if last { (0..rows.len()).collect() } else { hit.clone() };
-            let from = index(&out, &best);
-            let to = index(&out.iter().map(|&row| slot[row]).collect::<Vec<_>>(), &best);
-            let _ = result.images.index_copy_(0, &to, &best.index_select(0, &from));
-            let _ = result.margins.index_copy_(0, &to, &margin.index_select(0, &from));
+            let leaving = if last { (0..active.len()).collect() } else { hit.clone() };
+            active.store(&mut end.images, &leaving, &best);
+            active.store(&mut end.margins, &leaving, &margin);
             for &row in &hit {
-                result.reached[slot[row]] = true;
+                end.reached[active.slots()[row]] = true;
             }
             let left = positions(&done.logical_not());
             if last || left.is_empty() {
                 break;
             }
-            let keep = index(&left, &best);
-            for tensor in [&mut clean, &mut labels, &mut best, &mut margin].into_iter().chain(targets.as_mut()) {
-                *tensor = tensor.index_select(0, &keep);
-            }
-            rows = left.iter().map(|&row| rows[row]).collect();
-            slot = left.iter().map(|&row| slot[row]).collect();
+            active.keep(&left, samples.tensors().chain([&mut best, &mut margin]));
         }
         let p = share(config.p_init, query, config.queries, config.rescale_schedule);
         let side = side(norm, p, height, width);
-        let windows = draws.windows(&rows, side, &image, clean.device());
+        let windows = draws.windows(active.samples(), side, &image, device);
         let candidate = match norm {
-            Norm::Linf => linf_candidate(&clean, &best, &windows, side, threat),
+            Norm::Linf => linf_candidate(&samples.clean, &best, &windows, side, threat),
             Norm::L2 | Norm::L1 => {
-                let other = draws.windows(&rows, side, &image, clean.device());
-                moved_mass(&clean, &best, &windows, &other, side, threat)
+                let other = draws.windows(active.samples(), side, &image, device);
+                moved_mass(&samples.clean, &best, &windows, &other, side, threat)
             }
         };
-        let logits = oracle.logits(&candidate, &rows)?;
-        let now = goal_margin(&logits, &labels, targets.as_ref());
-        done = reached(&logits, &labels, targets.as_ref());
+        let logits = oracle.logits(&candidate, active.samples())?;
+        let now = samples.batch(&[]).goal_margin(&logits);
+        done = samples.reached(&logits);
         let better = now.lt_tensor(&margin).logical_or(&done);
         best = candidate.where_self(&per_image(&better), &best);
         margin = now.where_self(&better, &margin);
     }
-    Ok(result)
+    Ok(end)
 }
 
 /// Linf: every pixel of the window goes to the end of its range that the channel's sign says. Only the window is

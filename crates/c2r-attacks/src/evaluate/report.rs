@@ -1,9 +1,23 @@
-use std::collections::BTreeMap;
+//! What an evaluation reports.
+
+use std::{collections::BTreeMap, fmt};
 
 use c2r_base::{Passes, Seed, ThreatModel};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use crate::{attack::Family, config::AttackConfig, driver::Mode, flags::Flag};
+use crate::attack::Family;
+
+/// How several attacks are combined.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// Each attack runs on what the ones before it left: robust accuracy against all of them.
+    #[default]
+    Suite,
+    /// Each attack runs on every correctly classified sample: one robust accuracy per attack.
+    Each,
+}
 
 /// What happened to one sample under one attack.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -39,7 +53,7 @@ pub struct SampleOutcome {
     pub stages: usize,
 }
 
-/// What one stage of an entry did; an attack that is no suite is one stage.
+/// What one stage of an entry did; an attack that is not a suite is one stage.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StageEntry {
     /// Name of the attack.
@@ -61,8 +75,8 @@ pub struct StageEntry {
 pub struct AttackEntry {
     /// Name, e.g. `pgd` or `autoattack-standard`.
     pub name: String,
-    /// Its options; `None` for attacks that do not come from an [`AttackConfig`].
-    pub config: Option<AttackConfig>,
+    /// Its options ([`crate::Attack::options`]), for attacks of this crate an [`crate::AttackConfig`].
+    pub config: Option<Value>,
     /// In order.
     pub stages: Vec<StageEntry>,
     /// One per sample. In [`Mode::Suite`] samples that an earlier entry broke stay broken.
@@ -101,7 +115,7 @@ impl AttackEntry {
 #[serde(from = "wire::Report", into = "wire::Report")]
 pub struct AttackReport {
     /// What was attacked, as whoever ran the evaluation describes it; [`crate::evaluate`] leaves it out.
-    pub subject: Option<serde_json::Value>,
+    pub subject: Option<Value>,
     /// What the attacker may do and wants.
     pub threat: ThreatModel,
     /// Whether attacks run on what the ones before left, or each on everything.
@@ -174,6 +188,88 @@ impl AttackReport {
     }
 }
 
+/// A reason to doubt a result, as AutoAttack's `flags_doc.md` has them; docs/attacks/flags.md says what
+/// to do about each.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "flag", rename_all = "kebab-case", rename_all_fields = "kebab-case")]
+#[non_exhaustive]
+pub enum Flag {
+    /// Two passes over the same images gave different logits.
+    RandomizedModel {
+        /// Largest difference, logits.
+        difference: f64,
+    },
+    /// An image alone gave other logits than in a batch: batch statistics are in use (train mode?).
+    BatchDependentModel {
+        /// Largest difference, logits.
+        difference: f64,
+    },
+    /// The outputs look like probabilities: losses on them have almost no gradient.
+    ProbabilitiesNotLogits,
+    /// The gradient of the cross entropy is exactly zero for correctly classified samples.
+    ZeroGradient {
+        /// How many.
+        samples: usize,
+        /// Of how many that were tried.
+        of: usize,
+    },
+    /// A black-box attack broke what attacks that see gradients did not: gradients may be masked.
+    BlackBoxBeatsWhiteBox {
+        /// Which black-box attack.
+        attack: String,
+        /// By how many samples.
+        samples: usize,
+    },
+    /// FGSM broke more than an attack that goes up the same loss in several steps: those do not fit the radius.
+    OneStepBeatsMany {
+        /// Which attack of several steps.
+        attack: String,
+        /// How many steps.
+        steps: u32,
+        /// By how many samples.
+        samples: usize,
+    },
+    /// Random noise broke what an attack did not.
+    WeakerThanNoise {
+        /// Which attack.
+        attack: String,
+        /// By how many samples.
+        samples: usize,
+    },
+}
+
+impl fmt::Display for Flag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::RandomizedModel { difference } => write!(
+                f,
+                "the model is randomized (logits of two passes differ by {difference:.1e}): use autoattack-rand or eot-pgd"
+            ),
+            Self::BatchDependentModel { difference } => {
+                write!(f, "logits depend on the rest of the batch (by {difference:.1e}): is the model in train mode?")
+            }
+            Self::ProbabilitiesNotLogits => {
+                write!(f, "the model seems to return probabilities: attacks need logits, before the softmax")
+            }
+            Self::ZeroGradient { samples, of } => write!(
+                f,
+                "the gradient of the cross entropy is zero for {samples} of {of} samples: use attacks on margins (cw-linf, apgd-dlr, apgd-t)"
+            ),
+            Self::BlackBoxBeatsWhiteBox { attack, samples } => write!(
+                f,
+                "`{attack}`, which sees no gradient, broke {samples} samples that the gradient attacks before it did not: gradients may be masked, or those attacks too short"
+            ),
+            Self::OneStepBeatsMany { attack, steps, samples } => write!(
+                f,
+                "`fgsm`, one step, breaks {samples} samples more than the {steps} steps of `{attack}`: their step size does not fit epsilon (`{attack}` by itself steps a quarter of it; `--set {attack}.step-size=SIZE` changes a suite's)"
+            ),
+            Self::WeakerThanNoise { attack, samples } => {
+                write!(f, "random noise breaks {samples} samples more than `{attack}`")
+            }
+        }
+    }
+}
+
 fn share(hits: impl Iterator<Item = bool>) -> f64 {
     let (mut n, mut n_hits) = (0usize, 0usize);
     for hit in hits {
@@ -191,7 +287,7 @@ mod wire {
     pub(super) struct Report {
         schema_version: u32,
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        subject: Option<serde_json::Value>,
+        subject: Option<Value>,
         threat: ThreatModel,
         mode: Mode,
         seed: Seed,
@@ -235,7 +331,7 @@ mod wire {
         #[serde(default)]
         seconds: f64,
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        config: Option<AttackConfig>,
+        config: Option<Value>,
         stages: Vec<StageEntry>,
         samples: Vec<SampleOutcome>,
     }

@@ -1,0 +1,174 @@
+//! DeepFool: steps to the nearest linearized boundary until the label changes.
+
+use c2r_base::{Classifier, Goal, Norm, Passes, Seed, ThreatModel};
+use tch::{Kind, Tensor};
+
+use crate::{
+    active::{Active, Samples, per_image, positions, write_rows},
+    attack::{Attack, AttackBatch, Family, Perturbed},
+    error::{AttackError, ConfigError},
+    options::{Check, Options, options, passes},
+    oracle::Oracle,
+};
+
+/// In L1 a step would be one pixel, which the box stops.
+const NORMS: [Norm; 2] = [Norm::Linf, Norm::L2];
+/// Steps of DeepFool. Moosavi-Dezfooli et al. 2016 (arXiv:1511.04599), their code.
+const STEPS: u32 = 50;
+/// Overshoot of DeepFool. Moosavi-Dezfooli et al. 2016, section 2.2.
+const OVERSHOOT: f64 = 0.02;
+
+options!(
+    /// DeepFool (Moosavi-Dezfooli et al. 2016, arXiv:1511.04599), L2 and Linf.
+    DeepFoolConfig {
+        /// Steps at most.
+        steps: u32 = STEPS,
+        /// How far beyond the boundary, as a fraction of the perturbation.
+        overshoot: f64 = OVERSHOOT,
+        /// Overshoot every step, as torchattacks does, instead of the sum of the steps, as the paper does.
+        overshoot_each_step: bool = false,
+    }
+);
+
+impl Options for DeepFoolConfig {
+    fn build(&self, name: &'static str) -> Result<Box<dyn Attack>, ConfigError> {
+        let check = Check(name);
+        check.count("steps", self.steps)?;
+        check.at_least("overshoot", self.overshoot, 0.0)?;
+        Ok(Box::new(DeepFool { name, config: self.clone() }))
+    }
+
+    fn passes(&self, classes: u64) -> Passes {
+        let steps = u64::from(self.steps);
+        passes(2 * steps, classes * steps)
+    }
+}
+
+/// DeepFool in L2 and Linf.
+struct DeepFool {
+    name: &'static str,
+    config: DeepFoolConfig,
+}
+
+impl Attack for DeepFool {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn family(&self) -> Family {
+        Family::MinimumNorm
+    }
+
+    fn check(&self, threat: &ThreatModel, _: i64) -> Result<(), ConfigError> {
+        Check(self.name).norm(&NORMS, threat)?;
+        if threat.goal != Goal::Untargeted {
+            return Err(ConfigError::UnsupportedGoal { attack: self.name.to_owned() });
+        }
+        Ok(())
+    }
+
+    fn perturb(
+        &self,
+        model: &dyn Classifier,
+        batch: &AttackBatch<'_>,
+        threat: &ThreatModel,
+        _: Seed,
+    ) -> Result<Perturbed, AttackError> {
+        let _no_grad = tch::no_grad_guard();
+        let mut oracle = Oracle::new(model, self.name, batch.ids);
+        let mut found = batch.images.copy();
+        let all: Vec<usize> = (0..batch.ids.len()).collect();
+        let mut active = Active::new(&all);
+        let mut samples = Samples::of(batch, &all);
+        let mut x = samples.clean.copy();
+        let mut total = x.zeros_like();
+        for _ in 0..self.config.steps {
+            let (difference, gradient) =
+                nearest_boundary(&mut oracle, &x, active.samples(), &samples.labels, threat.norm)?;
+            let step = step_onto(&difference, &gradient, threat.norm);
+            x = if self.config.overshoot_each_step {
+                (&x + step * (1.0 + self.config.overshoot)).clamp(0.0, 1.0)
+            } else {
+                total += step;
+                (&samples.clean + &total * (1.0 + self.config.overshoot)).clamp(0.0, 1.0)
+            };
+            write_rows(&mut found, active.samples(), &x);
+            let reached = samples.reached(&oracle.logits(&x, active.samples())?);
+            let left = positions(&reached.logical_not());
+            if left.is_empty() {
+                break;
+            }
+            if left.len() < active.len() {
+                active.keep(&left, samples.tensors().chain([&mut x, &mut total]));
+            }
+        }
+        Ok(oracle.finish(found))
+    }
+}
+
+/// The shortest change to the linearized boundary: `|z_k - z_y| / |g|_2^2 * g`, in Linf `|z_k - z_y| / |g|_1 * sign(g)`
+/// (Moosavi-Dezfooli et al. 2016, section 3, the extension to other norms).
+pub(crate) fn step_onto(difference: &Tensor, gradient: &Tensor, norm: Norm) -> Tensor {
+    match norm {
+        Norm::Linf => {
+            let length = dual_length(gradient, norm).clamp_min(1e-20);
+            gradient.sign() * per_image(&(difference.abs() / length))
+        }
+        _ => {
+            let squared = gradient.square().flatten(1, -1).sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
+            gradient * per_image(&(difference.abs() / squared.clamp_min(1e-20)))
+        }
+    }
+}
+
+/// The linearized decision boundary that is nearest to each image, by one gradient per class, one class at a time, so
+/// that memory does not grow with the classes.
+///
+/// * `images`: f32 `[N, C, H, W]`; `labels`: i64 `[N]`.
+///
+/// Returns `z_k - z_y`, f32 `[N]`, and its gradient, f32 `[N, C, H, W]`, for the class k with the
+/// smallest `|z_k - z_y| / |gradient|_q`, q the dual of `norm`.
+pub(crate) fn nearest_boundary(
+    oracle: &mut Oracle<'_>,
+    images: &Tensor,
+    rows: &[usize],
+    labels: &Tensor,
+    norm: Norm,
+) -> Result<(Tensor, Tensor), AttackError> {
+    let (x, logits) = oracle.tracked(images, rows)?;
+    let differences = tch::with_grad(|| &logits - logits.gather(1, &labels.unsqueeze(1), false));
+    let classes = logits.size()[1];
+    let mut best: Option<(Tensor, Tensor, Tensor)> = None;
+    for class in 0..classes {
+        // The last pass may free the graph.
+        let keep = class + 1 < classes;
+        let sum = tch::with_grad(|| differences.select(1, class).sum(Kind::Float));
+        let gradient = Tensor::run_backward(&[sum], &[&x], keep, false).swap_remove(0);
+        let difference = differences.detach().select(1, class);
+        let distance =
+            (difference.abs() / (dual_length(&gradient, norm) + 1e-12)).masked_fill(&labels.eq(class), f64::INFINITY);
+        best = Some(match best {
+            None => (distance, difference, gradient),
+            Some((best_distance, best_difference, best_gradient)) => {
+                let nearer = distance.lt_tensor(&best_distance);
+                (
+                    distance.minimum(&best_distance),
+                    difference.where_self(&nearer, &best_difference),
+                    gradient.where_self(&per_image(&nearer), &best_gradient),
+                )
+            }
+        });
+    }
+    oracle.count_backward(rows.len(), classes as u64);
+    let (_, difference, gradient) = best.expect("there are at least two classes");
+    Ok((difference, gradient))
+}
+
+/// Length in the dual norm, f32 `[N]`.
+fn dual_length(gradient: &Tensor, norm: Norm) -> Tensor {
+    match norm {
+        Norm::Linf => Norm::L1.length(gradient),
+        Norm::L2 => Norm::L2.length(gradient),
+        Norm::L1 => Norm::Linf.length(gradient),
+    }
+}

@@ -1,0 +1,632 @@
+//! Attacks that follow a gradient with steps of fixed length: FGSM, BIM, PGD, the momentum family, TPGD, EOT-PGD,
+//! Jitter and CW-Linf. Their options differ; [`Iterative`] runs them all.
+
+use c2r_base::{Classifier, Norm, Seed, ThreatModel, loss};
+use tch::{Kind, Tensor};
+
+use crate::{
+    active::{Active, Samples, attempt_seed, index, pick, positions, row_budget, write_rows},
+    attack::{Attack, AttackBatch, Family, Perturbed},
+    draws::Draws,
+    error::{AttackError, ConfigError},
+    options::{ALL_NORMS, Check, LossKind, Step, options},
+    oracle::{LossGradient, Oracle},
+    pgd::Pgd,
+};
+
+/// Steps of the iterative attacks. torchattacks 3.5.1 and DD-RobustBench; Kurakin et al. 2017 and Madry
+/// et al. 2018 (arXiv:1706.06083, section 5) use between 7 and 20.
+const STEPS: u32 = 10;
+/// Momentum decay. Dong et al. 2018 (arXiv:1710.06081), section 4.1.
+const DECAY: f64 = 1.0;
+/// Neighbours of variance tuning. Wang & He 2021 (arXiv:2103.15571), section 4.1.
+const NEIGHBOURS: u32 = 20;
+/// Radius of the neighbourhood in epsilons. Wang & He 2021, section 4.1.
+const BETA: f64 = 1.5;
+/// Confidence of the Linf attack on the CW loss, in logits. Madry et al. 2018, section 5 (table 1).
+const CW_LINF_KAPPA: f64 = 50.0;
+/// Scale of the logits. Schwinn et al. 2021 (arXiv:2105.10304), section 5.1; torchattacks 3.5.1.
+const JITTER_SCALE: f64 = 10.0;
+/// Standard deviation of the noise on the softmax. torchattacks 3.5.1.
+const JITTER_STD: f64 = 0.1;
+/// Standard deviation of the start of TPGD, pixel units. Zhang et al. 2019 (arXiv:1901.08573), their code.
+const TPGD_START_STD: f64 = 0.001;
+/// Gradients per step of EOT-PGD. torchattacks 3.5.1.
+const EOT_SAMPLES: u32 = 2;
+/// Share of the values that an L1 step changes. Tramer & Boneh 2019 (arXiv:1904.13000), section 6.
+const L1_SPARSITY: f64 = 0.01;
+
+options!(
+    /// FGSM (Goodfellow et al. 2015, arXiv:1412.6572, section 4): one step of length epsilon; in L2 and L1
+    /// along the steepest direction (FGM).
+    FgsmConfig {
+        /// What to ascend.
+        loss: LossKind = LossKind::Ce,
+    }
+);
+options!(
+    /// R-FGSM (Tramer et al. 2018, arXiv:1705.07204, section 4.1): a random sign step, then FGSM with the rest.
+    RFgsmConfig {
+        /// Length of the random step, fraction of epsilon, in (0, 1). Tramer et al. use 0.5.
+        rel_start: f64 = 0.5,
+        /// What to ascend.
+        loss: LossKind = LossKind::Ce,
+    }
+);
+options!(
+    /// BIM (Kurakin et al. 2017, arXiv:1607.02533): signed steps from the clean image.
+    BimConfig steps {
+        /// Return the first image that reaches the goal instead of the last one.
+        early_stop: bool = false,
+        /// What to ascend.
+        loss: LossKind = LossKind::Ce,
+    }
+);
+options!(
+    /// PGD (Madry et al. 2018, arXiv:1706.06083): steepest steps from a random point of the ball.
+    PgdConfig steps {
+        /// Start uniformly in the ball instead of at the clean image.
+        random_start: bool = true,
+        /// Attempts; a sample that is broken is not tried again.
+        restarts: u32 = 1,
+        /// Return the first image that reaches the goal instead of the last one.
+        early_stop: bool = false,
+        /// What to ascend.
+        loss: LossKind = LossKind::Ce,
+        /// Confidence of the CW loss, logits.
+        kappa: f64 = CW_LINF_KAPPA,
+        /// L1 only: share of the values that a step changes.
+        sparsity: f64 = L1_SPARSITY,
+    }
+);
+options!(
+    /// MI-FGSM (Dong et al. 2018, arXiv:1710.06081): momentum over gradients of unit mean.
+    MiFgsmConfig steps {
+        /// Decay of the momentum.
+        decay: f64 = DECAY,
+        /// Return the first image that reaches the goal instead of the last one.
+        early_stop: bool = false,
+    }
+);
+options!(
+    /// NI-FGSM (Lin et al. 2020, arXiv:1908.06281): MI-FGSM with the gradient taken ahead. The look-ahead
+    /// point may leave the ball and the box, as in the paper.
+    NiFgsmConfig steps {
+        /// Decay of the momentum.
+        decay: f64 = DECAY,
+    }
+);
+options!(
+    /// VMI-FGSM and VNI-FGSM (Wang & He 2021, arXiv:2103.15571): MI-FGSM and NI-FGSM plus the variance of the gradient
+    /// around the point. Neighbours may leave the box, as in the paper.
+    VmiFgsmConfig steps {
+        /// Decay of the momentum.
+        decay: f64 = DECAY,
+        /// Neighbours per step. The protocol of DD-RobustBench and torchattacks use 5.
+        neighbours: u32 = NEIGHBOURS,
+        /// Radius of the neighbourhood, fraction of epsilon.
+        beta: f64 = BETA,
+    }
+);
+options!(
+    /// TPGD (Zhang et al. 2019, arXiv:1901.08573): PGD on the divergence from the clean prediction; knows no
+    /// label. An inner attack of training; weak as an evaluation.
+    TpgdConfig steps {
+        /// Standard deviation of the Gaussian start, pixel units.
+        start_std: f64 = TPGD_START_STD,
+    }
+);
+options!(
+    /// EOT-PGD (Liu et al. 2019, arXiv:1810.01279): PGD on the mean of several gradients, for randomized models.
+    EotPgdConfig steps {
+        /// Start uniformly in the ball instead of at the clean image.
+        random_start: bool = true,
+        /// Gradients per step.
+        samples: u32 = EOT_SAMPLES,
+    }
+);
+options!(
+    /// Jitter (Schwinn et al. 2021, arXiv:2105.10304): PGD on [`loss::jitter`].
+    JitterConfig steps {
+        /// Start uniformly in the ball instead of at the clean image.
+        random_start: bool = true,
+        /// Scale of the logits after division by the largest.
+        scale: f64 = JITTER_SCALE,
+        /// Standard deviation of the noise on the softmax.
+        std: f64 = JITTER_STD,
+    }
+);
+options!(
+    /// CW-Linf: PGD on the CW margin loss, as Madry et al. 2018 (section 5) and DD-RobustBench.
+    CwLinfConfig steps {
+        /// Start uniformly in the ball instead of at the clean image.
+        random_start: bool = true,
+        /// Attempts; a sample that is broken is not tried again.
+        restarts: u32 = 1,
+        /// Return the first image that reaches the goal instead of the last one.
+        early_stop: bool = false,
+        /// Confidence, logits.
+        kappa: f64 = CW_LINF_KAPPA,
+    }
+);
+
+/// Options of an attack with fixed steps.
+pub(crate) trait FixedSteps {
+    /// Checks the values and makes the attack that the registry calls `name`.
+    fn iterative(&self, name: &'static str) -> Result<Iterative, ConfigError>;
+}
+
+const fn ball_if(random_start: bool) -> Start {
+    if random_start { Start::Ball } else { Start::Clean }
+}
+
+impl FixedSteps for FgsmConfig {
+    fn iterative(&self, name: &'static str) -> Result<Iterative, ConfigError> {
+        Ok(Iterative { objective: Objective::loss(self.loss), ..Iterative::plain(name, 1, Step::Relative(1.0)) })
+    }
+}
+
+impl FixedSteps for RFgsmConfig {
+    fn iterative(&self, name: &'static str) -> Result<Iterative, ConfigError> {
+        Check(name).fraction("rel-start", self.rel_start)?;
+        Ok(Iterative {
+            objective: Objective::loss(self.loss),
+            start: Start::Sign(self.rel_start),
+            norms: &[Norm::Linf],
+            ..Iterative::plain(name, 1, Step::Relative(1.0 - self.rel_start))
+        })
+    }
+}
+
+impl FixedSteps for BimConfig {
+    fn iterative(&self, name: &'static str) -> Result<Iterative, ConfigError> {
+        Ok(Iterative {
+            objective: Objective::loss(self.loss),
+            early_stop: self.early_stop,
+            ..Iterative::plain(name, self.steps, self.step(&Check(name))?)
+        })
+    }
+}
+
+impl FixedSteps for PgdConfig {
+    fn iterative(&self, name: &'static str) -> Result<Iterative, ConfigError> {
+        let check = Check(name);
+        let step = self.step(&check)?;
+        check.count("restarts", self.restarts)?;
+        check.at_least("kappa", self.kappa, 0.0)?;
+        check.fraction("sparsity", self.sparsity)?;
+        Ok(Iterative {
+            objective: Objective::Loss(self.loss, self.kappa),
+            start: ball_if(self.random_start),
+            restarts: self.restarts,
+            early_stop: self.early_stop,
+            sparsity: self.sparsity,
+            ..Iterative::plain(name, self.steps, step)
+        })
+    }
+}
+
+impl FixedSteps for CwLinfConfig {
+    fn iterative(&self, name: &'static str) -> Result<Iterative, ConfigError> {
+        let check = Check(name);
+        let step = self.step(&check)?;
+        check.count("restarts", self.restarts)?;
+        check.at_least("kappa", self.kappa, 0.0)?;
+        Ok(Iterative {
+            objective: Objective::Loss(LossKind::Cw, self.kappa),
+            norms: &[Norm::Linf],
+            start: ball_if(self.random_start),
+            restarts: self.restarts,
+            early_stop: self.early_stop,
+            ..Iterative::plain(name, self.steps, step)
+        })
+    }
+}
+
+impl FixedSteps for MiFgsmConfig {
+    fn iterative(&self, name: &'static str) -> Result<Iterative, ConfigError> {
+        let check = Check(name);
+        Ok(Iterative {
+            early_stop: self.early_stop,
+            momentum: Some(Momentum::new(&check, self.decay, false)?),
+            ..Iterative::plain(name, self.steps, self.step(&check)?)
+        })
+    }
+}
+
+impl FixedSteps for NiFgsmConfig {
+    fn iterative(&self, name: &'static str) -> Result<Iterative, ConfigError> {
+        let check = Check(name);
+        Ok(Iterative {
+            norms: &[Norm::Linf],
+            momentum: Some(Momentum::new(&check, self.decay, true)?),
+            ..Iterative::plain(name, self.steps, self.step(&check)?)
+        })
+    }
+}
+
+impl FixedSteps for VmiFgsmConfig {
+    fn iterative(&self, name: &'static str) -> Result<Iterative, ConfigError> {
+        let check = Check(name);
+        Ok(Iterative {
+            norms: &[Norm::Linf],
+            momentum: Some(Momentum::new(&check, self.decay, name == "vni-fgsm")?),
+            variance: Some(Variance::new(&check, self.neighbours, self.beta)?),
+            ..Iterative::plain(name, self.steps, self.step(&check)?)
+        })
+    }
+}
+
+impl FixedSteps for TpgdConfig {
+    fn iterative(&self, name: &'static str) -> Result<Iterative, ConfigError> {
+        let check = Check(name);
+        let step = self.step(&check)?;
+        check.positive("start-std", self.start_std)?;
+        Ok(Iterative {
+            objective: Objective::Kl,
+            start: Start::Gaussian(self.start_std),
+            ..Iterative::plain(name, self.steps, step)
+        })
+    }
+}
+
+impl FixedSteps for EotPgdConfig {
+    fn iterative(&self, name: &'static str) -> Result<Iterative, ConfigError> {
+        let check = Check(name);
+        let step = self.step(&check)?;
+        check.count("samples", self.samples)?;
+        Ok(Iterative {
+            start: ball_if(self.random_start),
+            gradient_samples: self.samples,
+            ..Iterative::plain(name, self.steps, step)
+        })
+    }
+}
+
+impl FixedSteps for JitterConfig {
+    fn iterative(&self, name: &'static str) -> Result<Iterative, ConfigError> {
+        let check = Check(name);
+        let step = self.step(&check)?;
+        check.positive("scale", self.scale)?;
+        check.at_least("std", self.std, 0.0)?;
+        Ok(Iterative {
+            objective: Objective::Jitter { scale: self.scale, std: self.std },
+            norms: &[Norm::Linf],
+            start: ball_if(self.random_start),
+            ..Iterative::plain(name, self.steps, step)
+        })
+    }
+}
+
+/// Where an attempt starts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Start {
+    Clean,
+    /// Uniform in the ball.
+    Ball,
+    /// Gaussian with this standard deviation, pixel units.
+    Gaussian(f64),
+    /// Sign of a Gaussian, this fraction of epsilon long.
+    Sign(f64),
+}
+
+/// What is to grow.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Objective {
+    /// With the confidence of the CW loss.
+    Loss(LossKind, f64),
+    /// Divergence from the clean prediction; knows no label.
+    Kl,
+    Jitter {
+        scale: f64,
+        std: f64,
+    },
+}
+
+impl Objective {
+    const fn loss(kind: LossKind) -> Self {
+        Self::Loss(kind, CW_LINF_KAPPA)
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Momentum {
+    decay: f64,
+    /// Take the gradient where the momentum points to.
+    look_ahead: bool,
+}
+
+impl Momentum {
+    fn new(check: &Check, decay: f64, look_ahead: bool) -> Result<Self, ConfigError> {
+        check.at_least("decay", decay, 0.0)?;
+        Ok(Self { decay, look_ahead })
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Variance {
+    neighbours: u32,
+    /// Radius of the neighbourhood, fraction of epsilon.
+    beta: f64,
+}
+
+impl Variance {
+    fn new(check: &Check, neighbours: u32, beta: f64) -> Result<Self, ConfigError> {
+        check.count("neighbours", neighbours)?;
+        check.positive("beta", beta)?;
+        Ok(Self { neighbours, beta })
+    }
+}
+
+/// An attack with fixed steps, its options checked.
+#[derive(Clone, Debug)]
+pub(crate) struct Iterative {
+    name: &'static str,
+    norms: &'static [Norm],
+    steps: u32,
+    step: Step,
+    start: Start,
+    restarts: u32,
+    /// Return the first image that reaches the goal instead of the last one.
+    early_stop: bool,
+    objective: Objective,
+    momentum: Option<Momentum>,
+    variance: Option<Variance>,
+    /// Gradients averaged per step (expectation over a randomized model).
+    gradient_samples: u32,
+    /// L1 only: share of the values that a step changes.
+    sparsity: f64,
+}
+
+impl Attack for Iterative {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn family(&self) -> Family {
+        Family::Gradient
+    }
+
+    fn check(&self, threat: &ThreatModel, classes: i64) -> Result<(), ConfigError> {
+        let check = Check(self.name);
+        check.norm(self.norms, threat)?;
+        match self.objective {
+            Objective::Loss(kind, _) => check.classes(kind.classes_needed(threat.goal), classes),
+            Objective::Kl | Objective::Jitter { .. } => Ok(()),
+        }
+    }
+
+    fn perturb(
+        &self,
+        model: &dyn Classifier,
+        batch: &AttackBatch<'_>,
+        threat: &ThreatModel,
+        seed: Seed,
+    ) -> Result<Perturbed, AttackError> {
+        let _no_grad = tch::no_grad_guard();
+        let mut oracle = Oracle::new(model, self.name, batch.ids);
+        let mut found = batch.images.copy();
+        let mut open: Vec<usize> = (0..batch.ids.len()).collect();
+        for restart in 0..self.restarts {
+            let seed = attempt_seed(seed, restart);
+            let start = self.start_at(batch, &open, threat, seed);
+            let mut noise = Draws::streams(seed, &format!("{}/noise", self.name), batch.ids);
+            let last = self.ascend(&mut oracle, batch, threat, &open, &start, &mut noise)?;
+            write_rows(&mut found, &open, &last);
+            if restart + 1 < self.restarts {
+                // A later restart overwrites what failed, so success has to be known here.
+                let reached = Samples::of(batch, &open).reached(&oracle.logits(&last, &open)?);
+                open = pick(&open, &positions(&reached.logical_not()));
+                if open.is_empty() {
+                    break;
+                }
+            }
+        }
+        Ok(oracle.finish(found))
+    }
+}
+
+/// What belongs to each row that is still being worked on.
+struct State {
+    active: Active,
+    samples: Samples,
+    /// Softmax of the clean logits; only for [`Objective::Kl`].
+    clean_probabilities: Option<Tensor>,
+    x: Tensor,
+    momentum: Option<Tensor>,
+    variance: Option<Tensor>,
+}
+
+impl Iterative {
+    /// Up the cross entropy from the clean image in all norms; callers change what differs.
+    fn plain(name: &'static str, steps: u32, step: Step) -> Self {
+        Self {
+            name,
+            norms: &ALL_NORMS,
+            steps,
+            step,
+            start: Start::Clean,
+            restarts: 1,
+            early_stop: false,
+            objective: Objective::loss(LossKind::Ce),
+            momentum: None,
+            variance: None,
+            gradient_samples: 1,
+            sparsity: L1_SPARSITY,
+        }
+    }
+
+    /// Passes of a sample that the attack does not stop early on, forward and backward alike.
+    pub(crate) fn n_passes(&self) -> u64 {
+        let neighbours = self.variance.map_or(0, |variance| u64::from(variance.neighbours));
+        let per_step = u64::from(self.gradient_samples) + neighbours;
+        u64::from(self.steps) * u64::from(self.restarts) * per_step
+    }
+
+    /// Number of steps, if they go up the cross entropy.
+    pub(crate) fn cross_entropy_steps(&self) -> Option<u32> {
+        matches!(self.objective, Objective::Loss(LossKind::Ce, _)).then_some(self.steps)
+    }
+
+    fn start_at(&self, batch: &AttackBatch<'_>, rows: &[usize], threat: &ThreatModel, seed: Seed) -> Tensor {
+        let clean = batch.images.index_select(0, &index(rows, batch.images));
+        let purpose = format!("{}/start", self.name);
+        let (shape, device) = (&batch.images.size()[1..], batch.images.device());
+        let normal = || Draws::streams(seed, &purpose, batch.ids).normal(rows, shape, device);
+        let moved = match self.start {
+            Start::Clean => return clean,
+            Start::Ball => return self.pgd(threat).random_start(&clean, &pick(batch.ids, rows), seed, &purpose),
+            Start::Gaussian(std) => &clean + normal() * std,
+            Start::Sign(fraction) => &clean + normal().sign() * (fraction * threat.epsilon.value()),
+        };
+        threat.project(&clean, &moved)
+    }
+
+    fn pgd(&self, threat: &ThreatModel) -> Pgd {
+        let step_size = self.step.length(threat.epsilon.value());
+        Pgd { threat: *threat, steps: self.steps, step_size, sparsity: Some(self.sparsity) }
+    }
+
+    /// Takes the steps from `start` for the samples `open` of the batch; returns one image per sample.
+    pub(crate) fn ascend(
+        &self,
+        oracle: &mut Oracle<'_>,
+        batch: &AttackBatch<'_>,
+        threat: &ThreatModel,
+        open: &[usize],
+        start: &Tensor,
+        noise: &mut Draws,
+    ) -> Result<Tensor, AttackError> {
+        let pgd = self.pgd(threat);
+        let mut state = State {
+            active: Active::new(open),
+            samples: Samples::of(batch, open),
+            clean_probabilities: None,
+            x: start.copy(),
+            momentum: self.momentum.map(|_| start.zeros_like()),
+            variance: self.variance.map(|_| start.zeros_like()),
+        };
+        if self.objective == Objective::Kl {
+            let logits = oracle.logits(&state.samples.clean, open)?;
+            state.clean_probabilities = Some(logits.softmax(1, Kind::Float));
+        }
+        let mut result = start.copy();
+        for _ in 0..pgd.steps {
+            let point = match (&state.momentum, self.momentum) {
+                (Some(momentum), Some(Momentum { decay, look_ahead: true })) => {
+                    &state.x + momentum * (decay * pgd.step_size)
+                }
+                _ => state.x.shallow_clone(),
+            };
+            let LossGradient { mut gradient, logits, .. } = self.gradient(oracle, &state, &point, noise)?;
+            for _ in 1..self.gradient_samples {
+                gradient += self.gradient(oracle, &state, &point, noise)?.gradient;
+            }
+            if self.early_stop {
+                let reached = positions(&state.samples.reached(&logits));
+                if !reached.is_empty() {
+                    let (done, left) = state.active.split(&reached);
+                    state.active.store(&mut result, &done, &state.x);
+                    if left.is_empty() {
+                        return Ok(result);
+                    }
+                    let State { active, samples, clean_probabilities, x, momentum, variance } = &mut state;
+                    let own = [clean_probabilities, momentum, variance].into_iter().flat_map(Option::as_mut);
+                    active.keep(&left, samples.tensors().chain([x, &mut gradient]).chain(own));
+                }
+            }
+            let direction = match (&state.variance, self.variance) {
+                (Some(before), Some(variance)) => {
+                    let tuned = &gradient + before;
+                    let neighbours = self.neighbour_gradient(oracle, &state, variance, threat, noise)?;
+                    state.variance = Some(neighbours - &gradient);
+                    tuned
+                }
+                _ => gradient,
+            };
+            let direction = match (&state.momentum, self.momentum) {
+                (Some(before), Some(Momentum { decay, .. })) => {
+                    let grown = next_momentum(&direction, before, decay);
+                    state.momentum = Some(grown.shallow_clone());
+                    grown
+                }
+                _ => direction,
+            };
+            state.x = pgd.step(&state.samples.clean, &state.x, &direction);
+        }
+        let all: Vec<usize> = (0..state.active.len()).collect();
+        state.active.store(&mut result, &all, &state.x);
+        Ok(result)
+    }
+
+    /// The gradient at `point`, f32 `[rows, C, H, W]`, one row per row of the state.
+    fn gradient(
+        &self,
+        oracle: &mut Oracle<'_>,
+        state: &State,
+        point: &Tensor,
+        noise: &mut Draws,
+    ) -> Result<LossGradient, AttackError> {
+        let (rows, Samples { clean, labels, targets }) = (state.active.samples(), &state.samples);
+        oracle.gradient(point, rows, |x, logits| match self.objective {
+            Objective::Loss(kind, kappa) => kind.losses(logits, labels, targets.as_ref(), kappa),
+            Objective::Kl => {
+                loss::kl(state.clean_probabilities.as_ref().expect("computed before the first step"), logits)
+            }
+            Objective::Jitter { scale, std } => {
+                let drawn = noise.normal(rows, &logits.size()[1..], logits.device()) * std;
+                let moved = Norm::Linf.length(&(x - clean));
+                match targets {
+                    Some(targets) => -loss::jitter(logits, targets, &drawn, scale, &moved.zeros_like()),
+                    None => loss::jitter(logits, labels, &drawn, scale, &moved),
+                }
+            }
+        })
+    }
+
+    /// Mean gradient over random points around the current one.
+    fn neighbour_gradient(
+        &self,
+        oracle: &mut Oracle<'_>,
+        state: &State,
+        variance: Variance,
+        threat: &ThreatModel,
+        noise: &mut Draws,
+    ) -> Result<Tensor, AttackError> {
+        let rows = state.active.samples();
+        let shape = state.x.size()[1..].to_vec();
+        let radius = threat.epsilon.value() * variance.beta;
+        let together = (row_budget(&state.x) / rows.len()).clamp(1, variance.neighbours as usize);
+        let mut sum = state.x.zeros_like();
+        let mut left = variance.neighbours as usize;
+        while left > 0 {
+            let now = left.min(together);
+            left -= now;
+            let points: Vec<Tensor> =
+                (0..now).map(|_| &state.x + noise.uniform(rows, &shape, state.x.device()) * radius).collect();
+            let many = State {
+                active: Active::new(&rows.repeat(now)),
+                samples: state.samples.repeat(now as i64),
+                clean_probabilities: None,
+                x: state.x.shallow_clone(),
+                momentum: None,
+                variance: None,
+            };
+            let gradient = self.gradient(oracle, &many, &Tensor::cat(&points, 0), noise)?.gradient;
+            for part in gradient.chunk(now as i64, 0) {
+                sum += part;
+            }
+        }
+        Ok(sum / f64::from(variance.neighbours))
+    }
+}
+
+/// One step of momentum, `gradient / mean|gradient| + decay * momentum`, each f32 `[N, C, H, W]`; a zero gradient stays
+/// zero.
+///
+/// Dong et al. 2018 divide by the L1 length, the libraries by the mean: under the sign of the sum of
+/// such terms these are the same.
+pub fn next_momentum(gradient: &Tensor, momentum: &Tensor, decay: f64) -> Tensor {
+    let mean = gradient.abs().mean_dim([1i64, 2, 3].as_slice(), true, Kind::Float);
+    gradient / mean.clamp_min(f64::from(f32::MIN_POSITIVE)) + momentum * decay
+}

@@ -1,0 +1,69 @@
+//! Several attacks in order, each on what the ones before it left.
+
+use c2r_base::{Classifier, Passes, Seed, ThreatModel};
+
+use crate::{
+    active::{Samples, pick, positions, write_rows},
+    attack::{Attack, AttackBatch, Family, Perturbed},
+    error::{AttackError, ConfigError},
+    oracle::Oracle,
+};
+
+/// A suite as one attack. The driver runs its stages itself, to report them one by one.
+pub(crate) struct Suite {
+    pub(crate) name: String,
+    pub(crate) stages: Vec<Box<dyn Attack>>,
+}
+
+impl Attack for Suite {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn family(&self) -> Family {
+        Family::Suite
+    }
+
+    fn check(&self, threat: &ThreatModel, classes: i64) -> Result<(), ConfigError> {
+        self.stages.iter().try_for_each(|stage| stage.check(threat, classes))
+    }
+
+    fn stages(&self) -> Option<&[Box<dyn Attack>]> {
+        Some(&self.stages)
+    }
+
+    fn perturb(
+        &self,
+        model: &dyn Classifier,
+        batch: &AttackBatch<'_>,
+        threat: &ThreatModel,
+        seed: Seed,
+    ) -> Result<Perturbed, AttackError> {
+        let _no_grad = tch::no_grad_guard();
+        let mut found = batch.images.copy();
+        let mut open: Vec<usize> = (0..batch.ids.len()).collect();
+        let mut queries = vec![0; batch.ids.len()];
+        let mut passes = Passes::default();
+        for stage in &self.stages {
+            let (samples, ids) = (Samples::of(batch, &open), pick(batch.ids, &open));
+            let part = samples.batch(&ids);
+            let proposal = stage.perturb(model, &part, threat, seed)?;
+            let judged = threat.project(part.images, &proposal.images);
+            let mut judge = Oracle::new(model, stage.name(), &ids);
+            let rows: Vec<usize> = (0..ids.len()).collect();
+            let reached = part.reached(&judge.logits(&judged, &rows)?);
+            write_rows(&mut found, &open, &judged);
+            let judging = judge.finish(judged);
+            for (row, (attacked, own)) in proposal.queries.iter().zip(&judging.queries).enumerate() {
+                queries[open[row]] += attacked + own;
+            }
+            passes += proposal.passes;
+            passes += judging.passes;
+            open = pick(&open, &positions(&reached.logical_not()));
+            if open.is_empty() {
+                break;
+            }
+        }
+        Ok(Perturbed { images: found, queries, passes })
+    }
+}

@@ -1,0 +1,167 @@
+//! Why an attack cannot be made, or stopped.
+
+use std::error::Error;
+
+use c2r_base::{ClassifierError, ImageError, Norm};
+use tch::Kind;
+
+/// Why a configuration cannot work.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// No such attack.
+    #[error("`{name}` is not an attack; known: {known}")]
+    UnknownAttack {
+        /// What was asked for.
+        name: String,
+        /// Everything there is.
+        known: String,
+    },
+    /// An option that the attack does not have.
+    #[error("attack `{attack}` has no option `{option}`; it has: {known}")]
+    UnknownOption {
+        /// Which attack.
+        attack: String,
+        /// What was set.
+        option: String,
+        /// What could be set.
+        known: String,
+    },
+    /// An option with a value that cannot be.
+    #[error("attack `{attack}`: option `{option}`: {reason}")]
+    Option {
+        /// Which attack.
+        attack: String,
+        /// Which option.
+        option: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A norm that the attack is not defined for.
+    #[error("attack `{attack}` is not defined for the norm {norm}; it knows {}", join(known))]
+    UnsupportedNorm {
+        /// Which attack.
+        attack: String,
+        /// What was asked for.
+        norm: Norm,
+        /// What it knows.
+        known: Vec<Norm>,
+    },
+    /// A goal that the attack is not defined for.
+    #[error("attack `{attack}` cannot aim at a given class")]
+    UnsupportedGoal {
+        /// Which attack.
+        attack: String,
+    },
+    /// A loss with a denominator of more logits than there are.
+    #[error("attack `{attack}` needs a model with {needed} classes or more, this one has {classes}")]
+    TooFewClasses {
+        /// Which attack.
+        attack: String,
+        /// At least.
+        needed: i64,
+        /// What the model has.
+        classes: i64,
+    },
+}
+
+fn join(norms: &[Norm]) -> String {
+    norms.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Why an attack or an evaluation stopped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AttackError {
+    /// A parameter that cannot work.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Images or labels that cannot be right.
+    #[error(transparent)]
+    Images(#[from] ImageError),
+    /// The model returned an error instead of logits.
+    #[error("the model failed on a batch of {rows} images that begins with sample {sample} (during `{attack}`)")]
+    Model {
+        /// Id of the first sample of the batch.
+        sample: u64,
+        /// Images in the batch.
+        rows: usize,
+        /// What was running.
+        attack: String,
+        /// The model's own error.
+        #[source]
+        source: ClassifierError,
+    },
+    /// An attack failed for a reason of its own; see [`AttackError::failed`].
+    #[error("attack `{attack}` failed")]
+    Failed {
+        /// Which attack.
+        attack: String,
+        /// Its own error.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// NaN or infinity: `argmax` would return its index and count an exploded model as broken.
+    #[error(
+        "the model's logits for sample {sample} are not finite (during `{attack}`); an attack cannot be judged on them"
+    )]
+    NonFiniteLogits {
+        /// Id of the first offending sample.
+        sample: u64,
+        /// What was running.
+        attack: String,
+    },
+    /// Not `[N, K]` with at least two classes.
+    #[error("the model must return logits of shape [{rows}, K] with K of 2 or more, got {got:?}")]
+    LogitsShape {
+        /// Number of images that went in.
+        rows: i64,
+        /// Shape that came out.
+        got: Vec<i64>,
+    },
+    /// Not f32.
+    #[error("the model must return f32 logits, got {0:?}")]
+    LogitsKind(Kind),
+    /// A different number of classes than before.
+    #[error("the model returned {got} classes after {expected} before")]
+    ClassesChanged {
+        /// At first.
+        expected: i64,
+        /// Later.
+        got: i64,
+    },
+    /// An attack proposed NaN or infinity.
+    #[error("attack `{attack}` returned a value that is not finite for sample {sample}")]
+    NonFiniteImage {
+        /// Id of the first offending sample.
+        sample: u64,
+        /// Which attack.
+        attack: String,
+    },
+    /// An attack returned another number or shape of images.
+    #[error("attack `{attack}` returned images of shape {got:?} for {expected:?}")]
+    ImageShape {
+        /// Which attack.
+        attack: String,
+        /// Shape of the batch.
+        expected: Vec<i64>,
+        /// Shape that came back.
+        got: Vec<i64>,
+    },
+    /// The evaluation does not agree with itself.
+    #[error("self-check failed: {0}")]
+    SelfCheck(String),
+    /// The observer stopped the run.
+    #[error("interrupted")]
+    Interrupted,
+    /// A report to continue from that belongs to another evaluation.
+    #[error("cannot continue this evaluation: {0}")]
+    Resume(String),
+}
+
+impl AttackError {
+    /// The error of an attack that failed for a reason of its own: another error, or a message.
+    pub fn failed(attack: &str, reason: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Failed { attack: attack.to_owned(), source: reason.into() }
+    }
+}

@@ -1,0 +1,12 @@
+//! Attacks a model on labelled images and judges what comes back.
+
+mod driver;
+mod event;
+mod flags;
+mod judge;
+mod parallel;
+mod report;
+
+pub use driver::{EvaluateOptions, evaluate, evaluate_with};
+pub use event::{AdversarialImages, Event};
+pub use report::{AttackEntry, AttackReport, Flag, Mode, Outcome, SampleOutcome, StageEntry};

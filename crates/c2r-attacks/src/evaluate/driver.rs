@@ -1,0 +1,290 @@
+//! Runs attacks on the samples that are left and reports what happened to each.
+
+use std::{collections::BTreeMap, ops::ControlFlow, time::Instant};
+
+use c2r_base::{Classifier, Goal, LabelledImages, Passes, Seed, TargetRule, ThreatModel, loss};
+use rand::Rng;
+use tch::{Kind, Tensor};
+
+use crate::{
+    attack::Attack,
+    error::AttackError,
+    evaluate::{
+        event::Event,
+        flags::{flags_of_model, flags_of_results},
+        judge::{Judged, Task},
+        parallel::Workers,
+        report::{AttackEntry, AttackReport, Mode, Outcome, SampleOutcome, StageEntry},
+    },
+    oracle::Oracle,
+};
+
+/// How an evaluation runs.
+#[derive(Clone, Debug)]
+pub struct EvaluateOptions {
+    /// Where all noise comes from.
+    pub seed: Seed,
+    /// Samples per pass. Bounds memory and changes no result.
+    pub batch_size: usize,
+    /// How several attacks are combined.
+    pub mode: Mode,
+    /// Look for reasons to doubt the model before attacking it (docs/attacks/flags.md).
+    pub self_check: bool,
+    /// Threads that attack parts of a batch side by side, at least 1, if the model is on the CPU and can be
+    /// replicated ([`Classifier::replica`]). While they run, each of them computes with one thread of
+    /// libtorch. Changes no result but for float rounding.
+    pub workers: usize,
+    /// A report that [`Event::Judged`] showed, to continue from.
+    pub resume: Option<AttackReport>,
+}
+
+impl Default for EvaluateOptions {
+    fn default() -> Self {
+        let workers = usize::try_from(tch::get_num_threads()).unwrap_or(1).max(1);
+        Self { seed: Seed::new(0), batch_size: 128, mode: Mode::Suite, self_check: true, workers, resume: None }
+    }
+}
+
+/// Attacks `model` on `data` and reports what happened to every sample.
+///
+/// Misclassified samples count as not robust and are not attacked. Every proposal of an attack is
+/// projected into the threat set and judged here, by a forward pass of its own. Results for a seed do
+/// not depend on the batch size or on the order of the samples beyond float rounding; a sample's
+/// noise belongs to its position in `data`.
+///
+/// # Errors
+/// [`AttackError`]: labels outside the model's classes, a model that fails, logits of a wrong shape or dtype or not
+/// finite (naming the sample), an attack that is not defined for the threat model, or a failed self-check.
+pub fn evaluate(
+    model: &dyn Classifier,
+    data: &LabelledImages,
+    attacks: &[Box<dyn Attack>],
+    threat: &ThreatModel,
+    options: &EvaluateOptions,
+) -> Result<AttackReport, AttackError> {
+    evaluate_with(model, data, attacks, threat, options, &mut |_| ControlFlow::Continue(()))
+}
+
+/// [`evaluate`] that tells `observer` about every batch; its `Break` stops the run.
+///
+/// # Errors
+/// As [`evaluate`]; [`AttackError::Interrupted`] if the observer stops the run.
+pub fn evaluate_with(
+    model: &dyn Classifier,
+    data: &LabelledImages,
+    attacks: &[Box<dyn Attack>],
+    threat: &ThreatModel,
+    options: &EvaluateOptions,
+    observer: &mut dyn FnMut(&Event<'_>) -> ControlFlow<()>,
+) -> Result<AttackReport, AttackError> {
+    let _no_grad = tch::no_grad_guard();
+    let mut run = Evaluation { data, threat, options, batch_size: options.batch_size.max(1), observer };
+    let mut report = match &options.resume {
+        Some(report) => run.resumable(report, attacks)?,
+        None => run.clean_pass(model)?,
+    };
+    for attack in attacks {
+        attack.check(threat, report.classes)?;
+    }
+
+    let mut workers = Workers::new(model, options.workers);
+    for (entry, attack) in attacks.iter().enumerate() {
+        if report.attacks.len() == entry {
+            let samples = first_outcomes(&report, options.mode);
+            let (name, config) = (attack.name().to_owned(), attack.options());
+            report.attacks.push(AttackEntry { name, config, stages: Vec::new(), samples });
+        }
+        let whole = std::slice::from_ref(attack);
+        for (stage, attack) in attack.stages().unwrap_or(whole).iter().enumerate() {
+            run.run_stage(&mut workers, attack.as_ref(), &mut report, (entry, stage))?;
+        }
+    }
+    flags_of_results(&mut report);
+    Ok(report)
+}
+
+/// Outcomes before an entry's first stage.
+fn first_outcomes(report: &AttackReport, mode: Mode) -> Vec<SampleOutcome> {
+    if let (Mode::Suite, Some(before)) = (mode, report.attacks.last()) {
+        return before.samples.iter().map(|sample| SampleOutcome { stages: 0, ..sample.clone() }).collect();
+    }
+    report
+        .clean_correct()
+        .zip(&report.clean_predictions)
+        .enumerate()
+        .map(|(position, (correct, &prediction))| SampleOutcome {
+            outcome: if correct { Outcome::Survived } else { Outcome::CleanError },
+            prediction,
+            distance: 0.0,
+            margin: report.clean_margins.get(position).copied(),
+            queries: 0,
+            stages: 0,
+        })
+        .collect()
+}
+
+/// What one evaluation is about.
+struct Evaluation<'a> {
+    data: &'a LabelledImages,
+    threat: &'a ThreatModel,
+    options: &'a EvaluateOptions,
+    batch_size: usize,
+    observer: &'a mut dyn FnMut(&Event<'_>) -> ControlFlow<()>,
+}
+
+impl Evaluation<'_> {
+    fn tell(&mut self, event: &Event<'_>) -> Result<(), AttackError> {
+        if (self.observer)(event).is_break() { Err(AttackError::Interrupted) } else { Ok(()) }
+    }
+
+    /// Runs one stage of an entry on the samples that are left.
+    fn run_stage(
+        &mut self,
+        workers: &mut Workers<'_>,
+        attack: &dyn Attack,
+        report: &mut AttackReport,
+        (entry, stage): (usize, usize),
+    ) -> Result<(), AttackError> {
+        let left = |sample: &SampleOutcome| sample.outcome == Outcome::Survived && sample.stages == stage;
+        let samples = &report.attacks[entry].samples;
+        let open: Vec<usize> = (0..samples.len()).filter(|&position| left(&samples[position])).collect();
+        if report.attacks[entry].stages.len() == stage {
+            report.attacks[entry].stages.push(StageEntry {
+                attack: attack.name().to_owned(),
+                family: attack.family(),
+                attacked: 0,
+                survivors: 0,
+                counts: Passes::default(),
+                seconds: 0.0,
+            });
+        }
+        let total = report.attacks[entry].stages[stage].attacked + open.len();
+        for part in open.chunks(self.batch_size) {
+            let start = Instant::now();
+            let tasks = workers
+                .split(part)
+                .map(|part| Task::new(part, self.data, report.targets.as_deref(), workers.device()))
+                .collect();
+            let Judged { images, broken, predictions, distances, margins, queries, passes } =
+                workers.run(attack, self.threat, self.options.seed, tasks)?;
+
+            let result = &mut report.attacks[entry];
+            for (row, &position) in part.iter().enumerate() {
+                let sample = &mut result.samples[position];
+                sample.stages = stage + 1;
+                sample.prediction = predictions[row];
+                sample.distance = distances[row];
+                sample.margin = sample.margin.map(|margin| margin.min(margins[row]));
+                sample.queries += queries[row];
+                if broken[row] {
+                    sample.outcome = Outcome::Broken { by: attack.name().to_owned() };
+                }
+            }
+            let done = &mut result.stages[stage];
+            done.attacked += part.len();
+            done.survivors += broken.iter().filter(|broken| !**broken).count();
+            done.counts += passes;
+            done.seconds += start.elapsed().as_secs_f64();
+            let done = done.attacked;
+            let (positions, attack) = (part, attack.name());
+            self.tell(&Event::Judged { entry, attack, done, total, positions, images: &images, report: &*report })?;
+        }
+        Ok(())
+    }
+
+    /// Classifies the clean images, chooses targets, and looks for reasons to doubt the model.
+    fn clean_pass(&mut self, model: &dyn Classifier) -> Result<AttackReport, AttackError> {
+        let start = Instant::now();
+        let Self { data, threat, options, batch_size, .. } = *self;
+        let n = data.len();
+        let all: Vec<usize> = (0..n).collect();
+        let ids: Vec<u64> = (0..n as u64).collect();
+        let mut oracle = Oracle::new(model, "clean", &ids);
+        let mut classes = None;
+        let mut clean_predictions = Vec::with_capacity(n);
+        let mut clean_margins = Vec::with_capacity(n);
+        let mut targets = Vec::new();
+        let mut flags = Vec::new();
+        for part in all.chunks(batch_size) {
+            let (images, labels) = data.select(part, model.device());
+            let logits = oracle.logits(&images, part)?;
+            let got = logits.size()[1];
+            if logits.kind() != Kind::Float {
+                return Err(AttackError::LogitsKind(logits.kind()));
+            }
+            let expected = *classes.get_or_insert(got);
+            if got != expected {
+                return Err(AttackError::ClassesChanged { expected, got });
+            }
+            if clean_predictions.is_empty() {
+                data.check_classes(got)?;
+                if options.self_check {
+                    flags = flags_of_model(&mut oracle, part, &images, &labels, &logits, threat, options.seed)?;
+                }
+            }
+            clean_predictions.extend(Vec::<i64>::try_from(logits.argmax(1, false)).expect("i64 tensor"));
+            clean_margins.extend(Vec::<f32>::try_from(loss::margin(&logits, &labels)).expect("f32 tensor"));
+            if let Goal::Targeted(rule) = threat.goal {
+                let part_ids: Vec<u64> = part.iter().map(|&position| position as u64).collect();
+                let chosen = targets_for(rule, &logits, &labels, &part_ids, options.seed);
+                targets.extend(Vec::<i64>::try_from(chosen).expect("i64 tensor"));
+            }
+            self.tell(&Event::Clean { done: clean_predictions.len(), total: n })?;
+        }
+        Ok(AttackReport {
+            subject: None,
+            threat: *threat,
+            mode: options.mode,
+            seed: options.seed,
+            batch_size,
+            classes: classes.expect("there is at least one image"),
+            labels: Vec::<i64>::try_from(data.labels()).expect("i64 tensor"),
+            targets: matches!(threat.goal, Goal::Targeted(_)).then_some(targets),
+            clean_predictions,
+            clean_margins,
+            clean_counts: oracle.finish(Tensor::new()).passes,
+            clean_seconds: start.elapsed().as_secs_f64(),
+            attacks: Vec::new(),
+            flags,
+            versions: BTreeMap::from([("c2r-attacks".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]),
+        })
+    }
+
+    /// `report`, if it is an unfinished run of the same evaluation.
+    fn resumable(&self, report: &AttackReport, attacks: &[Box<dyn Attack>]) -> Result<AttackReport, AttackError> {
+        let refuse = |reason: &str| Err(AttackError::Resume(reason.to_owned()));
+        if report.labels != Vec::<i64>::try_from(self.data.labels()).expect("i64 tensor") {
+            return refuse("its labels are not those of the data");
+        }
+        let Self { threat, options, .. } = self;
+        if report.threat != **threat || report.seed != options.seed || report.mode != options.mode {
+            return refuse("its threat model, seed or mode differs");
+        }
+        let same =
+            |entry: &AttackEntry, attack: &dyn Attack| entry.name == attack.name() && entry.config == attack.options();
+        let differ = report.attacks.iter().zip(attacks).any(|(entry, attack)| !same(entry, attack.as_ref()));
+        if differ || report.attacks.len() > attacks.len() {
+            return refuse("its attacks or their options differ");
+        }
+        Ok(report.clone())
+    }
+}
+
+/// The target class of each sample; never its label.
+///
+/// * `logits`: f32 `[N, K]` of the clean images; `labels`: i64 `[N]`; `ids`: N sample ids.
+///
+/// Returns i64 `[N]`.
+fn targets_for(rule: TargetRule, logits: &Tensor, labels: &Tensor, ids: &[u64], seed: Seed) -> Tensor {
+    let classes = logits.size()[1];
+    let at = labels.unsqueeze(1);
+    match rule {
+        TargetRule::Next => (labels + 1).remainder(classes),
+        TargetRule::Random => {
+            let steps: Vec<i64> = ids.iter().map(|&id| seed.stream("target", id).random_range(1..classes)).collect();
+            (labels + Tensor::from_slice(&steps).to_device(labels.device())).remainder(classes)
+        }
+        TargetRule::LeastLikely => logits.scatter_value(1, &at, f64::INFINITY).argmin(1, false),
+        TargetRule::SecondBest => logits.scatter_value(1, &at, f64::NEG_INFINITY).argmax(1, false),
+    }
+}

@@ -1,0 +1,89 @@
+//! What an observer of an evaluation is told, and what it can collect from that.
+
+use c2r_base::LabelledImages;
+use tch::Tensor;
+
+use crate::{
+    active::write_rows,
+    error::AttackError,
+    evaluate::report::{AttackReport, Mode},
+};
+
+/// What [`crate::evaluate_with`] tells its observer.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// Clean images were classified.
+    Clean {
+        /// So far.
+        done: usize,
+        /// Altogether.
+        total: usize,
+    },
+    /// A batch was attacked and judged.
+    Judged {
+        /// Index of the entry in the report.
+        entry: usize,
+        /// Name of the stage.
+        attack: &'a str,
+        /// Samples that this stage has been run on.
+        done: usize,
+        /// Samples that it will be run on.
+        total: usize,
+        /// Positions of the batch's samples in the data.
+        positions: &'a [usize],
+        /// f32 `[n, C, H, W]`: the images that were judged.
+        images: &'a Tensor,
+        /// The report so far; complete enough to resume from.
+        report: &'a AttackReport,
+    },
+}
+
+/// Collects the images that were judged, for a re-evaluation that gives the same accuracy: the last
+/// judged image of every attacked sample, the clean image of the others.
+#[derive(Debug)]
+pub struct AdversarialImages {
+    mode: Mode,
+    sets: Vec<Tensor>,
+}
+
+impl AdversarialImages {
+    /// One set in [`Mode::Suite`], one per attack in [`Mode::Each`].
+    pub fn new(data: &LabelledImages, n_attacks: usize, mode: Mode) -> Self {
+        let n_sets = match mode {
+            Mode::Suite => 1,
+            Mode::Each => n_attacks,
+        };
+        Self { mode, sets: (0..n_sets).map(|_| data.images().copy()).collect() }
+    }
+
+    /// Keeps the images of an [`Event::Judged`].
+    pub fn observe(&mut self, event: &Event<'_>) {
+        if let Event::Judged { entry, positions, images, .. } = event {
+            let set = match self.mode {
+                Mode::Suite => 0,
+                Mode::Each => *entry,
+            };
+            let _no_grad = tch::no_grad_guard();
+            let images = images.to_device(self.sets[set].device());
+            write_rows(&mut self.sets[set], positions, &images);
+        }
+    }
+
+    /// The sets: f32 `[N, C, H, W]` each.
+    pub fn sets(&self) -> &[Tensor] {
+        &self.sets
+    }
+
+    /// Continues from sets that were stored.
+    ///
+    /// # Errors
+    /// [`AttackError::Resume`] if number or shapes do not fit.
+    pub fn restore(&mut self, sets: Vec<Tensor>) -> Result<(), AttackError> {
+        if sets.len() != self.sets.len() || sets.iter().zip(&self.sets).any(|(a, b)| a.size() != b.size()) {
+            return Err(AttackError::Resume("the stored images have another shape".to_owned()));
+        }
+        self.sets = sets;
+        Ok(())
+    }
+}

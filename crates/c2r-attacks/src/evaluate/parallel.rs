@@ -1,0 +1,73 @@
+//! Runs parts of a batch side by side.
+
+use c2r_base::{Classifier, Seed, ThreatModel};
+use tch::Device;
+
+use crate::{
+    attack::Attack,
+    error::AttackError,
+    evaluate::judge::{Judged, Task, attack_and_judge},
+};
+
+/// A model and its replicas.
+///
+/// One thread of libtorch for each part of a batch beats all threads for one part: the layers of a handful of
+/// survivors are too small to share (docs/attacks/speed.md).
+pub(crate) struct Workers<'a> {
+    model: &'a dyn Classifier,
+    /// Empty if everything runs on the caller's thread.
+    replicas: Vec<Box<dyn Classifier + Send>>,
+}
+
+impl<'a> Workers<'a> {
+    pub(crate) fn new(model: &'a dyn Classifier, workers: usize) -> Self {
+        let side_by_side = workers > 1 && model.device() == Device::Cpu;
+        let replicas = if side_by_side { (0..workers).map_while(|_| model.replica()).collect() } else { Vec::new() };
+        Self { model, replicas }
+    }
+
+    pub(crate) fn device(&self) -> Device {
+        self.model.device()
+    }
+
+    /// The parts of a batch that run side by side: of equal size but for one sample.
+    pub(crate) fn split<'b>(&self, batch: &'b [usize]) -> impl Iterator<Item = &'b [usize]> {
+        let parts = self.replicas.len().clamp(1, batch.len().max(1));
+        (0..parts).map(move |part| &batch[batch.len() * part / parts..batch.len() * (part + 1) / parts])
+    }
+
+    /// Attacks and judges every task; results in order.
+    pub(crate) fn run(
+        &mut self,
+        attack: &dyn Attack,
+        threat: &ThreatModel,
+        seed: Seed,
+        tasks: Vec<Task>,
+    ) -> Result<Judged, AttackError> {
+        if self.replicas.is_empty() {
+            let judge = |task: Task| attack_and_judge(self.model, attack, threat, seed, &task);
+            return tasks.into_iter().map(judge).collect::<Result<_, _>>().map(Judged::join);
+        }
+        let threads = tch::get_num_threads();
+        let parts: Vec<Result<Judged, AttackError>> = std::thread::scope(|scope| {
+            let running: Vec<_> = tasks
+                .into_iter()
+                .zip(&mut self.replicas)
+                .map(|(task, replica)| {
+                    scope.spawn(move || {
+                        tch::set_num_threads(1);
+                        attack_and_judge(replica.as_ref(), attack, threat, seed, &task)
+                    })
+                })
+                .collect();
+            running
+                .into_iter()
+                .map(|part| part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect()
+        });
+        // The setting of one thread is the default of threads to come.
+        tch::set_num_threads(threads);
+        // The first error in the order of the samples, whichever part failed first.
+        parts.into_iter().collect::<Result<_, _>>().map(Judged::join)
+    }
+}
