@@ -104,7 +104,7 @@ mod tests {
     fn report(mode: Mode) -> AttackReport {
         let entry = |name: &str, outcomes: &str| c2r_attacks::AttackEntry {
             name: name.into(),
-            config: name.parse::<AttackConfig>().ok(),
+            config: name.parse::<AttackConfig>().ok().and_then(|config| serde_json::to_value(config).ok()),
             stages: vec![StageEntry {
                 attack: name.into(),
                 family: Family::Gradient,
