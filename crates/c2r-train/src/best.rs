@@ -2,18 +2,21 @@ use std::collections::BTreeMap;
 
 use c2r_base::{ClassifierError, LabelledImages};
 use c2r_models::Model;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
-use crate::{TrainError, accuracy};
+use crate::{
+    TrainError, accuracy,
+    state::{State, StateError},
+};
 
 /// The most accurate network among those that were offered, for protocols that do not keep the last one.
 #[derive(Debug, Default)]
 pub struct Best {
-    found: Option<Found>,
+    kept: Option<Kept>,
 }
 
-#[derive(Debug)]
-struct Found {
+#[derive(Debug, Default)]
+struct Kept {
     steps: u64,
     accuracy: f64,
     parameters: BTreeMap<String, Tensor>,
@@ -36,15 +39,15 @@ impl Best {
         batch_size: usize,
     ) -> Result<(), ClassifierError> {
         let accuracy = accuracy(model, images, batch_size)?;
-        if self.found.as_ref().is_none_or(|best| accuracy > best.accuracy) {
-            self.found = Some(Found { steps, accuracy, parameters: model.state() });
+        if self.kept.as_ref().is_none_or(|best| accuracy > best.accuracy) {
+            self.kept = Some(Kept { steps, accuracy, parameters: model.state() });
         }
         Ok(())
     }
 
     /// Steps and accuracy, in `[0, 1]`, of the best one; `None` before the first offer.
     pub fn found(&self) -> Option<(u64, f64)> {
-        self.found.as_ref().map(|best| (best.steps, best.accuracy))
+        self.kept.as_ref().map(|best| (best.steps, best.accuracy))
     }
 
     /// Gives `model` the parameters of the best one.
@@ -52,33 +55,27 @@ impl Best {
     /// # Errors
     /// [`TrainError::Model`] if it is another network.
     pub fn restore(&self, model: &Model) -> Result<(), TrainError> {
-        self.found.as_ref().map_or(Ok(()), |best| Ok(model.load_state(&best.parameters)?))
+        self.kept.as_ref().map_or(Ok(()), |best| Ok(model.load_state(&best.parameters)?))
     }
 
-    /// Everything that continuing needs, by names that [`crate::Trainer::state`] does not use.
-    pub fn state(&self) -> BTreeMap<String, Tensor> {
-        let Some(best) = &self.found else { return BTreeMap::new() };
-        let copy = |(name, tensor): (&String, &Tensor)| (format!("{PARAMETER}{name}"), tensor.shallow_clone());
-        let mut state: BTreeMap<String, Tensor> = best.parameters.iter().map(copy).collect();
-        state.insert(AT.to_owned(), Tensor::from_slice(&[best.steps as f64, best.accuracy]));
-        state
-    }
-
-    /// Continues from [`Best::state`], which may lie in a file with other tensors.
+    /// Visits everything that continuing needs, by names that [`crate::Trainer::state`] does not use.
     ///
     /// # Errors
-    /// [`TrainError::State`] if it is not one.
-    pub fn load_state(state: &BTreeMap<String, Tensor>) -> Result<Self, TrainError> {
-        let Some(at) = state.get(AT) else { return Ok(Self::default()) };
-        if at.kind() != Kind::Double || at.size() != [2] {
-            let differences = vec![format!("`{AT}` is {:?} {:?} where Double [2] is expected", at.kind(), at.size())];
-            return Err(TrainError::State { differences });
+    /// [`StateError`] naming what does not fit.
+    pub fn state(&mut self, state: &mut State<'_>) -> Result<(), StateError> {
+        state.optional(AT, &mut self.kept, || Ok(Kept::default()))?;
+        let Some(best) = &mut self.kept else { return Ok(()) };
+        let mut at = [best.steps as f64, best.accuracy];
+        state.numbers(AT, &mut at, 0.0..=f64::MAX)?;
+        (best.steps, best.accuracy) = (at[0] as u64, at[1]);
+        if state.reads() {
+            best.parameters = state.below(PARAMETER);
+        } else {
+            for (name, tensor) in &best.parameters {
+                state.put(&format!("{PARAMETER}{name}"), tensor.shallow_clone());
+            }
         }
-        let part = |(name, tensor): (&String, &Tensor)| {
-            Some((name.strip_prefix(PARAMETER)?.to_owned(), tensor.shallow_clone()))
-        };
-        let (steps, accuracy) = (at.double_value(&[0]) as u64, at.double_value(&[1]));
-        Ok(Self { found: Some(Found { steps, accuracy, parameters: state.iter().filter_map(part).collect() }) })
+        Ok(())
     }
 }
 
@@ -90,6 +87,7 @@ mod tests {
     use tch::Device;
 
     use super::*;
+    use crate::state::Entries;
 
     #[test]
     fn the_most_accurate_one_stays_the_first_of_equals() {
@@ -109,7 +107,10 @@ mod tests {
             best.offer(&model(seed), seed + 1, &images, 7).unwrap();
         }
         // Stopped and continued.
-        let mut best = Best::load_state(&best.state()).unwrap();
+        let mut saved = Entries::new();
+        best.state(&mut State::writing(&mut saved)).unwrap();
+        let mut best = Best::default();
+        best.state(&mut State::reading(&saved)).unwrap();
         for seed in (3..6).chain([first as u64]) {
             best.offer(&model(seed), seed + 1, &images, 50).unwrap();
         }
@@ -124,7 +125,10 @@ mod tests {
     #[test]
     fn a_foreign_state_is_refused() {
         let state = BTreeMap::from([(AT.to_owned(), Tensor::from_slice(&[1i64]))]);
-        assert!(Best::load_state(&state).unwrap_err().to_string().contains("`best.at` is Int64 [1]"));
-        assert_eq!(Best::load_state(&BTreeMap::new()).unwrap().found(), None);
+        let mut best = Best::default();
+        let message = best.state(&mut State::reading(&state)).unwrap_err().to_string();
+        assert_eq!(message, "`best.at` must be Double [2], got Int64 [1]");
+        best.state(&mut State::reading(&Entries::new())).unwrap();
+        assert_eq!(best.found(), None);
     }
 }

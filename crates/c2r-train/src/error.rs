@@ -1,5 +1,7 @@
 use c2r_models::ModelError;
 
+use crate::state::StateError;
+
 /// Why training did not start or did not finish.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -22,12 +24,9 @@ pub enum TrainError {
         /// Learning rate of the step.
         lr: f64,
     },
-    /// A saved state of an optimizer or a trainer that does not fit.
-    #[error("the saved state does not fit: {}", differences.join("; "))]
-    State {
-        /// One entry per missing, unexpected or differing tensor.
-        differences: Vec<String>,
-    },
+    /// A saved state of a trainer that does not fit.
+    #[error("the saved state does not fit: {0}")]
+    State(#[from] StateError),
     /// A saved network that does not fit.
     #[error(transparent)]
     Model(#[from] ModelError),

@@ -2,8 +2,8 @@
 //!
 //! **What it is:** [`train`] fits a [`Model`](c2r_models::Model) to a distilled or a real training set under a
 //! [`TrainConfig`]: natural, PGD-AT or TRADES, with hard, stored soft or teacher's labels. [`Trainer`] is
-//! the same loop step by step, with a state that can be saved. [`Sgd`] is torch's optimizer with explicit
-//! state. [`Protocol`] names the settings that tables are made with.
+//! the same loop step by step, with a [`state`] that can be saved. [`Sgd`] is torch's optimizer with explicit
+//! state. [`layers`] builds configurations from defaults and assignments of single keys. [`Protocol`] names the settings that tables are made with.
 //!
 //! **What it is not:** an evaluation under attack (c2r-attacks), and it never looks at test images by itself: the
 //! result is the last step's network, unless the caller keeps the [`Best`] on images of its choice.
@@ -40,8 +40,10 @@ mod best;
 mod config;
 mod cutmix;
 mod error;
+pub mod layers;
 mod sgd;
 mod source;
+pub mod state;
 mod trainer;
 
 pub use accuracy::accuracy;
@@ -51,6 +53,6 @@ pub use config::{
     TradesConfig, TrainConfig,
 };
 pub use error::TrainError;
-pub use sgd::{Sgd, SgdConfig};
+pub use sgd::{Sgd, SgdConfig, parameter_gradients};
 pub use source::{Targets, Teacher, TrainSource};
 pub use trainer::{TrainEvent, TrainSummary, Trainer, train};

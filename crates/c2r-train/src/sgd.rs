@@ -1,9 +1,9 @@
-use std::collections::BTreeMap;
-
+use c2r_base::grad;
+use c2r_models::Model;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::TrainError;
+use crate::state::{State, StateError};
 
 /// Settings of [`Sgd`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,11 +45,6 @@ impl Sgd {
         Self { config, buffers: parameters.iter().map(|(name, tensor)| (name.clone(), zeros(tensor))).collect() }
     }
 
-    /// The settings.
-    pub const fn config(&self) -> &SgdConfig {
-        &self.config
-    }
-
     /// Changes the learning rate; buffers stay.
     pub const fn set_lr(&mut self, lr: f64) {
         self.config.lr = lr;
@@ -86,44 +81,31 @@ impl Sgd {
         }
     }
 
-    /// Copies of the buffers by parameter name.
-    pub fn state(&self) -> BTreeMap<String, Tensor> {
-        self.buffers.iter().map(|(name, buffer)| (name.clone(), buffer.copy())).collect()
-    }
-
-    /// Overwrites the buffers.
+    /// Visits the buffers, by the names of their parameters.
     ///
     /// # Errors
-    /// [`TrainError::State`] listing what is missing, unexpected or of another shape or dtype; nothing is
-    /// changed then.
-    pub fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<(), TrainError> {
-        let mut differences = Vec::new();
-        for (name, buffer) in &self.buffers {
-            match state.get(name) {
-                None => differences.push(format!("buffer `{name}` is missing")),
-                Some(tensor) if tensor.size() != buffer.size() || tensor.kind() != buffer.kind() => {
-                    differences.push(format!(
-                        "buffer `{name}` is {:?} {:?} where {:?} {:?} is expected",
-                        tensor.kind(),
-                        tensor.size(),
-                        buffer.kind(),
-                        buffer.size(),
-                    ));
-                }
-                Some(_) => {}
+    /// [`StateError`] naming a buffer that is missing, of another shape or dtype, or of no parameter.
+    pub fn state(&mut self, state: &mut State<'_>) -> Result<(), StateError> {
+        if state.reads() {
+            let stray = state.below("").into_keys().find(|name| self.buffers.iter().all(|(own, _)| own != name));
+            if let Some(name) = stray {
+                return Err(StateError(format!("`{}` belongs to no parameter", state.name(&name))));
             }
         }
-        for name in state.keys().filter(|name| self.buffers.iter().all(|(own, _)| own != *name)) {
-            differences.push(format!("buffer `{name}` belongs to no parameter"));
-        }
-        if !differences.is_empty() {
-            return Err(TrainError::State { differences });
-        }
-        for (name, buffer) in &mut self.buffers {
-            buffer.copy_(&state[name]);
-        }
-        Ok(())
+        self.buffers.iter_mut().try_for_each(|(name, buffer)| state.tensor(name, buffer))
     }
+}
+
+/// The value of `loss`, a scalar, and its gradients by the parameters of `model`, in their order. The parameters track
+/// gradients while `loss` runs, and not afterwards.
+pub fn parameter_gradients(model: &Model, loss: impl FnOnce() -> Tensor) -> (Tensor, Vec<Tensor>) {
+    model.set_trainable(true);
+    let value = tch::with_grad(loss);
+    let parameters = model.parameters();
+    let handles: Vec<&Tensor> = parameters.iter().map(|(_, tensor)| tensor).collect();
+    let gradients = grad::gradients(&value, &handles);
+    model.set_trainable(false);
+    (value, gradients)
 }
 
 #[cfg(test)]
@@ -131,6 +113,7 @@ mod tests {
     use c2r_testkit::{assert_close, assert_same_bytes};
 
     use super::*;
+    use crate::state::Entries;
 
     fn parameters() -> Vec<(String, Tensor)> {
         vec![
@@ -141,6 +124,12 @@ mod tests {
 
     fn gradients(at: f32) -> Vec<Tensor> {
         vec![Tensor::from_slice(&[0.5 * at, 1.0]), Tensor::from_slice(&[-1.0f32])]
+    }
+
+    fn saved(sgd: &mut Sgd) -> Entries {
+        let mut entries = Entries::new();
+        sgd.state(&mut State::writing(&mut entries)).unwrap();
+        entries
     }
 
     const CONFIG: SgdConfig = SgdConfig { lr: 0.1, momentum: 0.9, weight_decay: 0.01 };
@@ -167,8 +156,8 @@ mod tests {
         //   v3 = -1.7005545 - 1 + 0.007884505 = -2.692669995   p3 = 1.0577174995
         assert_close("a", &parameters[0].1, &Tensor::from_slice(&[0.519_184_749f64, -2.549_309_698]), 1e-6);
         assert_close("b", &parameters[1].1, &Tensor::from_slice(&[1.057_717_499_5f64]), 1e-6);
-        assert_close("v", &sgd.state()["a"], &Tensor::from_slice(&[2.829_662_51f64, 2.652_076_98]), 1e-6);
-        assert!(parameters[0].1.requires_grad() && !sgd.state()["a"].requires_grad());
+        assert_close("v", &saved(&mut sgd)["a"], &Tensor::from_slice(&[2.829_662_51f64, 2.652_076_98]), 1e-6);
+        assert!(parameters[0].1.requires_grad() && !saved(&mut sgd)["a"].requires_grad());
     }
 
     #[test]
@@ -181,7 +170,7 @@ mod tests {
             first.step(&resumed, &gradients(step as f32));
         }
         let mut second = Sgd::new(CONFIG, &resumed);
-        second.load_state(&first.state()).unwrap();
+        second.state(&mut State::reading(&saved(&mut first))).unwrap();
         sgd.step(&straight, &gradients(3.0));
         second.step(&resumed, &gradients(3.0));
         for ((name, a), (_, b)) in straight.iter().zip(&resumed) {
@@ -192,14 +181,16 @@ mod tests {
     #[test]
     fn a_state_that_does_not_fit_is_refused() {
         let mut sgd = Sgd::new(CONFIG, &parameters());
-        let mut state = sgd.state();
-        state.remove("a");
-        state.insert("c".to_owned(), Tensor::from_slice(&[1.0f32]));
-        state.insert("b".to_owned(), Tensor::from_slice(&[1.0f32, 2.0]));
-        let message = sgd.load_state(&state).unwrap_err().to_string();
-        for part in ["`a` is missing", "`b` is Float [2] where Float [1]", "`c` belongs to no parameter"] {
-            assert!(message.contains(part), "{message}");
-        }
+        let mut message = |change: &dyn Fn(&mut Entries)| {
+            let mut entries = saved(&mut sgd);
+            change(&mut entries);
+            sgd.state(&mut State::reading(&entries)).unwrap_err().to_string()
+        };
+        assert_eq!(message(&|entries| drop(entries.remove("a"))), "there is no `a`");
+        let stray = message(&|entries| drop(entries.insert("c".to_owned(), Tensor::from_slice(&[1.0f32]))));
+        assert_eq!(stray, "`c` belongs to no parameter");
+        let long = message(&|entries| drop(entries.insert("b".to_owned(), Tensor::from_slice(&[1.0f32, 2.0]))));
+        assert_eq!(long, "`b` must be Float [1], got Float [2]");
     }
 
     #[test]
@@ -210,7 +201,7 @@ mod tests {
         sgd.set_lr(0.0);
         sgd.step(&parameters, &gradients(1.0));
         // 0.9 * 0.5 + 0.5, and no move.
-        assert_close("v", &sgd.state()["a"].get(0), &Tensor::from(0.95f32), 1e-6);
+        assert_close("v", &saved(&mut sgd)["a"].get(0), &Tensor::from(0.95f32), 1e-6);
         assert_close("a", &parameters[0].1.get(0), &Tensor::from(0.95f32), 1e-6);
     }
 }

@@ -135,12 +135,12 @@ impl<'a> TrainSource<'a> {
             }
             Images::Bytes(split) => Loaded::Bytes { split, device },
         };
-        let targets = match self.targets {
-            Targets::Hard => LoadedTargets::Hard,
-            Targets::Soft(soft) => LoadedTargets::Soft(soft.detach().to_device(device)),
-            Targets::Teacher(teacher) => LoadedTargets::Teacher(teacher),
+        let (soft, teacher) = match self.targets {
+            Targets::Hard => (None, None),
+            Targets::Soft(soft) => (Some(soft.detach().to_device(device)), None),
+            Targets::Teacher(teacher) => (None, Some(teacher)),
         };
-        Ok(LoadedSource { images, targets })
+        Ok(LoadedSource { images, soft, teacher, n_classes: classes })
     }
 }
 
@@ -168,7 +168,11 @@ fn check_soft(soft: &Tensor, n: i64, classes: i64) -> Result<(), TrainError> {
 #[derive(Debug)]
 pub(crate) struct LoadedSource<'a> {
     images: Loaded<'a>,
-    targets: LoadedTargets<'a>,
+    /// Stored distributions, f32 `[N, K]`.
+    soft: Option<Tensor>,
+    /// The network that labels each view.
+    pub(crate) teacher: Option<Teacher<'a>>,
+    n_classes: i64,
 }
 
 #[derive(Debug)]
@@ -177,25 +181,7 @@ enum Loaded<'a> {
     Bytes { split: &'a Split, device: Device },
 }
 
-#[derive(Debug)]
-enum LoadedTargets<'a> {
-    Hard,
-    Soft(Tensor),
-    Teacher(Teacher<'a>),
-}
-
-/// What a batch is to be classified as.
-#[derive(Debug)]
-pub(crate) enum BatchTargets<'a> {
-    /// i64 `[n]`.
-    Classes(Tensor),
-    /// f32 `[n, K]`.
-    Distributions(Tensor),
-    /// To be asked for each view.
-    Teacher(Teacher<'a>),
-}
-
-impl<'a> LoadedSource<'a> {
+impl LoadedSource<'_> {
     pub(crate) fn len(&self) -> usize {
         match &self.images {
             Loaded::Tensors { labels, .. } => labels.size()[0] as usize,
@@ -203,24 +189,21 @@ impl<'a> LoadedSource<'a> {
         }
     }
 
-    /// Images f32 `[n, C, H, W]` in `[0, 1]` and their targets.
-    pub(crate) fn batch(&self, positions: &[usize]) -> (Tensor, BatchTargets<'a>) {
-        let index = |device: Device| {
-            let index: Vec<i64> = positions.iter().map(|&position| position as i64).collect();
-            Tensor::from_slice(&index).to_device(device)
-        };
+    /// Images f32 `[n, C, H, W]` in `[0, 1]` and the distributions that are stored for them, f32 `[n, K]`: those of the
+    /// labels unless there are others.
+    pub(crate) fn batch(&self, positions: &[usize]) -> (Tensor, Tensor) {
+        let index: Vec<i64> = positions.iter().map(|&position| position as i64).collect();
         let (images, labels) = match &self.images {
             Loaded::Tensors { images, labels } => {
-                let index = index(images.device());
+                let index = Tensor::from_slice(&index).to_device(images.device());
                 (images.index_select(0, &index), labels.index_select(0, &index))
             }
             Loaded::Bytes { split, device } => split.batch(positions, *device),
         };
-        let targets = match &self.targets {
-            LoadedTargets::Hard => BatchTargets::Classes(labels),
-            LoadedTargets::Soft(soft) => BatchTargets::Distributions(soft.index_select(0, &index(soft.device()))),
-            LoadedTargets::Teacher(teacher) => BatchTargets::Teacher(*teacher),
+        let distributions = match &self.soft {
+            Some(soft) => soft.index_select(0, &Tensor::from_slice(&index).to_device(soft.device())),
+            None => labels.one_hot(self.n_classes).to_kind(Kind::Float),
         };
-        (images, targets)
+        (images, distributions)
     }
 }

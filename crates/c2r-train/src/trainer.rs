@@ -1,6 +1,4 @@
-use std::collections::BTreeMap;
-
-use c2r_base::{Seed, grad};
+use c2r_base::Seed;
 use c2r_models::Model;
 use rand::seq::SliceRandom;
 use tch::{Kind, Tensor};
@@ -10,7 +8,9 @@ use crate::{
     adversarial::{attack, cross_entropy, divergence},
     augment::augment,
     cutmix::CutMix,
-    source::{BatchTargets, LoadedSource, Teacher},
+    parameter_gradients,
+    source::{LoadedSource, Teacher},
+    state::{State, StateError},
 };
 
 /// Progress of a training run.
@@ -73,7 +73,6 @@ pub fn train(
 #[derive(Debug)]
 pub struct Trainer<'a> {
     model: &'a mut Model,
-    parameters: Vec<(String, Tensor)>,
     source: LoadedSource<'a>,
     config: TrainConfig,
     seed: Seed,
@@ -87,11 +86,6 @@ pub struct Trainer<'a> {
     mean: Tensor,
     std: Tensor,
 }
-
-const STATE_STEP: &str = "step";
-const STATE_LOSS: &str = "epoch-loss";
-const STATE_MODEL: &str = "model.";
-const STATE_SGD: &str = "sgd.";
 
 impl<'a> Trainer<'a> {
     /// Checks everything and stands before the first step.
@@ -107,17 +101,16 @@ impl<'a> Trainer<'a> {
         config.check()?;
         let device = model.device();
         let source = source.load(model.input(), config.labels, device)?;
-        let parameters = model.parameters();
+        model.set_trainable(false);
         let per_channel =
             |values: &[f64]| Tensor::from_slice(values).to_kind(Kind::Float).to_device(device).view([1, -1, 1, 1]);
         Ok(Self {
             mean: per_channel(&model.input().mean),
             std: per_channel(&model.input().std),
-            sgd: Sgd::new(config.sgd(), &parameters),
+            sgd: Sgd::new(config.sgd(), &model.parameters()),
             steps: config.length.steps(source.len(), config.batch_size),
             config: config.clone(),
             model,
-            parameters,
             source,
             seed,
             next_step: 0,
@@ -155,16 +148,14 @@ impl<'a> Trainer<'a> {
         let positions = self.positions(epoch, batch);
         let lr = self.config.lr * self.config.lr_schedule.factor(step, steps, epoch);
 
-        let loss = self.loss(step, &positions);
-        let handles: Vec<&Tensor> = self.parameters.iter().map(|(_, tensor)| tensor).collect();
-        let gradients = grad::gradients(&loss, &handles);
+        let (loss, gradients) = self.loss(step, &positions);
         // Reading waits for an accelerator, so what there is to compute is given to it first.
         let value = loss.double_value(&[]);
         if !value.is_finite() {
             return Err(TrainError::NotFinite { step, steps, loss: value, lr });
         }
         self.sgd.set_lr(lr);
-        self.sgd.step(&self.parameters, &gradients);
+        self.sgd.step(&self.model.parameters(), &gradients);
 
         if batch == 0 {
             self.epoch_loss = (0.0, 0);
@@ -186,49 +177,17 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// Everything that the next step depends on beside training set, config and seed: copies, by name.
-    pub fn state(&self) -> BTreeMap<String, Tensor> {
-        let mut state = BTreeMap::new();
-        state.insert(STATE_STEP.to_owned(), Tensor::from_slice(&[self.next_step as i64]));
-        let (sum, n_images) = self.epoch_loss;
-        state.insert(STATE_LOSS.to_owned(), Tensor::from_slice(&[sum, n_images as f64]));
-        let mut extend = |prefix: &str, part: BTreeMap<String, Tensor>| {
-            state.extend(part.into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor)));
-        };
-        extend(STATE_MODEL, self.model.state());
-        extend(STATE_SGD, self.sgd.state());
-        state
-    }
-
-    /// Continues from [`Trainer::state`].
+    /// Visits everything that the next step depends on besides training set, config and seed.
     ///
     /// # Errors
-    /// [`TrainError::State`] or [`TrainError::Model`] if it belongs to another network or config.
-    pub fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<(), TrainError> {
-        let wrong = |difference: String| TrainError::State { differences: vec![difference] };
-        let part = |prefix: &str| -> BTreeMap<String, Tensor> {
-            state
-                .iter()
-                .filter_map(|(name, tensor)| Some((name.strip_prefix(prefix)?.to_owned(), tensor.shallow_clone())))
-                .collect()
-        };
-        let values = |name: &str, kind: Kind, length: i64| {
-            let tensor = state.get(name).ok_or_else(|| wrong(format!("`{name}` is missing")))?;
-            if tensor.kind() != kind || tensor.size() != [length] {
-                let (got, size) = (tensor.kind(), tensor.size());
-                return Err(wrong(format!("`{name}` is {got:?} {size:?} where {kind:?} [{length}] is expected")));
-            }
-            Ok(tensor)
-        };
-        let step = values(STATE_STEP, Kind::Int64, 1)?.int64_value(&[0]);
-        let next_step = u64::try_from(step).ok().filter(|&step| step <= self.steps);
-        let next_step = next_step.ok_or_else(|| wrong(format!("step {step} is not in 0..={}", self.steps)))?;
-        let loss = values(STATE_LOSS, Kind::Double, 2)?;
-        self.sgd.load_state(&part(STATE_SGD))?;
-        self.model.load_state(&part(STATE_MODEL))?;
-        self.next_step = next_step;
-        self.epoch_loss = (loss.double_value(&[0]), loss.double_value(&[1]) as u64);
-        Ok(())
+    /// [`StateError`] if what is read belongs to another network or config; the trainer must then be dropped.
+    pub fn state(&mut self, state: &mut State<'_>) -> Result<(), StateError> {
+        state.integer("step", &mut self.next_step, 0..=self.steps)?;
+        let mut loss = [self.epoch_loss.0, self.epoch_loss.1 as f64];
+        state.numbers("epoch-loss", &mut loss, f64::MIN..=f64::MAX)?;
+        self.epoch_loss = (loss[0], loss[1] as u64);
+        state.model("model.", self.model)?;
+        state.section("sgd.", |state| self.sgd.state(state))
     }
 
     fn positions(&mut self, epoch: u64, batch: usize) -> Vec<usize> {
@@ -245,10 +204,10 @@ impl<'a> Trainer<'a> {
         order[start..(start + self.config.batch_size).min(n)].to_vec()
     }
 
-    /// The mean loss of a batch, tracking the parameters.
-    fn loss(&self, step: u64, positions: &[usize]) -> Tensor {
+    /// The mean loss of a batch and its gradients by the parameters.
+    fn loss(&self, step: u64, positions: &[usize]) -> (Tensor, Vec<Tensor>) {
         let model = &*self.model;
-        let (images, targets) = self.source.batch(positions);
+        let (images, stored) = self.source.batch(positions);
         let images =
             augment(&self.config.dsa, &images, &self.mean, &self.std, &mut self.seed.stream("train/dsa", step));
         let mix = CutMix::draw(self.config.cutmix, &images, &mut self.seed.stream("train/cutmix", step));
@@ -259,24 +218,18 @@ impl<'a> Trainer<'a> {
             Some(_) => images.clamp(0.0, 1.0),
             None => images,
         };
-        let mixed = |distributions: Tensor| match &mix {
-            Some(mix) => mix.distributions(&distributions),
-            None => distributions,
-        };
-        let distributions = match targets {
-            BatchTargets::Classes(labels) => mixed(labels.one_hot(model.input().n_classes).to_kind(Kind::Float)),
-            BatchTargets::Distributions(distributions) => mixed(distributions),
-            BatchTargets::Teacher(Teacher { network, temperature }) => {
+        let distributions = match (self.source.teacher, &mix) {
+            (Some(Teacher { network, temperature }), _) => {
                 let _no_grad = tch::no_grad_guard();
                 (network.logits(&images) / temperature).softmax(1, Kind::Float)
             }
+            (None, Some(mix)) => mix.distributions(&stored),
+            (None, None) => stored,
         };
         let attacked = self.config.adversarial.as_ref().map(|config| {
-            model.set_trainable(false);
             (config.loss, attack(model, &images, &distributions, config, self.seed.child("train/attack", step)))
         });
-        model.set_trainable(true);
-        tch::with_grad(|| {
+        parameter_gradients(model, || {
             let losses = match attacked {
                 None => cross_entropy(&model.logits(&images), &distributions),
                 Some((AdversarialLoss::PgdAt, attacked)) => cross_entropy(&model.logits(&attacked), &distributions),
@@ -293,14 +246,16 @@ impl<'a> Trainer<'a> {
 
 #[cfg(test)]
 mod tests {
-    use c2r_base::{LabelledImages, Norm};
+    use std::collections::BTreeMap;
+
+    use c2r_base::{LabelledImages, Norm, grad};
     use c2r_data::{Split, dsa::Dsa};
     use c2r_models::{Frozen, ModelInput, ModelSpec};
     use c2r_testkit::{assert_close, assert_same_bytes, toys};
     use tch::Device;
 
     use super::*;
-    use crate::{LabelSource, Length, LrSchedule, Protocol, Targets, accuracy};
+    use crate::{LabelSource, Length, LrSchedule, Protocol, Targets, accuracy, state::Entries};
 
     fn input() -> ModelInput {
         ModelInput { channels: 1, height: 8, width: 8, n_classes: 10, mean: vec![0.3], std: vec![0.37] }
@@ -363,10 +318,11 @@ mod tests {
         for _ in 0..4 {
             trainer.step().unwrap();
         }
-        let state = trainer.state();
+        let mut saved = Entries::new();
+        trainer.state(&mut State::writing(&mut saved)).unwrap();
         trainer.step().unwrap();
         let mut trainer = Trainer::new(&mut second, &source, &config, Seed::new(1)).unwrap();
-        trainer.load_state(&state).unwrap();
+        trainer.state(&mut State::reading(&saved)).unwrap();
         assert_eq!(trainer.steps_done(), 4);
         while trainer.step().unwrap().is_some() {}
         assert_eq!(trainer.summary(), summary);
@@ -381,11 +337,13 @@ mod tests {
         let source = TrainSource::of_split(&train, Targets::Hard);
         let mut model = model(0);
         let mut trainer = Trainer::new(&mut model, &source, &config(Protocol::Natural, 3), Seed::new(1)).unwrap();
-        let mut state = trainer.state();
-        state.insert("step".into(), Tensor::from_slice(&[4i64]));
-        assert!(trainer.load_state(&state).unwrap_err().to_string().contains("step 4 is not in 0..=3"));
-        state.remove("step");
-        assert!(trainer.load_state(&state).unwrap_err().to_string().contains("`step` is missing"));
+        let mut saved = Entries::new();
+        trainer.state(&mut State::writing(&mut saved)).unwrap();
+        let mut message = |saved: &Entries| trainer.state(&mut State::reading(saved)).unwrap_err().to_string();
+        saved.insert("step".into(), Tensor::from_slice(&[4i64]));
+        assert_eq!(message(&saved), "`step` must be in 0..=3, got 4");
+        saved.remove("step");
+        assert_eq!(message(&saved), "there is no `step`");
     }
 
     /// One natural step without augmentation, against the gradient of the plain loss.
