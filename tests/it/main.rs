@@ -1,6 +1,7 @@
 //! From real images to a robust network, through the libraries as another project would use them.
 
 mod outside;
+mod outside_method;
 
 use std::{collections::BTreeMap, sync::OnceLock};
 

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use c2r_base::{Seed, grad, loss};
 use c2r_data::DatasetSpec;
+use c2r_distill::Work;
 use c2r_models::{Model, ModelInput, ModelSpec};
 use serde::{Deserialize, Serialize};
 use tch::{Cuda, Device, Kind, Tensor};
@@ -25,9 +26,9 @@ pub(crate) struct Throughput {
 }
 
 impl Throughput {
-    /// Seconds for so many images forward, backward to pixels (whose forward passes are among the
-    /// former), and trained on.
-    pub(crate) fn seconds(&self, forward: f64, input_gradient: f64, training: f64) -> f64 {
+    /// Seconds for this work.
+    pub(crate) fn seconds(&self, work: &Work) -> f64 {
+        let Work { forward, input_gradient, training } = work;
         let backward = (1.0 / self.input_gradient - 1.0 / self.forward).max(0.0);
         forward / self.forward + input_gradient * backward + training / self.training
     }

@@ -13,7 +13,7 @@ use c2r_core::{
 };
 use c2r_data::Dataset;
 use c2r_distill::{
-    Companion, CompanionConfig, DistillConfig, DistillEvent, Distillation, FgsmConfig, MultiStepConfig, profiles,
+    Attacked, CompanionAttack, CompanionConfig, DistillConfig, DistillEvent, Distillation, FgsmConfig, MultiStepConfig,
 };
 use c2r_models::{Frozen, Model, ModelInput};
 use c2r_testkit::toys;
@@ -31,17 +31,17 @@ fn companions(c: &mut Criterion<CpuTime>) {
     let model = Frozen::new(Model::new(&spec, &input, Seed::new(0), Device::Cpu).expect("sizes fit"));
     let images = toys::images(N, [3, 32, 32]);
     let labels = toys::labels(N, N_CLASSES);
-    let ids: Vec<u64> = (0..N as u64).collect();
+    let positions: Vec<usize> = (0..N as usize).collect();
     let threat = ThreatModel::untargeted(Norm::Linf, "2/255".parse().expect("a radius"));
-    let faithful: DistillConfig = config("faithful", &[]);
-    let ls_pgd = faithful.companions.expect("faithful has companions");
+    let ls_pgd = config("faithful", &[]).common.companions.expect("faithful has companions");
     let pgd = CompanionConfig::Pgd(MultiStepConfig { steps: 10, rel_step_size: 0.25, random_start: true });
     let mut group = c.benchmark_group("companions");
     group.throughput(Throughput::Elements(N as u64)).sample_size(10);
     for (name, kind) in [("ls-pgd", ls_pgd), ("pgd-10", pgd), ("fgsm", CompanionConfig::Fgsm(FgsmConfig {}))] {
-        let companion = Companion::new(&kind, threat).expect("valid options");
+        let attack = CompanionAttack::new(&kind, threat).expect("valid options");
+        let attacked = Attacked { images: &images, labels: &labels, positions: &positions };
         group.bench_function(BenchmarkId::new(name, "W32/3x32x32/n100"), |b| {
-            b.iter(|| companion.make(&model, &images, &labels, &ids, Seed::new(1), None));
+            b.iter(|| attack.companions(&model, attacked, Seed::new(1), None));
         });
     }
     group.finish();
@@ -77,36 +77,26 @@ fn contrastive(c: &mut Criterion<CpuTime>) {
     group.finish();
 }
 
-/// Section, key and value.
-type Change<'a> = (&'a str, &'a str, toml::Value);
+/// Key and value.
+type Change<'a> = (&'a str, toml::Value);
 
-/// A profile on the digits with a network of width 32 and what is given, by section and key.
+/// A profile on the digits with a network of width 32 and what is given.
 fn config(profile: &str, changes: &[Change<'_>]) -> DistillConfig {
-    let mut table = profiles::profile(profile).expect("a profile");
-    let mut put = |section: &str, key: &str, value: toml::Value| {
-        let at = match section {
-            "" => Some(&mut table),
-            _ => table.get_mut(section).and_then(toml::Value::as_table_mut),
-        };
-        if let Some(at) = at {
-            at.insert(key.to_owned(), value);
-        }
-    };
-    put("", "model", "ConvNet-D3-W32-IN".into());
-    put("", "dsa", "crop_scale_rotate".into());
-    put("threat", "epsilon", "32/255".into());
-    put("images", "formation", 1.into());
-    put("matching", "real-per-class", 16.into());
-    put("objective", "weight", 5.0.into());
-    for (key, value) in [("trajectories", 1), ("min-steps", 0), ("max-steps", 30), ("batch-size", 64)] {
-        put("pool", key, value.into());
-    }
-    put("pool", "dsa", "crop_scale_rotate".into());
-    put("experts", "dsa", "crop_scale_rotate".into());
-    for (section, key, value) in changes {
-        put(section, key, value.clone());
-    }
-    table.try_into().expect("a configuration")
+    let spec = c2r_data::spec("digits").expect("the registry has it");
+    let mut all: Vec<Change<'_>> = vec![
+        ("model", "ConvNet-D3-W32-IN".into()),
+        ("ipc", 10.into()),
+        ("dsa", "crop_scale_rotate".into()),
+        ("threat.epsilon", "32/255".into()),
+        ("pool.trajectories", 1.into()),
+        ("pool.min-steps", 0.into()),
+        ("pool.max-steps", 30.into()),
+        ("pool.batch-size", 64.into()),
+        ("pool.dsa", "crop_scale_rotate".into()),
+        ("experts.dsa", "crop_scale_rotate".into()),
+    ];
+    all.extend(changes.iter().cloned());
+    DistillConfig::resolve(profile, &spec, all).expect("a configuration")
 }
 
 /// One update of the images, after all preparation.
@@ -115,19 +105,19 @@ fn updates(c: &mut Criterion<CpuTime>) {
     let without_queue = toml::Value::Table("temperature = 0.1".parse().expect("TOML"));
     let cases: [(&str, &str, Vec<Change<'_>>); 6] = [
         ("iteration", "faithful", vec![]),
-        ("iteration without queue", "faithful", vec![("", "crl", without_queue)]),
+        ("iteration without queue", "faithful", vec![("crl", without_queue)]),
         ("iteration of the backbone", "class-mean", vec![]),
         ("matching step, dm", "dm", vec![]),
-        ("matching step, dsa", "dsa", vec![("gradients", "outer", 1.into())]),
+        ("matching step, dsa", "dsa", vec![("gradients.outer", 1.into())]),
         (
             "matching step, mtt (5 steps)",
             "mtt",
             vec![
-                ("experts", "count", 1.into()),
-                ("experts", "epochs", 2.into()),
-                ("student", "max-start", 1.into()),
-                ("student", "span", 1.into()),
-                ("student", "steps", 5.into()),
+                ("experts.count", 1.into()),
+                ("experts.epochs", 2.into()),
+                ("student.max-start", 1.into()),
+                ("student.span", 1.into()),
+                ("student.steps", 5.into()),
             ],
         ),
     ];

@@ -11,7 +11,7 @@
 use std::{error::Error, fs, ops::Range, process::Command};
 
 use c2r_data::{Dataset, Split};
-use c2r_distill::{DistillConfig, DistillEvent, Distillation, profiles};
+use c2r_distill::{DistillConfig, DistillEvent, Distillation};
 use ndarray::Array4;
 use plotters::prelude::*;
 use tch::Device;
@@ -126,27 +126,19 @@ fn measure(ipc: usize, n_classes: usize, queue: usize) -> Result<[f64; 2], Box<d
 }
 
 fn config(ipc: usize, queue: usize) -> Result<DistillConfig, Box<dyn Error>> {
-    let mut table = profiles::profile("faithful")?;
-    let changes = format!(
-        "model = \"ConvNet-D3-W32-IN\"\ndsa = \"crop\"\nipc = {ipc}\nthreat.epsilon = \"2/255\"\nimages.formation = 1\n\
-         matching.real-per-class = 20\n\
-         objective.weight = 1.0\n\
-         pool = {{trajectories = 1, snapshots = 1, min-steps = 1, max-steps = 1, batch-size = 64, dsa = \"none\", steps-per-iteration = 0}}"
-    );
-    for (key, value) in changes.parse::<toml::Table>()? {
-        match (table.get_mut(&key), value) {
-            (Some(toml::Value::Table(old)), toml::Value::Table(new)) => old.extend(new),
-            (_, value) => drop(table.insert(key, value)),
-        }
+    let mut changes: toml::Table = format!(
+        "model = \"ConvNet-D3-W32-IN\"\ndsa = \"crop\"\nipc = {ipc}\n\"threat.epsilon\" = \"2/255\"\n\
+         \"images.formation\" = 1\n\"matching.real-per-class\" = 20\n\"objective.weight\" = 1.0\n\
+         \"pool.trajectories\" = 1\n\"pool.snapshots\" = 1\n\"pool.min-steps\" = 1\n\"pool.max-steps\" = 1\n\
+         \"pool.batch-size\" = 64\n\"pool.dsa\" = \"none\"\n\"pool.steps-per-iteration\" = 0"
+    )
+    .parse()?;
+    if queue > 0 {
+        changes.insert("crl.queue.per-class".to_owned(), (queue as i64).into());
+    } else {
+        changes.insert("crl".to_owned(), toml::Table::from_iter([("temperature".to_owned(), 0.5.into())]).into());
     }
-    let mut config: DistillConfig = table.try_into()?;
-    if let Some(crl) = &mut config.crl {
-        crl.queue = crl.queue.take().filter(|_| queue > 0);
-        if let Some(settings) = &mut crl.queue {
-            settings.per_class = queue;
-        }
-    }
-    Ok(config)
+    Ok(DistillConfig::resolve("faithful", &c2r_data::spec("cifar10")?, changes)?)
 }
 
 /// 40 random images of each class.

@@ -1,47 +1,65 @@
 //! Robust dataset distillation: from a training set to a few images per class.
 //!
+//! ```
+//! use c2r_distill::{DistillConfig, Distillation};
+//!
+//! let digits = c2r_data::load("digits", None)?;
+//! let config = DistillConfig::resolve("faithful", &digits.spec, [("ipc", 1), ("iterations", 10)])?;
+//! let mut run = Distillation::new(config, &digits, tch::Device::Cpu)?;
+//! while !run.is_finished() {
+//!     run.step()?;
+//! }
+//! let file = std::env::temp_dir().join("digits.safetensors");
+//! run.synthetic_set(Default::default())?.save(&file)?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! **What it is:** [`DistillConfig`] (every switch of every method, from TOML; [`profiles`] has them with
-//! their defaults), [`Distillation`] (the outer loop, one [`Distillation::step`] at a time, with a state that can
-//! be saved at any step and continued to the same bytes) and [`Method`], which C²R and each of the methods it is
-//! compared with implement.
+//! their defaults), [`Distillation`] (the run, one [`Distillation::step`] at a time, with a state that can
+//! be saved at any step and continued to the same bytes) and [`Method`] with its [`MethodConfig`], which C²R and each of
+//! the methods it is compared with implement, and which a method of another crate can.
 //!
 //! **What it is not:** it trains no downstream network (`c2r-train`), attacks nothing for a report
 //! (`c2r-attacks`), and never prints or chooses a file name.
 //!
-//! **Where to start:** [`Distillation::new`], then docs/method.md for the equations of C²R and the decisions
+//! **Where to start:** [`DistillConfig::resolve`], then docs/method.md for the equations of C²R and the decisions
 //! where the paper is silent, and docs/baselines.md for the other methods.
 
-mod c2r;
-mod canvas;
-mod companions;
 mod config;
-mod coreset;
-mod distillation;
-mod dm;
-mod estimate;
-mod gradient_matching;
+mod context;
+mod cost;
+mod error;
 mod method;
-mod optimizer;
+mod methods;
+mod parts;
 mod passes;
-mod plan;
-mod pool;
 pub mod profiles;
-mod recovery;
-mod setting;
-mod state;
-mod trajectory_matching;
+mod registry;
+mod resolve;
+mod run;
 
-pub use canvas::Canvas;
-pub use companions::Companion;
+pub use c2r_train::ranges;
 pub use config::{
-    AacConfig, Anchors, CompanionConfig, ConfigError, CurvatureConfig, DistillConfig, ExpertsConfig, FgsmConfig,
-    GradientsConfig, ImageOptimizer, ImageSpace, ImagesConfig, Init, LabelKind, MatchingConfig, MethodName,
-    MultiStepConfig, ObjectiveConfig, PoolConfig, RealCandidates, RecoveryConfig, Remember, RobustTerm, StudentConfig,
-    TeacherConfig, ThreatConfig, Weighted, dc_loops, eta_of_ipc,
+    CommonConfig, CompanionConfig, CurvatureConfig, FgsmConfig, ImageOptimizer, ImageSpace, ImagesConfig, Init,
+    LabelKind, MatchingConfig, MultiStepConfig, PoolConfig, TeacherConfig, ThreatConfig,
 };
-pub use distillation::{DistillError, DistillEvent, Distillation};
-pub use estimate::{Work, work};
-pub use method::{Claims, Method, StepReport, Turn};
+pub use context::Context;
+pub use cost::Work;
+pub use error::{ConfigError, DistillError};
+pub use method::{Effect, Method, MethodConfig, MethodEntry, Needs, Sections, Step, StepReport};
+pub use methods::{
+    c2r::{AacConfig, Anchors, C2rConfig, ObjectiveConfig, RealCandidates, Remember, RobustTerm, Weighted},
+    coreset::Coreset,
+    dm::DmConfig,
+    gradient_matching::{GradientMatchingConfig, GradientsConfig},
+    recovery::{RecoveryConfig, StatisticsConfig},
+    trajectory_matching::{ExpertsConfig, StudentConfig, TrajectoryMatchingConfig},
+};
+pub use parts::{
+    companions::{Attacked, CompanionAttack},
+    images::SyntheticImages,
+};
 pub use passes::RunPasses;
-pub use pool::Pool;
-pub use setting::Setting;
+pub use registry::METHODS;
+pub use resolve::DistillConfig;
+pub use run::{DistillEvent, Distillation};

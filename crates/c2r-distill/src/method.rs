@@ -1,97 +1,203 @@
-//! What all methods have in common: the outer loop asks, a method answers.
+//! What a distillation method is: a configuration, which checks itself, knows its cost and builds the method, and the
+//! method itself, which the run asks for one update after the other.
 
-use std::{collections::BTreeMap, fmt};
+use std::{any::Any, fmt, sync::Arc};
 
+use c2r_core::curriculum::Curriculum;
 use c2r_models::Model;
+use c2r_train::{
+    layers::{self, KeyError},
+    state::State,
+};
+use serde::de::DeserializeOwned;
 use tch::Tensor;
+use toml::{Table, Value};
 
 use crate::{
-    c2r::C2r,
-    canvas::Canvas,
-    config::{DistillConfig, MethodName},
-    coreset::Coreset,
-    distillation::DistillError,
-    dm::Dm,
-    gradient_matching::GradientMatching,
+    config::CommonConfig,
+    context::Context,
+    cost::Work,
+    error::{ConfigError, DistillError},
+    parts::images::SyntheticImages,
     passes::RunPasses,
-    recovery::Recovery,
-    setting::Setting,
-    trajectory_matching::TrajectoryMatching,
 };
+
+/// A line of the registry of methods.
+#[derive(Clone, Copy, Debug)]
+pub struct MethodEntry {
+    /// What `method` is in a configuration.
+    pub name: &'static str,
+    /// The sections of a configuration that it reads: of those that methods share, `pool` and `companions`, and its own, which
+    /// must all be there, in the order in which they are written.
+    pub sections: &'static [&'static str],
+    /// Those of its own sections whose `dsa` is the dataset's unless they say otherwise.
+    pub augmented: &'static [&'static str],
+    /// Reads its own sections.
+    pub read: fn(Sections) -> Result<Arc<dyn MethodConfig>, ConfigError>,
+}
+
+/// The sections that belong to one method, while they are read.
+#[derive(Debug)]
+pub struct Sections {
+    /// The sections by name.
+    pub table: Table,
+    /// Images per class, from which some values follow.
+    pub ipc: usize,
+}
+
+impl Sections {
+    /// Gives a key of a section a value unless it has one.
+    pub fn put_default(&mut self, section: &str, key: &str, value: impl Into<Value>) {
+        if let Some(Value::Table(section)) = self.table.get_mut(section) {
+            section.entry(key).or_insert(value.into());
+        }
+    }
+
+    /// The sections as the fields of a type.
+    ///
+    /// # Errors
+    /// [`KeyError`].
+    pub fn read<T: DeserializeOwned>(self) -> Result<T, KeyError> {
+        layers::read(self.table)
+    }
+}
+
+/// What a method asks of the rest of the configuration and of the run.
+#[derive(Clone, Debug, Default)]
+pub struct Needs {
+    /// It attacks images itself, and so needs `[companions]`.
+    pub attacks: bool,
+    /// It needs a `[teacher]` even where labels are hard.
+    pub teacher: bool,
+    /// Real images are chosen and then left as they are: it prepares, and never updates.
+    pub selects: bool,
+    /// An update can look at some of the images only (`images.batch-per-class`).
+    pub takes_batches: bool,
+    /// Real images of each class that one update takes.
+    pub real_per_class: usize,
+    /// In which order its networks and the teacher see real images.
+    pub curriculum: Curriculum,
+    /// Real images per training step of its networks, where that is not the pool's.
+    pub training_batch: Option<usize>,
+}
+
+/// The configuration of one method.
+pub trait MethodConfig: Any + fmt::Debug + Send + Sync {
+    /// Its line of the registry.
+    fn entry(&self) -> &'static MethodEntry;
+
+    /// Its own sections by name, in the order of [`MethodEntry::sections`].
+    fn sections(&self) -> Vec<(&'static str, &dyn erased_serde::Serialize)>;
+
+    /// What tables call the result of this configuration unless it has a name.
+    fn label(&self) -> &'static str {
+        self.entry().name
+    }
+
+    /// Checks everything that can be checked without data; what is common is checked already.
+    ///
+    /// # Errors
+    /// [`ConfigError`], naming the key.
+    fn validate(&self, common: &CommonConfig) -> Result<(), ConfigError> {
+        let _ = common;
+        Ok(())
+    }
+
+    /// What it asks of the rest of the configuration and of the run: nothing unless a method says so.
+    fn needs(&self) -> Needs {
+        Needs::default()
+    }
+
+    /// Keys that cannot act beside the others, whatever their values, and why.
+    fn idle(&self, common: &CommonConfig) -> Vec<(&'static str, &'static str)> {
+        let _ = common;
+        Vec::new()
+    }
+
+    /// What a user of this configuration should know before it runs.
+    fn note(&self, common: &CommonConfig) -> Option<&'static str> {
+        let _ = common;
+        None
+    }
+
+    /// Adds the passes of a whole run on `n_classes` classes and `n_train` training images, without those of the teacher.
+    fn add_work(&self, common: &CommonConfig, n_classes: usize, n_train: usize, total: &mut Work);
+
+    /// The method before its first step.
+    ///
+    /// # Errors
+    /// [`DistillError`], e.g. for a network that does not fit the images.
+    fn build(&self, context: &Context) -> Result<Box<dyn Method>, DistillError>;
+}
 
 /// What a method works on in one step.
 #[derive(Debug)]
-pub struct Turn<'a> {
+pub struct Step<'a> {
     /// What it reads.
-    pub setting: &'a Setting,
-    /// The images it moves.
-    pub canvas: &'a mut Canvas,
+    pub context: &'a Context,
+    /// The images that it moves.
+    pub images: &'a mut SyntheticImages,
     /// The network that labels the images, where there is one and it is trained.
     pub teacher: Option<&'a Model>,
     /// Where it counts its passes through networks.
     pub passes: &'a mut RunPasses,
 }
 
-/// A way to fill a synthetic set.
+/// A method that fills a synthetic set.
 ///
-/// The outer loop ([`crate::Distillation`]) prepares a method until it [`Method::is_prepared`], trains the
+/// The run ([`crate::Distillation`]) prepares a method until it [`Method::is_prepared`], trains the
 /// teacher where labels ask for one, and then asks for `iterations` updates. Between two calls
-/// [`Method::state`] must hold everything that the method continues from: a run that is stopped there and
-/// taken up again ends with the same bytes. All randomness comes from `setting.seed` by purpose and step.
+/// [`Method::state`] must visit everything that the method continues from: a run that is stopped there and
+/// resumed ends with the same bytes. All randomness comes from `context.seed` by purpose and step.
 pub trait Method: fmt::Debug {
     /// Units of preparation done and in all; none unless a method says so.
-    fn preparation(&self, setting: &Setting) -> (u64, u64) {
-        let _ = setting;
+    fn preparation(&self) -> (u64, u64) {
         (0, 0)
     }
 
     /// Whether updates can begin.
-    fn is_prepared(&self, setting: &Setting) -> bool {
-        let (done, total) = self.preparation(setting);
+    fn is_prepared(&self) -> bool {
+        let (done, total) = self.preparation();
         done >= total
     }
 
     /// One unit of preparation, e.g. a training step. Returns its loss.
     ///
     /// # Errors
-    /// [`DistillError`]; the run must then be taken up from its last saved state.
-    ///
-    /// # Panics
-    /// In a method that has no [`Method::preparation`].
-    fn prepare(&mut self, turn: &mut Turn<'_>) -> Result<f64, DistillError> {
-        let _ = turn;
-        unreachable!("a method without preparation is prepared")
+    /// [`DistillError`]; the run must then be resumed from its last saved state.
+    fn prepare(&mut self, step: &mut Step<'_>) -> Result<f64, DistillError> {
+        let _ = step;
+        Ok(0.0)
     }
 
     /// Everything that its preparation depends on, apart from data, seed, model and `[teacher]`; `None` where no other run
-    /// may take it over.
-    fn prepared_from(&self, setting: &Setting) -> Option<serde_json::Value> {
-        let _ = setting;
+    /// can use it.
+    fn prepared_from(&self, context: &Context) -> Option<serde_json::Value> {
+        let _ = context;
         None
     }
 
-    /// One update of the images, by [`Canvas::descend`].
+    /// One update of the images, by [`SyntheticImages::descend`].
     ///
     /// # Errors
     /// As [`Method::prepare`].
-    fn update(&mut self, turn: &mut Turn<'_>) -> Result<StepReport, DistillError>;
+    fn update(&mut self, step: &mut Step<'_>) -> Result<StepReport, DistillError>;
 
-    /// Puts what it continues from into `into`.
-    fn state(&self, into: &mut BTreeMap<String, Tensor>);
-
-    /// Continues from [`Method::state`].
+    /// Visits what it continues from.
     ///
     /// # Errors
     /// [`DistillError::State`], naming what does not fit.
-    fn load_state(&mut self, setting: &Setting, state: &BTreeMap<String, Tensor>) -> Result<(), DistillError>;
+    fn state(&mut self, context: &Context, state: &mut State<'_>) -> Result<(), DistillError> {
+        let _ = (context, state);
+        Ok(())
+    }
 
-    /// What the method claims to change about the images, measured on its own networks; `None` where it claims
-    /// nothing of the kind.
+    /// What the updates did to the images, measured on its own networks; `None` where it measures nothing.
     ///
     /// # Errors
     /// [`DistillError::Data`] if the images cannot be decoded.
-    fn claims(&self, setting: &Setting, canvas: &Canvas) -> Result<Option<Claims>, DistillError> {
-        let _ = (setting, canvas);
+    fn effect(&self, context: &Context, images: &SyntheticImages) -> Result<Option<Effect>, DistillError> {
+        let _ = (context, images);
         Ok(None)
     }
 }
@@ -134,10 +240,10 @@ pub struct StepReport {
     pub passes: RunPasses,
 }
 
-/// What C²R claims to change, before the first and after the last update, on the networks of the pool as they
-/// stand at the end.
+/// What the updates did to the images, from before the first to after the last, on the networks of the pool as they
+/// are at the end.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct Claims {
+pub struct Effect {
     /// 10, 50 and 90 % quantiles of the margin under attack, in logits, of the first images.
     pub margin_quantiles_before: [f64; 3],
     /// The same of the last images.
@@ -147,18 +253,6 @@ pub struct Claims {
     pub impostor_similarity_before: f64,
     /// The same of the last images.
     pub impostor_similarity_after: f64,
-}
-
-/// The method that a checked configuration asks for, before its first step.
-pub(crate) fn build(config: &DistillConfig, setting: &Setting) -> Result<Box<dyn Method>, DistillError> {
-    Ok(match config.method {
-        MethodName::C2r => Box::new(C2r::new(setting)?),
-        MethodName::RandomReal | MethodName::Herding | MethodName::KCenter => Box::new(Coreset::new(setting)?),
-        MethodName::Dm => Box::new(Dm::new(setting)?),
-        MethodName::GradientMatching => Box::new(GradientMatching::new(setting)?),
-        MethodName::TrajectoryMatching => Box::new(TrajectoryMatching::new(setting)?),
-        MethodName::Recovery => Box::new(Recovery::new(setting)?),
-    })
 }
 
 /// 10, 50 and 90 % quantiles of f32 `[N]`.

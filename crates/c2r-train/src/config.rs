@@ -4,7 +4,10 @@ use c2r_base::{Epsilon, Norm};
 use c2r_data::dsa::Dsa;
 use serde::{Deserialize, Serialize};
 
-use crate::{SgdConfig, TrainError};
+use crate::{
+    SgdConfig, TrainError,
+    ranges::{at_least_one, below_one, in_range, not_negative, positive},
+};
 
 /// How a network is trained. [`Protocol`] gives every field a value with a source.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -229,49 +232,27 @@ impl TrainConfig {
     /// # Errors
     /// [`TrainError::Config`] naming the first field that does not.
     pub fn check(&self) -> Result<(), TrainError> {
-        let wrong = |reason: String| Err(TrainError::Config(reason));
-        if let Length::Epochs(0) | Length::Steps(0) = self.length {
-            return wrong("length must be at least 1".into());
-        }
-        if self.batch_size == 0 {
-            return wrong("batch-size must be at least 1".into());
-        }
-        if !(self.lr.is_finite() && self.lr > 0.0) {
-            return wrong(format!("lr must be positive, got {}", self.lr));
-        }
-        if !(0.0..1.0).contains(&self.momentum) {
-            return wrong(format!("momentum must be in 0..1, got {}", self.momentum));
-        }
-        if !(self.weight_decay.is_finite() && self.weight_decay >= 0.0) {
-            return wrong(format!("weight-decay must be 0 or more, got {}", self.weight_decay));
-        }
-        if !(0.0..=1.0).contains(&self.cutmix) {
-            return wrong(format!("cutmix must be in 0..=1, got {}", self.cutmix));
-        }
-        if let Some(adversarial) = &self.adversarial {
-            if !(adversarial.rel_step_size.is_finite() && adversarial.rel_step_size > 0.0) {
-                return wrong(format!("adversarial.rel-step-size must be positive, got {}", adversarial.rel_step_size));
-            }
-            let epsilon = adversarial.epsilon;
-            if adversarial.norm == Norm::Linf && epsilon.value() >= 1.0 {
-                return wrong(format!(
-                    "adversarial.epsilon {epsilon} reaches every image, since pixels are in [0, 1]; write {epsilon}/255 for \
-                     8-bit units"
-                ));
-            }
-            if adversarial.steps == 0 {
-                return wrong(
-                    "adversarial.steps must be at least 1 (leave `adversarial` out to train naturally)".into(),
-                );
-            }
-            if let AdversarialLoss::Trades(TradesConfig { beta }) = adversarial.loss {
-                if !(beta.is_finite() && beta > 0.0) {
-                    return wrong(format!("adversarial.loss.trades.beta must be positive, got {beta}"));
-                }
-                if !adversarial.random_start {
-                    return wrong("TRADES needs adversarial.random-start: its gradient is zero at the image".into());
-                }
-            }
+        let (Length::Epochs(length) | Length::Steps(length)) = self.length;
+        at_least_one("length", length)?;
+        at_least_one("batch-size", self.batch_size as u64)?;
+        positive("lr", self.lr)?;
+        below_one("momentum", self.momentum)?;
+        not_negative("weight-decay", self.weight_decay)?;
+        in_range((0.0..=1.0).contains(&self.cutmix), "cutmix", "in [0, 1]", self.cutmix)?;
+        let Some(AdversarialConfig { norm, epsilon, rel_step_size, steps, random_start, loss }) = self.adversarial
+        else {
+            return Ok(());
+        };
+        positive("adversarial.rel-step-size", rel_step_size)?;
+        let reaches_all = norm == Norm::Linf && epsilon.value() >= 1.0;
+        let expected = "below 1 (pixels are in [0, 1]; write 8/255 for 8)";
+        in_range(!reaches_all, "adversarial.epsilon", expected, epsilon)?;
+        let expected = "at least 1 (leave `adversarial` out to train naturally)";
+        in_range(steps >= 1, "adversarial.steps", expected, steps)?;
+        if let AdversarialLoss::Trades(TradesConfig { beta }) = loss {
+            positive("adversarial.loss.trades.beta", beta)?;
+            let expected = "true for TRADES, whose gradient is zero at the image";
+            in_range(random_start, "adversarial.random-start", expected, random_start)?;
         }
         Ok(())
     }
@@ -320,7 +301,7 @@ mod tests {
         let adversarial = config.adversarial.as_mut().unwrap();
         adversarial.epsilon = "8".parse().unwrap();
         let message = config.check().unwrap_err().to_string();
-        assert!(message.contains("adversarial.epsilon 8 ") && message.contains("write 8/255"), "{message}");
+        assert!(message.contains("adversarial.epsilon must be below 1") && message.ends_with("got 8"), "{message}");
         config.adversarial.as_mut().unwrap().norm = Norm::L2;
         config.check().unwrap();
     }

@@ -1,6 +1,6 @@
 use c2r_models::ModelError;
 
-use crate::state::StateError;
+use crate::{ranges::RangeError, state::StateError};
 
 /// Why training did not start or did not finish.
 #[derive(Debug, thiserror::Error)]
@@ -8,7 +8,7 @@ use crate::state::StateError;
 pub enum TrainError {
     /// A setting that makes no sense.
     #[error("the training config is not valid: {0}")]
-    Config(String),
+    Config(#[from] RangeError),
     /// Images or labels that do not fit the network, the config or each other.
     #[error("the training set does not fit: {0}")]
     Source(String),

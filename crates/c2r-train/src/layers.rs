@@ -216,7 +216,10 @@ mod tests {
         assert_eq!(error("nam=1").meant.as_deref(), Some("name"));
         assert!(error("inner={learning-rat=1}").key.starts_with("inner"));
         let wrong = error("inner.learning-rate=fast");
-        assert!(wrong.key == "inner.learning-rate" && wrong.reason.starts_with("invalid type: string \"fast\""), "{wrong}");
+        assert!(
+            wrong.key == "inner.learning-rate" && wrong.reason.starts_with("invalid type: string \"fast\""),
+            "{wrong}"
+        );
         assert_eq!(error("iner.learning-rate=1").meant.as_deref(), Some("inner"));
         assert_eq!(error("name.x=1").reason, "`name` is a value, not a section");
         let missing = read::<Example>(Table::new()).unwrap_err().to_string();

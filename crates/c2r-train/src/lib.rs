@@ -41,6 +41,7 @@ mod config;
 mod cutmix;
 mod error;
 pub mod layers;
+pub mod ranges;
 mod sgd;
 mod source;
 pub mod state;

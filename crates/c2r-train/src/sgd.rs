@@ -45,6 +45,12 @@ impl Sgd {
         Self { config, buffers: parameters.iter().map(|(name, tensor)| (name.clone(), zeros(tensor))).collect() }
     }
 
+    /// An optimizer with copies of the buffers, for a copy of the network.
+    pub fn copy(&self) -> Self {
+        let buffers = self.buffers.iter().map(|(name, buffer)| (name.clone(), buffer.copy())).collect();
+        Self { config: self.config, buffers }
+    }
+
     /// Changes the learning rate; buffers stay.
     pub const fn set_lr(&mut self, lr: f64) {
         self.config.lr = lr;

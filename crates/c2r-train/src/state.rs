@@ -58,11 +58,7 @@ impl<'a> State<'a> {
     ///
     /// # Errors
     /// Those of `visit`.
-    pub fn section<T, E>(
-        &mut self,
-        prefix: &str,
-        visit: impl FnOnce(&mut Self) -> Result<T, E>,
-    ) -> Result<T, E> {
+    pub fn section<T, E>(&mut self, prefix: &str, visit: impl FnOnce(&mut Self) -> Result<T, E>) -> Result<T, E> {
         let length = self.prefix.len();
         self.prefix.push_str(prefix);
         let result = visit(self);
@@ -151,19 +147,14 @@ impl<'a> State<'a> {
         Ok(())
     }
 
-    /// Whole numbers, i64 `[len]`, each in `range`.
+    /// Whole numbers, i64 `[len]`, each in `range` (as i64: `u64::MAX` is -1).
     ///
     /// # Errors
     /// [`StateError`] naming the entry.
-    pub fn integers(
-        &mut self,
-        name: &str,
-        values: &mut [u64],
-        range: RangeInclusive<u64>,
-    ) -> Result<(), StateError> {
+    pub fn integers(&mut self, name: &str, values: &mut [u64], range: RangeInclusive<i64>) -> Result<(), StateError> {
         if self.reads() {
             let read = self.in_range(name, values.len() as i64, range)?;
-            values.copy_from_slice(&read);
+            values.iter_mut().zip(read).for_each(|(value, read)| *value = read as u64);
         } else {
             self.put(name, Tensor::from_slice(&values.iter().map(|&value| value as i64).collect::<Vec<_>>()));
         }
@@ -174,7 +165,7 @@ impl<'a> State<'a> {
     ///
     /// # Errors
     /// [`StateError`] naming the entry.
-    pub fn integer(&mut self, name: &str, value: &mut u64, range: RangeInclusive<u64>) -> Result<(), StateError> {
+    pub fn integer(&mut self, name: &str, value: &mut u64, range: RangeInclusive<i64>) -> Result<(), StateError> {
         self.integers(name, std::slice::from_mut(value), range)
     }
 
@@ -184,7 +175,7 @@ impl<'a> State<'a> {
     /// [`StateError`] naming the entry.
     pub fn positions(&mut self, name: &str, values: &mut Vec<usize>, n: usize) -> Result<(), StateError> {
         if self.reads() {
-            let read = self.in_range(name, -1, 0..=(n as u64).saturating_sub(1))?;
+            let read = self.in_range(name, -1, 0..=n as i64 - 1)?;
             *values = read.into_iter().map(|position| position as usize).collect();
         } else {
             self.put(name, Tensor::from_slice(&values.iter().map(|&value| value as i64).collect::<Vec<_>>()));
@@ -192,27 +183,22 @@ impl<'a> State<'a> {
         Ok(())
     }
 
-    fn in_range(&self, name: &str, length: i64, range: RangeInclusive<u64>) -> Result<Vec<u64>, StateError> {
-        let values = Vec::<i64>::try_from(self.checked(name, Kind::Int64, &[length])?);
-        let values = values.map_err(|error| StateError(format!("`{}`: {error}", self.name(name))))?;
-        let checked = |value: i64| {
-            let fits = u64::try_from(value).ok().filter(|value| range.contains(value));
-            let expected = format!("in {}..={}", range.start(), range.end());
-            fits.ok_or_else(|| StateError::wrong(&self.name(name), expected, value))
-        };
-        values.into_iter().map(checked).collect()
+    fn in_range(&self, name: &str, length: i64, range: RangeInclusive<i64>) -> Result<Vec<i64>, StateError> {
+        let values =
+            Vec::<i64>::try_from(self.checked(name, Kind::Int64, &[length])?).expect("dtype and shape were checked");
+        match values.iter().find(|value| !range.contains(value)) {
+            Some(value) => {
+                Err(StateError::wrong(&self.name(name), format!("in {}..={}", range.start(), range.end()), value))
+            }
+            None => Ok(values),
+        }
     }
 
     /// Numbers, f64 `[len]`, each in `range`.
     ///
     /// # Errors
     /// [`StateError`] naming the entry.
-    pub fn numbers(
-        &mut self,
-        name: &str,
-        values: &mut [f64],
-        range: RangeInclusive<f64>,
-    ) -> Result<(), StateError> {
+    pub fn numbers(&mut self, name: &str, values: &mut [f64], range: RangeInclusive<f64>) -> Result<(), StateError> {
         if !self.reads() {
             self.put(name, Tensor::from_slice(values));
             return Ok(());
@@ -243,9 +229,7 @@ impl<'a> State<'a> {
     pub fn model(&mut self, prefix: &str, model: &Model) -> Result<(), StateError> {
         if self.reads() {
             let entries = self.below(prefix);
-            return model
-                .load_state(&entries)
-                .map_err(|error| StateError(format!("`{}`: {error}", self.name(prefix))));
+            return model.load_state(&entries).map_err(|error| StateError(format!("`{}`: {error}", self.name(prefix))));
         }
         for (name, tensor) in model.state() {
             self.put(&format!("{prefix}{name}"), tensor);
@@ -260,9 +244,8 @@ impl<'a> State<'a> {
             Direction::Write(entries) => &**entries,
             Direction::Read(entries) => entries,
         };
-        let part = |(name, tensor): (&String, &Tensor)| {
-            Some((name.strip_prefix(&prefix)?.to_owned(), tensor.shallow_clone()))
-        };
+        let part =
+            |(name, tensor): (&String, &Tensor)| Some((name.strip_prefix(&prefix)?.to_owned(), tensor.shallow_clone()));
         entries.iter().filter_map(part).collect()
     }
 }

@@ -182,7 +182,7 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// [`StateError`] if what is read belongs to another network or config; the trainer must then be dropped.
     pub fn state(&mut self, state: &mut State<'_>) -> Result<(), StateError> {
-        state.integer("step", &mut self.next_step, 0..=self.steps)?;
+        state.integer("step", &mut self.next_step, 0..=self.steps as i64)?;
         let mut loss = [self.epoch_loss.0, self.epoch_loss.1 as f64];
         state.numbers("epoch-loss", &mut loss, f64::MIN..=f64::MAX)?;
         self.epoch_loss = (loss[0], loss[1] as u64);

@@ -179,7 +179,7 @@ pub(crate) fn distill_states() -> Seeds {
             while run.progress().0 + 1 < run.progress().1 {
                 run.step().expect("a valid run");
             }
-            let mut state = run.state();
+            let mut state = run.state().expect("a valid run");
             for tensor in state.tensors.values_mut().filter(|tensor| tensor.is_floating_point()) {
                 let _ = tensor.fill_(0.25);
             }

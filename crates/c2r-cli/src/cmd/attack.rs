@@ -29,7 +29,7 @@ use target::Target;
 use tch::Device;
 
 use crate::{
-    cmd::estimate::{self, Passes, Written},
+    cmd::estimate::{self, Planned, Written},
     data, run_dir, throughput,
 };
 
@@ -244,7 +244,7 @@ fn watched(
 }
 
 /// What the command will send through its network.
-pub(crate) fn passes(args: &Args, written: &Written) -> anyhow::Result<Passes> {
+pub(crate) fn planned(args: &Args, written: &Written) -> anyhow::Result<Planned> {
     let (Some(name), Some(checkpoint)) = (&args.dataset, &args.checkpoint) else {
         anyhow::bail!("only attacks with --dataset and --checkpoint are foreseen");
     };
@@ -260,7 +260,7 @@ pub(crate) fn passes(args: &Args, written: &Written) -> anyhow::Result<Passes> {
     };
     let n = args.n_test.map_or(usize::MAX, |n| n as usize).min(there);
     let (forward, input_gradient) = images(&configs, n as f64, dataset.classes.len());
-    Ok(Passes { dataset, model, forward, input_gradient, training: 0.0 })
+    Ok(Planned { dataset, model, work: Work { forward, input_gradient, training: 0.0 } })
 }
 
 /// Images forward, and backward to the pixels, for attacks on `n` test images.

@@ -5,15 +5,15 @@ use std::{
 
 use anyhow::Context;
 use c2r_base::{Epsilon, artifact::TensorFile};
-use c2r_data::Dataset;
-use c2r_distill::{DistillConfig, DistillEvent, Distillation, LabelKind, StepReport, profiles};
+use c2r_data::{Dataset, DatasetSpec};
+use c2r_distill::{ConfigError, DistillConfig, DistillEvent, Distillation, LabelKind, METHODS, StepReport, profiles};
 use c2r_run::{Run, Status};
 use serde_json::{Value as Json, json};
 use tch::Device;
 use toml::Value;
 
 use crate::{
-    cmd::estimate::{self, Passes, Written},
+    cmd::estimate::{self, Planned, Written},
     config, curves, data,
     exit::{self, OrExit},
     run_dir::{self, versions},
@@ -114,24 +114,6 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// Values of the field (ROME: mosaics, 256 real images per class; pool sizes are ours) for keys that a dataset
-/// may need otherwise.
-const FIELD: [(&str, Value); 6] = [
-    ("images.formation", Value::Integer(2)),
-    ("matching.real-per-class", Value::Integer(256)),
-    ("pool.trajectories", Value::Integer(2)),
-    ("pool.min-steps", Value::Integer(200)),
-    ("pool.max-steps", Value::Integer(1000)),
-    ("pool.batch-size", Value::Integer(256)),
-];
-
-/// Weight of the loss and scale of its robust term, unless profile or dataset say otherwise: from ten images per class
-/// on and below, as chosen on held-out images at ten and at one (docs/method.md, "The weight of the loss").
-fn loss_weights(ipc: i64) -> [(&'static str, Value); 2] {
-    let (weight, robust_weight) = if ipc >= 10 { (1.0, 6.0) } else { (5.0, 1.0) };
-    [("objective.weight", Value::Float(weight)), ("objective.robust-weight", Value::Float(robust_weight))]
-}
-
 /// Images per pass of an estimate where the configuration does not say how networks are trained.
 const ESTIMATE_BATCH: usize = 256;
 /// Updates between log lines.
@@ -141,10 +123,11 @@ const TRAINING_LOG_EVERY: u64 = 100;
 
 pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     let spec = args.data.spec()?;
-    let config = resolve(&args, &spec, &|section| {
+    let (config, left_out) = resolve(&args, &spec)?;
+    for section in left_out {
         let line = format!("[{section}] has no effect with this method and is left out");
         if config::is_set(&args.set, section) { ui.note(format!("note: {line}")) } else { ui.detail(line) }
-    })?;
+    }
     for (key, reason) in config.idle().into_iter().filter(|(key, _)| config::is_set(&args.set, key)) {
         ui.note(format!("note: {key} has no effect: {reason}"));
     }
@@ -182,10 +165,8 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         distillation.take_networks(&TensorFile::read(&shared).with_context(context)?).with_context(context)?;
         ui.note(format!("took the trained networks of {}", shared.display()));
     }
-    if config.order_is_idle() {
-        ui.note(
-            "note: one batch (images.batch-per-class) holds all images, so their order (aac.synthetic) has no effect",
-        );
+    if let Some(note) = config.method.note(&config.common) {
+        ui.note(format!("note: {note}"));
     }
     work(&mut distillation, &mut run, &args, ui)?;
     finish(&distillation, &mut run, &args, ui)
@@ -211,8 +192,8 @@ fn work(distillation: &mut Distillation, run: &mut Run, args: &Args, ui: &Ui) ->
         since_saved += 1;
         if let (DistillEvent::Preparation { .. } | DistillEvent::Teacher { .. }, Some(file)) =
             (&event, shared_networks(distillation, args))
-            && let Some(networks) = distillation.networks()
             && !file.exists()
+            && let Some(networks) = distillation.networks()?
         {
             networks.write(&file)?;
         }
@@ -252,7 +233,7 @@ fn work(distillation: &mut Distillation, run: &mut Run, args: &Args, ui: &Ui) ->
         let due =
             since_saved >= args.checkpoint_every || saved.elapsed() >= Duration::from_secs(args.checkpoint_seconds);
         if interrupted || (due && !distillation.is_finished()) {
-            distillation.state().write(&run.file("state.safetensors"))?;
+            distillation.state()?.write(&run.file("state.safetensors"))?;
             curves::write(&run.file("curves.svg"), &run.file("log.jsonl"))?;
             run.pause()?;
             saved = Instant::now();
@@ -326,7 +307,7 @@ fn picture(distillation: &Distillation, run: &Run, args: &Args) -> anyhow::Resul
 
 fn finish(distillation: &Distillation, run: &mut Run, args: &Args, ui: &Ui) -> anyhow::Result<()> {
     let set = distillation.synthetic_set(versions())?;
-    if let (LabelKind::Teacher, Some(teacher)) = (distillation.config().labels, distillation.teachers().next()) {
+    if let (LabelKind::Teacher, Some(teacher)) = (distillation.config().common.labels, distillation.teachers().next()) {
         c2r_models::checkpoint::save(&run.file("teacher.safetensors"), teacher, Default::default())?;
     }
     let file = run.file("synthetic.safetensors");
@@ -339,7 +320,7 @@ fn finish(distillation: &Distillation, run: &mut Run, args: &Args, ui: &Ui) -> a
         "iterations": distillation.iteration(),
         "seconds": run.seconds(),
         "passes": distillation.passes(),
-        "claims": distillation.claims()?,
+        "claims": distillation.effect()?,
     });
     run.finish(summary.clone())?;
     let state = run.file("state.safetensors");
@@ -353,10 +334,8 @@ fn finish(distillation: &Distillation, run: &mut Run, args: &Args, ui: &Ui) -> a
     Ok(())
 }
 
-/// The profile with everything that the command line changes.
-///
-/// `dropped` is told which sections have no effect.
-fn resolve(args: &Args, spec: &c2r_data::DatasetSpec, dropped: &dyn Fn(&str)) -> anyhow::Result<DistillConfig> {
+/// The profile with everything that the command line changes, and the sections that have no effect.
+fn resolve(args: &Args, spec: &DatasetSpec) -> anyhow::Result<(DistillConfig, Vec<&'static str>)> {
     let known = profiles::names().any(|name| name == args.config);
     let is_file = args.config.ends_with(".toml") || args.config.contains(std::path::MAIN_SEPARATOR);
     // What is neither a profile nor looks like a file is a misspelt profile.
@@ -365,70 +344,40 @@ fn resolve(args: &Args, spec: &c2r_data::DatasetSpec, dropped: &dyn Fn(&str)) ->
     } else {
         profiles::expand(config::read(args.config.as_ref())?)
     };
-    let mut table = table.with_context(|| format!("--config {}", args.config)).or_exit(exit::USAGE)?;
-    config::set_all(&mut table, &args.set)?;
-    let mut option =
-        |key: &str, value: Option<Value>| value.map_or(Ok(()), |value| config::put(&mut table, key, value));
-    option("name", args.name.clone().map(Value::String))?;
-    option("ipc", args.ipc.map(|n| Value::Integer(n as i64)))?;
-    option("iterations", args.iterations.map(|n| Value::Integer(n as i64)))?;
-    option("seed", args.seed.map(|n| Value::Integer(n as i64)))?;
-    option("threat.epsilon", args.eps.map(|epsilon| Value::String(epsilon.to_string())))?;
-    option("train-per-class", args.data.train_per_class.map(|n| Value::Integer(n.get() as i64)))?;
-    let ipc = table.get("ipc").and_then(Value::as_integer).unwrap_or(0);
-    for section in DistillConfig::drop_unread(&mut table) {
-        dropped(&section);
-    }
-    // A section that the method does not have gets no defaults either.
-    let mut default = |key: &str, value: Value| match key.split_once('.') {
-        Some((section, _)) if !table.contains_key(section) => Ok(()),
-        _ => config::put_default(&mut table, key, value),
-    };
-    default("threat.epsilon", Value::String(spec.epsilon.to_string()))?;
-    for key in ["dsa", "pool.dsa", "experts.dsa"] {
-        default(key, Value::String(spec.dsa.to_string()))?;
-    }
-    for (key, value) in &spec.distill {
-        default(key, value.clone())?;
-    }
-    for (key, value) in FIELD.into_iter().chain(loss_weights(ipc)) {
-        default(key, value)?;
-    }
-    default("model", Value::String(spec.model.clone()))?;
-    let mut config: DistillConfig = config::resolve(table, &format!("--config {}", args.config), &args.set)?;
-    config.fill_in();
-    config.validate().or_exit(exit::USAGE)?;
-    Ok(config)
-}
-
-/// What the command will send through its networks.
-pub(crate) fn passes(args: &Args, written: &mut Written) -> anyhow::Result<Passes> {
-    let dataset = args.data.spec()?;
-    let config = resolve(args, &dataset, &|_| {})?;
-    let n_classes = dataset.classes.len();
-    let per_class = estimate::train_per_class(&dataset).min(config.train_per_class.unwrap_or(usize::MAX));
-    let work = c2r_distill::work(&config, n_classes, per_class * n_classes);
-    let decoded = config.ipc * (config.images.formation * config.images.formation) as usize;
-    written.set(args.run_dir.as_deref(), &dataset, decoded);
-    Ok(Passes {
-        dataset,
-        model: config.model,
-        forward: work.forward,
-        input_gradient: work.input_gradient,
-        training: work.training,
+    let origin = format!("--config {}", args.config);
+    let table = table.context(origin.clone()).or_exit(exit::USAGE)?;
+    let mut changes = config::assignments(&args.set)?;
+    let mut option = |key: &str, value: Option<Value>| changes.extend(value.map(|value| (key.to_owned(), value)));
+    option("name", args.name.clone().map(Value::String));
+    option("ipc", args.ipc.map(|n| Value::Integer(n as i64)));
+    option("iterations", args.iterations.map(|n| Value::Integer(n as i64)));
+    option("seed", args.seed.map(|n| Value::Integer(n as i64)));
+    option("threat.epsilon", args.eps.map(|epsilon| Value::String(epsilon.to_string())));
+    option("train-per-class", args.data.train_per_class.map(|n| Value::Integer(n.get() as i64)));
+    DistillConfig::resolve_with(METHODS, table, spec, &changes).map_err(|error| match &error {
+        ConfigError::Key(key) => config::wrong(key, &args.set, &origin),
+        _ => exit::coded(exit::USAGE, error),
     })
 }
 
+/// What the command will send through its networks.
+pub(crate) fn planned(args: &Args, written: &mut Written) -> anyhow::Result<Planned> {
+    let dataset = args.data.spec()?;
+    let (config, _) = resolve(args, &dataset)?;
+    let n_classes = dataset.classes.len();
+    let per_class = estimate::train_per_class(&dataset).min(config.common.train_per_class.unwrap_or(usize::MAX));
+    let work = config.work(n_classes, per_class * n_classes);
+    written.set(args.run_dir.as_deref(), &dataset, config.common.decoded_per_class());
+    Ok(Planned { dataset, model: config.common.model, work })
+}
+
 fn estimate(config: &DistillConfig, dataset: &Dataset, device: Device, json: bool, ui: &Ui) -> anyhow::Result<()> {
-    let per_class = config.train_per_class.unwrap_or(usize::MAX);
-    let n_train = dataset.train.len().min(per_class.saturating_mul(dataset.spec.classes.len()));
-    let work = c2r_distill::work(config, dataset.spec.classes.len(), n_train);
-    let batch_size = match (&config.pool, &config.experts) {
-        (Some(pool), _) => pool.batch_size,
-        (_, Some(experts)) => experts.batch_size,
-        _ => ESTIMATE_BATCH,
-    };
-    let speed = throughput::measure(&config.model, &dataset.spec, batch_size, device)?;
+    let n_classes = dataset.spec.classes.len();
+    let per_class = config.common.train_per_class.unwrap_or(usize::MAX);
+    let work = config.work(n_classes, dataset.train.len().min(per_class.saturating_mul(n_classes)));
+    let pool = config.common.pool.as_ref().map(|pool| pool.batch_size);
+    let batch_size = pool.or(config.method.needs().training_batch).unwrap_or(ESTIMATE_BATCH);
+    let speed = throughput::measure(&config.common.model, &dataset.spec, batch_size, device)?;
     estimate::answer(&work, &speed, device, json, ui);
     Ok(())
 }

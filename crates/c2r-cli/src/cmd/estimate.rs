@@ -52,16 +52,10 @@ pub(crate) struct Args {
 }
 
 /// What a command will send through which network.
-#[derive(Clone)]
-pub(crate) struct Passes {
+pub(crate) struct Planned {
     pub(crate) dataset: DatasetSpec,
     pub(crate) model: ModelSpec,
-    /// Images forward, those of `input_gradient` included.
-    pub(crate) forward: f64,
-    /// Images backward to the pixels.
-    pub(crate) input_gradient: f64,
-    /// Images trained on.
-    pub(crate) training: f64,
+    pub(crate) work: Work,
 }
 
 /// What the commands so far will have written.
@@ -122,7 +116,7 @@ pub(crate) fn run(args: &Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         let words: Vec<String> = serde_json::from_str(line)
             .with_context(|| format!("line {number} is no JSON array of words"))
             .or_exit(exit::USAGE)?;
-        let answer = match passes(&words, &mut written).and_then(|passes| seconds(&passes, device, &mut speeds)) {
+        let answer = match planned(&words, &mut written).and_then(|planned| seconds(&planned, device, &mut speeds)) {
             Ok(seconds) => json!({ "seconds": seconds }),
             Err(error) => json!({ "error": error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": ") }),
         };
@@ -136,7 +130,7 @@ pub(crate) fn run(args: &Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
 
 /// Prints what `--estimate` of one command found: a line, or one object with `--json`.
 pub(crate) fn answer(work: &Work, speed: &Throughput, device: Device, json: bool, ui: &Ui) {
-    let seconds = speed.seconds(work.forward, work.input_gradient, work.training);
+    let seconds = speed.seconds(work);
     let threads = tch::get_num_threads();
     if json {
         let answer = json!({
@@ -168,18 +162,18 @@ fn duration(seconds: f64) -> String {
     }
 }
 
-fn passes(words: &[String], written: &mut Written) -> anyhow::Result<Passes> {
+fn planned(words: &[String], written: &mut Written) -> anyhow::Result<Planned> {
     let cli = Cli::try_parse_from(std::iter::once("c2r").chain(words.iter().map(String::as_str)))?;
     match cli.command {
-        Command::Distill(args) => distill::passes(&args, written),
-        Command::Train(args) => train::passes(&args, written),
-        Command::Attack(args) => attack::passes(&args, written),
+        Command::Distill(args) => distill::planned(&args, written),
+        Command::Train(args) => train::planned(&args, written),
+        Command::Attack(args) => attack::planned(&args, written),
         _ => anyhow::bail!("only distill, train and attack take long"),
     }
 }
 
-fn seconds(passes: &Passes, device: Device, speeds: &mut BTreeMap<String, Throughput>) -> anyhow::Result<f64> {
-    let Passes { dataset, model, forward, input_gradient, training } = passes;
+fn seconds(planned: &Planned, device: Device, speeds: &mut BTreeMap<String, Throughput>) -> anyhow::Result<f64> {
+    let Planned { dataset, model, work } = planned;
     let (shape, n_classes, threads) = (dataset.shape(), dataset.classes.len(), tch::get_num_threads());
     let key = format!("{model} on {shape:?}, {n_classes} classes, {device:?}, {threads} threads");
     let speed = match speeds.get(&key) {
@@ -191,7 +185,7 @@ fn seconds(passes: &Passes, device: Device, speeds: &mut BTreeMap<String, Throug
             speed
         }
     };
-    Ok(speed.seconds(*forward, *input_gradient, *training))
+    Ok(speed.seconds(work))
 }
 
 #[cfg(test)]

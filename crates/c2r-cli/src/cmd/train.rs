@@ -11,12 +11,14 @@ use c2r_distill::Work;
 use c2r_experiment::{Selection, Subject};
 use c2r_models::{Frozen, Model, ModelSpec, checkpoint};
 use c2r_run::Status;
-use c2r_train::{Best, Protocol, Targets, Teacher, TrainConfig, TrainEvent, TrainSource, Trainer};
+use c2r_train::{
+    Best, Protocol, Targets, Teacher, TrainConfig, TrainEvent, TrainSource, Trainer, layers, state::State,
+};
 use serde_json::json;
 use tch::{Device, Tensor};
 
 use crate::{
-    cmd::estimate::{self, Passes, Written},
+    cmd::estimate::{self, Planned, Written},
     config, data,
     exit::{self, OrExit},
     run_dir,
@@ -258,7 +260,8 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     if status == Status::Unfinished && state.exists() {
         let context = || format!("cannot continue from {}; --force starts again", state.display());
         let tensors = TensorFile::read(&state).with_context(context)?.tensors;
-        best = trainer.load_state(&tensors).and_then(|()| Best::load_state(&tensors)).with_context(context)?;
+        let mut saved = State::reading(&tensors);
+        trainer.state(&mut saved).and_then(|()| best.state(&mut saved)).with_context(context)?;
         ui.note(format!("going on at step {} of {} in {}", trainer.steps_done(), trainer.steps(), path.display()));
     }
     let mut log = run.log(trainer.steps_done())?;
@@ -278,9 +281,10 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         // Read once: an interrupt in between would stop the run without its state.
         let interrupted = ui.interrupted();
         if interrupted || saved.elapsed() >= CHECKPOINT {
-            let mut tensors = trainer.state();
-            tensors.extend(best.state());
-            let file = TensorFile { tensors, ..TensorFile::default() };
+            let mut file = TensorFile::default();
+            let mut written = State::writing(&mut file.tensors);
+            trainer.state(&mut written)?;
+            best.state(&mut written)?;
             file.write(&state)?;
             run.pause()?;
             saved = Instant::now();
@@ -438,15 +442,16 @@ fn resolve(args: &Args, epsilon: Epsilon, spec: &DatasetSpec, targets: &Targets<
     if let Some(adversarial) = &mut preset.adversarial {
         adversarial.epsilon = epsilon;
     }
-    let mut table = config::parse(&toml::to_string(&preset)?, "the protocol")?;
-    config::set_all(&mut table, &args.set)?;
-    let config: TrainConfig = config::resolve(table, &format!("protocol {}", args.protocol), &args.set)?;
+    let mut table = toml::Table::try_from(&preset)?;
+    let read = layers::assign(&mut table, &config::assignments(&args.set)?).and_then(|()| layers::read(table));
+    let origin = format!("protocol {}", args.protocol);
+    let config: TrainConfig = read.map_err(|error| config::wrong(&error, &args.set, &origin))?;
     config.check().or_exit(exit::USAGE)?;
     Ok(config)
 }
 
 /// What the command will send through its network. Labels of a teacher, which cost a forward pass each, are not foreseen.
-pub(crate) fn passes(args: &Args, written: &mut Written) -> anyhow::Result<Passes> {
+pub(crate) fn planned(args: &Args, written: &mut Written) -> anyhow::Result<Planned> {
     let (dataset, n) = match (&args.synthetic, &args.dataset) {
         (Some(named), _) => match written.sets.get(named).or_else(|| written.sets.get(&named.join(data::SET_FILE))) {
             Some((dataset, per_class)) => (dataset.clone(), per_class * dataset.classes.len()),
@@ -469,16 +474,15 @@ pub(crate) fn passes(args: &Args, written: &mut Written) -> anyhow::Result<Passe
         None => dataset.model.parse()?,
     };
     let config = resolve(args, args.eps.unwrap_or(dataset.epsilon), &dataset, &Targets::Hard)?;
-    let (attack_steps, training) = images(&config, n);
     written.network(args.run_dir.as_deref(), model);
-    Ok(Passes { dataset, model, forward: attack_steps, input_gradient: attack_steps, training })
+    Ok(Planned { dataset, model, work: work(&config, n) })
 }
 
-/// Images that are attacked, once per step, and images that are trained on.
-fn images(config: &TrainConfig, n: usize) -> (f64, f64) {
+/// What training on `n` images sends through the network, without a teacher's labels.
+fn work(config: &TrainConfig, n: usize) -> Work {
     let images = config.length.steps(n, config.batch_size) as f64 * config.batch_size.min(n) as f64;
-    let attack_steps = config.adversarial.as_ref().map_or(0.0, |adversarial| f64::from(adversarial.steps));
-    (attack_steps * images, images)
+    let attacked = config.adversarial.as_ref().map_or(0.0, |adversarial| f64::from(adversarial.steps)) * images;
+    Work { forward: attacked, input_gradient: attacked, training: images }
 }
 
 fn estimate(
@@ -492,9 +496,10 @@ fn estimate(
     let n = material.source().len();
     let batch = config.batch_size.min(n);
     let speed = throughput::measure(spec, &material.spec, batch, device)?;
-    let (attacked, images) = images(config, n);
-    let teacher = if material.teacher.is_some() { images } else { 0.0 };
-    let work = Work { forward: attacked + teacher, input_gradient: attacked, training: images };
+    let mut work = work(config, n);
+    if material.teacher.is_some() {
+        work.forward += work.training;
+    }
     estimate::answer(&work, &speed, device, json, ui);
     Ok(())
 }

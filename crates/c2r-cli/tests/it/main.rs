@@ -13,6 +13,7 @@ use std::{
 };
 
 use c2r_base::artifact::TensorFile;
+use c2r_distill::DistillConfig;
 use c2r_experiment::Experiment;
 use serde_json::Value;
 
@@ -472,7 +473,8 @@ fn an_estimate_is_a_line_for_people_and_an_object_for_programs() {
     assert!(object["seconds"].as_f64().unwrap() > 0.0 && object["work"]["forward"].as_f64().unwrap() > 0.0);
 }
 
-/// Every profile is complete with what a dataset adds, and what a method does not read is not recorded.
+/// Every profile is complete with what a dataset adds, what a method does not read is not recorded, and the library
+/// resolves to the same as the command.
 #[test]
 fn every_profile_resolves_with_every_dataset() {
     let profiles = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/profiles")).unwrap();
@@ -482,10 +484,18 @@ fn every_profile_resolves_with_every_dataset() {
     assert!(names.len() >= 17, "{names:?}");
     for name in names {
         for dataset in ["digits", "cifar10"] {
-            let mut command = c2r();
-            command.args(["distill", "--print-config", "--dataset", dataset, "--config", &name, "--ipc", "1"]);
+            let printed = |more: &[&str]| {
+                let mut command = c2r();
+                command.args(["distill", "--print-config", "--dataset", dataset, "--config", &name]).args(more);
+                text(&run(&mut command).stdout)
+            };
+            for ipc in [1, 10, 50] {
+                let spec = c2r_data::spec(dataset).unwrap();
+                let ours = DistillConfig::resolve(&name, &spec, [("ipc", ipc)]).unwrap();
+                assert_eq!(printed(&["--ipc", &ipc.to_string()]), toml::to_string(&ours).unwrap(), "{name} {dataset}");
+            }
             // A setting that methods share.
-            let printed = text(&run(command.args(["--set", "crl.temperature=0.5"])).stdout);
+            let printed = printed(&["--set", "crl.temperature=0.5"]);
             let config: toml::Table = printed.parse().unwrap();
             assert_eq!(config["profile"].as_str(), Some(name.as_str()));
             assert_eq!(config.contains_key("crl"), config["method"].as_str() == Some("c2r"), "{printed}");

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use c2r_base::artifact::TensorFile;
 use c2r_data::{Dataset, arrays::to_tensor};
-use c2r_distill::{DistillConfig, DistillError, DistillEvent, Distillation, StepReport};
+use c2r_distill::{ConfigError, DistillConfig, DistillError, DistillEvent, Distillation, METHODS, StepReport};
 use ndarray::Axis;
 use tch::{Device, Kind, Tensor};
 
@@ -52,6 +52,10 @@ steps = 3
 
 /// A profile with [`SMALL`] and then `changes`, by dotted key.
 fn profile(name: &str, changes: &[(&str, toml::Value)]) -> DistillConfig {
+    profile_table(name, changes).try_into().unwrap()
+}
+
+fn profile_table(name: &str, changes: &[(&str, toml::Value)]) -> toml::Table {
     let mut table = c2r_distill::profiles::profile(name).unwrap();
     if let Some(objective) = table.get_mut("objective").and_then(toml::Value::as_table_mut) {
         objective.entry("weight").or_insert(5.0.into());
@@ -74,8 +78,19 @@ fn profile(name: &str, changes: &[(&str, toml::Value)]) -> DistillConfig {
         }
         at.insert(last.to_owned(), value);
     }
-    DistillConfig::drop_unread(&mut table);
-    table.try_into().unwrap()
+    for section in unread(&table) {
+        table.remove(section);
+    }
+    table
+}
+
+/// Sections of [`SMALL`] and of changes that the method of `table` does not read.
+fn unread(table: &toml::Table) -> Vec<&'static str> {
+    let entry = METHODS.iter().find(|entry| Some(entry.name) == table["method"].as_str()).unwrap();
+    let taught = table.contains_key("teacher");
+    let read =
+        |section: &str| entry.sections.contains(&section) || (taught && ["pool", "companions"].contains(&section));
+    METHODS.iter().flat_map(|entry| entry.sections).copied().filter(|section| !read(section)).collect()
 }
 
 fn flatten(prefix: &str, table: &toml::Table, into: &mut Vec<(String, toml::Value)>) {
@@ -169,7 +184,7 @@ fn a_run_that_is_stopped_anywhere_ends_with_the_same_bytes() {
     let mut distillation = start(&config);
     for stop in 0..total {
         // Stop before every single step: save, drop, load, go on.
-        distillation.state().write(&path).unwrap();
+        distillation.state().unwrap().write(&path).unwrap();
         distillation = start(&config);
         distillation.restore(&TensorFile::read(&path).unwrap()).unwrap();
         assert_eq!(distillation.progress().0, stop);
@@ -184,10 +199,10 @@ fn a_run_that_is_stopped_anywhere_ends_with_the_same_bytes() {
 fn runs_with_the_same_networks_share_them_and_change_nothing() {
     let teacher = [("labels", "soft".into()), ("teacher", table("steps = 3\ntemperature = 2.0"))];
     let mut first = start(&config(&teacher));
-    assert!(first.networks().is_none(), "they are not trained yet");
+    assert!(first.networks().unwrap().is_none(), "they are not trained yet");
     let networks = loop {
         first.step().unwrap();
-        if let Some(networks) = first.networks() {
+        if let Some(networks) = first.networks().unwrap() {
             break networks;
         }
     };
@@ -235,14 +250,14 @@ fn runs_with_the_same_networks_share_them_and_change_nothing() {
 fn a_state_of_another_configuration_is_refused() {
     let mut small = start(&config(&[]));
     small.step().unwrap();
-    let mut old = small.state();
+    let mut old = small.state().unwrap();
     old.header.insert("schema_version".into(), "1".into());
     let message = start(&config(&[])).restore(&old).unwrap_err().to_string();
     assert!(message.contains("this version reads `2`"), "{message}");
     let mut other = start(&config(&[("ipc", 3.into())]));
-    let message = other.restore(&small.state()).unwrap_err().to_string();
+    let message = other.restore(&small.state().unwrap()).unwrap_err().to_string();
     assert!(message.contains("[20, 1, 8, 8]") && message.contains("[30, 1, 8, 8]"), "{message}");
-    let mut state = small.state();
+    let mut state = small.state().unwrap();
     state.tensors.remove("plan");
     let message = start(&config(&[])).restore(&state).unwrap_err().to_string();
     assert!(message.contains("`plan`"), "{message}");
@@ -409,16 +424,24 @@ fn too_little_data_and_wrong_options_are_errors_that_name_them() {
     let weightless = config(&[("aac.weighted", "both".into()), ("aac.synthetic", table("mode = \"off\""))]);
     assert!(weightless.validate().unwrap_err().to_string().contains("aac.weighted cannot be `both`"));
     assert!(message("pool.min-steps", 9.into()).contains("pool.max-steps"));
-    let mut unread = config(&[]);
-    unread.experts = profile("mtt", &[]).experts;
-    let said = unread.validate().unwrap_err().to_string();
-    assert!(said.contains("[experts] section has no effect with method = \"c2r\""), "{said}");
-    let mut without = config(&[]);
-    without.objective = None;
-    assert!(without.validate().unwrap_err().to_string().contains("needs a [objective] section"));
+    let sections = |change: &dyn Fn(&mut toml::Table)| {
+        let mut table = profile_table("faithful", &[]);
+        change(&mut table);
+        DistillConfig::from_table(METHODS, table).unwrap_err()
+    };
+    let unused = sections(&|table| drop(table.insert("experts".into(), profile_table("mtt", &[])["experts"].clone())));
+    assert!(matches!(unused, ConfigError::SectionUnused { section: "experts", method: "c2r" }), "{unused}");
+    let missing = sections(&|table| drop(table.remove("objective")));
+    assert!(matches!(missing, ConfigError::SectionMissing { section: "objective", method: "c2r" }), "{missing}");
     let mut without = profile("mat", &[]);
-    without.companions = None;
-    assert!(without.validate().unwrap_err().to_string().contains("needs a [companions] section"));
+    without.common.companions = None;
+    let missing = without.validate().unwrap_err();
+    assert!(matches!(missing, ConfigError::SectionMissing { section: "companions", .. }), "{missing}");
+    let unknown = sections(&|table| drop(table.insert("objectiv".into(), 1.into())));
+    let ConfigError::Key(unknown) = unknown else { panic!("{unknown}") };
+    assert_eq!((unknown.key.as_str(), unknown.meant.as_deref()), ("objectiv", Some("objective")));
+    let unknown = sections(&|table| drop(table.insert("method".into(), "magic".into())));
+    assert!(unknown.to_string().contains("`magic`") && unknown.to_string().contains("`k-center`"), "{unknown}");
     let far = profile("mtt", &[("student.span", 3.into())]).validate().unwrap_err().to_string();
     assert!(far.contains("student.span") && far.contains("epoch 4 of 3"), "{far}");
 }
@@ -456,8 +479,7 @@ fn the_page_of_the_keys_is_complete() {
         ]),
     ]);
     let mut keys = BTreeSet::from(["base".to_owned()]);
-    for mut config in configs {
-        config.fill_in();
+    for config in configs {
         let mut settings = Vec::new();
         flatten("", &toml::Table::try_from(&config).unwrap(), &mut settings);
         keys.extend(settings.into_iter().map(|(key, _)| match key.split('.').collect::<Vec<_>>()[..] {

@@ -12,7 +12,7 @@ fn every_profile_resolves_and_says_what_it_is() {
     for name in profiles::names() {
         let config = profile(name, &[]);
         config.validate().unwrap_or_else(|error| panic!("{name}: {error}"));
-        assert_eq!(config.profile, name);
+        assert_eq!(config.common.profile, name);
         let text = toml::to_string(&config).unwrap();
         assert_eq!(toml::from_str::<DistillConfig>(&text).unwrap(), config, "{text}");
     }
@@ -36,7 +36,7 @@ fn every_method_resumes_to_the_same_bytes() {
         let mut distillation = start(&config);
         let mut n_steps = 0;
         while !distillation.is_finished() {
-            distillation.state().write(&path).unwrap();
+            distillation.state().unwrap().write(&path).unwrap();
             let before = distillation.progress();
             distillation = start(&config);
             distillation.restore(&TensorFile::read(&path).unwrap()).unwrap();
@@ -200,12 +200,12 @@ fn a_hostile_state_is_refused_or_harmless() {
     ];
     for (name, before_end) in cases {
         let mut config = if name.is_empty() { everything() } else { profile(name, &[]) };
-        config.ipc = 1;
+        config.common.ipc = 1;
         let mut distillation = start(&config);
         while distillation.progress().0 + before_end < distillation.progress().1 {
             distillation.step().unwrap();
         }
-        attack_state(name, &config, &distillation.state());
+        attack_state(name, &config, &distillation.state().unwrap());
     }
 }
 
@@ -267,11 +267,10 @@ fn attack_state(method: &str, config: &DistillConfig, whole: &TensorFile) {
 #[test]
 fn the_work_is_what_was_estimated() {
     for name in profiles::names() {
-        let mut config = profile(name, &[("iterations", 12.into())]);
-        config.fill_in();
+        let config = profile(name, &[("iterations", 12.into())]);
         let mut distillation = start(&config);
         finish(&mut distillation);
-        let (work, passes) = (c2r_distill::work(&config, 10, 400), distillation.passes());
+        let (work, passes) = (config.work(10, 400), distillation.passes());
         let estimated = [work.forward + work.training, work.input_gradient + work.training];
         for (estimated, counted) in estimated.into_iter().zip([passes.forward as f64, passes.backward as f64]) {
             // Which networks are drawn, and so replaced, is chance.

@@ -131,15 +131,16 @@ fn the_synthetic_side_takes_every_order() {
 /// The profile to the letter, at a size where its batches do not hold the whole set.
 #[test]
 fn the_first_batch_is_the_hardest_or_the_easiest() {
+    let note = |config: &DistillConfig| config.method.note(&config.common);
     let first = |first: &str| {
         let changes = [("ipc", 8.into()), ("aac.synthetic", table(&format!("mode = \"order\"\nfirst = \"{first}\"")))];
         let mut distillation = start(&profile("literal", &changes));
-        assert!(!distillation.config().order_is_idle());
+        assert_eq!(note(distillation.config()), None);
         finish(&mut distillation).swap_remove(0).margin_quantiles.unwrap()
     };
     let (hard, easy) = (first("hard"), first("easy"));
     assert!(hard.iter().zip(easy).all(|(&hard, easy)| hard < easy), "{hard:?} {easy:?}");
-    assert!(start(&profile("literal", &[])).config().order_is_idle(), "two images per class, batches of five");
+    assert!(note(&profile("literal", &[])).unwrap().contains("one batch"), "two images per class, batches of five");
 }
 
 /// What a part does not touch stays as it is: the first losses of the terms, before anything has moved.
@@ -178,19 +179,6 @@ fn switches_change_nothing_else() {
     assert_eq!((other.matching, other.performance), (plain.matching, plain.performance));
     // Fewer candidates, smaller denominators.
     assert!(other.robust < plain.robust);
-}
-
-#[test]
-fn eta_and_loops_follow_from_the_images_per_class() {
-    let eta = |ipc: i64, changes: &[(&str, toml::Value)]| {
-        let mut config = config(&[&[("ipc", ipc.into())], changes].concat());
-        config.fill_in();
-        config.objective.unwrap().eta.unwrap()
-    };
-    assert_eq!([1, 10, 30, 50, 100].map(|ipc| (eta(ipc, &[]) * 1e6).round() / 1e6), [0.4, 0.4, 0.5, 0.6, 0.6]);
-    assert_eq!(eta(50, &[("objective.eta", 0.25.into())]), 0.25);
-    let loops = [1, 10, 15, 20, 30, 40, 50, 60].map(c2r_distill::dc_loops);
-    assert_eq!(loops, [(1, 1), (10, 50), (10, 50), (20, 25), (30, 20), (40, 15), (50, 10), (50, 10)]);
 }
 
 /// Two ways of writing one loss: 0.6 of the cross-entropy and 2.4 of the robust term.
@@ -251,7 +239,7 @@ fn companions_cost_what_they_say() {
 }
 
 #[test]
-fn claims_are_measured_on_the_first_and_the_last_images() {
+fn effects_are_measured_on_the_first_and_the_last_images() {
     let changes = [
         ("iterations", 30.into()),
         ("images.lr", 0.05.into()),
@@ -264,12 +252,12 @@ fn claims_are_measured_on_the_first_and_the_last_images() {
     ];
     let mut distillation = start(&config(&changes));
     finish(&mut distillation);
-    let claims = distillation.claims().unwrap().unwrap();
-    assert!(claims.margin_quantiles_after[1] > claims.margin_quantiles_before[1], "{claims:?}");
-    assert!(claims.impostor_similarity_after < claims.impostor_similarity_before, "{claims:?}");
+    let effect = distillation.effect().unwrap().unwrap();
+    assert!(effect.margin_quantiles_after[1] > effect.margin_quantiles_before[1], "{effect:?}");
+    assert!(effect.impostor_similarity_after < effect.impostor_similarity_before, "{effect:?}");
     let mut other = start(&profile("dm", &[]));
     finish(&mut other);
-    assert_eq!(other.claims().unwrap(), None);
+    assert_eq!(other.effect().unwrap(), None);
 }
 
 /// The images that cover a class are training images, and no two of them are the same.

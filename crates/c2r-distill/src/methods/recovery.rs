@@ -22,48 +22,100 @@
 //! shift by up to 4 pixels on CIFAR), the network a ConvNet at a constant rate (there: ResNet-18 on a cosine), and
 //! labels are made at temperature 1.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use c2r_base::{grad::gradients, loss};
 use c2r_models::Model;
+use c2r_train::{
+    ranges::not_negative,
+    state::{State, StateError},
+};
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::{
-    config::RecoveryConfig,
-    distillation::DistillError,
-    method::{Method, StepReport, Turn},
-    setting::Setting,
-    state::{entry, put_section, wrong},
+    config::CommonConfig,
+    context::Context,
+    cost::Work,
+    error::{ConfigError, DistillError},
+    method::{Method, MethodConfig, MethodEntry, Needs, Step, StepReport},
 };
 
 /// Images per batch when the real statistics are taken.
 const STATISTICS_BATCH: usize = 256;
 
+/// Recovery's line of the registry.
+pub(crate) const ENTRY: MethodEntry = MethodEntry {
+    name: "recovery",
+    sections: &["pool", "companions", "recovery"],
+    augmented: &[],
+    read: |sections| Ok(Arc::new(sections.read::<RecoveryConfig>()?)),
+};
+
+/// Options of recovery.
+#[derive(Clone, Debug, Deserialize)]
+pub struct RecoveryConfig {
+    /// The feature statistics.
+    pub recovery: StatisticsConfig,
+}
+
+/// The term of feature statistics.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct StatisticsConfig {
+    /// Weight of the distance of feature statistics.
+    pub statistics: f64,
+    /// How many times the first layer's statistics count.
+    pub first_layer: f64,
+}
+
+impl MethodConfig for RecoveryConfig {
+    fn entry(&self) -> &'static MethodEntry {
+        &ENTRY
+    }
+
+    fn sections(&self) -> Vec<(&'static str, &dyn erased_serde::Serialize)> {
+        vec![("recovery", &self.recovery)]
+    }
+
+    fn validate(&self, _: &CommonConfig) -> Result<(), ConfigError> {
+        not_negative("recovery.statistics", self.recovery.statistics)?;
+        Ok(not_negative("recovery.first-layer", self.recovery.first_layer)?)
+    }
+
+    fn needs(&self) -> Needs {
+        Needs { teacher: true, ..Needs::default() }
+    }
+
+    fn add_work(&self, common: &CommonConfig, n_classes: usize, n_train: usize, total: &mut Work) {
+        let (iterations, decoded) = (common.iterations as f64, (n_classes * common.decoded_per_class()) as f64);
+        total.forward += n_train as f64 + iterations * decoded;
+        total.input_gradient += iterations * decoded;
+    }
+
+    fn build(&self, _: &Context) -> Result<Box<dyn Method>, DistillError> {
+        Ok(Box::new(Recovery { config: self.recovery.clone(), real: None }))
+    }
+}
+
 /// Recovery in progress.
 #[derive(Debug)]
-pub(crate) struct Recovery {
-    config: RecoveryConfig,
+struct Recovery {
+    config: StatisticsConfig,
     /// Mean and variance of each layer's channels over the real images, f32 `[C]`; absent before the first
     /// update, because the teacher must be trained first.
     real: Option<Vec<(Tensor, Tensor)>>,
 }
 
-impl Recovery {
-    pub(crate) fn new(setting: &Setting) -> Result<Self, DistillError> {
-        let config = &setting.config;
-        Ok(Self { config: config.need(&config.recovery, "recovery")?.clone(), real: None })
-    }
-}
-
 /// Mean and variance of each channel of each layer over all real images.
-fn real_statistics(teacher: &Model, turn: &mut Turn<'_>) -> Vec<(Tensor, Tensor)> {
+fn real_statistics(teacher: &Model, step: &mut Step<'_>) -> Vec<(Tensor, Tensor)> {
     let _no_grad = tch::no_grad_guard();
-    let setting = turn.setting;
-    let all: Vec<usize> = (0..setting.data.len()).collect();
+    let context = step.context;
+    let all: Vec<usize> = (0..context.data.len()).collect();
     // Sums in f64: a variance as a difference of two large f32 numbers would be noise.
     let mut sums: Vec<(Tensor, Tensor, f64)> = Vec::new();
     for positions in all.chunks(STATISTICS_BATCH) {
-        let (images, _) = setting.data.batch(positions, setting.device);
+        let (images, _) = context.data.batch(positions, context.device);
         let (_, layers) = teacher.features_and_convolutions(&images);
         for (index, layer) in layers.iter().enumerate() {
             let values = layer.to_kind(Kind::Double);
@@ -80,7 +132,7 @@ fn real_statistics(teacher: &Model, turn: &mut Turn<'_>) -> Vec<(Tensor, Tensor)
             }
         }
     }
-    turn.passes.forward += setting.data.len() as u64;
+    step.passes.forward += context.data.len() as u64;
     sums.into_iter()
         .map(|(first, second, n)| {
             let mean = first / n;
@@ -106,63 +158,54 @@ fn statistics_distance(layers: &[Tensor], real: &[(Tensor, Tensor)], first_layer
 }
 
 impl Method for Recovery {
-    fn update(&mut self, turn: &mut Turn<'_>) -> Result<StepReport, DistillError> {
-        let setting = turn.setting;
-        let teacher = turn.teacher.expect("the configuration was checked for [teacher]");
-        if self.real.is_none() {
-            self.real = Some(real_statistics(teacher, turn));
-        }
-        let real = self.real.as_ref().expect("just made");
-        let seed = setting.seed.child("iteration", turn.canvas.iteration());
-        let (tracked, decoded) = turn.canvas.tracked()?;
-        let labels = setting.label_tensor(turn.canvas.labels());
-        let draw = setting.config.dsa.draw(&mut seed.stream("dsa", 0));
+    fn update(&mut self, step: &mut Step<'_>) -> Result<StepReport, DistillError> {
+        let context = step.context;
+        let teacher = step.teacher.ok_or_else(|| context.missing("teacher"))?;
+        let real = self.real.get_or_insert_with(|| real_statistics(teacher, step));
+        let seed = context.seed.child("iteration", step.images.iteration());
+        let (tracked, decoded) = step.images.tracked()?;
+        let labels = context.indices(step.images.labels());
+        let draw = context.common.dsa.draw(&mut seed.stream("dsa", 0));
         let (value, performance, matching) = tch::with_grad(|| {
-            let (features, layers) = teacher.features_and_convolutions(&setting.augmented(&decoded, &draw));
+            let (features, layers) = teacher.features_and_convolutions(&context.augmented(&decoded, &draw));
             let performance = loss::ce(&teacher.classify(&features), &labels).mean(Kind::Float);
             let matching = statistics_distance(&layers, real, self.config.first_layer);
             let value = &performance + &matching * self.config.statistics;
             (value, performance.double_value(&[]), matching.double_value(&[]))
         });
         let gradient = gradients(&value, &[&tracked]).swap_remove(0);
-        let n = turn.canvas.labels().len() as u64;
-        turn.passes.forward += n;
-        turn.passes.backward += n;
+        let n = step.images.labels().len() as u64;
+        step.passes.forward += n;
+        step.passes.backward += n;
         let loss = value.double_value(&[]);
-        turn.canvas.descend(&gradient, loss)?;
+        step.images.descend(&gradient, loss)?;
         Ok(StepReport { loss, performance: Some(performance), matching: Some(matching), ..StepReport::default() })
     }
 
-    fn state(&self, into: &mut BTreeMap<String, Tensor>) {
-        for (index, (mean, variance)) in self.real.iter().flatten().enumerate() {
-            let pair = [("mean".to_owned(), mean.copy()), ("variance".to_owned(), variance.copy())];
-            put_section(into, &format!("real.{index:04}."), pair);
-        }
-    }
-
-    fn load_state(&mut self, setting: &Setting, state: &BTreeMap<String, Tensor>) -> Result<(), DistillError> {
-        self.real = None;
-        if !state.contains_key("real.0000.mean") {
-            return Ok(());
-        }
-        let _no_grad = tch::no_grad_guard();
-        let [c, h, w] = setting.input.image_shape();
-        let blank = Tensor::zeros([1, c, h, w], (Kind::Float, setting.device));
-        let (_, layers) = setting.network(setting.seed)?.features_and_convolutions(&blank);
-        let layers = layers.iter().enumerate().map(|(index, layer)| {
-            let get = |part: &str| {
-                let name = format!("real.{index:04}.{part}");
-                let tensor = entry(state, &name, Kind::Float, &layer.size()[1..2])?;
-                if part == "variance" && tensor.min().double_value(&[]) < 0.0 {
-                    return Err(wrong(&name, "0 or more", "negative numbers"));
+    fn state(&mut self, context: &Context, state: &mut State<'_>) -> Result<(), DistillError> {
+        state.optional("real.0000.mean", &mut self.real, || blank_statistics(context))?;
+        for (index, (mean, variance)) in self.real.iter_mut().flatten().enumerate() {
+            state.section(&format!("real.{index:04}."), |state| {
+                state.tensor("mean", mean)?;
+                state.tensor("variance", variance)?;
+                if variance.min().double_value(&[]) < 0.0 {
+                    return Err(StateError::wrong(&state.name("variance"), "0 or more", "negative numbers"));
                 }
-                Ok(tensor.to_device(setting.device).copy())
-            };
-            Ok((get("mean")?, get("variance")?))
-        });
-        self.real = Some(layers.collect::<Result<_, DistillError>>()?);
+                Ok(())
+            })?;
+        }
         Ok(())
     }
+}
+
+/// Statistics of the right shapes, to be read over.
+fn blank_statistics(context: &Context) -> Result<Vec<(Tensor, Tensor)>, DistillError> {
+    let _no_grad = tch::no_grad_guard();
+    let [c, h, w] = context.input.image_shape();
+    let blank = Tensor::zeros([1, c, h, w], (Kind::Float, context.device));
+    let (_, layers) = context.network(context.seed)?.features_and_convolutions(&blank);
+    let zeros = |layer: &Tensor| Tensor::zeros(&layer.size()[1..2], (Kind::Float, context.device));
+    Ok(layers.iter().map(|layer| (zeros(layer), zeros(layer))).collect())
 }
 
 #[cfg(test)]

@@ -5,11 +5,12 @@ use std::ops::Range;
 use c2r_attacks::{Attack, AttackBatch, AttackConfig, AttackError, Perturbed, PgdConfig};
 use c2r_base::{Classifier, Passes, Seed, ThreatModel};
 use c2r_core::ls_pgd::{Companions, LsPgd, PerturbationCache};
+use c2r_train::ranges::RangeError;
 use tch::Tensor;
 
 use crate::{
-    config::{CompanionConfig, ConfigError},
-    distillation::DistillError,
+    config::CompanionConfig,
+    error::{ConfigError, DistillError},
 };
 
 /// Pixel values that go through a network at once where no gradient to the parameters or the synthetic images is asked
@@ -23,27 +24,38 @@ pub(crate) fn pieces(images: &Tensor) -> impl Iterator<Item = Range<usize>> + us
     (0..n.max(1)).step_by(length).map(move |start| start..(start + length).min(n))
 }
 
-/// A way to make companions, checked.
-pub struct Companion {
-    kind: Kind,
+/// Images to attack.
+#[derive(Clone, Copy, Debug)]
+pub struct Attacked<'a> {
+    /// f32 `[N, C, H, W]` in `[0, 1]`.
+    pub images: &'a Tensor,
+    /// i64 `[N]`.
+    pub labels: &'a Tensor,
+    /// Position of each image in its set: rows of a cache and streams of random starts.
+    pub positions: &'a [usize],
+}
+
+/// An attack that makes companions, checked.
+pub struct CompanionAttack {
+    rule: Rule,
     threat: ThreatModel,
 }
 
-enum Kind {
+enum Rule {
     LsPgd(LsPgd),
     Other(Box<dyn Attack>),
 }
 
-impl std::fmt::Debug for Companion {
+impl std::fmt::Debug for CompanionAttack {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.kind {
-            Kind::LsPgd(attack) => attack.fmt(f),
-            Kind::Other(attack) => f.debug_tuple("Companion").field(&attack.name()).finish(),
+        match &self.rule {
+            Rule::LsPgd(attack) => attack.fmt(f),
+            Rule::Other(attack) => f.debug_tuple("CompanionAttack").field(&attack.name()).finish(),
         }
     }
 }
 
-impl Companion {
+impl CompanionAttack {
     /// Checks the options.
     ///
     /// # Errors
@@ -51,81 +63,76 @@ impl Companion {
     pub fn new(config: &CompanionConfig, threat: ThreatModel) -> Result<Self, ConfigError> {
         let pgd = |steps, rel_step_size: f64, random_start| {
             let config = PgdConfig { steps, rel_step_size: Some(rel_step_size), random_start, ..PgdConfig::default() };
-            AttackConfig::Pgd(config).build().map_err(|error| ConfigError::Range {
+            AttackConfig::Pgd(config).build().map_err(|error| RangeError {
                 key: "companions",
                 expected: "a valid PGD attack",
                 got: error.to_string(),
             })
         };
-        let kind = match config {
-            CompanionConfig::LsPgd(config) => Kind::LsPgd(LsPgd::new(config.clone(), threat)?),
-            CompanionConfig::Pgd(config) => Kind::Other(pgd(config.steps, config.rel_step_size, config.random_start)?),
-            CompanionConfig::Fgsm(_) => Kind::Other(pgd(1, 1.0, false)?),
+        let rule = match config {
+            CompanionConfig::LsPgd(config) => Rule::LsPgd(LsPgd::new(config.clone(), threat)?),
+            CompanionConfig::Pgd(config) => Rule::Other(pgd(config.steps, config.rel_step_size, config.random_start)?),
+            CompanionConfig::Fgsm(_) => Rule::Other(pgd(1, 1.0, false)?),
         };
-        Ok(Self { kind, threat })
+        Ok(Self { rule, threat })
     }
 
     /// Whether a [`PerturbationCache`] is of any use.
-    pub const fn remembers(&self) -> bool {
-        match &self.kind {
-            Kind::LsPgd(attack) => attack.remembers(),
-            Kind::Other(_) => false,
+    pub(crate) const fn remembers(&self) -> bool {
+        match &self.rule {
+            Rule::LsPgd(attack) => attack.remembers(),
+            Rule::Other(_) => false,
         }
     }
 
-    /// Companions and perturbation scores of any number of images; see [`LsPgd::attack`] for the arguments.
+    /// Companions and perturbation scores of any number of images; see [`LsPgd::attack`] for `cache`.
     ///
     /// Every sample is attacked for itself, so a batch that would not fit in memory goes in pieces.
     ///
     /// # Errors
     /// [`DistillError::Attack`] or [`DistillError::Classifier`] if `model` fails.
-    pub fn make(
+    pub fn companions(
         &self,
         model: &dyn Classifier,
-        images: &Tensor,
-        labels: &Tensor,
-        ids: &[u64],
+        attacked: Attacked<'_>,
         seed: Seed,
         mut cache: Option<&mut PerturbationCache>,
     ) -> Result<Companions, DistillError> {
-        let parts: Result<Vec<Companions>, _> = pieces(images)
-            .map(|piece| {
-                let (start, length) = (piece.start as i64, piece.len() as i64);
-                let [images, labels] = [images, labels].map(|tensor| tensor.narrow(0, start, length));
-                self.make_piece(model, &images, &labels, &ids[piece], seed, cache.as_deref_mut())
-            })
-            .collect();
-        let mut parts = parts?;
+        let mut parts = Vec::new();
+        for piece in pieces(attacked.images) {
+            let part = |tensor: &Tensor| tensor.narrow(0, piece.start as i64, piece.len() as i64);
+            let (images, labels) = (part(attacked.images), part(attacked.labels));
+            let ids: Vec<u64> = attacked.positions[piece].iter().map(|&position| position as u64).collect();
+            parts.push(match &self.rule {
+                Rule::LsPgd(attack) => attack.attack(model, &images, &labels, &ids, seed, cache.as_deref_mut())?,
+                Rule::Other(attack) => self.other(&**attack, model, &images, &labels, &ids, seed)?,
+            });
+        }
         Ok(if parts.len() == 1 { parts.swap_remove(0) } else { Companions::cat(&parts) })
     }
 
-    fn make_piece(
+    fn other(
         &self,
+        attack: &dyn Attack,
         model: &dyn Classifier,
         images: &Tensor,
         labels: &Tensor,
         ids: &[u64],
         seed: Seed,
-        cache: Option<&mut PerturbationCache>,
     ) -> Result<Companions, DistillError> {
-        match &self.kind {
-            Kind::LsPgd(attack) => Ok(attack.attack(model, images, labels, ids, seed, cache)?),
-            Kind::Other(attack) => {
-                let batch = AttackBatch { images, labels, ids, targets: None };
-                let found = match attack.perturb(model, &batch, &self.threat, seed) {
-                    // Then the loss is not finite either, and whoever computes it knows at which step.
-                    Err(AttackError::NonFiniteLogits { .. }) => {
-                        Perturbed { images: images.shallow_clone(), queries: vec![], passes: Passes::default() }
-                    }
-                    found => found?,
-                };
-                let images = self.threat.project(images, &found.images);
-                let _no_grad = tch::no_grad_guard();
-                let logits = model.logits(&images)?;
-                let passes = [found.passes, Passes::forward(ids.len() as u64)].into_iter().sum();
-                Ok(Companions::new(images, &logits, labels, passes, 0))
+        let batch = AttackBatch { images, labels, ids, targets: None };
+        let perturbed = match attack.perturb(model, &batch, &self.threat, seed) {
+            // Then the loss is not finite either, and whoever computes it knows at which step.
+            Err(AttackError::NonFiniteLogits { .. }) => {
+                Perturbed { images: images.shallow_clone(), queries: vec![], passes: Passes::default() }
             }
-        }
+            perturbed => perturbed?,
+        };
+        let images = self.threat.project(images, &perturbed.images);
+        let _no_grad = tch::no_grad_guard();
+        let logits = model.logits(&images)?;
+        let passes = [perturbed.passes, Passes::forward(ids.len() as u64)].into_iter().sum();
+        Ok(Companions::new(images, &logits, labels, passes, 0))
     }
 }
 

@@ -1,18 +1,16 @@
 //! The synthetic images while they are made: values, update rule, iteration.
 
-use std::collections::BTreeMap;
-
 use c2r_base::Seed;
 use c2r_data::{ClassSampler, DataError, DatasetSpec, Split, decode_formation, mosaic};
+use c2r_train::state::{State, StateError};
 use rand::Rng;
 use rand_distr::{Distribution, StandardNormal};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    config::{DistillConfig, Init},
-    distillation::DistillError,
-    optimizer::{ImageUpdate, learning_rate},
-    state::{entry, integer, put_section, section, within, wrong},
+    config::{CommonConfig, ImagesConfig, Init},
+    error::DistillError,
+    parts::optimizer::{ImageUpdate, learning_rate},
 };
 
 /// Rounds of the clustering of [`Init::Coverage`]; it ends earlier where nothing changes.
@@ -20,34 +18,35 @@ const CLUSTERING_ROUNDS: usize = 30;
 
 /// The synthetic images of a run: what methods look at and move.
 #[derive(Debug)]
-pub struct Canvas {
+pub struct SyntheticImages {
     /// The stored images, f32 `[M, C, H, W]` in `[0, 1]`.
     images: Tensor,
     /// Class of each decoded image, `M * formation^2` of them.
     labels: Vec<i64>,
     update: ImageUpdate,
-    config: crate::config::ImagesConfig,
+    config: ImagesConfig,
     iteration: u64,
     iterations: u64,
 }
 
-impl Canvas {
+impl SyntheticImages {
+    /// The images before the first update.
     pub(crate) fn new(
-        config: &DistillConfig,
+        common: &CommonConfig,
         spec: &DatasetSpec,
         data: &Split,
         seed: Seed,
         device: Device,
     ) -> Result<Self, DataError> {
-        let images = first_images(config, spec, data, seed, device)?;
-        let per_class = config.ipc * (config.images.formation * config.images.formation) as usize;
+        let images = first_images(common, spec, data, seed, device)?;
+        let per_class = common.decoded_per_class();
         Ok(Self {
             labels: (0..spec.classes.len()).flat_map(|class| std::iter::repeat_n(class as i64, per_class)).collect(),
-            update: ImageUpdate::new(&config.images, &images, &spec.std),
+            update: ImageUpdate::new(&common.images, &images, &spec.std),
             images,
-            config: config.images.clone(),
+            config: common.images.clone(),
             iteration: 0,
-            iterations: config.iterations,
+            iterations: common.iterations,
         })
     }
 
@@ -93,75 +92,68 @@ impl Canvas {
         if !loss.is_finite() {
             return Err(DistillError::NotFinite { what: "distillation loss", at, value: loss });
         }
-        // A sum is finite if its terms are, but for an overflow, which is no better.
+        // A sum is finite if its terms are, unless it overflows, which is as bad.
         let sum = gradient.abs().sum(Kind::Double).double_value(&[]);
         if !sum.is_finite() {
             return Err(DistillError::NotFinite { what: "gradient of the images", at, value: sum });
         }
         let lr = learning_rate(&self.config, self.iteration, self.iterations);
-        self.update.apply(&mut self.images, gradient, lr, self.iteration + 1);
-        self.iteration += 1;
+        self.update.apply(&mut self.images, gradient, lr, at);
+        self.iteration = at;
         Ok(())
     }
 
-    /// Puts real images in the place of the stored ones.
+    /// Replaces the stored images by real ones.
     ///
     /// * `positions`: in `data`, class by class, `ipc * formation^2` of each.
     ///
     /// # Errors
     /// [`DistillError::Data`] if they do not fill the images.
-    pub fn show(&mut self, data: &Split, positions: &[usize]) -> Result<(), DistillError> {
+    pub fn replace(&mut self, data: &Split, positions: &[usize]) -> Result<(), DistillError> {
         self.images = mosaic(&data.batch(positions, self.images.device()).0, self.config.formation)?;
         Ok(())
     }
 
-    pub(crate) fn state(&self, into: &mut BTreeMap<String, Tensor>) {
-        into.insert("images".to_owned(), self.images.copy());
-        into.insert("iteration".to_owned(), Tensor::from_slice(&[self.iteration as i64]));
-        put_section(into, "update.", self.update.state());
-    }
-
-    pub(crate) fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<(), DistillError> {
-        let images = entry(state, "images", Kind::Float, &self.images.size())?;
-        let [least, most] = [images.min(), images.max()].map(|value| value.double_value(&[]));
+    /// Visits images, iteration and the state of the update rule.
+    pub(crate) fn state(&mut self, state: &mut State<'_>) -> Result<(), StateError> {
+        state.tensor("images", &mut self.images)?;
+        let [least, most] = [self.images.min(), self.images.max()].map(|value| value.double_value(&[]));
         if least < 0.0 || most > 1.0 {
-            return Err(wrong("images", "in 0..=1", format!("{least} to {most}")));
+            return Err(StateError::wrong("images", "in 0..=1", format!("{least} to {most}")));
         }
-        self.images = images.to_device(self.images.device()).copy();
-        self.iteration = integer(state, "iteration", 0..=self.iterations as i64)? as u64;
-        self.update.load_state(&section(state, "update.")).map_err(|reason| within("update", reason))
+        state.integer("iteration", &mut self.iteration, 0..=self.iterations as i64)?;
+        state.section("update.", |state| self.update.state(state))
     }
 }
 
 /// The stored images before the first update, f32 `[M, C, H, W]`, class by class.
 pub(crate) fn first_images(
-    config: &DistillConfig,
+    common: &CommonConfig,
     spec: &DatasetSpec,
     data: &Split,
     seed: Seed,
     device: Device,
 ) -> Result<Tensor, DataError> {
-    let per_class = config.ipc * (config.images.formation * config.images.formation) as usize;
-    let real = |positions: &[usize]| mosaic(&data.batch(positions, device).0, config.images.formation);
-    let init = if config.method.selects() { Init::Real } else { config.images.init };
-    match init {
+    let per_class = common.decoded_per_class();
+    let real = |choose: &mut dyn FnMut(usize) -> Vec<usize>| {
+        let positions: Vec<usize> = (0..data.n_classes()).flat_map(choose).collect();
+        mosaic(&data.batch(&positions, device).0, common.images.formation)
+    };
+    let init_seed = seed.child("init", 0);
+    match common.images.init {
         Init::Real => {
-            let mut sampler = ClassSampler::new(seed.child("init", 0));
-            let draw = |class| sampler.positions(data, 0, class, per_class);
-            real(&(0..data.n_classes()).flat_map(draw).collect::<Vec<_>>())
+            let mut sampler = ClassSampler::new(init_seed);
+            real(&mut |class| sampler.positions(data, 0, class, per_class))
         }
-        Init::Coverage => {
-            let seed = seed.child("init", 0);
-            real(&(0..data.n_classes()).flat_map(|class| covering(data, class, per_class, seed)).collect::<Vec<_>>())
-        }
+        Init::Coverage => real(&mut |class| covering(data, class, per_class, init_seed)),
         Init::Noise => {
-            let ids: Vec<u64> = (0..(data.n_classes() * config.ipc) as u64).collect();
-            let length = (spec.channels * spec.height * spec.width) as usize;
-            let mut values = Vec::with_capacity(ids.len() * length);
-            for id in ids {
+            let plane = (spec.height * spec.width) as usize;
+            let length = spec.channels as usize * plane;
+            let mut values = Vec::with_capacity(data.n_classes() * common.ipc * length);
+            for id in 0..(data.n_classes() * common.ipc) as u64 {
                 let mut rng = seed.stream("init/noise", id);
                 values.extend((0..length).map(|at| {
-                    let channel = at / (spec.height * spec.width) as usize;
+                    let channel = at / plane;
                     let noise: f64 = StandardNormal.sample(&mut rng);
                     (spec.mean[channel] + spec.std[channel] * noise).clamp(0.0, 1.0) as f32
                 }));

@@ -1,7 +1,6 @@
 //! The update rule of the synthetic images, with a state that can be saved.
 
-use std::collections::BTreeMap;
-
+use c2r_train::state::{State, StateError};
 use tch::{Kind, Tensor};
 
 use crate::config::{ImageOptimizer, ImageSpace, ImagesConfig};
@@ -59,25 +58,12 @@ impl ImageUpdate {
         images.copy_(&moved);
     }
 
-    pub(crate) fn state(&self) -> BTreeMap<String, Tensor> {
-        BTreeMap::from([("first".to_owned(), self.first.copy()), ("second".to_owned(), self.second.copy())])
-    }
-
-    pub(crate) fn load_state(&mut self, state: &BTreeMap<String, Tensor>) -> Result<(), String> {
-        for (name, own) in [("first", &mut self.first), ("second", &mut self.second)] {
-            let stored = state.get(name).ok_or_else(|| format!("no tensor `{name}`"))?;
-            if stored.size() != own.size() || stored.kind() != Kind::Float {
-                return Err(format!(
-                    "`{name}` is {:?} {:?}, expected f32 {:?}",
-                    stored.kind(),
-                    stored.size(),
-                    own.size()
-                ));
-            }
-            if name == "second" && stored.min().double_value(&[]) < 0.0 {
-                return Err("`second` holds squares, and some are negative".to_owned());
-            }
-            *own = stored.to_device(own.device()).copy();
+    /// Visits the moments; SGD has one.
+    pub(crate) fn state(&mut self, state: &mut State<'_>) -> Result<(), StateError> {
+        state.tensor("first", &mut self.first)?;
+        state.tensor("second", &mut self.second)?;
+        if self.second.min().double_value(&[]) < 0.0 {
+            return Err(StateError::wrong(&state.name("second"), "0 or more", "negative numbers"));
         }
         Ok(())
     }
@@ -91,6 +77,8 @@ pub(crate) fn learning_rate(config: &ImagesConfig, t: u64, total: u64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use c2r_train::state::Entries;
+
     use super::*;
     use crate::config::Init;
 
@@ -124,7 +112,9 @@ mod tests {
         let mut update = ImageUpdate::new(&config(ImageOptimizer::Sgd), &images, &[]);
         update.apply(&mut images, &Tensor::from_slice(&[1.0f32]), 0.1, 1);
         let mut resumed = ImageUpdate::new(&config(ImageOptimizer::Sgd), &images, &[]);
-        resumed.load_state(&update.state()).unwrap();
+        let mut saved = Entries::new();
+        update.state(&mut State::writing(&mut saved)).unwrap();
+        resumed.state(&mut State::reading(&saved)).unwrap();
         // Momentum 0.5 * 1 + 1 = 1.5.
         resumed.apply(&mut images, &Tensor::from_slice(&[1.0f32]), 0.1, 2);
         assert!((images.double_value(&[0]) - 0.25).abs() < 1e-6);

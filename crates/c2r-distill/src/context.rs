@@ -1,0 +1,106 @@
+//! What a run has and no step of it changes.
+
+use c2r_base::{Classifier, Seed};
+use c2r_core::ls_pgd::{Companions, PerturbationCache};
+use c2r_data::{ClassSampler, DatasetSpec, Split, dsa::DsaDraw};
+use c2r_models::{Model, ModelError, ModelInput};
+use tch::{Device, Tensor};
+
+use crate::{
+    config::CommonConfig,
+    error::{ConfigError, DistillError},
+    parts::companions::{Attacked, CompanionAttack, pieces},
+    passes::RunPasses,
+};
+
+/// The configuration, the data and everything else that a method reads and none changes.
+#[derive(Debug)]
+pub struct Context {
+    /// The part of the configuration that every method has.
+    pub common: CommonConfig,
+    /// The method's name in configurations.
+    pub method: &'static str,
+    /// What is known about the dataset.
+    pub spec: DatasetSpec,
+    /// The real training images, cut down to `train-per-class`.
+    pub data: Split,
+    /// What networks are made for.
+    pub input: ModelInput,
+    /// Where to compute.
+    pub device: Device,
+    /// Seed of everything random in the run.
+    pub seed: Seed,
+    pub(crate) companions: Option<CompanionAttack>,
+}
+
+impl Context {
+    /// Number of classes, K.
+    pub const fn n_classes(&self) -> usize {
+        self.spec.classes.len()
+    }
+
+    /// The error for a section that the configuration lacks.
+    pub const fn missing(&self, section: &'static str) -> ConfigError {
+        ConfigError::SectionMissing { section, method: self.method }
+    }
+
+    /// Whether perturbations can be remembered from one attack to the next.
+    pub fn remembers(&self) -> bool {
+        self.companions.as_ref().is_some_and(CompanionAttack::remembers)
+    }
+
+    /// Adversarial companions of any number of images, with their scores; counted in `passes`.
+    ///
+    /// # Errors
+    /// [`ConfigError::SectionMissing`] without `[companions]`, otherwise what the network or the attack returns.
+    pub fn attack(
+        &self,
+        model: &dyn Classifier,
+        attacked: Attacked<'_>,
+        seed: Seed,
+        cache: Option<&mut PerturbationCache>,
+        passes: &mut RunPasses,
+    ) -> Result<Companions, DistillError> {
+        let attack = self.companions.as_ref().ok_or_else(|| self.missing("companions"))?;
+        let companions = attack.companions(model, attacked, seed, cache)?;
+        *passes += &companions;
+        Ok(companions)
+    }
+
+    /// A new network of the configured architecture; its parameters track no gradients.
+    ///
+    /// # Errors
+    /// [`ModelError`] if the architecture does not fit the images.
+    pub fn network(&self, seed: Seed) -> Result<Model, ModelError> {
+        let model = Model::new(&self.common.model, &self.input, seed, self.device)?;
+        model.set_trainable(false);
+        Ok(model)
+    }
+
+    /// One augmentation draw, the same for every image, on normalized values as in the field.
+    pub fn augmented(&self, images: &Tensor, draw: &DsaDraw) -> Tensor {
+        self.common.dsa.apply_normalized(images, draw, &self.input.mean, &self.input.std)
+    }
+
+    /// Embeddings of any number of images under one augmentation draw, f32 `[N, D]`, without gradients.
+    pub fn embed(&self, model: &Model, images: &Tensor, draw: Option<&DsaDraw>) -> Tensor {
+        let _no_grad = tch::no_grad_guard();
+        let embeddings: Vec<Tensor> = pieces(images)
+            .map(|piece| {
+                let images = images.narrow(0, piece.start as i64, piece.len() as i64);
+                model.features(&draw.map_or_else(|| images.shallow_clone(), |draw| self.augmented(&images, draw)))
+            })
+            .collect();
+        Tensor::cat(&embeddings, 0)
+    }
+
+    /// Positions of the real images of iteration `t`: `per_class` of every class, class by class.
+    pub fn real_positions(&self, sampler: &mut ClassSampler, t: u64, per_class: usize) -> Vec<usize> {
+        (0..self.data.n_classes()).flat_map(|class| sampler.positions(&self.data, t, class, per_class)).collect()
+    }
+
+    /// Labels or positions as a tensor on the device, i64 `[N]`.
+    pub fn indices(&self, values: &[i64]) -> Tensor {
+        Tensor::from_slice(values).to_device(self.device)
+    }
+}

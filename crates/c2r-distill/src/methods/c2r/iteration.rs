@@ -1,0 +1,363 @@
+//! One iteration of C²R, from top to bottom: [`C2r::update`].
+//!
+//! It draws a network of the pool and a batch of synthetic images in curriculum order; companions
+//! of both sides give the scores; class means of the synthetic images are pulled to those of attacked real
+//! images, cross-entropy keeps them recognizable and the contrastive loss pulls them to their companions
+//! and away from their nearest impostors. The network is then trained further on attacked real images.
+
+use c2r_base::{Seed, grad::gradients, loss};
+use c2r_core::{
+    crl::{Candidates, class_mean_alignment, nearest_impostor_similarity},
+    ls_pgd::PerturbationCache,
+    queue::{MemoryQueue, QueueConfig},
+};
+use c2r_data::{ClassSampler, decode_formation};
+use c2r_models::Model;
+use c2r_train::state::{State, StateError};
+use rand::Rng;
+use serde_json::json;
+use tch::{Kind, Tensor};
+
+use super::{
+    config::{C2rConfig, Remember, RobustTerm, Weighted},
+    real::{Embedded, RealImages},
+    terms::{contrast, match_means, weighted_mean},
+};
+use crate::{
+    config::CommonConfig,
+    context::Context,
+    error::DistillError,
+    method::{Effect, Method, Step, StepReport, quantiles},
+    parts::{
+        companions::Attacked,
+        epoch::Epoch,
+        images::{SyntheticImages, first_images},
+        pool::Pool,
+    },
+};
+
+/// Anchors whose similarities with a whole set and its companions are held at once when an effect is measured.
+const ANCHORS_AT_ONCE: i64 = 1024;
+
+/// C²R in progress.
+#[derive(Debug)]
+pub(super) struct C2r {
+    config: C2rConfig,
+    sampler: ClassSampler,
+    pool: Pool,
+    /// What is remembered for each network of the pool: embeddings and perturbations of different networks
+    /// do not compare.
+    memories: Vec<Memory>,
+    /// Perturbations of real images, by position.
+    real_cache: Option<PerturbationCache>,
+    epoch: Epoch,
+}
+
+#[derive(Debug, Default)]
+struct Memory {
+    queue: Option<MemoryQueue>,
+    cache: Option<PerturbationCache>,
+}
+
+impl C2r {
+    pub(super) fn new(config: C2rConfig, context: &Context) -> Result<Self, DistillError> {
+        let pool = context.common.pool.clone().ok_or_else(|| context.missing("pool"))?;
+        let remembers_real = context.remembers() && config.aac.remember != Remember::Synthetic;
+        Ok(Self {
+            sampler: ClassSampler::new(context.seed.child("real", 0)),
+            pool: Pool::new(pool, config.aac.pool.clone(), context.seed.child("pool", 0)),
+            memories: Vec::new(),
+            real_cache: remembers_real.then(|| new_cache(context, context.data.len())),
+            epoch: Epoch::default(),
+            config,
+        })
+    }
+
+    /// Whether perturbations of synthetic images are remembered.
+    fn remembers_synthetic(&self, context: &Context) -> bool {
+        context.remembers() && self.config.aac.remember != Remember::Real
+    }
+
+    fn queue_config(&self) -> Option<QueueConfig> {
+        self.config.crl.queue.clone().filter(|_| self.config.contrasts())
+    }
+
+    /// Visiting order of the decoded images for a new epoch; scores them all first where needed.
+    ///
+    /// A set that fits one batch has no order; its scores are computed with the batch itself.
+    fn synthetic_order(
+        &mut self,
+        step: &mut Step<'_>,
+        network: usize,
+        batch_size: usize,
+        decoded: &Tensor,
+        seed: Seed,
+    ) -> Result<Vec<usize>, DistillError> {
+        let (context, labels) = (step.context, step.images.labels());
+        let curriculum = &self.config.aac.synthetic;
+        let all: Vec<usize> = (0..labels.len()).collect();
+        if batch_size >= labels.len() && !curriculum.chooses() {
+            return Ok(all);
+        }
+        let mut scores = vec![0.0f32; labels.len()];
+        if curriculum.needs_scores() {
+            let attacked = Attacked { images: decoded, labels: &context.indices(labels), positions: &all };
+            let cache = self.memories[network].cache.as_mut();
+            let companions = context.attack(self.pool.network(network), attacked, seed, cache, step.passes)?;
+            scores = Vec::try_from(&companions.scores).expect("scores are f32 [N]");
+        }
+        Ok(curriculum.order(&scores, labels, step.images.progress(), &mut seed.stream("order", 0)))
+    }
+
+    /// Margin quantiles and mean nearest-impostor similarity of stored images, over all networks of the pool.
+    fn measure(&self, context: &Context, labels: &[i64], images: &Tensor) -> Result<([f64; 3], f64), DistillError> {
+        let _no_grad = tch::no_grad_guard();
+        let decoded = decode_formation(images, context.common.images.formation)?;
+        let positions: Vec<usize> = (0..labels.len()).collect();
+        let labels = context.indices(labels);
+        let (mut margins, mut similarity) = (Vec::new(), 0.0);
+        for network in 0..self.pool.len() {
+            let model = self.pool.network(network);
+            let seed = context.seed.child("claims", network as u64);
+            let attacked = Attacked { images: &decoded, labels: &labels, positions: &positions };
+            let companions = context.attack(model, attacked, seed, None, &mut Default::default())?;
+            let [clean, attacked] = [&decoded, &companions.images].map(|images| context.embed(model, images, None));
+            let candidates = [&clean, &attacked].map(|embeddings| Candidates { embeddings, labels: &labels });
+            let nearest: Vec<Tensor> = clean
+                .split(ANCHORS_AT_ONCE, 0)
+                .iter()
+                .zip(labels.split(ANCHORS_AT_ONCE, 0))
+                .map(|(anchors, labels)| nearest_impostor_similarity(anchors, &labels, &candidates))
+                .collect();
+            similarity += Tensor::cat(&nearest, 0).mean(Kind::Float).double_value(&[]) / self.pool.len() as f64;
+            margins.push(companions.margins);
+        }
+        Ok((quantiles(&Tensor::cat(&margins, 0)), similarity))
+    }
+}
+
+impl Method for C2r {
+    fn preparation(&self) -> (u64, u64) {
+        self.pool.filling()
+    }
+
+    fn is_prepared(&self) -> bool {
+        self.pool.is_full()
+    }
+
+    fn prepare(&mut self, step: &mut Step<'_>) -> Result<f64, DistillError> {
+        self.pool.fill_step(step.context, self.real_cache.as_mut(), step.passes)
+    }
+
+    fn prepared_from(&self, context: &Context) -> Option<serde_json::Value> {
+        let CommonConfig { pool, companions, threat, .. } = &context.common;
+        let order = &self.config.aac.pool;
+        // Perturbations of real images that are remembered go on into the updates.
+        self.real_cache.is_none().then(
+            || json!({"method": "c2r", "pool": pool, "companions": companions, "threat": threat, "aac.pool": order}),
+        )
+    }
+
+    fn update(&mut self, step: &mut Step<'_>) -> Result<StepReport, DistillError> {
+        let context = step.context;
+        let seed = context.seed.child("iteration", step.images.iteration());
+        let network = seed.stream("network", 0).random_range(0..self.pool.len());
+        if self.memories.len() < self.pool.len() {
+            self.memories.resize_with(self.pool.len(), Memory::default);
+        }
+        let n_decoded = step.images.labels().len();
+        if self.memories[network].cache.is_none() && self.remembers_synthetic(context) {
+            self.memories[network].cache = Some(new_cache(context, n_decoded));
+        }
+
+        // Synthetic side: the next batch in curriculum order, its companions and scores.
+        let (tracked, decoded) = step.images.tracked()?;
+        let batch_size = match context.common.images.batch_per_class {
+            0 => n_decoded,
+            per_class => per_class * context.n_classes(),
+        };
+        if self.epoch.is_finished() {
+            let order = self.synthetic_order(step, network, batch_size, &decoded.detach(), seed)?;
+            self.epoch = Epoch::new(order);
+        }
+        let batch = self.epoch.next(batch_size);
+        let index = context.indices(&batch.iter().map(|&at| at as i64).collect::<Vec<_>>());
+        let labels: Vec<i64> = batch.iter().map(|&at| step.images.labels()[at]).collect();
+        let labels = context.indices(&labels);
+        let synthetic = tch::with_grad(|| decoded.index_select(0, &index));
+        let mut companions = None;
+        if self.config.attacks_synthetic() {
+            let attacked = Attacked { images: &synthetic.detach(), labels: &labels, positions: &batch };
+            let cache = self.memories[network].cache.as_mut();
+            companions = Some(context.attack(self.pool.network(network), attacked, seed, cache, step.passes)?);
+        }
+
+        // Real side, the same augmentation draw.
+        let draw = context.common.dsa.draw(&mut seed.stream("dsa", 0));
+        let model = self.pool.network(network);
+        let cache = self.real_cache.as_mut();
+        let real = RealImages::new(&self.config, &mut self.sampler, model, cache, step, seed, &draw)?;
+
+        // The loss, and the gradient of the images.
+        let C2rConfig { matching: matching_config, objective, aac, .. } = &self.config;
+        let n = batch.len() as i64;
+        let n_classes = context.input.n_classes;
+        let (value, terms) = tch::with_grad(|| {
+            let views = match &companions {
+                // The perturbation is a constant: gradients reach the image through x + d as through x.
+                Some(made) => Tensor::cat(&[&synthetic, &(&synthetic + (&made.images - synthetic.detach()))], 0),
+                None => synthetic.shallow_clone(),
+            };
+            let embeddings = model.features(&context.augmented(&views, &draw));
+            let clean = Embedded { embeddings: embeddings.narrow(0, 0, n), labels: labels.shallow_clone() };
+            let perturbed = companions.as_ref().map(|_| embeddings.narrow(0, n, n));
+            let (matching, spread) = match_means(&self.config, &clean, &real, n_classes);
+
+            let weights = match &companions {
+                Some(made) => aac.synthetic.weights(&made.scores),
+                None => Tensor::ones([n], (Kind::Float, context.device)),
+            };
+            let entropy = loss::ce(&model.classify(&clean.embeddings), &labels);
+            let performance = weighted_mean(&entropy, &weights);
+            let anchor_weights = Some(&weights).filter(|_| aac.weighted == Weighted::Both);
+            let confidence = if objective.by_accuracy { self.pool.accuracy(network) } else { 1.0 };
+
+            let mut similarity = None;
+            let robust = match (objective.robust, &perturbed) {
+                (RobustTerm::Crl, Some(perturbed)) => {
+                    let queue = self.memories[network].queue.as_ref();
+                    let (loss, nearest) = contrast(&self.config, queue, &clean, perturbed, &real, anchor_weights);
+                    similarity = Some(nearest);
+                    loss
+                }
+                (RobustTerm::ClassMean, Some(perturbed)) => {
+                    class_mean_alignment(&clean.embeddings, perturbed, &labels, n_classes, anchor_weights)
+                        / n_classes as f64
+                        / &spread
+                }
+                _ => Tensor::zeros([], (Kind::Float, context.device)),
+            };
+            let robust_share = objective.eta * objective.robust_weight;
+            let value = &matching * matching_config.weight
+                + (&performance * confidence * (1.0 - objective.eta) + &robust * robust_share) * objective.weight;
+            let robust = (objective.robust != RobustTerm::None).then_some(robust);
+            (value, [Some(matching), Some(performance), robust, similarity])
+        });
+        let gradient = gradients(&value, &[&tracked]).swap_remove(0);
+        let n_views = n as u64 * if companions.is_some() { 2 } else { 1 };
+        step.passes.forward += n_views;
+        step.passes.backward += n_views;
+        // Numbers are read once all work of the iteration is on its way: a read waits for the device.
+        let [matching, performance, robust, impostor_similarity] =
+            terms.map(|scalar| scalar.map(|scalar| scalar.double_value(&[])));
+        let report = StepReport {
+            loss: value.double_value(&[]),
+            matching,
+            performance,
+            robust,
+            impostor_similarity,
+            margin_quantiles: companions.as_ref().map(|made| quantiles(&made.margins)),
+            real_margin_quantiles: real.margin_quantiles,
+            ..StepReport::default()
+        };
+        step.images.descend(&gradient, report.loss)?;
+
+        // Attacked real embeddings go into the network's queue, and the network learns.
+        if let Some((config, attacked)) = self.queue_config().zip(real.attacked.as_ref()) {
+            let dimension = attacked.embeddings.size()[1];
+            self.memories[network]
+                .queue
+                .get_or_insert_with(|| new_queue(config, context, dimension))
+                .push(&attacked.embeddings, &real.classes);
+        }
+        if self.pool.grow(network, context, self.real_cache.as_mut(), step.passes)? {
+            self.memories[network] = Memory::default();
+        }
+        Ok(report)
+    }
+
+    fn state(&mut self, context: &Context, state: &mut State<'_>) -> Result<(), DistillError> {
+        let n = context.n_classes() * context.common.decoded_per_class();
+        self.epoch.state(state, n)?;
+        self.pool.state(context, state)?;
+        if state.reads() {
+            self.memories = (0..self.pool.len()).map(|_| Memory::default()).collect();
+        }
+        let (queue_config, remembers) = (self.queue_config(), self.remembers_synthetic(context));
+        for (index, memory) in self.memories.iter_mut().enumerate() {
+            let (queue, cache) = (format!("queue.{index:04}."), format!("cache.{index:04}."));
+            if let Some(config) = &queue_config {
+                let dimension = n_features(self.pool.network(index));
+                let new = || Ok::<_, StateError>(new_queue(config.clone(), context, dimension));
+                state.optional(&format!("{queue}rows"), &mut memory.queue, new)?;
+            }
+            if remembers {
+                let new = || Ok::<_, StateError>(new_cache(context, n));
+                state.optional(&format!("{cache}deltas"), &mut memory.cache, new)?;
+            }
+            if let Some(own) = &mut memory.queue {
+                state.section(&queue, |state| queue_state(own, state))?;
+            }
+            if let Some(own) = &mut memory.cache {
+                state.section(&cache, |state| cache_state(own, state))?;
+            }
+        }
+        if let Some(cache) = &mut self.real_cache {
+            state.section("real-cache.", |state| cache_state(cache, state))?;
+        }
+        Ok(())
+    }
+
+    fn effect(&self, context: &Context, images: &SyntheticImages) -> Result<Option<Effect>, DistillError> {
+        if self.pool.len() == 0 {
+            return Ok(None);
+        }
+        let first = first_images(&context.common, &context.spec, &context.data, context.seed, context.device)?;
+        let before = self.measure(context, images.labels(), &first)?;
+        let after = self.measure(context, images.labels(), images.images())?;
+        Ok(Some(Effect {
+            margin_quantiles_before: before.0,
+            margin_quantiles_after: after.0,
+            impostor_similarity_before: before.1,
+            impostor_similarity_after: after.1,
+        }))
+    }
+}
+
+fn new_cache(context: &Context, n: usize) -> PerturbationCache {
+    PerturbationCache::new(n, context.input.image_shape(), context.device)
+}
+
+fn cache_state(cache: &mut PerturbationCache, state: &mut State<'_>) -> Result<(), StateError> {
+    if state.reads() {
+        let read = cache.load_state(state.get("deltas")?, state.get("losses")?);
+        return read.map_err(|reason| StateError(format!("`{}`: {reason}", state.name(""))));
+    }
+    let (deltas, losses) = cache.state();
+    state.put("deltas", deltas);
+    state.put("losses", losses);
+    Ok(())
+}
+
+fn new_queue(config: QueueConfig, context: &Context, dimension: i64) -> MemoryQueue {
+    MemoryQueue::new(config, context.n_classes(), dimension, context.seed.child("queue", 0), context.device)
+}
+
+fn queue_state(queue: &mut MemoryQueue, state: &mut State<'_>) -> Result<(), StateError> {
+    if state.reads() {
+        let read = queue.load_state(state.get("rows")?, state.get("projected")?, state.get("pushed")?);
+        return read.map_err(|reason| StateError(format!("`{}`: {reason}", state.name(""))));
+    }
+    let (rows, projected, pushed) = queue.state();
+    state.put("rows", rows);
+    state.put("projected", projected);
+    state.put("pushed", pushed);
+    Ok(())
+}
+
+/// Length of the embeddings of `model`.
+fn n_features(model: &Model) -> i64 {
+    let _no_grad = tch::no_grad_guard();
+    let [c, h, w] = model.input().image_shape();
+    model.features(&Tensor::zeros([1, c, h, w], (Kind::Float, model.device()))).size()[1]
+}

@@ -1,0 +1,94 @@
+//! The real images of an iteration.
+
+use c2r_base::Seed;
+use c2r_core::{crl::Candidates, curriculum::Curriculum, ls_pgd::PerturbationCache};
+use c2r_data::{ClassSampler, dsa::DsaDraw};
+use c2r_models::Model;
+use tch::Tensor;
+
+use super::config::C2rConfig;
+use crate::{
+    error::DistillError,
+    method::{Step, quantiles},
+    parts::companions::Attacked,
+};
+
+/// Embeddings f32 `[A, D]` with their labels i64 `[A]`.
+#[derive(Debug)]
+pub(super) struct Embedded {
+    pub(super) embeddings: Tensor,
+    pub(super) labels: Tensor,
+}
+
+impl Embedded {
+    pub(super) const fn candidates(&self) -> Candidates<'_> {
+        Candidates { embeddings: &self.embeddings, labels: &self.labels }
+    }
+}
+
+/// The real images of an iteration, embedded without gradients; a view that nothing needs is absent.
+#[derive(Debug)]
+pub(super) struct RealImages {
+    pub(super) attacked: Option<Embedded>,
+    pub(super) clean: Option<Embedded>,
+    /// Class of each image.
+    pub(super) classes: Vec<i64>,
+    /// Rows of the images whose class means are matched, i64; all of them without.
+    pub(super) kept: Option<Tensor>,
+    /// How much each image counts in its class mean.
+    pub(super) weights: Option<Tensor>,
+    pub(super) margin_quantiles: Option<[f64; 3]>,
+}
+
+impl RealImages {
+    /// Draws them, attacks them where anything needs that, and embeds them under the augmentation `draw`.
+    pub(super) fn new(
+        config: &C2rConfig,
+        sampler: &mut ClassSampler,
+        model: &Model,
+        cache: Option<&mut PerturbationCache>,
+        step: &mut Step<'_>,
+        seed: Seed,
+        draw: &DsaDraw,
+    ) -> Result<Self, DistillError> {
+        let _no_grad = tch::no_grad_guard();
+        let context = step.context;
+        let positions = context.real_positions(sampler, step.images.iteration(), config.matching.real_per_class);
+        let (images, labels) = context.data.batch(&positions, context.device);
+        let classes: Vec<i64> = positions.iter().map(|&position| context.data.labels()[position]).collect();
+        let curriculum = &config.aac.matching;
+        let (needs_attacked, needs_clean) = config.embeds_real();
+        let mut views = Vec::new();
+        let (mut kept, mut weights, mut margin_quantiles) = (None, None, None);
+        if needs_attacked || curriculum.needs_scores() {
+            let attacked = Attacked { images: &images, labels: &labels, positions: &positions };
+            let companions = context.attack(model, attacked, seed.child("real", 0), cache, step.passes)?;
+            margin_quantiles = Some(quantiles(&companions.margins));
+            if curriculum.chooses() {
+                let scores = Vec::<f32>::try_from(&companions.scores).expect("scores are f32 [N]");
+                let progress = step.images.progress();
+                let order = curriculum.order(&scores, &classes, progress, &mut seed.stream("matching", 0));
+                let order: Vec<i64> = order.into_iter().map(|at| at as i64).collect();
+                kept = Some(context.indices(&order));
+            }
+            if matches!(curriculum, Curriculum::Weight(_)) {
+                weights = Some(curriculum.weights(&companions.scores));
+            }
+            if needs_attacked {
+                views.push(companions.images);
+            }
+        }
+        if needs_clean {
+            views.push(images);
+        }
+        step.passes.forward += (positions.len() * views.len()) as u64;
+        let embeddings = context.embed(model, &Tensor::cat(&views, 0), Some(draw));
+        let mut embedded = embeddings
+            .split(positions.len() as i64, 0)
+            .into_iter()
+            .map(|embeddings| Embedded { embeddings, labels: labels.shallow_clone() });
+        let attacked = if needs_attacked { embedded.next() } else { None };
+        let clean = if needs_clean { embedded.next() } else { None };
+        Ok(Self { attacked, clean, classes, kept, weights, margin_quantiles })
+    }
+}

@@ -1,0 +1,414 @@
+//! The pool of adversarially trained networks that the synthetic images are optimized through, and other networks that
+//! are trained as its networks are.
+
+use std::ops::RangeInclusive;
+
+use c2r_base::{Seed, grad::gradients, loss};
+use c2r_core::{curriculum::Curriculum, ls_pgd::PerturbationCache};
+use c2r_models::Model;
+use c2r_train::{
+    LrSchedule, Sgd, SgdConfig, parameter_gradients,
+    state::{State, StateError},
+};
+use tch::{Kind, Tensor};
+
+use crate::{
+    config::{CurvatureConfig, PoolConfig},
+    context::Context,
+    error::DistillError,
+    parts::{companions::Attacked, epoch::Epoch},
+    passes::RunPasses,
+};
+
+/// Images per batch when a whole epoch is scored for the curriculum.
+const SCORING_BATCH: usize = 256;
+
+/// Share of a network's average accuracy that is kept at each training step.
+const ACCURACY_KEPT: f64 = 0.9;
+
+/// How networks are trained on real images.
+#[derive(Debug)]
+struct Recipe {
+    config: PoolConfig,
+    curriculum: Curriculum,
+    seed: Seed,
+}
+
+/// A network with everything that its training continues from.
+#[derive(Debug)]
+struct PoolNetwork {
+    model: Model,
+    optimizer: Sgd,
+    /// Training steps so far.
+    age: u64,
+    /// Which initialization it comes from; selects its random streams.
+    trajectory: u64,
+    /// Moving average of the accuracy on its own training batches, before each step; 0 before the first.
+    accuracy: f64,
+    epoch: Epoch,
+}
+
+/// Networks of several ages, growing one training step at a time.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    networks: Vec<PoolNetwork>,
+    /// The trajectory in training while the pool is filled.
+    growing: Option<PoolNetwork>,
+    next_trajectory: u64,
+    recipe: Recipe,
+}
+
+impl Pool {
+    /// An empty pool.
+    ///
+    /// * `curriculum`: in which order its networks see the real images.
+    pub(crate) const fn new(config: PoolConfig, curriculum: Curriculum, seed: Seed) -> Self {
+        let recipe = Recipe { config, curriculum, seed };
+        Self { networks: Vec::new(), growing: None, next_trajectory: 0, recipe }
+    }
+
+    /// Number of networks that are ready.
+    pub(crate) const fn len(&self) -> usize {
+        self.networks.len()
+    }
+
+    /// Training steps that filling the pool takes.
+    pub(crate) const fn steps_to_fill(config: &PoolConfig) -> u64 {
+        config.trajectories as u64 * config.max_steps
+    }
+
+    /// Networks that are replaced in `iterations` updates, if each is drawn equally often.
+    pub(crate) fn replacements(config: &PoolConfig, iterations: u64) -> u64 {
+        let n_networks = (config.trajectories * config.snapshots).max(1) as u64;
+        let steps = iterations * config.steps_per_iteration / n_networks;
+        // A network is replaced by the step that takes it past `max_steps`.
+        let life = config.max_steps + 1 - config.min_steps;
+        let of = |age: u64| (steps + life).saturating_sub(config.max_steps + 1 - age) / life;
+        config.trajectories as u64 * snapshot_ages(config).into_iter().map(of).sum::<u64>()
+    }
+
+    /// Training steps of the filling that are done, and all of them.
+    pub(crate) fn filling(&self) -> (u64, u64) {
+        let config = &self.recipe.config;
+        let complete = self.next_trajectory.saturating_sub(u64::from(self.growing.is_some()));
+        let complete = complete.min(config.trajectories as u64) * config.max_steps;
+        let done = complete + self.growing.as_ref().map_or(0, |network| network.age);
+        let total = Self::steps_to_fill(config);
+        (done.min(total), total)
+    }
+
+    pub(crate) const fn is_full(&self) -> bool {
+        let config = &self.recipe.config;
+        self.growing.is_none() && self.networks.len() == config.trajectories * config.snapshots
+    }
+
+    pub(crate) fn network(&self, index: usize) -> &Model {
+        &self.networks[index].model
+    }
+
+    /// Moving average of a network's accuracy on its training batches, in `[0, 1]`.
+    pub(crate) fn accuracy(&self, index: usize) -> f64 {
+        self.networks[index].accuracy
+    }
+
+    /// One training step of the trajectory in training; takes snapshots as they fall due.
+    ///
+    /// Returns the training loss.
+    pub(crate) fn fill_step(
+        &mut self,
+        context: &Context,
+        cache: Option<&mut PerturbationCache>,
+        passes: &mut RunPasses,
+    ) -> Result<f64, DistillError> {
+        let Self { networks, recipe, .. } = self;
+        let mut network = match self.growing.take() {
+            Some(network) => network,
+            None => {
+                let trajectory = self.next_trajectory;
+                self.next_trajectory += 1;
+                let network = recipe.new_network(context, trajectory)?;
+                take_snapshots(&network, &recipe.config, networks)?;
+                network
+            }
+        };
+        let mut loss = 0.0;
+        if network.age < recipe.config.max_steps {
+            loss = recipe.train_step(&mut network, context, cache, passes)?;
+            take_snapshots(&network, &recipe.config, networks)?;
+        }
+        if network.age < recipe.config.max_steps {
+            self.growing = Some(network);
+        }
+        Ok(loss)
+    }
+
+    /// Trains the drawn network further; a network past its age makes room for a young one.
+    ///
+    /// Returns whether the network was replaced: whatever is remembered of its embeddings is void then.
+    pub(crate) fn grow(
+        &mut self,
+        index: usize,
+        context: &Context,
+        mut cache: Option<&mut PerturbationCache>,
+        passes: &mut RunPasses,
+    ) -> Result<bool, DistillError> {
+        let Self { networks, recipe, next_trajectory, .. } = self;
+        let network = &mut networks[index];
+        for _ in 0..recipe.config.steps_per_iteration {
+            recipe.train_step(network, context, cache.as_deref_mut(), passes)?;
+        }
+        let replaced = recipe.config.steps_per_iteration > 0 && network.age > recipe.config.max_steps;
+        if replaced {
+            *network = recipe.new_network(context, *next_trajectory)?;
+            *next_trajectory += 1;
+            while network.age < recipe.config.min_steps {
+                recipe.train_step(network, context, cache.as_deref_mut(), passes)?;
+            }
+        }
+        Ok(replaced)
+    }
+
+    /// Visits all networks.
+    pub(crate) fn state(&mut self, context: &Context, state: &mut State<'_>) -> Result<(), DistillError> {
+        let PoolConfig { trajectories, snapshots, max_steps, .. } = self.recipe.config;
+        // An update replaces one network at most.
+        let most = trajectories as u64 + context.common.iterations;
+        state.integer("pool.next-trajectory", &mut self.next_trajectory, 0..=most as i64)?;
+        let newest = self.next_trajectory as i64 - 1;
+        let prefix = |index: usize| format!("pool.{index:04}.");
+        if state.reads() {
+            let stored = (0..).take_while(|&index| state.has(&format!("{}age", prefix(index)))).count();
+            self.networks = (0..stored).map(|_| self.recipe.new_network(context, 0)).collect::<Result<_, _>>()?;
+        }
+        let n = context.data.len();
+        for (index, network) in self.networks.iter_mut().enumerate() {
+            state.section(&prefix(index), |state| network.state(state, n, max_steps, 0..=newest))?;
+        }
+        state.optional("pool.growing.age", &mut self.growing, || self.recipe.new_network(context, 0))?;
+        if let Some(network) = &mut self.growing {
+            let unfinished = max_steps.saturating_sub(1);
+            state.section("pool.growing.", |state| network.state(state, n, unfinished, newest..=newest))?;
+        }
+        // With another number the pool would never be full.
+        let n_complete = self.next_trajectory.min(trajectories as u64) as usize;
+        let n_expected = self.growing.as_ref().map_or(n_complete * snapshots, |growing| {
+            let n_taken = snapshot_ages(&self.recipe.config).iter().filter(|&&age| age <= growing.age).count();
+            n_complete.saturating_sub(1) * snapshots + n_taken
+        });
+        if self.networks.len() != n_expected {
+            let expected = format!("followed by {n_expected} networks");
+            return Err(StateError::wrong("pool.next-trajectory", expected, self.networks.len()).into());
+        }
+        Ok(())
+    }
+}
+
+impl Recipe {
+    fn new_network(&self, context: &Context, trajectory: u64) -> Result<PoolNetwork, DistillError> {
+        let model = context.network(self.seed.child("pool/init", trajectory))?;
+        let PoolConfig { lr, momentum, weight_decay, .. } = self.config;
+        let optimizer = Sgd::new(SgdConfig { lr, momentum, weight_decay }, &model.parameters());
+        Ok(PoolNetwork { model, optimizer, age: 0, trajectory, accuracy: 0.0, epoch: Epoch::default() })
+    }
+
+    /// One SGD step on the next mini-batch of the network's epoch. Returns the loss.
+    fn train_step(
+        &self,
+        network: &mut PoolNetwork,
+        context: &Context,
+        cache: Option<&mut PerturbationCache>,
+        passes: &mut RunPasses,
+    ) -> Result<f64, DistillError> {
+        let Self { config, curriculum, seed } = self;
+        let seed = seed.child("pool/train", network.trajectory).child("step", network.age);
+        if network.epoch.is_finished() {
+            let progress = network.age as f64 / config.max_steps.max(1) as f64;
+            network.epoch =
+                Epoch::new(epoch_order(&network.model, curriculum, context, progress, seed, cache, passes)?);
+        }
+        let positions = network.epoch.next(config.batch_size);
+        let (images, labels) = context.data.batch(&positions, context.device);
+        let draw = config.dsa.draw(&mut seed.stream("dsa", 0));
+        let (mean, std) = (&context.input.mean, &context.input.std);
+        let mut images = config.dsa.apply_normalized(&images, &draw, mean, std);
+        let mut weights = None;
+        let weighs = matches!(curriculum, Curriculum::Weight(_));
+        if config.adversarial || weighs {
+            // Augmentation may leave the box; attacks live inside it.
+            images = images.clamp(0.0, 1.0);
+            let attacked = Attacked { images: &images, labels: &labels, positions: &positions };
+            let companions = context.attack(&network.model, attacked, seed, None, passes)?;
+            weights = weighs.then(|| curriculum.weights(&companions.scores));
+            if config.adversarial {
+                images = companions.images;
+            }
+        }
+        let model = &network.model;
+        let mut right = None;
+        let (value, step) = parameter_gradients(model, || {
+            let logits = model.logits(&images);
+            right = Some(logits.argmax(1, false).eq_tensor(&labels).sum(Kind::Int64));
+            let entropy = loss::ce(&logits, &labels);
+            let value = match &weights {
+                Some(weights) => (entropy * weights).mean(Kind::Float),
+                None => entropy.mean(Kind::Float),
+            };
+            match &config.curvature {
+                Some(config) => value + curvature(model, &images, &labels, config, std),
+                None => value,
+            }
+        });
+        // The penalty differentiates three more forward passes.
+        let n_passes = positions.len() as u64 * if config.curvature.is_some() { 4 } else { 1 };
+        passes.forward += n_passes;
+        passes.backward += n_passes;
+        network.optimizer.step(&model.parameters(), &step);
+        let accuracy = right.map_or(0, |right| right.int64_value(&[])) as f64 / positions.len() as f64;
+        let kept = if network.age == 0 { 0.0 } else { ACCURACY_KEPT };
+        network.accuracy = kept * network.accuracy + (1.0 - kept) * accuracy;
+        network.age += 1;
+        let value = value.double_value(&[]);
+        if !value.is_finite() {
+            let what = "training loss of a network on real images";
+            return Err(DistillError::NotFinite { what, at: network.age, value });
+        }
+        Ok(value)
+    }
+}
+
+impl PoolNetwork {
+    fn copy(&self) -> Result<Self, DistillError> {
+        let model = self.model.snapshot()?;
+        model.set_trainable(false);
+        Ok(Self { model, optimizer: self.optimizer.copy(), epoch: self.epoch.clone(), ..*self })
+    }
+
+    /// Visits a network that is at most `most_steps` steps old and of one of `trajectories`, trained on `n` images.
+    fn state(
+        &mut self,
+        state: &mut State<'_>,
+        n: usize,
+        most_steps: u64,
+        trajectories: RangeInclusive<i64>,
+    ) -> Result<(), StateError> {
+        state.integer("age", &mut self.age, 0..=most_steps as i64)?;
+        state.number("accuracy", &mut self.accuracy, 0.0..=1.0)?;
+        state.integer("trajectory", &mut self.trajectory, trajectories)?;
+        self.epoch.state(state, n)?;
+        state.model("model.", &self.model)?;
+        state.section("sgd.", |state| self.optimizer.state(state))
+    }
+}
+
+/// One network that is trained on real images as the pool's are: a teacher, an expert.
+#[derive(Debug)]
+pub(crate) struct NetworkTraining {
+    /// Its `max-steps` are the steps of this training.
+    recipe: Recipe,
+    network: PoolNetwork,
+    schedule: LrSchedule,
+}
+
+impl NetworkTraining {
+    /// * `config`: with `max-steps` training steps; `trajectory`: selects initialization and random streams under `seed`.
+    pub(crate) fn new(
+        config: PoolConfig,
+        curriculum: Curriculum,
+        schedule: LrSchedule,
+        seed: Seed,
+        trajectory: u64,
+        context: &Context,
+    ) -> Result<Self, DistillError> {
+        let recipe = Recipe { config, curriculum, seed };
+        Ok(Self { network: recipe.new_network(context, trajectory)?, recipe, schedule })
+    }
+
+    pub(crate) const fn steps_done(&self) -> u64 {
+        self.network.age
+    }
+
+    /// Training steps in all.
+    pub(crate) const fn steps(&self) -> u64 {
+        self.recipe.config.max_steps
+    }
+
+    pub(crate) const fn is_trained(&self) -> bool {
+        self.network.age >= self.steps()
+    }
+
+    pub(crate) const fn model(&self) -> &Model {
+        &self.network.model
+    }
+
+    pub(crate) fn train_step(&mut self, context: &Context, passes: &mut RunPasses) -> Result<f64, DistillError> {
+        let (age, config) = (self.network.age, &self.recipe.config);
+        let epoch = age / context.data.len().div_ceil(config.batch_size) as u64;
+        self.network.optimizer.set_lr(config.lr * self.schedule.factor(age, self.steps(), epoch));
+        self.recipe.train_step(&mut self.network, context, None, passes)
+    }
+
+    pub(crate) fn state(&mut self, context: &Context, state: &mut State<'_>) -> Result<(), StateError> {
+        let own = self.network.trajectory as i64;
+        self.network.state(state, context.data.len(), self.recipe.config.max_steps, own..=own)
+    }
+}
+
+/// Ages at which a trajectory enters the pool, evenly spaced from `min_steps` to `max_steps`.
+fn snapshot_ages(config: &PoolConfig) -> Vec<u64> {
+    let (min, max, n) = (config.min_steps, config.max_steps, config.snapshots as u64);
+    if n == 1 { vec![max] } else { (0..n).map(|k| min + (max - min) * k / (n - 1)).collect() }
+}
+
+/// Puts copies of `network` into the pool if it has one of the ages for that.
+fn take_snapshots(network: &PoolNetwork, config: &PoolConfig, pool: &mut Vec<PoolNetwork>) -> Result<(), DistillError> {
+    for _ in snapshot_ages(config).iter().filter(|&&age| age == network.age) {
+        pool.push(network.copy()?);
+    }
+    Ok(())
+}
+
+/// The order of a new epoch: scores every real image first, where the curriculum needs it.
+///
+/// Weights are made batch by batch, from the companions that are trained on.
+fn epoch_order(
+    model: &Model,
+    curriculum: &Curriculum,
+    context: &Context,
+    progress: f64,
+    seed: Seed,
+    mut cache: Option<&mut PerturbationCache>,
+    passes: &mut RunPasses,
+) -> Result<Vec<usize>, DistillError> {
+    let n = context.data.len();
+    let mut scores = vec![0.0f32; n];
+    if curriculum.needs_scores() && !matches!(curriculum, Curriculum::Weight(_)) {
+        let all: Vec<usize> = (0..n).collect();
+        for positions in all.chunks(SCORING_BATCH) {
+            let (images, labels) = context.data.batch(positions, context.device);
+            let attacked = Attacked { images: &images, labels: &labels, positions };
+            let companions = context.attack(model, attacked, seed, cache.as_deref_mut(), passes)?;
+            let batch = Vec::<f32>::try_from(&companions.scores).expect("scores are f32 [N]");
+            scores[positions[0]..positions[0] + positions.len()].copy_from_slice(&batch);
+        }
+    }
+    Ok(curriculum.order(&scores, &context.data.labels().to_vec(), progress, &mut seed.stream("order", 0)))
+}
+
+/// GUARD's penalty, a scalar; see [`CurvatureConfig`].
+///
+/// * `images`: f32 `[N, C, H, W]`, pixels; `labels`: i64 `[N]`; `std`: deviation of each channel.
+fn curvature(model: &Model, images: &Tensor, labels: &Tensor, config: &CurvatureConfig, std: &[f64]) -> Tensor {
+    let std = Tensor::from_slice(std).to_kind(Kind::Float).to_device(images.device()).view([1, -1, 1, 1]);
+    let tracked = images.detach().set_requires_grad(true);
+    let value = |x: &Tensor| loss::ce(&model.logits(x), labels).mean(Kind::Float);
+    let length = |x: &Tensor| (x.square().sum_dim_intlist([1i64, 2, 3].as_slice(), true, Kind::Float) + 1e-14).sqrt();
+    tch::with_grad(|| {
+        // A derivative by normalized values is the deviation times the one by pixels.
+        let slope = gradients(&value(&tracked), &[&tracked]).swap_remove(0) * &std;
+        let step = &slope / length(&slope) * config.step;
+        let there = &tracked + step.detach() * &std;
+        let difference = value(&there) - value(&tracked);
+        let change = Tensor::run_backward(&[difference], &[&tracked], true, true).swap_remove(0) * &std;
+        length(&change).mean(Kind::Float) * config.weight
+    })
+}
