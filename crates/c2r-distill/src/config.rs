@@ -16,13 +16,12 @@ use serde::{Deserialize, Serialize};
 use crate::error::ConfigError;
 
 /// What every method has.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct CommonConfig {
     /// Name of the profile, written into every artefact.
     pub profile: String,
     /// What tables call the result; absent means a name made from the parts, e.g. `c2r`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// Images per class, at least 1.
     pub ipc: usize,
@@ -31,7 +30,6 @@ pub struct CommonConfig {
     /// Seed of everything random in the run.
     pub seed: u64,
     /// Use only the first N training images of each class; absent means all.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub train_per_class: Option<usize>,
     /// Architecture of the networks, e.g. `ConvNet-D3-W128-IN`.
     pub model: ModelSpec,
@@ -42,15 +40,12 @@ pub struct CommonConfig {
     /// How the synthetic images start and move.
     pub images: ImagesConfig,
     /// How networks are trained on real images: those that images are optimized through or chosen by, and the teacher.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<PoolConfig>,
     /// How adversarial companions are made.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub companions: Option<CompanionConfig>,
     /// Labels that come with the images.
     pub labels: LabelKind,
     /// The networks that make soft labels; required unless labels are hard.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub teacher: Option<TeacherConfig>,
 }
 
@@ -91,6 +86,11 @@ pub struct ImagesConfig {
 /// A default for serde.
 fn number<const N: u16, T: From<u16>>() -> T {
     T::from(N)
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+const fn is<const N: u32>(value: &u32) -> bool {
+    *value == N
 }
 
 /// First values of the synthetic images.
@@ -247,14 +247,14 @@ pub enum LabelKind {
 pub struct TeacherConfig {
     /// How many networks: stored soft labels are the mean of their probabilities. One where the network itself is stored
     /// and where images are recovered without soft labels.
-    #[serde(default = "number::<1, _>", skip_serializing_if = "TeacherConfig::is_one")]
+    #[serde(default = "number::<1, _>", skip_serializing_if = "is::<1>")]
     pub count: u32,
     /// Training steps of each.
     pub steps: u64,
     /// Softmax temperature of the labels, positive.
     pub temperature: f64,
     /// How the learning rate, `pool.lr`, changes over its training.
-    #[serde(default = "TeacherConfig::constant", skip_serializing_if = "TeacherConfig::is_constant")]
+    #[serde(default, skip_serializing_if = "LrSchedule::is_constant")]
     pub lr_schedule: LrSchedule,
 }
 
@@ -320,20 +320,5 @@ impl MatchingConfig {
         not_negative("matching.weight", self.weight)?;
         let n = self.real_per_class;
         in_range(n >= 2, "matching.real-per-class", "at least 2", n)
-    }
-}
-
-impl TeacherConfig {
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
-    const fn is_one(count: &u32) -> bool {
-        *count == 1
-    }
-
-    const fn constant() -> LrSchedule {
-        LrSchedule::Constant
-    }
-
-    const fn is_constant(schedule: &LrSchedule) -> bool {
-        matches!(schedule, LrSchedule::Constant)
     }
 }

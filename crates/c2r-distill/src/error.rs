@@ -48,12 +48,6 @@ pub enum ConfigError {
         /// What does not read it.
         method: &'static str,
     },
-    /// Labels need a teacher that is not described.
-    #[error("labels = \"{0}\" needs a [teacher] section, e.g. teacher = {{ steps = 1000, temperature = 1.0 }}")]
-    TeacherMissing(&'static str),
-    /// A teacher that nothing uses.
-    #[error("a [teacher] section has no effect with labels = \"hard\"; remove it or choose soft or teacher labels")]
-    TeacherUnused,
     /// In `[companions]`.
     #[error(transparent)]
     LsPgd(#[from] LsPgdError),

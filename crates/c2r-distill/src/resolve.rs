@@ -155,11 +155,17 @@ impl DistillConfig {
         let per_class = common.images.batch_per_class;
         in_range(needs.takes_batches || per_class == 0, "images.batch-per-class", "0 but for C²R", per_class)?;
         match (&common.teacher, common.labels) {
-            (None, LabelKind::Soft) => Err(ConfigError::TeacherMissing("soft")),
-            (None, LabelKind::Teacher) => Err(ConfigError::TeacherMissing("teacher")),
             (None, LabelKind::Hard) if needs.teacher => Err(ConfigError::SectionMissing { section: "teacher", method }),
             (None, LabelKind::Hard) => Ok(()),
-            (Some(_), LabelKind::Hard) if !needs.teacher => Err(ConfigError::TeacherUnused),
+            (None, labels) => {
+                let value = if labels == LabelKind::Soft { "soft" } else { "teacher" };
+                let reason = "there is no [teacher] section, e.g. teacher = { steps = 1000, temperature = 1.0 }";
+                Err(ConfigError::Conflict { key: "labels", value, reason })
+            }
+            (Some(_), LabelKind::Hard) if !needs.teacher => {
+                let reason = "a [teacher] section has no effect then; remove it or choose soft or teacher labels";
+                Err(ConfigError::Conflict { key: "labels", value: "hard", reason })
+            }
             (Some(teacher), labels) => {
                 positive("teacher.temperature", teacher.temperature)?;
                 let (most, expected) = match labels {

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// What a trained network is: copied from the synthetic set into the checkpoint and from there into
 /// every attack report, so that a table can be made from reports alone.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Subject {
     /// Dataset name, e.g. `cifar10`.

@@ -1,4 +1,7 @@
-use c2r_base::{Seed, grad::input_gradient};
+use std::convert::Infallible;
+
+use c2r_attacks::Pgd;
+use c2r_base::{Seed, ThreatModel, grad::input_gradient};
 use c2r_models::Model;
 use tch::{Kind, Tensor};
 
@@ -33,33 +36,34 @@ pub(crate) fn attack(
     seed: Seed,
 ) -> Tensor {
     let _no_grad = tch::no_grad_guard();
-    let radius = config.epsilon.value();
+    let pgd = Pgd {
+        threat: ThreatModel::untargeted(config.norm, config.epsilon),
+        steps: config.steps,
+        step_size: config.rel_step_size * config.epsilon.value(),
+        sparsity: None,
+    };
     let trades = matches!(config.loss, AdversarialLoss::Trades(_));
-    let mut x = if config.random_start {
-        let shape = images.size();
-        let places: Vec<u64> = (0..shape[0] as u64).collect();
-        let start = if trades {
-            gaussian(&shape, &places, seed) * TRADES_START
-        } else {
-            config.norm.random_in_ball(&shape[1..], &places, radius, seed, "train/start")
-        };
-        config.norm.project(images, &(images + start.to_device(images.device())), radius)
-    } else {
-        images.shallow_clone()
+    let places: Vec<u64> = (0..images.size()[0] as u64).collect();
+    let start = match (config.random_start, trades) {
+        (false, _) => images.shallow_clone(),
+        (true, true) => {
+            let noise = gaussian(&images.size(), &places, seed) * TRADES_START;
+            pgd.threat.project(images, &(images + noise.to_device(images.device())))
+        }
+        (true, false) => pgd.random_start(images, &places, seed, "train/start"),
     };
     let clean = trades.then(|| model.logits(images));
-    for _ in 0..config.steps {
-        let (gradient, _) = input_gradient(&x, |x| {
-            let logits = model.logits(x);
-            match &clean {
-                Some(clean) => divergence(clean, &logits),
-                None => cross_entropy(&logits, distributions),
-            }
-        });
-        let step = config.norm.steepest(&gradient) * (config.rel_step_size * radius);
-        x = config.norm.project(images, &(x + step), radius);
+    let attacked = pgd.ascend(images, &start, |x| {
+        let loss = |x: &Tensor| match &clean {
+            Some(clean) => divergence(clean, &model.logits(x)),
+            None => cross_entropy(&model.logits(x), distributions),
+        };
+        Ok::<_, Infallible>(input_gradient(x, loss).0)
+    });
+    match attacked {
+        Ok(attacked) => attacked,
+        Err(never) => match never {},
     }
-    x
 }
 
 /// Standard normal values, one stream per place.

@@ -67,10 +67,11 @@ impl Length {
 }
 
 /// How the learning rate changes over training.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LrSchedule {
     /// Not at all.
+    #[default]
     Constant,
     /// A tenth from the middle of training on. (The authors of DC also restart the momentum there; this keeps it.)
     HalfWay,
@@ -81,6 +82,11 @@ pub enum LrSchedule {
 }
 
 impl LrSchedule {
+    /// Whether the rate stays as it is.
+    pub const fn is_constant(&self) -> bool {
+        matches!(self, Self::Constant)
+    }
+
     /// Factor of the learning rate at a zero-based `step` of `steps`, in the zero-based `epoch`.
     pub fn factor(&self, step: u64, steps: u64, epoch: u64) -> f64 {
         match self {

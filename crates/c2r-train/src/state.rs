@@ -30,7 +30,8 @@ enum Direction<'a> {
 
 /// The entries of a saved state while they are written or read.
 ///
-/// Reading replaces the values that are visited; after an error some of them are replaced and others are not.
+/// Reading replaces the values that are visited, or returns a [`StateError`] that names the entry; some values are then
+/// replaced and others are not.
 #[derive(Debug)]
 pub struct State<'a> {
     direction: Direction<'a>,
@@ -55,9 +56,6 @@ impl<'a> State<'a> {
     }
 
     /// Visits entries whose names begin with `prefix`.
-    ///
-    /// # Errors
-    /// Those of `visit`.
     pub fn section<T, E>(&mut self, prefix: &str, visit: impl FnOnce(&mut Self) -> Result<T, E>) -> Result<T, E> {
         let length = self.prefix.len();
         self.prefix.push_str(prefix);
@@ -67,9 +65,6 @@ impl<'a> State<'a> {
     }
 
     /// Visits a value that there may be: reading makes a new one where there is an entry `marker`.
-    ///
-    /// # Errors
-    /// Those of `new`.
     pub fn optional<T, E>(
         &self,
         marker: &str,
@@ -87,13 +82,16 @@ impl<'a> State<'a> {
         format!("{}{name}", self.prefix)
     }
 
+    fn entries(&self) -> &Entries {
+        match &self.direction {
+            Direction::Write(entries) => entries,
+            Direction::Read(entries) => entries,
+        }
+    }
+
     /// Whether there is an entry `name`.
     pub fn has(&self, name: &str) -> bool {
-        let name = self.name(name);
-        match &self.direction {
-            Direction::Write(entries) => entries.contains_key(&name),
-            Direction::Read(entries) => entries.contains_key(&name),
-        }
+        self.entries().contains_key(&self.name(name))
     }
 
     /// Writes the entry `name`; does nothing while reading.
@@ -105,16 +103,9 @@ impl<'a> State<'a> {
     }
 
     /// The entry `name`, of whatever dtype and shape.
-    ///
-    /// # Errors
-    /// [`StateError`] if there is none.
     pub fn get(&self, name: &str) -> Result<&Tensor, StateError> {
         let name = self.name(name);
-        let found = match &self.direction {
-            Direction::Write(entries) => entries.get(&name),
-            Direction::Read(entries) => entries.get(&name),
-        };
-        found.ok_or_else(|| StateError(format!("there is no `{name}`")))
+        self.entries().get(&name).ok_or_else(|| StateError(format!("there is no `{name}`")))
     }
 
     /// The entry `name` if it has this dtype and shape, which -1 leaves open for a dimension.
@@ -135,9 +126,6 @@ impl<'a> State<'a> {
     }
 
     /// A tensor; what is read must have its dtype and shape.
-    ///
-    /// # Errors
-    /// [`StateError`] naming the entry.
     pub fn tensor(&mut self, name: &str, value: &mut Tensor) -> Result<(), StateError> {
         if self.reads() {
             *value = self.checked(name, value.kind(), &value.size())?.to_device(value.device()).copy();
@@ -148,9 +136,6 @@ impl<'a> State<'a> {
     }
 
     /// Whole numbers, i64 `[len]`, each in `range` (as i64: `u64::MAX` is -1).
-    ///
-    /// # Errors
-    /// [`StateError`] naming the entry.
     pub fn integers(&mut self, name: &str, values: &mut [u64], range: RangeInclusive<i64>) -> Result<(), StateError> {
         if self.reads() {
             let read = self.in_range(name, values.len() as i64, range)?;
@@ -161,18 +146,12 @@ impl<'a> State<'a> {
         Ok(())
     }
 
-    /// One whole number, i64 `[1]`, in `range`.
-    ///
-    /// # Errors
-    /// [`StateError`] naming the entry.
+    /// One of [`State::integers`].
     pub fn integer(&mut self, name: &str, value: &mut u64, range: RangeInclusive<i64>) -> Result<(), StateError> {
         self.integers(name, std::slice::from_mut(value), range)
     }
 
     /// Positions in a set of `n`, i64 `[N]`, any number of them.
-    ///
-    /// # Errors
-    /// [`StateError`] naming the entry.
     pub fn positions(&mut self, name: &str, values: &mut Vec<usize>, n: usize) -> Result<(), StateError> {
         if self.reads() {
             let read = self.in_range(name, -1, 0..=n as i64 - 1)?;
@@ -195,9 +174,6 @@ impl<'a> State<'a> {
     }
 
     /// Numbers, f64 `[len]`, each in `range`.
-    ///
-    /// # Errors
-    /// [`StateError`] naming the entry.
     pub fn numbers(&mut self, name: &str, values: &mut [f64], range: RangeInclusive<f64>) -> Result<(), StateError> {
         if !self.reads() {
             self.put(name, Tensor::from_slice(values));
@@ -214,18 +190,12 @@ impl<'a> State<'a> {
         Ok(())
     }
 
-    /// One number, f64 `[1]`, in `range`.
-    ///
-    /// # Errors
-    /// [`StateError`] naming the entry.
+    /// One of [`State::numbers`].
     pub fn number(&mut self, name: &str, value: &mut f64, range: RangeInclusive<f64>) -> Result<(), StateError> {
         self.numbers(name, std::slice::from_mut(value), range)
     }
 
     /// All parameters of a network, under `prefix`.
-    ///
-    /// # Errors
-    /// [`StateError`] naming the prefix and what does not fit.
     pub fn model(&mut self, prefix: &str, model: &Model) -> Result<(), StateError> {
         if self.reads() {
             let entries = self.below(prefix);
@@ -240,13 +210,9 @@ impl<'a> State<'a> {
     /// Entries whose names begin with `prefix`, without it.
     pub fn below(&self, prefix: &str) -> Entries {
         let prefix = self.name(prefix);
-        let entries = match &self.direction {
-            Direction::Write(entries) => &**entries,
-            Direction::Read(entries) => entries,
-        };
-        let part =
+        let below =
             |(name, tensor): (&String, &Tensor)| Some((name.strip_prefix(&prefix)?.to_owned(), tensor.shallow_clone()));
-        entries.iter().filter_map(part).collect()
+        self.entries().iter().filter_map(below).collect()
     }
 }
 

@@ -138,14 +138,8 @@ struct Material {
     images: Images,
     soft_labels: Option<Tensor>,
     teacher: Option<(Frozen, f64)>,
-    method: String,
-    profile: String,
-    images_per_class: Option<usize>,
-    distill_seed: Option<u64>,
-    n_images: usize,
-    extra_storage: String,
-    data_sha256: String,
-    notes: Vec<String>,
+    /// What results say about it and about the training; the network is not named yet.
+    subject: Subject,
     /// What `--select` compares the networks on; `None` for the last one.
     judges: Option<LabelledImages>,
 }
@@ -221,21 +215,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         return estimate(&config, &spec, &material, device, args.json, ui);
     }
     let path = args.run_dir.as_deref().expect("clap requires it here");
-    let subject = Subject {
-        dataset: material.spec.name.clone(),
-        method: material.method.clone(),
-        profile: material.profile.clone(),
-        images_per_class: material.images_per_class,
-        distill_seed: material.distill_seed,
-        train_seed: args.seed,
-        protocol: args.protocol.to_string(),
-        selection: args.select,
-        model: spec.to_string(),
-        n_images: material.n_images,
-        extra_storage: material.extra_storage.clone(),
-        data_sha256: material.data_sha256.clone(),
-        notes: material.notes.clone(),
-    };
+    let subject = Subject { model: spec.to_string(), ..material.subject.clone() };
     let mut record = json!({ "subject": subject, "train": config, "images_sha256": material.fingerprint() });
     let total = config.length.steps(material.source().len(), config.batch_size);
     let select_every = args.select_every.unwrap_or_else(|| total.div_ceil(DEFAULT_COMPARISONS)).max(1);
@@ -379,10 +359,8 @@ fn synthetic(file: &Path, args: &Args, device: Device, ui: &Ui) -> anyhow::Resul
         notes.push(note);
         judged_on = Some(images);
     }
-    Ok(Material {
-        images: Images::Synthetic(images),
-        soft_labels: set.soft_labels.as_ref().map(|soft| to_tensor(soft.view()).to_device(device)),
-        teacher,
+    let subject = Subject {
+        dataset: spec.name.clone(),
         method: header.method.clone(),
         profile: origin.profile,
         images_per_class: Some(header.images_per_class),
@@ -391,9 +369,15 @@ fn synthetic(file: &Path, args: &Args, device: Device, ui: &Ui) -> anyhow::Resul
         extra_storage: header.extra_storage.clone(),
         data_sha256: header.data_sha256.clone(),
         notes,
-        judges: judged_on,
-        spec,
-    })
+        ..training(args)
+    };
+    let soft_labels = set.soft_labels.as_ref().map(|soft| to_tensor(soft.view()).to_device(device));
+    Ok(Material { spec, images: Images::Synthetic(images), soft_labels, teacher, subject, judges: judged_on })
+}
+
+/// What results say about the training, without what it was trained on.
+fn training(args: &Args) -> Subject {
+    Subject { train_seed: args.seed, protocol: args.protocol.to_string(), selection: args.select, ..Subject::default() }
 }
 
 fn real(name: &str, args: &Args, ui: &Ui) -> anyhow::Result<Material> {
@@ -417,21 +401,15 @@ fn real(name: &str, args: &Args, ui: &Ui) -> anyhow::Result<Material> {
         notes.push(note);
         judged_on = Some(images);
     }
-    Ok(Material {
-        spec,
-        n_images: split.len(),
-        images: Images::Real(split),
-        soft_labels: None,
-        teacher: None,
+    let subject = Subject {
+        dataset: spec.name.clone(),
         method: "full".to_owned(),
-        profile: String::new(),
-        images_per_class: None,
-        distill_seed: None,
-        extra_storage: String::new(),
+        n_images: split.len(),
         data_sha256,
         notes,
-        judges: judged_on,
-    })
+        ..training(args)
+    };
+    Ok(Material { spec, images: Images::Real(split), soft_labels: None, teacher: None, subject, judges: judged_on })
 }
 
 /// The protocol with everything that the command line changes.
