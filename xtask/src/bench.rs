@@ -1,16 +1,18 @@
-//! `cargo xtask bench`: benchmarks, and our attacks and readers beside the references on the same inputs.
+//! `cargo xtask bench`: benchmarks, and our attacks and readers next to the references on the same inputs.
 
 mod loaders;
 mod peers;
 mod python;
 
+use c2r_run::exit;
+
 use crate::{
     checkout::{self, Checkout},
-    exit, setup,
+    setup,
 };
 use python::Peers;
 
-/// Measure speed: criterion's benchmarks, or ours beside the Python references
+/// Measure speed: criterion's benchmarks, or ours next to the Python references
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -6,9 +6,7 @@ use std::{
 };
 
 use anyhow::Context;
-use c2r_run::Lock;
-
-use crate::{exit, process, ui};
+use c2r_run::{Lock, exit, process, terminal as ui};
 
 /// How the names of unfinished installations begin; under the lock, any that is found is a dead one.
 const UNFINISHED: &str = ".installing-";

@@ -1,4 +1,4 @@
-//! Where things lie in the checkout, and the cargo commands that build it.
+//! Where things are in the checkout, and the cargo commands that build it.
 
 use std::{
     env,
@@ -7,7 +7,9 @@ use std::{
     time::Duration,
 };
 
-use crate::{compiler, exit, process, ui};
+use c2r_run::{exit, process, terminal as ui};
+
+use crate::compiler;
 
 /// How often a line says that a silent program is still at work.
 const HEARTBEAT: Duration = Duration::from_secs(30);
@@ -52,7 +54,7 @@ impl Checkout {
         self.target.join("release").join(format!("c2r{}", env::consts::EXE_SUFFIX))
     }
 
-    /// `path` as seen from the top folder, where it lies inside.
+    /// `path` relative to the top folder, if it is inside.
     pub(crate) fn relative<'a>(&self, path: &'a Path) -> &'a Path {
         path.strip_prefix(&self.root).unwrap_or(path)
     }
@@ -64,10 +66,10 @@ impl Checkout {
         command
     }
 
-    /// Runs a cargo command, with a line now and then where there is no terminal.
+    /// Runs a cargo command, with a line every half minute where there is no terminal.
     ///
     /// # Errors
-    /// If it fails; says so if what it lacked is a C++ compiler.
+    /// If it fails; names a C++ compiler if that is what is missing.
     pub(crate) fn run_cargo(&self, command: &mut Command, doing: &str) -> anyhow::Result<()> {
         let mut next = HEARTBEAT;
         let status = process::foreground(command, |elapsed| {
@@ -80,7 +82,7 @@ impl Checkout {
             return Ok(());
         }
         compiler::check()?;
-        Err(exit::error(exit::UNEXPECTED, format!("{doing} failed ({status}); the reason stands above")))
+        Err(exit::error(exit::UNEXPECTED, format!("{doing} failed ({status}); see its message above")))
     }
 
     /// Builds the `c2r` command.

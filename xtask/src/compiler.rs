@@ -2,7 +2,7 @@
 
 use std::{env, process::Command};
 
-use crate::{exit, process};
+use c2r_run::{exit, process};
 
 /// Checks that a C++ compiler is there, by the rule of the build script that will call it: `CXX`, else `c++`.
 ///

@@ -9,10 +9,11 @@ use std::{
 use anyhow::Context;
 use c2r_archive::WORKSHOP;
 use c2r_experiment::{DataFile, DatasetEntry};
-use c2r_fetch::{Archive, Event, FetchError, Patience, Record, Source, Watch, bytes_below, digests_of_file};
+use c2r_fetch::{Archive, Event, Fault, FetchError, Patience, Record, Source, Watch, bytes_below, digests_of_file};
 use c2r_files::FileError;
+use c2r_run::{exit, signals, terminal as ui};
 
-use crate::{cache, checkout::Checkout, exit, signals, ui};
+use crate::{cache, checkout::Checkout};
 
 /// Download datasets: resumed, checked and unpacked whole or not at all
 #[derive(Debug, Clone, clap::Args)]
@@ -24,12 +25,12 @@ Examples:
   cargo xtask download --list --data ~/datasets
   cargo xtask download tiny-imagenet --data ~/datasets --verify
 
-Addresses, sizes, hashes and licences stand in data/datasets.toml. The hashes come from third-party \
+Addresses, sizes, hashes and licences are in data/datasets.toml. The hashes come from third-party \
 listings, not from the publishers. If a file has another one, both are shown; what came over the \
 network is kept as NAME.rejected, a file of a --mirror folder stays where it is. --accept-sha256 \
 takes it and records that in the folder and in every result. A server whose file has another length \
 is not asked for it.
-What is interrupted stays as NAME.part, and the same command goes on from there. The archive is \
+What is interrupted stays as NAME.part, and the same command resumes there. The archive is \
 removed once unpacked. --verify reads every unpacked file again. More: docs/datasets.md.")]
 pub(crate) struct Args {
     /// digits, cifar10, cifar100, tiny-imagenet, imagenette, imagewoof
@@ -60,15 +61,15 @@ pub(crate) struct Args {
     #[arg(long, value_name = "HEX", value_parser = sha256_text)]
     accept_sha256: Option<String>,
 
-    /// Give a connection up after so many seconds without a byte
+    /// Give up a connection after this many seconds without a byte
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: u64,
 
-    /// Give a connection up that brings fewer bytes a second than this, taken over the time of --timeout
+    /// Give up a connection that brings fewer bytes a second than this, taken over the time of --timeout
     #[arg(long, value_name = "BYTES", default_value_t = 1000)]
     min_speed: u64,
 
-    /// Give up after so many failed tries in a row
+    /// Give up after this many failed tries in a row
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     tries: u32,
 }
@@ -134,7 +135,7 @@ fn watched<T>(
     let on_event = &mut |event: Event<'_>| match event {
         Event::Progress(bytes) => meter.set(bytes, ""),
         Event::Resuming { bytes, part } => {
-            ui::note(format!("going on after the {} in {}", size(bytes), part.display()));
+            ui::note(format!("resuming after the {} in {}", size(bytes), part.display()));
         }
         Event::RemovingRejected(path) => {
             ui::note(format!("removing {}, which an earlier download rejected", path.display()));
@@ -205,17 +206,17 @@ fn download(dataset: &DatasetEntry, args: &Args, data: &Path) -> anyhow::Result<
             exit::usage(format!("--mirror {mirror}: {problem}"))
         })?,
     };
-    c2r_files::create_folder(data)?;
+    c2r_files::create_folder(data).map_err(|error| explain(error.into()))?;
     let _lock = cache::lock(&data.join(".c2r-download.lock"), "another download into this folder is at work")?;
     cache::remove_left(data, WORKSHOP, "a download")?;
     let archive = Archive { dataset, file, data };
     let (name, folder) = (&dataset.name, archive.folder());
     if folder.exists() {
-        let whence = match Record::read(&folder).map_err(explain)? {
+        let origin = match Record::read(&folder).map_err(explain)? {
             Some(record) => format!("from {}; --verify reads it again", record.archive),
             None => "not from this command, so it was left alone".into(),
         };
-        ui::note(format!("{name}: {} is there already, {whence}", folder.display()));
+        ui::note(format!("{name}: {} is there already, {origin}", folder.display()));
         return Ok(());
     }
     let total = file.bytes.map(|bytes| format!(", {}", size(bytes))).unwrap_or_default();
@@ -269,7 +270,7 @@ fn explain(error: FetchError) -> anyhow::Error {
     if let FetchError::Unfinished { part, bytes, of, cause } = error {
         let cause = explain(*cause);
         let of = of.map(|of| format!(" of {}", size(of))).unwrap_or_default();
-        let kept = format!("{}{of} are kept in {}; the same command goes on from there", size(bytes), part.display());
+        let kept = format!("{}{of} are kept in {}; the same command resumes there", size(bytes), part.display());
         return exit::error(exit::code_of(&cause), format!("{}\n  {kept}", exit::message(&cause)));
     }
     let code = match &error {
@@ -279,9 +280,11 @@ fn explain(error: FetchError) -> anyhow::Error {
         _ => exit::DATA,
     };
     let what_to_do = match &error {
-        FetchError::Interrupted => "; run the same command again to go on".to_owned(),
-        FetchError::GaveUp { .. } => format!("; --timeout and --min-speed say how slow a server may be{ELSEWHERE}"),
-        FetchError::Refused { .. } => ELSEWHERE.to_owned(),
+        FetchError::Interrupted => "; run the same command again to resume".to_owned(),
+        FetchError::Server { fault: Fault::Failing, .. } => {
+            format!("; --timeout and --min-speed say how slow a server may be{ELSEWHERE}")
+        }
+        FetchError::Server { fault: Fault::Refusing, .. } => ELSEWHERE.to_owned(),
         FetchError::Length { .. } => LENGTH.to_owned(),
         _ => String::new(),
     };

@@ -12,10 +12,11 @@ use std::{
 };
 
 use anyhow::Context;
+use c2r_run::{exit, process, terminal as ui};
 
 use crate::{
     checkout::{self, Checkout},
-    exit, process, setup, ui,
+    setup,
 };
 
 /// A reader that holds more than this is a finding, megabytes. libtorch itself takes 300.
@@ -31,7 +32,7 @@ const WRAPPER: &str = "tests/fuzz/rustc-with-coverage";
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "\
 Starts from the files in tests/fuzz/corpus/TARGET. What libFuzzer learns is kept in target/fuzz/corpus, and a file that \
-is a finding in target/fuzz/findings, with the command that repeats it; once mended, it belongs into tests/fuzz/corpus. \
+is a finding in target/fuzz/findings, with the command that repeats it; once fixed, it belongs in tests/fuzz/corpus. \
 Works with the stable compiler on Linux and macOS; the address sanitizer, which needs a nightly one, is not used.
 
 Examples:
@@ -65,7 +66,7 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
         return Ok(());
     }
     if let Some(unknown) = args.targets.iter().find(|name| !known.contains(name)) {
-        return Err(exit::usage(format!("`{unknown}` is no target; there are {}", known.join(", "))));
+        return Err(exit::usage(format!("`{unknown}` is not a target; there are {}", known.join(", "))));
     }
     let chosen = if args.targets.is_empty() { known } else { args.targets.clone() };
     setup::ensure(checkout)?;

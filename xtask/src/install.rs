@@ -8,13 +8,12 @@ use std::{
 };
 
 use anyhow::Context;
+use c2r_run::{exit, process, terminal as ui};
 
 use crate::{
-    cache, exit,
+    cache,
     libtorch::{CPU_LIBRARIES, CPU_WHEELS, CUDA_WHEELS, Flavour, LIBTORCH_VERSION, Libtorch, WHEEL_PYTHON},
-    process,
     python::Python,
-    ui,
 };
 
 /// How often a line tells how far a download is, where pip draws no bar.
@@ -40,7 +39,7 @@ for wheel in sorted(os.listdir(wheels)):
 "#;
 
 /// The folder of an installation, whether or not it is there. For CUDA the libraries of NVIDIA lie
-/// beside `torch`, where the search paths inside libtorch look for them.
+/// next to `torch`, where the search paths inside libtorch look for them.
 pub(crate) fn libtorch_folder(cache: &Path, flavour: Flavour) -> PathBuf {
     let top = cache.join(top_name(flavour));
     match flavour {
@@ -162,7 +161,7 @@ fn run_pip(command: &mut Command, workshop: &Path) -> anyhow::Result<()> {
         return Ok(());
     }
     Err(exit::usage(format!(
-        "pip could not fetch libtorch ({status}); its reason stands above, and nothing was left behind\n  \
+        "pip could not fetch libtorch ({status}); see its message above; nothing was left behind\n  \
          - no network: connect, or copy {} from a machine that has it\n  \
          - a mirror instead of pypi.org: set PIP_INDEX_URL\n  \
          - another way: `python3 -m pip install torch=={LIBTORCH_VERSION}` in an environment of yours, or set\n    \

@@ -20,7 +20,7 @@ mod tidy;
 
 use std::process::ExitCode;
 
-use c2r_run::{exit, process, signals, terminal as ui};
+use c2r_run::{exit, signals, terminal as ui};
 use clap::{Parser, Subcommand};
 
 use checkout::Checkout;
@@ -41,7 +41,7 @@ Examples:
   cargo xtask test
 
 Exit codes: 0 done, 1 unexpected failure, 2 wrong arguments or machine set-up, 3 data missing or wrong, \
-4 finished but outside the stated tolerance, 130 interrupted (the same command goes on).";
+4 finished but outside the stated tolerance, 130 interrupted (the same command resumes).";
 
 #[derive(Subcommand)]
 enum Command {

@@ -6,7 +6,9 @@ use std::{
     process::Command,
 };
 
-use crate::{cache, exit, process, ui};
+use c2r_run::{exit, process, terminal as ui};
+
+use crate::cache;
 
 /// Where the `torch` package of this Python lies, without importing it (that takes seconds).
 const FIND_TORCH: &str = "\

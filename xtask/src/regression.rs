@@ -5,13 +5,11 @@ use std::{collections::BTreeMap, env, fs, path::Path, process::Command};
 use anyhow::Context;
 use c2r_experiment::{Experiment, results};
 use c2r_grid::{Datasets, Grid, Job, Stage, Workplace};
+use c2r_run::{exit, process, terminal as ui};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{
-    checkout::{self, Checkout},
-    exit, process, ui,
-};
+use crate::checkout::{self, Checkout};
 
 /// Where the experiments and the accepted numbers lie.
 const FOLDER: &str = "data/regression";

@@ -3,9 +3,7 @@
 use std::{env, path::PathBuf};
 
 use c2r_experiment::Experiment;
-use c2r_grid::{
-    Datasets, Grid, GridPlan, Reproduction, Selection, Shard, SlurmArray, Workplace, list, read_experiment,
-};
+use c2r_grid::{Datasets, Grid, GridPlan, Reproduction, Shard, SlurmArray, Subgrid, Workplace, list, read_experiment};
 use c2r_run::{exit, terminal};
 
 use crate::{
@@ -28,7 +26,7 @@ Examples:
   cargo xtask reproduce ablation --scale paper --data ~/datasets --shard 2/8
   cargo xtask reproduce table2 --scale paper --data ~/datasets --launcher slurm --sbatch '--partition=gpu --gres=gpu:1'
 
-What is finished is not run again, by whichever experiment it was asked for first; what was interrupted goes on where it \
+What is finished is not run again, by whichever experiment it was asked for first; what was interrupted resumes where it \
 stopped; several processes or machines may share one --results folder. docs/reproduce.md says how that works.
 Exit codes: 0 done, 1 a command failed, 2 wrong arguments, 3 data missing, 4 numbers outside the tolerance, 130 interrupted.")]
 pub(crate) struct Args {
@@ -46,7 +44,7 @@ pub(crate) struct Args {
 
     /// Only this part of the grid, e.g. dataset=cifar10,ipc=10,method=c2r,seed=0,protocol=natural,attack=pgd
     #[arg(long, value_name = "KEY=VALUE,..")]
-    only: Vec<Selection>,
+    only: Vec<Subgrid>,
 
     /// Only the I-th of N parts of the grid, for N machines that each take another I
     #[arg(long, value_name = "I/N", default_value_t = Shard::ALL)]
@@ -71,7 +69,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     jobs: Option<u16>,
 
-    /// Device for every command: cpu, cuda, cuda:N [default: cuda if it comes up, else cpu]
+    /// Device for every command: cpu, cuda, cuda:N [default: cuda if available, else cpu]
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
 
@@ -148,7 +146,7 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     let grid = Grid { experiment: &experiment, scale: &scale, place: &place, datasets: &datasets };
     let (changes, at_once) = (changes(args), args.jobs.map(usize::from));
     let reproduction = Reproduction { grid, scale_name, changes, at_once };
-    let selection = Selection::merge(args.only.clone());
+    let selection = Subgrid::merge(args.only.clone());
     selection.check(&scale).map_err(|reason| exit::usage(format!("--only: {reason}")))?;
     let plan = grid.plan(&selection, args.shard)?;
     if let Some(method) = args.methods.iter().find(|method| plan.without_profile.contains(*method)) {
@@ -192,7 +190,7 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where everything is, as the user said it.
+/// Where everything is, according to the options.
 fn place(args: &Args, checkout: &Checkout) -> anyhow::Result<Workplace> {
     let user_folder = env::current_dir()?;
     // Relative to where the user stands, except for the default, which belongs to the checkout.
@@ -232,7 +230,7 @@ fn joined<T: ToString>(list: &[T]) -> Option<String> {
     (!list.is_empty()).then(|| list.iter().map(T::to_string).collect::<Vec<_>>().join(","))
 }
 
-/// What a task of Slurm is told besides which part it has.
+/// The arguments of a task of Slurm, without the shard.
 fn task_arguments(args: &Args, place: &Workplace) -> Vec<String> {
     let mut words = vec!["reproduce".to_owned()];
     words.extend(args.experiment.clone());

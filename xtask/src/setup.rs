@@ -7,15 +7,14 @@ use std::{
 };
 
 use anyhow::Context;
+use c2r_run::{exit, process, terminal as ui};
 
 use crate::{
     cache,
     checkout::Checkout,
-    compiler, exit, install,
+    compiler, install,
     libtorch::{Flavour, LIBTORCH_VERSION, Libtorch, TCH_VERSION},
-    process,
     python::Python,
-    ui,
 };
 
 /// Find or install libtorch, and link it to `.libtorch`, where cargo looks for it
@@ -125,7 +124,7 @@ fn named_by_user(folder: &Path, cuda: Cuda) -> anyhow::Result<Libtorch> {
     Ok(found)
 }
 
-/// The `torch` package of the user's Python, if it will do; says so if it will not.
+/// The `torch` package of the user's Python, if it will do; otherwise a note says why not.
 fn in_python(wanted: Flavour) -> Option<Libtorch> {
     let folder = Python::find()?.torch_folder()?;
     match Libtorch::inspect(&folder) {
@@ -158,7 +157,7 @@ fn link(found: &Libtorch, link: &Path) -> anyhow::Result<()> {
     }
     if fs::symlink_metadata(link).is_ok_and(|data| !data.is_symlink()) {
         return Err(exit::usage(format!(
-            "{} is not a link; move it away (and set LIBTORCH to where it then is, to go on using it)",
+            "{} is not a link; move it away (and set LIBTORCH to where it then is, to keep using it)",
             link.display()
         )));
     }

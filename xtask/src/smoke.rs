@@ -3,11 +3,9 @@
 use std::{fs, path::Path, process::Command, time::Instant};
 
 use anyhow::Context;
+use c2r_run::{exit, process, terminal as ui};
 
-use crate::{
-    checkout::{self, Checkout},
-    exit, process, ui,
-};
+use crate::checkout::{self, Checkout};
 
 /// The commands in an order in which each finds what it reads; `@` stands for a temporary folder. Distillation and training
 /// are as short as they can be: what counts is that every tensor is on the device.

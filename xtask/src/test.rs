@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 
+use c2r_run::{exit, terminal as ui};
+
 use crate::{
     checkout::{self, Checkout},
-    exit,
     python::Environment,
-    regression, setup, smoke, ui,
+    regression, setup, smoke,
 };
 
 /// What Python's side of the file formats is tested with. The variable names its interpreter.

@@ -13,7 +13,8 @@ use std::{
 
 use anyhow::Context;
 
-use crate::{checkout::Checkout, exit, process, ui};
+use crate::checkout::Checkout;
+use c2r_run::{exit, process, terminal as ui};
 use dependencies::{ARCHITECTURE, Metadata};
 
 /// Check the rules that no compiler checks: crate layers, links, file sizes, leftovers

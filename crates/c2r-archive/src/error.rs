@@ -1,26 +1,18 @@
-use std::{io, path::PathBuf};
+use c2r_files::FileError;
 
 /// Why an archive was not unpacked.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ArchiveError {
-    /// The operating system said no.
-    #[error("cannot {action} {}", path.display())]
-    Io {
-        /// `read`, `write`, `create`, ...
-        action: &'static str,
-        /// Which file or folder.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// The archive ends early, a checksum is wrong, or it is no archive at all.
+    /// A file or folder cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The archive ends early, a checksum is wrong, or it is not an archive at all.
     #[error("not a whole {format} archive: {reason}")]
     Damaged {
         /// `tar.gz` or `zip`.
         format: &'static str,
-        /// What the parser said, escaped and shortened: it may quote the archive.
+        /// The parser's message, escaped and shortened: it may quote the archive.
         reason: String,
     },
     /// An entry that cannot be read, or that no data archive needs and an attack does.
@@ -42,11 +34,6 @@ pub enum ArchiveError {
 impl ArchiveError {
     pub(crate) fn refused(entry: &[u8], reason: impl Into<String>) -> Self {
         Self::Refused { entry: shown(entry), reason: reason.into() }
-    }
-
-    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
-        let path = path.into();
-        move |source| Self::Io { action, path, source }
     }
 }
 

@@ -7,14 +7,14 @@ const MOST_PARTS: usize = 16;
 
 /// The path that an archive's entry may be written to, relative to the folder the archive is unpacked in.
 ///
-/// * `name`: the entry's name as it stands in the archive.
+/// * `name`: the entry's name in the archive.
 /// * `top`: the archive's one top folder; every path begins with it.
 ///
 /// `./` and a slash at the end are left out; `.` alone is the empty path.
 ///
 /// # Errors
 /// What is wrong, to be read after the name: it is absolute, has a part `..`, a backslash, a colon, a control
-/// character, bytes that are not UTF-8, is too long, or lies outside `top`.
+/// character, bytes that are not UTF-8, is too long, or is outside `top`.
 pub fn entry_path(name: &[u8], top: &str) -> Result<PathBuf, String> {
     let name = std::str::from_utf8(name).map_err(|_| "has a name that is not UTF-8".to_owned())?;
     if name.is_empty() {
@@ -80,7 +80,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Whatever comes out lies below the folder it is joined to.
+        /// Every path that comes out is below the folder it is joined to.
         #[test]
         fn no_name_leaves_its_folder(name in "([./\\\\a:]|top|\\.\\./){0,12}") {
             if let Ok(path) = entry_path(name.as_bytes(), "top") {

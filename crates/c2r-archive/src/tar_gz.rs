@@ -48,7 +48,7 @@ pub(crate) fn walk(
         let path = entry_path(&name, top).map_err(|reason| ArchiveError::refused(&name, reason))?;
         match kind {
             EntryType::Directory => each(Entry::Folder(&path))?,
-            // `Continuous` is what old tars call a file that lies in one piece.
+            // `Continuous` is what old tars call a file in one piece.
             EntryType::Regular | EntryType::Continuous if path.components().count() > 1 => {
                 bytes = bytes.saturating_add(entry.header().entry_size().map_err(explain)?);
                 if bytes > limits.bytes_for(length) {

@@ -4,6 +4,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use c2r_files::FileError;
 use sha2::{Digest, Sha256};
 
 use crate::{ArchiveError, ArchiveFormat, Entry, Limits, walk};
@@ -40,7 +41,7 @@ pub struct UnpackedFile {
 ///
 /// * `archive`: the file.
 /// * `top`: the one folder that the archive holds; it becomes `into`.
-/// * `into`: must not exist; the folder above must. The files are written into a hidden folder beside it, whose name
+/// * `into`: must not exist; the folder above must. The files are written into a hidden folder next to it, whose name
 ///   begins with [`WORKSHOP`], and renamed in one step. Only a killed process leaves such a folder behind.
 /// * `finish`: is called with the hidden folder and what is in it before the rename, to add files of its own.
 /// * `keep_going`: is called now and then with the bytes written; `false` stops.
@@ -58,12 +59,12 @@ pub fn unpack(
     finish: impl FnOnce(&Path, &Unpacked) -> io::Result<()>,
     keep_going: &mut dyn FnMut(u64) -> bool,
 ) -> Result<Unpacked, ArchiveError> {
-    let source = File::open(archive).map_err(ArchiveError::io("read", archive))?;
+    let source = File::open(archive).map_err(FileError::io("read", archive))?;
     let parent = into.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let workshop =
-        tempfile::Builder::new().prefix(WORKSHOP).tempdir_in(parent).map_err(ArchiveError::io("create", into))?;
+        tempfile::Builder::new().prefix(WORKSHOP).tempdir_in(parent).map_err(FileError::io("create", into))?;
     let root = workshop.path().join(top);
-    fs::create_dir(&root).map_err(ArchiveError::io("create", &root))?;
+    fs::create_dir(&root).map_err(FileError::io("create", &root))?;
 
     let mut unpacked = Unpacked::default();
     let mut written = 0;
@@ -74,12 +75,12 @@ pub fn unpack(
         match entry {
             Entry::Folder(path) => {
                 let folder = workshop.path().join(path);
-                fs::create_dir_all(&folder).map_err(ArchiveError::io("create", folder))
+                Ok(c2r_files::create_folder(&folder)?)
             }
             Entry::File(path, contents) => {
                 let file = write(format, &workshop.path().join(path), contents)?;
                 written += file.bytes;
-                let path = path.strip_prefix(top).expect("every entry lies in the top folder").to_owned();
+                let path = path.strip_prefix(top).expect("every entry is in the top folder").to_owned();
                 unpacked.files.push(UnpackedFile { path, ..file });
                 Ok(())
             }
@@ -88,21 +89,21 @@ pub fn unpack(
     if unpacked.files.is_empty() {
         return Err(format.damaged("it holds no file"));
     }
-    finish(&root, &unpacked).map_err(ArchiveError::io("write into", &root))?;
-    fs::rename(&root, into).map_err(ArchiveError::io("rename the unpacked folder to", into))?;
+    finish(&root, &unpacked).map_err(FileError::io("write into", &root))?;
+    fs::rename(&root, into).map_err(FileError::io("rename the unpacked folder to", into))?;
     Ok(unpacked)
 }
 
 fn write(format: ArchiveFormat, path: &Path, contents: &mut dyn Read) -> Result<UnpackedFile, ArchiveError> {
     if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(ArchiveError::io("create", folder))?;
+        c2r_files::create_folder(folder)?;
     }
     let mut file = File::create_new(path).map_err(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             ArchiveError::refused(name.as_bytes(), "is in the archive twice")
         }
-        _ => ArchiveError::io("create", path)(error),
+        _ => FileError::io("create", path)(error).into(),
     })?;
     let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 64 << 10]);
     loop {
@@ -113,7 +114,7 @@ fn write(format: ArchiveFormat, path: &Path, contents: &mut dyn Read) -> Result<
             Err(error) => return Err(format.explain(error)),
         };
         hash.update(&buffer[..n]);
-        file.write_all(&buffer[..n]).map_err(ArchiveError::io("write", path))?;
+        file.write_all(&buffer[..n]).map_err(FileError::io("write", path))?;
         bytes += n as u64;
     }
     Ok(UnpackedFile { path: PathBuf::new(), bytes, sha256: hash.finalize().into() })

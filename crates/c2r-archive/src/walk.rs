@@ -5,7 +5,7 @@ use crate::{ArchiveError, ArchiveFormat, Entry, Limits, tar_gz, zip};
 /// Calls `each` for every folder and file of an archive, in the archive's order.
 ///
 /// * `archive`: read from its start, whatever its position.
-/// * `top`: the one folder that every entry must lie in.
+/// * `top`: the one folder that every entry must be in.
 /// * `each`: must read a file to its end; what it returns as an error ends the walk.
 ///
 /// The names of a zip are all checked before `each` is called for the first time; a tar.gz is read once, so there `each`

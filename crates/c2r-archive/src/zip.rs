@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use c2r_files::FileError;
 use flate2::read::DeflateDecoder;
 use rawzip::{
     CompressionMethod, FileReader, RECOMMENDED_BUFFER_SIZE, ReaderAt, ZipArchive, ZipArchiveEntryWayfinder,
@@ -41,8 +42,8 @@ impl ZipReader {
     /// [`ArchiveError`] if it cannot be read, is not a whole zip, names a member twice or has more than
     /// [`Limits::entries`].
     pub fn open(path: &Path, limits: Limits) -> Result<Self, ArchiveError> {
-        let file = File::open(path).map_err(ArchiveError::io("read", path))?;
-        let length = file.metadata().map_err(ArchiveError::io("read", path))?.len();
+        let file = File::open(path).map_err(FileError::io("read", path))?;
+        let length = file.metadata().map_err(FileError::io("read", path))?.len();
         Self::new(Box::new(FileReader::from(file)), length, limits)
     }
 

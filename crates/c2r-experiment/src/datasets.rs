@@ -1,5 +1,6 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
+use c2r_files::FileError;
 use serde::Deserialize;
 use toml::{Table, Value};
 
@@ -136,7 +137,7 @@ impl DatasetEntry {
     /// # Errors
     /// [`ExperimentError`], naming the file.
     pub fn read_all(path: &Path) -> Result<Vec<Self>, ExperimentError> {
-        let text = fs::read_to_string(path).map_err(|source| ExperimentError::Io { path: path.to_owned(), source })?;
+        let text = fs::read_to_string(path).map_err(FileError::io("read", path))?;
         Self::parse_all(&text).map_err(|reason| ExperimentError::wrong(path, reason))
     }
 }

@@ -1,17 +1,14 @@
 use std::path::{Path, PathBuf};
 
+use c2r_files::FileError;
+
 /// Why an experiment file cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExperimentError {
     /// It cannot be read.
-    #[error("cannot read {}", path.display())]
-    Io {
-        /// Which file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// It is not an experiment, or contradicts itself.
     #[error("{}: {reason}", path.display())]
     Wrong {

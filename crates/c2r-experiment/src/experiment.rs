@@ -1,16 +1,17 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
+use c2r_files::FileError;
 use serde::Deserialize;
 use toml::{Table, Value};
 
 use crate::ExperimentError;
 
-/// Name of the file beside the experiments that holds what they share: `[methods]`, and defaults of their scales.
+/// Name of the file next to the experiments that holds what they share: `[methods]`, and defaults of their scales.
 pub const COMMON: &str = "common.toml";
 
 /// One table or figure of a paper.
 ///
-/// What stands in [`COMMON`] beside the file belongs to it too: all methods, and for a scale that the file has, every
+/// What is in [`COMMON`] next to the file belongs to it too: all methods, and for a scale that the file has, every
 /// key that it does not give itself (`overrides` are joined, the common ones first). Experiments that agree there ask for
 /// the same commands, which are then run once.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -107,9 +108,9 @@ pub struct Scale {
     /// Downstream networks, each of which makes a table; [`Scale::model`] unless given.
     #[serde(default)]
     pub train_models: Vec<String>,
-    /// Use only the first so many training images of each class.
+    /// Use only the first N training images of each class.
     pub train_per_class: Option<usize>,
-    /// Attack only the first so many test images.
+    /// Attack only the first N test images.
     pub n_test: Option<usize>,
     /// Judge on the training images that [`train_per_class`](Self::train_per_class) leaves, instead of on test images: for
     /// choosing settings. Asked for by who runs the grid, not by its file.
@@ -153,7 +154,7 @@ pub struct Published {
     pub dataset: String,
     /// Images per class.
     pub ipc: usize,
-    /// Method; one that is no key of [`Experiment::methods`] is kept for the record.
+    /// Method; one that is not a key of [`Experiment::methods`] is kept for the record.
     pub method: String,
     /// Column: `clean`, an attack's name, `mean-robust` or `drop-rate`.
     pub column: String,
@@ -161,7 +162,7 @@ pub struct Published {
     pub value: f64,
     /// Where it stands, e.g. `table 2`.
     pub source: String,
-    /// The protocol it was measured under; where the paper does not say, it stands beside every protocol's number.
+    /// The protocol it was measured under; where the paper does not say, it is shown next to every protocol's number.
     pub protocol: Option<String>,
     /// The radius it was measured at (Linf); 2/255 unless given.
     pub epsilon: Option<String>,
@@ -201,7 +202,7 @@ impl Scale {
         self.epsilons.iter().map(|text| radius(text).expect("checked when the file was read")).collect()
     }
 
-    /// What to give `c2r train --select`; `None` for the last step, which needs no word.
+    /// What to give `c2r train --select`; `None` for the last step, which is the default.
     pub fn selection(&self) -> Option<&str> {
         self.select.as_deref().filter(|select| *select != SELECTIONS[0])
     }
@@ -241,7 +242,7 @@ impl Experiment {
     /// The word for every method of [`Experiment::PAPER_SCALE`] in [`Experiment::change_grid`].
     pub const ALL_METHODS: &str = "all";
 
-    /// Reads and checks an experiment file, with [`COMMON`] beside it where there is one.
+    /// Reads and checks an experiment file, with [`COMMON`] next to it where there is one.
     ///
     /// # Errors
     /// [`ExperimentError`], naming the file and the key.
@@ -320,49 +321,40 @@ impl Experiment {
     }
 
     fn check(&self) -> Result<(), String> {
-        if self.schema_version != Self::SCHEMA_VERSION {
-            return Err(format!("schema_version is {}, this c2r reads {}", self.schema_version, Self::SCHEMA_VERSION));
-        }
-        if !(self.tolerance.is_finite() && self.tolerance > 0.0) {
-            return Err(format!("tolerance must be a positive number of points, got {}", self.tolerance));
-        }
+        let (version, known) = (self.schema_version, Self::SCHEMA_VERSION);
+        ensure(version == known, || format!("schema_version is {version}, this c2r reads {known}"))?;
+        let tolerance = self.tolerance;
+        ensure(tolerance.is_finite() && tolerance > 0.0, || {
+            format!("tolerance must be a positive number of points, got {tolerance}")
+        })?;
         for (name, method) in &self.methods {
-            if (method.kind == MethodKind::Distill) != method.profile.is_some() {
-                return Err(format!("methods.{name}: a profile belongs to `kind = \"distill\"`, and to that only"));
-            }
+            ensure((method.kind == MethodKind::Distill) == method.profile.is_some(), || {
+                format!("methods.{name}: a profile belongs to `kind = \"distill\"`, and to that only")
+            })?;
         }
         let known = |method: &str, place: &str| {
-            self.method(method).map(drop).map_err(|_| {
+            ensure(self.methods.contains_key(method), || {
                 let names: Vec<&str> = self.methods.keys().map(String::as_str).collect();
                 format!("{place}: there is no method `{method}`; [methods] has {}", names.join(", "))
             })
         };
-        if let Some(baseline) = &self.baseline {
-            known(baseline, "baseline")?;
-        }
+        self.baseline.iter().try_for_each(|baseline| known(baseline, "baseline"))?;
         for (name, scale) in &self.scales {
-            for method in &scale.methods {
-                known(method, &format!("scales.{name}.methods"))?;
-            }
+            scale.methods.iter().try_for_each(|method| known(method, &format!("scales.{name}.methods")))?;
             scale.check().map_err(|reason| format!("scales.{name}.{reason}"))?;
         }
         for (position, number) in self.published.iter().enumerate() {
-            let place = format!("published number {}", position + 1);
-            if !(0.0..=100.0).contains(&number.value) {
-                return Err(format!("{place} is {}, not a percentage", number.value));
-            }
-            if radius(number.epsilon()).is_none() {
-                return Err(format!("{place}: `{}` is not a radius in pixel units", number.epsilon()));
-            }
-            if !number.over.is_empty() && number.column != MEAN_ROBUST {
-                return Err(format!("{place}: `over` belongs to the column `{MEAN_ROBUST}`"));
-            }
-            if self.published[..position].iter().any(|other| other.cell() == number.cell()) {
-                return Err(format!(
-                    "published twice: {} ipc {} {} {}",
-                    number.dataset, number.ipc, number.method, number.column
-                ));
-            }
+            let (place, value, epsilon) =
+                (format!("published number {}", position + 1), number.value, number.epsilon());
+            ensure((0.0..=100.0).contains(&value), || format!("{place} is {value}, not a percentage"))?;
+            ensure(radius(epsilon).is_some(), || format!("{place}: `{epsilon}` is not a radius in pixel units"))?;
+            ensure(number.over.is_empty() || number.column == MEAN_ROBUST, || {
+                format!("{place}: `over` belongs to the column `{MEAN_ROBUST}`")
+            })?;
+            ensure(self.published[..position].iter().all(|other| other.cell() != number.cell()), || {
+                let Published { dataset, ipc, method, column, .. } = number;
+                format!("published twice: {dataset} ipc {ipc} {method} {column}")
+            })?;
         }
         Ok(())
     }
@@ -370,7 +362,7 @@ impl Experiment {
 
 impl Scale {
     fn check(&self) -> Result<(), String> {
-        for (key, empty) in [
+        for (key, is_empty) in [
             ("methods", self.methods.is_empty()),
             ("datasets", self.datasets.is_empty()),
             ("ipcs", self.ipcs.is_empty()),
@@ -379,30 +371,32 @@ impl Scale {
             ("attacks", self.attacks.is_empty()),
             ("epsilons", self.epsilons.is_empty()),
         ] {
-            if empty {
-                return Err(format!("{key} is empty"));
-            }
+            ensure(!is_empty, || format!("{key} is empty"))?;
         }
-        if !["linf", "l2", "l1"].contains(&self.norm.as_str()) {
-            return Err(format!("norm is `{}`, neither linf nor l2 nor l1", self.norm));
+        let norm = self.norm.as_str();
+        ensure(["linf", "l2", "l1"].contains(&norm), || format!("norm is `{norm}`, neither linf nor l2 nor l1"))?;
+        if let Some(select) = &self.select {
+            ensure(SELECTIONS.contains(&select.as_str()), || {
+                format!("select is `{select}`, neither {}", SELECTIONS.join(" nor "))
+            })?;
         }
-        if let Some(select) = self.select.as_ref().filter(|select| !SELECTIONS.contains(&select.as_str())) {
-            return Err(format!("select is `{select}`, neither {}", SELECTIONS.join(" nor ")));
+        for text in &self.epsilons {
+            ensure(radius(text).is_some(), || {
+                format!("epsilons: `{text}` is not a radius in pixel units, such as 2/255")
+            })?;
         }
-        if let Some(text) = self.epsilons.iter().find(|text| radius(text).is_none()) {
-            return Err(format!("epsilons: `{text}` is not a radius in pixel units, such as 2/255"));
-        }
-        if self.threads == Some(0) {
-            return Err("threads must be at least 1".into());
-        }
-        let sets = self.overrides.iter().flat_map(|part| &part.attack_set).chain(&self.attack_set);
-        for set in sets {
-            if !set.split_once('=').is_some_and(|(key, _)| key.contains('.')) {
-                return Err(format!("attack-set: `{set}` is not ATTACK.OPTION=VALUE"));
-            }
+        ensure(self.threads != Some(0), || "threads must be at least 1".to_owned())?;
+        for set in self.overrides.iter().flat_map(|part| &part.attack_set).chain(&self.attack_set) {
+            ensure(set.split_once('=').is_some_and(|(key, _)| key.contains('.')), || {
+                format!("attack-set: `{set}` is not ATTACK.OPTION=VALUE")
+            })?;
         }
         Ok(())
     }
+}
+
+fn ensure(holds: bool, reason: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(reason()) }
 }
 
 fn without_repetition<T: Clone + PartialEq>(items: &[T]) -> Vec<T> {
@@ -420,7 +414,7 @@ fn list<T: ToString>(items: &[T]) -> String {
 }
 
 fn table(path: &Path) -> Result<Table, ExperimentError> {
-    let text = fs::read_to_string(path).map_err(|source| ExperimentError::Io { path: path.to_owned(), source })?;
+    let text = fs::read_to_string(path).map_err(FileError::io("read", path))?;
     text.parse().map_err(|error: toml::de::Error| ExperimentError::wrong(path, error.to_string()))
 }
 

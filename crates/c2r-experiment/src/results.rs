@@ -1,7 +1,7 @@
 //! The version of the numbers that each stage makes.
 //!
 //! A finished command is never run again for the same configuration, data and **results version** of its stage and
-//! of the stages before it. The git revision is recorded beside every result and decides nothing: a change of the
+//! of the stages before it. The git revision is recorded next to every result and decides nothing: a change of the
 //! documentation, of a message or of the speed must not throw away a month of GPU time.
 //!
 //! Raise a stage's version in the commit that changes its numbers beyond float rounding, for any configuration:

@@ -128,7 +128,7 @@ impl Archive<'_> {
         );
         let unpacked = unpacked.map_err(|error| match error {
             ArchiveError::Stopped => FetchError::Interrupted,
-            ArchiveError::Io { source, path, .. } => FetchError::write(&path)(source),
+            ArchiveError::File(error) => error.into(),
             refused => not_unpacked(refused),
         })?;
         if matches!(source, Source::Url(_)) {

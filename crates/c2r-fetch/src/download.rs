@@ -9,10 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use c2r_files::FileError;
 use ureq::{Agent, Body, http::Response};
 
 use crate::{
-    Digests, Event, Expected, FetchError, Watch,
+    Digests, Event, Expected, Fault, FetchError, Watch,
     hashes::Hashes,
     origin::{Origin, header, retry_after},
 };
@@ -58,7 +59,7 @@ pub fn download(
     watch: &mut Watch<'_>,
 ) -> Result<Digests, FetchError> {
     let file = File::options().create(true).truncate(false).read(true).write(true).open(part);
-    let mut file = file.map_err(FetchError::write(part))?;
+    let mut file = file.map_err(FileError::io("write", part))?;
     let hashes = Hashes::of(&mut file, part, watch)?;
     let resumed = hashes.bytes > 0;
     let origin = Origin::read(part, url).filter(|_| resumed);
@@ -163,13 +164,15 @@ impl Transfer<'_> {
                 (failed, pause) = (0, self.patience.pause);
             }
             failed += 1;
-            let (url, tries) = (self.url.to_owned(), self.patience.tries);
+            let tries = self.patience.tries;
             if failed >= tries {
-                return Err(FetchError::GaveUp { url, reason, tries: failed });
+                return Err(self.fault(Fault::Failing, format!("{reason}; gave up after {failed} tries")));
             }
             let wait = after.map_or(pause, |after| after.max(pause));
             if wait > self.patience.longest_pause {
-                return Err(FetchError::ComeBack { url, reason, wait });
+                let seconds = wait.as_secs();
+                let reason = format!("{reason}, and asks to come back in {seconds} s; do so");
+                return Err(self.fault(Fault::Busy, reason));
             }
             pause = (pause * 2).min(self.patience.longest_pause);
             (watch.on_event)(Event::Retrying { reason: &reason, attempt: failed + 1, tries, wait });
@@ -182,14 +185,18 @@ impl Transfer<'_> {
 
     fn start_over(&mut self) -> Result<(), FetchError> {
         if self.hashes.bytes > 0 {
-            self.file.set_len(0).map_err(FetchError::write(self.part))?;
+            self.file.set_len(0).map_err(FileError::io("write", self.part))?;
         }
         (self.hashes, self.resumed, self.origin) = (Hashes::default(), false, None);
         Origin::keep(None, self.part)
     }
 
+    fn fault(&self, fault: Fault, reason: impl ToString) -> FetchError {
+        FetchError::Server { url: self.url.to_owned(), reason: reason.to_string(), fault }
+    }
+
     fn wrong(&self, reason: impl ToString) -> Failure {
-        FetchError::Server { url: self.url.to_owned(), reason: reason.to_string() }.into()
+        self.fault(Fault::Confused, reason).into()
     }
 
     /// One request. A thread next to it closes the connection when the user asks to stop, or the body comes too slowly:
@@ -301,8 +308,8 @@ impl Transfer<'_> {
                 return Err(Failure::Passing { reason, after: retry_after(response.headers()) });
             }
             _ => {
-                let (url, status) = (self.url.to_owned(), response.status().to_string());
-                return Err(FetchError::Refused { url, status }.into());
+                let reason = format!("the server answers {}", response.status());
+                return Err(self.fault(Fault::Refusing, reason).into());
             }
         };
         if let (Some(offered), Some(expected)) = (total, self.expected.bytes)
@@ -329,7 +336,7 @@ impl Transfer<'_> {
             self.file
                 .seek(SeekFrom::Start(self.hashes.bytes))
                 .and_then(|_| self.file.write_all(&buffer[..n]))
-                .map_err(FetchError::write(self.part))?;
+                .map_err(|error| FetchError::from(FileError::io("write", self.part)(error)))?;
             self.hashes.update(&buffer[..n]);
             pulse.bytes.fetch_add(n as u64, Ordering::SeqCst);
             (watch.on_event)(Event::Progress(self.hashes.bytes));

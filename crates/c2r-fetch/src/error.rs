@@ -1,8 +1,4 @@
-use std::{
-    io,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{io, path::PathBuf};
 
 use c2r_archive::ArchiveError;
 use c2r_files::FileError;
@@ -36,42 +32,16 @@ pub enum FetchError {
     },
     /// A file of this machine cannot be read or written.
     #[error(transparent)]
-    File(#[from] FileError),
-    /// Several tries in a row brought almost nothing.
-    #[error("{url}: {reason}; gave up after {tries} tries")]
-    GaveUp {
-        /// The address.
-        url: String,
-        /// Why the last try failed.
-        reason: String,
-        /// Number of tries.
-        tries: u32,
-    },
-    /// The server wants to be left alone for longer than [`crate::Patience::longest_pause`].
-    #[error("{url}: {reason}, and asks to come back in {} s; do so", wait.as_secs())]
-    ComeBack {
-        /// The address.
-        url: String,
-        /// What it answered.
-        reason: String,
-        /// How long it asks to wait.
-        wait: Duration,
-    },
-    /// The server answers that it will not give the file.
-    #[error("{url}: the server answers {status}")]
-    Refused {
-        /// The address.
-        url: String,
-        /// Status line.
-        status: String,
-    },
-    /// The server's answer cannot become the file.
+    File(FileError),
+    /// The server does not give the file.
     #[error("{url}: {reason}")]
     Server {
         /// The address.
         url: String,
-        /// What is wrong with its answer.
+        /// What went wrong the last time.
         reason: String,
+        /// Of which kind that is.
+        fault: Fault,
     },
     /// The server's file has another length than the registry promises. Nothing was fetched.
     #[error("{url}: the server offers {offered} bytes{content}, data/datasets.toml promises {expected}: {}",
@@ -130,13 +100,28 @@ pub enum FetchError {
     },
 }
 
-impl FetchError {
-    /// An error from writing `path`.
-    pub(crate) fn write(path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
-        let path = path.to_owned();
-        move |source| match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull { path },
-            _ => FileError::io("write", &path)(source).into(),
+/// What is wrong with a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Several tries in a row brought almost nothing.
+    Failing,
+    /// It wants to be left alone for longer than [`crate::Patience::longest_pause`].
+    Busy,
+    /// It answers that it will not give the file.
+    Refusing,
+    /// Its answer cannot become the file.
+    Confused,
+}
+
+impl From<FileError> for FetchError {
+    fn from(error: FileError) -> Self {
+        match error {
+            FileError::Io { path, source, .. }
+                if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
+            {
+                Self::DiskFull { path }
+            }
+            other => Self::File(other),
         }
     }
 }

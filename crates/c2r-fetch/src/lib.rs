@@ -22,7 +22,7 @@ mod watch;
 
 pub use archive::Archive;
 pub use download::{MOST_REDIRECTS, Patience, download};
-pub use error::FetchError;
+pub use error::{Fault, FetchError};
 pub use expected::{Digests, Expected};
 pub use hashes::digests_of_file;
 pub use record::{Record, bytes_below};

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use c2r_files::remove_if_present;
+use c2r_files::{FileError, remove_if_present};
 use serde::{Deserialize, Serialize};
 use ureq::http::HeaderMap;
 
@@ -56,7 +56,7 @@ impl Origin {
         let path = Self::path(part);
         let Some(origin) = origin else { return Ok(remove_if_present(&path)?) };
         let text = serde_json::to_vec(origin).expect("two texts are JSON");
-        fs::write(&path, text).map_err(FetchError::write(&path))
+        Ok(fs::write(&path, text).map_err(FileError::io("write", &path))?)
     }
 }
 

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{Workplace, select::unknown};
 
-/// Files that hold pixels or say what they show; anything else beside them changes nothing.
+/// Files that hold pixels or say what they show; anything else next to them changes nothing.
 const EXTENSIONS: [&str; 6] = ["bin", "csv", "jpeg", "jpg", "png", "txt"];
 
 /// Keys of a registry entry that decide no number.
@@ -32,7 +32,7 @@ pub(crate) struct Dataset {
 }
 
 impl Dataset {
-    /// What stands for its contents in the name of a job. The jobs of a dataset that is not here have names too, so that
+    /// Its contents as part of a job's name. The jobs of a dataset that is not here have names too, so that
     /// they can be counted and shown; they can neither be finished nor run.
     pub(crate) fn contents(&self) -> &str {
         self.sha256.as_deref().unwrap_or("not here")

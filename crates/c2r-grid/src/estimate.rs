@@ -17,14 +17,11 @@ struct Answer {
 }
 
 /// Expected seconds of each job, or why they are not known.
-pub type Times = Vec<Result<f64, String>>;
+pub(crate) type Times = Vec<Result<f64, String>>;
 
 /// Asks `c2r`, which must be built, for the times of `jobs`, which must hold what each one needs. Measured speeds of
 /// networks are kept in the results folder for the next time.
-///
-/// # Errors
-/// If the process was asked to stop, or `c2r estimate` fails.
-pub fn times(jobs: &[Job], place: &Workplace) -> anyhow::Result<Times> {
+pub(crate) fn times(jobs: &[Job], place: &Workplace) -> anyhow::Result<Times> {
     // Seeds change no time: one of each kind is asked for, with the jobs it needs.
     let mut questions: HashMap<String, usize> = HashMap::new();
     let mut lines = Vec::new();
@@ -67,16 +64,9 @@ pub fn times(jobs: &[Job], place: &Workplace) -> anyhow::Result<Times> {
 
 /// Jobs of one kind take the same time: they differ in their seed, and in what they read and write.
 fn kind(job: &Job, needs: Option<usize>) -> String {
-    let mut words = job.what.iter();
-    let mut kept = vec![format!("{needs:?}")];
-    while let Some(word) = words.next() {
-        if word == "--seed" {
-            words.next();
-        } else {
-            kept.push(word.clone());
-        }
-    }
-    kept.join(" ")
+    let seed = job.what.iter().position(|word| word == "--seed").map(|position| position + 1);
+    let words = job.what.iter().enumerate().filter(|(position, _)| Some(*position) != seed);
+    format!("{needs:?} {}", words.map(|(_, word)| word.as_str()).collect::<Vec<_>>().join(" "))
 }
 
 /// Prints the time of what is not finished, by kind of job, and the sum.

@@ -34,7 +34,7 @@ impl Identity {
         Ok(self.part("dataset", entry.as_bytes()).part("data", dataset.contents().as_bytes()))
     }
 
-    /// It reads a configuration, and those beside it that this one starts from (`base = "NAME"`). Comments and layout
+    /// It reads a configuration, and those next to it that this one starts from (`base = "NAME"`). Comments and layout
     /// decide nothing.
     pub(crate) fn profile(self, path: &Path) -> anyhow::Result<Self> {
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;

@@ -114,7 +114,7 @@ impl Lease {
     }
 
     /// Standard input for the job's command: empty, and the lock itself, which lasts as long as one of us holds it. So a
-    /// command that outlives a killed `cargo xtask reproduce` is not started a second time beside itself.
+    /// command that outlives a killed `cargo xtask reproduce` is not started a second time while it runs.
     pub(crate) fn stdin(&self) -> anyhow::Result<Stdio> {
         self.lock.as_ref().map_or_else(|| Ok(Stdio::null()), |lock| lock.share().context("cannot share a lock"))
     }

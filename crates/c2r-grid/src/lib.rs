@@ -2,7 +2,7 @@
 //!
 //! **What it is:** a [`Grid`] (one scale of an experiment file) becomes a [`GridPlan`] of [`Job`]s, `c2r` commands that are
 //! named after everything that decides their result. [`run()`] runs what is not finished, [`SlurmArray`] lets Slurm do it,
-//! [`Reproduction`] goes from there to the table, [`list()`] and [`times`] say what there is and how long it takes.
+//! [`Reproduction`] goes from there to the table, [`list()`] says what there is and how long it takes.
 //!
 //! **What it is not:** it computes nothing itself, knows no tensor and links no libtorch; every job is a child process with
 //! the public command line. `cargo xtask reproduce` is the command around it (docs/reproduce.md).
@@ -27,7 +27,6 @@ mod slurm;
 mod table_folder;
 
 pub use datasets::Datasets;
-pub use estimate::{Times, times};
 pub use experiments::{experiment_names, read_experiment};
 pub use job::{Cell, Downstream, Job, Stage, Workplace};
 pub use list::list;
@@ -35,7 +34,7 @@ pub use plan::{Grid, GridPlan};
 pub use record::Failed;
 pub use reproduction::Reproduction;
 pub use run::{Failure, Summary, finished, run};
-pub use select::{Selection, Shard, unknown};
+pub use select::{Shard, Subgrid};
 pub use slurm::SlurmArray;
 
 // The tests in `src` share the example of those in `tests`, which names the crate.

@@ -6,7 +6,7 @@ use c2r_experiment::{Experiment, Method, MethodKind, Override, Scale};
 use c2r_run::exit;
 
 use crate::{
-    Cell, Datasets, Downstream, Job, Selection, Shard, Stage, Workplace, datasets::Dataset, identity::Identity,
+    Cell, Datasets, Downstream, Job, Shard, Stage, Subgrid, Workplace, datasets::Dataset, identity::Identity,
     select::ALL_IMAGES,
 };
 
@@ -39,7 +39,7 @@ impl Grid<'_> {
     ///
     /// # Errors
     /// If the selection names what the grid does not have, or nothing is left.
-    pub fn plan(&self, selection: &Selection, shard: Shard) -> anyhow::Result<GridPlan> {
+    pub fn plan(&self, selection: &Subgrid, shard: Shard) -> anyhow::Result<GridPlan> {
         let scale = self.scale;
         selection.check(scale).map_err(exit::usage)?;
         let mut plan = GridPlan::default();
@@ -85,7 +85,7 @@ impl Grid<'_> {
     /// # Errors
     /// As [`Grid::plan`].
     pub fn whole(&self) -> anyhow::Result<GridPlan> {
-        self.plan(&Selection::default(), Shard::ALL)
+        self.plan(&Subgrid::default(), Shard::ALL)
     }
 }
 
@@ -99,7 +99,7 @@ struct Chain<'a> {
 }
 
 impl<'a> Chain<'a> {
-    fn add(&mut self, selection: &Selection) -> anyhow::Result<()> {
+    fn add(&mut self, selection: &Subgrid) -> anyhow::Result<()> {
         let scale = self.grid.scale;
         let distilled = self.distill()?;
         for protocol in scale.protocols.iter().filter(|protocol| selection.takes("protocol", protocol)) {

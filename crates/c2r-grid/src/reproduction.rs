@@ -12,7 +12,7 @@ use crate::{
     table_folder,
 };
 
-/// The page beside the tables.
+/// The page next to the tables.
 const PAGE: &str = "report.html";
 
 /// A grid that is to be run.
@@ -86,7 +86,7 @@ impl Reproduction<'_> {
             _ => anyhow::bail!("`c2r table` failed ({status}); see its message above"),
         };
         let output = process::output(&mut place.command(&report))?.context("there is no c2r")?;
-        // What it says about the tolerance, `c2r table` has said.
+        // It judges the tolerance as `c2r table` has.
         if !matches!(output.status.code().map(u8::try_from), Some(Ok(0 | exit::OUTSIDE_TOLERANCE))) {
             let reason = String::from_utf8_lossy(&output.stderr);
             anyhow::bail!("`c2r report` failed ({}): {}", output.status, reason.trim());

@@ -165,7 +165,7 @@ pub fn run(jobs: &[Job], finished: &[bool], n_at_once: usize, place: &Workplace)
     if signals::requests() > 0 {
         let (n_done, n) = (summary.n_done(), jobs.len());
         let message =
-            format!("interrupted with {n_done} of {n} commands finished; run the same command again to go on");
+            format!("interrupted with {n_done} of {n} commands finished; run the same command again to resume");
         return exit::fail(exit::INTERRUPTED, message);
     }
     Ok(summary)

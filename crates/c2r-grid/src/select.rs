@@ -6,31 +6,31 @@ use c2r_experiment::Scale;
 
 /// Which part of a grid is wanted: `dataset=cifar10,ipc=10,ipc=50`. A key that is not named is not restricted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Selection(BTreeMap<String, Vec<String>>);
+pub struct Subgrid(BTreeMap<String, Vec<String>>);
 
-/// The keys of [`Selection`].
+/// The keys of [`Subgrid`].
 const KEYS: [&str; 6] = ["dataset", "ipc", "method", "seed", "protocol", "attack"];
 
 /// The value of `ipc` for training on all real images.
 pub(crate) const ALL_IMAGES: &str = "all";
 
-impl FromStr for Selection {
+impl FromStr for Subgrid {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let mut selection = Self::default();
+        let mut subgrid = Self::default();
         for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
             let (key, value) = part.split_once('=').ok_or_else(|| format!("`{part}` is not key=value"))?;
             if !KEYS.contains(&key) {
                 return Err(unknown("key", key, KEYS));
             }
-            selection.0.entry(key.to_owned()).or_default().push(value.to_owned());
+            subgrid.0.entry(key.to_owned()).or_default().push(value.to_owned());
         }
-        Ok(selection)
+        Ok(subgrid)
     }
 }
 
-impl Selection {
+impl Subgrid {
     /// What any of `parts` selects, key by key.
     pub fn merge(parts: impl IntoIterator<Item = Self>) -> Self {
         let mut merged = Self::default();
@@ -69,7 +69,7 @@ impl Selection {
     }
 }
 
-impl fmt::Display for Selection {
+impl fmt::Display for Subgrid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parts = self.0.iter().flat_map(|(key, values)| values.iter().map(move |value| format!("{key}={value}")));
         f.write_str(&parts.collect::<Vec<_>>().join(","))
@@ -114,7 +114,7 @@ impl fmt::Display for Shard {
 }
 
 /// ``there is no scale `x`; there are: a, b``.
-pub fn unknown<T: ToString>(what: &str, name: &str, there: impl IntoIterator<Item = T>) -> String {
+pub(crate) fn unknown<T: ToString>(what: &str, name: &str, there: impl IntoIterator<Item = T>) -> String {
     let there: Vec<String> = there.into_iter().map(|item| item.to_string()).collect();
     format!("there is no {what} `{name}`; there are: {}", there.join(", "))
 }

@@ -1,5 +1,5 @@
 //! A grid as a job array of Slurm. Each task of the array runs one shard in the same results folder, so whatever is finished
-//! is not done again, and a task that was killed goes on when the array is submitted again.
+//! is not done again, and a task that was killed resumes when the array is submitted again.
 
 use std::{
     collections::BTreeSet,
@@ -64,7 +64,7 @@ impl SlurmArray<'_> {
     /// runs is waited for instead.
     ///
     /// # Errors
-    /// If Slurm is not here or refuses the array, or the process was asked to stop; the array then goes on.
+    /// If Slurm is not here or refuses the array, or the process was asked to stop; the array then keeps running.
     pub fn run(&self, plan: &GridPlan, before: &[bool], place: &Workplace) -> anyhow::Result<Summary> {
         let folder = place.results.join("slurm").join(self.name);
         let note = folder.join("submission.json");
@@ -105,7 +105,7 @@ impl SlurmArray<'_> {
         let at_once = self.at_once.map_or(String::new(), |n| format!("%{n}"));
         let mut command = Command::new("sbatch");
         command.arg("--parsable").arg(format!("--job-name=c2r-{}", self.name));
-        command.arg(format!("--array={}{at_once}", ranges(&open)));
+        command.arg(format!("--array={}{at_once}", open.iter().map(usize::to_string).collect::<Vec<_>>().join(",")));
         command.arg(format!("--output={}", log_path(folder, "%a").display()));
         command.args(self.options.iter().flat_map(|options| options.split_whitespace())).arg(&script_path);
         let output = slurm(command)?;
@@ -132,21 +132,6 @@ fn slurm(mut command: Command) -> anyhow::Result<Output> {
 
 fn log_path(folder: &Path, task: &str) -> PathBuf {
     folder.join(format!("task-{task}.log"))
-}
-
-/// `1,3-5` for 1, 3, 4, 5.
-fn ranges(numbers: &BTreeSet<usize>) -> String {
-    let mut parts: Vec<(usize, usize)> = Vec::new();
-    for &number in numbers {
-        match parts.last_mut() {
-            Some((_, last)) if *last + 1 == number => *last = number,
-            _ => parts.push((number, number)),
-        }
-    }
-    let text = |(first, last): &(usize, usize)| {
-        if first == last { first.to_string() } else { format!("{first}-{last}") }
-    };
-    parts.iter().map(text).collect::<Vec<_>>().join(",")
 }
 
 /// Whether anything of an array waits or runs.
@@ -187,8 +172,9 @@ fn wait(array: &str, plan: &GridPlan) -> anyhow::Result<()> {
         let next = Instant::now() + ASK_AGAIN;
         while Instant::now() < next {
             if signals::requests() > 0 {
-                let message =
-                    format!("array {array} goes on; the same command waits for it again, `scancel {array}` stops it");
+                let message = format!(
+                    "array {array} keeps running; the same command waits for it again, `scancel {array}` stops it"
+                );
                 return exit::fail(exit::INTERRUPTED, message);
             }
             thread::sleep(process::POLL);
@@ -225,13 +211,6 @@ mod tests {
 
     use super::*;
     use crate::{Job, Shard, example::Example};
-
-    #[test]
-    fn numbers_become_ranges() {
-        let check = |numbers: &[usize], text: &str| assert_eq!(ranges(&numbers.iter().copied().collect()), text);
-        check(&[1], "1");
-        check(&[1, 2, 3, 5, 9, 10], "1-3,5,9-10");
-    }
 
     #[test]
     fn what_tasks_left_is_told_apart() {

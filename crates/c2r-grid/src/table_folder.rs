@@ -51,14 +51,14 @@ pub(crate) fn update(folder: &Path, jobs: &[Job], finished: &[bool], keep: &[Str
         }
     }
     for part in jobs_done().flat_map(|job| parts(folder, job, jobs)) {
-        match part {
-            Part::Copy { from, to } => {
-                let bytes = c2r_files::read(&from)?;
-                if fs::read(&to).ok().as_ref() != Some(&bytes) {
-                    write_atomically(&to, &bytes)?;
-                }
-            }
-            Part::Link { from, to } => link(&from, &to).with_context(|| format!("cannot write {}", to.display()))?,
+        let Part { from, to, is_copy } = part;
+        if !is_copy {
+            link(&from, &to).with_context(|| format!("cannot write {}", to.display()))?;
+            continue;
+        }
+        let bytes = c2r_files::read(&from)?;
+        if fs::read(&to).ok().as_ref() != Some(&bytes) {
+            write_atomically(&to, &bytes)?;
         }
     }
     Ok(jobs_done().filter(|job| matches!(job.stage, Stage::Attack { .. })).count())
@@ -69,13 +69,11 @@ pub(crate) fn update(folder: &Path, jobs: &[Job], finished: &[bool], keep: &[Str
 pub(crate) fn script(folder: &Path, jobs: &[Job], wanted: &[bool], show: impl Fn(&Path) -> String) -> Vec<String> {
     let line = |(job, _): (&Job, &bool)| {
         let parts = parts(folder, job, jobs);
-        let inside = parts.first()?.to().parent()?.to_owned();
+        let inside = parts.first()?.to.parent()?.to_owned();
         let make = shell_line(["mkdir", "-p", &show(&inside)]);
-        let fill = parts.iter().map(|part| match part {
-            Part::Copy { from, to } => shell_line(["cp", &show(from), &show(to)]),
-            Part::Link { from, to } => {
-                shell_line(["ln", "-sfn", &relative(from, &inside).display().to_string(), &show(to)])
-            }
+        let fill = parts.iter().map(|Part { from, to, is_copy }| match is_copy {
+            true => shell_line(["cp", &show(from), &show(to)]),
+            false => shell_line(["ln", "-sfn", &relative(from, &inside).display().to_string(), &show(to)]),
         });
         Some(std::iter::once(make).chain(fill).collect::<Vec<_>>().join(" && "))
     };
@@ -83,31 +81,25 @@ pub(crate) fn script(folder: &Path, jobs: &[Job], wanted: &[bool], show: impl Fn
 }
 
 /// A file or a link of the folder.
-enum Part {
-    Copy { from: PathBuf, to: PathBuf },
-    Link { from: PathBuf, to: PathBuf },
-}
-
-impl Part {
-    fn to(&self) -> &Path {
-        match self {
-            Self::Copy { to, .. } | Self::Link { to, .. } => to,
-        }
-    }
+struct Part {
+    from: PathBuf,
+    to: PathBuf,
+    is_copy: bool,
 }
 
 /// What `folder` shows of a finished job, all of it in one folder.
 fn parts(folder: &Path, job: &Job, jobs: &[Job]) -> Vec<Part> {
     let at = place(folder, job);
+    let part = |from, to, is_copy| Part { from, to, is_copy };
     match &job.stage {
-        Stage::Distill => vec![Part::Link { from: job.folder.clone(), to: at }],
+        Stage::Distill => vec![part(job.folder.clone(), at, false)],
         Stage::Train(_) => vec![],
         Stage::Attack { .. } => {
             let trained = &jobs[job.needs.expect("an attack needs a network")];
             vec![
-                Part::Copy { from: job.output(), to: at.join(REPORT) },
-                Part::Copy { from: trained.folder.join(RUN), to: at.join(RUN) },
-                Part::Link { from: trained.output(), to: at.join(NETWORK) },
+                part(job.output(), at.join(REPORT), true),
+                part(trained.folder.join(RUN), at.join(RUN), true),
+                part(trained.output(), at.join(NETWORK), false),
             ]
         }
     }

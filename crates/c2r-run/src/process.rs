@@ -25,7 +25,7 @@ pub fn check_interrupt() -> anyhow::Result<()> {
     if signals::requests() == 0 {
         return Ok(());
     }
-    exit::fail(exit::INTERRUPTED, "interrupted; run the same command again to go on")
+    exit::fail(exit::INTERRUPTED, "interrupted; run the same command again to resume")
 }
 
 /// Runs a program that shares our terminal (cargo, pip) to its end, calling `tick` while it runs.

@@ -1,15 +1,13 @@
-//! Our reading of an ImageNet subset beside torchvision's: the same JPEGs, size and number of threads.
+//! Our reading of an ImageNet subset next to torchvision's: the same JPEGs, size and number of threads.
 
 use std::{fs, path::Path, process::Command};
 
 use anyhow::Context;
+use c2r_run::terminal as ui;
 use serde::{Deserialize, Serialize};
 
 use super::python::{self, Peers};
-use crate::{
-    checkout::{self, Checkout},
-    ui,
-};
+use crate::checkout::{self, Checkout};
 
 /// JPEGs for training; a tenth as many for testing.
 const N: usize = 3000;
@@ -110,7 +108,7 @@ pub(super) fn run(args: &Peers, checkout: &Checkout) -> anyhow::Result<()> {
             row("c2r, from the cache (checked)", seconds(&rounds.cached)),
             String::new(),
             format!(
-                "Pixels beside Pillow's: {:.2} % equal, {:.2} % within one, mean difference {:.3}, largest {}. Memory of \
+                "Pixels next to Pillow's: {:.2} % equal, {:.2} % within one, mean difference {:.3}, largest {}. Memory of \
                  c2r's own at its peak: {} MB.",
                 100.0 * difference.equal,
                 100.0 * difference.within_one,

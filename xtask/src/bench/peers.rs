@@ -1,4 +1,4 @@
-//! Our attacks beside torchattacks and pyautoattack: the same TorchScript model, images, radius and threads.
+//! Our attacks next to torchattacks and pyautoattack: the same TorchScript model, images, radius and threads.
 
 use std::{
     path::{Path, PathBuf},
@@ -6,10 +6,11 @@ use std::{
 };
 
 use anyhow::Context;
+use c2r_run::{exit, terminal as ui};
 use serde::{Deserialize, Serialize};
 
 use super::python::{self, Peers, Script};
-use crate::{checkout::Checkout, exit, ui};
+use crate::checkout::Checkout;
 
 const AUTOATTACK: &str = "autoattack-standard";
 const ATTACKS: [&str; 5] = ["fgsm", "pgd", "vmi-fgsm", "apgd-ce", AUTOATTACK];

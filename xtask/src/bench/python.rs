@@ -3,9 +3,10 @@
 use std::{path::PathBuf, process::Command};
 
 use anyhow::Context;
+use c2r_run::{exit, process};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{exit, process, python::Environment};
+use crate::python::Environment;
 
 /// What the environment holds. torchattacks and pyautoattack do not pin what they need.
 const REQUIREMENTS: &[&str] = &[
@@ -39,7 +40,7 @@ pub(crate) struct Peers {
     #[arg(long, value_name = "EPS", requires = "peers")]
     pub(super) eps: Option<String>,
 
-    /// Attack only the first so many images [default: 200, and 50 for AutoAttack]; data: make so many JPEGs [default: 3000]
+    /// Attack only the first N images [default: 200, and 50 for AutoAttack]; data: make N JPEGs [default: 3000]
     #[arg(long, value_name = "N", requires = "peers")]
     pub(super) n: Option<usize>,
 

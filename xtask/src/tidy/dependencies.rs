@@ -7,11 +7,12 @@ use std::{
 };
 
 use anyhow::Context;
+use c2r_run::process;
 use proc_macro2::{TokenStream, TokenTree};
 use serde::Deserialize;
 
 use super::source::{self, Code};
-use crate::{checkout::Checkout, process};
+use crate::checkout::Checkout;
 
 /// The page with the table of crates.
 pub(super) const ARCHITECTURE: &str = "docs/architecture.md";

@@ -209,7 +209,7 @@ fn ctrl_c_keeps_the_part_and_a_second_download_waits() {
     let first = download(&words, data).spawn().unwrap();
     wait_for(&part, 100);
     interrupt(&first);
-    check(&first.wait_with_output().unwrap(), 130, &["interrupted", "100 bytes", "are kept in", "goes on from there"]);
+    check(&first.wait_with_output().unwrap(), 130, &["interrupted", "100 bytes", "are kept in", "resumes there"]);
     assert_eq!(names(data), [format!("{ARCHIVE}.part")]);
     runs(&["cifar10", "--list"], data, 0, &["unfinished"]);
 
@@ -221,7 +221,7 @@ fn ctrl_c_keeps_the_part_and_a_second_download_waits() {
     lines.read_line(&mut told).unwrap();
     assert!(told.contains("another download into this folder is at work; waiting for it"), "{told}");
     interrupt(&first);
-    check(&first.wait_with_output().unwrap(), 130, &["going on after the 100 bytes", "200 bytes"]);
+    check(&first.wait_with_output().unwrap(), 130, &["resuming after the 100 bytes", "200 bytes"]);
     // The one that waited finishes the job.
     lines.read_to_string(&mut told).unwrap();
     assert!(second.wait().unwrap().success() && told.contains("6 files"), "{told}");

@@ -9,6 +9,7 @@ use std::{
 };
 
 use c2r_archive::{ArchiveError, ArchiveFormat, Entry, Limits, Unpacked, WORKSHOP, unpack, walk};
+use c2r_files::FileError;
 use flate2::{Compression, write::GzEncoder};
 use proptest::prelude::*;
 use tar::{EntryType, Header};
@@ -88,7 +89,7 @@ enum Reason<'a> {
     Refused(&'a str, &'a str),
     Damaged,
     Limit,
-    Io,
+    File,
 }
 
 /// Unpacking must fail for this reason and leave nothing.
@@ -102,7 +103,7 @@ fn refused(format: ArchiveFormat, bytes: &[u8], expected: Reason<'_>) {
         (ArchiveError::Damaged { format: found, .. }, Reason::Damaged) => {
             *found == if format == ArchiveFormat::Zip { "zip" } else { "tar.gz" }
         }
-        (ArchiveError::Limit(_), Reason::Limit) | (ArchiveError::Io { .. }, Reason::Io) => true,
+        (ArchiveError::Limit(_), Reason::Limit) | (ArchiveError::File(_), Reason::File) => true,
         _ => false,
     };
     assert!(is_expected, "{error:?} instead of {expected:?}");
@@ -255,7 +256,7 @@ fn one_name_twice() {
         Reason::Refused("a", "twice"),
     );
     refused(ArchiveFormat::Zip, &zip(&[("top/a", b"1", None), ("top/a", b"2", None)]), Reason::Refused("a", "twice"));
-    refused(ArchiveFormat::TarGz, &tar_gz(&[file("top/a", b"1"), file("top/a/b", b"2")]), Reason::Io);
+    refused(ArchiveFormat::TarGz, &tar_gz(&[file("top/a", b"1"), file("top/a/b", b"2")]), Reason::File);
 }
 
 #[test]
@@ -308,7 +309,7 @@ fn a_caller_can_stop_and_add_files() {
     assert!(out.join("record").is_file());
     // What is there stays.
     let again = unpack(ArchiveFormat::TarGz, &archive, "top", &out, &LIMITS, |_, _| Ok(()), &mut |_| true).unwrap_err();
-    assert!(matches!(&again, ArchiveError::Io { path, .. } if *path == out), "{again:?}");
+    assert!(matches!(&again, ArchiveError::File(FileError::Io { path, .. }) if *path == out), "{again:?}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
     assert!(out.join("record").is_file());
 }

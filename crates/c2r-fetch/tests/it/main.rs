@@ -11,7 +11,7 @@ use std::{
 };
 
 use c2r_fetch::{
-    Digests, Event, Expected, FetchError, MOST_REDIRECTS, Patience, Source, Watch, digests_of_file, download,
+    Digests, Event, Expected, Fault, FetchError, MOST_REDIRECTS, Patience, Source, Watch, digests_of_file, download,
 };
 
 /// What the server does with one request; it is given the request's lines.
@@ -119,7 +119,7 @@ impl Client {
     }
 
     /// The download must fail for this reason; returns the number of requests.
-    fn fails(&self, is_reason: fn(&FetchError) -> bool, parts: &[&str], answers: Vec<Answer>) -> usize {
+    fn fails(&self, is_reason: impl Fn(&FetchError) -> bool, parts: &[&str], answers: Vec<Answer>) -> usize {
         let (url, server) = serve(answers);
         let error = self.get(&url).unwrap_err();
         let (reason, kept) = match &error {
@@ -136,20 +136,8 @@ impl Client {
     }
 }
 
-fn gave_up(error: &FetchError) -> bool {
-    matches!(error, FetchError::GaveUp { .. })
-}
-
-fn wrong_answer(error: &FetchError) -> bool {
-    matches!(error, FetchError::Server { .. })
-}
-
-fn come_back(error: &FetchError) -> bool {
-    matches!(error, FetchError::ComeBack { wait, .. } if wait.as_secs() == 3600)
-}
-
-fn refused(error: &FetchError) -> bool {
-    matches!(error, FetchError::Refused { .. })
+fn is(fault: Fault) -> impl Fn(&FetchError) -> bool {
+    move |error| matches!(error, FetchError::Server { fault: found, .. } if *found == fault)
 }
 
 fn ranges(requests: &[Vec<String>]) -> Vec<Option<String>> {
@@ -176,7 +164,7 @@ fn a_cut_connection_is_taken_up_where_it_broke() {
 fn a_later_call_goes_on_and_gains_reset_the_count() {
     let client = Client::new();
     let there = vec![honest(70_000), honest(0), honest(0)];
-    client.fails(gave_up, &["gave up after 3 tries", "70000 bytes are kept in", "file.zip.part"], there);
+    client.fails(is(Fault::Failing), &["gave up after 3 tries", "70000 bytes are kept in", "file.zip.part"], there);
     let requests = client.gets(vec![honest(usize::MAX)]);
     assert_eq!(ranges(&requests), [Some("bytes=70000-".into())]);
     // And a whole part needs no server at all.
@@ -213,7 +201,7 @@ fn a_range_that_was_not_asked_for() {
     ] {
         let client = Client::new();
         fs::write(client.part(), &contents()[..1234]).unwrap();
-        assert_eq!(client.fails(wrong_answer, &[reason, "1234 bytes"], vec![say(head, vec![])]), 1);
+        assert_eq!(client.fails(is(Fault::Confused), &[reason, "1234 bytes"], vec![say(head, vec![])]), 1);
     }
 }
 
@@ -223,11 +211,11 @@ fn a_stalled_connection_is_given_up() {
     let requests = Client::new().gets(vec![stalls(100_000), honest(usize::MAX)]);
     assert_eq!(ranges(&requests), [None, Some("bytes=100000-".into())]);
     let stalled = || vec![stalls(1000), stalls(1000), stalls(1000)];
-    Client::new().fails(gave_up, &["nothing came for 300ms", "gave up after 3 tries"], stalled());
+    Client::new().fails(is(Fault::Failing), &["nothing came for 300ms", "gave up after 3 tries"], stalled());
     // Before the headers, too, and not for ever.
     let silent = || -> Answer { Box::new(|_, stream| drop(stream.read(&mut [0]))) };
     let client = Client::new();
-    client.fails(gave_up, &["nothing came", "gave up after 3 tries"], vec![silent(), silent(), silent()]);
+    client.fails(is(Fault::Failing), &["nothing came", "gave up after 3 tries"], vec![silent(), silent(), silent()]);
     assert!(!client.part().exists(), "nothing came, so nothing is kept");
     assert!(start.elapsed() < Duration::from_secs(20));
 }
@@ -251,12 +239,12 @@ fn a_trickle_is_given_up() {
     client.patience.window = Duration::from_millis(100);
     let plain = || trickles("HTTP/1.1 200 OK\nContent-Length: 300000\n\n", b"x");
     let reasons = ["less than 100000 bytes/s for 100ms", "gave up after 3 tries", "kept in"];
-    client.fails(gave_up, &reasons, vec![plain(), plain(), plain()]);
+    client.fails(is(Fault::Failing), &reasons, vec![plain(), plain(), plain()]);
     // Bytes that are not the file's keep nobody waiting, either: the extension of a chunk that never begins.
     let chunk = || trickles("HTTP/1.1 200 OK\nTransfer-Encoding: chunked\n\n5;", b"x");
     let mut client = Client { folder: tempfile::tempdir().unwrap(), ..client };
     client.patience.tries = 1;
-    client.fails(gave_up, &["less than 100000 bytes/s"], vec![chunk()]);
+    client.fails(is(Fault::Failing), &["less than 100000 bytes/s"], vec![chunk()]);
 }
 
 #[test]
@@ -310,7 +298,7 @@ fn another_server_is_not_asked_for_the_version_of_the_first() {
     let client = Client::new();
     let head = || say("200 OK\nETag: \"a\"\nContent-Length: 300000", contents()[..1000].to_vec());
     let gone = || -> Answer { Box::new(|_, _| {}) };
-    client.fails(gave_up, &["kept in"], vec![head(), gone(), gone()]);
+    client.fails(is(Fault::Failing), &["kept in"], vec![head(), gone(), gone()]);
     let requests = client.gets(vec![honest(usize::MAX)]);
     assert_eq!((ranges(&requests), condition(&requests[0])), (vec![Some("bytes=1000-".into())], None));
 }
@@ -340,12 +328,16 @@ fn lies_about_the_length() {
     client.expected.bytes = None;
     let long = say("200 OK\nContent-Length: 300001", contents());
     let nothing = || say("206 Partial Content\nContent-Range: bytes 300000-300000/300001\nContent-Length: 1", vec![]);
-    client.fails(gave_up, &["gave up after 3 tries", "kept in"], vec![long, nothing(), nothing()]);
+    client.fails(is(Fault::Failing), &["gave up after 3 tries", "kept in"], vec![long, nothing(), nothing()]);
 
     // No length at all: the end of the connection ends the file, and one that goes on is cut off.
     Client::new().gets(vec![say("200 OK", contents()[..1000].to_vec()), honest(usize::MAX)]);
     let client = Client::new();
-    client.fails(wrong_answer, &["more bytes than the 300000"], vec![say("200 OK", [contents(), vec![0; 9]].concat())]);
+    client.fails(
+        is(Fault::Confused),
+        &["more bytes than the 300000"],
+        vec![say("200 OK", [contents(), vec![0; 9]].concat())],
+    );
     assert!(!client.part().exists());
 }
 
@@ -372,30 +364,30 @@ fn redirects_are_followed_and_loops_are_not() {
     let client = Client::new();
     let back = || say("302 Found\nLocation: /file.zip\nContent-Length: 0", vec![]);
     let requests = 1 + MOST_REDIRECTS as usize;
-    let n = client.fails(wrong_answer, &["too many redirects"], (0..requests).map(|_| back()).collect());
+    let n = client.fails(is(Fault::Confused), &["too many redirects"], (0..requests).map(|_| back()).collect());
     assert_eq!(n, requests);
     let elsewhere = say("302 Found\nLocation: file:///etc/passwd\nContent-Length: 0", vec![]);
     // The disk is never read: it is one more request to the same server.
     let answers = vec![elsewhere, say("404 Not Found\nContent-Length: 0", vec![])];
-    assert_eq!(Client::new().fails(refused, &["404"], answers), 2);
+    assert_eq!(Client::new().fails(is(Fault::Refusing), &["404"], answers), 2);
 }
 
 #[test]
 fn refusals_and_requests_to_wait() {
     let status = |head: &str| say(&format!("{head}\nContent-Length: 0"), vec![]);
-    assert_eq!(Client::new().fails(refused, &["404", "file.zip"], vec![status("404 Not Found")]), 1);
-    assert_eq!(Client::new().fails(refused, &["403"], vec![status("403 Forbidden")]), 1);
+    assert_eq!(Client::new().fails(is(Fault::Refusing), &["404", "file.zip"], vec![status("404 Not Found")]), 1);
+    assert_eq!(Client::new().fails(is(Fault::Refusing), &["403"], vec![status("403 Forbidden")]), 1);
     Client::new().gets(vec![status("503 Service Unavailable"), status("500 Oops"), honest(usize::MAX)]);
     let three = || (0..3).map(|_| status("503 Service Unavailable")).collect();
-    assert_eq!(Client::new().fails(gave_up, &["503", "gave up after 3 tries"], three()), 3);
+    assert_eq!(Client::new().fails(is(Fault::Failing), &["503", "gave up after 3 tries"], three()), 3);
     // Retry-After is waited for, but not for longer than we wait for anyone.
     let start = Instant::now();
     Client::new().gets(vec![status("429 Too Many Requests\nRetry-After: 1"), honest(usize::MAX)]);
     assert!(start.elapsed() >= Duration::from_secs(1));
     let late = vec![status("429 Too Many Requests\nRetry-After: 3600")];
-    assert_eq!(Client::new().fails(come_back, &["429", "come back in 3600 s"], late), 1);
+    assert_eq!(Client::new().fails(is(Fault::Busy), &["429", "come back in 3600 s"], late), 1);
     let date = "429 Too Many Requests\nDate: Sun, 06 Nov 1994 08:00:00 GMT\nRetry-After: Sun, 06 Nov 1994 09:00:00 GMT";
-    assert_eq!(Client::new().fails(come_back, &["429"], vec![status(date)]), 1);
+    assert_eq!(Client::new().fails(is(Fault::Busy), &["429", "3600 s"], vec![status(date)]), 1);
     Client::new().gets(vec![status(&date.replace("09:00:00", "07:00:00")), honest(usize::MAX)]);
     // Nonsense is not a time.
     Client::new().gets(vec![status("429 Too Many Requests\nRetry-After: soon"), honest(usize::MAX)]);
@@ -405,9 +397,9 @@ fn refusals_and_requests_to_wait() {
 fn nobody_listens_or_answers_nonsense() {
     let client = Client::new();
     let error = client.get("http://127.0.0.1:1/file.zip").unwrap_err();
-    assert!(matches!(error, FetchError::GaveUp { tries: 3, .. }), "{error:?}");
+    assert!(is(Fault::Failing)(&error), "{error:?}");
     let nonsense = || -> Answer { Box::new(|_, stream| drop(stream.write_all(b"SSH-2.0-OpenSSH\r\n\r\n"))) };
-    client.fails(wrong_answer, &["file.zip"], vec![nonsense()]);
+    client.fails(is(Fault::Confused), &["file.zip"], vec![nonsense()]);
     assert!(!client.part().exists());
 }
 

@@ -1,7 +1,7 @@
 //! A small grid in a temporary checkout, for the tests in this folder and in `src`.
 
 use c2r_experiment::Experiment;
-use c2r_grid::{Datasets, Grid, GridPlan, Job, Selection, Shard, Workplace};
+use c2r_grid::{Datasets, Grid, GridPlan, Job, Shard, Subgrid, Workplace};
 
 /// Two distilled methods, one without a profile and the reference, on two datasets.
 const EXPERIMENT: &str = r#"
@@ -121,7 +121,7 @@ impl Example {
         Self { folder, experiment, place }
     }
 
-    pub(crate) fn plan_in(&self, place: &Workplace, selection: &Selection, shard: Shard) -> anyhow::Result<GridPlan> {
+    pub(crate) fn plan_in(&self, place: &Workplace, selection: &Subgrid, shard: Shard) -> anyhow::Result<GridPlan> {
         let datasets = Datasets::read(place).unwrap();
         let scale = self.experiment.scale("quick").unwrap();
         Grid { experiment: &self.experiment, scale, place, datasets: &datasets }.plan(selection, shard)

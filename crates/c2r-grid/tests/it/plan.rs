@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 use c2r_experiment::Scale;
-use c2r_grid::{Datasets, Grid, Job, Selection, Shard, Workplace, experiment_names, read_experiment};
+use c2r_grid::{Datasets, Grid, Job, Shard, Subgrid, Workplace, experiment_names, read_experiment};
 use c2r_run::{exit, process::shell_line};
 
 use super::example::Example;
@@ -11,7 +11,7 @@ use super::example::Example;
 #[test]
 fn the_whole_grid_and_what_is_not_implemented() {
     let example = Example::new();
-    let plan = example.plan_in(&example.place, &Selection::default(), Shard::ALL).unwrap();
+    let plan = example.plan_in(&example.place, &Subgrid::default(), Shard::ALL).unwrap();
     // Per protocol one training and two attacks; per dataset and seed the reference, and 2 methods x 2 ipcs that are
     // distilled first.
     assert_eq!(plan.jobs.len(), 2 * 3 * (2 * 3 + 2 * 2 * (1 + 2 * 3)));
@@ -132,7 +132,7 @@ fn every_needed_command_comes_first_and_feeds_the_one_that_needs_it() {
 fn selections_add_up_and_mistakes_are_named() {
     let example = Example::new();
     assert_eq!(example.jobs("dataset=digits,seed=0,ipc=1,ipc=10,method=c2r").len(), 14);
-    let merged = Selection::merge(["ipc=1", "ipc=10"].map(|text| text.parse().unwrap()));
+    let merged = Subgrid::merge(["ipc=1", "ipc=10"].map(|text| text.parse().unwrap()));
     assert_eq!(merged, "ipc=1,ipc=10".parse().unwrap());
     assert_eq!(merged.to_string(), "ipc=1,ipc=10");
     let message =
@@ -141,8 +141,8 @@ fn selections_add_up_and_mistakes_are_named() {
     assert!(message("ipc=5").contains("there are: 1, 10, all"));
     assert!(message("method=full,ipc=1").contains("`ipc=all`"));
     assert!(message("method=dm").contains("`dm` is not implemented"));
-    assert!("dataset".parse::<Selection>().unwrap_err().contains("not key=value"));
-    assert!("size=3".parse::<Selection>().unwrap_err().contains("no key `size`; there are: dataset, ipc"));
+    assert!("dataset".parse::<Subgrid>().unwrap_err().contains("not key=value"));
+    assert!("size=3".parse::<Subgrid>().unwrap_err().contains("no key `size`; there are: dataset, ipc"));
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn shards_split_the_grid_between_chains() {
     let mut union = BTreeSet::new();
     for index in 0..4 {
         let shard: Shard = format!("{}/4", index + 1).parse().unwrap();
-        let plan = example.plan_in(&example.place, &Selection::default(), shard).unwrap();
+        let plan = example.plan_in(&example.place, &Subgrid::default(), shard).unwrap();
         assert_eq!(plan.n_chains, 30);
         assert!(plan.jobs.iter().all(|job| job.chain % 4 == index));
         for job in plan.jobs {
@@ -177,7 +177,7 @@ fn places_change_how_and_not_what() {
         ..example.place.clone()
     };
     let here = example.jobs("");
-    let there = example.plan_in(&elsewhere, &Selection::default(), Shard::ALL).unwrap().jobs;
+    let there = example.plan_in(&elsewhere, &Subgrid::default(), Shard::ALL).unwrap().jobs;
     assert!(here.iter().zip(&there).all(|(a, b)| a.what == b.what && a.id == b.id));
     assert_eq!(
         shell_line(&there[0].how),
