@@ -187,10 +187,18 @@ fn for_each_header<R: ReaderAt>(
     limits.check_entries(promised)?;
     let mut n = 0;
     let mut headers = archive.entries(buffer);
-    while let Some(header) = headers.next_entry().map_err(|error| FORMAT.damaged(error))? {
-        n += 1;
-        limits.check_entries(n)?;
-        each(&header)?;
+    loop {
+        match headers.next_entry() {
+            Ok(Some(header)) => {
+                n += 1;
+                limits.check_entries(n)?;
+                each(&header)?;
+            }
+            Ok(None) => break,
+            // torch.save writes a zip64 record after the directory, also where the directory does not need one.
+            Err(_) if n == promised => break,
+            Err(error) => return Err(FORMAT.damaged(error)),
+        }
     }
     if n != promised || n == 0 {
         return Err(FORMAT.damaged(format!("it promises {promised} entries and has {n}")));

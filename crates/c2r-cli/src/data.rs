@@ -69,18 +69,22 @@ pub(crate) fn load(name: &str, folder: Option<&Path>, ui: &Ui) -> anyhow::Result
     if let Some(progress) = progress {
         progress.finish();
     }
-    let dataset = dataset.map_err(|error| {
-        let code = if matches!(error, DataError::UnknownDataset { .. } | DataError::Size { .. }) {
-            exit::USAGE
-        } else {
-            exit::DATA
-        };
-        exit::coded(code, error)
-    })?;
+    let dataset = dataset.map_err(coded)?;
     for note in &dataset.notes {
         ui.note(format!("note: {note}"));
     }
     Ok(dataset)
+}
+
+/// An error of a dataset with the exit code it asks for, and where a missing one is looked for or comes from.
+pub(crate) fn coded(error: DataError) -> anyhow::Error {
+    let advice = match error {
+        DataError::UnknownDataset { .. } | DataError::Size { .. } => return exit::coded(exit::USAGE, error),
+        DataError::NoDataFolder { .. } => "name the folder with `--data DIR` or C2R_DATA",
+        DataError::Missing { .. } => "unpack it there, name another folder with `--data DIR` or C2R_DATA",
+        _ => return exit::coded(exit::DATA, error),
+    };
+    exit::coded(exit::DATA, anyhow::anyhow!("{error}; {advice}, or get it with `cargo xtask download`"))
 }
 
 /// The set that `c2r distill` leaves in its run folder.

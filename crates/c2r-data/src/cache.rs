@@ -4,13 +4,14 @@
 //! read it. Its header names what it was made from and the SHA-256 of each split; all of it is checked before use.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{self, BufReader, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     sync::Arc,
     time::UNIX_EPOCH,
 };
 
+use c2r_files::{AtomicFile, FileError};
 use rayon::prelude::*;
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
@@ -19,6 +20,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     DataError, DatasetSpec, LoadEvent, Split,
     decode::{self, RESAMPLING, Size},
+    listing::Listing,
     pixels::{self, Pixels},
 };
 
@@ -29,13 +31,6 @@ const SCHEMA_VERSION: &str = "1";
 const CHUNK: usize = 1024;
 /// Stands where a hash will be.
 const NO_HASH: &str = "0000000000000000000000000000000000000000000000000000000000000000";
-
-/// Which files a split is read from, and the label of each.
-#[derive(Default)]
-pub(crate) struct Listing {
-    pub(crate) paths: Vec<PathBuf>,
-    pub(crate) labels: Vec<i64>,
-}
 
 /// The splits of a dataset of image files, from the cache or decoded into it.
 ///
@@ -76,11 +71,8 @@ pub(crate) fn splits(
         Err(WriteError::Cache(error)) => {
             let folder = cache.path.with_file_name("");
             on_event(LoadEvent::NotCached { folder, reason: error.to_string() });
-            let split = |listing: Listing| {
-                let pixels = decode::read_all(&listing.paths, size)?;
-                Split::from_bytes(spec.shape(), spec.classes.len(), pixels, listing.labels)
-            };
-            Ok([split(train)?, split(test)?])
+            let read = |listing: Listing| listing.read(spec.shape(), spec.classes.len(), size);
+            Ok([read(train)?, read(test)?])
         }
     }
 }
@@ -107,11 +99,7 @@ fn key(spec: &DatasetSpec, folder: &Path, size: Size, listings: [&Listing; 2]) -
         hash.update(format!("{} images\n", listing.paths.len()));
         lines?.iter().for_each(|line| hash.update(line));
     }
-    Ok(hex(&hash.finalize()))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    Ok(hex::encode(hash.finalize()))
 }
 
 struct Cache {
@@ -142,6 +130,15 @@ enum WriteError {
 impl From<io::Error> for WriteError {
     fn from(error: io::Error) -> Self {
         Self::Cache(error)
+    }
+}
+
+impl From<FileError> for WriteError {
+    fn from(error: FileError) -> Self {
+        match error {
+            FileError::Io { source, .. } => Self::Cache(source),
+            other => Self::Cache(io::Error::other(other)),
+        }
     }
 }
 
@@ -199,9 +196,7 @@ impl Cache {
         listings: [&Listing; 2],
         on_event: &mut dyn FnMut(LoadEvent),
     ) -> Result<(), WriteError> {
-        let folder = self.path.parent().expect("the cache has a folder");
-        fs::create_dir_all(folder)?;
-        let mut file = tempfile::Builder::new().prefix(".c2r-").suffix(".part").tempfile_in(folder)?;
+        let mut file = AtomicFile::create(&self.path)?;
         let n_images = listings.map(|listing| listing.paths.len());
         file.write_all(&self.header(n_images, [NO_HASH, NO_HASH]))?;
         for listing in listings {
@@ -221,18 +216,11 @@ impl Cache {
                 done += paths.len();
                 on_event(LoadEvent::Decoded { n_images: done });
             }
-            hashes.push(hex(&hash.finalize()));
+            hashes.push(hex::encode(hash.finalize()));
         }
         file.seek(SeekFrom::Start(0))?;
         file.write_all(&self.header(n_images, [&hashes[0], &hashes[1]]))?;
-        file.as_file().sync_all()?;
-        let mut permissions = file.as_file().metadata()?.permissions();
-        permissions.set_readonly(true);
-        #[cfg(unix)]
-        std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o444);
-        file.as_file().set_permissions(permissions)?;
-        file.persist(&self.path).map_err(|error| error.error)?;
-        Ok(())
+        Ok(file.finish_with_mode(0o444)?)
     }
 
     /// Length, JSON and padding. As long with one pair of hashes as with another.
@@ -268,12 +256,6 @@ impl Cache {
 fn hash_of_part(split: &Split, mut file: File, range: std::ops::Range<usize>) -> io::Result<String> {
     let mut hash = Split::start_of_hash(split.shape(), split.n_classes(), split.labels());
     file.seek(SeekFrom::Start(range.start as u64))?;
-    let mut part = BufReader::with_capacity(1 << 20, file).take(range.len() as u64);
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match part.read(&mut buffer)? {
-            0 => return Ok(hex(&hash.finalize())),
-            n => hash.update(&buffer[..n]),
-        }
-    }
+    io::copy(&mut BufReader::with_capacity(1 << 20, file).take(range.len() as u64), &mut hash)?;
+    Ok(hex::encode(hash.finalize()))
 }

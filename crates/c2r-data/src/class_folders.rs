@@ -1,19 +1,17 @@
 //! One folder of images per class: any image folder, ILSVRC-2012 and the fast.ai archives.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     path::{Path, PathBuf},
 };
 
-use c2r_base::Epsilon;
 use ndarray::{ArrayView3, Axis};
 
 use crate::{
-    DataError, Dataset, DatasetSpec, Format, LoadEvent, Split,
-    cache::{self, Listing},
+    DataError, Dataset, DatasetSpec, LoadEvent, Split, cache,
     decode::{self, Size},
-    dsa::Dsa,
-    registry::depth_for,
+    listing::Listing,
+    registry::folder_spec,
 };
 
 /// Reads a folder of images: `train/<class>/*.{jpg,jpeg,png}` and `test/<class>/...` or `val/<class>/...`.
@@ -39,64 +37,37 @@ pub fn load_folder(path: &Path, size: Option<(u32, u32)>) -> Result<Dataset, Dat
     let class_name = |folder: &Path| folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
 
     let classes: Vec<String> = class_folders(&train_folder)?.iter().map(|folder| class_name(folder)).collect();
-    let class_of: HashMap<&str, i64> =
-        classes.iter().enumerate().map(|(class, name)| (name.as_str(), class as i64)).collect();
-    let list = |split: &Path| -> Result<(Vec<PathBuf>, Vec<i64>), DataError> {
-        let (mut paths, mut labels) = (Vec::new(), Vec::new());
+    let class_of: HashMap<&str, usize> =
+        classes.iter().enumerate().map(|(class, name)| (name.as_str(), class)).collect();
+    let list = |split: &Path| -> Result<Listing, DataError> {
+        let mut listing = Listing::default();
         for folder in class_folders(split)? {
             let class = *class_of.get(class_name(&folder).as_str()).ok_or_else(|| DataError::Layout {
                 path: folder.clone(),
                 expected: format!("a class that is in {} too", train_folder.display()),
             })?;
-            let files = decode::image_files(&folder)?;
-            if files.is_empty() {
-                return Err(DataError::Layout { path: folder, expected: "images (jpg, jpeg, png)".into() });
-            }
-            labels.resize(labels.len() + files.len(), class);
-            paths.extend(files);
+            listing.add(class, &folder, "images (jpg, jpeg, png)")?;
         }
-        if paths.is_empty() {
+        if listing.paths.is_empty() {
             return Err(DataError::Layout { path: split.to_owned(), expected: "a folder for each class".into() });
         }
-        Ok((paths, labels))
+        Ok(listing)
     };
-    let (train, train_labels) = list(&train_folder)?;
-    let (test, test_labels) = list(&test_folder)?;
+    let (train, test) = (list(&train_folder)?, list(&test_folder)?);
     let size = match size {
         Some((h, w)) => Size::Resize(h, w),
         None => {
-            let first = decode::read_rgb(&train[0])?;
+            let first = decode::read_rgb(&train.paths[0])?;
             Size::Exact(first.height(), first.width())
         }
     };
     let (Size::Exact(h, w) | Size::Resize(h, w)) = size;
     let shape = [3, i64::from(h), i64::from(w)];
-    let train = Split::from_bytes(shape, classes.len(), decode::read_all(&train, size)?, train_labels)?;
-    let test = Split::from_bytes(shape, classes.len(), decode::read_all(&test, size)?, test_labels)?;
-    let (mean, std) = moments(&train);
-    let spec = DatasetSpec {
-        name: format!("folder:{}", path.display()),
-        title: class_name(path),
-        format: Format::ClassFolders,
-        channels: 3,
-        height: shape[1],
-        width: shape[2],
-        n_train: None,
-        n_test: None,
-        mean,
-        std,
-        epsilon: Epsilon::of_255(2.0),
-        model: format!("ConvNet-D{}-W128-IN", depth_for(shape[1].min(shape[2]))),
-        dsa: Dsa::full(),
-        distill: BTreeMap::new(),
-        folders: Vec::new(),
-        licence: String::new(),
-        homepage: String::new(),
-        classes,
-        wnids: Vec::new(),
-        embedded: None,
-        files: Vec::new(),
-    };
+    let [train, test] = [train, test].map(|listing| listing.read(shape, classes.len(), size));
+    let (train, test) = (train?, test?);
+    let name = format!("folder:{}", path.display());
+    let mut spec = folder_spec(name, class_name(path), [shape[1], shape[2]], classes);
+    (spec.mean, spec.std) = moments(&train);
     Ok(Dataset { spec, train, test, notes: Vec::new() })
 }
 
@@ -113,12 +84,7 @@ pub(crate) fn load_imagenet_subset(
     let per_class = |split: &Path| -> Result<Listing, DataError> {
         let mut listing = Listing::default();
         for (class, id) in spec.wnids.iter().enumerate() {
-            let files = decode::image_files(&split.join(id))?;
-            if files.is_empty() {
-                return Err(DataError::Layout { path: split.join(id), expected: "JPEG images".into() });
-            }
-            listing.labels.resize(listing.labels.len() + files.len(), class as i64);
-            listing.paths.extend(files);
+            listing.add(class, &split.join(id), "JPEG images")?;
         }
         Ok(listing)
     };

@@ -34,14 +34,6 @@ pub(crate) enum Size {
 /// columns, in bytes. Pillow does the same under the name of bilinear (docs/datasets.md compares the pixels).
 pub(crate) const RESAMPLING: &str = "triangle filter, antialiased, rows first";
 
-/// [`read_into`] for all of `paths` at once.
-pub(crate) fn read_all(paths: &[PathBuf], size: Size) -> Result<Vec<u8>, DataError> {
-    let (Size::Exact(h, w) | Size::Resize(h, w)) = size;
-    let mut pixels = vec![0; paths.len() * 3 * (h * w) as usize];
-    read_into(paths, size, &mut pixels)?;
-    Ok(pixels)
-}
-
 /// Decodes files into one buffer: images in the order of `paths`, each as the planes R, G, B; grey
 /// images become RGB.
 ///

@@ -3,6 +3,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use c2r_archive::ArchiveError;
 use c2r_base::artifact::ArtifactError;
 
 /// Why data could not be read, made or written.
@@ -26,9 +27,7 @@ pub enum DataError {
         reason: String,
     },
     /// The dataset lies in files and nobody said where.
-    #[error(
-        "no data folder was given for {dataset}: point at the folder that holds {layout} with `--data DIR` or C2R_DATA, or get it with `cargo xtask download` (docs/datasets.md)"
-    )]
+    #[error("no data folder was given for {dataset}, whose images are in {layout} of that folder (docs/datasets.md)")]
     NoDataFolder {
         /// Dataset name.
         dataset: String,
@@ -37,7 +36,7 @@ pub enum DataError {
     },
     /// The folder is not there.
     #[error(
-        "{dataset} is not in {}: looked for {layout}; unpack it there, or point at another folder with `--data DIR` or C2R_DATA, or get it with `cargo xtask download` (docs/datasets.md)",
+        "{dataset} is not in {}: looked for {layout} (docs/datasets.md)",
         folder.display()
     )]
     Missing {
@@ -155,5 +154,13 @@ impl DataError {
     pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { path, source }
+    }
+
+    pub(crate) fn zip(path: &Path) -> impl Fn(ArchiveError) -> Self {
+        let path = path.to_owned();
+        move |error| match error {
+            ArchiveError::File(error) => error.into(),
+            other => ArtifactError::format(&path, "zip", other.to_string()).into(),
+        }
     }
 }

@@ -2,9 +2,10 @@
 
 use std::{fs::File, io::Read, path::Path};
 
+use c2r_archive::{Limits, ZipReader};
 use c2r_base::artifact::{ArtifactError, TensorFile};
 
-use crate::{DataError, archive::Archive, npy, torch_save};
+use crate::{DataError, npy, torch_save};
 
 /// What a file is, judged by its first bytes and, in a zip, by its entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +37,10 @@ pub enum FileKind {
     Other,
 }
 
+fn open_zip(path: &Path) -> Result<ZipReader, DataError> {
+    ZipReader::open(path, Limits::ARRAYS).map_err(DataError::zip(path))
+}
+
 /// How to convert what is not read.
 const CONVERT: &str = "if you trust it, convert it: python3 -c \"import torch; torch.save(torch.load('IN.pt', map_location='cpu', weights_only=True), 'OUT.pt')\"";
 
@@ -53,7 +58,7 @@ impl FileKind {
         let first_text = start.iter().find(|byte| !byte.is_ascii_whitespace());
         Ok(match &start[..] {
             [] => Self::Empty,
-            [b'P', b'K', ..] => Self::of_zip(&Archive::open(path)?.names()),
+            [b'P', b'K', ..] => Self::of_zip(&open_zip(path)?),
             [0x93, b'N', b'U', b'M', b'P', b'Y', ..] => Self::Npy,
             [0x89, b'P', b'N', b'G', ..] => Self::Png,
             [0xff, 0xd8, ..] => Self::Jpeg,
@@ -64,13 +69,14 @@ impl FileKind {
         })
     }
 
-    fn of_zip(names: &[String]) -> Self {
-        let inside = |ending: &str| names.iter().any(|name| name.split_once('/').is_some_and(|(_, end)| end == ending));
+    fn of_zip(archive: &ZipReader) -> Self {
+        let inside =
+            |name: &str| archive.names().any(|member| member.split_once('/').is_some_and(|(_, end)| end == name));
         if inside("constants.pkl") {
             Self::TorchScript
         } else if inside("data.pkl") {
             Self::Torch
-        } else if names.iter().any(|name| name.ends_with(".npy")) {
+        } else if archive.names().any(|name| name.ends_with(".npy")) {
             Self::Npz
         } else {
             Self::Zip
@@ -93,10 +99,10 @@ pub fn read_tensors(path: &Path) -> Result<TensorFile, DataError> {
         FileKind::Npy => npy::read_npy(path),
         FileKind::Npz => npy::read_npz(path),
         FileKind::Torch => {
-            let mut archive = Archive::open(path)?;
-            let names = archive.names();
-            let prefix = names.iter().find_map(|name| name.strip_suffix("/data.pkl").filter(|p| !p.contains('/')));
-            torch_save::read(path, &mut archive, prefix.expect("the kind was told by it"))
+            let mut archive = open_zip(path)?;
+            let prefix = archive.names().find_map(|name| name.strip_suffix("/data.pkl").filter(|p| !p.contains('/')));
+            let prefix = prefix.expect("the kind was told by it").to_owned();
+            torch_save::read(path, &mut archive, &prefix)
         }
         FileKind::TorchScript => wrong("torch.save", "it is a TorchScript model, not tensors"),
         FileKind::Pickle => wrong(

@@ -39,13 +39,13 @@ pub enum PixelValues {
 }
 
 impl PixelValues {
-    /// Reads what `--normalized` takes: a dataset's name (mean and deviation of `data/datasets.toml`), `cifar10-dd` (those
+    /// Reads a normalization: a dataset's name (mean and deviation of `data/datasets.toml`), `cifar10-dd` (those
     /// of DC, DSA, DM and MTT for CIFAR-10), or `MEAN/STD`, each one number per channel with commas between.
     ///
     /// # Errors
     /// [`DataError::Import`] naming what is allowed.
     pub fn normalized(text: &str) -> Result<Self, DataError> {
-        let of = |name| crate::spec(name).map(|spec| (spec.mean, spec.std));
+        let of = |name| crate::spec(name).map(|spec| (spec.mean.clone(), spec.std.clone()));
         if text == "cifar10-dd" {
             return Ok(Self::Normalized { mean: of("cifar10")?.0, std: CIFAR10_DD_STD.to_vec() });
         }
@@ -69,7 +69,7 @@ impl PixelValues {
     }
 }
 
-/// What a foreign file does not say about itself.
+/// What a foreign file does not say about itself. Errors call these options by the names that `c2r import` has for them.
 #[derive(Clone, Debug)]
 pub struct ImportOptions {
     /// Name of the tensor with the images; the one that can only be meant if not given.
@@ -188,7 +188,7 @@ fn find_images<'a>(file: &'a TensorFile, options: &ImportOptions) -> Result<(Str
         file.tensors.iter().filter(|(_, tensor)| tensor.dim() == 4).map(|(name, _)| name).collect();
     match candidates[..] {
         [only] => found(only),
-        _ => wrong(format!("which tensor has the images? Say `--images NAME`; there are {}", contents(file))),
+        _ => wrong(format!("which tensor has the images? Say option `images NAME`; there are {}", contents(file))),
     }
 }
 
@@ -209,9 +209,9 @@ fn pixels(
         let [c, h, w] = spec.shape();
         let mut hint = "";
         if !options.nhwc && size.len() == 4 && size[1..] == [h, w, c] {
-            hint = "; the channels come last: say `--nhwc`";
+            hint = "; the channels come last: say option `nhwc`";
         } else if options.nhwc && stored.len() == 4 && stored[1..] == [c, h, w] {
-            hint = " after `--nhwc`: the channels come second already, leave it out";
+            hint = " after option `nhwc`: the channels come second already, leave it out";
         }
         return wrong(format!("images of {} are [N, {c}, {h}, {w}], these are {size:?}{hint}", spec.name));
     }
@@ -220,7 +220,9 @@ fn pixels(
         return wrong(format!("images must be floats or u8, these are {:?}", images.kind()));
     }
     if bytes && options.values != PixelValues::Unit {
-        return wrong("images are bytes, which are pixels already: leave `--normalized` and `--of-255` out".to_owned());
+        return wrong(
+            "images are bytes, which are pixels already: leave option `normalized` and option `of-255` out".to_owned(),
+        );
     }
     if bytes && images.max().int64_value(&[]) == 1 {
         return wrong(
@@ -229,7 +231,7 @@ fn pixels(
         );
     }
     if options.bgr && spec.channels == 1 {
-        return wrong(format!("images of {} have one channel: leave `--bgr` out", spec.name));
+        return wrong(format!("images of {} have one channel: leave option `bgr` out", spec.name));
     }
     if options.bgr {
         images = images.flip([1]);
@@ -248,7 +250,7 @@ fn pixels(
             let high = raw.max().double_value(&[]);
             if high <= 1.0 + ROUNDING && raw.any().int64_value(&[]) == 1 {
                 return wrong(format!(
-                    "the largest value is {high:.3}, and `--of-255` divides by 255: nearly black images; drop it"
+                    "the largest value is {high:.3}, and option `of-255` divides by 255: nearly black images; drop it"
                 ));
             }
             &raw / 255.0
@@ -262,7 +264,7 @@ fn pixels(
                 ));
             }
             if raw.min().double_value(&[]) >= 0.0 && raw.max().double_value(&[]) <= 1.0 {
-                return wrong("all values are in [0, 1]: not normalized, leave `--normalized` out".to_owned());
+                return wrong("all values are in [0, 1]: not normalized, leave option `normalized` out".to_owned());
             }
             let channel = |values: &[f64]| Tensor::from_slice(values).view([1, -1, 1, 1]);
             notes.push(format!("undone: (pixel - {mean:?}) / {std:?}"));
@@ -289,26 +291,26 @@ fn hint(options: &ImportOptions, cut: &Clamped) -> String {
     let many = cut.part > CLAMPED_UNDECLARED;
     match options.values {
         PixelValues::Unit if cut.low >= 0.0 && cut.high > 2.0 && cut.high <= 255.0 => {
-            ": bytes as floats? Say `--of-255`".to_owned()
+            ": bytes as floats? Say option `of-255`".to_owned()
         }
         PixelValues::Unit if many => {
             let limit = if options.clamp {
-                format!(", and `--clamp` cuts off {:.0} % at most", 100.0 * CLAMPED_UNDECLARED)
+                format!(", and option `clamp` cuts off {:.0} % at most", 100.0 * CLAMPED_UNDECLARED)
             } else {
                 String::new()
             };
-            format!(": these are not pixels{limit}; normalized? Say `--normalized MEAN/STD`")
+            format!(": these are not pixels{limit}; normalized? Say option `normalized MEAN/STD`")
         }
         PixelValues::Unit => {
-            ": normalized? Say `--normalized MEAN/STD`; pixels that were optimized past their range? `--clamp` cuts that off"
+            ": normalized? Say option `normalized MEAN/STD`; pixels that were optimized past their range? option `clamp` cuts that off"
                 .to_owned()
         }
         PixelValues::Bytes if many => {
-            ", after dividing by 255: these are not 0 to 255; normalized? Say `--normalized MEAN/STD` instead of `--of-255`"
+            ", after dividing by 255: these are not 0 to 255; normalized? Say option `normalized MEAN/STD` instead of option `of-255`"
                 .to_owned()
         }
         _ => {
-            ", after undoing what was declared: optimized images may leave the range of pixels, and `--clamp` cuts that off; much outside means another normalization"
+            ", after undoing what was declared: optimized images may leave the range of pixels, and option `clamp` cuts that off; much outside means another normalization"
                 .to_owned()
         }
     }
@@ -340,13 +342,13 @@ fn find_labels(
     let Some(name) = name else {
         if options.grouped && !is_named {
             if options.logits {
-                return wrong("there are no labels: leave `--logits` out".to_owned());
+                return wrong("there are no labels: leave option `logits` out".to_owned());
             }
             notes.push(format!("labels by position, {} per class", n / k));
             return Ok((by_position(), None));
         }
         return wrong(format!(
-            "which tensor has the labels? Say `--labels NAME`, `--labels-from FILE`, or `--grouped` where the images are grouped by class; there are {}",
+            "which tensor has the labels? Say option `labels NAME`, option `labels-from FILE`, or option `grouped` where the images are grouped by class; there are {}",
             contents(source)
         ));
     };
@@ -363,7 +365,9 @@ fn find_labels(
             return wrong(format!("`{name}` holds numbers that are no classes"));
         }
         if options.logits {
-            return wrong(format!("`{name}` holds classes, not logits, which are [{n}, {k}]: leave `--logits` out"));
+            return wrong(format!(
+                "`{name}` holds classes, not logits, which are [{n}, {k}]: leave option `logits` out"
+            ));
         }
         if options.grouped {
             return wrong(has_labels(&name));
@@ -389,14 +393,16 @@ fn find_labels(
         |rows: &Tensor| rows.min().double_value(&[]) >= 0.0 && furthest_sum(rows) <= ROW_SUM_TOLERANCE;
     if options.logits {
         if are_probabilities(&soft) {
-            return wrong(format!("the rows of `{name}` are probabilities or one-hot already: leave `--logits` out"));
+            return wrong(format!(
+                "the rows of `{name}` are probabilities or one-hot already: leave option `logits` out"
+            ));
         }
         soft = soft.softmax(1, Kind::Double);
         notes.push("softmax of the logits".to_owned());
     }
     if !are_probabilities(&soft) {
         return wrong(format!(
-            "the rows of `{name}` are no probabilities: they range from {:.3} to {:.3} and miss a sum of 1 by up to {:.3}; logits? Say `--logits`",
+            "the rows of `{name}` are no probabilities: they range from {:.3} to {:.3} and miss a sum of 1 by up to {:.3}; logits? Say option `logits`",
             soft.min().double_value(&[]),
             soft.max().double_value(&[]),
             furthest_sum(&soft)
@@ -414,9 +420,11 @@ fn find_labels(
     Ok((hard, Some(soft.to_kind(Kind::Float))))
 }
 
-/// Why `--grouped` does not go with hard labels.
+/// Why option `grouped` does not go with hard labels.
 fn has_labels(name: &str) -> String {
-    format!("`{name}` says the class of each image, and `--grouped` takes it from the position: leave `--grouped` out")
+    format!(
+        "`{name}` says the class of each image, and option `grouped` takes it from the position: leave option `grouped` out"
+    )
 }
 
 /// Whether a tensor of a fitting shape holds classes, or rows.

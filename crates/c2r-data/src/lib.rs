@@ -28,7 +28,6 @@
 //! # Ok::<(), c2r_data::DataError>(())
 //! ```
 
-mod archive;
 pub mod arrays;
 mod cache;
 mod cifar;
@@ -41,28 +40,35 @@ mod error;
 mod foreign;
 mod formation;
 mod import;
+mod listing;
+mod load;
 mod npy;
 mod pickle;
 mod picture;
 mod pixels;
 mod png_folder;
+mod provenance;
 mod registry;
 mod sampler;
+mod set_files;
 mod split;
 mod synthetic;
 mod tiny_imagenet;
 mod torch_save;
 
+pub use c2r_experiment::DatasetFormat;
 pub use class_folders::load_folder;
-pub use dataset::{Dataset, LoadEvent, Provenance, load, load_with};
+pub use dataset::{Dataset, LoadEvent};
 pub use digits::parse_digits;
 pub use error::DataError;
 pub use foreign::{FileKind, read_tensors};
 pub use formation::{decode_formation, mosaic};
 pub use import::{ImportOptions, PixelValues, import};
+pub use load::{load, load_with};
 pub use picture::write_grid;
 pub use png_folder::{ClassOrder, read_class_folders};
-pub use registry::{DataFile, DatasetSpec, EmbeddedFile, Format, registry, spec};
+pub use provenance::Provenance;
+pub use registry::{DatasetSpec, registry, spec};
 pub use sampler::ClassSampler;
 pub use split::Split;
 pub use synthetic::{Clamped, SCHEMA_VERSION, SetLabels, SetOrigin, SetTeacher, SyntheticHeader, SyntheticSet};

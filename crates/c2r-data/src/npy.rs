@@ -1,4 +1,7 @@
 //! NumPy's arrays: `.npy` (format versions 1 to 3) and `.npz`. Python objects inside are refused, never unpickled.
+//!
+//! Our own reader, because `ndarray-npy` has neither texts nor f16, and `npyz` allocates what a header claims; both parse the
+//! header with a recursive parser of Python literals, which a hostile one can nest.
 
 use std::{
     fs,
@@ -6,11 +9,12 @@ use std::{
     path::Path,
 };
 
+use c2r_archive::{Limits, ZipReader};
 use c2r_base::artifact::{ArtifactError, TensorFile, tensor_from_bytes, write_atomically};
 use tch::{Kind, Tensor};
 use zip::{CompressionMethod, ZipWriter, write::FileOptions};
 
-use crate::{DataError, archive::Archive};
+use crate::DataError;
 
 const MAGIC: &[u8] = b"\x93NUMPY";
 const SUFFIX: &str = ".npy";
@@ -25,12 +29,12 @@ pub(crate) fn read_npy(path: &Path) -> Result<TensorFile, DataError> {
 
 /// The arrays of a `.npz` file; a text without dimensions becomes a text of the header.
 pub(crate) fn read_npz(path: &Path) -> Result<TensorFile, DataError> {
-    let mut archive = Archive::open(path)?;
+    let mut archive = ZipReader::open(path, Limits::ARRAYS).map_err(DataError::zip(path))?;
     let mut file = TensorFile::default();
-    for entry in archive.names() {
+    for entry in archive.names().map(str::to_owned).collect::<Vec<_>>() {
         let wrong = |reason: String| ArtifactError::format(path, "NumPy", format!("entry `{entry}`: {reason}"));
         let name = entry.strip_suffix(SUFFIX).ok_or_else(|| wrong("is no `.npy`".to_owned()))?;
-        let bytes = archive.read(&entry, None)?;
+        let bytes = archive.read(&entry, None).map_err(DataError::zip(path))?;
         parse(&bytes).map_err(wrong)?.put(name.to_owned(), &mut file);
     }
     Ok(file)
@@ -124,7 +128,7 @@ fn parse(bytes: &[u8]) -> Result<Array, String> {
         Header::parse(header).map_err(|expected| format!("expected {expected} in the header `{}`", header.trim()))?;
     let numbers = |kind| array(data, &shape, fortran_order, kind, &descr);
     let unsigned = |width| integers(data, &shape, fortran_order, width, &descr);
-    match &descr[1..] {
+    let numbers = match &descr[1..] {
         "u1" => numbers(Kind::Uint8),
         "i1" => numbers(Kind::Int8),
         "i2" => numbers(Kind::Int16),
@@ -136,21 +140,15 @@ fn parse(bytes: &[u8]) -> Result<Array, String> {
         "u2" => unsigned(2),
         "u4" => unsigned(4),
         "u8" => unsigned(8),
-        "b1" => Ok(Array::Numbers(into_tensor(numbers(Kind::Uint8)?).ne(0))),
+        "b1" => numbers(Kind::Uint8).map(|bytes| bytes.ne(0)),
         "O" => Err("holds Python objects, which c2r does not load; save plain arrays".to_owned()),
-        text if text.starts_with('U') => unicode(data, &shape, &descr),
+        text if text.starts_with('U') => return unicode(data, &shape, &descr).map(Array::Text),
         _ => Err(format!("dtype `{descr}`; c2r reads u1 to u8, i1 to i8, f2 to f8, b1 and U")),
-    }
+    };
+    numbers.map(Array::Numbers)
 }
 
-fn into_tensor(array: Array) -> Tensor {
-    match array {
-        Array::Numbers(tensor) => tensor,
-        Array::Text(_) => unreachable!("numbers were asked for"),
-    }
-}
-
-fn array(data: &[u8], shape: &[usize], fortran_order: bool, kind: Kind, descr: &str) -> Result<Array, String> {
+fn array(data: &[u8], shape: &[usize], fortran_order: bool, kind: Kind, descr: &str) -> Result<Tensor, String> {
     let width = kind.elt_size_in_bytes();
     let swapped;
     let data = if descr.starts_with('>') {
@@ -160,15 +158,15 @@ fn array(data: &[u8], shape: &[usize], fortran_order: bool, kind: Kind, descr: &
         data
     };
     if !fortran_order {
-        return tensor_from_bytes(data, shape, kind).map(Array::Numbers);
+        return tensor_from_bytes(data, shape, kind);
     }
     let reversed: Vec<usize> = shape.iter().rev().copied().collect();
     let dimensions: Vec<i64> = (0..shape.len() as i64).rev().collect();
-    tensor_from_bytes(data, &reversed, kind).map(|tensor| Array::Numbers(tensor.permute(dimensions).contiguous()))
+    tensor_from_bytes(data, &reversed, kind).map(|tensor| tensor.permute(dimensions).contiguous())
 }
 
 /// Unsigned integers that libtorch has no arithmetic for, as i64.
-fn integers(data: &[u8], shape: &[usize], fortran_order: bool, width: usize, descr: &str) -> Result<Array, String> {
+fn integers(data: &[u8], shape: &[usize], fortran_order: bool, width: usize, descr: &str) -> Result<Tensor, String> {
     let mut wide = Vec::with_capacity(data.len() / width * 8);
     for value in data.chunks(width) {
         let mut bytes = [0u8; 8];
@@ -184,9 +182,9 @@ fn integers(data: &[u8], shape: &[usize], fortran_order: bool, width: usize, des
     array(&wide, shape, fortran_order, Kind::Int64, "<i8")
 }
 
-fn unicode(data: &[u8], shape: &[usize], descr: &str) -> Result<Array, String> {
+fn unicode(data: &[u8], shape: &[usize], descr: &str) -> Result<String, String> {
     if !shape.is_empty() {
-        return Ok(Array::Text(format!("texts of shape {shape:?}")));
+        return Ok(format!("texts of shape {shape:?}"));
     }
     let length: usize = descr[2..].parse().map_err(|_| format!("dtype `{descr}`"))?;
     if length.checked_mul(4) != Some(data.len()) {
@@ -199,7 +197,7 @@ fn unicode(data: &[u8], shape: &[usize], descr: &str) -> Result<Array, String> {
     let text: Option<String> = characters.collect();
     let text = text.ok_or("a text with something that is no character")?;
     // NumPy pads with zeros.
-    Ok(Array::Text(text.trim_end_matches('\0').to_owned()))
+    Ok(text.trim_end_matches('\0').to_owned())
 }
 
 /// The header's Python dictionary.
@@ -266,7 +264,10 @@ mod tests {
     use super::*;
 
     fn numbers(bytes: &[u8]) -> Tensor {
-        into_tensor(parse(bytes).unwrap())
+        match parse(bytes).unwrap() {
+            Array::Numbers(tensor) => tensor,
+            Array::Text(text) => panic!("{text}"),
+        }
     }
 
     #[test]

@@ -139,9 +139,9 @@ struct Machine<'a> {
 impl<'a> Machine<'a> {
     /// Runs one instruction; returns the result at the last one.
     fn step(&mut self) -> Result<Option<Id>, String> {
-        let [instruction] = self.take::<1>()?;
+        let [instruction] = self.take()?;
         match instruction {
-            0x80 => match self.take::<1>()? {
+            0x80 => match self.take()? {
                 [2] => {}
                 [other] => {
                     return Err(format!(
@@ -156,101 +156,26 @@ impl<'a> Machine<'a> {
                     left => Err(format!("{left} bytes follow the end of the pickle")),
                 };
             }
-            b'N' => self.push(Value::None),
-            0x88 => self.push(Value::Bool(true)),
-            0x89 => self.push(Value::Bool(false)),
-            b'K' => {
-                let [byte] = self.take()?;
-                self.push(Value::Int(byte.into()));
-            }
-            b'M' => {
-                let value = u16::from_le_bytes(self.take()?);
-                self.push(Value::Int(value.into()));
-            }
-            b'J' => {
-                let value = i32::from_le_bytes(self.take()?);
-                self.push(Value::Int(value.into()));
-            }
-            0x8a => {
-                let [length] = self.take()?;
-                let digits = self.slice(length.into())?;
-                if digits.len() > 8 {
-                    return Err(format!("a whole number of {} bytes", digits.len()));
-                }
-                let negative = digits.last().is_some_and(|byte| byte & 0x80 != 0);
-                let mut value = [if negative { 0xff } else { 0 }; 8];
-                value[..digits.len()].copy_from_slice(digits);
-                self.push(Value::Int(i64::from_le_bytes(value)));
-            }
-            b'G' => {
-                let value = f64::from_be_bytes(self.take()?);
-                self.push(Value::Float(value));
-            }
-            b'X' => {
-                let length = u32::from_le_bytes(self.take()?) as usize;
-                let text = std::str::from_utf8(self.slice(length)?).map_err(|_| "a text that is no UTF-8")?;
-                self.push(Value::Text(text.to_owned()));
-            }
             b'(' => self.marks.push(self.stack.len()),
-            b')' | b']' => self.push(Value::List(Vec::new())),
-            b'}' => self.push(Value::Dict(Vec::new())),
-            b't' => {
-                let items = self.pop_to_mark()?;
-                self.push(Value::List(items));
-            }
-            0x85..=0x87 => {
-                let n = usize::from(instruction - 0x84);
-                self.push_tuple(n)?;
-            }
             b'a' => {
                 let item = self.pop()?;
                 self.extend(vec![item], false)?;
             }
-            b'e' => {
+            b'e' | b'u' => {
                 let items = self.pop_to_mark()?;
-                self.extend(items, false)?;
+                self.extend(items, instruction == b'u')?;
             }
             b's' => {
                 let (value, key) = (self.pop()?, self.pop()?);
                 self.extend(vec![key, value], true)?;
             }
-            b'u' => {
-                let items = self.pop_to_mark()?;
-                self.extend(items, true)?;
-            }
-            b'q' => {
+            b'q' | b'h' => {
                 let [place] = self.take()?;
-                self.remember(place.into())?;
+                self.memo(instruction == b'q', place.into())?;
             }
-            b'r' => {
+            b'r' | b'j' => {
                 let place = u32::from_le_bytes(self.take()?);
-                self.remember(place as usize)?;
-            }
-            b'h' => {
-                let [place] = self.take()?;
-                self.recall(place.into())?;
-            }
-            b'j' => {
-                let place = u32::from_le_bytes(self.take()?);
-                self.recall(place as usize)?;
-            }
-            b'c' => {
-                let (module, name) = (self.line()?, self.line()?);
-                let known = GLOBALS.iter().find(|(m, n, _)| (*m, *n) == (module, name));
-                let (.., global) = known.ok_or_else(|| {
-                    format!("it names `{module}.{name}`, which c2r does not know and will not run: only tensors in lists and dictionaries are read")
-                })?;
-                self.push(Value::Global(*global));
-            }
-            b'Q' => {
-                let id = self.pop()?;
-                let storage = self.storage(id)?;
-                self.push(storage);
-            }
-            b'R' => {
-                let (arguments, function) = (self.pop()?, self.pop()?);
-                let value = self.reduce(function, arguments)?;
-                self.push(value);
+                self.memo(instruction == b'r', place as usize)?;
             }
             b'b' => {
                 // State of an ordered dictionary (torch's `_metadata`) or of a dtype: nothing that is needed.
@@ -260,9 +185,68 @@ impl<'a> Machine<'a> {
                     return Err("state for something that is neither an OrderedDict nor of NumPy".to_owned());
                 }
             }
-            other => return Err(format!("instruction 0x{other:02x}, which torch.save does not write")),
+            _ => {
+                let value = self.value(instruction)?;
+                // Fewer values than bytes, and those are limited.
+                self.stack.push(self.values.len() as Id);
+                self.values.push(value);
+            }
         }
         Ok(None)
+    }
+
+    /// The value that an instruction puts onto the stack.
+    fn value(&mut self, instruction: u8) -> Result<Value, String> {
+        Ok(match instruction {
+            b'N' => Value::None,
+            0x88 => Value::Bool(true),
+            0x89 => Value::Bool(false),
+            b'K' => Value::Int(u8::from_le_bytes(self.take()?).into()),
+            b'M' => Value::Int(u16::from_le_bytes(self.take()?).into()),
+            b'J' => Value::Int(i32::from_le_bytes(self.take()?).into()),
+            0x8a => {
+                let [length] = self.take()?;
+                let digits = self.slice(length.into())?;
+                if digits.len() > 8 {
+                    return Err(format!("a whole number of {} bytes", digits.len()));
+                }
+                let negative = digits.last().is_some_and(|byte| byte & 0x80 != 0);
+                let mut value = [if negative { 0xff } else { 0 }; 8];
+                value[..digits.len()].copy_from_slice(digits);
+                Value::Int(i64::from_le_bytes(value))
+            }
+            b'G' => Value::Float(f64::from_be_bytes(self.take()?)),
+            b'X' => {
+                let length = u32::from_le_bytes(self.take()?) as usize;
+                let text = std::str::from_utf8(self.slice(length)?).map_err(|_| "a text that is not UTF-8")?;
+                Value::Text(text.to_owned())
+            }
+            b')' | b']' => Value::List(Vec::new()),
+            b'}' => Value::Dict(Vec::new()),
+            b't' => Value::List(self.pop_to_mark()?),
+            0x85..=0x87 => {
+                let mut items = (0x84..instruction).map(|_| self.pop()).collect::<Result<Vec<Id>, _>>()?;
+                items.reverse();
+                Value::List(items)
+            }
+            b'c' => {
+                let (module, name) = (self.line()?, self.line()?);
+                let known = GLOBALS.iter().find(|(m, n, _)| (*m, *n) == (module, name));
+                let (.., global) = known.ok_or_else(|| {
+                    format!("it names `{module}.{name}`, which c2r does not know and will not run: only tensors in lists and dictionaries are read")
+                })?;
+                Value::Global(*global)
+            }
+            b'Q' => {
+                let id = self.pop()?;
+                self.storage(id)?
+            }
+            b'R' => {
+                let (arguments, function) = (self.pop()?, self.pop()?);
+                self.reduce(function, arguments)?
+            }
+            other => return Err(format!("instruction 0x{other:02x}, which torch.save does not write")),
+        })
     }
 
     fn take<const N: usize>(&mut self) -> Result<[u8; N], String> {
@@ -285,12 +269,6 @@ impl<'a> Machine<'a> {
         std::str::from_utf8(&rest[..length]).map_err(|_| "a name that is no text".to_owned())
     }
 
-    fn push(&mut self, value: Value) {
-        // Fewer values than bytes, and those are limited.
-        self.stack.push(self.values.len() as Id);
-        self.values.push(value);
-    }
-
     fn top(&self) -> Result<Id, String> {
         let floor = self.marks.last().copied().unwrap_or(0);
         self.stack[floor..].last().copied().ok_or_else(|| "the stack is empty".to_owned())
@@ -307,16 +285,6 @@ impl<'a> Machine<'a> {
         Ok(self.stack.split_off(mark))
     }
 
-    fn push_tuple(&mut self, n: usize) -> Result<(), String> {
-        let mut items = Vec::with_capacity(n);
-        for _ in 0..n {
-            items.push(self.pop()?);
-        }
-        items.reverse();
-        self.push(Value::List(items));
-        Ok(())
-    }
-
     /// Adds to the list or dictionary on top of the stack.
     fn extend(&mut self, items: Vec<Id>, pairs: bool) -> Result<(), String> {
         let target = self.top()? as usize;
@@ -329,7 +297,13 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn remember(&mut self, place: usize) -> Result<(), String> {
+    /// Notes the top of the stack at `place`, or pushes what was noted there.
+    fn memo(&mut self, note: bool, place: usize) -> Result<(), String> {
+        if !note {
+            let id = self.memo.get(place).copied().flatten().ok_or_else(|| format!("place {place} is empty"))?;
+            self.stack.push(id);
+            return Ok(());
+        }
         let top = self.top()?;
         // Pickle counts its places, so an honest one is small.
         if place > self.values.len() {
@@ -339,12 +313,6 @@ impl<'a> Machine<'a> {
             self.memo.resize(place + 1, None);
         }
         self.memo[place] = Some(top);
-        Ok(())
-    }
-
-    fn recall(&mut self, place: usize) -> Result<(), String> {
-        let id = self.memo.get(place).copied().flatten().ok_or_else(|| format!("place {place} is empty"))?;
-        self.stack.push(id);
         Ok(())
     }
 

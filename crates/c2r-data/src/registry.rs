@@ -1,66 +1,54 @@
-use std::{collections::BTreeMap, sync::LazyLock};
+use std::{
+    collections::BTreeMap,
+    ops::{Deref, DerefMut, RangeInclusive},
+    sync::LazyLock,
+};
 
 use c2r_base::Epsilon;
-use serde::Deserialize;
+use c2r_experiment::{DatasetEntry, DatasetFormat};
 
 use crate::{DataError, dsa::Dsa};
 
-/// What is known about a dataset, from `data/datasets.toml`.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// What is known about a dataset: its entry in `data/datasets.toml`, whose fields this has, too, and which may be changed.
+///
+/// The `name` is `imagenette@64` in another size than the registry's, see [`spec`], and `folder:PATH` for a folder of
+/// images.
+#[derive(Clone, Debug, PartialEq)]
 pub struct DatasetSpec {
-    /// What the command line says, e.g. `cifar10`; `imagenette@64` in another size than the registry's, see [`spec`];
-    /// `folder:PATH` for a folder of images.
-    pub name: String,
-    /// What a table says, e.g. `CIFAR-10`.
-    pub title: String,
-    /// Which reader.
-    pub format: Format,
-    /// Channels, 1 (grey) or 3 (RGB).
-    pub channels: i64,
-    /// Height, pixels.
-    pub height: i64,
-    /// Width, pixels.
-    pub width: i64,
-    /// Published number of training images, where there is one.
-    pub n_train: Option<usize>,
-    /// Published number of test images, where there is one.
-    pub n_test: Option<usize>,
-    /// Mean of each channel over the training pixels in `[0, 1]`.
-    pub mean: Vec<f64>,
-    /// Standard deviation of each channel over the training pixels in `[0, 1]`.
-    pub std: Vec<f64>,
+    entry: DatasetEntry,
     /// Radius of the Linf ball that this dataset's tables use, pixel units.
     pub epsilon: Epsilon,
-    /// Architecture that this dataset's tables use, in the spelling of `c2r-models`.
-    pub model: String,
     /// Augmentation that this dataset's tables use.
     pub dsa: Dsa,
-    /// Keys of the distillation configuration that this dataset needs otherwise than the field's values,
-    /// dotted.
-    #[serde(default)]
-    pub distill: BTreeMap<String, toml::Value>,
-    /// Folders inside the data folder that may hold the files; the first one that exists is read.
-    pub folders: Vec<String>,
-    /// Terms of use and whom to credit.
-    pub licence: String,
-    /// Where the dataset is described.
-    pub homepage: String,
-    /// Class names, in class order.
-    pub classes: Vec<String>,
-    /// WordNet ids of the classes, in class order; empty where classes have none.
-    #[serde(default)]
-    pub wnids: Vec<String>,
-    /// The file of this repository that is the dataset.
-    pub embedded: Option<EmbeddedFile>,
-    /// What to download.
-    #[serde(default)]
-    pub files: Vec<DataFile>,
+}
+
+impl Deref for DatasetSpec {
+    type Target = DatasetEntry;
+
+    fn deref(&self) -> &DatasetEntry {
+        &self.entry
+    }
+}
+
+impl DerefMut for DatasetSpec {
+    fn deref_mut(&mut self) -> &mut DatasetEntry {
+        &mut self.entry
+    }
 }
 
 impl DatasetSpec {
+    /// An entry whose radius and augmentation are read.
+    ///
+    /// # Errors
+    /// In words, naming the field that is not what it should be.
+    pub(crate) fn new(entry: DatasetEntry) -> Result<Self, String> {
+        let epsilon = entry.epsilon.parse::<Epsilon>().map_err(|error| format!("epsilon: {error}"))?;
+        let dsa = entry.dsa.parse::<Dsa>().map_err(|error| format!("dsa: {error}"))?;
+        Ok(Self { entry, epsilon, dsa })
+    }
+
     /// `[C, H, W]`.
-    pub const fn shape(&self) -> [i64; 3] {
+    pub fn shape(&self) -> [i64; 3] {
         [self.channels, self.height, self.width]
     }
 
@@ -70,18 +58,13 @@ impl DatasetSpec {
     }
 
     /// The same images at `side` x `side`; the network is as deep as the field's for that size.
-    fn resized(self, side: i64) -> Self {
-        if self.shape()[1..] == [side, side] {
-            return self;
-        }
-        let depth = |side| format!("-D{}-", depth_for(side));
-        Self {
-            name: format!("{}{SIZE_MARK}{side}", self.name),
-            title: format!("{} {side}x{side}", self.title),
-            model: self.model.replace(&depth(self.height), &depth(side)),
-            height: side,
-            width: side,
-            ..self
+    fn resize(&mut self, side: i64) {
+        if self.shape()[1..] != [side, side] {
+            let depth = |side| format!("-D{}-", depth_for(side));
+            self.name = format!("{}{SIZE_MARK}{side}", self.name);
+            self.title = format!("{} {side}x{side}", self.title);
+            self.model = self.model.replace(&depth(self.height), &depth(side));
+            (self.height, self.width) = (side, side);
         }
     }
 }
@@ -89,7 +72,7 @@ impl DatasetSpec {
 /// Between a name and a size.
 const SIZE_MARK: char = '@';
 /// Sides that images can be resized to, pixels.
-const SIZES: std::ops::RangeInclusive<i64> = 8..=512;
+const SIZES: RangeInclusive<i64> = 8..=512;
 
 /// The field's depth for images of this size: each block halves them, down to about 4x4.
 /// ConvNet-D3 at 32, D4 at 64, D5 at 128.
@@ -97,64 +80,39 @@ pub(crate) fn depth_for(side: i64) -> u32 {
     side.max(8).ilog2().saturating_sub(2).clamp(1, 6)
 }
 
-/// Which reader understands a dataset's files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Format {
-    /// The embedded CSV.
-    Digits,
-    /// Binary records with one label.
-    Cifar10,
-    /// Binary records with a coarse and a fine label.
-    Cifar100,
-    /// JPEGs with `wnids.txt` and `val_annotations.txt`.
-    TinyImagenet,
-    /// One folder of images per class.
-    ClassFolders,
-}
-
-/// A dataset that is part of the program.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct EmbeddedFile {
-    /// From the top of the repository.
-    pub path: String,
-    /// Size, bytes.
-    pub bytes: u64,
-    /// SHA-256, hexadecimal.
-    pub sha256: String,
-}
-
-/// One file to download.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DataFile {
-    /// File name.
-    pub name: String,
-    /// Where it is published.
-    pub url: String,
-    /// Size, bytes, where known.
-    pub bytes: Option<u64>,
-    /// MD5, hexadecimal, where known.
-    pub md5: Option<String>,
-    /// SHA-256, hexadecimal, where known.
-    pub sha256: Option<String>,
-    /// The folder that the archive unpacks to.
-    pub folder: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Registry {
-    schema_version: u32,
-    dataset: Vec<DatasetSpec>,
+/// What is known of a folder of images that are not in the registry, with the settings of most of its datasets.
+pub(crate) fn folder_spec(name: String, title: String, [height, width]: [i64; 2], classes: Vec<String>) -> DatasetSpec {
+    let entry = DatasetEntry {
+        name,
+        title,
+        format: DatasetFormat::ClassFolders,
+        channels: 3,
+        height,
+        width,
+        n_train: None,
+        n_test: None,
+        mean: Vec::new(),
+        std: Vec::new(),
+        epsilon: "2/255".to_owned(),
+        model: format!("ConvNet-D{}-W128-IN", depth_for(height.min(width))),
+        dsa: crate::dsa::FULL_STRATEGY.to_owned(),
+        distill: BTreeMap::new(),
+        folders: Vec::new(),
+        licence: String::new(),
+        homepage: String::new(),
+        classes,
+        wnids: Vec::new(),
+        embedded: None,
+        files: Vec::new(),
+        table: toml::Table::new(),
+    };
+    DatasetSpec::new(entry).expect("radius and augmentation are right")
 }
 
 static REGISTRY: LazyLock<Vec<DatasetSpec>> = LazyLock::new(|| {
-    let registry: Registry =
-        toml::from_str(include_str!("../../../data/datasets.toml")).expect("data/datasets.toml is tested");
-    assert_eq!(registry.schema_version, 1, "data/datasets.toml is tested");
-    registry.dataset
+    let entries = DatasetEntry::parse_all(include_str!("../../../data/datasets.toml"));
+    let specs = entries.and_then(|entries| entries.into_iter().map(DatasetSpec::new).collect());
+    specs.expect("data/datasets.toml is tested")
 });
 
 /// Every known dataset, in the order of `data/datasets.toml`.
@@ -165,7 +123,7 @@ pub fn registry() -> &'static [DatasetSpec] {
 /// The dataset called `name`.
 ///
 /// An ImageNet subset may be followed by `@` and the side, pixels, that its images are resized to: `imagenette@64`.
-/// The name then stays with everything that is made from it.
+/// The name is then part of everything that is made from it.
 ///
 /// # Errors
 /// [`DataError::UnknownDataset`], with the known names; [`DataError::Size`].
@@ -173,18 +131,19 @@ pub fn spec(name: &str) -> Result<DatasetSpec, DataError> {
     let (base, size) = name.split_once(SIZE_MARK).map_or((name, None), |(base, size)| (base, Some(size)));
     let known = || registry().iter().map(|spec| spec.name.as_str()).collect::<Vec<_>>().join(", ");
     let spec = registry().iter().find(|spec| spec.name == base);
-    let spec = spec.ok_or_else(|| DataError::UnknownDataset { name: name.to_owned(), known: known() })?;
-    let Some(size) = size else { return Ok(spec.clone()) };
-    let wrong = |reason| DataError::Size { name: name.to_owned(), reason };
-    if spec.format != Format::ClassFolders {
-        return Err(wrong(format!("the images of {base} are {}x{}; write `{base}`", spec.height, spec.width)));
+    let mut spec = spec.ok_or_else(|| DataError::UnknownDataset { name: name.to_owned(), known: known() })?.clone();
+    if let Some(size) = size {
+        let wrong = |reason| DataError::Size { name: name.to_owned(), reason };
+        if spec.format != DatasetFormat::ClassFolders {
+            return Err(wrong(format!("the images of {base} are {}x{}; write `{base}`", spec.height, spec.width)));
+        }
+        let side = size.parse().ok().filter(|side| SIZES.contains(side));
+        spec.resize(side.ok_or_else(|| {
+            let (least, most) = (SIZES.start(), SIZES.end());
+            wrong(format!("`{size}` is not a side of {least} to {most} pixels; write e.g. `{base}@64`"))
+        })?);
     }
-    let side = size.parse().ok().filter(|side| SIZES.contains(side));
-    let side = side.ok_or_else(|| {
-        let (least, most) = (SIZES.start(), SIZES.end());
-        wrong(format!("`{size}` is not a side of {least} to {most} pixels; write e.g. `{base}@64`"))
-    })?;
-    Ok(spec.clone().resized(side))
+    Ok(spec)
 }
 
 #[cfg(test)]
@@ -205,7 +164,7 @@ mod tests {
             assert_eq!(spec.classes.iter().collect::<HashSet<_>>().len(), spec.classes.len(), "{name}");
             assert!(spec.wnids.is_empty() || spec.wnids.len() == spec.classes.len(), "{name}");
             assert!(spec.wnids.iter().all(|id| id.len() == 9 && id.starts_with('n')), "{name}");
-            assert_eq!(spec.embedded.is_some(), spec.format == Format::Digits, "{name}");
+            assert_eq!(spec.embedded.is_some(), spec.format == DatasetFormat::Digits, "{name}");
             for file in &spec.files {
                 assert!(file.md5.is_some() || file.sha256.is_some(), "{name}: {}", file.name);
                 assert!(
@@ -225,7 +184,7 @@ mod tests {
 
     #[test]
     fn a_subset_in_another_size() {
-        for name in registry().iter().filter(|spec| spec.format == Format::ClassFolders).map(|spec| &spec.name) {
+        for name in registry().iter().filter(|spec| spec.format == DatasetFormat::ClassFolders).map(|spec| &spec.name) {
             let whole = spec(name).unwrap();
             assert_eq!(spec(&format!("{name}@128")).unwrap(), whole, "128 is what the registry says");
             let small = spec(&format!("{name}@64")).unwrap();

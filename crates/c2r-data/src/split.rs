@@ -211,7 +211,7 @@ impl Split {
             .get_or_init(|| {
                 let mut hash = Self::start_of_hash(self.shape, self.n_classes(), self.labels());
                 hash.update(&*self.pixels);
-                hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+                hex::encode(hash.finalize())
             })
             .clone()
     }

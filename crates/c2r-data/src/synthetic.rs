@@ -1,9 +1,6 @@
-use std::{collections::BTreeMap, fmt, path::Path};
+use std::{collections::BTreeMap, fmt};
 
-use c2r_base::{
-    LabelledImages,
-    artifact::{ArtifactError, TensorFile},
-};
+use c2r_base::{LabelledImages, artifact::TensorFile};
 use ndarray::{Array1, Array2, Array4};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -13,8 +10,6 @@ use crate::{
     DataError,
     arrays::{to_array, to_tensor},
     decode_formation,
-    foreign::read_tensors,
-    npy, picture, png_folder,
 };
 
 /// The version of the file format that this crate writes.
@@ -159,52 +154,6 @@ impl SyntheticHeader {
 }
 
 impl SyntheticSet {
-    /// Writes the set as safetensors, whole or not at all; equal sets give equal bytes.
-    ///
-    /// # Errors
-    /// [`DataError::Synthetic`] or [`DataError::Formation`] if the set breaks a rule of its fields,
-    /// [`DataError::Artifact`] if the file cannot be written.
-    pub fn save(&self, path: &Path) -> Result<(), DataError> {
-        Ok(self.to_file()?.write(path)?)
-    }
-
-    /// Writes the set as NumPy's `.npz`, whole or not at all: the arrays `images`, `labels` and perhaps `soft_labels`, and
-    /// each field of the header as a text without dimensions. Nothing is lost; equal sets give equal bytes.
-    ///
-    /// # Errors
-    /// As [`SyntheticSet::save`].
-    pub fn save_npz(&self, path: &Path) -> Result<(), DataError> {
-        npy::write_npz(path, &self.to_file()?)
-    }
-
-    /// Writes the set as a folder of PNG images, whole or not at all: `folder/CLASS/NUMBER.png`, 8 bits per channel, with
-    /// the class and the position in the set as numbers, and everything else in `folder/set.json`.
-    ///
-    /// Nothing is lost where every pixel is a multiple of 1/255. Where one is not, `quantize` must allow rounding; a PNG
-    /// of 16 bits could not hold an f32 either. Returns the number of rounded values.
-    ///
-    /// # Errors
-    /// As [`SyntheticSet::save`]; [`DataError::Synthetic`] if pixels would be rounded and `quantize` is false, or an image
-    /// has neither 1 nor 3 channels; [`DataError::Artifact`] if `folder` is there and not empty.
-    pub fn save_png(&self, folder: &Path, quantize: bool) -> Result<usize, DataError> {
-        png_folder::write(self, folder, quantize)
-    }
-
-    /// Reads what [`SyntheticSet::save`], [`SyntheticSet::save_npz`] or [`SyntheticSet::save_png`] wrote, onto the CPU.
-    ///
-    /// # Errors
-    /// [`DataError::Artifact`] or another that names the file: it cannot be read, is not a synthetic set, has a tensor
-    /// or header field too many or too few, or breaks a rule of the fields (shapes, dtypes, ranges).
-    pub fn load(path: &Path) -> Result<Self, DataError> {
-        let file = if path.is_dir() { png_folder::read(path)? } else { read_tensors(path)? };
-        Self::from_file(file).map_err(|error| ArtifactError::format(path, "synthetic set", error.to_string()).into())
-    }
-
-    /// Whether `folder` is one that [`SyntheticSet::save_png`] wrote.
-    pub fn is_png_folder(folder: &Path) -> bool {
-        folder.join(png_folder::SET_FILE).is_file()
-    }
-
     /// The set as a file has it, checked.
     pub(crate) fn to_file(&self) -> Result<TensorFile, DataError> {
         let mut file = TensorFile { tensors: self.tensors(), ..TensorFile::default() };
@@ -238,7 +187,7 @@ impl SyntheticSet {
         header.get("format").is_some_and(|format| format == FORMAT)
     }
 
-    fn from_file(mut file: TensorFile) -> Result<Self, DataError> {
+    pub(crate) fn from_file(mut file: TensorFile) -> Result<Self, DataError> {
         let wrong = |reason: String| DataError::Synthetic(reason);
         if !Self::is_header(&file.header) {
             return Err(wrong(format!("the header has no `format` of `{FORMAT}`")));
@@ -308,19 +257,6 @@ impl SyntheticSet {
             .expect("formation fits the images of a checked set");
         let tiles = self.formation * self.formation;
         (images, to_tensor(self.labels.view()).to_device(device).repeat_interleave_self_int(tiles, 0, None))
-    }
-
-    /// Writes a picture (PNG): one row per class, images as stored, small ones enlarged without blurring.
-    ///
-    /// # Errors
-    /// [`DataError::Synthetic`] if there is nothing to draw, [`DataError::Artifact`] if the file cannot be
-    /// written.
-    pub fn grid_png(&self, path: &Path) -> Result<(), DataError> {
-        let mut rows = vec![Vec::new(); self.header.classes];
-        for (position, &label) in self.labels.iter().enumerate() {
-            rows[label as usize].push(position);
-        }
-        picture::write_grid(path, self.images.view(), &rows)
     }
 }
 

@@ -2,12 +2,7 @@
 
 use std::{collections::HashMap, fs, path::Path};
 
-use crate::{
-    DataError, Dataset, DatasetSpec, LoadEvent,
-    cache::{self, Listing},
-    dataset,
-    decode::{self, Size},
-};
+use crate::{DataError, Dataset, DatasetSpec, LoadEvent, cache, dataset, decode::Size, listing::Listing};
 
 /// Reads `wnids.txt`, `train/<wnid>/images/` and `val/images/` with `val_annotations.txt` (the published
 /// test set has no labels, so the validation images are the test split). Class order is that of the
@@ -27,13 +22,7 @@ pub(crate) fn load(
     }
     let mut train = Listing::default();
     for (class, id) in spec.wnids.iter().enumerate() {
-        let images = folder.join("train").join(id).join("images");
-        let files = decode::image_files(&images)?;
-        if files.is_empty() {
-            return Err(DataError::Layout { path: images, expected: "JPEG images".into() });
-        }
-        train.labels.resize(train.labels.len() + files.len(), class as i64);
-        train.paths.extend(files);
+        train.add(class, &folder.join("train").join(id).join("images"), "JPEG images")?;
     }
     let annotations = folder.join("val").join("val_annotations.txt");
     let text = fs::read_to_string(&annotations).map_err(DataError::io(&annotations))?;

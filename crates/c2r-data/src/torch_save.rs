@@ -2,12 +2,12 @@
 
 use std::{collections::BTreeMap, path::Path};
 
+use c2r_archive::{Limits, ZipReader};
 use c2r_base::artifact::{ArtifactError, TensorFile, tensor_from_bytes};
 use tch::{Kind, Tensor};
 
 use crate::{
     DataError,
-    archive::{self, Archive},
     pickle::{self, Id, Pickle, TensorView, Value},
 };
 
@@ -21,35 +21,37 @@ const LONGEST_TEXT: usize = 1024;
 
 /// The tensors of the file, by where they are: `data[0][1]`, `images`, `tensor` for a tensor by itself. Numbers and
 /// texts in dictionaries become texts of the header.
-pub(crate) fn read(path: &Path, archive: &mut Archive, prefix: &str) -> Result<TensorFile, DataError> {
+pub(crate) fn read(path: &Path, archive: &mut ZipReader, prefix: &str) -> Result<TensorFile, DataError> {
     let wrong = |reason: String| DataError::from(ArtifactError::format(path, FORMAT, reason));
     let byteorder = format!("{prefix}/byteorder");
-    if archive.has(&byteorder) && archive.read(&byteorder, None)? != b"little" {
+    let has_byteorder = archive.contains(&byteorder);
+    let mut member = |name: &str, length| archive.read(name, length).map_err(DataError::zip(path));
+    if has_byteorder && member(&byteorder, None)? != b"little" {
         return Err(wrong("written on a big-endian machine; save it again on another one".to_owned()));
     }
-    let bytes = archive.read(&format!("{prefix}/data.pkl"), None)?;
+    let bytes = member(&format!("{prefix}/data.pkl"), None)?;
     if bytes.len() as u64 > pickle::MOST_BYTES {
         return Err(wrong(format!("data.pkl has {} bytes; c2r reads at most {}", bytes.len(), pickle::MOST_BYTES)));
     }
     let pickle = Pickle::parse(&bytes).map_err(|reason| wrong(format!("data.pkl, {reason}")))?;
-    let mut found = Found { pickle: &pickle, views: BTreeMap::new(), texts: BTreeMap::new(), visits: 0 };
-    found.visit(pickle.root(), String::new(), 0).map_err(wrong)?;
+    let mut contents = Contents { pickle: &pickle, views: BTreeMap::new(), texts: BTreeMap::new(), visits: 0 };
+    contents.visit(pickle.root(), String::new(), 0).map_err(wrong)?;
 
     let mut storages: BTreeMap<&str, Tensor> = BTreeMap::new();
-    let mut file = TensorFile { header: found.texts, ..TensorFile::default() };
+    let mut file = TensorFile { header: contents.texts, ..TensorFile::default() };
     // Tensors that are no contiguous part of their storage are copied, and any number of them may share one.
-    let mut bytes_left = archive::MOST_BYTES;
-    for (name, view) in found.views {
+    let mut bytes_left = Limits::ARRAYS.bytes;
+    for (name, view) in contents.views {
         let wrong = |reason: String| wrong(format!("tensor `{name}`: {reason}"));
         let n_bytes = view.check().map_err(wrong)?;
         bytes_left = bytes_left
             .checked_sub(n_bytes)
-            .ok_or_else(|| wrong(format!("more than {} bytes of tensors", archive::MOST_BYTES)))?;
+            .ok_or_else(|| wrong(format!("more than {} bytes of tensors", Limits::ARRAYS.bytes)))?;
         if !storages.contains_key(view.key.as_str()) {
             let length = view.length as usize;
             let n_bytes = (length as u64).checked_mul(view.kind.elt_size_in_bytes() as u64);
             let n_bytes = n_bytes.ok_or_else(|| wrong(format!("a storage of {length} values")))?;
-            let mut data = archive.read(&format!("{prefix}/data/{}", view.key), Some(n_bytes))?;
+            let mut data = member(&format!("{prefix}/data/{}", view.key), Some(n_bytes))?;
             if view.kind == Kind::Bool {
                 // Any other byte in a bool is undefined behaviour in C++.
                 data.iter_mut().for_each(|byte| *byte = u8::from(*byte != 0));
@@ -97,15 +99,15 @@ impl TensorView {
     }
 }
 
-/// What lies in the nested lists and dictionaries.
-struct Found<'a> {
+/// What is in the nested lists and dictionaries.
+struct Contents<'a> {
     pickle: &'a Pickle,
     views: BTreeMap<String, &'a TensorView>,
     texts: BTreeMap<String, String>,
     visits: usize,
 }
 
-impl Found<'_> {
+impl Contents<'_> {
     fn visit(&mut self, id: Id, name: String, depth: usize) -> Result<(), String> {
         self.visits += 1;
         if depth > DEEPEST || self.visits > MOST_VISITS {

@@ -21,6 +21,12 @@ pub enum EvalError {
         /// What is wrong.
         reason: String,
     },
+    /// A report of attacks from which no table can be made.
+    #[error(
+        "{}: this is a report of attacks on one another's survivors or of a model without a subject, which is not a table cell",
+        .0.display()
+    )]
+    NotACell(PathBuf),
     /// Several files are broken; each is named.
     #[error("{} result files cannot be used:{}", .0.len(), listed(.0))]
     Several(Vec<EvalError>),
@@ -28,17 +34,10 @@ pub enum EvalError {
     #[error(transparent)]
     Experiment(#[from] ExperimentError),
     /// No result was found.
-    #[error(
-        "no attack.json under {}; `c2r attack --output RUN/PROTOCOL/attack.json` writes one",
-        .0.iter().map(|root| root.display().to_string()).collect::<Vec<_>>().join(", ")
-    )]
+    #[error("no attack.json under {}", .0.iter().map(|root| root.display().to_string()).collect::<Vec<_>>().join(", "))]
     Nothing(Vec<PathBuf>),
     /// Two results that would stand in one table were not measured on the same thing.
-    #[error(
-        "{} and {} cannot stand in one table: {what} differ ({a} and {b}); give `c2r table` one results folder at a time, of \
-         what `cargo xtask reproduce` ran that of one table, such as runs/table2-quick",
-        a_path.display(), b_path.display()
-    )]
+    #[error("{} and {} cannot stand in one table: {what} differ ({a} and {b})", a_path.display(), b_path.display())]
     Mixed {
         /// What differs, plural.
         what: &'static str,
@@ -53,9 +52,8 @@ pub enum EvalError {
     },
     /// Results that would stand in one table were measured on different numbers of test images.
     #[error(
-        "the results of {section} are of different numbers of test images and cannot stand in one table:{}\n\
-         attack all networks on the same images (`c2r attack --n-test {}`, or without --n-test on all), or give `c2r table` the \
-         files of one number at a time", by_number(files), files.keys().next().unwrap_or(&0)
+        "the results of {section} are of different numbers of test images and cannot stand in one table:{}",
+        by_number(files)
     )]
     TestImages {
         /// Dataset and protocol of the table.
@@ -65,15 +63,15 @@ pub enum EvalError {
     },
     /// Two results of different training sets that call themselves the same: method, profile, images per class and seeds.
     #[error(
-        "{} and {} are of different sets under one name ({name}, the same seeds): {differ}; {advice}", a.display(), b.display()
+        "{} and {} are of different sets under one name ({name}, the same seeds): {differ}", a.display(), b.display()
     )]
     OneName {
         /// Method and images per class.
         name: String,
         /// What shows it.
         differ: String,
-        /// What to do.
-        advice: &'static str,
+        /// Whether one was distilled from real images that are not known, as imported sets are.
+        imported: bool,
         /// First file.
         a: PathBuf,
         /// Second file.
@@ -93,12 +91,12 @@ pub enum EvalError {
         b: PathBuf,
     },
     /// The baseline is not a method of the table.
-    #[error("there is no method `{wanted}` to compare with; the results hold {found}")]
+    #[error("there is no method `{wanted}` to compare with; the results hold {methods}")]
     NoBaseline {
         /// What was asked for.
         wanted: String,
         /// Which methods there are.
-        found: String,
+        methods: String,
     },
 }
 

@@ -2,8 +2,9 @@ use std::collections::BTreeSet;
 
 use c2r_attacks::{AttackReport, Flag, Mode, Outcome};
 use c2r_experiment::Subject;
+use ndarray::Array1;
 
-use crate::{AttackEntry, AttackRecord, Bits, Samples};
+use crate::{AttackRecord, AttackScore, Samples, record::count};
 
 /// What an [`AttackReport`] does not know about itself.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,7 +28,7 @@ impl AttackRecord {
     pub fn from_report(report: &AttackReport, context: RecordContext) -> Result<Self, String> {
         if report.mode == Mode::Suite && report.attacks.len() > 1 {
             return Err(
-                "the attacks were run on one another's survivors, so their numbers are no table cells: use --each"
+                "the attacks were run on one another's survivors, so their numbers are not table cells: judge each by itself (mode `each`)"
                     .to_owned(),
             );
         }
@@ -36,14 +37,15 @@ impl AttackRecord {
             .attacks
             .iter()
             .map(|entry| {
-                let survived: Bits = entry.samples.iter().map(|sample| sample.outcome == Outcome::Survived).collect();
+                let survived: Array1<bool> =
+                    entry.samples.iter().map(|sample| sample.outcome == Outcome::Survived).collect();
                 let counts = entry.counts();
-                AttackEntry {
+                AttackScore {
                     attack: entry.name.clone(),
                     norm: report.threat.norm,
                     epsilon: report.threat.epsilon,
                     robust_accuracy: entry.robust_accuracy(),
-                    survivors: survived.count(),
+                    survivors: count(survived.view()),
                     n: entry.samples.len(),
                     forward: counts.forward_images,
                     backward: counts.backward_images,
@@ -55,7 +57,7 @@ impl AttackRecord {
                 }
             })
             .collect();
-        let labels: Result<Vec<usize>, _> = report.labels.iter().map(|&label| usize::try_from(label)).collect();
+        let labels: Result<Array1<usize>, _> = report.labels.iter().map(|&label| usize::try_from(label)).collect();
         let labels = labels.map_err(|_| "a label is negative".to_owned())?;
         let record = Self {
             schema_version: Self::SCHEMA_VERSION,
@@ -68,7 +70,7 @@ impl AttackRecord {
             samples: Some(Samples {
                 labels,
                 clean: report.clean_correct().collect(),
-                margins: (report.clean_margins.len() == n).then(|| report.clean_margins.clone()),
+                margins: (report.clean_margins.len() == n).then(|| report.clean_margins.clone().into()),
             }),
             attack_seed: report.seed.value(),
             test_sha256: context.test_sha256,
@@ -171,9 +173,9 @@ mod tests {
         assert_eq!(record.attacks[0].flags, ["zero-gradient"]);
         assert_eq!(record.attacks[1].flags, ["weaker-than-noise", "zero-gradient"]);
         assert_eq!(record.attacks[1].config["attack"], "pgd");
-        assert_eq!(record.samples.as_ref().unwrap().clean.count(), 4);
+        assert_eq!(record.samples.as_ref().map(|samples| count(samples.clean.view())), Some(4));
         assert_eq!(record.samples.as_ref().unwrap().margins.as_ref().unwrap()[4], -1.25);
-        assert_eq!(record.attacks[1].margins.as_deref().unwrap(), [0.5, 0.5, -1.25, -1.25, -1.25]);
+        assert_eq!(record.attacks[1].margins.as_ref().unwrap().to_vec(), [0.5, 0.5, -1.25, -1.25, -1.25]);
         let text = serde_json::to_string(&record).unwrap();
         assert_eq!(serde_json::from_str::<AttackRecord>(&text).unwrap(), record);
     }
@@ -181,7 +183,7 @@ mod tests {
     #[test]
     fn suites_are_no_cells() {
         let message = AttackRecord::from_report(&report(Mode::Suite), context()).unwrap_err();
-        assert!(message.contains("--each"), "{message}");
+        assert!(message.contains("`each`"), "{message}");
         let mut single = report(Mode::Suite);
         single.attacks.truncate(1);
         assert_eq!(AttackRecord::from_report(&single, context()).unwrap().attacks.len(), 1);

@@ -19,22 +19,21 @@
 //! ```
 
 mod collect;
+mod columns;
 mod error;
 mod from_report;
-mod group;
-mod latex;
 pub mod metrics;
+pub mod plot;
 mod record;
 mod render;
 mod report;
-mod settings;
 pub mod stats;
 pub mod table;
 
-pub use c2r_experiment::{Experiment, Method, MethodKind, Override, Published, Scale};
+pub use c2r_experiment::Experiment;
 pub use collect::{RunInfo, Source, collect};
 pub use error::EvalError;
 pub use from_report::RecordContext;
-pub use record::{AttackEntry, AttackRecord, Bits, Samples};
+pub use record::{AttackRecord, AttackScore, Samples};
 pub use report::EmbeddedPicture;
 pub use table::{Table, TableOptions};

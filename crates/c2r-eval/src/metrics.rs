@@ -5,7 +5,9 @@
 //! Accuracies are given in `[0, 1]`.
 //! A ratio whose denominator is zero is `None`, never 0 or 100.
 
-use crate::{AttackEntry, AttackRecord};
+use ndarray::ArrayView1;
+
+use crate::{AttackRecord, AttackScore, record::count};
 
 /// Drop rate `100 (A - r) / A` of a robust accuracy r; `None` where nothing was right to begin with.
 ///
@@ -59,21 +61,19 @@ fn ratio(above: f64, below: f64) -> Option<f64> {
     (below != 0.0).then(|| 100.0 * above / below)
 }
 
-/// Part of the images, in `[0, 1]`, that is right under **every** attack of `entries`: the attacker picks the best
+/// Share of the images, in `[0, 1]`, that is right under **every** attack of `entries`: the attacker picks the best
 /// attack for each image. At most the smallest of the robust accuracies. `None` without outcomes per image.
-pub fn worst_case(record: &AttackRecord, entries: &[&AttackEntry]) -> Option<f64> {
-    let mut survived = record.samples.as_ref()?.clean.0.clone();
+pub fn worst_case(record: &AttackRecord, entries: &[&AttackScore]) -> Option<f64> {
+    let mut survived = record.samples.as_ref()?.clean.clone();
     for entry in entries {
-        for (all, one) in survived.iter_mut().zip(&entry.survived.as_ref()?.0) {
-            *all &= one;
-        }
+        survived.zip_mut_with(entry.survived.as_ref()?, |all, &one| *all &= one);
     }
-    Some(survived.iter().filter(|&&bit| bit).count() as f64 / record.n as f64)
+    Some(count(survived.view()) as f64 / record.n as f64)
 }
 
 /// Accuracy of each class in percent, with no attack or under one; `None` for a class with no image. The whole is
 /// `None` without outcomes per image.
-pub fn per_class(record: &AttackRecord, under: Option<&AttackEntry>) -> Option<Vec<Option<f64>>> {
+pub fn per_class(record: &AttackRecord, under: Option<&AttackScore>) -> Option<Vec<Option<f64>>> {
     let samples = record.samples.as_ref()?;
     let right = match under {
         Some(entry) => entry.survived.as_ref()?,
@@ -81,7 +81,7 @@ pub fn per_class(record: &AttackRecord, under: Option<&AttackEntry>) -> Option<V
     };
     let n_classes = samples.labels.iter().max()? + 1;
     let mut counts = vec![(0usize, 0usize); n_classes];
-    for (&label, &right) in samples.labels.iter().zip(&right.0) {
+    for (&label, &right) in samples.labels.iter().zip(right) {
         counts[label].0 += usize::from(right);
         counts[label].1 += 1;
     }
@@ -91,7 +91,7 @@ pub fn per_class(record: &AttackRecord, under: Option<&AttackEntry>) -> Option<V
 /// Which quantiles [`margin_quantiles`] gives.
 pub const MARGIN_QUANTILES: [f64; 5] = [0.05, 0.25, 0.5, 0.75, 0.95];
 
-/// Quantiles of `margins` at [`MARGIN_QUANTILES`], linear between the two nearest images (type 7 of Hyndman & Fan 1996, the
+/// Quantiles of `margins`, `[N]`, at [`MARGIN_QUANTILES`], linear between the two nearest images (type 7 of Hyndman & Fan 1996, the
 /// default of NumPy).
 ///
 /// # Panics
@@ -99,9 +99,10 @@ pub const MARGIN_QUANTILES: [f64; 5] = [0.05, 0.25, 0.5, 0.75, 0.95];
 ///
 /// ```
 /// use c2r_eval::metrics::margin_quantiles;
-/// assert_eq!(margin_quantiles(&[4.0, 0.0, 1.0, 2.0, 3.0]), [0.2, 1.0, 2.0, 3.0, 3.8]);
+/// let margins = ndarray::arr1(&[4.0, 0.0, 1.0, 2.0, 3.0]);
+/// assert_eq!(margin_quantiles(margins.view()), [0.2, 1.0, 2.0, 3.0, 3.8]);
 /// ```
-pub fn margin_quantiles(margins: &[f32]) -> [f64; 5] {
+pub fn margin_quantiles(margins: ArrayView1<'_, f32>) -> [f64; 5] {
     assert!(!margins.is_empty(), "there is no margin");
     let mut sorted: Vec<f64> = margins.iter().map(|&margin| f64::from(margin)).collect();
     sorted.sort_unstable_by(f64::total_cmp);
@@ -162,14 +163,14 @@ mod tests {
     fn worst_case_is_over_images_and_not_over_attacks() {
         let mut record = example();
         // fgsm keeps images 0 1 2 4 5, pgd 0 1 2 5: all four of pgd.
-        let entries: Vec<&AttackEntry> = record.attacks.iter().collect();
+        let entries: Vec<&AttackScore> = record.attacks.iter().collect();
         assert_eq!(worst_case(&record, &entries), Some(0.5));
         // pgd keeps 1 2 4 5 6: five as well, but only four are kept by both.
         record.attacks[1].survived = Some("01101110".chars().map(|c| c == '1').collect());
-        let entries: Vec<&AttackEntry> = record.attacks.iter().collect();
+        let entries: Vec<&AttackScore> = record.attacks.iter().collect();
         assert_eq!(worst_case(&record, &entries), Some(0.5));
         record.attacks[1].survived = None;
-        let entries: Vec<&AttackEntry> = record.attacks.iter().collect();
+        let entries: Vec<&AttackScore> = record.attacks.iter().collect();
         assert_eq!(worst_case(&record, &entries), None);
     }
 
@@ -188,7 +189,7 @@ mod tests {
         // Clean 1110 1110, fgsm 1110 1100.
         assert_eq!(per_class(&record, None), Some(vec![Some(75.0), Some(75.0)]));
         assert_eq!(per_class(&record, Some(&record.attacks[0])), Some(vec![Some(75.0), Some(50.0)]));
-        record.samples.as_mut().unwrap().labels = vec![0, 0, 0, 0, 2, 2, 2, 2];
+        record.samples.as_mut().unwrap().labels = ndarray::arr1(&[0, 0, 0, 0, 2, 2, 2, 2]);
         assert_eq!(per_class(&record, None), Some(vec![Some(75.0), None, Some(75.0)]));
         record.samples = None;
         assert_eq!(per_class(&record, None), None);

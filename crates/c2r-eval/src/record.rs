@@ -1,3 +1,5 @@
+mod one_text;
+
 use std::{collections::BTreeMap, fs, path::Path};
 
 use c2r_base::{
@@ -5,18 +7,12 @@ use c2r_base::{
     artifact::{self, ArtifactError},
 };
 use c2r_experiment::Subject;
-use serde::{Deserialize, Serialize, de::Error as _};
+use ndarray::{Array1, ArrayView1};
+use serde::{Deserialize, Serialize};
 
 use crate::EvalError;
 
 /// What one trained network does under attack: the contents of an `attack.json`, all that a table needs.
-///
-/// ```
-/// use c2r_eval::Bits;
-/// let survived: Bits = [true, false, true].into_iter().collect();
-/// assert_eq!(serde_json::to_string(&survived).unwrap(), r#""101""#);
-/// assert_eq!(survived.count(), 2);
-/// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AttackRecord {
@@ -28,12 +24,12 @@ pub struct AttackRecord {
     pub threat: ThreatModel,
     /// Number of real test images.
     pub n: usize,
-    /// Part of them that is classified correctly with no attack, in `[0, 1]`.
+    /// Share of them that is classified correctly with no attack, in `[0, 1]`.
     pub clean_accuracy: f64,
     /// Wall-clock time of the clean pass over all `n` images; depends on the hardware.
     pub clean_seconds: f64,
     /// One entry per attack, in the order they were run, each judged by itself on all `n` images.
-    pub attacks: Vec<AttackEntry>,
+    pub attacks: Vec<AttackScore>,
     /// What happened to each image, where it was kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub samples: Option<Samples>,
@@ -55,7 +51,7 @@ pub struct AttackRecord {
 /// One attack's result.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct AttackEntry {
+pub struct AttackScore {
     /// The attack's name, e.g. `apgd-ce`.
     pub attack: String,
     /// How perturbations were measured.
@@ -79,109 +75,29 @@ pub struct AttackEntry {
     /// The attack's parameters, e.g. steps and step size; null if unknown. Rows with other parameters do not mix.
     #[serde(default)]
     pub config: serde_json::Value,
-    /// Which images survived, in the order of [`Samples::labels`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub survived: Option<Bits>,
-    /// The smallest margin of each image's label that this attack found, in logits: an estimate of the robust margin
-    /// from above, as good as the attack. The clean image counts, so an image that is wrong has its clean margin. In
-    /// the file one text, separated by spaces.
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "spaced_or_none")]
-    pub margins: Option<Vec<f32>>,
+    /// Which images survived, `[N]`, in the order of [`Samples::labels`]; in the file a text such as `1101`.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "one_text")]
+    pub survived: Option<Array1<bool>>,
+    /// The smallest margin of each image's label that this attack found, `[N]`, in logits: an upper bound of the robust
+    /// margin, as good as the attack. The clean image counts, so an image that is wrong has its clean margin. In the
+    /// file one text, separated by spaces.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "one_text")]
+    pub margins: Option<Array1<f32>>,
 }
 
-/// What is known about each test image.
+/// What is known about each of the N test images.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Samples {
-    /// True class of each image; in the file one text, separated by spaces.
-    #[serde(with = "spaced")]
-    pub labels: Vec<usize>,
-    /// Which images are classified correctly with no attack.
-    pub clean: Bits,
-    /// Margin of each image's label with no attack, in logits.
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "spaced_or_none")]
-    pub margins: Option<Vec<f32>>,
-}
-
-/// One yes or no per image; in the file a text such as `1101`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Bits(pub Vec<bool>);
-
-impl Bits {
-    /// Number of images.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether there are no images.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Number of images with a yes.
-    pub fn count(&self) -> usize {
-        self.0.iter().filter(|&&bit| bit).count()
-    }
-}
-
-impl FromIterator<bool> for Bits {
-    fn from_iter<I: IntoIterator<Item = bool>>(bits: I) -> Self {
-        Self(bits.into_iter().collect())
-    }
-}
-
-impl Serialize for Bits {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.0.iter().map(|&bit| if bit { '1' } else { '0' }).collect::<String>())
-    }
-}
-
-impl<'de> Deserialize<'de> for Bits {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .chars()
-            .map(|c| match c {
-                '0' => Ok(false),
-                '1' => Ok(true),
-                other => Err(D::Error::custom(format!("expected a text of 0 and 1, found {other:?} in it"))),
-            })
-            .collect::<Result<Vec<_>, _>>()
-            .map(Self)
-    }
-}
-
-/// Numbers as one text, separated by spaces: an array would take a line for each.
-mod spaced {
-    use std::{fmt::Display, str::FromStr};
-
-    use serde::{Deserialize, de::Error as _};
-
-    pub(super) fn serialize<T: Display, S: serde::Serializer>(numbers: &[T], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&numbers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
-    }
-
-    pub(super) fn deserialize<'de, T: FromStr, D: serde::Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Vec<T>, D::Error> {
-        String::deserialize(deserializer)?
-            .split_whitespace()
-            .map(|word| word.parse().map_err(|_| D::Error::custom(format!("`{word}` is not a number that fits here"))))
-            .collect()
-    }
-}
-
-mod spaced_or_none {
-    #[expect(clippy::ref_option, reason = "serde's signature")]
-    pub(super) fn serialize<S: serde::Serializer>(
-        margins: &Option<Vec<f32>>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        super::spaced::serialize(margins.as_deref().unwrap_or_default(), serializer)
-    }
-
-    pub(super) fn deserialize<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<f32>>, D::Error> {
-        super::spaced::deserialize(deserializer).map(Some)
-    }
+    /// True class of each image, `[N]`; in the file one text, separated by spaces.
+    #[serde(with = "one_text")]
+    pub labels: Array1<usize>,
+    /// Which images are classified correctly with no attack, `[N]`; in the file a text such as `1101`.
+    #[serde(with = "one_text")]
+    pub clean: Array1<bool>,
+    /// Margin of each image's label with no attack, `[N]`, in logits.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "one_text")]
+    pub margins: Option<Array1<f32>>,
 }
 
 impl AttackRecord {
@@ -199,11 +115,7 @@ impl AttackRecord {
         let wrong = |error: serde_json::Error| ArtifactError::format(path, "attack.json", error.to_string());
         let value: serde_json::Value = serde_json::from_slice(&text).map_err(wrong)?;
         if value.get("mode").is_some() && value.get("clean_predictions").is_some() {
-            return Err(EvalError::record(
-                path,
-                "this is a report of attacks on one another's survivors or of a model without a subject, which is no \
-                 table cell; `c2r attack --checkpoint FILE --dataset NAME --each --output FILE` writes one",
-            ));
+            return Err(EvalError::NotACell(path.to_owned()));
         }
         match value.get("schema_version").and_then(serde_json::Value::as_u64) {
             Some(version) if version == u64::from(Self::SCHEMA_VERSION) => {}
@@ -258,20 +170,18 @@ impl AttackRecord {
                 ));
             }
             if let Some(margins) = &samples.margins {
-                check_margins(margins, &samples.clean, false).map_err(|reason| format!("samples.margins {reason}"))?;
+                check_margins(margins.view(), samples.clean.view(), false)
+                    .map_err(|reason| format!("samples.margins {reason}"))?;
             }
-            if samples.clean.count() as f64 != clean.round() {
-                return Err(format!(
-                    "samples.clean counts {} right images, clean_accuracy {}",
-                    samples.clean.count(),
-                    clean.round()
-                ));
+            let n_right = count(samples.clean.view());
+            if n_right as f64 != clean.round() {
+                return Err(format!("samples.clean counts {n_right} right images, clean_accuracy {}", clean.round()));
             }
         }
         for (position, entry) in self.attacks.iter().enumerate() {
             self.check_entry(entry, clean.round() as usize)
                 .map_err(|reason| format!("attack `{}`: {reason}", entry.attack))?;
-            let same = |other: &&AttackEntry| {
+            let same = |other: &&AttackScore| {
                 other.attack == entry.attack && other.norm == entry.norm && other.epsilon == entry.epsilon
             };
             if self.attacks[..position].iter().any(|other| same(&other)) {
@@ -281,10 +191,10 @@ impl AttackRecord {
         Ok(())
     }
 
-    fn check_entry(&self, entry: &AttackEntry, clean: usize) -> Result<(), String> {
+    fn check_entry(&self, entry: &AttackScore, clean: usize) -> Result<(), String> {
         if entry.n != self.n {
             return Err(format!(
-                "judged on {} images, the record on {}: results of a suite on survivors are no table cells (use --each)",
+                "judged on {} images, the record on {}: results of a suite on survivors are not table cells",
                 entry.n, self.n
             ));
         }
@@ -304,16 +214,14 @@ impl AttackRecord {
             let Some(samples) = &self.samples else {
                 return Err("outcomes per image without the record's samples".into());
             };
-            if survived.len() != entry.n || survived.count() != entry.survivors {
+            let (n, survivors) = (survived.len(), count(survived.view()));
+            if (n, survivors) != (entry.n, entry.survivors) {
                 return Err(format!(
-                    "outcomes of {} images with {} survivors, expected {} and {}",
-                    survived.len(),
-                    survived.count(),
-                    entry.n,
-                    entry.survivors
+                    "outcomes of {n} images with {survivors} survivors, expected {} and {}",
+                    entry.n, entry.survivors
                 ));
             }
-            if let Some(image) = (0..entry.n).find(|&i| survived.0[i] && !samples.clean.0[i]) {
+            if let Some(image) = (0..n).find(|&image| survived[image] && !samples.clean[image]) {
                 return Err(format!("image {image} survived but is wrong without an attack"));
             }
         }
@@ -322,7 +230,7 @@ impl AttackRecord {
                 return Err("margins without outcomes per image".into());
             };
             let targeted = self.threat.goal != Goal::Untargeted;
-            check_margins(margins, survived, targeted).map_err(|reason| format!("margins {reason}"))?;
+            check_margins(margins.view(), survived.view(), targeted).map_err(|reason| format!("margins {reason}"))?;
         }
         Ok(())
     }
@@ -330,44 +238,50 @@ impl AttackRecord {
 
 /// A right image has no negative margin and a wrong one no positive one. Under a `targeted` attack the label may lose
 /// to a class that is not the target.
-fn check_margins(margins: &[f32], right: &Bits, targeted: bool) -> Result<(), String> {
+fn check_margins(margins: ArrayView1<'_, f32>, right: ArrayView1<'_, bool>, targeted: bool) -> Result<(), String> {
     if margins.len() != right.len() {
         return Err(format!("has {} numbers for {} images", margins.len(), right.len()));
     }
-    let wrong = |(margin, right): (f32, bool)| {
+    let wrong = |(&margin, &right): (&f32, &bool)| {
         !margin.is_finite() || (right && margin < 0.0 && !targeted) || (!right && margin > 0.0)
     };
-    match margins.iter().copied().zip(right.0.iter().copied()).position(wrong) {
-        Some(image) => Err(format!(
-            "says {} for image {image}, which is {}",
-            margins[image],
-            if right.0[image] { "right" } else { "wrong" }
-        )),
+    match margins.iter().zip(&right).position(wrong) {
+        Some(image) => {
+            let what = if right[image] { "right" } else { "wrong" };
+            Err(format!("says {} for image {image}, which is {what}", margins[image]))
+        }
         None => Ok(()),
     }
 }
 
+/// Number of images with a yes.
+pub(crate) fn count(images: ArrayView1<'_, bool>) -> usize {
+    images.iter().filter(|&&yes| yes).count()
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
+    use ndarray::{arr1, s};
+
     use super::*;
 
     /// Eight test images of two classes, six right, five and four after the two attacks.
     pub(crate) fn example() -> AttackRecord {
         let entry = |attack: &str, survived: &str| {
-            let survived: Bits = survived.chars().map(|c| c == '1').collect();
-            AttackEntry {
+            let survived: Array1<bool> = survived.chars().map(|c| c == '1').collect();
+            AttackScore {
                 attack: attack.into(),
                 norm: Norm::Linf,
                 epsilon: Epsilon::of_255(2.0),
-                robust_accuracy: survived.count() as f64 / 8.0,
-                survivors: survived.count(),
+                robust_accuracy: count(survived.view()) as f64 / 8.0,
+                survivors: count(survived.view()),
                 n: 8,
                 forward: 16,
                 backward: 8,
                 seconds: 0.5,
                 flags: vec![],
                 config: serde_json::json!({ "attack": attack }),
-                margins: Some(survived.0.iter().map(|&survived| if survived { 0.25 } else { -1.5 }).collect()),
+                margins: Some(survived.mapv(|survived| if survived { 0.25 } else { -1.5 })),
                 survived: Some(survived),
             }
         };
@@ -394,9 +308,9 @@ pub(crate) mod tests {
             clean_seconds: 0.1,
             attacks: vec![entry("fgsm", "11101100"), entry("pgd", "11100100")],
             samples: Some(Samples {
-                labels: vec![0, 0, 0, 0, 1, 1, 1, 1],
+                labels: arr1(&[0, 0, 0, 0, 1, 1, 1, 1]),
                 clean: "11101110".chars().map(|c| c == '1').collect(),
-                margins: Some(vec![1.0, 2.0, 0.5, -1.5, 1.0, 2.0, 0.5, -1.5]),
+                margins: Some(arr1(&[1.0, 2.0, 0.5, -1.5, 1.0, 2.0, 0.5, -1.5])),
             }),
             attack_seed: 0,
             test_sha256: "cd".into(),
@@ -427,6 +341,10 @@ pub(crate) mod tests {
         assert_eq!(AttackRecord::read(&path).unwrap(), older);
     }
 
+    fn shorten<T: Clone>(values: &mut Array1<T>) {
+        *values = values.slice(s![..7]).to_owned();
+    }
+
     #[test]
     fn every_contradiction_is_named() {
         let check = |part: &str, spoil: fn(&mut AttackRecord)| {
@@ -440,7 +358,7 @@ pub(crate) mod tests {
         check("outside [0, 1]", |r| r.clean_accuracy = f64::NAN);
         check("not a number of images out of 8", |r| r.clean_accuracy = 0.7);
         check("samples.clean counts 6 right images, clean_accuracy 7", |r| r.clean_accuracy = 0.875);
-        check("8 labels and 7 clean", |r| r.samples.as_mut().unwrap().clean.0.truncate(7));
+        check("8 labels and 7 clean", |r| shorten(&mut r.samples.as_mut().unwrap().clean));
         check("attack `pgd`: judged on 5 images", |r| r.attacks[1].n = 5);
         check("robust_accuracy is 0.5 with 5 survivors of 8", |r| r.attacks[0].robust_accuracy = 0.5);
         check("7 survivors but only 6 images right", |r| {
@@ -452,7 +370,7 @@ pub(crate) mod tests {
         });
         check("without the record's samples", |r| r.samples = None);
         check("samples.margins has 7 numbers for 8 images", |r| {
-            r.samples.as_mut().unwrap().margins.as_mut().unwrap().truncate(7)
+            shorten(r.samples.as_mut().unwrap().margins.as_mut().unwrap())
         });
         check("attack `pgd`: margins says 0.5 for image 3, which is wrong", |r| {
             r.attacks[1].margins.as_mut().unwrap()[3] = 0.5
@@ -478,10 +396,7 @@ pub(crate) mod tests {
         check(&text.replace(r#""schema_version": 1"#, r#""schema_version": 9"#), "schema_version is 9");
         check(&text.replace(r#""schema_version": 1,"#, ""), "schema_version is missing");
         check(&text.replace(r#""n": 8,"#, r#""n": 8, "extra": 1,"#), "unknown field `extra`");
-        check(
-            r#"{"schema_version": 1, "mode": "suite", "clean_predictions": [1]}"#,
-            "--each --output FILE` writes one",
-        );
+        check(r#"{"schema_version": 1, "mode": "suite", "clean_predictions": [1]}"#, "which is not a table cell");
         check(&text.replace(r#""attack_seed": 0,"#, ""), "missing field `attack_seed`");
         check(&text.replace("11101100", "1110110x"), "found 'x'");
         check(&text.replace("0 0 0 0 1", "0 0 0 a 1"), "`a` is not a number");

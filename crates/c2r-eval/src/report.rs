@@ -3,10 +3,11 @@
 //! Everything that comes from files goes through [`maud`], which escapes it. A policy in the page forbids every load and
 //! every script but the page's own.
 
+mod cells;
 mod figures;
-mod svg;
+mod provenance;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
@@ -14,16 +15,17 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     Table,
-    render::{heading, percent, setting, size},
+    columns::size,
+    render::{Notes, heading, setting},
     stats,
-    table::{Cell, MINIMUM, Row, Run, Section, WORST_CASE, column_label, is_margin},
+    table::Section,
 };
+use cells::{classes, images, main_table, margin_quantiles, more_metrics, scroll_table};
 use figures::{Figure, Inks};
+use provenance::provenance;
 
 const STYLE: &str = include_str!("report/report.css");
 const SCRIPT: &str = include_str!("report/report.js");
-/// Accuracies of more classes than this are left to `table.json`.
-const MOST_CLASSES: usize = 20;
 
 /// A picture to put into the page.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,7 +87,7 @@ impl Table {
                     }
                     @for (at, section) in self.sections.iter().enumerate() {
                         @for (place, row) in section.rows.iter().enumerate() {
-                            (provenance(&panel_id(at, place), section, row))
+                            (provenance(&cells::panel_id(at, place), section, row))
                         }
                     }
                     script { (PreEscaped(SCRIPT)) }
@@ -96,14 +98,10 @@ impl Table {
     }
 
     fn header(&self) -> Markup {
-        let rows = || self.sections.iter().flat_map(|section| &section.rows);
-        let n_runs: usize = rows().map(|row| row.runs.len()).sum();
+        let n_runs: usize = self.rows().map(|(_, row)| row.runs.len()).sum();
         let comparisons = || {
-            let shown = |section: &Section, cell: &Cell| section.columns.contains(&cell.column);
-            let cells = self.sections.iter().flat_map(move |section| {
-                section.rows.iter().flat_map(|row| &row.cells).filter(move |cell| shown(section, cell))
-            });
-            cells.filter_map(|cell| cell.comparison.as_ref())
+            let shown = self.cells().filter(|(section, _, cell)| section.columns.contains(&cell.column));
+            shown.filter_map(|(_, _, cell)| cell.comparison.as_ref())
         };
         let significant = |better| comparisons().filter(|c| c.significant && c.better == better).count();
         html! {
@@ -130,7 +128,7 @@ impl Table {
                         @let done = self.planned_rows - self.missing.len();
                         (tile("rows", &format!("{done} of {}", self.planned_rows), "of the grid have a result"))
                     } @else {
-                        (tile("rows", &rows().count().to_string(), "no grid was named"))
+                        (tile("rows", &self.rows().count().to_string(), "no grid was named"))
                     }
                     @if let Some(baseline) = &self.baseline {
                         @let n = comparisons().count();
@@ -194,21 +192,16 @@ impl Table {
             section #missing aria-labelledby="missing-h" {
                 h2 #missing-h { "Missing" }
                 p.setting { (self.missing.len()) " of " (self.planned_rows) " rows of the grid (" (threat) ") have no result." }
-                div.scroll role="region" tabindex="0" aria-label="Rows without a result" {
-                    table {
-                        thead { tr { th scope="col" { "dataset" } th scope="col" { "protocol" } th scope="col" { "ipc" } th scope="col" { "method" } } }
-                        tbody {
-                            @for row in &self.missing {
-                                tr {
-                                    td.text { (row.dataset) }
-                                    td.text { (row.protocol) }
-                                    td { (size(row.images_per_class)) }
-                                    td.text { (row.method) }
-                                }
-                            }
+                (scroll_table("Rows without a result", &["dataset", "protocol", "ipc", "method"], &html! {
+                    @for row in &self.missing {
+                        tr {
+                            td.text { (row.dataset) }
+                            td.text { (row.protocol) }
+                            td { (size(row.images_per_class)) }
+                            td.text { (row.method) }
                         }
                     }
-                }
+                }))
             }
         }
     }
@@ -216,20 +209,14 @@ impl Table {
     /// What each configuration was for, by its digest: the first run that has it.
     fn uses_of_configurations(&self) -> BTreeMap<&str, String> {
         let mut uses = BTreeMap::new();
-        for section in &self.sections {
-            for row in &section.rows {
-                for run in &row.runs {
-                    if let Some(digest) = &run.distill_config {
-                        let seed = run.distill_seed.map_or_else(String::new, |seed| format!(", seed {seed}"));
-                        let text =
-                            || format!("distillation: {}, {}, {}{seed}", section.dataset, row.label, images(row));
-                        uses.entry(digest.as_str()).or_insert_with(text);
-                    }
-                    if let Some(digest) = &run.train_config {
-                        let (seed, what) = (run.train_seed, heading(section));
-                        let text = || format!("training: {what}, {}, {}, seed {seed}", row.label, images(row));
-                        uses.entry(digest.as_str()).or_insert_with(text);
-                    }
+        for (section, row) in self.rows() {
+            let what = format!("{}, {}", row.label, images(row.images_per_class));
+            for run in &row.runs {
+                let seed = run.distill_seed.map_or_else(String::new, |seed| format!(", seed {seed}"));
+                let distillation = format!("distillation: {}, {what}{seed}", section.dataset);
+                let training = format!("training: {}, {what}, seed {}", heading(section), run.train_seed);
+                for (digest, text) in [(&run.distill_config, distillation), (&run.train_config, training)] {
+                    digest.as_deref().map(|digest| uses.entry(digest).or_insert(text));
                 }
             }
         }
@@ -258,22 +245,9 @@ impl Table {
     }
 }
 
-/// `10 images per class`.
-fn images(row: &Row) -> String {
-    match row.images_per_class {
-        None => "all images".to_owned(),
-        Some(1) => "1 image per class".to_owned(),
-        Some(n) => format!("{n} images per class"),
-    }
-}
-
 /// What a Content-Security-Policy calls an inline text.
 fn source_hash(text: &str) -> String {
     format!("sha256-{}", BASE64.encode(Sha256::digest(text)))
-}
-
-fn panel_id(section: usize, row: usize) -> String {
-    format!("p{section}-{row}")
 }
 
 fn tile(name: &str, value: &str, about: &str) -> Markup {
@@ -289,129 +263,6 @@ fn prose(text: &str) -> Markup {
     }
 }
 
-/// Notes by their numbers, each said once.
-#[derive(Default)]
-struct Notes(Vec<String>);
-
-impl Notes {
-    fn mark(&mut self, note: &str) -> Markup {
-        let place = self.0.iter().position(|known| known == note).unwrap_or_else(|| {
-            self.0.push(note.to_owned());
-            self.0.len() - 1
-        });
-        html! { sup { (place + 1) } }
-    }
-}
-
-fn main_table(at: usize, section: &Section, notes: &mut Notes) -> Markup {
-    let mut rows = Vec::new();
-    for (place, row) in section.rows.iter().enumerate() {
-        let marks: Vec<Markup> = row.notes.iter().map(|note| notes.mark(note)).collect();
-        let runs = match row.planned_runs {
-            Some(planned) if row.runs.len() < planned => format!("{} of {planned}", row.runs.len()),
-            _ => row.runs.len().to_string(),
-        };
-        let first = place == 0 || section.rows[place - 1].images_per_class != row.images_per_class;
-        let cells: Vec<Markup> = section
-            .columns
-            .iter()
-            .map(|column| match row.cell(column) {
-                Some(cell) => shown_cell(&panel_id(at, place), row, cell, notes),
-                None => html! { td.none { span aria-label="not measured" { "–" } } },
-            })
-            .collect();
-        rows.push(html! {
-            tr.first[first].reference[row.undistilled] {
-                th.method scope="row" {
-                    (row.label)
-                    @if row.undistilled { span.tag { "undistilled" } }
-                    @for mark in &marks { (mark) }
-                }
-                td { (size(row.images_per_class)) }
-                td { (runs) }
-                @for cell in &cells { (cell) }
-            }
-        });
-    }
-    html! {
-        div.scroll role="region" tabindex="0" aria-labelledby={ "t" (at) "-h" } {
-            table {
-                thead {
-                    tr {
-                        th.method scope="col" { "method" }
-                        th scope="col" { abbr title="images per class" { "ipc" } }
-                        th scope="col" { "runs" }
-                        @for column in &section.columns { th scope="col" { (column_label(column)) } }
-                    }
-                }
-                tbody { @for row in &rows { (row) } }
-            }
-        }
-    }
-}
-
-/// A number with everything that stands beside it.
-fn shown_cell(panel: &str, row: &Row, cell: &Cell, notes: &mut Notes) -> Markup {
-    let significant = cell.comparison.as_ref().filter(|comparison| comparison.significant);
-    let better = significant.is_some_and(|comparison| comparison.better);
-    let worse = significant.is_some_and(|comparison| !comparison.better);
-    let mut marks = Vec::new();
-    if let Some(caveat) = cell.published.as_ref().map(|published| &published.caveat).filter(|text| !text.is_empty()) {
-        marks.push(notes.mark(caveat));
-    }
-    if cell.summary.n < row.runs.len() {
-        marks.push(notes.mark(&format!("{} of {} runs", cell.summary.n, row.runs.len())));
-    }
-    for flag in &cell.flags {
-        marks.push(notes.mark(&format!("doubtful: {flag}")));
-    }
-    html! {
-        td {
-            (button(panel, row, cell, html! {
-                span.value.better[better] {
-                    (value(cell, cell.summary.mean))
-                    @if let Some(sd) = cell.summary.sd { span.sd { " ± " (value(cell, sd)) } }
-                    @if worse { span.worse aria-label="significantly worse than the baseline" { " ↓" } }
-                }
-                @if let Some(published) = &cell.published {
-                    span.paper {
-                        "paper " (percent(published.value))
-                        @if published.outside_tolerance == Some(true) { span.outside title="outside the tolerance" { " !" } }
-                    }
-                }
-            }))
-            @for mark in &marks { (mark) }
-        }
-    }
-}
-
-/// What opens the provenance of a number: works with the keyboard and without scripts.
-fn button(panel: &str, row: &Row, cell: &Cell, inside: Markup) -> Markup {
-    let about = format!(
-        "{}, {}, {}: {}{}. Where it is from",
-        column_label(&cell.column),
-        row.label,
-        images(row),
-        value(cell, cell.summary.mean),
-        cell.summary.sd.map_or_else(String::new, |sd| format!(" ± {}", value(cell, sd)))
-    );
-    html! {
-        button.cell type="button" popovertarget=(panel) data-column=(cell.column) aria-haspopup="dialog" aria-label=(about) {
-            (inside)
-        }
-    }
-}
-
-/// Percent with one decimal, logits with two.
-fn value(cell: &Cell, number: f64) -> String {
-    if is_margin(&cell.column) { two_decimals(number) } else { percent(number) }
-}
-
-fn two_decimals(number: f64) -> String {
-    let text = format!("{number:.2}");
-    if text == "-0.00" { "0.00".to_owned() } else { text }
-}
-
 fn drawings(figures: &[Figure]) -> Markup {
     html! {
         @if !figures.is_empty() {
@@ -422,119 +273,6 @@ fn drawings(figures: &[Figure]) -> Markup {
                         (figure.legend)
                         (figure.drawing)
                         p.note { (figure.note) }
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// The cells of every row in `columns`, folded away.
-fn folded(at: usize, section: &Section, title: &str, about: &str, columns: &[&str]) -> Markup {
-    let there: Vec<&str> =
-        columns.iter().copied().filter(|column| section.rows.iter().any(|row| row.cell(column).is_some())).collect();
-    html! {
-        @if !there.is_empty() {
-            details.more {
-                summary { (title) }
-                p.note { (about) }
-                div.scroll role="region" tabindex="0" aria-label=(title) {
-                    table {
-                        thead {
-                            tr {
-                                th.method scope="col" { "method" }
-                                th scope="col" { "ipc" }
-                                @for column in &there { th scope="col" { (column_label(column)) } }
-                            }
-                        }
-                        tbody {
-                            @for (place, row) in section.rows.iter().enumerate() {
-                                tr {
-                                    th.method scope="row" { (row.label) }
-                                    td { (size(row.images_per_class)) }
-                                    @for column in &there {
-                                        td {
-                                            @if let Some(cell) = row.cell(column) {
-                                                (button(&panel_id(at, place), row, cell, html! {
-                                                    span.value {
-                                                        (value(cell, cell.summary.mean))
-                                                        @if let Some(sd) = cell.summary.sd { span.sd { " ± " (value(cell, sd)) } }
-                                                    }
-                                                }))
-                                            } @else { "–" }
-                                        }
-                                    }
-                                }
-                            }
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
-fn more_metrics(at: usize, section: &Section) -> Markup {
-    let rates: Vec<String> = section.attacks.iter().map(|attack| format!("drop-rate-{attack}")).collect();
-    let mut columns = vec![MINIMUM, WORST_CASE];
-    columns.extend(rates.iter().map(String::as_str));
-    columns.extend(["rr", "i-rr", "ae", "crei", "i-crei"]);
-    let about = "Percent. Worst-case: right under every attack, the best one picked for each image. RR, CREI: BEARD; I-RR, I-CREI: \
-                 ROME; theirs are of normalized tensors and do not compare with these. AE, CREI and I-CREI contain wall-clock \
-                 times and depend on the hardware; they have no value where the longest attack is not a second longer \
-                 than the clean pass, or AE is outside of 0 to 100.";
-    folded(at, section, "More metrics", about, &columns)
-}
-
-fn margin_quantiles(at: usize, section: &Section) -> Markup {
-    let columns: Vec<String> = std::iter::once("clean")
-        .chain(section.attacks.iter().map(String::as_str))
-        .flat_map(|attack| ["05", "25", "50", "75", "95"].map(|part| format!("margin-q{part}-{attack}")))
-        .collect();
-    let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
-    let about = "Quantiles over the test images of the smallest margin that the attack found, in logits: estimates of the robust \
-                 margin from above, as good as the attack. Networks of different scale do not compare.";
-    folded(at, section, "Robust margins", about, &columns)
-}
-
-fn classes(section: &Section) -> Markup {
-    let n_classes = section.rows.iter().flat_map(|row| row.per_class.values()).map(Vec::len).max().unwrap_or(0);
-    if !(1..=MOST_CLASSES).contains(&n_classes) {
-        return html! {};
-    }
-    let columns = || std::iter::once("clean").chain(section.attacks.iter().map(String::as_str));
-    html! {
-        details.more {
-            summary { "Accuracy of each class" }
-            p.note { "Percent of the class's test images, mean over runs; darker is higher." }
-            div.scroll role="region" tabindex="0" aria-label="Accuracy of each class" {
-                table.heat {
-                    thead {
-                        tr {
-                            th.method scope="col" { "method" }
-                            th scope="col" { "ipc" }
-                            th scope="col" { "under" }
-                            @for class in 0..n_classes { th scope="col" { (class) } }
-                        }
-                    }
-                    tbody {
-                        @for row in &section.rows {
-                            @for column in columns() {
-                                @if let Some(values) = row.per_class.get(column) {
-                                    tr {
-                                        th.method scope="row" { (row.label) }
-                                        td { (size(row.images_per_class)) }
-                                        td.text { (column_label(column)) }
-                                        @for value in values {
-                                            @match value {
-                                                Some(value) => td class={ "h" ((value / 10.0).clamp(0.0, 9.0) as usize) } { (percent(*value)) },
-                                                None => td { "–" },
-                                            }
-                                        }
-                                    }
-                                }
-                            }
-                        }
                     }
                 }
             }
@@ -564,145 +302,5 @@ fn gallery(pictures: &[EmbeddedPicture]) -> Markup {
                 }
             }
         }
-    }
-}
-
-/// Everything behind the numbers of a row.
-fn provenance(id: &str, section: &Section, row: &Row) -> Markup {
-    html! {
-        div.panel id=(id) popover role="dialog" aria-labelledby={ (id) "-h" } {
-            div.top {
-                h2 id={ (id) "-h" } { (row.label) ", " (images(row)) }
-                button.close type="button" popovertarget=(id) popovertargetaction="hide" autofocus { "Close" }
-            }
-            p.setting { (heading(section)) ". " (setting(section)) }
-            ul.facts {
-                li { (row.n_images) " stored training images" @if !row.profile.is_empty() { ", profile " (row.profile) } }
-                @if !row.extra_storage.is_empty() { li { "also stored: " (row.extra_storage) } }
-                li { "training data " @if row.data_sha256.is_empty() { "not known" } @else { code { (row.data_sha256) } } }
-                li { "test images " code { (section.test_sha256) } }
-                @for note in &row.notes { li { (note) } }
-            }
-            h3 { "Numbers" }
-            div.scroll role="region" tabindex="0" aria-label="Numbers of this row" {
-                table {
-                    thead {
-                        tr {
-                            @for name in ["", "mean", "sd", "95 % interval", "runs"] { th scope="col" { (name) } }
-                            @if row.cells.iter().any(|cell| cell.comparison.is_some()) {
-                                th scope="col" { "against baseline" } th scope="col" { "p" }
-                            }
-                            @if row.cells.iter().any(|cell| cell.published.is_some()) { th scope="col" { "paper" } }
-                            th.text scope="col" { "run by run" }
-                        }
-                    }
-                    tbody {
-                        @for (place, cell) in row.cells.iter().enumerate() {
-                            @let said = place > 0 && row.cells[place - 1].caveat == cell.caveat;
-                            (number_line(row, cell, if said { "" } else { &cell.caveat }))
-                        }
-                    }
-                }
-            }
-            h3 { "Runs" }
-            @for run in &row.runs { (run_block(run)) }
-            h3 { "Attacks" }
-            @for (attack, config) in &section.attack_configs {
-                details { summary { (column_label(attack)) } pre { (serde_json::to_string_pretty(config).unwrap_or_default()) } }
-            }
-        }
-    }
-}
-
-fn number_line(row: &Row, cell: &Cell, caveat: &str) -> Markup {
-    let dash = || "–".to_owned();
-    let number = |number: Option<f64>| number.map_or_else(dash, |number| value(cell, number));
-    let signed = |number: f64| if number > 0.0 { format!("+{}", value(cell, number)) } else { value(cell, number) };
-    html! {
-        tr data-column=(cell.column) {
-            th scope="row" { (column_label(&cell.column)) }
-            td { (value(cell, cell.summary.mean)) }
-            td { (number(cell.summary.sd)) }
-            td { @match cell.summary.ci95 { Some((low, high)) => { (value(cell, low)) " to " (value(cell, high)) }, None => "–" } }
-            td { (cell.summary.n) }
-            @if row.cells.iter().any(|cell| cell.comparison.is_some()) {
-                @match &cell.comparison {
-                    Some(comparison) => {
-                        td { (signed(comparison.difference)) " (" (comparison.n_pairs) " pairs with " (comparison.baseline) ")" }
-                        td { (comparison.p_value.map_or_else(dash, |p| format!("{p:.3}"))) }
-                    }
-                    None => { td { "–" } td { "–" } }
-                }
-            }
-            @if row.cells.iter().any(|cell| cell.published.is_some()) {
-                td {
-                    @match &cell.published {
-                        Some(published) => { (percent(published.value)) ", " (published.source) " (" (signed(published.difference)) ")" }
-                        None => "–",
-                    }
-                }
-            }
-            td.text {
-                (cell.values.iter().map(|value| number(*value)).collect::<Vec<_>>().join(", "))
-                @if !caveat.is_empty() { br; span.note { (caveat) } }
-            }
-        }
-    }
-}
-
-fn run_block(run: &Run) -> Markup {
-    let versions: BTreeSet<String> = run.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
-    let configs = [("distillation", &run.distill_config), ("training", &run.train_config)];
-    html! {
-        div.run {
-            p {
-                b {
-                    "Seeds: "
-                    @if let Some(seed) = run.distill_seed { "distillation " (seed) ", " }
-                    "training " (run.train_seed) ", attacks " (run.attack_seed)
-                }
-            }
-            (command(&run.distill_argv))
-            (command(&run.train_argv))
-            @for (file, argv) in run.files.iter().zip(&run.attack_argvs) {
-                p { code { (file) } }
-                (command(argv))
-            }
-            p.note {
-                @for (name, digest) in configs {
-                    @if let Some(digest) = digest { "configuration of the " (name) " " a href={ "#config-" (digest) } { code { (digest) } } "; " }
-                }
-                (versions.into_iter().collect::<Vec<_>>().join(", "))
-            }
-        }
-    }
-}
-
-/// A command; nothing where it is not known.
-fn command(argv: &[String]) -> Markup {
-    html! { @if !argv.is_empty() { pre { (shell_line(argv)) } } }
-}
-
-/// A command as a shell takes it.
-fn shell_line(argv: &[String]) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,=+@%".contains(c);
-    let word = |word: &String| {
-        if !word.is_empty() && word.chars().all(plain) {
-            word.clone()
-        } else {
-            format!("'{}'", word.replace('\'', r"'\''"))
-        }
-    };
-    argv.iter().map(word).collect::<Vec<_>>().join(" ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn commands_can_be_pasted() {
-        let argv = ["c2r", "train", "--set", "length={steps=20}", "it's", ""].map(str::to_owned);
-        assert_eq!(shell_line(&argv), r"c2r train --set 'length={steps=20}' 'it'\''s' ''");
     }
 }

@@ -1,5 +1,6 @@
 //! Means, deviations, intervals and the paired t-test.
 
+use ndarray::ArrayView1;
 use serde::{Deserialize, Serialize};
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
@@ -22,17 +23,20 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Summarizes `values`; `None` if there are none.
+    /// Summarizes `values`, `[N]`: a slice, an array or a view of one. `None` if there are none.
     ///
     /// ```
-    /// let summary = c2r_eval::stats::Summary::of(&[1.0, 2.0, 3.0]).unwrap();
+    /// let values = ndarray::arr2(&[[1.0, 9.0], [2.0, 9.0], [3.0, 9.0]]);
+    /// let summary = c2r_eval::stats::Summary::of(values.column(0)).unwrap();
     /// assert_eq!((summary.mean, summary.sd), (2.0, Some(1.0)));
     /// ```
-    pub fn of(values: &[f64]) -> Option<Self> {
+    pub fn of<'a>(values: impl Into<ArrayView1<'a, f64>>) -> Option<Self> {
+        let values = values.into();
         let n = values.len();
         if n == 0 {
             return None;
         }
+        // In order, not in the blocks of `ArrayBase::sum`: the same bits whatever the layout.
         let mean = values.iter().sum::<f64>() / n as f64;
         if n == 1 {
             return Some(Self { n, mean, sd: None, ci95: None });
@@ -43,11 +47,11 @@ impl Summary {
     }
 }
 
-/// Two-sided p-value of the paired t-test on `differences` (ours minus the baseline's, one per seed).
+/// Two-sided p-value of the paired t-test on `differences`, `[N]` (ours minus the baseline's, one per seed).
 ///
 /// `None` for fewer than two pairs, and where all differences are the same number (up to rounding): a deviation of
 /// zero from a few runs says that accuracies are counts, not that the effect is certain.
-pub fn paired_p_value(differences: &[f64]) -> Option<f64> {
+pub fn paired_p_value<'a>(differences: impl Into<ArrayView1<'a, f64>>) -> Option<f64> {
     let summary = Summary::of(differences)?;
     let error = summary.sd? / (summary.n as f64).sqrt();
     if error <= 1e-9 * summary.mean.abs().max(1.0) {

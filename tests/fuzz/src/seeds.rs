@@ -11,7 +11,7 @@ use std::{
 use c2r_base::{Epsilon, Norm, Seed, ThreatModel, artifact::TensorFile};
 use c2r_data::{Dataset, SCHEMA_VERSION, Split, SyntheticHeader, SyntheticSet};
 use c2r_distill::{Distillation, profiles as distill_profiles};
-use c2r_eval::{AttackEntry, AttackRecord};
+use c2r_eval::{AttackRecord, AttackScore};
 use c2r_experiment::{Selection, Subject};
 use c2r_models::{Model, ModelInput, checkpoint};
 use ndarray::{Array1, Array2, Array4};
@@ -325,7 +325,7 @@ pub(crate) fn attack_json() -> Seeds {
         n: 8,
         clean_accuracy: 0.5,
         clean_seconds: 1.0,
-        attacks: vec![AttackEntry {
+        attacks: vec![AttackScore {
             attack: "pgd".into(),
             norm: threat.norm,
             epsilon: threat.epsilon,

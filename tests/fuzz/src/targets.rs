@@ -354,8 +354,11 @@ fn run_json(folder: &Path, bytes: &[u8]) {
 fn profile(_: &Path, bytes: &[u8]) {
     let Ok(mut table) = String::from_utf8_lossy(bytes).parse::<toml::Table>() else { return };
     let spec = spec("digits");
-    let own =
-        [("model", spec.model.into()), ("dsa", "none".into()), ("threat.epsilon", spec.epsilon.to_string().into())];
+    let own = [
+        ("model", spec.model.clone().into()),
+        ("dsa", "none".into()),
+        ("threat.epsilon", spec.epsilon.to_string().into()),
+    ];
     for (key, value) in own.into_iter().chain(spec.distill.iter().map(|(key, value)| (key.as_str(), value.clone()))) {
         let (section, key) = key.split_once('.').unwrap_or(("", key));
         let place = if section.is_empty() {

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context;
 use c2r_base::native;
-use c2r_data::{DatasetSpec, Format};
+use c2r_data::{DatasetFormat, DatasetSpec};
 use c2r_models::ModelSpec;
 use c2r_run::{
     exit::{self, OrExit},
@@ -218,7 +218,7 @@ fn cuda() -> CudaState {
 
 fn data(folder: Option<&Path>) -> Vec<DataState> {
     let find = |spec: &DatasetSpec| {
-        if spec.format == Format::Digits {
+        if spec.format == DatasetFormat::Digits {
             return Some("embedded".to_owned());
         }
         let folder = folder?;

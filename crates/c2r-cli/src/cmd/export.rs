@@ -27,7 +27,7 @@ pub(crate) struct Args {
 
     /// Format to write
     #[arg(long, value_enum)]
-    to: Format,
+    to: SetFormat,
 
     /// File, or folder for png, to write
     #[arg(value_name = "OUT")]
@@ -43,7 +43,7 @@ pub(crate) struct Args {
 }
 
 #[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
-enum Format {
+enum SetFormat {
     /// NumPy
     Npz,
     /// A folder of 8-bit images
@@ -54,18 +54,18 @@ enum Format {
 
 pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
     let output = args.output.display();
-    if args.output.exists() && (!args.force || args.to == Format::Png) {
-        let advice = if args.to == Format::Png { "move it away first" } else { "say --force to replace it" };
+    if args.output.exists() && (!args.force || args.to == SetFormat::Png) {
+        let advice = if args.to == SetFormat::Png { "move it away first" } else { "say --force to replace it" };
         return exit::fail(exit::USAGE, format!("{output} is there already; {advice}"));
     }
-    if args.quantize && args.to != Format::Png {
+    if args.quantize && args.to != SetFormat::Png {
         return exit::fail(exit::USAGE, "--quantize is about png; the other formats lose nothing");
     }
     let set = SyntheticSet::load(&data::set_file(&args.set)?).or_exit(exit::DATA)?;
     match args.to {
-        Format::Npz => set.save_npz(&args.output).or_exit(exit::DATA)?,
-        Format::Safetensors => set.save(&args.output).or_exit(exit::DATA)?,
-        Format::Png => {
+        SetFormat::Npz => set.save_npz(&args.output).or_exit(exit::DATA)?,
+        SetFormat::Safetensors => set.save(&args.output).or_exit(exit::DATA)?,
+        SetFormat::Png => {
             let n_rounded = set.save_png(&args.output, args.quantize).map_err(|error| match error {
                 DataError::Rounds { .. } => {
                     exit::coded(exit::DATA, anyhow::anyhow!("{error}; say --quantize to round"))

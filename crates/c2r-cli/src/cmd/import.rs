@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use c2r_base::artifact::{self, TensorFile};
-use c2r_data::{ClassOrder, DatasetSpec, ImportOptions, PixelValues, SyntheticSet};
+use c2r_data::{ClassOrder, DataError, DatasetSpec, ImportOptions, PixelValues, SyntheticSet};
 use serde_json::json;
 
 use crate::{
@@ -180,6 +180,10 @@ fn foreign(args: &Args, spec: &DatasetSpec, ui: &Ui) -> anyhow::Result<Synthetic
         "labels_file": args.labels_from.as_deref().map(name),
     });
     let (set, notes) = c2r_data::import(&file, labels.as_ref(), spec, &options, origin)
+        .map_err(|error| match error {
+            DataError::Import(reason) => DataError::Import(reason.replace("option `", "`--")),
+            other => other,
+        })
         .with_context(|| args.file.display().to_string())
         .or_exit(exit::DATA)?;
     notes.iter().for_each(|note| ui.note(note));

@@ -247,8 +247,8 @@ mod tests {
                 config: json!({"eta": 0.5, "long": "x".repeat(500)}),
                 versions: BTreeMap::new(),
                 data_sha256: "ab".into(),
-                mean: digits.spec.mean,
-                std: digits.spec.std,
+                mean: digits.spec.mean.clone(),
+                std: digits.spec.std.clone(),
                 extra_storage: String::new(),
             },
         }
@@ -506,7 +506,7 @@ mod tests {
             n: 8,
             clean_accuracy: 0.5,
             clean_seconds: 1.0,
-            attacks: vec![c2r_eval::AttackEntry {
+            attacks: vec![c2r_eval::AttackScore {
                 attack: "pgd".into(),
                 norm: threat.norm,
                 epsilon: threat.epsilon,

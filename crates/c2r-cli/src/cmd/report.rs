@@ -1,10 +1,10 @@
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context;
 use c2r_base::artifact;
 use c2r_eval::{EmbeddedPicture, Source, Table};
 
-use super::table::{Results, judge, synthetic_sets};
+use super::table::{Results, Shown, TableFormat, judge, synthetic_sets};
 use crate::ui::Ui;
 
 /// Make the report from a folder of attack reports: one page, or the tables alone.
@@ -30,29 +30,21 @@ pub(crate) struct Args {
     no_pictures: bool,
 }
 
+/// A file to write; the page where there is no format of the tables alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Output {
     path: PathBuf,
-    format: Format,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Format {
-    Html,
-    Markdown,
-    Csv,
-    Latex,
-    Json,
+    format: Option<TableFormat>,
 }
 
 fn parse_output(text: &str) -> Result<Output, String> {
     let path = PathBuf::from(text);
     let format = match path.extension().and_then(|ending| ending.to_str()) {
-        Some("html") => Format::Html,
-        Some("md") => Format::Markdown,
-        Some("csv") => Format::Csv,
-        Some("tex") => Format::Latex,
-        Some("json") => Format::Json,
+        Some("html") => None,
+        Some("md") => Some(TableFormat::Markdown),
+        Some("csv") => Some(TableFormat::Csv),
+        Some("tex") => Some(TableFormat::Latex),
+        Some("json") => Some(TableFormat::Json),
         _ => return Err("the ending says the format: .html, .md, .csv, .tex or .json".to_owned()),
     };
     Ok(Output { path, format })
@@ -62,30 +54,21 @@ pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
     let (table, sources) = args.results.table()?;
     for Output { path, format } in &args.output {
         let text = match format {
-            Format::Html if args.no_pictures => table.html(&[]),
-            Format::Html => table.html(&pictures(&table, &sources, ui)?),
-            Format::Markdown => table.markdown(),
-            Format::Csv => table.csv()?,
-            Format::Latex => table.latex(),
-            Format::Json => table.json(),
+            Some(format) => format.render(&table)?,
+            None if args.no_pictures => table.html(&[]),
+            None => table.html(&pictures(&table, &sources, ui)?),
         };
-        write(path, &text).with_context(|| format!("cannot write {}", path.display()))?;
+        artifact::write_atomically(path, text.as_bytes())
+            .with_context(|| format!("cannot write {}", path.display()))?;
         ui.note(format!("wrote {}", path.display()));
     }
     judge(&table)
 }
 
-fn write(path: &Path, text: &str) -> anyhow::Result<()> {
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        std::fs::create_dir_all(folder)?;
-    }
-    Ok(artifact::write_atomically(path, text.as_bytes())?)
-}
-
 /// The training images of every method and size.
 fn pictures(table: &Table, sources: &[Source], ui: &Ui) -> anyhow::Result<Vec<EmbeddedPicture>> {
     let folder = tempfile::tempdir()?;
-    let picture = |shown: super::table::Shown| {
+    let picture = |shown: Shown| {
         let path = folder.path().join(&shown.file);
         shown.draw(&path)?;
         let png = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -102,8 +85,8 @@ mod tests {
 
     #[test]
     fn the_ending_is_the_format() {
-        assert_eq!(parse_output("a/b.html").unwrap().format, Format::Html);
-        assert_eq!(parse_output("b.tex").unwrap().format, Format::Latex);
+        assert_eq!(parse_output("a/b.html").unwrap().format, None);
+        assert_eq!(parse_output("b.tex").unwrap().format, Some(TableFormat::Latex));
         for wrong in ["report", "report.pdf", ".html"] {
             assert!(parse_output(wrong).unwrap_err().contains(".html"), "{wrong}");
         }

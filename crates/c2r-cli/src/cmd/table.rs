@@ -43,8 +43,8 @@ pub(crate) struct Args {
     output_dir: Option<PathBuf>,
 
     /// What to print
-    #[arg(long, value_enum, default_value_t = Format::Terminal)]
-    format: Format,
+    #[arg(long, value_enum, default_value_t = TableFormat::Terminal)]
+    format: TableFormat,
 
     /// Print JSON: the same as --format json
     #[arg(long, conflicts_with = "format")]
@@ -103,8 +103,9 @@ impl Results {
     }
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Format {
+/// A table as text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum TableFormat {
     /// Drawn tables if they fit into the terminal, else Markdown
     Terminal,
     /// Markdown
@@ -118,30 +119,35 @@ enum Format {
     Latex,
 }
 
+impl TableFormat {
+    pub(crate) fn render(self, table: &Table) -> anyhow::Result<String> {
+        Ok(match self {
+            Self::Terminal => table.terminal(terminal_width()),
+            Self::Markdown => table.markdown(),
+            Self::Csv => table.csv()?,
+            Self::Json => table.json(),
+            Self::Latex => table.latex(),
+        })
+    }
+}
+
 pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
     let (mut table, sources) = args.results.table()?;
     if let Some(folder) = &args.output_dir {
         table.pictures = pictures(&table, &sources, folder, ui)?;
-        let texts = [
-            ("table.md", table.markdown()),
-            ("table.csv", table.csv()?),
-            ("table.json", table.json()),
-            ("table.tex", table.latex()),
-        ];
-        for (name, text) in texts {
+        for (name, format) in [
+            ("table.md", TableFormat::Markdown),
+            ("table.csv", TableFormat::Csv),
+            ("table.json", TableFormat::Json),
+            ("table.tex", TableFormat::Latex),
+        ] {
             let path = folder.join(name);
-            artifact::write_atomically(&path, text.as_bytes())?;
+            artifact::write_atomically(&path, format.render(&table)?.as_bytes())?;
             ui.note(format!("wrote {}", path.display()));
         }
     }
-    let text = match if args.json { Format::Json } else { args.format } {
-        Format::Terminal => table.terminal(terminal_width()),
-        Format::Markdown => table.markdown(),
-        Format::Csv => table.csv()?,
-        Format::Json => table.json(),
-        Format::Latex => table.latex(),
-    };
-    ui.out(text.trim_end());
+    let format = if args.json { TableFormat::Json } else { args.format };
+    ui.out(format.render(&table)?.trim_end());
     judge(&table)
 }
 
@@ -153,13 +159,47 @@ fn scale_by_name<'a>(roots: &[PathBuf], experiment: &'a Experiment) -> Option<&'
     experiment.scales.keys().map(String::as_str).find(|known| *known == scale)
 }
 
-/// An error of the tables with the exit code it asks for.
+/// An error of the tables with the exit code it asks for and what to do about it.
 fn coded(error: EvalError) -> anyhow::Error {
     let code = match &error {
-        EvalError::Nothing(_) | EvalError::Record { .. } | EvalError::Several(_) | EvalError::Artifact(_) => exit::DATA,
+        EvalError::Nothing(_)
+        | EvalError::Record { .. }
+        | EvalError::NotACell(_)
+        | EvalError::Several(_)
+        | EvalError::Artifact(_) => exit::DATA,
         _ => exit::USAGE,
     };
-    exit::coded(code, error)
+    match advice(&error) {
+        Some(advice) => exit::coded(code, anyhow::anyhow!("{error}; {advice}")),
+        None => exit::coded(code, error),
+    }
+}
+
+fn advice(error: &EvalError) -> Option<String> {
+    let text = match error {
+        EvalError::Several(errors) => return errors.iter().find_map(advice),
+        EvalError::Nothing(_) => "`c2r attack --output RUN/PROTOCOL/attack.json` writes one",
+        EvalError::NotACell(_) => {
+            "`c2r attack --checkpoint FILE --dataset NAME --each --output FILE` writes one that is a cell"
+        }
+        EvalError::Mixed { .. } => {
+            "give `c2r table` one results folder at a time; of what `cargo xtask reproduce` ran, that of one table, such as \
+             runs/table2-quick"
+        }
+        EvalError::TestImages { files, .. } => {
+            let n = files.keys().next().unwrap_or(&0);
+            return Some(format!(
+                "attack all networks on the same images (`c2r attack --n-test {n}`, or without --n-test on all), or give \
+                 `c2r table` the files of one number at a time"
+            ));
+        }
+        EvalError::OneName { imported: true, .. } => {
+            "import each under a name of its own (`c2r import --method NAME`) and train and attack it anew"
+        }
+        EvalError::OneName { .. } => "give each a profile or a seed of its own, or a table",
+        _ => return None,
+    };
+    Some(text.to_owned())
 }
 
 /// Columns of the terminal that stdout is, if it is one.

@@ -191,7 +191,7 @@ fn sizes_that_are_lies() {
         assert!(message.contains("lie.pt") && message.contains(expected), "{message}\nlacks {expected}");
     };
     // BININT2 1280 is the length of the storage, (20, 1, 8, 8) the size of the tensor, '0' the name of the storage.
-    check(b"M\x00\x05", b"M\xff\xff", "data/0`: 5120 bytes where 262140 were expected");
+    check(b"M\x00\x05", b"M\xff\xff", "data/0` has 5120 bytes where 262140 were expected");
     check(b"M\x00\x05", b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f", "a storage of 9223372036854775807 values");
     check(b"M\x00\x05", b"J\xff\xff\xff\xff", "not a window");
     check(b"K\x14K\x01K\x08K\x08", b"K\x15K\x01K\x08K\x08", "more values than its storage has");
@@ -225,7 +225,7 @@ fn imports_of_the_field() {
     let (images, labels) =
         (read_tensors(&made("images_best.pt")).unwrap(), read_tensors(&made("labels_best.pt")).unwrap());
     let message = imported(&images, Some(&labels), &normalized).unwrap_err().to_string();
-    assert!(message.contains("`--logits`") && message.contains("from -1.000 to 3.000"), "{message}");
+    assert!(message.contains("option `logits`") && message.contains("from -1.000 to 3.000"), "{message}");
     let logits = ImportOptions { logits: true, ..normalized.clone() };
     let (set, _) = imported(&images, Some(&labels), &logits).unwrap();
     let soft = set.soft_labels.as_ref().unwrap();
@@ -255,15 +255,15 @@ fn declarations_are_checked() {
     let digits = ImportOptions { values: PixelValues::normalized("digits").unwrap(), ..options() };
 
     refused(&with(pixels()), &digits, "all values are in [0, 1]");
-    refused(&with(expected.tensors["normalized"].copy()), &options(), "normalized? Say `--normalized");
-    refused(&with(pixels() * 255.0), &options(), "Say `--of-255`");
+    refused(&with(expected.tensors["normalized"].copy()), &options(), "normalized? Say option `normalized");
+    refused(&with(pixels() * 255.0), &options(), "Say option `of-255`");
     refused(&with((pixels() * 255.0).to_kind(Kind::Uint8)), &digits, "which are pixels already");
     refused(&with(pixels() * f64::NAN), &options(), "not finite");
-    refused(&with(pixels().permute([0, 2, 3, 1])), &options(), "say `--nhwc`");
+    refused(&with(pixels().permute([0, 2, 3, 1])), &options(), "say option `nhwc`");
     refused(&with(pixels().repeat([1, 3, 1, 1])), &options(), "are [N, 1, 8, 8], these are [20, 3, 8, 8]");
     refused(&with(pixels().to_kind(Kind::Int64)), &options(), "floats or u8");
-    refused(&tensors([("a", pixels()), ("b", pixels())]), &options(), "Say `--images NAME`; there are `a` Float");
-    refused(&tensors([("a", pixels())]), &options(), "Say `--labels NAME`");
+    refused(&tensors([("a", pixels()), ("b", pixels())]), &options(), "Say option `images NAME`; there are `a` Float");
+    refused(&tensors([("a", pixels())]), &options(), "Say option `labels NAME`");
     refused(&TensorFile::default(), &options(), "no tensors");
     refused(&with(pixels()), &ImportOptions { images: Some("x".into()), ..options() }, "no tensor `x`");
     refused(
@@ -321,8 +321,8 @@ fn what_is_no_pixel_is_not_cut_to_one() {
     let with = |images: Tensor| tensors([("images", images), ("labels", expected.tensors["labels"].copy())]);
     let of_255 = ImportOptions { values: PixelValues::Bytes, ..options() };
     let pixels = &expected.tensors["pixels"];
-    refused(&with(pixels / pixels.max()), &of_255, "the largest value is 1.000, and `--of-255` divides by 255");
-    refused(&with(pixels - 0.1), &of_255, "`--of-255` divides by 255");
+    refused(&with(pixels / pixels.max()), &of_255, "the largest value is 1.000, and option `of-255` divides by 255");
+    refused(&with(pixels - 0.1), &of_255, "option `of-255` divides by 255");
     let ones = (pixels.gt(0.5)).to_kind(Kind::Uint8);
     refused(&with(ones.copy()), &options(), "the largest value is 1, and bytes go to 255");
     for (black, options) in [(pixels.zeros_like(), of_255.clone()), (ones.zeros_like(), options())] {
@@ -339,14 +339,23 @@ fn what_is_no_pixel_is_not_cut_to_one() {
     };
     let message = |file: &TensorFile, options: &ImportOptions| imported(file, None, options).unwrap_err().to_string();
     let few = message(&outside(128), &options());
-    assert!(few.contains("10.0 % of the values lie outside [0, 1], from 0.500 to 1.500") && few.contains("`--clamp`"));
+    assert!(
+        few.contains("10.0 % of the values lie outside [0, 1], from 0.500 to 1.500") && few.contains("option `clamp`")
+    );
     let (set, _) = imported(&outside(128), None, &clamp).unwrap();
     assert_eq!(set.header.origin().unwrap().clamped, Some(Clamped { part: 0.1, low: 0.5, high: 1.5 }));
     let many = message(&outside(129), &options());
-    assert!(many.contains("10.1 %") && many.contains("`--normalized MEAN/STD`") && !many.contains("--clamp"), "{many}");
-    refused(&outside(129), &clamp, "not pixels, and `--clamp` cuts off 10 % at most; normalized? Say `--normalized");
-    refused(&with(pixels * 255.0), &clamp, "Say `--of-255`");
-    refused(&with(pixels * 2550.0), &ImportOptions { clamp: true, ..of_255 }, "instead of `--of-255`");
+    assert!(
+        many.contains("10.1 %") && many.contains("option `normalized MEAN/STD`") && !many.contains("--clamp"),
+        "{many}"
+    );
+    refused(
+        &outside(129),
+        &clamp,
+        "not pixels, and option `clamp` cuts off 10 % at most; normalized? Say option `normalized",
+    );
+    refused(&with(pixels * 255.0), &clamp, "Say option `of-255`");
+    refused(&with(pixels * 2550.0), &ImportOptions { clamp: true, ..of_255 }, "instead of option `of-255`");
     assert_eq!(imported(&with(pixels.copy()), None, &clamp).unwrap().0.header.origin().unwrap().clamped, None);
 }
 
@@ -358,15 +367,15 @@ fn options_that_the_file_contradicts_are_refused() {
     let (grouped, logits) = (ImportOptions { grouped: true, ..options() }, ImportOptions { logits: true, ..options() });
     let one_hot = || labels.one_hot(10);
     refused(&with(labels.copy()), &grouped, "`labels` says the class of each image");
-    refused(&with(one_hot()), &grouped, "leave `--grouped` out");
+    refused(&with(one_hot()), &grouped, "leave option `grouped` out");
     refused(&with(labels.copy()), &logits, "`labels` holds classes, not logits, which are [20, 10]");
-    refused(&with(one_hot()), &logits, "probabilities or one-hot already: leave `--logits` out");
+    refused(&with(one_hot()), &logits, "probabilities or one-hot already: leave option `logits` out");
     let only = tensors([("images", pixels.copy())]);
     refused(&only, &ImportOptions { logits: true, ..grouped.clone() }, "there are no labels");
-    refused(&with(labels.copy()), &ImportOptions { bgr: true, ..options() }, "one channel: leave `--bgr` out");
+    refused(&with(labels.copy()), &ImportOptions { bgr: true, ..options() }, "one channel: leave option `bgr` out");
     refused(&with(labels.copy()), &ImportOptions { nhwc: true, ..options() }, "already, leave it out");
     let message = imported(&only, Some(&with(labels.copy())), &grouped).unwrap_err().to_string();
-    assert!(message.contains("leave `--grouped` out"), "{message}");
+    assert!(message.contains("leave option `grouped` out"), "{message}");
 
     // Soft rows beside hard labels by position are no contradiction, nor are numbers that are no classes.
     let soft = Tensor::full([20, 10], 0.1, (Kind::Float, tch::Device::Cpu));

@@ -33,8 +33,8 @@ pub(crate) fn digits_header(images_per_class: usize) -> SyntheticHeader {
         dataset: "digits".into(),
         classes: 10,
         images_per_class,
-        mean: spec.mean,
-        std: spec.std,
+        mean: spec.mean.clone(),
+        std: spec.std.clone(),
         ..header()
     }
 }

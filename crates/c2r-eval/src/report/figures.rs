@@ -2,16 +2,18 @@
 
 use maud::{Markup, html};
 
-use super::svg::{Axis, Frame, Ink, Point, legend_entry};
+use super::cells::images;
 use crate::{
     Table,
-    render::{heading, percent, size},
-    table::{CLEAN, Cell, DROP_RATE, DROP_RATE_ATTACK, MEAN_ROBUST, Row, Section, column_label, epsilon_of, is_sanity},
+    columns::{CLEAN, DROP_RATE, DROP_RATE_ATTACK, MEAN_ROBUST, column_label, fixed, is_sanity, size},
+    plot::{self, Axis, Ink, Mark, Plot},
+    render::heading,
+    table::{Cell, Row, Section},
 };
 
 /// Percentages do not leave this.
 const PERCENT: (f64, f64) = (0.0, 100.0);
-/// Units between the points of two methods at the same size, so that their bars do not cover each other.
+/// Pixels between the points of two methods at the same size, so that their bars do not cover each other.
 const DODGE: f64 = 6.0;
 
 /// A drawing with its words.
@@ -29,7 +31,7 @@ impl Inks {
     /// In the order of the first rows.
     pub(super) fn of(table: &Table) -> Self {
         let mut methods: Vec<(String, String)> = Vec::new();
-        for row in table.sections.iter().flat_map(|section| &section.rows).filter(|row| !row.undistilled) {
+        for (_, row) in table.rows().filter(|(_, row)| !row.undistilled) {
             let key = (row.method.clone(), row.profile.clone());
             if !methods.contains(&key) {
                 methods.push(key);
@@ -40,14 +42,22 @@ impl Inks {
 
     fn ink(&self, row: &Row) -> Ink {
         let place = self.0.iter().position(|(method, profile)| (method, profile) == (&row.method, &row.profile));
-        match place {
-            Some(place) if !row.undistilled => Ink::Method(place),
-            _ => Ink::Reference,
-        }
+        place.filter(|_| !row.undistilled).map_or(Ink::Reference, Ink::Method)
     }
 
-    /// The figures of one kind: one for each colour's worth of methods, all with the same axes. `make` draws the rows that it is
-    /// told to, and gives nothing where none of them is distilled.
+    /// The inks of `rows`, each once.
+    fn inks<'a>(&self, rows: impl Iterator<Item = &'a Row>) -> Vec<Ink> {
+        let mut inks = Vec::new();
+        for ink in rows.map(|row| self.ink(row)) {
+            if !inks.contains(&ink) {
+                inks.push(ink);
+            }
+        }
+        inks
+    }
+
+    /// The figures of one kind: one for each colour's worth of methods, all with the same axes. `make` draws the rows that
+    /// it is given a choice of, and gives nothing where none of them is distilled.
     fn on_sheets(&self, make: impl Fn(&dyn Fn(&Row) -> bool) -> Option<Figure>) -> Vec<Figure> {
         let n_sheets =
             self.0.len().checked_sub(1).and_then(|last| Ink::Method(last).sheet()).map_or(1, |last| last + 1);
@@ -62,7 +72,7 @@ impl Inks {
     }
 
     /// One entry for every method of `rows`.
-    fn legend<'a>(&self, rows: impl IntoIterator<Item = &'a Row>, with_line: bool, with_dot: bool) -> Markup {
+    fn legend<'a>(&self, rows: impl Iterator<Item = &'a Row>, with_line: bool, with_dot: bool) -> Markup {
         let mut known: Vec<(Ink, &str)> = Vec::new();
         for row in rows {
             let entry = (self.ink(row), row.label.as_str());
@@ -72,10 +82,14 @@ impl Inks {
         }
         html! {
             ul.legend {
-                @for (ink, label) in known { (legend_entry(ink, label, with_line, with_dot)) }
+                @for (ink, label) in known { li { (plot::key(ink, with_line, with_dot)) (label) } }
             }
         }
     }
+}
+
+fn drawing(x: Axis, y: Axis, marks: Vec<Mark>, label: &str) -> Markup {
+    Plot { title: String::new(), legend: Vec::new(), x, y, marks }.html(label)
 }
 
 /// The drawings of one section.
@@ -89,14 +103,24 @@ pub(super) fn of_section(section: &Section, inks: &Inks) -> Vec<Figure> {
 }
 
 fn words(row: &Row, column: &str, cell: &Cell) -> String {
-    let sd = cell.summary.sd.map_or_else(String::new, |sd| format!(" ± {}", percent(sd)));
-    format!(
-        "{}, ipc {}: {} {}{sd}",
-        row.label,
-        size(row.images_per_class),
-        column_label(column),
-        percent(cell.summary.mean)
-    )
+    let sd = cell.summary.sd.map_or_else(String::new, |sd| format!(" ± {}", fixed(sd, 1)));
+    let (size, column) = (size(row.images_per_class), column_label(column));
+    format!("{}, ipc {size}: {column} {}{sd}", row.label, fixed(cell.summary.mean, 1))
+}
+
+/// The attack that a figure is about, of those for which `has` is true.
+fn shown_attack(section: &Section, has: impl Fn(&str) -> bool) -> Option<&str> {
+    let attacks = || section.attacks.iter().map(String::as_str).filter(|attack| !is_sanity(attack) && has(attack));
+    attacks().find(|attack| *attack == DROP_RATE_ATTACK).or_else(|| attacks().next())
+}
+
+/// Ends of the bars of `cells`.
+fn extent<'a>(cells: impl Iterator<Item = &'a Cell>) -> Vec<f64> {
+    let ends = |cell: &Cell| {
+        let sd = cell.summary.sd.unwrap_or(0.0);
+        [cell.summary.mean - sd, cell.summary.mean + sd]
+    };
+    cells.flat_map(ends).map(|value| value.clamp(PERCENT.0, PERCENT.1)).collect()
 }
 
 /// Drop rate against images per class, a line per method.
@@ -106,39 +130,31 @@ fn drop_rates(section: &Section, inks: &Inks, on: &dyn Fn(&Row) -> bool) -> Opti
     let mut sizes: Vec<f64> = rows.iter().filter_map(|(row, _)| row.images_per_class).map(|ipc| ipc as f64).collect();
     sizes.sort_by(f64::total_cmp);
     sizes.dedup();
-    let frame = Frame {
-        x: Axis::logarithmic("images per class", &sizes),
-        y: Axis::round(&format!("{}, %", column_label(DROP_RATE)), extent(rows.iter().map(|(_, cell)| *cell)), PERCENT),
-    };
+    let x = Axis::logarithmic("images per class", &sizes);
+    let label = format!("{}, %", column_label(DROP_RATE));
+    let y = Axis::round(&label, extent(rows.iter().map(|(_, cell)| *cell)), PERCENT);
     rows.retain(|(row, _)| on(row));
-    let distilled = || rows.iter().filter_map(|(row, cell)| Some((*row, row.images_per_class?, *cell)));
+    let distilled = || rows.iter().filter_map(|(row, cell)| Some((*row, row.images_per_class? as f64, *cell)));
     distilled().next()?;
-    let mut methods: Vec<Ink> = Vec::new();
-    for (row, _, _) in distilled() {
-        let ink = inks.ink(row);
-        if !methods.contains(&ink) {
-            methods.push(ink);
-        }
+    let references = rows.iter().filter(|(row, _)| row.images_per_class.is_none());
+    let mut marks: Vec<Mark> = references
+        .map(|(row, cell)| Mark::Level(inks.ink(row), cell.summary.mean, words(row, DROP_RATE, cell)))
+        .collect();
+    let methods = inks.inks(distilled().map(|(row, ..)| row));
+    for (place, &ink) in methods.iter().enumerate() {
+        let shift = (place as f64 - (methods.len() - 1) as f64 / 2.0) * DODGE;
+        let of_method = || distilled().filter(|(row, ..)| inks.ink(row) == ink);
+        let points = of_method().map(|(_, ipc, cell)| (ipc, cell.summary.mean)).collect();
+        marks.push(Mark::Line { ink, points, shift });
+        marks.extend(of_method().map(|(row, ipc, cell)| {
+            let (y, title) = ((cell.summary.mean, cell.summary.sd), words(row, DROP_RATE, cell));
+            Mark::Point { ink, x: (ipc, None), y, shift, word: String::new(), title }
+        }));
     }
-    let marks = html! {
-        @for (row, cell) in rows.iter().filter(|(row, _)| row.images_per_class.is_none()) {
-            (frame.level(inks.ink(row), cell.summary.mean, &words(row, DROP_RATE, cell)))
-        }
-        @for (place, &ink) in methods.iter().enumerate() {
-            @let shift = (place as f64 - (methods.len() - 1) as f64 / 2.0) * DODGE;
-            @let points: Vec<_> = distilled().filter(|(row, ..)| inks.ink(row) == ink).collect();
-            @let places: Vec<_> = points.iter().map(|(_, ipc, cell)| (*ipc as f64, cell.summary.mean)).collect();
-            (frame.line(ink, &places, shift))
-            @for (row, ipc, cell) in points {
-                @let at = Point { x: ipc as f64, y: cell.summary.mean, x_spread: None, y_spread: cell.summary.sd };
-                (frame.point(ink, at, shift, &words(row, DROP_RATE, cell)))
-            }
-        }
-    };
     Some(Figure {
         title: "Drop rate against images per class".to_owned(),
         legend: inks.legend(rows.iter().map(|(row, _)| *row), true, true),
-        drawing: frame.draw(&format!("Drop rate against images per class: {}", heading(section)), &marks),
+        drawing: drawing(x, y, marks, &format!("Drop rate against images per class: {}", heading(section))),
         note: format!(
             "Under {}; less is better. Bars: ± one standard deviation over runs.",
             column_label(DROP_RATE_ATTACK)
@@ -146,46 +162,31 @@ fn drop_rates(section: &Section, inks: &Inks, on: &dyn Fn(&Row) -> bool) -> Opti
     })
 }
 
-fn extent<'a>(cells: impl Iterator<Item = &'a Cell>) -> Vec<f64> {
-    let ends = |cell: &Cell| {
-        let sd = cell.summary.sd.unwrap_or(0.0);
-        [cell.summary.mean - sd, cell.summary.mean + sd]
-    };
-    cells.flat_map(ends).map(|value| value.clamp(PERCENT.0, PERCENT.1)).collect()
-}
-
 /// Clean against robust accuracy.
 fn trade_off(section: &Section, inks: &Inks, on: &dyn Fn(&Row) -> bool) -> Option<Figure> {
-    let column = section.columns.iter().find(|column| *column == MEAN_ROBUST || *column == DROP_RATE_ATTACK);
-    let column = if section.columns.iter().any(|column| column == MEAN_ROBUST) { MEAN_ROBUST } else { column? };
+    let shown = |column: &&str| section.columns.iter().any(|shown| shown == column);
+    let column = [MEAN_ROBUST, DROP_RATE_ATTACK].into_iter().find(shown)?;
     let mut rows: Vec<(&Row, &Cell, &Cell)> =
         section.rows.iter().filter_map(|row| Some((row, row.cell(CLEAN)?, row.cell(column)?))).collect();
-    let label = if column == MEAN_ROBUST { "mean robust".to_owned() } else { column_label(column) };
-    let frame = Frame {
-        x: Axis::round("clean accuracy, %", extent(rows.iter().map(|(_, clean, _)| *clean)), PERCENT),
-        y: Axis::round(&format!("{label} accuracy, %"), extent(rows.iter().map(|(_, _, robust)| *robust)), PERCENT),
-    };
+    let label = column_label(column);
+    let x = Axis::round("clean accuracy, %", extent(rows.iter().map(|(_, clean, _)| *clean)), PERCENT);
+    let robust = extent(rows.iter().map(|(_, _, robust)| *robust));
+    let y = Axis::round(&format!("{label} accuracy, %"), robust, PERCENT);
     rows.retain(|(row, ..)| on(row));
     rows.first()?;
-    let marks = html! {
-        @for (row, clean, robust) in &rows {
-            @let at = Point {
-                x: clean.summary.mean,
-                y: robust.summary.mean,
-                x_spread: clean.summary.sd,
-                y_spread: robust.summary.sd,
-            };
-            (frame.point(inks.ink(row), at, 0.0, &format!("{}; {}", words(row, CLEAN, clean), words(row, column, robust))))
-        }
-        (frame.words(&rows.iter().map(|(row, clean, robust)| {
-            let at = Point { x: clean.summary.mean, y: robust.summary.mean, x_spread: None, y_spread: None };
-            (inks.ink(row), at, size(row.images_per_class))
-        }).collect::<Vec<_>>()))
+    let mark = |(row, clean, robust): &(&Row, &Cell, &Cell)| Mark::Point {
+        ink: inks.ink(row),
+        x: (clean.summary.mean, clean.summary.sd),
+        y: (robust.summary.mean, robust.summary.sd),
+        shift: 0.0,
+        word: size(row.images_per_class),
+        title: format!("{}; {}", words(row, CLEAN, clean), words(row, column, robust)),
     };
+    let marks = rows.iter().map(mark).collect();
     Some(Figure {
         title: "Accuracy against robustness".to_owned(),
         legend: inks.legend(rows.iter().map(|(row, ..)| *row), false, true),
-        drawing: frame.draw(&format!("Clean against {label} accuracy: {}", heading(section)), &marks),
+        drawing: drawing(x, y, marks, &format!("Clean against {label} accuracy: {}", heading(section))),
         note: "Up and to the right is better. Numbers: images per class; bars: ± one standard deviation over runs."
             .to_owned(),
     })
@@ -194,9 +195,7 @@ fn trade_off(section: &Section, inks: &Inks, on: &dyn Fn(&Row) -> bool) -> Optio
 /// How the margins of the test images are distributed, a histogram per method.
 fn margins(section: &Section, ipc: usize, inks: &Inks, on: &dyn Fn(&Row) -> bool) -> Option<Figure> {
     let edges = &section.margin_edges;
-    let kept = |attack: &&String| section.rows.iter().any(|row| row.margin_counts.contains_key(*attack));
-    let attacks = || section.attacks.iter().filter(|attack| !is_sanity(attack)).filter(kept);
-    let attack = attacks().find(|attack| *attack == DROP_RATE_ATTACK).or_else(|| attacks().next())?;
+    let attack = shown_attack(section, |attack| section.rows.iter().any(|row| row.margin_counts.contains_key(attack)))?;
     let share = |counts: &Vec<usize>| {
         let all: usize = counts.iter().sum();
         counts.iter().map(|&count| 100.0 * count as f64 / all.max(1) as f64).collect::<Vec<f64>>()
@@ -206,23 +205,20 @@ fn margins(section: &Section, ipc: usize, inks: &Inks, on: &dyn Fn(&Row) -> bool
         .filter_map(|row| Some((row, share(row.margin_counts.get(attack)?))))
         .collect();
     let highest = rows.iter().flat_map(|(_, shares)| shares).copied().fold(0.0, f64::max);
+    let (first, last) = (edges[0], edges[edges.len() - 1]);
+    let x = Axis::round("margin, logits", [first, last], (first, last));
+    let y = Axis::round("test images per bin, %", [0.0, highest], PERCENT);
     rows.retain(|(row, _)| on(row));
     rows.iter().find(|(row, _)| row.images_per_class.is_some())?;
-    let frame = Frame {
-        x: Axis::round("margin, logits", [edges[0], edges[edges.len() - 1]], (edges[0], edges[edges.len() - 1])),
-        y: Axis::round("test images per bin, %", [0.0, highest], PERCENT),
-    };
-    let marks = html! {
-        (frame.mark_x(0.0))
-        (frame.note(0.0, false, "wrong"))
-        (frame.note(0.0, true, "robust"))
-        @for (row, shares) in &rows { (frame.steps(inks.ink(row), edges, shares)) }
-    };
     let name = column_label(attack);
+    let legend = inks.legend(rows.iter().map(|(row, _)| *row), true, false);
+    let steps =
+        rows.into_iter().map(|(row, heights)| Mark::Steps { ink: inks.ink(row), edges: edges.clone(), heights });
+    let marks = std::iter::once(Mark::Border(0.0, ["wrong", "robust"])).chain(steps).collect();
     Some(Figure {
-        title: format!("Margins under {name}, {ipc} {} per class", if ipc == 1 { "image" } else { "images" }),
-        legend: inks.legend(rows.iter().map(|(row, _)| *row), true, false),
-        drawing: frame.draw(&format!("Histogram of margins under {name}, ipc {ipc}: {}", heading(section)), &marks),
+        title: format!("Margins under {name}, {}", images(Some(ipc))),
+        legend,
+        drawing: drawing(x, y, marks, &format!("Histogram of margins under {name}, ipc {ipc}: {}", heading(section))),
         note: format!(
             "The smallest margin that {name} found for each test image, all runs together: an estimate of the robust margin from above. The outermost bins hold what lies beyond."
         ),
@@ -255,59 +251,42 @@ pub(super) fn over_radii(table: &Table, inks: &Inks) -> Vec<Figure> {
 }
 
 fn curve(family: &[&Section], ipc: usize, inks: &Inks, on: &dyn Fn(&Row) -> bool) -> Option<Figure> {
-    let everywhere = |attack: &&String| family.iter().all(|section| section.attacks.contains(attack));
-    let attacks = || family[0].attacks.iter().filter(|attack| !is_sanity(attack)).filter(everywhere);
-    let attack = attacks().find(|attack| *attack == DROP_RATE_ATTACK).or_else(|| attacks().next())?;
-    let radius = |section: &Section| 255.0 * epsilon_of(section);
+    let everywhere = |attack: &str| family.iter().all(|section| section.attacks.iter().any(|other| other == attack));
+    let attack = shown_attack(family[0], everywhere)?;
     // Method, radius, number. Without an attack the radius is 0.
     let mut places: Vec<(&Row, f64, &Cell)> = Vec::new();
     for section in family {
         for row in section.rows.iter().filter(|row| row.images_per_class.is_none_or(|size| size == ipc)) {
             let same = |other: &(&Row, f64, &Cell)| other.1 == 0.0 && inks.ink(other.0) == inks.ink(row);
-            if let Some(cell) = row.cell(CLEAN)
-                && !places.iter().any(same)
-            {
+            if let Some(cell) = row.cell(CLEAN).filter(|_| !places.iter().any(same)) {
                 places.push((row, 0.0, cell));
             }
-            places.extend(row.cell(attack).map(|cell| (row, radius(section), cell)));
+            places.extend(row.cell(attack).map(|cell| (row, 255.0 * section.radius(), cell)));
         }
     }
-    let norm = format!("{:?}", family[0].norm);
-    let frame = Frame {
-        x: Axis::round(
-            &format!("{norm} radius, 255ths of the pixel range"),
-            places.iter().map(|place| place.1),
-            (0.0, f64::INFINITY),
-        ),
-        y: Axis::round("accuracy, %", extent(places.iter().map(|place| place.2)), PERCENT),
-    };
+    let label = format!("{:?} radius, 255ths of the pixel range", family[0].norm);
+    let x = Axis::round(&label, places.iter().map(|place| place.1), (0.0, f64::INFINITY));
+    let y = Axis::round("accuracy, %", extent(places.iter().map(|place| place.2)), PERCENT);
     places.retain(|(row, ..)| on(row));
     places.iter().find(|(row, ..)| row.images_per_class.is_some())?;
-    let mut methods: Vec<Ink> = Vec::new();
-    for (row, ..) in &places {
-        if !methods.contains(&inks.ink(row)) {
-            methods.push(inks.ink(row));
-        }
+    let mut marks = Vec::new();
+    for ink in inks.inks(places.iter().map(|(row, ..)| *row)) {
+        let mut points: Vec<_> = places.iter().filter(|(row, ..)| inks.ink(row) == ink).collect();
+        points.sort_by(|a, b| a.1.total_cmp(&b.1));
+        let line = points.iter().map(|(_, radius, cell)| (*radius, cell.summary.mean)).collect();
+        marks.push(Mark::Line { ink, points: line, shift: 0.0 });
+        marks.extend(points.into_iter().map(|(row, radius, cell)| {
+            let column = if *radius == 0.0 { CLEAN } else { attack };
+            let title = format!("{} at {radius}/255", words(row, column, cell));
+            let y = (cell.summary.mean, cell.summary.sd);
+            Mark::Point { ink, x: (*radius, None), y, shift: 0.0, word: String::new(), title }
+        }));
     }
-    let column = |at: f64| if at == 0.0 { CLEAN } else { attack.as_str() };
-    let marks = html! {
-        @for &ink in &methods {
-            @let mut points = places.iter().filter(|(row, ..)| inks.ink(row) == ink).collect::<Vec<_>>();
-            @let () = points.sort_by(|a, b| a.1.total_cmp(&b.1));
-            (frame.line(ink, &points.iter().map(|(_, at, cell)| (*at, cell.summary.mean)).collect::<Vec<_>>(), 0.0))
-            @for (row, at, cell) in points {
-                @let point = Point { x: *at, y: cell.summary.mean, x_spread: None, y_spread: cell.summary.sd };
-                @let title = format!("{} at {}/255", words(row, column(*at), cell), at);
-                (frame.point(ink, point, 0.0, &title))
-            }
-        }
-    };
     let name = column_label(attack);
-    let images = if ipc == 1 { "image" } else { "images" };
     Some(Figure {
-        title: format!("{}, {ipc} {images} per class", heading(family[0])),
+        title: format!("{}, {}", heading(family[0]), images(Some(ipc))),
         legend: inks.legend(places.iter().map(|place| place.0), true, true),
-        drawing: frame.draw(&format!("Accuracy under {name} against the radius: {}", heading(family[0])), &marks),
+        drawing: drawing(x, y, marks, &format!("Accuracy under {name} against the radius: {}", heading(family[0]))),
         note: format!("Accuracy under {name}; at 0 without an attack. Bars: ± one standard deviation over runs."),
     })
 }

@@ -1,8 +1,9 @@
 //! The page: what is in it, that nothing foreign gets in as markup, and that its numbers are those of the JSON.
 
 use c2r_base::Epsilon;
-use c2r_eval::{Bits, EmbeddedPicture, Samples, Source, Table, TableOptions};
+use c2r_eval::{EmbeddedPicture, Samples, Source, Table, TableOptions};
 use c2r_experiment::Selection;
+use ndarray::Array1;
 use serde_json::Value;
 
 use crate::table::{golden, sources, table};
@@ -13,8 +14,8 @@ fn with_images() -> Vec<Source> {
     for source in &mut sources {
         let record = &mut source.record;
         let clean = (record.clean_accuracy * 100.0).round() as usize;
-        let first = |n: usize| (0..100).map(|image| image < n).collect::<Bits>();
-        let margins = |n: usize| (0..100).map(|image| (n as f32 - image as f32 - 0.5) / 40.0).collect::<Vec<f32>>();
+        let first = |n: usize| (0..100).map(|image| image < n).collect::<Array1<bool>>();
+        let margins = |n: usize| (0..100).map(|image| (n as f32 - image as f32 - 0.5) / 40.0).collect::<Array1<f32>>();
         record.samples = Some(Samples {
             labels: (0..100).map(|image| image % 2).collect(),
             clean: first(clean),
@@ -262,7 +263,11 @@ fn more_methods_than_colours_are_drawn_in_parts() {
     for part in [part(1), part(2)] {
         assert!(part.contains("full"), "the reference is in both: {part}");
         let legend = &part[..part.find("</ul>").unwrap()];
-        let inks: Vec<&str> = legend.split("class=\"line ").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+        let inks: Vec<&str> = legend
+            .split("class=\"key\"")
+            .skip(1)
+            .filter_map(|key| key.split("stroke=\"#").nth(1)?.split('"').next())
+            .collect();
         let different: std::collections::BTreeSet<&str> = inks.iter().copied().collect();
         assert!(inks.len() > 1 && different.len() == inks.len(), "no colour is there twice: {inks:?}");
     }

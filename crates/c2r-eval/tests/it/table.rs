@@ -7,7 +7,7 @@ use std::{
 };
 
 use c2r_base::{Epsilon, Norm, ThreatModel};
-use c2r_eval::{AttackEntry, AttackRecord, EvalError, Experiment, RunInfo, Source, Table, TableOptions, collect};
+use c2r_eval::{AttackRecord, AttackScore, EvalError, Experiment, RunInfo, Source, Table, TableOptions, collect};
 use c2r_experiment::{Selection, Subject};
 use serde_json::json;
 
@@ -84,8 +84,8 @@ fn read(text: &str) -> Experiment {
     Experiment::read(&path).unwrap()
 }
 
-fn entry(attack: &str, survivors: usize, seconds: f64) -> AttackEntry {
-    AttackEntry {
+fn entry(attack: &str, survivors: usize, seconds: f64) -> AttackScore {
+    AttackScore {
         attack: attack.into(),
         norm: Norm::Linf,
         epsilon: Epsilon::of_255(2.0),
@@ -432,7 +432,7 @@ fn what_cannot_be_compared_is_refused_by_name() {
         s.push(fewer);
     });
     assert!(message.contains("\n  50 images: few/attack.json\n  100 images: cifar10/all/full/seed0/"), "{message}");
-    assert!(message.contains(" and 6 more\n") && message.contains("c2r attack --n-test 50"), "{message}");
+    assert!(message.ends_with(" and 6 more") && message.contains("50 images: "), "{message}");
     let message = refusal(|s| {
         let mut held_out = s[6].clone();
         held_out.path = "held-out/attack.json".into();
@@ -512,35 +512,40 @@ fn different_sets_under_one_name_are_named() {
         (a.path, b.path) = ("a/attack.json".into(), "b/attack.json".into());
         Table::build(&[a, b], &TableOptions::default())
     };
-    let refused = |a: Source, b: Source, parts: &[&str]| {
-        let message = two(a, b).unwrap_err().to_string();
+    let refused = |a: Source, b: Source, imported: bool, parts: &[&str]| {
+        let error = two(a, b).unwrap_err();
+        let message = error.to_string();
         assert!(
             message.starts_with("a/attack.json and b/attack.json are of different sets under one name"),
+            "{message}"
+        );
+        assert!(
+            matches!(error, EvalError::OneName { imported: of_imports, .. } if of_imports == imported),
             "{message}"
         );
         for part in parts {
             assert!(message.contains(part), "{message}\nlacks {part}");
         }
     };
-    let parts = ["(theirs, 10 images per class, the same seeds)", "`c2r import --method NAME`"];
+    let parts = ["(theirs, 10 images per class, the same seeds)"];
     let images = "the training images (SHA-256) differ (12 and 34)";
-    refused(elsewhere(0, Some("12"), 42), elsewhere(0, Some("34"), 40), &[&parts[..], &[images]].concat());
+    refused(elsewhere(0, Some("12"), 42), elsewhere(0, Some("34"), 40), true, &[&parts[..], &[images]].concat());
     // Also where the accuracies are the same, and where each file has attacks of its own.
-    refused(elsewhere(0, Some("12"), 42), elsewhere(0, Some("34"), 42), &[images]);
+    refused(elsewhere(0, Some("12"), 42), elsewhere(0, Some("34"), 42), true, &[images]);
     let (mut fgsm, mut pgd) = (elsewhere(0, Some("12"), 42), elsewhere(0, Some("34"), 42));
     fgsm.record.attacks.truncate(1);
     pgd.record.attacks.remove(0);
-    refused(fgsm, pgd, &[images]);
+    refused(fgsm, pgd, true, &[images]);
     // Without a run.json the accuracies show it.
     let accuracies = "the clean accuracies differ (0.42 and 0.4)";
-    refused(elsewhere(0, None, 42), elsewhere(0, None, 40), &[&parts[..], &[accuracies]].concat());
+    refused(elsewhere(0, None, 42), elsewhere(0, None, 40), true, &[&parts[..], &[accuracies]].concat());
     // What c2r distilled has other ways to be told apart.
     let ours = |images: &str| {
         let mut ours = source("c2r", "natural", 0, 42, 25, 24);
         ours.training.as_mut().unwrap().config["images_sha256"] = json!(images);
         ours
     };
-    refused(ours("12"), ours("34"), &[images, "give each a profile or a seed of its own"]);
+    refused(ours("12"), ours("34"), false, &[images]);
 
     // One set is none of that: the same run twice, and two trainings of it.
     let message = two(elsewhere(0, Some("12"), 42), elsewhere(0, Some("12"), 42)).unwrap_err().to_string();
@@ -651,7 +656,7 @@ fn names_that_do_not_exist_are_errors() {
     let experiment = experiment();
     let build = |options: &TableOptions<'_>| Table::build(&sources(), options).unwrap_err();
     let error = build(&TableOptions { baseline: Some("dm"), ..TableOptions::default() });
-    assert!(matches!(&error, EvalError::NoBaseline { found, .. } if found == "c2r, class-mean, full"), "{error}");
+    assert!(matches!(&error, EvalError::NoBaseline { methods, .. } if methods == "c2r, class-mean, full"), "{error}");
     let error = build(&TableOptions { experiment: Some(&experiment), scale: Some("huge"), baseline: None });
     assert!(error.to_string().contains("no scale `huge`"), "{error}");
     assert!(collect(&[PathBuf::from("no/such/folder")]).unwrap_err().to_string().contains("no/such/folder"));

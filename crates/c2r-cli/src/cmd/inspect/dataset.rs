@@ -3,7 +3,6 @@
 use std::{collections::HashSet, path::Path};
 
 use c2r_data::{Dataset, Provenance, Split};
-use c2r_run::exit::{self, OrExit};
 
 use super::{
     doubts::{self, GRID_COLUMNS},
@@ -17,7 +16,7 @@ pub(super) fn dataset(
     data: Option<&Path>,
     grid: Option<&Path>,
 ) -> anyhow::Result<bool> {
-    let Dataset { spec, train, test, notes } = c2r_data::load(name, data).or_exit(exit::DATA)?;
+    let Dataset { spec, train, test, notes } = c2r_data::load(name, data).map_err(crate::data::coded)?;
     report.title("dataset", &spec.title, format!("dataset `{}`", spec.name));
     report.line("images", format!("u8 {:?} (channels, height, width)", spec.shape()));
     report.line("classes", format!("{}: {}", spec.classes.len(), spec.classes.join(", ")));

@@ -8,7 +8,7 @@ use serde_json::Value;
 type Held = BTreeSet<String>;
 
 /// Every setting apart from seeds in which `configs` differ, with what they hold there: `lr: 0.01, 0.05; ...`.
-pub(crate) fn differences<'a>(configs: impl Iterator<Item = &'a Value>) -> Option<String> {
+pub(super) fn differences<'a>(configs: impl Iterator<Item = &'a Value>) -> Option<String> {
     let differing: Vec<String> = held(configs)
         .into_iter()
         .filter(|(_, values)| values.len() > 1)
@@ -19,7 +19,7 @@ pub(crate) fn differences<'a>(configs: impl Iterator<Item = &'a Value>) -> Optio
 
 /// Every setting in which the trainings of a section's rows differ, with the rows that hold each value:
 /// `lr: 0.01 (dm), 0.05 (c2r)`.
-pub(crate) fn differences_of_rows(rows: &[(String, Vec<Value>)]) -> Option<String> {
+pub(super) fn differences_of_rows(rows: &[(String, Vec<Value>)]) -> Option<String> {
     let rows: Vec<(&str, BTreeMap<String, Held>)> = rows
         .iter()
         .filter(|(_, configs)| !configs.is_empty())
@@ -78,7 +78,7 @@ fn flatten(value: &Value, at: String, settings: &mut BTreeMap<String, String>) {
 
 /// The configuration of a training without what was trained on, which differs from run to run; the protocol's settings
 /// by the names that `--set` has for them.
-pub(crate) fn of_training(config: &Value) -> Value {
+pub(super) fn of_training(config: &Value) -> Value {
     let mut settings = config.clone();
     if let Some(settings) = settings.as_object_mut() {
         settings.retain(|key, _| !["subject", "images_sha256"].contains(&key.as_str()));
@@ -87,4 +87,9 @@ pub(crate) fn of_training(config: &Value) -> Value {
         }
     }
     settings
+}
+
+/// Names and versions of programs, separated by commas.
+pub(super) fn versions(versions: &BTreeMap<String, String>) -> String {
+    versions.iter().map(|(name, version)| format!("{name} {version}")).collect::<Vec<_>>().join(", ")
 }

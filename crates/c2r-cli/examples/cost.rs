@@ -1,7 +1,7 @@
 //! CPU time per iteration and memory of C²R against images per class, classes and queue size, as a Markdown table and, to
 //! the file that is named, as a plot.
 //!
-//! cargo run --release -p c2r-distill --example cost -- docs/cost.svg
+//! cargo run --release -p c2r-cli --example cost -- docs/cost.svg
 //!
 //! Random 3x32x32 images, ConvNet-D3-W32, one thread; each row is measured in a process of its own, because memory is
 //! the peak of a process. Linux only.
@@ -12,8 +12,8 @@ use std::{error::Error, fs, ops::Range, process::Command};
 
 use c2r_data::{Dataset, Split};
 use c2r_distill::{DistillConfig, DistillEvent, Distillation};
+use c2r_eval::plot::{self, Axis, Ink, Mark, Plot};
 use ndarray::Array4;
-use plotters::prelude::*;
 use tch::Device;
 
 /// Images per class, classes, queue size per class: one varies, the others stay.
@@ -71,27 +71,34 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 /// A panel for each thing that varies and each that is measured, both axes from 0, with the line of least squares.
 fn plot(file: &str, results: &[[f64; 2]]) -> Result<(), Box<dyn Error>> {
-    let root = SVGBackend::new(file, (900, 480)).into_drawing_area();
-    root.fill(&WHITE)?;
-    let panels = root.split_evenly((MEASURED.len(), SERIES.len()));
-    let cells = MEASURED.iter().flat_map(|measured| SERIES.iter().map(move |series| (measured, series)));
-    for (panel, ((measured, at), (varied, size, rows))) in panels.iter().zip(cells) {
-        let points: Vec<(f64, f64)> = rows.clone().map(|row| (ROWS[row][*size] as f64, results[row][*at])).collect();
-        let most = points.iter().fold((0f64, 0f64), |most, point| (most.0.max(point.0), most.1.max(point.1)));
-        let mut chart = ChartBuilder::on(panel)
-            .margin(8)
-            .x_label_area_size(36)
-            .y_label_area_size(56)
-            .build_cartesian_2d(0.0..1.05 * most.0, 0.0..1.15 * most.1)?;
-        let number = |value: &f64| format!("{value:.0}");
-        let mut mesh = chart.configure_mesh();
-        mesh.x_desc(*varied).y_desc(*measured).x_labels(5).y_labels(5);
-        mesh.x_label_formatter(&number).y_label_formatter(&number).max_light_lines(1).draw()?;
+    let panel = |measured: &str, at: usize, varied: &str, size: usize, rows: Range<usize>| {
+        let points: Vec<(f64, f64)> = rows.map(|row| (ROWS[row][size] as f64, results[row][at])).collect();
+        let last = points.iter().fold(0f64, |last, point| last.max(point.0));
         let (slope, start) = least_squares(&points);
-        chart.draw_series(LineSeries::new([0.0, most.0].map(|x| (x, start + slope * x)), &BLUE))?;
-        chart.draw_series(points.iter().map(|&point| Circle::new(point, 4, BLUE.filled())))?;
-    }
-    root.present()?;
+        let ink = Ink::Method(1);
+        let line = Mark::Line { ink, points: [0.0, last].map(|x| (x, start + slope * x)).to_vec(), shift: 0.0 };
+        let point = |&(x, y): &(f64, f64)| Mark::Point {
+            ink,
+            x: (x, None),
+            y: (y, None),
+            shift: 0.0,
+            word: String::new(),
+            title: String::new(),
+        };
+        let axis =
+            |label: &str, values: Vec<f64>| Axis::round(label, values.into_iter().chain([0.0]), (0.0, f64::INFINITY));
+        Plot {
+            title: String::new(),
+            legend: Vec::new(),
+            x: axis(varied, points.iter().map(|point| point.0).collect()),
+            y: axis(measured, points.iter().map(|point| point.1).collect()),
+            marks: std::iter::once(line).chain(points.iter().map(point)).collect(),
+        }
+    };
+    let cells = MEASURED.iter().flat_map(|measured| SERIES.iter().map(move |series| (measured, series)));
+    let panels: Vec<Plot> =
+        cells.map(|(&(measured, at), (varied, size, rows))| panel(measured, at, varied, *size, rows.clone())).collect();
+    fs::write(file, plot::file("Cost of an iteration", &panels, SERIES.len()))?;
     Ok(())
 }
 

@@ -1,10 +1,7 @@
 //! The table for LaTeX, with the rules of the package `booktabs`.
 
-use crate::{
-    Table,
-    render::{Grid, heading, setting},
-    table::Section,
-};
+use super::grid::{Entry, Grid, heading, setting};
+use crate::{Table, table::Section};
 
 impl Table {
     /// One `table` environment per section, for `\input` in a document (LaTeX of 2018 or newer) that loads the packages
@@ -39,14 +36,14 @@ fn environment(section: &Section) -> String {
         if place > 0 && grid.rows[place - 1][0].text != row[0].text {
             out.push_str("    \\addlinespace\n");
         }
-        let cell = |entry: &crate::render::Entry| {
+        let cell = |entry: &Entry| {
             let text = escaped(&entry.text);
             if entry.better { format!("\\textbf{{{text}}}") } else { text }
         };
         out.push_str(&line(row.iter().map(cell).collect()));
     }
     out.push_str("    \\bottomrule\n  \\end{tabular}}\n");
-    let numbered = grid.notes.iter().enumerate().map(|(place, note)| format!("[{}] {note}", place + 1));
+    let numbered = grid.notes.0.iter().enumerate().map(|(place, note)| format!("[{}] {note}", place + 1));
     let notes: Vec<String> = numbered.chain(section.notes.iter().cloned()).map(|note| escaped(&note)).collect();
     if !notes.is_empty() {
         out.push_str(&format!("\n  \\smallskip\\footnotesize\\raggedright\n  {}\\par\n", notes.join("\\par\n  ")));

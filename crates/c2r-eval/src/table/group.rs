@@ -5,41 +5,41 @@ use std::collections::BTreeMap;
 use c2r_base::Norm;
 use c2r_experiment::Selection;
 
-use crate::{AttackEntry, EvalError, Source, table::CLEAN};
+use crate::{AttackScore, EvalError, Source, columns::CLEAN};
 
 /// What the results of one section have in common.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct SectionKey {
-    pub(crate) dataset: String,
-    pub(crate) protocol: String,
-    pub(crate) selection: Selection,
-    pub(crate) model: String,
-    pub(crate) norm: String,
+pub(super) struct SectionKey {
+    pub(super) dataset: String,
+    pub(super) protocol: String,
+    pub(super) selection: Selection,
+    pub(super) model: String,
+    pub(super) norm: String,
     /// Bits of a positive float order as the float does.
-    pub(crate) epsilon: u64,
-    pub(crate) goal: String,
+    pub(super) epsilon: u64,
+    pub(super) goal: String,
 }
 
 /// What the results of one row have in common.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct RowKey {
-    pub(crate) images_per_class: Option<usize>,
-    pub(crate) method: String,
-    pub(crate) profile: String,
+pub(super) struct RowKey {
+    pub(super) images_per_class: Option<usize>,
+    pub(super) method: String,
+    pub(super) profile: String,
 }
 
 /// Seeds of the distillation and of the training.
-pub(crate) type Seeds = (Option<u64>, u64);
+pub(super) type Seeds = (Option<u64>, u64);
 
 /// The results of one run.
-pub(crate) struct Measured<'a> {
+pub(super) struct Measured<'a> {
     /// With the attacks it brings; the first is where everything else is taken from.
-    pub(crate) files: Vec<&'a Source>,
-    pub(crate) attacks: BTreeMap<&'a str, (&'a AttackEntry, &'a Source)>,
+    pub(super) files: Vec<&'a Source>,
+    pub(super) attacks: BTreeMap<&'a str, (&'a AttackScore, &'a Source)>,
 }
 
 /// The results of one section.
-pub(crate) type Rows<'a> = BTreeMap<RowKey, BTreeMap<Seeds, Measured<'a>>>;
+pub(super) type Rows<'a> = BTreeMap<RowKey, BTreeMap<Seeds, Measured<'a>>>;
 
 /// Sorts results by section, row and run.
 ///
@@ -47,10 +47,10 @@ pub(crate) type Rows<'a> = BTreeMap<RowKey, BTreeMap<Seeds, Measured<'a>>>;
 /// [`EvalError::TestImages`] and [`EvalError::Mixed`] for results that were measured on different images,
 /// [`EvalError::OneName`] for different sets that call themselves the same, [`EvalError::Twice`] for a measurement that
 /// is there twice.
-pub(crate) fn group(sources: &[Source]) -> Result<BTreeMap<SectionKey, Rows<'_>>, EvalError> {
+pub(super) fn group(sources: &[Source]) -> Result<BTreeMap<SectionKey, Rows<'_>>, EvalError> {
     let mut sorted: Vec<&Source> = sources.iter().collect();
     sorted.sort_by(|a, b| a.path.cmp(&b.path));
-    let mut by_section: BTreeMap<SectionKey, Vec<(&Source, Vec<&AttackEntry>)>> = BTreeMap::new();
+    let mut by_section: BTreeMap<SectionKey, Vec<(&Source, Vec<&AttackScore>)>> = BTreeMap::new();
     for source in sorted {
         for (key, entries) in threats(source) {
             by_section.entry(key).or_default().push((source, entries));
@@ -85,7 +85,7 @@ pub(crate) fn group(sources: &[Source]) -> Result<BTreeMap<SectionKey, Rows<'_>>
 }
 
 /// The attacks of a file by the section they belong to.
-fn threats(source: &Source) -> BTreeMap<SectionKey, Vec<&AttackEntry>> {
+fn threats(source: &Source) -> BTreeMap<SectionKey, Vec<&AttackScore>> {
     let record = &source.record;
     let subject = &record.subject;
     let key = |norm: Norm, epsilon: f64| SectionKey {
@@ -97,7 +97,7 @@ fn threats(source: &Source) -> BTreeMap<SectionKey, Vec<&AttackEntry>> {
         epsilon: epsilon.to_bits(),
         goal: format!("{:?}", record.threat.goal),
     };
-    let mut threats: BTreeMap<SectionKey, Vec<&AttackEntry>> = BTreeMap::new();
+    let mut threats: BTreeMap<SectionKey, Vec<&AttackScore>> = BTreeMap::new();
     for entry in &record.attacks {
         threats.entry(key(entry.norm, entry.epsilon.value())).or_default().push(entry);
     }
@@ -125,7 +125,7 @@ fn judged(source: &Source) -> String {
 }
 
 /// Adds one file's attacks to a run; several files may hold different attacks on the same network.
-fn add<'a>(run: &mut Measured<'a>, source: &'a Source, entries: &[&'a AttackEntry]) -> Result<(), EvalError> {
+fn add<'a>(run: &mut Measured<'a>, source: &'a Source, entries: &[&'a AttackScore]) -> Result<(), EvalError> {
     if let Some(first) = run.files.first() {
         // Before the accuracies are compared and the attacks counted, which differ or repeat because of it.
         if let Some(differ) = different_sets(first, source) {
@@ -161,29 +161,24 @@ fn different_sets(a: &Source, b: &Source) -> Option<String> {
 }
 
 /// Hash of the images that a network was trained on, where its `run.json` says it.
-pub(crate) fn trained_on(source: &Source) -> Option<&str> {
+pub(super) fn trained_on(source: &Source) -> Option<&str> {
     source.training.as_ref()?.config.get("images_sha256")?.as_str()
 }
 
 /// Whether the training images were distilled from real images that nobody knows, as those of `c2r import` are.
-pub(crate) fn from_unknown_data(source: &Source) -> bool {
+pub(super) fn from_unknown_data(source: &Source) -> bool {
     source.record.subject.data_sha256.is_empty()
 }
 
 fn one_name(differ: String, a: &Source, b: &Source) -> EvalError {
     let subject = &a.record.subject;
-    let advice = if from_unknown_data(a) || from_unknown_data(b) {
-        "import each under a name of its own (`c2r import --method NAME`) and train and attack it anew"
-    } else {
-        "give each a profile or a seed of its own, or a table"
-    };
     EvalError::OneName {
         name: match subject.images_per_class {
             Some(ipc) => format!("{}, {ipc} images per class", subject.method),
             None => subject.method.clone(),
         },
         differ,
-        advice,
+        imported: from_unknown_data(a) || from_unknown_data(b),
         a: a.path.clone().into(),
         b: b.path.clone().into(),
     }
@@ -199,7 +194,7 @@ fn twice(column: &str, a: &Source, b: &Source) -> EvalError {
 }
 
 /// An error that names both files, unless `value` is the same for both.
-pub(crate) fn same(
+pub(super) fn same(
     what: &'static str,
     a: &Source,
     b: &Source,

@@ -1,0 +1,85 @@
+//! One line per cell.
+
+use crate::{
+    EvalError, Table,
+    columns::size,
+    table::{Cell, Row, Section},
+};
+
+impl Table {
+    /// One line per cell, full precision, with the files each number was computed from.
+    ///
+    /// # Errors
+    /// None in practice: writing to memory does not fail.
+    pub fn csv(&self) -> Result<String, EvalError> {
+        let mut writer = csv::Writer::from_writer(Vec::new());
+        let broken = |error: String| EvalError::record(std::path::Path::new("table.csv"), error);
+        writer.write_record(FIELDS.map(|(name, _)| name)).map_err(|error| broken(error.to_string()))?;
+        for (section, row, cell) in self.cells() {
+            let line = FIELDS.map(|(_, text)| text(section, row, cell));
+            writer.write_record(line).map_err(|error| broken(error.to_string()))?;
+        }
+        let bytes = writer.into_inner().map_err(|error| broken(error.to_string()))?;
+        String::from_utf8(bytes).map_err(|error| broken(error.to_string()))
+    }
+}
+
+type Field = (&'static str, fn(&Section, &Row, &Cell) -> String);
+
+/// Every field of a line: its name, and its text.
+const FIELDS: [Field; 32] = [
+    ("dataset", |section, _, _| section.dataset.clone()),
+    ("images_per_class", |_, row, _| size(row.images_per_class)),
+    ("protocol", |section, _, _| section.protocol.clone()),
+    ("selection", |section, _, _| section.selection.to_string()),
+    ("model", |section, _, _| section.model.clone()),
+    ("norm", |section, _, _| format!("{:?}", section.norm).to_lowercase()),
+    ("epsilon", |section, _, _| section.epsilon.clone()),
+    ("method", |_, row, _| row.method.clone()),
+    ("profile", |_, row, _| row.profile.clone()),
+    ("label", |_, row, _| row.label.clone()),
+    ("undistilled", |_, row, _| row.undistilled.to_string()),
+    ("column", |_, _, cell| cell.column.clone()),
+    ("runs", |_, _, cell| cell.summary.n.to_string()),
+    ("planned_runs", |_, row, _| text(row.planned_runs)),
+    ("mean", |_, _, cell| cell.summary.mean.to_string()),
+    ("sd", |_, _, cell| text(cell.summary.sd)),
+    ("ci95_low", |_, _, cell| text(cell.summary.ci95.map(|(low, _)| low))),
+    ("ci95_high", |_, _, cell| text(cell.summary.ci95.map(|(_, high)| high))),
+    ("published", |_, _, cell| text(cell.published.as_ref().map(|published| published.value))),
+    ("published_source", |_, _, cell| text(cell.published.as_ref().map(|published| &published.source))),
+    ("difference_from_published", |_, _, cell| text(cell.published.as_ref().map(|published| published.difference))),
+    ("outside_tolerance", |_, _, cell| text(cell.published.as_ref().and_then(|published| published.outside_tolerance))),
+    ("baseline", |_, _, cell| text(cell.comparison.as_ref().map(|comparison| &comparison.baseline))),
+    ("difference_from_baseline", |_, _, cell| text(cell.comparison.as_ref().map(|comparison| comparison.difference))),
+    ("p_value", |_, _, cell| text(cell.comparison.as_ref().and_then(|comparison| comparison.p_value))),
+    ("n_test", |section, _, _| section.n_test.to_string()),
+    ("n_images", |_, row, _| row.n_images.to_string()),
+    ("extra_storage", |_, row, _| row.extra_storage.clone()),
+    ("flags", |_, _, cell| cell.flags.join("; ")),
+    ("notes", notes),
+    ("seeds", seeds),
+    ("sources", |_, _, cell| cell.sources.join("; ")),
+];
+
+/// Empty for nothing.
+fn text<T: ToString>(value: Option<T>) -> String {
+    value.map_or_else(String::new, |value| value.to_string())
+}
+
+fn notes(section: &Section, row: &Row, cell: &Cell) -> String {
+    let caveats = [cell.caveat.as_str(), cell.published.as_ref().map_or("", |published| &published.caveat)];
+    let caveats = caveats.into_iter().filter(|caveat| !caveat.is_empty());
+    let notes = row.notes.iter().chain(&section.notes).map(String::as_str).chain(caveats);
+    notes.collect::<Vec<_>>().join("; ")
+}
+
+/// Seeds of distillation and training of the runs that have a value.
+fn seeds(_: &Section, row: &Row, cell: &Cell) -> String {
+    let runs = row.runs.iter().zip(&cell.values).filter(|(_, value)| value.is_some());
+    let seeds = runs.map(|(run, _)| {
+        let distill = run.distill_seed.map_or_else(|| "-".to_owned(), |seed| seed.to_string());
+        format!("{distill}/{}", run.train_seed)
+    });
+    seeds.collect::<Vec<_>>().join("; ")
+}

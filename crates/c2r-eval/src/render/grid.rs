@@ -1,0 +1,132 @@
+//! The cells of a section as texts, for every rendering.
+
+use c2r_base::Goal;
+use c2r_experiment::Selection;
+
+use crate::{
+    columns::{column_label, fixed, size},
+    table::{Cell, Row, Section},
+};
+
+/// Dataset, protocol, and how the step was chosen where it was.
+pub(crate) fn heading(section: &Section) -> String {
+    let protocol = match section.protocol.as_str() {
+        "natural" => "natural training".to_owned(),
+        "dd-robustbench" => "natural training (DD-RobustBench's recipe)".to_owned(),
+        "pgd-at" => "adversarial training (PGD-AT)".to_owned(),
+        "trades" => "adversarial training (TRADES)".to_owned(),
+        other => format!("protocol {other}"),
+    };
+    let chosen = match section.selection {
+        Selection::Last => "",
+        Selection::HeldOut => ", step chosen on held-out training images",
+        Selection::BestTest => ", step chosen on the TEST images (best-test: too good)",
+    };
+    format!("{}, {protocol}{chosen}", section.dataset)
+}
+
+/// Network, attacks and test images.
+pub(crate) fn setting(section: &Section) -> String {
+    let goal = match section.goal {
+        Goal::Untargeted => "",
+        Goal::Targeted(_) => ", targeted",
+    };
+    format!(
+        "{}; attacks: {:?} ball of {} in pixel units{goal}; {} test images.",
+        section.model, section.norm, section.epsilon, section.n_test
+    )
+}
+
+/// Notes by their numbers, from 1, each said once.
+#[derive(Default)]
+pub(crate) struct Notes(pub(crate) Vec<String>);
+
+impl Notes {
+    /// The number of a note.
+    pub(crate) fn number(&mut self, note: &str) -> usize {
+        let position = self.0.iter().position(|known| known == note).unwrap_or_else(|| {
+            self.0.push(note.to_owned());
+            self.0.len() - 1
+        });
+        position + 1
+    }
+}
+
+/// What must be said of a cell.
+pub(crate) fn cell_notes(row: &Row, cell: &Cell) -> Vec<String> {
+    let caveat = cell.published.as_ref().map(|published| published.caveat.clone()).filter(|caveat| !caveat.is_empty());
+    let runs = (cell.summary.n < row.runs.len()).then(|| format!("{} of {} runs", cell.summary.n, row.runs.len()));
+    let flags = cell.flags.iter().map(|flag| format!("doubtful: {flag}"));
+    caveat.into_iter().chain(runs).chain(flags).collect()
+}
+
+/// The number of runs, and whether that is fewer than planned.
+pub(crate) fn runs(row: &Row) -> (String, bool) {
+    match row.planned_runs.filter(|&planned| row.runs.len() < planned) {
+        Some(planned) => (format!("{} of {planned}", row.runs.len()), true),
+        None => (row.runs.len().to_string(), false),
+    }
+}
+
+/// A section as texts.
+pub(super) struct Grid {
+    pub(super) header: Vec<String>,
+    pub(super) rows: Vec<Vec<Entry>>,
+    pub(super) notes: Notes,
+}
+
+pub(super) struct Entry {
+    pub(super) text: String,
+    /// Significantly better than the baseline.
+    pub(super) better: bool,
+}
+
+impl Grid {
+    pub(super) fn new(section: &Section) -> Self {
+        let mut header = ["ipc", "method", "runs"].map(str::to_owned).to_vec();
+        header.extend(section.columns.iter().map(|column| column_label(column)));
+        let mut notes = Notes::default();
+        let rows = section.rows.iter().map(|row| line(section, row, &mut notes)).collect();
+        Self { header, rows, notes }
+    }
+}
+
+fn line(section: &Section, row: &Row, notes: &mut Notes) -> Vec<Entry> {
+    let mut marked = |mut text: String, said: &[String]| {
+        said.iter().for_each(|note| text.push_str(&format!(" [{}]", notes.number(note))));
+        text
+    };
+    let undistilled = if row.undistilled { ", undistilled" } else { "" };
+    let label = marked(format!("{}{undistilled}", row.label), &row.notes);
+    let (mut n_runs, fewer) = runs(row);
+    if fewer {
+        n_runs = marked(n_runs, &["fewer runs than planned".to_owned()]);
+    }
+    let plain = |text: String| Entry { text, better: false };
+    let mut line = vec![plain(size(row.images_per_class)), plain(label), plain(n_runs)];
+    line.extend(section.columns.iter().map(|column| {
+        let Some(cell) = row.cell(column) else { return plain("–".to_owned()) };
+        let significant = cell.comparison.as_ref().filter(|comparison| comparison.significant);
+        let better = significant.is_some_and(|comparison| comparison.better);
+        Entry { text: marked(text(cell, significant.is_some() && !better), &cell_notes(row, cell)), better }
+    }));
+    line
+}
+
+/// `41.5 ± 0.3 ↓ (42.0) !`.
+fn text(cell: &Cell, worse: bool) -> String {
+    let mut text = fixed(cell.summary.mean, 1);
+    if let Some(sd) = cell.summary.sd {
+        text.push_str(&format!(" ± {}", fixed(sd, 1)));
+    }
+    if worse {
+        text.push_str(" ↓");
+    }
+    if let Some(published) = &cell.published {
+        text.push_str(&format!(" ({})", fixed(published.value, 1)));
+        if published.outside_tolerance == Some(true) {
+            text.push_str(" !");
+        }
+    }
+    text
+}

@@ -1,0 +1,161 @@
+//! From results to a table.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+
+use super::{
+    group::{Measured, RowKey, Rows, SectionKey, from_unknown_data, group, same},
+    plan::{Plan, TableOptions},
+    row::{Shared, make_row, trainings},
+    schema::{Row, Section, Table},
+    settings,
+    values::{bin_edges, margins_of},
+};
+use crate::{
+    AttackScore, EvalError, Source,
+    columns::{CLEAN, DROP_RATE, MEAN_ROBUST, size},
+};
+
+impl Table {
+    /// Makes the table. The order of `sources` does not matter.
+    ///
+    /// # Errors
+    /// [`EvalError::Mixed`] where results of one section were measured on different data, [`EvalError::OneName`] where
+    /// different sets have the same name, [`EvalError::Twice`] where a measurement is there twice,
+    /// [`EvalError::NoBaseline`] and [`EvalError::Experiment`] for names that do not exist.
+    pub fn build(sources: &[Source], options: &TableOptions<'_>) -> Result<Self, EvalError> {
+        let plan = Plan::new(options)?;
+        let mut grouped: Vec<(SectionKey, Rows<'_>)> = group(sources)?.into_iter().collect();
+        grouped.sort_by_cached_key(|(key, _)| plan.section_order(key));
+        let mut configs = BTreeMap::new();
+        let sections = grouped.iter().map(|(key, rows)| section(key, rows, &plan, &mut configs));
+        let sections = sections.collect::<Result<Vec<Section>, EvalError>>()?;
+        if let Some(wanted) = options.baseline {
+            let methods: BTreeSet<&str> =
+                grouped.iter().flat_map(|(_, rows)| rows.keys()).map(|row| row.method.as_str()).collect();
+            if !methods.contains(wanted) {
+                let methods = methods.into_iter().collect::<Vec<_>>().join(", ");
+                return Err(EvalError::NoBaseline { wanted: wanted.to_owned(), methods });
+            }
+        }
+        let mut missing = plan.rows();
+        let planned_rows = missing.len();
+        missing.retain(|planned| {
+            !grouped.iter().any(|(key, rows)| rows.keys().any(|row| plan.is_planned(planned, key, row)))
+        });
+        Ok(Self {
+            schema_version: Self::SCHEMA_VERSION,
+            title: plan.title(),
+            experiment: plan.info(),
+            baseline: plan.baseline.map(str::to_owned),
+            sections,
+            missing,
+            planned_rows,
+            configs,
+            pictures: Vec::new(),
+        })
+    }
+}
+
+fn section(
+    key: &SectionKey,
+    rows: &Rows<'_>,
+    plan: &Plan<'_>,
+    configs: &mut BTreeMap<String, Value>,
+) -> Result<Section, EvalError> {
+    let runs = || rows.values().flat_map(BTreeMap::values);
+    let files = || runs().flat_map(|run| run.files.iter().copied());
+    let first = files().next().expect("a section is made for a file");
+    let mut known = files().filter(|file| !from_unknown_data(file));
+    if let Some(first) = known.next() {
+        for file in known {
+            same("the real training data (SHA-256)", first, file, |s| s.record.subject.data_sha256.clone())?;
+        }
+    }
+    let parameters = parameters(runs())?;
+    let mut attacks: Vec<String> = parameters.keys().map(|&name| name.to_owned()).collect();
+    attacks.sort_by_cached_key(|attack| plan.attack_order(attack));
+    let entry = runs().flat_map(|run| run.attacks.values()).map(|(entry, _)| (entry.norm, entry.epsilon)).next();
+    let (norm, epsilon) = entry.unwrap_or((first.record.threat.norm, first.record.threat.epsilon));
+
+    let margins = runs().flat_map(|run| margins_of(run, &attacks)).flat_map(|(_, margins)| margins);
+    let margin_edges = bin_edges(margins.copied().collect());
+    let mut keys: Vec<&RowKey> = rows.keys().collect();
+    keys.sort_by_cached_key(|row| plan.row_order(row));
+    let shared = Shared { plan, section: key, rows, attacks: &attacks, margin_edges: &margin_edges };
+    let mut made = keys.iter().map(|row| make_row(&shared, row, configs)).collect::<Result<Vec<Row>, _>>()?;
+    let mut columns = vec![CLEAN.to_owned()];
+    columns.extend(attacks.iter().cloned());
+    columns.extend([MEAN_ROBUST, DROP_RATE].map(str::to_owned));
+    columns.retain(|column| made.iter().any(|row| row.cell(column).is_some()));
+
+    let of_data: BTreeSet<&String> =
+        files().flat_map(|file| file.record.subject.notes.iter().chain(&file.record.notes)).collect();
+    let mut notes = lift_common_notes(&mut made, &of_data);
+    let trained: Vec<(String, Vec<Value>)> = keys
+        .iter()
+        .zip(&made)
+        .map(|(key, row)| (format!("{} ipc {}", row.label, size(row.images_per_class)), trainings(&rows[*key])))
+        .collect();
+    if let Some(differences) = settings::differences_of_rows(&trained) {
+        notes.push(format!("rows were trained with DIFFERENT settings: {differences}"));
+    }
+    let (unknown, all) = (files().filter(|file| file.training.is_none()).count(), files().count());
+    if unknown > 0 && unknown < all {
+        notes.push(format!(
+            "training settings not compared for {unknown} of {all} attack.json: no run.json beside them"
+        ));
+    }
+    let versions: BTreeSet<String> = files().map(|file| settings::versions(&file.record.versions)).collect();
+    if versions.len() > 1 {
+        let list = versions.into_iter().collect::<Vec<_>>().join("; ");
+        notes.push(format!("runs of different program versions stand side by side: {list}"));
+    }
+    Ok(Section {
+        dataset: key.dataset.clone(),
+        protocol: key.protocol.clone(),
+        selection: key.selection,
+        model: key.model.clone(),
+        norm,
+        epsilon: epsilon.to_string(),
+        goal: first.record.threat.goal,
+        n_test: first.record.n,
+        test_sha256: first.record.test_sha256.clone(),
+        attack_configs: parameters.into_iter().map(|(name, config)| (name.to_owned(), config.clone())).collect(),
+        attacks,
+        columns,
+        margin_edges,
+        rows: made,
+        notes,
+    })
+}
+
+/// The parameters of each attack, which are those of every run.
+fn parameters<'a>(runs: impl Iterator<Item = &'a Measured<'a>>) -> Result<BTreeMap<&'a str, &'a Value>, EvalError> {
+    let mut parameters: BTreeMap<&str, (&AttackScore, &Source)> = BTreeMap::new();
+    for (&name, &(entry, file)) in runs.flat_map(|run| &run.attacks) {
+        let (known, first) = *parameters.entry(name).or_insert((entry, file));
+        if known.config != entry.config {
+            return Err(EvalError::Mixed {
+                what: "the parameters of an attack",
+                a_path: first.path.clone().into(),
+                a: known.config.to_string(),
+                b_path: file.path.clone().into(),
+                b: entry.config.to_string(),
+            });
+        }
+    }
+    Ok(parameters.into_iter().map(|(name, (entry, _))| (name, &entry.config)).collect())
+}
+
+/// Takes notes about data and evaluation that stand in every row out of the rows.
+fn lift_common_notes(rows: &mut [Row], of_data: &BTreeSet<&String>) -> Vec<String> {
+    let Some(first) = rows.first() else { return Vec::new() };
+    let everywhere = |note: &&String| of_data.contains(note) && rows.iter().all(|row| row.notes.contains(note));
+    let common: Vec<String> = first.notes.iter().filter(everywhere).cloned().collect();
+    for row in rows {
+        row.notes.retain(|note| !common.contains(note));
+    }
+    common
+}

@@ -1,0 +1,226 @@
+//! What the experiment and the options ask of a table.
+
+use std::collections::BTreeSet;
+
+use c2r_base::Norm;
+use c2r_experiment::{Experiment, MethodKind, Published, Scale, Selection};
+
+use super::{
+    group::{RowKey, SectionKey},
+    schema::{ExperimentInfo, PlannedRow, PublishedCell},
+};
+use crate::{
+    EvalError,
+    columns::{CLEAN, MEAN_ROBUST, is_sanity, names},
+};
+
+/// Attacks that the field lists in this order; others follow by name.
+const USUAL_ORDER: [&str; 6] = ["fgsm", "pgd", "cw-linf", "vmi-fgsm", "jitter", "autoattack-standard"];
+
+/// What a table is made with, besides results.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TableOptions<'a> {
+    /// Labels, order, published numbers.
+    pub experiment: Option<&'a Experiment>,
+    /// Name of the experiment's grid: planned runs, and whether the tolerance applies.
+    pub scale: Option<&'a str>,
+    /// Method that the others are compared with; otherwise the experiment's.
+    pub baseline: Option<&'a str>,
+}
+
+pub(super) struct Plan<'a> {
+    experiment: Option<&'a Experiment>,
+    scale: Option<&'a Scale>,
+    scale_name: Option<&'a str>,
+    pub(super) baseline: Option<&'a str>,
+    /// Percentage points; `None` where nothing is held against published numbers.
+    tolerance: Option<f64>,
+}
+
+impl<'a> Plan<'a> {
+    pub(super) fn new(options: &TableOptions<'a>) -> Result<Self, EvalError> {
+        let experiment = options.experiment;
+        let scale = match (experiment, options.scale) {
+            (Some(experiment), Some(name)) => Some(experiment.scale(name)?),
+            _ => None,
+        };
+        let paper = scale.is_some() && options.scale == Some(Experiment::PAPER_SCALE);
+        Ok(Self {
+            experiment,
+            scale,
+            scale_name: options.scale,
+            baseline: options.baseline.or(experiment.and_then(|experiment| experiment.baseline.as_deref())),
+            tolerance: experiment.filter(|_| paper).map(|experiment| experiment.tolerance),
+        })
+    }
+
+    pub(super) fn title(&self) -> String {
+        self.experiment.map_or_else(|| "Results".to_owned(), |experiment| experiment.title.clone())
+    }
+
+    pub(super) fn info(&self) -> Option<ExperimentInfo> {
+        let threat = |scale: &Scale| {
+            let norm = norm(scale).map_or_else(|| scale.norm.clone(), |norm| format!("{norm:?}"));
+            format!("{norm} {}", scale.epsilons.join(", "))
+        };
+        self.experiment.map(|experiment| ExperimentInfo {
+            name: experiment.name.clone(),
+            scale: self.scale_name.map(str::to_owned),
+            about: self.scale.map(|scale| scale.about.clone()).unwrap_or_default(),
+            changes: self.scale.map(|scale| scale.changes.clone()).unwrap_or_default(),
+            threat: self.scale.map(threat).unwrap_or_default(),
+            source: experiment.source.clone(),
+            tolerance: experiment.tolerance,
+            tolerance_applies: self.tolerance.is_some(),
+        })
+    }
+
+    /// The position of `name` in a list of the scale; unknown names come last.
+    fn position(&self, list: fn(&Scale) -> &[String], name: &str) -> usize {
+        self.scale.and_then(|scale| list(scale).iter().position(|known| known == name)).unwrap_or(usize::MAX)
+    }
+
+    pub(super) fn section_order(&self, key: &SectionKey) -> impl Ord + use<> {
+        (
+            self.position(|scale| &scale.datasets, &key.dataset),
+            key.dataset.clone(),
+            key.model.clone(),
+            self.position(|scale| &scale.protocols, &key.protocol),
+            key.protocol.clone(),
+            key.selection,
+            format!("{} {}", key.norm, key.goal),
+            key.epsilon,
+        )
+    }
+
+    pub(super) fn attack_order(&self, attack: &str) -> impl Ord + use<> {
+        (
+            is_sanity(attack),
+            self.position(|scale| &scale.attacks, attack),
+            USUAL_ORDER.iter().position(|known| *known == attack).unwrap_or(USUAL_ORDER.len()),
+            attack.to_owned(),
+        )
+    }
+
+    pub(super) fn row_order(&self, key: &RowKey) -> impl Ord + use<> {
+        (
+            key.images_per_class.unwrap_or(0),
+            self.position(|scale| &scale.methods, &key.method),
+            !self.undistilled(key),
+            key.method.clone(),
+            key.profile.clone(),
+        )
+    }
+
+    fn uses_all_images(&self, method: &str) -> bool {
+        let method = self.experiment.and_then(|experiment| experiment.methods.get(method));
+        method.is_some_and(|method| method.kind == MethodKind::Full)
+    }
+
+    pub(super) fn undistilled(&self, key: &RowKey) -> bool {
+        key.images_per_class.is_none() || self.uses_all_images(&key.method)
+    }
+
+    pub(super) fn label(&self, method: &str) -> String {
+        let known = self.experiment.and_then(|experiment| experiment.methods.get(method));
+        known.map_or_else(|| method.to_owned(), |known| known.label.clone())
+    }
+
+    /// The grid's rows.
+    pub(super) fn rows(&self) -> Vec<PlannedRow> {
+        let mut rows = Vec::new();
+        let Some(scale) = self.scale else { return rows };
+        for dataset in &scale.datasets {
+            for protocol in &scale.protocols {
+                for method in &scale.methods {
+                    let sizes: Vec<Option<usize>> = if self.uses_all_images(method) {
+                        vec![None]
+                    } else {
+                        scale.ipcs.iter().copied().map(Some).collect()
+                    };
+                    rows.extend(sizes.into_iter().map(|images_per_class| PlannedRow {
+                        dataset: dataset.clone(),
+                        protocol: protocol.clone(),
+                        images_per_class,
+                        method: method.clone(),
+                    }));
+                }
+            }
+        }
+        rows
+    }
+
+    /// Whether a row of results is the planned one.
+    pub(super) fn is_planned(&self, planned: &PlannedRow, section: &SectionKey, row: &RowKey) -> bool {
+        let Some(scale) = self.scale else { return false };
+        let selection = scale.selection().and_then(|asked| serde_json::from_value::<Selection>(asked.into()).ok());
+        norm(scale).is_some_and(|norm| format!("{norm:?}") == section.norm)
+            && scale.radii().contains(&f64::from_bits(section.epsilon))
+            && section.selection == selection.unwrap_or_default()
+            && planned.dataset == section.dataset
+            && planned.protocol == section.protocol
+            && planned.method == row.method
+            && planned.images_per_class == row.images_per_class
+    }
+
+    /// Number of runs planned for a row.
+    pub(super) fn runs(&self, section: &SectionKey, row: &RowKey) -> Option<usize> {
+        let planned = self.rows().iter().any(|planned| self.is_planned(planned, section, row));
+        self.scale.filter(|_| planned).map(|scale| scale.seeds.len())
+    }
+
+    /// The published number beside ours, `mean` over `attacks`.
+    pub(super) fn published(
+        &self,
+        section: &SectionKey,
+        row: &RowKey,
+        column: &str,
+        attacks: &[&str],
+        mean: f64,
+    ) -> Option<PublishedCell> {
+        let matches = |number: &&Published| {
+            number.dataset == section.dataset
+                && Some(number.ipc) == row.images_per_class
+                && number.method == row.method
+                && number.column == column
+                && number.protocol.as_ref().is_none_or(|protocol| *protocol == section.protocol)
+                && (column == CLEAN
+                    || section.norm == format!("{:?}", Norm::Linf)
+                        && section.goal == "Untargeted"
+                        && number.radius().to_bits() == section.epsilon)
+        };
+        let candidates = || self.experiment.into_iter().flat_map(|experiment| &experiment.published).filter(matches);
+        let over = |number: &&Published| {
+            let theirs: BTreeSet<&str> = number.over.iter().map(String::as_str).collect();
+            column != MEAN_ROBUST || theirs == attacks.iter().copied().collect()
+        };
+        let (number, same) = match candidates().find(over) {
+            Some(number) => (number, true),
+            None => (candidates().next()?, false),
+        };
+        let difference = mean - number.value;
+        let chosen = section.selection == Selection::BestTest;
+        let ours = || names(attacks.iter().copied());
+        let caveat = if chosen {
+            "ours is of the step that the test images chose (best-test)".to_owned()
+        } else if same {
+            String::new()
+        } else if number.over.is_empty() {
+            format!("the paper does not say which attacks its mean is over; ours is over {}", ours())
+        } else {
+            format!("the paper's mean is over {}, ours over {}", names(number.over.iter().map(String::as_str)), ours())
+        };
+        Some(PublishedCell {
+            value: number.value,
+            source: number.source.clone(),
+            difference,
+            outside_tolerance: self.tolerance.filter(|_| same && !chosen).map(|tolerance| difference.abs() > tolerance),
+            caveat,
+        })
+    }
+}
+
+/// The norm of the grid, where it is one.
+fn norm(scale: &Scale) -> Option<Norm> {
+    scale.norm.parse().ok()
+}

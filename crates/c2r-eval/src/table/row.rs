@@ -1,0 +1,246 @@
+//! One row: its numbers, notes and runs.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use c2r_base::artifact;
+use serde_json::Value;
+
+use super::{
+    group::{Measured, RowKey, Rows, SectionKey, Seeds, from_unknown_data, same, trained_on},
+    plan::Plan,
+    schema::{Cell, Comparison, Row, Run},
+    settings,
+    values::{Runs, Values, classes_of, margin_counts, values_of},
+};
+use crate::{
+    EvalError, Source,
+    columns::{DROP_RATE, caveat, is_comparable, is_sanity},
+    stats::{self, Summary},
+};
+
+/// Note of rows whose sets say nothing of their real training images.
+const ELSEWHERE: &str = "distilled elsewhere: from which real images is not known";
+
+/// What the rows of a section share.
+pub(super) struct Shared<'a> {
+    pub(super) plan: &'a Plan<'a>,
+    pub(super) section: &'a SectionKey,
+    pub(super) rows: &'a Rows<'a>,
+    pub(super) attacks: &'a [String],
+    pub(super) margin_edges: &'a [f64],
+}
+
+/// Makes the row of `key`; its configurations are added to `configs`.
+///
+/// # Errors
+/// [`EvalError::Mixed`] where its runs were trained on different numbers of images, or other extra storage.
+pub(super) fn make_row(
+    shared: &Shared<'_>,
+    key: &RowKey,
+    configs: &mut BTreeMap<String, Value>,
+) -> Result<Row, EvalError> {
+    let Shared { plan, section, rows, attacks, margin_edges } = shared;
+    let runs = &rows[key];
+    let files = || runs.values().flat_map(|run| run.files.iter().copied());
+    let first = files().next().expect("a row is made for a run");
+    for file in files() {
+        same("the numbers of training images", first, file, |s| s.record.subject.n_images.to_string())?;
+        same("the descriptions of extra storage", first, file, |s| s.record.subject.extra_storage.clone())?;
+    }
+    let undistilled = plan.undistilled(key);
+    let several_profiles = rows.keys().any(|other| other.method == key.method && other.profile != key.profile);
+    let mut label = plan.label(&key.method);
+    if several_profiles && !key.profile.is_empty() {
+        label = format!("{label} ({})", key.profile);
+    }
+    let hashes = files().map(|file| &file.record.subject.data_sha256);
+    Ok(Row {
+        images_per_class: key.images_per_class,
+        method: key.method.clone(),
+        profile: key.profile.clone(),
+        label,
+        undistilled,
+        n_images: first.record.subject.n_images,
+        extra_storage: first.record.subject.extra_storage.clone(),
+        data_sha256: hashes.clone().find(|hash| !hash.is_empty()).cloned().unwrap_or_default(),
+        planned_runs: plan.runs(section, key),
+        runs: runs.iter().map(|(&seeds, run)| describe(seeds, run, configs)).collect(),
+        cells: cells(shared, key),
+        per_class: classes_of(runs, attacks),
+        margin_counts: margin_counts(runs, attacks, margin_edges),
+        notes: notes(runs, first, undistilled),
+    })
+}
+
+fn describe((distill_seed, train_seed): Seeds, run: &Measured<'_>, configs: &mut BTreeMap<String, Value>) -> Run {
+    let first = run.files[0];
+    let mut remember = |config: &Value| {
+        let digest = artifact::sha256_hex(config.to_string().as_bytes())[..12].to_owned();
+        configs.entry(digest.clone()).or_insert_with(|| config.clone());
+        digest
+    };
+    Run {
+        distill_seed,
+        train_seed,
+        attack_seed: first.record.attack_seed,
+        files: run.files.iter().map(|file| file.path.clone()).collect(),
+        attack_argvs: run.files.iter().map(|file| file.record.argv.clone()).collect(),
+        versions: first.record.versions.clone(),
+        distill_argv: first.distillation.as_ref().map(|run| run.argv.clone()).unwrap_or_default(),
+        train_argv: first.training.as_ref().map(|run| run.argv.clone()).unwrap_or_default(),
+        distill_config: first.distillation.as_ref().map(|run| remember(&run.config)),
+        train_config: first.training.as_ref().map(|run| remember(&run.config)),
+    }
+}
+
+/// What is true of a row as a whole, each said once.
+fn notes(runs: &Runs<'_>, first: &Source, undistilled: bool) -> Vec<String> {
+    let mut notes: Vec<String> = Vec::new();
+    let mut note = |text: String| {
+        if !notes.contains(&text) {
+            notes.push(text);
+        }
+    };
+    // `text`, with the number of runs that it is about where it is not about all.
+    let of_runs = |text: &str, has: &dyn Fn(&Source) -> bool| match runs
+        .values()
+        .filter(|run| run.files.iter().any(|file| has(file)))
+        .count()
+    {
+        all if all == runs.len() => text.to_owned(),
+        some => format!("{text} ({some} of {} runs)", runs.len()),
+    };
+    let files = || runs.values().flat_map(|run| run.files.iter().copied());
+    if undistilled {
+        note("undistilled: trained on real images, the upper reference and no competitor".to_owned());
+    }
+    if !first.record.subject.extra_storage.is_empty() {
+        note(format!("stores in addition to its images: {}", first.record.subject.extra_storage));
+    }
+    if files().any(from_unknown_data) {
+        note(of_runs(ELSEWHERE, &from_unknown_data));
+    }
+    let said =
+        |file: &Source, text: &String| file.record.subject.notes.contains(text) || file.record.notes.contains(text);
+    for text in files().flat_map(|file| file.record.subject.notes.iter().chain(&file.record.notes)) {
+        note(of_runs(text, &|file| said(file, text)));
+    }
+    let distillations = files().filter_map(|file| Some(&file.distillation.as_ref()?.config));
+    if let Some(differences) = settings::differences(distillations) {
+        note(format!(
+            "its runs were distilled with DIFFERENT settings, so their mean is of no one method: {differences}"
+        ));
+    }
+    if let Some(differences) = settings::differences(trainings(runs).iter()) {
+        note(format!(
+            "its runs were trained with DIFFERENT settings, so their mean is of no one protocol: {differences}"
+        ));
+    }
+    let different = different_sets(runs);
+    let seeds: Vec<u64> = runs.keys().filter_map(|(distill, _)| *distill).collect();
+    if different > 1 {
+        note(format!(
+            "its runs are of {different} DIFFERENT sets under one name and seed of distillation, which count as one set; \
+             where they are of several methods, `c2r import --method NAME` tells them apart"
+        ));
+    } else if seeds.iter().collect::<BTreeSet<_>>().len() < seeds.len() {
+        note("some runs share a distilled set: interval and p-value are over sets, not over runs".to_owned());
+    }
+    notes
+}
+
+/// The training's settings of every file of a row that has its `run.json`.
+pub(super) fn trainings(runs: &Runs<'_>) -> Vec<Value> {
+    let configs = runs.values().flat_map(|run| &run.files).filter_map(|file| Some(&file.training.as_ref()?.config));
+    configs.map(settings::of_training).collect()
+}
+
+/// The largest number of different training sets whose runs have one seed of the distillation.
+fn different_sets(runs: &Runs<'_>) -> usize {
+    let mut by_seed: BTreeMap<u64, BTreeSet<&str>> = BTreeMap::new();
+    for ((distill, _), run) in runs {
+        let (Some(distill), Some(images)) = (distill, trained_on(run.files[0])) else { continue };
+        by_seed.entry(*distill).or_default().insert(images);
+    }
+    by_seed.values().map(BTreeSet::len).max().unwrap_or(0)
+}
+
+/// The values of a column by the seeds of their runs.
+fn by_seeds(runs: &Runs<'_>, values: &Values) -> BTreeMap<Seeds, f64> {
+    runs.keys().zip(&values.per_run).filter_map(|(&seeds, value)| Some((seeds, (*value)?))).collect()
+}
+
+fn cells(shared: &Shared<'_>, key: &RowKey) -> Vec<Cell> {
+    let Shared { plan, section, rows, attacks, .. } = shared;
+    let runs = &rows[key];
+    let compared: Vec<&str> = attacks.iter().map(String::as_str).filter(|attack| !is_sanity(attack)).collect();
+    let baseline = plan.baseline.filter(|baseline| *baseline != key.method).and_then(|baseline| {
+        let candidates = || {
+            rows.iter().filter(|(other, _)| other.method == baseline && other.images_per_class == key.images_per_class)
+        };
+        let same_profile = candidates().find(|(other, _)| other.profile == key.profile);
+        let only = || candidates().next().filter(|_| candidates().count() == 1);
+        same_profile.or_else(only).map(|(_, runs)| (baseline, runs, values_of(runs, attacks)))
+    });
+    let cell = |(column, values): (String, Values)| {
+        let present = by_seeds(runs, &values);
+        let mut summary = Summary::of(&present.values().copied().collect::<Vec<_>>())?;
+        summary.ci95 = Summary::of(&by_unit(&present)).and_then(|units| units.ci95);
+        let comparison = baseline.as_ref().filter(|_| is_comparable(&column)).and_then(|(name, runs, theirs)| {
+            let (_, theirs) = theirs.iter().find(|(other, _)| *other == column)?;
+            compare(name, &column, &present, &by_seeds(runs, theirs))
+        });
+        Some(Cell {
+            published: plan.published(section, key, &column, &compared, summary.mean),
+            summary,
+            values: values.per_run,
+            sources: values.sources.into_iter().collect(),
+            comparison,
+            flags: flags(runs, &column),
+            caveat: caveat(&column).to_owned(),
+            column,
+        })
+    };
+    values_of(runs, attacks).into_iter().filter_map(cell).collect()
+}
+
+/// Runs of one distilled set are not independent evidence about the method, so they are averaged to one value. Without
+/// a distillation each training is its own unit.
+fn by_unit(values: &BTreeMap<Seeds, f64>) -> Vec<f64> {
+    let mut units: BTreeMap<(bool, u64), Vec<f64>> = BTreeMap::new();
+    for (&(distill, train), &value) in values {
+        units.entry((distill.is_some(), distill.unwrap_or(train))).or_default().push(value);
+    }
+    units.into_values().map(|unit| unit.iter().sum::<f64>() / unit.len() as f64).collect()
+}
+
+fn compare(
+    baseline: &str,
+    column: &str,
+    ours: &BTreeMap<Seeds, f64>,
+    theirs: &BTreeMap<Seeds, f64>,
+) -> Option<Comparison> {
+    let pairs = ours.iter().filter_map(|(seeds, value)| Some((*seeds, value - theirs.get(seeds)?))).collect();
+    let units = by_unit(&pairs);
+    let difference = Summary::of(&units)?.mean;
+    let p_value = stats::paired_p_value(&units);
+    Some(Comparison {
+        baseline: baseline.to_owned(),
+        difference,
+        n_pairs: units.len(),
+        p_value,
+        significant: p_value.is_some_and(|p| p < stats::SIGNIFICANT),
+        better: if column.starts_with(DROP_RATE) { difference < 0.0 } else { difference > 0.0 },
+    })
+}
+
+/// `zero-gradient (2 of 3 runs)`, ...
+fn flags(runs: &Runs<'_>, attack: &str) -> Vec<String> {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for run in runs.values() {
+        for flag in run.attacks.get(attack).iter().flat_map(|(entry, _)| &entry.flags).collect::<BTreeSet<_>>() {
+            *counts.entry(flag).or_default() += 1;
+        }
+    }
+    counts.into_iter().map(|(flag, count)| format!("{flag} ({count} of {} runs)", runs.len())).collect()
+}
