@@ -12,7 +12,7 @@ const MOST_POINTS: usize = 400;
 /// Panels next to each other.
 const COLUMNS: usize = 2;
 
-/// A panel: its title and the curves in it, each a name and where its value stands in a line of the log.
+/// A panel: its title and the curves in it, each a name and the JSON pointer of its value in a line of the log.
 type Panel = (&'static str, &'static [(&'static str, &'static str)]);
 
 const PANELS: [Panel; 6] = [
@@ -62,7 +62,7 @@ fn draw(lines: &[Value]) -> String {
 
 /// A panel with its curves, where the log has values of any.
 fn plot((title, curves): &Panel, lines: &[&Value]) -> Option<Plot> {
-    let mut plot_marks = Vec::new();
+    let mut marks = Vec::new();
     let mut legend = Vec::new();
     for (name, pointer) in *curves {
         let point = |line: &&Value| Some((line["iteration"].as_f64()?, line.pointer(pointer)?.as_f64()?));
@@ -71,11 +71,11 @@ fn plot((title, curves): &Panel, lines: &[&Value]) -> Option<Plot> {
             // The second of the colours is blue.
             let ink = Ink::Method(legend.len() + 1);
             legend.push((ink, (*name).to_owned()));
-            plot_marks.push(Mark::Line { ink, points, shift: 0.0 });
+            marks.push(Mark::Line { ink, points, shift: 0.0 });
         }
     }
     let points = || {
-        plot_marks.iter().flat_map(|mark| match mark {
+        marks.iter().flat_map(|mark| match mark {
             Mark::Line { points, .. } => points.as_slice(),
             _ => &[],
         })
@@ -85,7 +85,7 @@ fn plot((title, curves): &Panel, lines: &[&Value]) -> Option<Plot> {
     let x = Axis::round("iteration", points().map(|(at, _)| *at), within);
     let lowest = if points().any(|(_, value)| *value < 0.0) { f64::NEG_INFINITY } else { 0.0 };
     let y = Axis::round("", points().map(|(_, value)| *value), (lowest, f64::INFINITY));
-    Some(Plot { title: (*title).to_owned(), legend, x, y, marks: plot_marks })
+    Some(Plot { title: (*title).to_owned(), legend, x, y, marks })
 }
 
 #[cfg(test)]

@@ -34,12 +34,12 @@ const NO_HASH: &str = "000000000000000000000000000000000000000000000000000000000
 
 /// The splits of a dataset of image files, from the cache or decoded into it.
 ///
-/// * `folder`: the dataset's folder; the cache lies beside it.
+/// * `folder`: the dataset's folder; the cache is next to it.
 /// * `size`: what the images must be or become; the size of `spec`.
 ///
 /// # Errors
-/// [`DataError`] of the first image that cannot be decoded. A cache that cannot be read or written is none: then the
-/// images are decoded into memory.
+/// [`DataError`] of the first image that cannot be decoded. Without a cache that
+/// can be read and written the images are decoded into memory.
 pub(crate) fn splits(
     spec: &DatasetSpec,
     folder: &Path,

@@ -1,9 +1,6 @@
 //! One folder of images per class: any image folder, ILSVRC-2012 and the fast.ai archives.
 
-use std::{
-    collections::HashMap,
-    path::{Path, PathBuf},
-};
+use std::{collections::HashMap, path::Path};
 
 use ndarray::{ArrayView3, Axis};
 
@@ -31,18 +28,13 @@ pub fn load_folder(path: &Path, size: Option<(u32, u32)>) -> Result<Dataset, Dat
     let train_folder = path.join("train");
     let test_folder = ["test", "val"].map(|name| path.join(name)).into_iter().find(|folder| folder.is_dir());
     let test_folder = test_folder.filter(|_| train_folder.is_dir()).ok_or_else(missing)?;
-    let class_folders = |folder: &Path| -> Result<Vec<PathBuf>, DataError> {
-        Ok(decode::entries(folder)?.into_iter().filter(|entry| entry.is_dir()).collect())
-    };
-    let class_name = |folder: &Path| folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-
-    let classes: Vec<String> = class_folders(&train_folder)?.iter().map(|folder| class_name(folder)).collect();
+    let classes: Vec<String> = decode::folders(&train_folder)?.into_iter().map(|(name, _)| name).collect();
     let class_of: HashMap<&str, usize> =
         classes.iter().enumerate().map(|(class, name)| (name.as_str(), class)).collect();
     let list = |split: &Path| -> Result<Listing, DataError> {
         let mut listing = Listing::default();
-        for folder in class_folders(split)? {
-            let class = *class_of.get(class_name(&folder).as_str()).ok_or_else(|| DataError::Layout {
+        for (name, folder) in decode::folders(split)? {
+            let class = *class_of.get(name.as_str()).ok_or_else(|| DataError::Layout {
                 path: folder.clone(),
                 expected: format!("a class that is in {} too", train_folder.display()),
             })?;
@@ -66,7 +58,8 @@ pub fn load_folder(path: &Path, size: Option<(u32, u32)>) -> Result<Dataset, Dat
     let [train, test] = [train, test].map(|listing| listing.read(shape, classes.len(), size));
     let (train, test) = (train?, test?);
     let name = format!("folder:{}", path.display());
-    let mut spec = folder_spec(name, class_name(path), [shape[1], shape[2]], classes);
+    let title = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut spec = folder_spec(name, title, [shape[1], shape[2]], classes);
     (spec.mean, spec.std) = moments(&train);
     Ok(Dataset { spec, train, test, notes: Vec::new() })
 }

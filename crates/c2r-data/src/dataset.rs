@@ -26,14 +26,14 @@ pub enum LoadEvent {
         /// Why.
         reason: String,
     },
-    /// So many images are decoded, into a file that the next call finds.
+    /// This many images are decoded, into a file that the next call finds.
     Decoding {
         /// Images of both splits.
         n_images: usize,
         /// The file.
         cache: PathBuf,
     },
-    /// So many of them are done.
+    /// This many of them are done.
     Decoded {
         /// Images so far.
         n_images: usize,

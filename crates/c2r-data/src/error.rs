@@ -26,7 +26,7 @@ pub enum DataError {
         /// Why not, and what to write.
         reason: String,
     },
-    /// The dataset lies in files and nobody said where.
+    /// The dataset is in files, and no folder was given.
     #[error("no data folder was given for {dataset}, whose images are in {layout} of that folder (docs/datasets.md)")]
     NoDataFolder {
         /// Dataset name.

@@ -86,7 +86,7 @@ impl FileKind {
 
 /// The tensors of a safetensors, `.npy`, `.npz` or `torch.save` file, on the CPU, with the texts beside them.
 ///
-/// Names are those of the file; in a `torch.save` file they say where a tensor lies, e.g. `data[0][1]`, or `tensor` where
+/// Names are those of the file; in a `torch.save` file they say where a tensor is, e.g. `data[0][1]`, or `tensor` where
 /// it is the whole file, and the array of a `.npy` is `array`. Nothing in a file is executed: pickles are read as
 /// data, and one that names a function other than torch's own for making tensors is refused.
 ///

@@ -335,7 +335,7 @@ fn find_labels(
     let is_named = labels.is_some() || options.labels.is_some();
     let name = match &options.labels {
         Some(name) => Some(name.clone()),
-        // Where the position says the classes, a guess that holds none is no guess.
+        // Where the class follows from the position, a tensor that cannot be labels is not taken for them.
         None => guess_labels(source, labels.is_some(), images, n, k)
             .filter(|name| is_named || !options.grouped || may_be_labels(&source.tensors[name])),
     };

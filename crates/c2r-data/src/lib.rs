@@ -7,8 +7,8 @@
 //! [`read_tensors`] and [`import`] take in the distilled sets of others (safetensors, NumPy, `torch.save`, folders of
 //! images).
 //!
-//! **What it is not:** it downloads nothing, knows no network and no
-//! attack, and does not normalize: pixels are in `[0, 1]` and normalization belongs inside the model.
+//! **What it is not:** it downloads nothing, contains neither networks nor
+//! attacks, and does not normalize: pixels are in `[0, 1]` and normalization belongs inside the model.
 //!
 //! **Where to start:** [`load`], then [`Split::images`] for arrays or [`Split::batch`] for tensors.
 //!

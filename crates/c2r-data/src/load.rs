@@ -6,7 +6,7 @@ use crate::{
     DataError, Dataset, LoadEvent, Provenance, cifar, class_folders, digits, provenance::find, registry, tiny_imagenet,
 };
 
-/// [`load_with`] without a word about what happens.
+/// [`load_with`] without events.
 ///
 /// # Errors
 /// As [`load_with`].
@@ -30,7 +30,7 @@ pub fn load(name: &str, data_dir: Option<&Path>) -> Result<Dataset, DataError> {
 /// change), and when its SHA-256 is not what it was. Where it cannot be written, the pixels are kept in memory. The
 /// other datasets are in memory, too.
 ///
-/// * `on_event`: is told what happens, see [`LoadEvent`].
+/// * `on_event`: called for every [`LoadEvent`].
 ///
 /// # Errors
 /// [`DataError`]: the name is unknown; files are missing (the message says which layout was looked

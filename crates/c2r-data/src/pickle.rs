@@ -9,7 +9,7 @@
 
 use tch::Kind;
 
-/// Longest pickle that is read, bytes. Pixels lie beside the pickle, so this is ten thousands of tensors; a value
+/// Longest pickle that is read, bytes. Pixels are stored outside the pickle, so this is tens of thousands of tensors; a value
 /// takes at most 40 bytes of memory per byte of pickle.
 pub(crate) const MOST_BYTES: u64 = 8 << 20;
 
@@ -38,7 +38,7 @@ pub(crate) enum Value {
         length: i64,
     },
     Tensor(TensorView),
-    /// A number of NumPy, whose value nobody needs.
+    /// A number of NumPy, whose value is not needed.
     Opaque,
     Global(Global),
 }
@@ -266,7 +266,7 @@ impl<'a> Machine<'a> {
         let rest = &self.bytes[self.at..];
         let length = rest.iter().position(|&byte| byte == b'\n').ok_or("a name without an end")?;
         self.at += length + 1;
-        std::str::from_utf8(&rest[..length]).map_err(|_| "a name that is no text".to_owned())
+        std::str::from_utf8(&rest[..length]).map_err(|_| "a name that is not text".to_owned())
     }
 
     fn top(&self) -> Result<Id, String> {

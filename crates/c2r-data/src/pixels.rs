@@ -1,4 +1,4 @@
-//! Bytes that lie in memory or in a file.
+//! Bytes in memory or in a file.
 #![expect(
     unsafe_code,
     reason = "memmap2's only constructor is unsafe; the one call is below, with what makes it sound"
@@ -38,7 +38,7 @@ impl Deref for Pixels {
 /// What the system says.
 pub(crate) fn map(file: &File) -> io::Result<Mmap> {
     // SAFETY: the bytes must not change while they are borrowed. No program of ours ever writes to a file of the cache
-    // after it got its name (see above). Somebody who shortens it by hand gets this process killed by the system
+    // after it got its name (see above). If it is shortened by hand, the system kills this process
     // (SIGBUS), who writes into it gets other pixels; neither breaks memory safety of a `[u8]` that is only copied from.
     unsafe { Mmap::map(file) }
 }

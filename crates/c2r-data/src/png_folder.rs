@@ -12,7 +12,7 @@ use tch::{Kind, Tensor};
 
 use crate::{DataError, DatasetSpec, SyntheticSet, decode, picture};
 
-/// The file beside the images that holds what no image can.
+/// The file next to the images, with everything that is not a pixel.
 pub(crate) const SET_FILE: &str = "set.json";
 const SCHEMA_VERSION: u32 = 1;
 
@@ -51,8 +51,8 @@ pub(crate) fn write(set: &SyntheticSet, folder: &Path, quantize: bool) -> Result
     }
     let exists = fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()) || folder.is_file();
     if exists {
-        let source = io::Error::from(io::ErrorKind::AlreadyExists);
-        return Err(ArtifactError::Io { action: "write", path: folder.to_owned(), source }.into());
+        let exists = io::Error::from(io::ErrorKind::AlreadyExists);
+        return Err(ArtifactError::io("write", folder)(exists).into());
     }
 
     let digits = |most: usize| most.saturating_sub(1).to_string().len();
@@ -65,17 +65,15 @@ pub(crate) fn write(set: &SyntheticSet, folder: &Path, quantize: bool) -> Result
         .collect();
 
     let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let io_error = |action, path: &Path| {
-        let path = path.to_owned();
-        move |source| DataError::from(ArtifactError::Io { action, path, source })
-    };
-    fs::create_dir_all(parent).map_err(io_error("create folder", parent))?;
-    let workshop =
-        tempfile::Builder::new().prefix(".c2r-").tempdir_in(parent).map_err(io_error("create folder", parent))?;
+    fs::create_dir_all(parent).map_err(ArtifactError::io("create folder", parent))?;
+    let workshop = tempfile::Builder::new()
+        .prefix(".c2r-")
+        .tempdir_in(parent)
+        .map_err(ArtifactError::io("create folder", parent))?;
     for (name, image) in names.iter().zip(bytes.outer_iter()) {
         let path = workshop.path().join(name);
         let class = path.parent().expect("a name has a class");
-        fs::create_dir_all(class).map_err(io_error("create folder", class))?;
+        fs::create_dir_all(class).map_err(ArtifactError::io("create folder", class))?;
         let at = |channel: usize, x: u32, y: u32| image[[channel, y as usize, x as usize]];
         let (width, height) = (w as u32, h as u32);
         let saved = if c == 1 {
@@ -92,8 +90,8 @@ pub(crate) fn write(set: &SyntheticSet, folder: &Path, quantize: bool) -> Result
     artifact::write_json(&workshop.path().join(SET_FILE), &description)?;
     // An empty folder of that name is replaced.
     let _ = fs::remove_dir(folder);
-    make_readable(workshop.path()).map_err(io_error("write", folder))?;
-    fs::rename(workshop.path(), folder).map_err(io_error("write", folder))?;
+    make_readable(workshop.path()).map_err(ArtifactError::io("write", folder))?;
+    fs::rename(workshop.path(), folder).map_err(ArtifactError::io("write", folder))?;
     // The folder has another name already.
     let _ = workshop.keep();
     Ok(n_rounded)
@@ -165,12 +163,7 @@ pub enum ClassOrder {
 /// [`DataError`], naming the folder or file: another number of folders than classes, no images, an image that cannot be
 /// decoded, is of another size than the first, or in colour where the dataset is grey.
 pub fn read_class_folders(folder: &Path, spec: &DatasetSpec) -> Result<(TensorFile, ClassOrder), DataError> {
-    let entries = decode::entries(folder)?;
-    let folders: Vec<(String, PathBuf)> = entries
-        .into_iter()
-        .filter(|entry| entry.is_dir())
-        .map(|entry| (entry.file_name().unwrap_or_default().to_string_lossy().into_owned(), entry))
-        .collect();
+    let folders = decode::folders(folder)?;
     let n_classes = spec.classes.len();
     if folders.len() != n_classes {
         let expected =

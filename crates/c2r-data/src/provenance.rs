@@ -23,7 +23,7 @@ pub enum Provenance {
         /// Its SHA-256, hexadecimal.
         sha256: String,
     },
-    /// Unpacked from an archive with another hash, which somebody accepted.
+    /// Unpacked from an archive with another hash, which was accepted by hand.
     Accepted {
         /// Its name.
         archive: String,

@@ -11,7 +11,7 @@ use crate::Split;
 /// are shuffled again (the rest waits for a later shuffle), so no draw holds an image twice unless
 /// `n` exceeds the class.
 ///
-/// The shuffle in progress is kept, so that a draw that follows another goes on with it: drawing iteration after
+/// The shuffle in progress is kept, so that a draw that follows another continues it: drawing iteration after
 /// iteration takes time in proportion to `n`, whatever the size of the class, and 8 bytes per image. A draw out of turn
 /// computes its shuffle as far as it needs.
 #[derive(Clone, Debug)]

@@ -12,7 +12,7 @@ use crate::{
 };
 
 const FORMAT: &str = "torch.save";
-/// How deep lists and dictionaries may lie in one another.
+/// How deep lists and dictionaries may be nested.
 const DEEPEST: usize = 16;
 /// How many values are looked at: shared lists of shared lists are exponentially many.
 const MOST_VISITS: usize = 1 << 16;
@@ -70,7 +70,7 @@ pub(crate) fn read(path: &Path, archive: &mut ZipReader, prefix: &str) -> Result
 }
 
 impl TensorView {
-    /// Checks that the window lies inside its storage and is no larger; returns its size in bytes.
+    /// Checks that the window is inside its storage and is no larger; returns its size in bytes.
     fn check(&self) -> Result<u64, String> {
         let Self { size, stride, offset, length, .. } = self;
         let wrong =

@@ -52,7 +52,7 @@ pub fn collect(roots: &[PathBuf]) -> Result<Vec<Source>, EvalError> {
     let mut ancestor: Option<PathBuf> = None;
     let mut seen = BTreeSet::new();
     for root in roots {
-        let whole = root.canonicalize().map_err(io("read", root))?;
+        let whole = root.canonicalize().map_err(ArtifactError::io("read", root))?;
         let folder = if whole.is_dir() {
             walk(&whole, &mut files, &mut seen)?;
             whole
@@ -84,17 +84,13 @@ pub fn collect(roots: &[PathBuf]) -> Result<Vec<Source>, EvalError> {
     }
 }
 
-fn io<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -> EvalError + 'a {
-    move |source| ArtifactError::Io { action, path: path.to_owned(), source }.into()
-}
-
 fn walk(folder: &Path, files: &mut BTreeSet<PathBuf>, seen: &mut BTreeSet<PathBuf>) -> Result<(), EvalError> {
     if !seen.insert(folder.to_owned()) {
         return Ok(());
     }
-    for entry in fs::read_dir(folder).map_err(io("read", folder))? {
-        let path = entry.map_err(io("read", folder))?.path();
-        // A dangling link is nobody's result.
+    for entry in fs::read_dir(folder).map_err(ArtifactError::io("read", folder))? {
+        let path = entry.map_err(ArtifactError::io("read", folder))?.path();
+        // A dangling link is not a result.
         let Ok(whole) = path.canonicalize() else { continue };
         if whole.is_dir() {
             walk(&whole, files, seen)?;
@@ -122,7 +118,7 @@ fn read(file: &Path, ancestor: &Path) -> Result<Source, EvalError> {
     })
 }
 
-/// How far above an `attack.json` its runs may lie: `RUN/natural/attack.json`, `RUN/natural/eps8/attack.json`.
+/// How far above an `attack.json` its runs may be: `RUN/natural/attack.json`, `RUN/natural/eps8/attack.json`.
 const LEVELS: usize = 3;
 
 /// The run of `stage` in the folder of `file` or in the nearest one above it.

@@ -36,7 +36,7 @@ pub enum EvalError {
     /// No result was found.
     #[error("no attack.json under {}", .0.iter().map(|root| root.display().to_string()).collect::<Vec<_>>().join(", "))]
     Nothing(Vec<PathBuf>),
-    /// Two results that would stand in one table were not measured on the same thing.
+    /// Two results that would be in one table were not measured on the same thing.
     #[error("{} and {} cannot stand in one table: {what} differ ({a} and {b})", a_path.display(), b_path.display())]
     Mixed {
         /// What differs, plural.
@@ -50,7 +50,7 @@ pub enum EvalError {
         /// Its value.
         b: String,
     },
-    /// Results that would stand in one table were measured on different numbers of test images.
+    /// Results that would be in one table were measured on different numbers of test images.
     #[error(
         "the results of {section} are of different numbers of test images and cannot stand in one table:{}",
         by_number(files)

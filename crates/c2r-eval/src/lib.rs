@@ -17,6 +17,18 @@
 //! assert!(table.markdown().contains("| ipc | method | runs |"));
 //! # Ok::<(), c2r_eval::EvalError>(())
 //! ```
+//!
+//! Outcomes and margins of each image ([`AttackScore::survived`], [`Samples`]) are arrays, and statistics run on arrays:
+//!
+//! ```
+//! use c2r_eval::{metrics, stats::Summary};
+//! use ndarray::arr1;
+//!
+//! let margins = arr1(&[0.5f32, -0.25, 1.0, 2.0]);
+//! assert_eq!(metrics::margin_quantiles(margins.view())[2], 0.75, "the median");
+//! let accuracies = arr1(&[41.0, 43.0]);
+//! assert_eq!(Summary::of(&accuracies).unwrap().mean, 42.0);
+//! ```
 
 mod collect;
 mod columns;

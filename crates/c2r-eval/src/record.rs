@@ -110,8 +110,7 @@ impl AttackRecord {
     /// [`EvalError::Artifact`] if the file cannot be read, is cut short or has missing or unknown fields;
     /// [`EvalError::Record`] if it was written by another version or contradicts itself. Both name the file.
     pub fn read(path: &Path) -> Result<Self, EvalError> {
-        let text =
-            fs::read(path).map_err(|source| ArtifactError::Io { action: "read", path: path.to_owned(), source })?;
+        let text = fs::read(path).map_err(ArtifactError::io("read", path))?;
         let wrong = |error: serde_json::Error| ArtifactError::format(path, "attack.json", error.to_string());
         let value: serde_json::Value = serde_json::from_slice(&text).map_err(wrong)?;
         if value.get("mode").is_some() && value.get("clean_predictions").is_some() {

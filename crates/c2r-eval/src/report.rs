@@ -30,7 +30,7 @@ const SCRIPT: &str = include_str!("report/report.js");
 /// A picture to put into the page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EmbeddedPicture {
-    /// Pictures of one group stand beside each other, e.g. `digits, 10 images per class`.
+    /// Pictures of one group are next to each other, e.g. `digits, 10 images per class`.
     pub group: String,
     /// What it shows.
     pub caption: String,

@@ -254,7 +254,7 @@ impl Shown {
     }
 }
 
-/// The synthetic sets of a table, by dataset, images per class, and then as the rows stand.
+/// The synthetic sets of a table, by dataset, images per class, and then in the order of the rows.
 pub(crate) fn synthetic_sets(table: &Table, sources: &[Source], ui: &Ui) -> Vec<Shown> {
     let files: BTreeMap<&str, &Path> =
         sources.iter().map(|source| (source.path.as_str(), source.file.as_path())).collect();
@@ -333,7 +333,7 @@ fn pictures(table: &Table, sources: &[Source], folder: &Path, ui: &Ui) -> anyhow
     Ok(pictures)
 }
 
-/// The synthetic set of the run that an `attack.json` belongs to: on disk, and relative to the results folder. It lies in
+/// The synthetic set of the run that an `attack.json` belongs to: on disk, and relative to the results folder. It is in
 /// a folder above, or in `distill` beside the protocols, as `cargo xtask reproduce` puts it.
 fn synthetic(file: &str, files: &BTreeMap<&str, &Path>) -> Option<(PathBuf, String)> {
     const LEVELS: usize = 3;

@@ -80,7 +80,7 @@ pub(super) fn main_table(at: usize, section: &Section, notes: &mut Notes) -> Mar
     )
 }
 
-/// A number with everything that stands beside it.
+/// A number with everything that is next to it.
 fn shown_cell(panel: &str, row: &Row, cell: &Cell, notes: &mut Notes) -> Markup {
     let significant = cell.comparison.as_ref().filter(|comparison| comparison.significant);
     let better = significant.is_some_and(|comparison| comparison.better);

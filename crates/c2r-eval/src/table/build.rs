@@ -149,7 +149,7 @@ fn parameters<'a>(runs: impl Iterator<Item = &'a Measured<'a>>) -> Result<BTreeM
     Ok(parameters.into_iter().map(|(name, (entry, _))| (name, &entry.config)).collect())
 }
 
-/// Takes notes about data and evaluation that stand in every row out of the rows.
+/// Removes from the rows the notes about data and evaluation that all of them have, and returns these.
 fn lift_common_notes(rows: &mut [Row], of_data: &BTreeSet<&String>) -> Vec<String> {
     let Some(first) = rows.first() else { return Vec::new() };
     let everywhere = |note: &&String| of_data.contains(note) && rows.iter().all(|row| row.notes.contains(note));

@@ -165,7 +165,7 @@ pub(super) fn trained_on(source: &Source) -> Option<&str> {
     source.training.as_ref()?.config.get("images_sha256")?.as_str()
 }
 
-/// Whether the training images were distilled from real images that nobody knows, as those of `c2r import` are.
+/// Whether the training images were distilled from real images that are not known, as for sets of `c2r import`.
 pub(super) fn from_unknown_data(source: &Source) -> bool {
     source.record.subject.data_sha256.is_empty()
 }

@@ -29,7 +29,7 @@ pub struct Table {
     pub planned_rows: usize,
     /// Configurations by the first 12 digits of their SHA-256; runs refer to them.
     pub configs: BTreeMap<String, Value>,
-    /// Pictures that lie beside the table; [`Table::build`] makes none.
+    /// Pictures next to the table; [`Table::build`] makes none.
     pub pictures: Vec<Picture>,
 }
 
@@ -201,7 +201,7 @@ pub struct Cell {
 pub struct PublishedCell {
     /// Percent.
     pub value: f64,
-    /// Where it stands.
+    /// Where the paper has it.
     pub source: String,
     /// Ours minus the paper's, percentage points.
     pub difference: f64,

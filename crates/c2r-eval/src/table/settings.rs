@@ -62,7 +62,7 @@ fn held<'a>(configs: impl Iterator<Item = &'a Value>) -> BTreeMap<String, Held> 
     keys.into_iter().map(|key| (key.clone(), values(key))).collect()
 }
 
-/// The settings below `at`; seeds are none.
+/// The settings below `at`, without seeds.
 fn flatten(value: &Value, at: String, settings: &mut BTreeMap<String, String>) {
     match value {
         Value::Object(object) => {
