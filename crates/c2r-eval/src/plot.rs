@@ -335,8 +335,8 @@ impl Plot {
                 Mark::Level(ink, value, title) => {
                     let ends = [at(left, *value), at(right, *value)];
                     stroke(root, *ink, ends.to_vec())?;
-                    let around = 5 * UNITS;
-                    hints.push(([(ends[0].0, ends[0].1 - around), (ends[1].0, ends[1].1 + around)], title.clone()));
+                    let corners = [around(ends[0], (0, 5 * UNITS))[0], around(ends[1], (0, 5 * UNITS))[1]];
+                    hints.push((corners, title.clone()));
                 }
                 Mark::Border(value, [before, after]) => {
                     let ends = [at(*value, top), at(*value, bottom)];
@@ -358,32 +358,20 @@ impl Plot {
                 }
                 Mark::Point { ink, x, y, shift, word, title } => {
                     let place = shifted(at(x.0, y.0), *shift);
-                    // The ends of a bar: to the left and right of it and below and above.
-                    let end = |x: f64, y: f64| shifted(at(x.clamp(left, right), y.clamp(bottom, top)), *shift);
+                    // Bars along the two axes: how long, in which direction, and half of their caps.
                     let cap = 7 * UNITS / 2;
-                    let bar = |from: Place, to: Place, across: Place| {
-                        let (dx, dy) = across;
-                        for ends in [
-                            [from, to],
-                            [(from.0 - dx, from.1 - dy), (from.0 + dx, from.1 + dy)],
-                            [(to.0 - dx, to.1 - dy), (to.0 + dx, to.1 + dy)],
-                        ] {
-                            root.draw(&PathElement::new(ends, ink.colour().stroke_width(3 * UNITS as u32 / 2)))?;
+                    for (spread, (dx, dy), caps) in [(y.1, (0.0, 1.0), (cap, 0)), (x.1, (1.0, 0.0), (0, cap))] {
+                        let Some(spread) = spread.filter(|spread| *spread > 0.0) else { continue };
+                        let ends = [-spread, spread].map(|by| {
+                            let (x, y) = ((x.0 + dx * by).clamp(left, right), (y.0 + dy * by).clamp(bottom, top));
+                            shifted(at(x, y), *shift)
+                        });
+                        for line in [ends, around(ends[0], caps), around(ends[1], caps)] {
+                            root.draw(&PathElement::new(line, ink.colour().stroke_width(3 * UNITS as u32 / 2)))?;
                         }
-                        Ok::<(), DrawingAreaErrorKind<std::io::Error>>(())
-                    };
-                    if let Some(spread) = y.1.filter(|spread| *spread > 0.0) {
-                        bar(end(x.0, y.0 - spread), end(x.0, y.0 + spread), (cap, 0))?;
-                    }
-                    if let Some(spread) = x.1.filter(|spread| *spread > 0.0) {
-                        bar(end(x.0 - spread, y.0), end(x.0 + spread, y.0), (0, cap))?;
                     }
                     dot(root, *ink, place)?;
-                    let around = 7 * UNITS;
-                    hints.push((
-                        [(place.0 - around, place.1 - around), (place.0 + around, place.1 + around)],
-                        title.clone(),
-                    ));
+                    hints.push((around(place, (7 * UNITS, 7 * UNITS)), title.clone()));
                     words.push((*ink, place, word.as_str()));
                 }
             }
@@ -414,6 +402,11 @@ fn text_style(colour: &'static RGBColor) -> TextStyle<'static> {
 
 fn shifted((x, y): Place, pixels: f64) -> Place {
     (x + (pixels * f64::from(UNITS)) as i32, y)
+}
+
+/// The corners at distance `(dx, dy)` to both sides of a place.
+fn around((x, y): Place, (dx, dy): (i32, i32)) -> [Place; 2] {
+    [(x - dx, y - dy), (x + dx, y + dy)]
 }
 
 /// A line; that of the reference is dashed.
