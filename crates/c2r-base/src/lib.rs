@@ -25,6 +25,7 @@
 //! D embedding length. Images are f32 `[N, C, H, W]` in `[0, 1]` ("pixels") everywhere outside a
 //! network; normalization is part of the network.
 
+mod adam;
 pub mod artifact;
 mod classifier;
 mod epsilon;
@@ -37,6 +38,7 @@ mod passes;
 mod seed;
 mod threat;
 
+pub use adam::Adam;
 pub use classifier::{Classifier, ClassifierError};
 pub use epsilon::{Epsilon, ParseEpsilonError};
 pub use images::{ImageError, LabelledImages};

@@ -177,8 +177,8 @@ impl DistillConfig {
         }
     }
 
-    /// Keys that cannot act beside the others, whatever their values, and why. Profiles have some of them; whoever sets
-    /// one should be told.
+    /// Keys that cannot act beside the others, whatever their values, and why. Profiles have some of them; they matter
+    /// to a user who sets one.
     pub fn idle(&self) -> Vec<(&'static str, &'static str)> {
         let mut idle = self.method.idle(&self.common);
         if matches!(&self.common.companions, Some(CompanionConfig::LsPgd(ls)) if ls.candidates == 1) {

@@ -32,7 +32,7 @@ pub struct TrainConfig {
     /// normalized values, as the field trains.
     pub dsa: Dsa,
     /// CutMix (Yun et al. 2019, arXiv:1905.04899): the part of the steps, in `[0, 1]`, in which a rectangle of each image
-    /// is that of another image of its batch; labels are mixed by area, a teacher labels what it sees.
+    /// is that of another image of its batch; labels are mixed by area, and a teacher labels the mixed image.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub cutmix: f64,
     /// Which labels are learned; must be what the [`crate::TrainSource`] holds.
@@ -175,7 +175,7 @@ pub struct TradesConfig {
 pub enum Protocol {
     /// Natural training on shuffled batches, the field's usual one.
     Natural,
-    /// Natural training to the letter of DD-RobustBench's code.
+    /// Natural training exactly as DD-RobustBench's code does it.
     DdRobustbench,
     /// PGD adversarial training.
     PgdAt,

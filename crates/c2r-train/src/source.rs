@@ -80,65 +80,48 @@ impl<'a> TrainSource<'a> {
         labels: LabelSource,
         device: Device,
     ) -> Result<LoadedSource<'a>, TrainError> {
-        let wrong = |reason: String| Err(TrainError::Source(reason));
-        let n = self.len();
-        if n == 0 {
-            return wrong("there are no images".into());
-        }
+        let ensure = |fits: bool, reason: String| if fits { Ok(()) } else { Err(TrainError::Source(reason)) };
+        ensure(!self.is_empty(), "there are no images".into())?;
+        let (classes, takes) = (input.n_classes, input.image_shape());
         let shape = match self.images {
             Images::Tensors(images) => images.image_shape(),
             Images::Bytes(split) => split.shape(),
         };
-        if shape != input.image_shape() {
-            return wrong(format!("images are {shape:?}, the network takes {:?}", input.image_shape()));
-        }
-        let classes = input.n_classes;
-        match self.images {
-            Images::Tensors(images) => {
-                images.check_classes(classes).map_err(|error| TrainError::Source(error.to_string()))?;
-            }
-            Images::Bytes(split) if split.n_classes() as i64 > classes => {
-                return wrong(format!("there are {} classes, the network tells {classes} apart", split.n_classes()));
-            }
-            Images::Bytes(_) => {}
-        }
-        if self.targets.label_source() != labels {
-            let given = self.targets.label_source();
-            return wrong(format!("the config asks for {labels:?} labels, the training set brings {given:?} ones"));
-        }
-        match self.targets {
-            Targets::Hard => {}
-            Targets::Soft(soft) => check_soft(soft, n as i64, classes)?,
-            Targets::Teacher(Teacher { network: teacher, temperature }) => {
-                if !(temperature.is_finite() && temperature > 0.0) {
-                    return wrong(format!("the teacher's temperature must be positive, got {temperature}"));
-                }
-                let theirs = teacher.model().input();
-                if theirs.image_shape() != shape || theirs.n_classes != classes {
-                    return wrong(format!(
-                        "the teacher takes {:?} and tells {} classes apart, the student takes {shape:?} and tells {classes} apart",
-                        theirs.image_shape(),
-                        theirs.n_classes,
-                    ));
-                }
-                if teacher.model().device() != device {
-                    return wrong(format!(
-                        "the teacher is on {:?}, the student on {device:?}",
-                        teacher.model().device()
-                    ));
-                }
-            }
-        }
+        ensure(shape == takes, format!("images are {shape:?}, the network takes {takes:?}"))?;
         let images = match self.images {
             Images::Tensors(images) => {
+                images.check_classes(classes).map_err(|error| TrainError::Source(error.to_string()))?;
                 Loaded::Tensors { images: images.images().to_device(device), labels: images.labels().to_device(device) }
             }
-            Images::Bytes(split) => Loaded::Bytes { split, device },
+            Images::Bytes(split) => {
+                let n = split.n_classes() as i64;
+                ensure(n <= classes, format!("there are {n} classes, the network tells {classes} apart"))?;
+                Loaded::Bytes { split, device }
+            }
         };
+        let given = self.targets.label_source();
+        let reason = format!("the config asks for {labels:?} labels, the training set brings {given:?} ones");
+        ensure(given == labels, reason)?;
         let (soft, teacher) = match self.targets {
             Targets::Hard => (None, None),
-            Targets::Soft(soft) => (Some(soft.detach().to_device(device)), None),
-            Targets::Teacher(teacher) => (None, Some(teacher)),
+            Targets::Soft(soft) => {
+                check_soft(soft, self.len() as i64, classes)?;
+                (Some(soft.detach().to_device(device)), None)
+            }
+            Targets::Teacher(teacher) => {
+                let Teacher { network, temperature } = teacher;
+                let reason = format!("the teacher's temperature must be positive, got {temperature}");
+                ensure(temperature.is_finite() && temperature > 0.0, reason)?;
+                let (theirs, place) = (network.model().input(), network.model().device());
+                let (their_shape, their_classes) = (theirs.image_shape(), theirs.n_classes);
+                let reason = format!(
+                    "the teacher takes {their_shape:?} and tells {their_classes} classes apart, the student takes {shape:?} \
+                     and tells {classes} apart"
+                );
+                ensure(their_shape == shape && their_classes == classes, reason)?;
+                ensure(place == device, format!("the teacher is on {place:?}, the student on {device:?}"))?;
+                (None, Some(teacher))
+            }
         };
         Ok(LoadedSource { images, soft, teacher, n_classes: classes })
     }

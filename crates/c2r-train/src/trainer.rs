@@ -88,7 +88,7 @@ pub struct Trainer<'a> {
 }
 
 impl<'a> Trainer<'a> {
-    /// Checks everything and stands before the first step.
+    /// Checks everything; no step is done yet.
     ///
     /// # Errors
     /// [`TrainError::Config`] or [`TrainError::Source`].

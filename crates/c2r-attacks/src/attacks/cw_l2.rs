@@ -1,6 +1,6 @@
 //! CW-L2: Adam on distance plus margin, in a space where the box is everything.
 
-use c2r_base::{Classifier, Norm, Passes, Seed, ThreatModel};
+use c2r_base::{Adam, Classifier, Norm, Passes, Seed, ThreatModel};
 use tch::{Kind, Tensor};
 
 use crate::{
@@ -14,10 +14,8 @@ use crate::{
 /// Pixels are kept this far inside (-1, 1), so that values at the border have a finite preimage.
 /// Carlini & Wagner's code.
 const INSIDE: f64 = 0.999_999;
-/// Adam (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1).
-const BETA_1: f64 = 0.9;
-const BETA_2: f64 = 0.999;
-const ADAM_EPSILON: f64 = 1e-8;
+/// Kingma & Ba 2015 (arXiv:1412.6980), algorithm 1.
+const ADAM_BETAS: (f64, f64) = (0.9, 0.999);
 /// Factor on `c` while no upper bound is known. Carlini & Wagner's code.
 const GROW: f64 = 10.0;
 
@@ -124,8 +122,7 @@ impl CwL2 {
     ) -> Result<(Tensor, Tensor), AttackError> {
         let rows: Vec<usize> = (0..batch.ids.len()).collect();
         let mut w = ((batch.images * 2.0 - 1.0) * INSIDE).atanh();
-        let mut first = w.zeros_like();
-        let mut second = w.zeros_like();
+        let mut adam = Adam::new(&w, ADAM_BETAS);
         let mut best = batch.images.copy();
         let mut best_distance = c.full_like(f64::INFINITY);
         let mut lowest = f64::INFINITY;
@@ -145,11 +142,7 @@ impl CwL2 {
             best_distance = distance.where_self(&better, &best_distance);
             // d tanh(w)/dw = 1 - tanh(w)^2, halved by the map to pixels.
             let gradient: Tensor = found.gradient * ((1.0 - w.tanh().square()) * 0.5);
-            first = first * BETA_1 + &gradient * (1.0 - BETA_1);
-            second = second * BETA_2 + gradient.square() * (1.0 - BETA_2);
-            let mean = &first / (1.0 - BETA_1.powi(step as i32));
-            let spread = (&second / (1.0 - BETA_2.powi(step as i32))).sqrt() + ADAM_EPSILON;
-            w -= mean / spread * self.config.lr;
+            w -= adam.direction(&gradient, step) * self.config.lr;
             if abort && (step - 1) % (self.config.steps / 10).max(1) == 0 {
                 let sum = found.losses.sum(Kind::Double).double_value(&[]);
                 if sum > lowest * 0.9999 {

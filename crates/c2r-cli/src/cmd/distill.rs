@@ -26,7 +26,7 @@ use crate::{
 /// Leaves RUN_DIR/synthetic.safetensors (images, labels and where they come from),
 /// synthetic.png (a picture of them), pictures/ (how they changed), log.jsonl and curves.svg (losses,
 /// margins, cost) and run.json (resolved configuration, versions, summary). The same command on the same
-/// folder goes on where it stopped.
+/// folder resumes an interrupted run.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -38,7 +38,7 @@ A configuration is a profile or a TOML file, changed key by key with --set. A fi
 `base = \"faithful\"`. `--print-config` shows the result and stops. Profiles:
   faithful                         C2R as the paper describes it
   plus                             with labels of a stored teacher
-  literal                          every reading of the paper to the letter
+  literal                          every reading of the paper taken literally
   class-mean                       its backbone; aac, crl: the backbone with one of its two parts
   rome, mat, guard                 ROME-like, adversarial trajectories, flat loss
   dm, dc, dsa, mtt, sre2l          distillations that ignore robustness
@@ -80,20 +80,20 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR", required_unless_present_any = ["estimate", "print_config"])]
     run_dir: Option<PathBuf>,
 
-    /// Folder of trained pools and teachers: taken from there where a run with the same networks, seed and data has left
-    /// them, left there otherwise. The result is the same with and without
+    /// Folder in which runs with the same networks, seed and data share trained pools and teachers; results are the same
+    /// without it
     #[arg(long, value_name = "DIR")]
     networks: Option<PathBuf>,
 
-    /// Save the state every so many steps
+    /// Steps between saved states
     #[arg(long, value_name = "STEPS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     checkpoint_every: u64,
 
-    /// Save the state every so many seconds
+    /// Seconds between saved states
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     checkpoint_seconds: u64,
 
-    /// Pictures of the images on the way, evenly spaced; 0 for none
+    /// Pictures of the images to draw during the run, evenly spaced; 0 for none
     #[arg(long, value_name = "N", default_value_t = 10)]
     pictures: u64,
 
@@ -276,7 +276,7 @@ impl Pace {
         (distillation.passes().forward - self.forward) as f64 / self.start.elapsed().as_secs_f64().max(1e-9)
     }
 
-    /// Seconds left if the rest goes like the part of this session that is done.
+    /// Seconds left if the rest is as fast as this session was so far.
     fn seconds_left(&self, distillation: &Distillation) -> f64 {
         let (done, total) = distillation.progress();
         let steps = (done - self.done).max(1) as f64;

@@ -29,7 +29,7 @@ const IMAGENET_TEST_PER_CLASS: usize = 50;
 /// Pixels in the passes that are timed, as a number of 32x32 images; fewer, larger images take as much memory.
 const BATCH: usize = 16;
 
-/// Say how long commands would take here, before anything they need exists.
+/// Estimate how long commands would take here, before anything that they need exists.
 ///
 /// Reads commands, one JSON array of words per line, and prints one JSON object per line: `{"seconds": 12.5}` or
 /// `{"error": "..."}`. A file that an earlier command of the list will write counts as written. No data is read; each
@@ -46,7 +46,7 @@ pub(crate) struct Args {
     #[arg(value_name = "FILE")]
     commands: PathBuf,
 
-    /// Keep the measured speeds in this file, and do not measure what stands there
+    /// Keep the measured speeds in this file, and measure only what it lacks
     #[arg(long, value_name = "FILE")]
     speeds: Option<PathBuf>,
 }
@@ -114,7 +114,7 @@ pub(crate) fn run(args: &Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
             return exit::fail(exit::INTERRUPTED, "interrupted");
         }
         let words: Vec<String> = serde_json::from_str(line)
-            .with_context(|| format!("line {number} is no JSON array of words"))
+            .with_context(|| format!("line {number} is not a JSON array of words"))
             .or_exit(exit::USAGE)?;
         let answer = match planned(&words, &mut written).and_then(|planned| seconds(&planned, device, &mut speeds)) {
             Ok(seconds) => json!({ "seconds": seconds }),

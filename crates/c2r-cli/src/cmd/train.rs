@@ -30,7 +30,7 @@ use crate::{
 ///
 /// Leaves RUN_DIR/model.safetensors (weights, architecture and what it was trained on), log.jsonl and
 /// run.json. The last step counts and no test image is looked at, unless --select says otherwise. The same
-/// command on the same folder goes on where it stopped.
+/// command on the same folder resumes an interrupted run.
 #[derive(clap::Args)]
 #[command(group = clap::ArgGroup::new("images").required(true).args(["synthetic", "dataset"]), after_help = "\
 Examples:
@@ -53,7 +53,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR", env = "C2R_DATA")]
     data: Option<PathBuf>,
 
-    /// Use only the first so many real training images of each class (recorded in every result)
+    /// Use only the first N real training images of each class (recorded in every result)
     #[arg(long, value_name = "N", conflicts_with = "synthetic")]
     train_per_class: Option<NonZeroUsize>,
 
@@ -78,11 +78,11 @@ pub(crate) struct Args {
     seed: u64,
 
     /// Which step's network to keep: last; held-out (the most accurate on real training images that it is not
-    /// trained on); best-test (the most accurate on the TEST images: too good, marked in every output)
+    /// trained on); best-test (the most accurate on the TEST images: optimistic, marked in every output)
     #[arg(long, value_name = "WHICH", default_value = "last", value_parser = parse_selection)]
     select: Selection,
 
-    /// Part of the real training images of each class that `--select held-out` keeps aside
+    /// Share of the real training images of each class that `--select held-out` keeps aside
     #[arg(long, value_name = "PART", default_value_t = 0.1, value_parser = parse_part)]
     held_out_part: f64,
 

@@ -457,7 +457,7 @@ fn times_of_commands_whose_inputs_do_not_exist_are_estimated() {
     assert_eq!(estimate(), answers, "what was measured is not measured again");
     fs::write(&file, "distill").unwrap();
     let (code, said) = fails(c2r().arg("estimate").arg(&file));
-    assert!(code == 2 && said.contains("line 1 is no JSON array"), "{code} {said}");
+    assert!(code == 2 && said.contains("line 1 is not a JSON array"), "{code} {said}");
 }
 
 #[test]

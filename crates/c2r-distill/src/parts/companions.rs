@@ -122,7 +122,7 @@ impl CompanionAttack {
     ) -> Result<Companions, DistillError> {
         let batch = AttackBatch { images, labels, ids, targets: None };
         let perturbed = match attack.perturb(model, &batch, &self.threat, seed) {
-            // Then the loss is not finite either, and whoever computes it knows at which step.
+            // The loss is then not finite either; the caller computes it and names the step.
             Err(AttackError::NonFiniteLogits { .. }) => {
                 Perturbed { images: images.shallow_clone(), queries: vec![], passes: Passes::default() }
             }

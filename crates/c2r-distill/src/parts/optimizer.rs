@@ -1,14 +1,13 @@
 //! The update rule of the synthetic images, with a state that can be saved.
 
+use c2r_base::Adam;
 use c2r_train::state::{State, StateError};
 use tch::{Kind, Tensor};
 
 use crate::config::{ImageOptimizer, ImageSpace, ImagesConfig};
 
-const ADAM_BETAS: (f64, f64) = (0.9, 0.999);
 /// SRe2L (Yin et al. 2023, arXiv:2306.13092), the authors' code.
-const ADAM_SHORT_BETAS: (f64, f64) = (0.5, 0.9);
-const ADAM_EPSILON: f64 = 1e-8;
+const SHORT_BETAS: (f64, f64) = (0.5, 0.9);
 /// DM (Zhao & Bilen 2023, arXiv:2110.04181) and ROME.
 const SGD_MOMENTUM: f64 = 0.5;
 
@@ -18,8 +17,8 @@ pub(crate) struct ImageUpdate {
     rule: ImageOptimizer,
     /// Pixels per unit of the space that the learning rate is about, where that is not pixels.
     unit: Option<Tensor>,
-    first: Tensor,
-    second: Tensor,
+    /// SGD's velocity is the first.
+    moments: Adam,
 }
 
 impl ImageUpdate {
@@ -27,42 +26,34 @@ impl ImageUpdate {
     pub(crate) fn new(config: &ImagesConfig, images: &Tensor, std: &[f64]) -> Self {
         let unit = (config.space == ImageSpace::Normalized)
             .then(|| Tensor::from_slice(std).to_kind(Kind::Float).to_device(images.device()).view([1, -1, 1, 1]));
-        Self { rule: config.optimizer, unit, first: images.zeros_like(), second: images.zeros_like() }
+        let betas = if config.optimizer == ImageOptimizer::AdamShort { SHORT_BETAS } else { (0.9, 0.999) };
+        Self { rule: config.optimizer, unit, moments: Adam::new(images, betas) }
     }
 
     /// Moves `images` against `gradient` and clamps them to `[0, 1]`; `step` counts from 1.
     pub(crate) fn apply(&mut self, images: &mut Tensor, gradient: &Tensor, lr: f64, step: u64) {
         let _no_grad = tch::no_grad_guard();
-        let gradient = &match &self.unit {
-            Some(unit) => gradient * unit,
-            None => gradient.shallow_clone(),
+        let scaled = |values: Tensor| match &self.unit {
+            Some(unit) => values * unit,
+            None => values,
         };
-        let change = match self.rule {
-            ImageOptimizer::Adam | ImageOptimizer::AdamShort => {
-                let (beta1, beta2) = if self.rule == ImageOptimizer::Adam { ADAM_BETAS } else { ADAM_SHORT_BETAS };
-                self.first = &self.first * beta1 + gradient * (1.0 - beta1);
-                self.second = &self.second * beta2 + gradient.square() * (1.0 - beta2);
-                let unbias = |beta: f64| 1.0 - beta.powf(step as f64);
-                (&self.first / unbias(beta1)) / ((&self.second / unbias(beta2)).sqrt() + ADAM_EPSILON)
-            }
+        let gradient = scaled(gradient.shallow_clone());
+        let change = scaled(match self.rule {
+            ImageOptimizer::Adam | ImageOptimizer::AdamShort => self.moments.direction(&gradient, step as u32),
             ImageOptimizer::Sgd => {
-                self.first = &self.first * SGD_MOMENTUM + gradient;
-                self.first.shallow_clone()
+                self.moments.first = &self.moments.first * SGD_MOMENTUM + gradient;
+                self.moments.first.shallow_clone()
             }
-        };
-        let change = match &self.unit {
-            Some(unit) => change * unit,
-            None => change,
-        };
+        });
         let moved = (&*images - change * lr).clamp(0.0, 1.0);
         images.copy_(&moved);
     }
 
     /// Visits the moments; SGD has one.
     pub(crate) fn state(&mut self, state: &mut State<'_>) -> Result<(), StateError> {
-        state.tensor("first", &mut self.first)?;
-        state.tensor("second", &mut self.second)?;
-        if self.second.min().double_value(&[]) < 0.0 {
+        state.tensor("first", &mut self.moments.first)?;
+        state.tensor("second", &mut self.moments.second)?;
+        if self.moments.second.min().double_value(&[]) < 0.0 {
             return Err(StateError::wrong(&state.name("second"), "0 or more", "negative numbers"));
         }
         Ok(())

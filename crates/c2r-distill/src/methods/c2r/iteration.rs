@@ -287,8 +287,8 @@ impl Method for C2r {
         for (index, memory) in self.memories.iter_mut().enumerate() {
             let (queue, cache) = (format!("queue.{index:04}."), format!("cache.{index:04}."));
             if let Some(config) = &queue_config {
-                let dimension = n_features(self.pool.network(index));
-                let new = || Ok::<_, StateError>(new_queue(config.clone(), context, dimension));
+                let dimension = || n_features(self.pool.network(index));
+                let new = || Ok::<_, StateError>(new_queue(config.clone(), context, dimension()));
                 state.optional(&format!("{queue}rows"), &mut memory.queue, new)?;
             }
             if remembers {
