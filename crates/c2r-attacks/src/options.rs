@@ -24,8 +24,8 @@ pub(crate) const fn passes(forward: u64, backward: u64) -> Passes {
     Passes { forward_calls: forward, forward_images: forward, backward_calls: backward, backward_images: backward }
 }
 
-/// Declares the options of one attack: a struct that refuses unknown keys, with defaults. After `steps:`, the three
-/// options of attacks with fixed steps come first, and [`Step`] reads them.
+/// Declares the options of one attack: a struct that refuses unknown keys, with defaults. With `steps` the three
+/// options of attacks with fixed steps come first; [`Check::step`] reads them.
 macro_rules! options {
     ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident : $type:ty = $default:expr,)* }) => {
         $(#[$doc])*
@@ -52,12 +52,6 @@ macro_rules! options {
                 $($rest)*
             }
         );
-
-        impl $name {
-            fn step(&self, check: &$crate::options::Check) -> Result<$crate::options::Step, $crate::ConfigError> {
-                check.step(self.steps, self.step_size, self.rel_step_size)
-            }
-        }
     };
 }
 pub(crate) use options;

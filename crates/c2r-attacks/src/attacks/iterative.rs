@@ -1,5 +1,7 @@
 //! Attacks that follow a gradient with steps of fixed length: FGSM, BIM, PGD, the momentum family, TPGD, EOT-PGD,
 //! Jitter and CW-Linf. Their options differ; [`Iterative`] runs them all.
+//!
+//! Longer than 600 lines: a third of it documents the options of twelve attacks, which one loop runs.
 
 use c2r_base::{Classifier, Norm, Seed, ThreatModel, loss};
 use tch::{Kind, Tensor};
@@ -178,123 +180,116 @@ impl FixedSteps for RFgsmConfig {
     }
 }
 
-impl FixedSteps for BimConfig {
-    fn iterative(&self, name: &'static str) -> Result<Iterative, ConfigError> {
-        Ok(Iterative {
-            objective: Objective::loss(self.loss),
-            early_stop: self.early_stop,
-            ..Iterative::plain(name, self.steps, self.step(&Check(name))?)
-        })
+/// Makes attacks of options with steps: their `apply` checks the other options and changes what they say.
+macro_rules! fixed_steps {
+    ($($options:ident)*) => {$(
+        impl FixedSteps for $options {
+            fn iterative(&self, name: &'static str) -> Result<Iterative, ConfigError> {
+                let check = Check(name);
+                let step = check.step(self.steps, self.step_size, self.rel_step_size)?;
+                let mut attack = Iterative::plain(name, self.steps, step);
+                self.apply(&check, &mut attack)?;
+                Ok(attack)
+            }
+        }
+    )*};
+}
+
+fixed_steps! {
+    BimConfig PgdConfig CwLinfConfig MiFgsmConfig NiFgsmConfig VmiFgsmConfig TpgdConfig EotPgdConfig JitterConfig
+}
+
+impl BimConfig {
+    fn apply(&self, _: &Check, attack: &mut Iterative) -> Result<(), ConfigError> {
+        attack.objective = Objective::loss(self.loss);
+        attack.early_stop = self.early_stop;
+        Ok(())
     }
 }
 
-impl FixedSteps for PgdConfig {
-    fn iterative(&self, name: &'static str) -> Result<Iterative, ConfigError> {
-        let check = Check(name);
-        let step = self.step(&check)?;
+impl PgdConfig {
+    fn apply(&self, check: &Check, attack: &mut Iterative) -> Result<(), ConfigError> {
         check.count("restarts", self.restarts)?;
         check.at_least("kappa", self.kappa, 0.0)?;
         check.fraction("sparsity", self.sparsity)?;
-        Ok(Iterative {
-            objective: Objective::Loss(self.loss, self.kappa),
-            start: ball_if(self.random_start),
-            restarts: self.restarts,
-            early_stop: self.early_stop,
-            sparsity: self.sparsity,
-            ..Iterative::plain(name, self.steps, step)
-        })
+        attack.objective = Objective::Loss(self.loss, self.kappa);
+        attack.start = ball_if(self.random_start);
+        attack.restarts = self.restarts;
+        attack.early_stop = self.early_stop;
+        attack.sparsity = self.sparsity;
+        Ok(())
     }
 }
 
-impl FixedSteps for CwLinfConfig {
-    fn iterative(&self, name: &'static str) -> Result<Iterative, ConfigError> {
-        let check = Check(name);
-        let step = self.step(&check)?;
+impl CwLinfConfig {
+    fn apply(&self, check: &Check, attack: &mut Iterative) -> Result<(), ConfigError> {
         check.count("restarts", self.restarts)?;
         check.at_least("kappa", self.kappa, 0.0)?;
-        Ok(Iterative {
-            objective: Objective::Loss(LossKind::Cw, self.kappa),
-            norms: &[Norm::Linf],
-            start: ball_if(self.random_start),
-            restarts: self.restarts,
-            early_stop: self.early_stop,
-            ..Iterative::plain(name, self.steps, step)
-        })
+        attack.objective = Objective::Loss(LossKind::Cw, self.kappa);
+        attack.norms = &[Norm::Linf];
+        attack.start = ball_if(self.random_start);
+        attack.restarts = self.restarts;
+        attack.early_stop = self.early_stop;
+        Ok(())
     }
 }
 
-impl FixedSteps for MiFgsmConfig {
-    fn iterative(&self, name: &'static str) -> Result<Iterative, ConfigError> {
-        let check = Check(name);
-        Ok(Iterative {
-            early_stop: self.early_stop,
-            momentum: Some(Momentum::new(&check, self.decay, false)?),
-            ..Iterative::plain(name, self.steps, self.step(&check)?)
-        })
+impl MiFgsmConfig {
+    fn apply(&self, check: &Check, attack: &mut Iterative) -> Result<(), ConfigError> {
+        check.at_least("decay", self.decay, 0.0)?;
+        attack.momentum = Some(Momentum { decay: self.decay, look_ahead: false });
+        attack.early_stop = self.early_stop;
+        Ok(())
     }
 }
 
-impl FixedSteps for NiFgsmConfig {
-    fn iterative(&self, name: &'static str) -> Result<Iterative, ConfigError> {
-        let check = Check(name);
-        Ok(Iterative {
-            norms: &[Norm::Linf],
-            momentum: Some(Momentum::new(&check, self.decay, true)?),
-            ..Iterative::plain(name, self.steps, self.step(&check)?)
-        })
+impl NiFgsmConfig {
+    fn apply(&self, check: &Check, attack: &mut Iterative) -> Result<(), ConfigError> {
+        check.at_least("decay", self.decay, 0.0)?;
+        attack.momentum = Some(Momentum { decay: self.decay, look_ahead: true });
+        attack.norms = &[Norm::Linf];
+        Ok(())
     }
 }
 
-impl FixedSteps for VmiFgsmConfig {
-    fn iterative(&self, name: &'static str) -> Result<Iterative, ConfigError> {
-        let check = Check(name);
-        Ok(Iterative {
-            norms: &[Norm::Linf],
-            momentum: Some(Momentum::new(&check, self.decay, name == "vni-fgsm")?),
-            variance: Some(Variance::new(&check, self.neighbours, self.beta)?),
-            ..Iterative::plain(name, self.steps, self.step(&check)?)
-        })
+impl VmiFgsmConfig {
+    fn apply(&self, check: &Check, attack: &mut Iterative) -> Result<(), ConfigError> {
+        check.at_least("decay", self.decay, 0.0)?;
+        check.count("neighbours", self.neighbours)?;
+        check.positive("beta", self.beta)?;
+        attack.momentum = Some(Momentum { decay: self.decay, look_ahead: attack.name == "vni-fgsm" });
+        attack.variance = Some(Variance { neighbours: self.neighbours, beta: self.beta });
+        attack.norms = &[Norm::Linf];
+        Ok(())
     }
 }
 
-impl FixedSteps for TpgdConfig {
-    fn iterative(&self, name: &'static str) -> Result<Iterative, ConfigError> {
-        let check = Check(name);
-        let step = self.step(&check)?;
+impl TpgdConfig {
+    fn apply(&self, check: &Check, attack: &mut Iterative) -> Result<(), ConfigError> {
         check.positive("start-std", self.start_std)?;
-        Ok(Iterative {
-            objective: Objective::Kl,
-            start: Start::Gaussian(self.start_std),
-            ..Iterative::plain(name, self.steps, step)
-        })
+        attack.objective = Objective::Kl;
+        attack.start = Start::Gaussian(self.start_std);
+        Ok(())
     }
 }
 
-impl FixedSteps for EotPgdConfig {
-    fn iterative(&self, name: &'static str) -> Result<Iterative, ConfigError> {
-        let check = Check(name);
-        let step = self.step(&check)?;
+impl EotPgdConfig {
+    fn apply(&self, check: &Check, attack: &mut Iterative) -> Result<(), ConfigError> {
         check.count("samples", self.samples)?;
-        Ok(Iterative {
-            start: ball_if(self.random_start),
-            gradient_samples: self.samples,
-            ..Iterative::plain(name, self.steps, step)
-        })
+        attack.start = ball_if(self.random_start);
+        attack.gradient_samples = self.samples;
+        Ok(())
     }
 }
 
-impl FixedSteps for JitterConfig {
-    fn iterative(&self, name: &'static str) -> Result<Iterative, ConfigError> {
-        let check = Check(name);
-        let step = self.step(&check)?;
+impl JitterConfig {
+    fn apply(&self, check: &Check, attack: &mut Iterative) -> Result<(), ConfigError> {
         check.positive("scale", self.scale)?;
         check.at_least("std", self.std, 0.0)?;
-        Ok(Iterative {
-            objective: Objective::Jitter { scale: self.scale, std: self.std },
-            norms: &[Norm::Linf],
-            start: ball_if(self.random_start),
-            ..Iterative::plain(name, self.steps, step)
-        })
+        attack.objective = Objective::Jitter { scale: self.scale, std: self.std };
+        attack.norms = &[Norm::Linf];
+        attack.start = ball_if(self.random_start);
+        Ok(())
     }
 }
 
@@ -336,26 +331,11 @@ struct Momentum {
     look_ahead: bool,
 }
 
-impl Momentum {
-    fn new(check: &Check, decay: f64, look_ahead: bool) -> Result<Self, ConfigError> {
-        check.at_least("decay", decay, 0.0)?;
-        Ok(Self { decay, look_ahead })
-    }
-}
-
 #[derive(Clone, Copy, Debug)]
 struct Variance {
     neighbours: u32,
     /// Radius of the neighbourhood, fraction of epsilon.
     beta: f64,
-}
-
-impl Variance {
-    fn new(check: &Check, neighbours: u32, beta: f64) -> Result<Self, ConfigError> {
-        check.count("neighbours", neighbours)?;
-        check.positive("beta", beta)?;
-        Ok(Self { neighbours, beta })
-    }
 }
 
 /// An attack with fixed steps, its options checked.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use c2r_base::{Passes, Seed, ThreatModel};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap};
 use serde_json::Value;
 
 use crate::attack::Family;
@@ -71,7 +71,7 @@ pub struct StageEntry {
 }
 
 /// One attack or suite of a report.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct AttackEntry {
     /// Name, e.g. `pgd` or `autoattack-standard`.
     pub name: String,
@@ -111,8 +111,7 @@ impl AttackEntry {
 ///
 /// As JSON it carries the rates as well (`clean_accuracy`, `robust_accuracy`, and per attack
 /// `robust_accuracy`, `survivors`, `seconds`), which are ignored when it is read back.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(from = "wire::Report", into = "wire::Report")]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct AttackReport {
     /// What was attacked, as whoever ran the evaluation describes it; [`crate::evaluate`] leaves it out.
     pub subject: Option<Value>,
@@ -133,6 +132,7 @@ pub struct AttackReport {
     /// Predictions on the clean images.
     pub clean_predictions: Vec<i64>,
     /// Margins of the labels on the clean images, in logits; empty in reports of earlier versions.
+    #[serde(default)]
     pub clean_margins: Vec<f32>,
     /// What the clean pass and the self-checks cost.
     pub clean_counts: Passes,
@@ -279,134 +279,56 @@ fn share(hits: impl Iterator<Item = bool>) -> f64 {
     n_hits as f64 / n.max(1) as f64
 }
 
-/// The JSON layout.
-mod wire {
-    use super::*;
-
-    #[derive(Serialize, Deserialize)]
-    pub(super) struct Report {
-        schema_version: u32,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        subject: Option<Value>,
-        threat: ThreatModel,
-        mode: Mode,
-        seed: Seed,
-        n: usize,
-        classes: i64,
-        batch_size: usize,
-        #[serde(default)]
-        clean_accuracy: f64,
-        #[serde(default)]
-        robust_accuracy: f64,
-        #[serde(default)]
-        counts: Passes,
-        #[serde(default)]
-        seconds: f64,
-        flags: Vec<Flag>,
-        #[serde(default)]
-        flag_notes: Vec<String>,
-        versions: BTreeMap<String, String>,
-        clean_counts: Passes,
-        clean_seconds: f64,
-        attacks: Vec<Entry>,
-        labels: Vec<i64>,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        targets: Option<Vec<i64>>,
-        clean_predictions: Vec<i64>,
-        #[serde(default)]
-        clean_margins: Vec<f32>,
-    }
-
-    #[derive(Serialize, Deserialize)]
-    struct Entry {
-        name: String,
-        #[serde(default)]
-        robust_accuracy: f64,
-        #[serde(default)]
-        success_rate: Option<f64>,
-        #[serde(default)]
-        survivors: usize,
-        #[serde(default)]
-        counts: Passes,
-        #[serde(default)]
-        seconds: f64,
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        config: Option<Value>,
-        stages: Vec<StageEntry>,
-        samples: Vec<SampleOutcome>,
-    }
-
-    impl From<AttackReport> for Report {
-        fn from(report: AttackReport) -> Self {
-            Self {
-                schema_version: AttackReport::SCHEMA_VERSION,
-                n: report.n(),
-                clean_accuracy: report.clean_accuracy(),
-                robust_accuracy: report.robust_accuracy(),
-                counts: report.counts(),
-                seconds: report.seconds(),
-                flag_notes: report.flags.iter().map(ToString::to_string).collect(),
-                subject: report.subject,
-                threat: report.threat,
-                mode: report.mode,
-                seed: report.seed,
-                classes: report.classes,
-                batch_size: report.batch_size,
-                flags: report.flags,
-                versions: report.versions,
-                clean_counts: report.clean_counts,
-                clean_seconds: report.clean_seconds,
-                attacks: report
-                    .attacks
-                    .into_iter()
-                    .map(|entry| Entry {
-                        robust_accuracy: entry.robust_accuracy(),
-                        success_rate: entry.success_rate(),
-                        survivors: entry.samples.iter().filter(|s| s.outcome == Outcome::Survived).count(),
-                        counts: entry.counts(),
-                        seconds: entry.seconds(),
-                        name: entry.name,
-                        config: entry.config,
-                        stages: entry.stages,
-                        samples: entry.samples,
-                    })
-                    .collect(),
-                labels: report.labels,
-                targets: report.targets,
-                clean_predictions: report.clean_predictions,
-                clean_margins: report.clean_margins,
-            }
+/// With the rates, which are ignored when it is read back.
+impl Serialize for AttackReport {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("schema_version", &Self::SCHEMA_VERSION)?;
+        if let Some(subject) = &self.subject {
+            map.serialize_entry("subject", subject)?;
         }
-    }
-
-    impl From<Report> for AttackReport {
-        fn from(wire: Report) -> Self {
-            Self {
-                subject: wire.subject,
-                threat: wire.threat,
-                mode: wire.mode,
-                seed: wire.seed,
-                batch_size: wire.batch_size,
-                classes: wire.classes,
-                labels: wire.labels,
-                targets: wire.targets,
-                clean_predictions: wire.clean_predictions,
-                clean_margins: wire.clean_margins,
-                clean_counts: wire.clean_counts,
-                clean_seconds: wire.clean_seconds,
-                attacks: wire
-                    .attacks
-                    .into_iter()
-                    .map(|entry| AttackEntry {
-                        name: entry.name,
-                        config: entry.config,
-                        stages: entry.stages,
-                        samples: entry.samples,
-                    })
-                    .collect(),
-                flags: wire.flags,
-                versions: wire.versions,
-            }
+        map.serialize_entry("threat", &self.threat)?;
+        map.serialize_entry("mode", &self.mode)?;
+        map.serialize_entry("seed", &self.seed)?;
+        map.serialize_entry("n", &self.n())?;
+        map.serialize_entry("classes", &self.classes)?;
+        map.serialize_entry("batch_size", &self.batch_size)?;
+        map.serialize_entry("clean_accuracy", &self.clean_accuracy())?;
+        map.serialize_entry("robust_accuracy", &self.robust_accuracy())?;
+        map.serialize_entry("counts", &self.counts())?;
+        map.serialize_entry("seconds", &self.seconds())?;
+        map.serialize_entry("flags", &self.flags)?;
+        map.serialize_entry("flag_notes", &self.flags.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        map.serialize_entry("versions", &self.versions)?;
+        map.serialize_entry("clean_counts", &self.clean_counts)?;
+        map.serialize_entry("clean_seconds", &self.clean_seconds)?;
+        map.serialize_entry("attacks", &self.attacks)?;
+        map.serialize_entry("labels", &self.labels)?;
+        if let Some(targets) = &self.targets {
+            map.serialize_entry("targets", targets)?;
         }
+        map.serialize_entry("clean_predictions", &self.clean_predictions)?;
+        map.serialize_entry("clean_margins", &self.clean_margins)?;
+        map.end()
+    }
+}
+
+/// With the rates, which are ignored when it is read back.
+impl Serialize for AttackEntry {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let survivors = self.samples.iter().filter(|sample| sample.outcome == Outcome::Survived).count();
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("name", &self.name)?;
+        map.serialize_entry("robust_accuracy", &self.robust_accuracy())?;
+        map.serialize_entry("success_rate", &self.success_rate())?;
+        map.serialize_entry("survivors", &survivors)?;
+        map.serialize_entry("counts", &self.counts())?;
+        map.serialize_entry("seconds", &self.seconds())?;
+        if let Some(config) = &self.config {
+            map.serialize_entry("config", config)?;
+        }
+        map.serialize_entry("stages", &self.stages)?;
+        map.serialize_entry("samples", &self.samples)?;
+        map.end()
     }
 }
