@@ -89,7 +89,6 @@ struct Measured {
 /// # Errors
 /// Exit code 4 if a number has moved and is not accepted.
 pub(crate) fn run(accept: bool, data: Option<&Path>, strict: bool, checkout: &Checkout) -> anyhow::Result<()> {
-    checkout.build_c2r()?;
     let data = checkout::data_folder(data)?;
     let results = checkout.root().join("target/regression");
     // What was computed by other code proves nothing.

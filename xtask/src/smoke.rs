@@ -33,7 +33,6 @@ const ESTIMATED: &str = r#"["distill", "--dataset", "digits", "--ipc", "1", "--r
 /// # Errors
 /// If a command fails, or `c2r` has one that is not in the list.
 pub(crate) fn run(device: &str, checkout: &Checkout) -> anyhow::Result<()> {
-    checkout.build_c2r()?;
     let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
     fs::write(folder.path().join("commands.jsonl"), ESTIMATED).context("cannot write the commands to estimate")?;
     let help = said(checkout, &["--help"])?;

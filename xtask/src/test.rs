@@ -20,6 +20,7 @@ const ENVIRONMENT_VARIABLE: &str = "C2R_TEST_PYTHON";
 
 /// Run the tests, documentation examples included
 #[derive(Debug, Clone, clap::Args)]
+#[command(group(clap::ArgGroup::new("commands").args(["regression", "device"])))]
 #[command(after_help = "\
 Examples:
   cargo xtask test
@@ -47,8 +48,12 @@ pub(crate) struct Args {
     data: Option<PathBuf>,
 
     /// Run every command of c2r once on this device (cpu, cuda or cuda:N), instead of the tests
-    #[arg(long, value_name = "DEVICE", conflicts_with_all = ["slow", "regression", "package", "filter"])]
+    #[arg(long, value_name = "DEVICE", conflicts_with_all = ["slow", "package", "filter"])]
     device: Option<String>,
+
+    /// With --regression or --device: take c2r as it was built last, by the tests, say
+    #[arg(long, requires = "commands")]
+    prebuilt: bool,
 
     /// Only this crate
     #[arg(long = "crate", value_name = "NAME")]
@@ -61,6 +66,13 @@ pub(crate) struct Args {
 /// The command.
 pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     setup::ensure(checkout)?;
+    let c2r = checkout.c2r();
+    if args.prebuilt && !c2r.is_file() {
+        return Err(exit::usage(format!("--prebuilt: there is no {}", c2r.display())));
+    }
+    if (args.regression || args.device.is_some()) && !args.prebuilt {
+        checkout.build_c2r()?;
+    }
     if args.regression {
         return regression::run(args.accept, args.data.as_deref(), args.slow, checkout);
     }
@@ -76,7 +88,7 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     match ENVIRONMENT.python() {
         Ok(python) => drop(command.env(ENVIRONMENT_VARIABLE, python)),
         Err(error) if args.slow => return Err(error),
-        Err(error) => ui::note(format!("note: the tests of Python's side are skipped: {}", exit::message(&error))),
+        Err(error) => ui::note(format!("SKIPPED: the tests of Python's side: {}", exit::message(&error))),
     }
     checkout.run_cargo(&mut command, "testing")
 }
@@ -107,6 +119,7 @@ mod tests {
                 accept: false,
                 data: None,
                 device: None,
+                prebuilt: false,
                 package: package.map(Into::into),
                 filter: filter.map(Into::into),
             };
