@@ -124,12 +124,23 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Train(args) => cmd::train::run(args, device, &ui),
         Command::Attack(args) => cmd::attack::run(args, device, &ui),
         Command::Table(args) => cmd::table::run(args, &ui),
-        Command::Estimate(args) => cmd::estimate::run(&args, device, &ui),
+        Command::Estimate(args) => cmd::estimate::run(&args, planned, device, &ui),
         Command::Import(args) => cmd::import::run(args, &ui),
         Command::Export(args) => cmd::export::run(args, &ui),
         Command::Report(args) => cmd::report::run(args, &ui),
         Command::Inspect(args) => cmd::inspect::run(args, &ui),
         Command::Doctor(args) => cmd::doctor::run(args, device, &ui),
+    }
+}
+
+/// What the command line `words` would do, for `estimate`.
+fn planned(words: &[String], written: &mut cmd::estimate::Written) -> anyhow::Result<cmd::estimate::Planned> {
+    let cli = Cli::try_parse_from(std::iter::once("c2r").chain(words.iter().map(String::as_str)))?;
+    match cli.command {
+        Command::Distill(args) => cmd::distill::planned(&args, written),
+        Command::Train(args) => cmd::train::planned(&args, written),
+        Command::Attack(args) => cmd::attack::planned(&args, written),
+        _ => anyhow::bail!("only distill, train and attack take long"),
     }
 }
 

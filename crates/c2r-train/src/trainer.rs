@@ -475,7 +475,10 @@ mod tests {
             let mut model = model(0);
             let mut config = config(Protocol::Natural, 1);
             config.labels = labels;
-            Trainer::new(&mut model, source, &config, Seed::new(0)).unwrap_err().to_string()
+            match Trainer::new(&mut model, source, &config, Seed::new(0)) {
+                Err(TrainError::Source(reason)) => reason,
+                other => panic!("{:?}", other.err()),
+            }
         };
         let colour = LabelledImages::new(toys::images(6, [3, 8, 8]), toys::labels(6, 3)).unwrap();
         assert!(message(&TrainSource::new(&colour, Targets::Hard), LabelSource::Hard).contains("[3, 8, 8]"));
@@ -509,7 +512,7 @@ mod tests {
         let source = TrainSource::of_split(&train, Targets::Hard);
         let error = super::train(&mut model, &source, &config, Seed::new(0), &mut |_| {}).unwrap_err();
         let TrainError::NotFinite { step, steps: 50, .. } = error else { panic!("{error}") };
-        assert!(step > 0 && error.to_string().contains(&format!("at step {step} of 50")), "{error}");
+        assert!((1..50).contains(&step), "{error}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod deterministic;
 mod digits;
+mod models;
 mod properties;
 mod stochastic;
 mod support;

@@ -9,13 +9,10 @@ use c2r_base::artifact;
 use c2r_data::DatasetSpec;
 use c2r_distill::Work;
 use c2r_models::ModelSpec;
-use clap::Parser;
 use serde_json::json;
 use tch::Device;
 
 use crate::{
-    Cli, Command,
-    cmd::{attack, distill, train},
     data,
     exit::{self, OrExit},
     throughput::{self, Throughput},
@@ -93,7 +90,10 @@ pub(crate) fn n_test(spec: &DatasetSpec) -> usize {
     spec.n_test.unwrap_or(IMAGENET_TEST_PER_CLASS * spec.classes.len())
 }
 
-pub(crate) fn run(args: &Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
+/// What a command line would do, and what it would leave for those after it.
+pub(crate) type Plan = fn(&[String], &mut Written) -> anyhow::Result<Planned>;
+
+pub(crate) fn run(args: &Args, planned: Plan, device: Device, ui: &Ui) -> anyhow::Result<()> {
     let text = if args.commands.as_os_str() == "-" {
         let mut text = String::new();
         std::io::stdin().read_to_string(&mut text).context("cannot read standard input")?;
@@ -159,16 +159,6 @@ fn duration(seconds: f64) -> String {
         s if s < 90.0 => format!("{s:.0} seconds"),
         s if s < 90.0 * 60.0 => format!("{:.0} minutes", s / 60.0),
         s => format!("{:.1} hours", s / 3600.0),
-    }
-}
-
-fn planned(words: &[String], written: &mut Written) -> anyhow::Result<Planned> {
-    let cli = Cli::try_parse_from(std::iter::once("c2r").chain(words.iter().map(String::as_str)))?;
-    match cli.command {
-        Command::Distill(args) => distill::planned(&args, written),
-        Command::Train(args) => train::planned(&args, written),
-        Command::Attack(args) => attack::planned(&args, written),
-        _ => anyhow::bail!("only distill, train and attack take long"),
     }
 }
 

@@ -1,0 +1,305 @@
+//! Models that fail, change, hide their gradients or are doubtful in another way, and the workers that share one.
+
+use c2r_attacks::{AttackConfig, AttackError, EvaluateOptions, Flag, Mode, evaluate};
+use c2r_base::{Classifier, ClassifierError, LabelledImages, Norm};
+use c2r_testkit::toys::{self, Linear, Tanh};
+use tch::{Device, Kind, Tensor};
+
+use crate::{
+    properties::{CLASSES, NORMS, SHAPE, attacks, toy},
+    support::{config, run, threat},
+};
+
+/// Answers with what it was given.
+struct Fixed(Tensor);
+
+impl Classifier for Fixed {
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+        let zero = images.flatten(1, -1).sum_dim_intlist([1i64].as_slice(), true, Kind::Float) * 0.0;
+        Ok(self.0.narrow(0, 0, images.size()[0]) + zero)
+    }
+
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+}
+
+/// A model that lends itself to other threads, and counts on how many it runs.
+#[derive(Clone)]
+struct Shared(std::sync::Arc<std::sync::Mutex<std::collections::HashSet<std::thread::ThreadId>>>);
+
+impl Classifier for Shared {
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+        self.0.lock().unwrap().insert(std::thread::current().id());
+        Ok(Tanh::new(CLASSES, SHAPE, 12).logits(images))
+    }
+
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+
+    fn replica(&self) -> Option<Box<dyn Classifier + Send>> {
+        Some(Box::new(self.clone()))
+    }
+}
+
+#[test]
+fn outcomes_do_not_depend_on_the_workers() {
+    let (_, data) = toy();
+    for (norm, epsilon) in NORMS {
+        let report = |workers| {
+            let threads = std::sync::Arc::default();
+            let options = EvaluateOptions { batch_size: 9, mode: Mode::Each, workers, ..Default::default() };
+            let report =
+                run(&Shared(std::sync::Arc::clone(&threads)), &data, &attacks(norm), &threat(norm, epsilon), &options);
+            let threads = threads.lock().unwrap().len();
+            (report, threads)
+        };
+        let (alone, one) = report(1);
+        assert_eq!(one, 1);
+        // More workers than samples leave some idle.
+        for workers in [2, 3, 50] {
+            let (together, many) = report(workers);
+            assert!(many > 1, "{workers} workers ran on {many} thread");
+            for (a, b) in alone.attacks.iter().zip(&together.attacks) {
+                assert_eq!(a.stages[0].attacked, b.stages[0].attacked);
+                let name = &a.name;
+                for (a, b) in a.samples.iter().zip(&b.samples) {
+                    // DeepFool ends on the boundary itself, where the last bit decides.
+                    if name != "deepfool" {
+                        assert_eq!((&a.outcome, a.prediction), (&b.outcome, b.prediction), "{name} {norm}");
+                    }
+                    assert!((a.distance - b.distance).abs() <= 1e-4 * a.distance.max(1.0));
+                }
+            }
+        }
+    }
+}
+
+/// A model that breaks on bright images, wherever it runs.
+#[derive(Clone)]
+struct Fragile;
+
+impl Classifier for Fragile {
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+        let bright = images.mean_dim([1i64, 2, 3].as_slice(), false, Kind::Float);
+        let dark: Tensor = 2.0 - &bright;
+        Ok(Tensor::stack(&[dark.masked_fill(&bright.gt(0.35), f64::NAN), bright], 1))
+    }
+
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+
+    fn replica(&self) -> Option<Box<dyn Classifier + Send>> {
+        Some(Box::new(self.clone()))
+    }
+}
+
+#[test]
+fn workers_report_the_first_offending_sample() {
+    // Clean images are fine; random noise makes samples 2 and 3 too bright.
+    let means = Tensor::from_slice(&[0.1f32, 0.1, 0.34, 0.34]).view([4, 1, 1, 1]);
+    let images = means.expand([4, 1, 2, 2], false).contiguous();
+    let data = LabelledImages::new(images, Tensor::zeros([4], (Kind::Int64, Device::Cpu))).unwrap();
+    for workers in [1, 2, 4] {
+        let options = EvaluateOptions { workers, self_check: false, ..Default::default() };
+        let attacks = [config("pgd", &[("steps", "10")]).build().unwrap()];
+        let threat = threat(Norm::Linf, 0.1);
+        let result = evaluate(&Fragile, &data, &attacks, &threat, &options);
+        assert!(matches!(result, Err(AttackError::NonFiniteLogits { sample: 2, .. })), "{workers}: {result:?}");
+    }
+}
+
+/// A model that cannot take more than two images at once and says so.
+struct Small;
+
+impl Classifier for Small {
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+        match images.size()[0] {
+            1..=2 => Ok(Tanh::new(CLASSES, SHAPE, 12).logits(images)),
+            n => Err(ClassifierError::new(format!("{n} images are too many"))),
+        }
+    }
+
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+}
+
+#[test]
+fn what_a_model_says_when_it_fails_comes_back_with_the_samples() {
+    let (_, data) = toy();
+    let attacks = [config("deepfool", &[]).build().unwrap()];
+    let (threat, options) = (threat(Norm::Linf, 0.1), EvaluateOptions::default());
+    let error = evaluate(&Small, &data, &attacks, &threat, &options).unwrap_err();
+    let AttackError::Model { sample: 0, rows, ref attack, ref source } = error else { panic!("{error:?}") };
+    assert_eq!((rows, attack.as_str()), (data.len(), "clean"));
+    assert_eq!(source.to_string(), format!("{rows} images are too many"));
+}
+
+#[test]
+fn bad_logits_and_labels_name_the_sample() {
+    let images = toys::images(3, [1, 2, 2]);
+    let data = LabelledImages::new(images, Tensor::from_slice(&[0i64, 1, 1])).unwrap();
+    let result = |logits: Tensor| {
+        let attacks = [config("fgsm", &[]).build().unwrap()];
+        let options = EvaluateOptions::default();
+        evaluate(&Fixed(logits), &data, &attacks, &threat(Norm::Linf, 0.1), &options)
+    };
+    let nan = Tensor::from_slice(&[1.0f32, 0.0, f32::NAN, 1.0, 0.0, 1.0]).view([3, 2]);
+    assert!(matches!(result(nan), Err(AttackError::NonFiniteLogits { sample: 1, .. })));
+    let double = Tensor::zeros([3, 2], (Kind::Double, Device::Cpu));
+    assert!(matches!(result(double), Err(AttackError::LogitsKind(Kind::Double))));
+    let one = Tensor::zeros([3, 1], (Kind::Float, Device::Cpu));
+    assert!(matches!(result(one), Err(AttackError::LogitsShape { .. })));
+    let labels = LabelledImages::new(toys::images(3, [1, 2, 2]), Tensor::from_slice(&[0i64, 7, 1])).unwrap();
+    let attacks = [config("fgsm", &[]).build().unwrap()];
+    let three = Fixed(Tensor::zeros([3, 3], (Kind::Float, Device::Cpu)));
+    let error = evaluate(&three, &labels, &attacks, &threat(Norm::Linf, 0.1), &EvaluateOptions::default());
+    assert!(error.unwrap_err().to_string().contains("sample 1 has label 7, outside 0..=2"));
+}
+
+#[test]
+fn doubtful_models_are_flagged() {
+    let (model, data) = toy();
+    struct Probabilities<'a>(&'a Tanh);
+    impl Classifier for Probabilities<'_> {
+        fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+            Ok(self.0.logits(images).softmax(1, Kind::Float))
+        }
+        fn device(&self) -> Device {
+            Device::Cpu
+        }
+    }
+    struct InBatch<'a>(&'a Tanh);
+    impl Classifier for InBatch<'_> {
+        fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+            Ok(self.0.logits(&(images - images.mean_dim([0i64].as_slice(), true, Kind::Float))))
+        }
+        fn device(&self) -> Device {
+            Device::Cpu
+        }
+    }
+    struct Saturated<'a>(&'a Tanh);
+    impl Classifier for Saturated<'_> {
+        fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+            Ok(self.0.logits(images) * 1e4)
+        }
+        fn device(&self) -> Device {
+            Device::Cpu
+        }
+    }
+    let flags = |model: &dyn Classifier| {
+        run(model, &data, &[config("fgsm", &[]).build().unwrap()], &threat(Norm::Linf, 0.01), &Default::default()).flags
+    };
+    assert_eq!(flags(&model), []);
+    assert!(flags(&Probabilities(&model)).contains(&Flag::ProbabilitiesNotLogits));
+    assert!(flags(&InBatch(&model)).iter().any(|flag| matches!(flag, Flag::BatchDependentModel { .. })));
+    assert!(flags(&Saturated(&model)).iter().any(|flag| matches!(flag, Flag::ZeroGradient { .. })));
+}
+
+/// Answers of a model that change from one pass to the next.
+struct Changing<'a> {
+    model: &'a Tanh,
+    n_passes: std::cell::Cell<u32>,
+    factor: fn(u32) -> f64,
+}
+
+impl Classifier for Changing<'_> {
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+        self.n_passes.set(self.n_passes.get() + 1);
+        Ok(self.model.logits(images) * (self.factor)(self.n_passes.get()))
+    }
+
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+}
+
+#[test]
+fn a_randomized_model_is_flagged_and_another_accuracy_at_epsilon_zero_is_an_error() {
+    let (model, data) = toy();
+    let result = |factor: fn(u32) -> f64| {
+        let model = Changing { model: &model, n_passes: std::cell::Cell::new(0), factor };
+        let attacks = [config("fgsm", &[]).build().unwrap()];
+        let options = EvaluateOptions::default();
+        evaluate(&model, &data, &attacks, &threat(Norm::Linf, 0.01), &options)
+    };
+    let flags = result(|pass| 1.0 + 0.01 * f64::from(pass)).unwrap().flags;
+    assert!(flags.iter().any(|flag| matches!(flag, Flag::RandomizedModel { .. })), "{flags:?}");
+    // The same twice, and upside down for the images that were projected at epsilon 0.
+    let error = result(|pass| if pass == 3 { -1.0 } else { 1.0 });
+    assert!(matches!(error, Err(AttackError::SelfCheck(_))), "{error:?}");
+}
+
+#[test]
+fn an_attack_that_noise_beats_is_flagged() {
+    let model = Linear::mixed(3, SHAPE);
+    let images = toys::images(8, SHAPE);
+    let labels = model.logits(&images).argmax(1, false);
+    let data = LabelledImages::new(images, labels).unwrap();
+    let hardly_moves = config("bim", &[("steps", "1"), ("step-size", "0.0001/255")]).build().unwrap();
+    let attacks = [hardly_moves, config("noise", &[]).build().unwrap()];
+    for mode in [Mode::Suite, Mode::Each] {
+        let options = EvaluateOptions { mode, ..Default::default() };
+        let flags = run(&model, &data, &attacks, &threat(Norm::Linf, 0.9), &options).flags;
+        assert!(
+            flags.iter().any(|flag| matches!(flag, Flag::WeakerThanNoise { attack, .. } if attack == "bim")),
+            "{mode:?} {flags:?}"
+        );
+    }
+}
+
+#[test]
+fn several_steps_that_one_step_beats_are_flagged() {
+    let model = Linear::mixed(3, SHAPE);
+    let images = toys::images(8, SHAPE);
+    let labels = model.logits(&images).argmax(1, false);
+    let data = LabelledImages::new(images, labels).unwrap();
+    let flags = |name: &str, options: &[(&str, &str)]| {
+        let attacks = [config("fgsm", &[]).build().unwrap(), config(name, options).build().unwrap()];
+        let options = EvaluateOptions { mode: Mode::Each, ..Default::default() };
+        run(&model, &data, &attacks, &threat(Norm::Linf, 0.9), &options).flags
+    };
+    let short = ("step-size", "0.0001/255");
+    let flagged = flags("bim", &[short]);
+    assert!(
+        matches!(&flagged[..], [Flag::OneStepBeatsMany { attack, steps: 10, samples: 1.. }] if attack == "bim"),
+        "{flagged:?}"
+    );
+    let text = flagged[0].to_string();
+    assert!(text.contains("the 10 steps of `bim`") && text.contains("step size does not fit epsilon"), "{text}");
+    assert_eq!(flags("bim", &[]), [], "the default step reaches the surface");
+    assert_eq!(flags("bim", &[short, ("steps", "1")]), [], "one step against one step says nothing");
+    assert_eq!(flags("bim", &[short, ("loss", "cw")]), [], "another loss is another attack");
+}
+
+#[test]
+fn square_on_a_masked_gradient_raises_the_flag() {
+    /// Differentiates to zero, but moves.
+    struct Masked(Linear);
+    impl Classifier for Masked {
+        fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+            let zero = images.flatten(1, -1).sum_dim_intlist([1i64].as_slice(), true, Kind::Float) * 0.0;
+            Ok(self.0.logits(&images.detach()) + zero)
+        }
+        fn device(&self) -> Device {
+            Device::Cpu
+        }
+    }
+    let model = Masked(Linear::mixed(3, SHAPE));
+    let images = toys::images(8, SHAPE);
+    let labels = model.logits(&images).unwrap().argmax(1, false);
+    let data = LabelledImages::new(images, labels).unwrap();
+    let attacks = ["bim", "square"].map(|name| name.parse::<AttackConfig>().unwrap().build().unwrap());
+    for mode in [Mode::Suite, Mode::Each] {
+        let options = EvaluateOptions { mode, ..Default::default() };
+        let report = run(&model, &data, &attacks, &threat(Norm::Linf, 0.2), &options);
+        assert!(
+            report.flags.iter().any(|flag| matches!(flag, Flag::BlackBoxBeatsWhiteBox { .. })),
+            "{mode:?} {:?}",
+            report.flags
+        );
+    }
+}
