@@ -84,27 +84,25 @@ pub(crate) fn run(_: &Args, checkout: &Checkout) -> anyhow::Result<()> {
         }
     }
     problems.extend(check_pages(checkout, &files)?);
-    let mut warnings = Vec::new();
     for file in files.iter().filter(|file| file.ends_with(".rs")) {
         let text = fs::read_to_string(checkout.root().join(file)).with_context(|| format!("cannot read {file}"))?;
-        warnings.extend(check_length(file, &text));
+        problems.extend(check_length(file, &text));
     }
     match Metadata::read(checkout)? {
         Err(problem) => problems.push(format!("Cargo.toml: {problem}")),
         Ok(metadata) => {
             let page = fs::read_to_string(checkout.root().join(ARCHITECTURE))
                 .with_context(|| format!("cannot read {ARCHITECTURE}"))?;
-            warnings.extend(dependencies::check_edges(&metadata, &page));
-            warnings.extend(dependencies::check_used(&metadata, checkout)?);
+            problems.extend(dependencies::check_edges(&metadata, &page));
+            problems.extend(dependencies::check_used(&metadata, checkout)?);
             let name = |path: &Path| checkout.relative(path).display().to_string();
             for target in metadata.packages.iter().flat_map(|package| &package.targets) {
                 if target.kind.iter().any(|kind| kind == "lib" || kind == "bin") {
-                    warnings.extend(modules::circles(&target.src_path, name)?);
+                    problems.extend(modules::circles(&target.src_path, name)?);
                 }
             }
         }
     }
-    warnings.iter().for_each(|warning| ui::out(format!("warning: {warning}")));
     if problems.is_empty() {
         ui::note(format!("tidy: {} files, nothing to complain about", files.len()));
         return Ok(());

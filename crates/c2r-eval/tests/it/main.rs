@@ -1,4 +1,5 @@
 //! One binary, because each links libtorch.
 
 mod report;
+mod rows;
 mod table;
