@@ -248,8 +248,9 @@ fn nothing_is_replaced_that_it_did_not_write() {
     assert_eq!(again["robust_accuracy"], first["robust_accuracy"]);
     assert_eq!(std::fs::read(&images).unwrap(), saved);
     let written: Value = serde_json::from_slice(&std::fs::read(&report).unwrap()).unwrap();
-    assert_eq!(written["model_sha256"], first["model_sha256"]);
-    assert!(written["command"].as_array().unwrap().iter().any(|word| word == "fgsm,pgd"));
+    assert_eq!(written["evaluation"]["model_sha256"], first["model_sha256"]);
+    assert_eq!(written["evaluation"]["report"]["labels"].as_array().map(Vec::len), Some(60));
+    assert!(written["argv"].as_array().unwrap().iter().any(|word| word == "fgsm,pgd"));
     std::fs::write(&report, "{}").unwrap();
     refused(&words, "was changed after it was written");
 }
@@ -386,7 +387,7 @@ fn a_killed_attack_goes_on_and_ends_with_the_same_files() {
     let report = |run| {
         let mut report: Value = serde_json::from_slice(&std::fs::read(file(run, "attack.json")).unwrap()).unwrap();
         // The two differ in where they write.
-        assert!(report.as_object_mut().unwrap().remove("command").is_some());
+        assert!(report.as_object_mut().unwrap().remove("argv").is_some());
         report
     };
     assert_eq!(without_seconds(report("killed")), without_seconds(report("whole")), "the same report");

@@ -1,16 +1,21 @@
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, path::Path};
 
 use c2r_attacks::{AttackReport, Flag, Mode, Outcome};
 use c2r_experiment::Subject;
 use ndarray::Array1;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
 
-use crate::{AttackRecord, AttackScore, Samples, record::count};
+use crate::{
+    AttackRecord, AttackScore, EvalError, Evaluation, Samples,
+    record::{count, is_earlier, load, not_a_record},
+};
 
 /// What an [`AttackReport`] does not know about itself.
 #[derive(Clone, Debug, PartialEq)]
-pub struct RecordContext {
+pub struct RecordContext<S = Subject> {
     /// What was attacked.
-    pub subject: Subject,
+    pub subject: S,
     /// SHA-256 of the test split.
     pub test_sha256: String,
     /// Reductions and oddities of the evaluation to print under a table, e.g. `the first 1000 of 10000 test images`.
@@ -32,6 +37,68 @@ impl AttackRecord {
                     .to_owned(),
             );
         }
+        Self::of(report, context, None)
+    }
+}
+
+impl AttackRecord<Option<Subject>> {
+    /// The record of an evaluation of any kind, with every detail.
+    ///
+    /// # Errors
+    /// In words, if the parts contradict each other.
+    pub fn from_evaluation(evaluation: Evaluation, context: RecordContext<Option<Subject>>) -> Result<Self, String> {
+        Self::of(&evaluation.report.clone(), context, Some(Box::new(evaluation)))
+    }
+
+    /// Reads and checks what `c2r attack --output` wrote, also in the layout that earlier versions used where the result
+    /// is not a cell of a table.
+    ///
+    /// # Errors
+    /// [`EvalError::Artifact`] if the file cannot be read, is cut short or has missing or unknown fields;
+    /// [`EvalError::Record`] if it was written by another version or contradicts itself. Both name the file.
+    pub fn read_any(path: &Path) -> Result<Self, EvalError> {
+        let (text, value) = load(path)?;
+        if !is_earlier(&value) {
+            return Self::parse(path, &text, &value);
+        }
+        let record = Self::from_earlier(value).map_err(|error| not_a_record(path, &error))?;
+        record.map_err(|reason| EvalError::record(path, reason))
+    }
+
+    /// The layout of earlier versions: the report itself with more keys.
+    fn from_earlier(value: Value) -> serde_json::Result<Result<Self, String>> {
+        #[derive(Deserialize)]
+        struct Keys {
+            subject: Option<Subject>,
+            model: String,
+            model_sha256: String,
+            tuned_operators: usize,
+            as_is: bool,
+            inputs: String,
+            inputs_sha256: String,
+            notes: Vec<String>,
+            command: Vec<String>,
+        }
+        let keys = Keys::deserialize(&value)?;
+        let report = AttackReport::deserialize(value)?;
+        let context = RecordContext {
+            subject: keys.subject,
+            test_sha256: keys.inputs_sha256,
+            notes: keys.notes,
+            argv: keys.command,
+        };
+        let Keys { model, model_sha256, tuned_operators, as_is, inputs, .. } = keys;
+        let evaluation = Evaluation { model, model_sha256, tuned_operators, as_is, inputs, report };
+        Ok(Self::from_evaluation(evaluation, context))
+    }
+}
+
+impl<S: Serialize + DeserializeOwned> AttackRecord<S> {
+    fn of(
+        report: &AttackReport,
+        context: RecordContext<S>,
+        evaluation: Option<Box<Evaluation>>,
+    ) -> Result<Self, String> {
         let n = report.n();
         let attacks = report
             .attacks
@@ -60,7 +127,7 @@ impl AttackRecord {
         let labels: Result<Array1<usize>, _> = report.labels.iter().map(|&label| usize::try_from(label)).collect();
         let labels = labels.map_err(|_| "a label is negative".to_owned())?;
         let record = Self {
-            schema_version: Self::SCHEMA_VERSION,
+            schema_version: <AttackRecord>::SCHEMA_VERSION,
             subject: context.subject,
             threat: report.threat,
             n,
@@ -78,6 +145,7 @@ impl AttackRecord {
             notes: context.notes,
             versions: report.versions.clone(),
             argv: context.argv,
+            evaluation,
         };
         record.check()?;
         Ok(record)

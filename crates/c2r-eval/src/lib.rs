@@ -46,6 +46,6 @@ pub use c2r_experiment::Experiment;
 pub use collect::{RunInfo, Source, collect};
 pub use error::EvalError;
 pub use from_report::RecordContext;
-pub use record::{AttackRecord, AttackScore, Samples};
+pub use record::{AttackRecord, AttackScore, Evaluation, Samples};
 pub use report::EmbeddedPicture;
 pub use table::{Table, TableOptions};

@@ -1,25 +1,28 @@
 mod one_text;
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
-use c2r_base::{
-    Epsilon, Goal, Norm, ThreatModel,
-    artifact::{self, ArtifactError},
-};
+use c2r_attacks::AttackReport;
+use c2r_base::{Epsilon, Goal, Norm, ThreatModel};
 use c2r_experiment::Subject;
+use c2r_files::{FileError, read, write_json};
 use ndarray::{Array1, ArrayView1};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::Value;
 
 use crate::EvalError;
 
-/// What one trained network does under attack: the contents of an `attack.json`, all that a table needs.
+/// What one network does under attack: what `c2r attack --output` writes.
+///
+/// S is [`Subject`] in a cell of a table, an `attack.json` that [`AttackRecord::read`] has checked, and
+/// `Option<Subject>` in what [`AttackRecord::read_any`] reads.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct AttackRecord {
+pub struct AttackRecord<S = Subject> {
     /// [`AttackRecord::SCHEMA_VERSION`].
     pub schema_version: u32,
-    /// What was attacked.
-    pub subject: Subject,
+    /// What was attacked; null for a model that c2r did not train.
+    pub subject: S,
     /// What the attacker was allowed to do.
     pub threat: ThreatModel,
     /// Number of real test images.
@@ -46,6 +49,28 @@ pub struct AttackRecord {
     pub versions: BTreeMap<String, String>,
     /// The command that wrote this file.
     pub argv: Vec<String>,
+    /// Every detail, where the record is not a cell of a table.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluation: Option<Box<Evaluation>>,
+}
+
+/// An evaluation that is not a cell of a table: attacks on one another's survivors, or a model or images that c2r does not
+/// know.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Evaluation {
+    /// Path of the model.
+    pub model: String,
+    /// SHA-256 of that file.
+    pub model_sha256: String,
+    /// Operators of a TorchScript model that were replaced by faster equivalents.
+    pub tuned_operators: usize,
+    /// Whether replacing them was forbidden.
+    pub as_is: bool,
+    /// Name of the dataset or path of the file that the images are from.
+    pub inputs: String,
+    /// What happened to every image.
+    pub report: AttackReport,
 }
 
 /// One attack's result.
@@ -74,7 +99,7 @@ pub struct AttackScore {
     pub flags: Vec<String>,
     /// The attack's parameters, e.g. steps and step size; null if unknown. Rows with other parameters do not mix.
     #[serde(default)]
-    pub config: serde_json::Value,
+    pub config: Value,
     /// Which images survived, `[N]`, in the order of [`Samples::labels`]; in the file a text such as `1101`.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "one_text")]
     pub survived: Option<Array1<bool>>,
@@ -104,33 +129,51 @@ impl AttackRecord {
     /// The version of the file format that this crate writes and reads.
     pub const SCHEMA_VERSION: u32 = 1;
 
-    /// Reads and checks an `attack.json`.
+    /// Reads and checks an `attack.json` that is a cell of a table.
     ///
     /// # Errors
-    /// [`EvalError::Artifact`] if the file cannot be read, is cut short or has missing or unknown fields;
-    /// [`EvalError::Record`] if it was written by another version or contradicts itself. Both name the file.
+    /// As [`AttackRecord::read_any`], and [`EvalError::Record`] if it is not such a cell.
     pub fn read(path: &Path) -> Result<Self, EvalError> {
-        let text = fs::read(path).map_err(ArtifactError::io("read", path))?;
-        let wrong = |error: serde_json::Error| ArtifactError::format(path, "attack.json", error.to_string());
-        let value: serde_json::Value = serde_json::from_slice(&text).map_err(wrong)?;
-        if value.get("mode").is_some() && value.get("clean_predictions").is_some() {
+        let (text, value) = load(path)?;
+        if is_earlier(&value) || value.get("evaluation").is_some() || value.get("subject") == Some(&Value::Null) {
             return Err(EvalError::NotACell(path.to_owned()));
         }
-        match value.get("schema_version").and_then(serde_json::Value::as_u64) {
-            Some(version) if version == u64::from(Self::SCHEMA_VERSION) => {}
+        Self::parse(path, &text, &value)
+    }
+}
+
+/// Whether this is the layout of earlier versions for what is not a cell of a table.
+pub(crate) fn is_earlier(value: &Value) -> bool {
+    value.get("mode").is_some() && value.get("clean_predictions").is_some()
+}
+
+pub(crate) fn load(path: &Path) -> Result<(Vec<u8>, Value), EvalError> {
+    let text = read(path)?;
+    let value = serde_json::from_slice(&text).map_err(|error| not_a_record(path, &error))?;
+    Ok((text, value))
+}
+
+pub(crate) fn not_a_record(path: &Path, error: &serde_json::Error) -> FileError {
+    FileError::format(path, "attack.json", error.to_string())
+}
+
+impl<S: Serialize + DeserializeOwned> AttackRecord<S> {
+    pub(crate) fn parse(path: &Path, text: &[u8], value: &Value) -> Result<Self, EvalError> {
+        match value.get("schema_version").and_then(Value::as_u64) {
+            Some(version) if version == u64::from(<AttackRecord>::SCHEMA_VERSION) => {}
             Some(version) => {
                 return Err(EvalError::record(
                     path,
                     format!(
                         "schema_version is {version}, this c2r reads {}; run `c2r attack` again or use the c2r that wrote it",
-                        Self::SCHEMA_VERSION
+                        <AttackRecord>::SCHEMA_VERSION
                     ),
                 ));
             }
             None => return Err(EvalError::record(path, "schema_version is missing: not written by `c2r attack`")),
         }
         // From the text and not from the value, so that a message has line and column.
-        let record: Self = serde_json::from_slice(&text).map_err(wrong)?;
+        let record: Self = serde_json::from_slice(text).map_err(|error| not_a_record(path, &error))?;
         record.check().map_err(|reason| EvalError::record(path, reason))?;
         Ok(record)
     }
@@ -141,7 +184,7 @@ impl AttackRecord {
     /// [`EvalError::Record`] if the record contradicts itself, [`EvalError::Artifact`] if writing fails.
     pub fn write(&self, path: &Path) -> Result<(), EvalError> {
         self.check().map_err(|reason| EvalError::record(path, reason))?;
-        Ok(artifact::write_json(path, self)?)
+        Ok(write_json(path, self)?)
     }
 
     /// Whether the parts agree with one another.
@@ -175,6 +218,12 @@ impl AttackRecord {
             let n_right = count(samples.clean.view());
             if n_right as f64 != clean.round() {
                 return Err(format!("samples.clean counts {n_right} right images, clean_accuracy {}", clean.round()));
+            }
+        }
+        if let Some(Evaluation { report, .. }) = self.evaluation.as_deref() {
+            let n = self.n;
+            if report.clean_predictions.len() != n || report.attacks.iter().any(|attack| attack.samples.len() != n) {
+                return Err(format!("evaluation.report does not have {n} images in every part"));
             }
         }
         for (position, entry) in self.attacks.iter().enumerate() {
@@ -263,6 +312,7 @@ pub(crate) mod tests {
     use ndarray::{arr1, s};
 
     use super::*;
+    use std::fs;
 
     /// Eight test images of two classes, six right, five and four after the two attacks.
     pub(crate) fn example() -> AttackRecord {
@@ -317,6 +367,7 @@ pub(crate) mod tests {
             notes: vec![],
             versions: BTreeMap::from([("c2r".into(), "0.1.0".into())]),
             argv: vec!["c2r".into(), "attack".into()],
+            evaluation: None,
         }
     }
 

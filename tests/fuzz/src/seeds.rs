@@ -347,6 +347,7 @@ pub(crate) fn attack_json() -> Seeds {
         notes: vec![],
         versions: BTreeMap::new(),
         argv: vec![],
+        evaluation: None,
     };
     vec![("one", written(|path| record.write(path).expect("a valid record")))]
 }

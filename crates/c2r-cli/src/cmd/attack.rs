@@ -94,7 +94,6 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         ..EvaluateOptions::default()
     };
     let mut report = watched(&target, model, &inputs, &attacks, &threat, &options, journal.as_mut(), ui)?;
-    report.subject = target.subject.as_ref().map(serde_json::to_value).transpose()?;
     report.versions.extend(run_dir::versions());
     inputs.notes.extend(chance_level(&report));
     let summary = output::summary(&report, &args, &target, (model, &model_sha256), &inputs);
@@ -102,7 +101,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         output::save(path, images, &configs, mode, &inputs, &summary, &key)?;
     }
     if let Some(path) = &args.output {
-        output::write_report(path, &report, &args, &target, &inputs, &summary)?;
+        output::write_report(path, report, &args, &target, (model, &model_sha256), &inputs)?;
     }
     if let Some(journal) = journal {
         journal.finish(summary.clone())?;

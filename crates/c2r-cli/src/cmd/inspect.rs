@@ -528,6 +528,7 @@ mod tests {
             notes: vec![],
             versions: BTreeMap::new(),
             argv: vec![],
+            evaluation: None,
         };
         record.write(&path).unwrap();
         let lines = [
@@ -566,7 +567,7 @@ mod tests {
         let by = "fgsm".to_owned();
         let outcomes =
             [c2r_attacks::Outcome::Survived, c2r_attacks::Outcome::Broken { by }, c2r_attacks::Outcome::CleanError];
-        let mut whole = AttackReport {
+        let whole = AttackReport {
             subject: None,
             threat,
             mode: c2r_attacks::Mode::Suite,
@@ -588,28 +589,35 @@ mod tests {
             flags: vec![],
             versions: BTreeMap::new(),
         };
-        write_json(&path, &whole).unwrap();
+        // The layout of earlier versions: the report with more keys.
+        let mut earlier = serde_json::to_value(&whole).unwrap();
+        let keys = json!({
+            "model": "m.pt", "model_sha256": "ab", "tuned_operators": 0, "as_is": false, "inputs": "x.safetensors",
+            "inputs_sha256": "cd", "notes": [], "command": ["c2r", "attack"],
+        });
+        earlier.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+        write_json(&path, &earlier).unwrap();
         let lines = [
-            "attack report",
+            "attack report with every image",
             "linf 2/255, 4 images",
             "clean         50.00 %",
             "fgsm          25.00 %",
             "seed          3",
+            "model         m.pt",
         ];
         check(&report(&path, None).unwrap(), &lines, &[]);
-        whole.subject = Some(serde_json::to_value(example_subject()).unwrap());
-        write_json(&path, &whole).unwrap();
-        check(&report(&path, None).unwrap(), &["pgd-at on c2r", "all attacks   25.00 %"], &[]);
+        earlier["subject"] = serde_json::to_value(example_subject()).unwrap();
+        write_json(&path, &earlier).unwrap();
+        let lines_with_subject = ["pgd-at on c2r", "all attacks   25.00 %"];
+        check(&report(&path, None).unwrap(), &lines_with_subject, &[]);
+        // The layout of now says the same.
+        AttackRecord::read_any(&path).unwrap().write(&path).unwrap();
+        check(&report(&path, None).unwrap(), &[&lines[..], &lines_with_subject].concat(), &[]);
 
-        let text = fs::read_to_string(&path).unwrap();
-        let mut value: Value = serde_json::from_str(&text).unwrap();
-        value["labels"] = json!([0]);
-        write_json(&path, &value).unwrap();
+        earlier["labels"] = json!([0]);
+        write_json(&path, &earlier).unwrap();
         let error = report(&path, None).err().unwrap();
-        assert!(
-            error.to_string().contains("damaged attack report") && exit::code_of(&error) == exit::DATA,
-            "{error:#}"
-        );
+        assert!(error.to_string().contains("report.json") && exit::code_of(&error) == exit::DATA, "{error:#}");
     }
 
     #[test]

@@ -135,6 +135,7 @@ pub(crate) fn source(method: &str, protocol: &str, seed: u64, clean: usize, fgsm
         notes: vec![],
         versions: BTreeMap::from([("c2r".into(), "0.1.0".into())]),
         argv: vec!["c2r".into(), "attack".into()],
+        evaluation: None,
     };
     let size = if full { "all".to_owned() } else { "ipc10".to_owned() };
     Source {

@@ -4,8 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use c2r_attacks::{AdversarialImages, AttackConfig, AttackReport, Mode, Outcome};
 use c2r_base::artifact::TensorFile;
-use c2r_eval::{AttackRecord, RecordContext};
-use c2r_files::write_json;
+use c2r_eval::{AttackRecord, Evaluation, RecordContext};
 use c2r_run::terminal::Ui;
 use serde_json::{Value, json};
 
@@ -94,30 +93,33 @@ pub(super) fn save(
     Ok(file.write(path)?)
 }
 
-/// Writes the report: what a table is made from, or every image's outcome.
+/// Writes the report: a cell of a table, or else a record with the outcome for every image.
 pub(super) fn write_report(
     path: &Path,
-    report: &AttackReport,
+    report: AttackReport,
     args: &Args,
     target: &Target,
+    (model, model_sha256): (&Path, &str),
     inputs: &Inputs,
-    summary: &Value,
 ) -> anyhow::Result<()> {
-    let argv: Vec<String> = std::env::args().collect();
-    match &target.subject {
+    let (test_sha256, notes) = (inputs.sha256.clone(), inputs.notes.clone());
+    let argv = std::env::args().collect();
+    match target.subject.clone() {
         Some(subject) if args.each && args.dataset.is_some() => {
-            let (test_sha256, notes) = (inputs.sha256.clone(), inputs.notes.clone());
-            let context = RecordContext { subject: subject.clone(), test_sha256, notes, argv };
-            AttackRecord::from_report(report, context).map_err(anyhow::Error::msg)?.write(path)?;
+            let context = RecordContext { subject, test_sha256, notes, argv };
+            AttackRecord::from_report(&report, context).map_err(anyhow::Error::msg)?.write(path)?;
         }
-        _ => {
-            let mut whole = serde_json::to_value(report)?;
-            for name in ["model", "model_sha256", "tuned_operators", "inputs", "inputs_sha256", "notes"] {
-                whole[name] = summary[name].clone();
-            }
-            whole["as_is"] = args.as_is.into();
-            whole["command"] = json!(argv);
-            write_json(path, &whole)?;
+        subject => {
+            let evaluation = Evaluation {
+                model: model.display().to_string(),
+                model_sha256: model_sha256.to_owned(),
+                tuned_operators: target.n_tuned,
+                as_is: args.as_is,
+                inputs: inputs.name.clone(),
+                report,
+            };
+            let context = RecordContext { subject, test_sha256, notes, argv };
+            AttackRecord::from_evaluation(evaluation, context).map_err(anyhow::Error::msg)?.write(path)?;
         }
     }
     Ok(())

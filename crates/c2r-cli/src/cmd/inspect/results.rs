@@ -2,8 +2,6 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use anyhow::Context;
-use c2r_attacks::AttackReport;
 use c2r_eval::{
     AttackRecord, Table,
     table::{CLEAN, MEAN_ROBUST},
@@ -11,7 +9,6 @@ use c2r_eval::{
 use c2r_experiment::Subject;
 use c2r_files::read_json;
 use c2r_run::exit::{self, OrExit};
-use serde::Deserialize;
 use serde_json::Value;
 
 use super::report::Report;
@@ -25,55 +22,46 @@ pub(super) fn json_file(report: &mut Report, path: &Path) -> anyhow::Result<()> 
     if has(&["sections", "planned_rows", "configs"]) {
         return table(report, path);
     }
-    if has(&["attacks", "labels", "clean_predictions"]) {
-        return whole_report(report, path);
+    if has(&["attacks", "subject"]) || has(&["attacks", "clean_predictions"]) {
+        return attack_report(report, path);
     }
-    if !has(&["subject", "attacks"]) {
-        let keys: Vec<&str> =
-            value.as_object().into_iter().flat_map(|object| object.keys().map(String::as_str)).collect();
-        report.title("json", path.display(), "JSON that c2r does not know");
-        report.line("keys", keys.join(", "));
-        return Ok(());
+    let keys: Vec<&str> = value.as_object().into_iter().flat_map(|object| object.keys().map(String::as_str)).collect();
+    report.title("json", path.display(), "JSON that c2r does not know");
+    report.line("keys", keys.join(", "));
+    Ok(())
+}
+
+/// What `c2r attack --output` writes.
+fn attack_report(report: &mut Report, path: &Path) -> anyhow::Result<()> {
+    let record = AttackRecord::read_any(path).or_exit(exit::DATA)?;
+    let is_cell = record.evaluation.is_none();
+    let title = if is_cell { "attack report" } else { "attack report with every image, not a cell of a table" };
+    report.title("attack-report", path.display(), title);
+    if let Some(attacked) = &record.subject {
+        subject(report, attacked);
     }
-    let record = AttackRecord::read(path).or_exit(exit::DATA)?;
-    report.title("attack-report", path.display(), "attack report");
-    subject(report, &record.subject);
-    report.line("threat", format!("{} {}, {} test images", record.threat.norm, record.threat.epsilon, record.n));
+    let images = if is_cell { "test images" } else { "images" };
+    report.line("threat", format!("{} {}, {} {images}", record.threat.norm, record.threat.epsilon, record.n));
+    if let Some(evaluation) = &record.evaluation {
+        report.line("model", &evaluation.model);
+        report.line("images from", &evaluation.inputs);
+        report.line("seed", record.attack_seed.to_string());
+    }
     report.line("clean", percent(record.clean_accuracy));
     for entry in &record.attacks {
         let flags = if entry.flags.is_empty() { String::new() } else { format!(" [{}]", entry.flags.join(", ")) };
         report.line(&entry.attack, format!("{}{flags}", percent(entry.robust_accuracy)));
     }
+    if let Some(evaluation) = &record.evaluation {
+        report.line("all attacks", percent(evaluation.report.robust_accuracy()));
+    }
     record.notes.iter().for_each(|note| report.line("note", note));
     record.flag_notes.into_iter().for_each(|note| report.doubt(note));
-    let classes = c2r_data::spec(&record.subject.dataset).map_or(0, |spec| spec.classes.len());
+    let dataset = record.subject.map(|subject| subject.dataset).unwrap_or_default();
+    let classes = c2r_data::spec(&dataset).map_or(0, |spec| spec.classes.len());
     if classes > 0 && record.clean_accuracy * (classes as f64) < 1.5 {
-        report.doubt("even without an attack the network is hardly better than guessing");
+        report.doubt("even without an attack, the network is hardly better than guessing");
     }
-    Ok(())
-}
-
-/// What `c2r attack --output` writes where the result is no cell of a table.
-fn whole_report(report: &mut Report, path: &Path) -> anyhow::Result<()> {
-    let found: AttackReport = read_json(path).or_exit(exit::DATA)?;
-    let n = found.n();
-    if found.clean_predictions.len() != n || found.attacks.iter().any(|attack| attack.samples.len() != n) {
-        let path = path.display();
-        return exit::fail(exit::DATA, format!("{path} is a damaged attack report: not every part has {n} images"));
-    }
-    report.title("attack-report", path.display(), "attack report with every image, no cell of a table");
-    if let Some(attacked) = &found.subject {
-        let attacked: Subject = Subject::deserialize(attacked)
-            .with_context(|| format!("the subject in {}", path.display()))
-            .or_exit(exit::DATA)?;
-        subject(report, &attacked);
-    }
-    report.line("threat", format!("{} {}, {n} images", found.threat.norm, found.threat.epsilon));
-    report.line("seed", found.seed.value().to_string());
-    report.line("clean", percent(found.clean_accuracy()));
-    found.attacks.iter().for_each(|attack| report.line(&attack.name, percent(attack.robust_accuracy())));
-    report.line("all attacks", percent(found.robust_accuracy()));
-    found.flags.iter().for_each(|flag| report.doubt(flag.to_string()));
     Ok(())
 }
 
