@@ -132,7 +132,7 @@ impl AttackRecord {
     /// Reads and checks an `attack.json` that is a cell of a table.
     ///
     /// # Errors
-    /// As [`AttackRecord::read_any`], and [`EvalError::Record`] if it is not such a cell.
+    /// As [`AttackRecord::read_any`], and [`EvalError::NotACell`].
     pub fn read(path: &Path) -> Result<Self, EvalError> {
         let (text, value) = load(path)?;
         if is_earlier(&value) || value.get("evaluation").is_some() || value.get("subject") == Some(&Value::Null) {

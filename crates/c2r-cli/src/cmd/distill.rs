@@ -38,12 +38,15 @@ A configuration is a profile or a TOML file, changed key by key with --set. A fi
 `base = \"faithful\"`. `--print-config` shows the result and stops. Profiles:
   faithful                         C2R as the paper describes it
   plus                             with labels of a stored teacher
-  literal                          every reading of the paper taken literally
-  class-mean                       its backbone; aac, crl: the backbone with one of its two parts
-  rome, mat, guard                 ROME-like, adversarial trajectories, flat loss
+  literal                          the most literal reading of the paper
+  class-mean                       C2R without its two parts; aac: with its curriculum only; crl: with its contrastive
+                                   loss only
+  rome                             attacked class means and cross-entropy (as in ROME, Zhou et al. 2025)
+  mat                              trajectories of adversarially trained networks (arXiv:2503.12069)
+  guard                            sre2l with a curvature penalty (GUARD, arXiv:2403.10045)
   dm, dc, dsa, mtt, sre2l          distillations that ignore robustness
   random-real, herding, k-center   real images, chosen
-docs/method.md and docs/baselines.md have equations, sources and differences.")]
+docs/method.md and docs/baselines.md give equations, sources and differences.")]
 pub(crate) struct Args {
     #[command(flatten)]
     data: data::DatasetArgs,
@@ -56,7 +59,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
 
-    /// What tables call the result [default: from its parts, e.g. c2r]
+    /// Method name shown in tables [default: derived from the configuration, e.g. c2r]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
 
@@ -97,11 +100,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 10)]
     pictures: u64,
 
-    /// Discard what another configuration left in the run folder
+    /// Discard an earlier run in the run folder, also of a different configuration
     #[arg(long)]
     force: bool,
 
-    /// Print how long it would take here, from a short measurement, and stop (with --json as one object)
+    /// Print how long it would take on this machine, from a short measurement, and stop (with --json as one object)
     #[arg(long)]
     estimate: bool,
 

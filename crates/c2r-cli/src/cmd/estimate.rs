@@ -29,8 +29,8 @@ const BATCH: usize = 16;
 /// Estimate how long commands would take here, before anything that they need exists.
 ///
 /// Reads commands, one JSON array of words per line, and prints one JSON object per line: `{"seconds": 12.5}` or
-/// `{"error": "..."}`. A file that an earlier command of the list will write counts as written. No data is read; each
-/// network is timed once for each kind of image (a few seconds each). Whatever else runs on the machine slows the measurement down.
+/// `{"error": "..."}`. A file that an earlier command of the list would write counts as written. No data is read; each
+/// network is timed once for each kind of image (a few seconds each). Other programs on the machine slow the measurement.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -14,11 +14,11 @@ use crate::{
 Examples:
   c2r export runs/first/synthetic.safetensors --to npz first.npz
   c2r export runs/first/synthetic.safetensors --to png first/ --quantize
-  c2r export runs/first --to npz first.npz               the set in this run folder
+  c2r export runs/first --to npz first.npz               # the set in a run folder
   c2r export first.npz --to safetensors back.safetensors
 
 npz and safetensors lose nothing, and neither does a PNG folder whose pixels are multiples of 1/255 (labels, soft labels \
-and provenance lie beside the images in set.json). Other pixels have to be rounded for it, which --quantize allows. \
+and provenance are next to the images in set.json). Other pixels must be rounded for it, which --quantize allows. \
 docs/formats.md shows the two lines of Python that read each.")]
 pub(crate) struct Args {
     /// A synthetic set: safetensors, npz or PNG folder of c2r, or the run folder of `c2r distill`
@@ -33,11 +33,11 @@ pub(crate) struct Args {
     #[arg(value_name = "OUT")]
     output: PathBuf,
 
-    /// Round pixels to multiples of 1/255 where a PNG needs it
+    /// Allow rounding pixels to multiples of 1/255 for PNG
     #[arg(long)]
     quantize: bool,
 
-    /// Replace the output file if it is there; a folder is never replaced
+    /// Replace an existing output file; a folder is never replaced
     #[arg(long)]
     force: bool,
 }

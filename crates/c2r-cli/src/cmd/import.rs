@@ -10,7 +10,7 @@ use crate::{
     ui::Ui,
 };
 
-/// Make a synthetic set from the file of another project.
+/// Convert a distilled set of another project to a synthetic set.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -20,13 +20,13 @@ Examples:
   c2r import d4m/ --dataset imagenette --method d4m -o d4m.safetensors
 
 FILE is safetensors, .npz, .npy, a file of torch.save (torch 1.6 or later; read as data, nothing in it is run), or a \
-folder CLASS/*.{png,jpg}. What c2r export wrote needs no other option. Which tensors are meant is found where only one \
-can be: `images` and `labels`; `data[0][0]` and `data[0][1]`, as DC, DSA and DM save; a file each, as MTT saves. \
+folder CLASS/*.{png,jpg}. What c2r export wrote needs no other option. Tensors are found automatically when \
+unambiguous: `images` and `labels`; `data[0][0]` and `data[0][1]`, as DC, DSA and DM save; a file each, as MTT saves. \
 `c2r inspect FILE` lists the tensors. Label rows [N, K] are probabilities or one-hot, or logits with --logits.
 
-What is declared is checked: values that are not in [0, 1] afterwards are refused with their share and range, and so are \
-options that the file contradicts. Optimized images may leave the range of pixels; --clamp cuts that off, and the set, \
-`c2r inspect` and, from 1 % on, tables say so. Every class needs the same number of images.")]
+Declarations are checked: values outside [0, 1] afterwards are refused with their share and range, and so are options that \
+the file contradicts. Optimized images may leave the range of pixels; --clamp clips them, which the set, `c2r inspect` and, \
+above 1 %, tables record. Every class needs the same number of images.")]
 pub(crate) struct Args {
     /// What to read
     #[arg(value_name = "FILE|DIR")]
@@ -36,7 +36,8 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
 
-    /// The dataset that was distilled: digits, cifar10, ...; needed unless c2r exported the file, which then says all itself
+    /// The dataset that was distilled: digits, cifar10, ...; required unless c2r exported the file (then its
+    /// header has everything)
     #[arg(long, value_name = "NAME")]
     dataset: Option<String>,
 

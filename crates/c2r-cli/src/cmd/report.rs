@@ -7,15 +7,15 @@ use c2r_eval::{EmbeddedPicture, Source, Table};
 use super::table::{Results, Shown, TableFormat, judge, synthetic_sets};
 use crate::ui::Ui;
 
-/// Make the report from a folder of attack reports: one page, or the tables alone.
+/// Make a report from folders of attack reports: one page, or the tables alone.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   c2r report runs/table2-quick --experiment data/paper/table2.toml -o report.html
   c2r report runs/mine --baseline class-mean -o report.html -o report.tex -o report.csv
 
-The page holds everything and loads nothing: tables beside the published numbers, drawings, pictures of the training \
-images, and behind every number its runs, seeds, configurations, commands and files. docs/report.md says more.
+The page is self-contained: tables next to the published numbers, charts, pictures of the training images, and behind every \
+number its runs, seeds, configurations, commands and files. See docs/report.md.
 Exit code 4: at the scale `paper` a number is farther from the published one than the tolerance.")]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -25,7 +25,7 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "FILE", required = true, value_parser = parse_output)]
     output: Vec<Output>,
 
-    /// No pictures of the training images
+    /// Leave out the pictures of the training images
     #[arg(long)]
     no_pictures: bool,
 }

@@ -23,16 +23,16 @@ const GAP: u32 = 16;
 /// A picture of all methods that would be wider or higher is not made, pixels.
 const LARGEST_SIDE: u32 = 20_000;
 
-/// Make the table from a folder of attack reports.
+/// Make a table from folders of attack reports.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   c2r table runs/table2-quick --experiment data/paper/table2.toml --scale quick --output-dir runs/table2-quick
   c2r table runs/mine --baseline class-mean --format csv > cells.csv
 
-Every attack.json below the folders is read. What is missing is counted by the experiment's grid; --seeds and --methods say \
-that another one was run (`cargo xtask reproduce` passes its own on), and the table says so. docs/tables.md says how to read the \
-result.
+Every attack.json below the folders is read. Missing runs are counted against the experiment's grid unless \
+--seeds or --methods override it (`cargo xtask reproduce` passes its own), which the table then notes. docs/tables.md \
+explains how to read the result.
 Exit code 4: at the scale `paper` a number is farther from the published one than the tolerance.")]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -62,16 +62,16 @@ pub(crate) struct Results {
     #[arg(long, value_name = "FILE")]
     experiment: Option<PathBuf>,
 
-    /// Which of the experiment's grids the results are of: marks what is missing, checks tolerances [default: by
+    /// Which grid of the experiment these results belong to: marks what is missing, checks tolerances [default: by
     /// the folder's name, `quick` for table2-quick]
     #[arg(long, value_name = "NAME", requires = "experiment")]
     scale: Option<String>,
 
-    /// The grid has these seeds instead of its file's
+    /// Use these seeds instead of the experiment file's
     #[arg(long, value_name = "N,..", value_delimiter = ',', requires = "experiment")]
     seeds: Vec<u64>,
 
-    /// The grid has these methods instead of its file's; `all`: every method of the scale `paper`
+    /// Use these methods instead of the experiment file's; `all`: every method of the scale `paper`
     #[arg(long, value_name = "NAME,..", value_delimiter = ',', requires = "experiment")]
     methods: Vec<String>,
 

@@ -35,7 +35,8 @@ use crate::{
 #[command(group = clap::ArgGroup::new("images").required(true).args(["synthetic", "dataset"]), after_help = "\
 Examples:
   c2r train --synthetic runs/first/synthetic.safetensors --protocol natural --seed 0 --run-dir runs/first/natural
-  c2r train --synthetic runs/first --protocol pgd-at --seed 0 --run-dir runs/first/pgd-at      the set in this run folder
+  # the set in a run folder
+  c2r train --synthetic runs/first --protocol pgd-at --seed 0 --run-dir runs/first/pgd-at
   c2r train --dataset cifar10 --data DIR --protocol pgd-at --seed 0 --run-dir runs/full --set length={steps=2000}
   c2r train --dataset digits --protocol trades --print-config
 
@@ -57,7 +58,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", conflicts_with = "synthetic")]
     train_per_class: Option<NonZeroUsize>,
 
-    /// Downstream protocol; tables never mix them
+    /// How to train: natural, pgd-at, trades or dd-robustbench; tables never mix results of different protocols
     #[arg(long, value_name = "PROTOCOL", default_value = "natural")]
     protocol: Protocol,
 
@@ -94,11 +95,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR", required_unless_present_any = ["estimate", "print_config"])]
     run_dir: Option<PathBuf>,
 
-    /// Discard what another configuration left in the run folder
+    /// Discard an earlier run in the run folder, also of a different configuration
     #[arg(long)]
     force: bool,
 
-    /// Print how long it would take here, from a short measurement, and stop (with --json as one object)
+    /// Print how long it would take on this machine, from a short measurement, and stop (with --json as one object)
     #[arg(long)]
     estimate: bool,
 
