@@ -38,7 +38,7 @@ pub struct DistillConfig {
 impl DistillConfig {
     /// A profile ([`profiles::names`]) for a dataset, with changed keys: `("ipc", 10)`, `("pool.lr", 0.02)`.
     ///
-    /// What the profile leaves open comes from the dataset (model, augmentation, radius, and [`DatasetSpec::distill`]),
+    /// What the profile leaves open comes from the dataset (model, augmentation, radius, and `distill` in its entry),
     /// then from the images per class, as chosen on held-out images, and from the field. Sections that the method does
     /// not read are left out. `c2r distill` uses the same values.
     ///

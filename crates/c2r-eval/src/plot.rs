@@ -1,7 +1,7 @@
 //! Drawings as SVG, on plotters: axes, lines, points with error bars, histograms. Everything that c2r plots is drawn here.
 //!
-//! A [`Plot`] is drawn into a page ([`Plot::html`]), where `report.css` changes its colours for a dark background, or with
-//! others into a file of its own ([`file`]).
+//! A [`Plot`] is drawn into a page (`Plot::html`), where `report.css` changes its colours for a dark background, or with
+//! others into a file of its own ([`file()`]).
 
 use std::ops::Range;
 

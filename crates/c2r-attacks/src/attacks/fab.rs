@@ -188,7 +188,7 @@ fn random_start(draws: &mut Draws, rows: &[usize], clean: &Tensor, threat: &Thre
     (clean + noise / length * radius * START_SHARE).clamp(0.0, 1.0)
 }
 
-/// What [`Fab::walk`] ends with.
+/// What `Fab::walk` ends with.
 #[derive(Debug)]
 pub struct Nearest {
     /// f32 `[N, C, H, W]`: the nearest images that reach the goal; the clean ones where there is none.

@@ -179,7 +179,7 @@ fn chance_level(report: &AttackReport) -> Option<String> {
     })
 }
 
-/// [`evaluate`] with progress, a journal and Ctrl-C.
+/// `evaluate_with` with progress, a journal and Ctrl-C.
 #[expect(clippy::too_many_arguments, reason = "one call of one function, split for reading")]
 fn watched(
     target: &Target,
