@@ -402,7 +402,7 @@ fn find_labels(
     }
     if !are_probabilities(&soft) {
         return wrong(format!(
-            "the rows of `{name}` are no probabilities: they range from {:.3} to {:.3} and miss a sum of 1 by up to {:.3}; logits? Say option `logits`",
+            "the rows of `{name}` are not probabilities: they range from {:.3} to {:.3} and miss a sum of 1 by up to {:.3}; logits? Say option `logits`",
             soft.min().double_value(&[]),
             soft.max().double_value(&[]),
             furthest_sum(&soft)

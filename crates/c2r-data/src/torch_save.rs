@@ -70,7 +70,7 @@ pub(crate) fn read(path: &Path, archive: &mut ZipReader, prefix: &str) -> Result
 }
 
 impl TensorView {
-    /// Checks that the window is inside its storage and is no larger; returns its size in bytes.
+    /// Checks that the window fits inside its storage. Returns its size in bytes.
     fn check(&self) -> Result<u64, String> {
         let Self { size, stride, offset, length, .. } = self;
         let wrong =

@@ -82,8 +82,8 @@ pub(crate) fn flags_of_model(
 /// Attacks that differ by no more than this share of the samples are equally strong. AutoAttack, `checks.py`.
 const SAME_STRENGTH: f64 = 0.002;
 
-/// One step is no stronger than several of the same kind unless it breaks more than this share of the samples besides:
-/// where the loss is almost linear both end at the same place, and single samples differ. Ours.
+/// One step counts as stronger than several of the same kind only if it breaks more than this additional share of the
+/// samples: where the loss is almost linear, both end at the same place and single samples differ. Ours.
 const STRONGER: f64 = 0.01;
 
 /// Number of fixed steps up the cross entropy, for an entry that is made of them: FGSM has one.

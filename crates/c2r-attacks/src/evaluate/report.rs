@@ -113,7 +113,7 @@ impl AttackEntry {
 /// `robust_accuracy`, `survivors`, `seconds`), which are ignored when it is read back.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct AttackReport {
-    /// What was attacked, as whoever ran the evaluation describes it; [`crate::evaluate`] leaves it out.
+    /// What was attacked, as described by the caller; [`crate::evaluate`] leaves it out.
     pub subject: Option<Value>,
     /// What the attacker may do and wants.
     pub threat: ThreatModel,

@@ -30,7 +30,7 @@ pub(crate) struct Args {
     no_pictures: bool,
 }
 
-/// A file to write; the page where there is no format of the tables alone.
+/// A file to write: tables alone where the extension names one of their formats, else the whole page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Output {
     path: PathBuf,

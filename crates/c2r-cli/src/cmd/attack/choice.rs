@@ -61,7 +61,7 @@ fn common_options(args: &Args) -> impl Iterator<Item = (&'static str, &str)> {
     all.into_iter().filter_map(|(option, value)| Some((option, value.as_deref()?)))
 }
 
-/// A note for each suite that is no longer what its name says, because options were changed.
+/// One note for each suite whose options were changed, so that its name does not describe it.
 pub(super) fn changed_suites(args: &Args, configs: &[AttackConfig]) -> Vec<String> {
     let common = common_options(args).map(|(option, value)| format!("{option}={value}"));
     let given: Vec<String> = common.chain(args.set.iter().cloned()).collect();
