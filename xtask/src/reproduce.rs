@@ -2,7 +2,7 @@
 
 use std::{env, path::PathBuf};
 
-use c2r_experiment::Experiment;
+use c2r_experiment::{Experiment, SubsetOrder};
 use c2r_grid::{Datasets, Grid, GridPlan, Reproduction, Shard, SlurmArray, Subgrid, Workplace, list, read_experiment};
 use c2r_run::{exit, terminal};
 
@@ -65,6 +65,11 @@ pub(crate) struct Args {
     #[arg(long)]
     held_out: bool,
 
+    /// Where the scale judges on N images, take the first N of the files, as versions before the class-balanced sample did:
+    /// for comparing with their tables
+    #[arg(long)]
+    first_images: bool,
+
     /// How many commands run at once [default: as many as the cores carry]; with Slurm, how many tasks
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     jobs: Option<u16>,
@@ -111,7 +116,7 @@ pub(crate) struct Args {
 
     /// Print the experiments, or the one that is named, at every scale or at --scale: size, what is finished, how long the
     /// rest takes here
-    #[arg(long, conflicts_with_all = ["only", "shard", "seeds", "methods", "held_out", "force", "dry_run"])]
+    #[arg(long, conflicts_with_all = ["only", "shard", "seeds", "methods", "held_out", "first_images", "force", "dry_run"])]
     list: bool,
 }
 
@@ -138,6 +143,9 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     experiment.change_grid(scale_name, &args.seeds, &args.methods).map_err(exit::usage)?;
     let mut scale = experiment.scale(scale_name).map_err(exit::usage)?.clone();
     scale.held_out |= args.held_out;
+    if args.first_images {
+        scale.subset = SubsetOrder::First;
+    }
     if scale.held_out && scale.train_per_class.is_none() {
         return Err(exit::usage(format!("--held-out: scale {scale_name} trains on all images (no train-per-class)")));
     }
@@ -245,7 +253,8 @@ fn task_arguments(args: &Args, place: &Workplace) -> Vec<String> {
     option("--seeds", joined(&args.seeds));
     args.only.iter().for_each(|only| option("--only", Some(only.to_string())));
     words.extend(["--prebuilt", "--no-table", "--no-estimate"].map(String::from));
-    for (flag, given) in [("--held-out", args.held_out), ("--force", args.force)] {
+    for (flag, given) in [("--held-out", args.held_out), ("--first-images", args.first_images), ("--force", args.force)]
+    {
         words.extend(given.then(|| flag.to_owned()));
     }
     words

@@ -160,7 +160,7 @@ fn dataset(n_classes: usize) -> Result<Dataset, Box<dyn Error>> {
     });
     let images = Array4::from_shape_vec((n, 3, 32, 32), pixels.collect())?;
     let train = Split::new(images, (0..n).map(|at| (at % n_classes) as i64).collect(), n_classes)?;
-    Ok(Dataset { spec, test: train.first(n_classes), train, notes: Vec::new() })
+    Ok(Dataset { spec, test: train.subset_per_class(1), train, notes: Vec::new() })
 }
 
 /// CPU time of this process, all threads, from Linux's scheduler.

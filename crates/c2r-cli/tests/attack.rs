@@ -83,7 +83,12 @@ fn a_report_for_tables() {
     assert!(String::from_utf8_lossy(&result.stdout).contains("fgsm"));
     let record = c2r_eval::AttackRecord::read(&path).unwrap();
     assert_eq!((record.n, record.attacks.len()), (100, 2));
-    assert!(record.notes[0].contains("first 100 of"), "{:?}", record.notes);
+    assert_eq!(record.notes[0], "digits: 100 of 359 test images, class-balanced sample, seed 0");
+    let samples = record.samples.as_ref().unwrap();
+    let test = c2r_data::load("digits", None).unwrap().test;
+    let positions = samples.positions.as_ref().unwrap();
+    assert!(positions.iter().zip(&samples.labels).all(|(&at, &label)| test.labels()[at] == label as i64));
+    assert!((0..10).all(|class| samples.labels.iter().filter(|&&label| label == class).count() == 10));
     assert!(record.attacks[0].survivors <= record.attacks[1].survivors);
 
     let output = folder.path().join("held-out.json");
@@ -95,9 +100,60 @@ fn a_report_for_tables() {
     assert_eq!(held_out.n, 438);
     assert!(held_out.notes[0].contains("not on test images"), "{:?}", held_out.notes);
     assert_ne!(held_out.test_sha256, record.test_sha256);
+    // Of the training images after the 100th of each class, which are 39 to 46 a class, the same number of each.
+    let output = folder.path().join("few.json");
+    let few = ["--held-out-after", "100", "--n-test", "50", "--output", output.to_str().unwrap()];
+    assert!(attack(&checkpoint, &with(&[&["--attack", "fgsm", "--each"][..], &few].concat())).status.success());
+    let few = c2r_eval::AttackRecord::read(&output).unwrap();
+    assert!(few.notes[1].contains("50 of 438 held-out training images, class-balanced"), "{:?}", few.notes);
+    let labels = few.samples.unwrap().labels;
+    assert!((0..10).all(|class| labels.iter().filter(|&&label| label == class).count() == 5), "{labels}");
     let none = attack(&checkpoint, &with(&["--attack", "fgsm", "--held-out-after", "2000"]));
     let said = String::from_utf8_lossy(&none.stderr);
     assert!(none.status.code() == Some(2) && said.contains("no class of digits has more than 2000"), "{said}");
+}
+
+/// A file that is sorted by class: its first 20 images are of one class.
+#[test]
+fn a_part_of_a_sorted_file_holds_every_class_and_says_which_images() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = checkpoint_in(folder.path());
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let test = c2r_data::load("digits", None).unwrap().test;
+    let sorted: Vec<usize> = (0..3).flat_map(|class| test.class_positions(class)[..30].to_vec()).collect();
+    let sorted = test.select(&sorted).to_labelled();
+    let mut inputs = TensorFile::default();
+    inputs.tensors.insert("images".to_owned(), sorted.images().shallow_clone());
+    inputs.tensors.insert("labels".to_owned(), sorted.labels().shallow_clone());
+    inputs.write(file("sorted.safetensors").as_ref()).unwrap();
+    let run = |name: &str, n: &str, more: &[&str]| {
+        let (inputs, output, save) = (file("sorted.safetensors"), file(name), file("adversarial.safetensors"));
+        let words = ["--inputs", &inputs, "--eps", "0.1", "--attack", "pgd", "--n-test", n];
+        let to = ["--output", &output, "--save", &save, "--force"];
+        let result = attack(&checkpoint, &[&words[..], &to, more].concat());
+        assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stderr));
+        let record = c2r_eval::AttackRecord::read_any(output.as_ref()).unwrap();
+        (record, TensorFile::read(save.as_ref()).unwrap(), String::from_utf8_lossy(&result.stdout).into_owned())
+    };
+    let (record, saved, said) = run("20.json", "20", &[]);
+    assert!(said.contains("20 of 90 images of the file, class-balanced sample, seed 0"), "{said}");
+    let samples = record.samples.unwrap();
+    // The order that Python draws: crates/c2r-data/tests/it/splits.rs.
+    let drawn = [40, 65, 0, 41, 67, 13, 36, 84, 7, 25, 88, 46, 14, 78, 38, 6, 63, 33, 2, 51];
+    assert_eq!(samples.positions.as_ref().unwrap().to_vec(), drawn);
+    assert_eq!(samples.labels.to_vec(), drawn.map(|position| position / 30));
+    assert_eq!(Vec::<i64>::try_from(&saved.tensors["positions"]).unwrap(), drawn.map(|position| position as i64));
+    // The smaller sample is the beginning of the larger one: also its noise is the same.
+    let outcomes = |record: &c2r_eval::AttackRecord<_>| record.attacks[0].survived.clone().unwrap().to_vec();
+    let (larger, ..) = run("40.json", "40", &[]);
+    assert_eq!(outcomes(&larger)[..20], record.attacks[0].survived.clone().unwrap().to_vec());
+    let (first, saved, said) = run("first.json", "20", &["--subset", "first"]);
+    assert!(said.contains("the first 20 of 90 images of the file"), "{said}");
+    assert!(first.samples.unwrap().labels.iter().all(|&label| label == 0));
+    assert_eq!(Vec::<i64>::try_from(&saved.tensors["positions"]).unwrap(), (0..20).collect::<Vec<i64>>());
+    let (all, saved, _) = run("all.json", "90", &[]);
+    assert!(all.subset.is_none() && all.samples.unwrap().positions.is_none());
+    assert!(!saved.tensors.contains_key("positions"));
 }
 
 /// Numbers of attacks that ran one after the other are not those of attacks judged by themselves, and say so.
@@ -155,7 +211,7 @@ fn wrong_arguments_and_missing_files_have_their_exit_codes() {
 fn inputs_are_checked_and_bytes_are_pixels() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = checkpoint_in(folder.path());
-    let digits = c2r_data::load("digits", None).unwrap().test.first(20).to_labelled();
+    let digits = c2r_data::load("digits", None).unwrap().test.select(&(0..20).collect::<Vec<_>>()).to_labelled();
     let (images, labels) = (digits.images(), digits.labels());
     let path = folder.path().join("x.safetensors");
     let inputs = path.display().to_string();

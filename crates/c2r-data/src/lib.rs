@@ -1,7 +1,7 @@
 //! Datasets, samplers, augmentation and the file format of a distilled set.
 //!
 //! **What it is:** [`load`] reads the datasets of the field into [`Split`]s (u8 on the host),
-//! [`ClassSampler`] draws from them, [`dsa`] augments differentiably, and [`SyntheticSet`] is the file
+//! [`ClassSampler`] draws from them, [`subset`] chooses the images that stand for all, [`dsa`] augments differentiably, and [`SyntheticSet`] is the file
 //! in which distillation and evaluation meet. [`registry`] lists every known dataset.
 //!
 //! [`read_tensors`] and [`import`] take in the distilled sets of others (safetensors, NumPy, `torch.save`, folders of
@@ -52,6 +52,7 @@ mod registry;
 mod sampler;
 mod set_files;
 mod split;
+mod subset;
 mod synthetic;
 mod tiny_imagenet;
 mod torch_save;
@@ -71,4 +72,5 @@ pub use provenance::Provenance;
 pub use registry::{DatasetSpec, registry, spec};
 pub use sampler::ClassSampler;
 pub use split::Split;
+pub use subset::subset;
 pub use synthetic::{Clamped, SCHEMA_VERSION, SetLabels, SetOrigin, SetTeacher, SyntheticHeader, SyntheticSet};

@@ -167,11 +167,6 @@ impl Split {
         self.select(&positions)
     }
 
-    /// The first `n` images (all of them if there are fewer).
-    pub fn first(&self, n: usize) -> Self {
-        self.select(&(0..n.min(self.len())).collect::<Vec<_>>())
-    }
-
     /// The images at `positions` as a split of their own, copied into memory.
     ///
     /// # Panics

@@ -1,7 +1,7 @@
 use std::{collections::BTreeSet, path::Path};
 
 use c2r_attacks::{AttackReport, Flag, Mode, Outcome};
-use c2r_experiment::Subject;
+use c2r_experiment::{Subject, Subset};
 use ndarray::Array1;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -16,9 +16,13 @@ use crate::{
 pub struct RecordContext<S = Subject> {
     /// What was attacked.
     pub subject: S,
-    /// SHA-256 of the test split.
+    /// SHA-256 of the network's file, for a cell of a table; an [`Evaluation`] has its own.
+    pub model_sha256: Option<String>,
+    /// SHA-256 of the whole test split.
     pub test_sha256: String,
-    /// Reductions and oddities of the evaluation to print under a table, e.g. `the first 1000 of 10000 test images`.
+    /// Which images were judged, and the position of each in the split, where they are not all.
+    pub subset: Option<(Subset, Vec<usize>)>,
+    /// Reductions and oddities of the evaluation to print under a table, e.g. `cifar10: 1000 of 10000 test images, class-balanced sample, seed 0`.
     pub notes: Vec<String>,
     /// The command.
     pub argv: Vec<String>,
@@ -83,7 +87,9 @@ impl AttackRecord<Option<Subject>> {
         let report = AttackReport::deserialize(value)?;
         let context = RecordContext {
             subject: keys.subject,
+            model_sha256: None,
             test_sha256: keys.inputs_sha256,
+            subset: None,
             notes: keys.notes,
             argv: keys.command,
         };
@@ -126,6 +132,7 @@ impl<S: Serialize + DeserializeOwned> AttackRecord<S> {
             .collect();
         let labels: Result<Array1<usize>, _> = report.labels.iter().map(|&label| usize::try_from(label)).collect();
         let labels = labels.map_err(|_| "a label is negative".to_owned())?;
+        let (subset, positions) = context.subset.unzip();
         let record = Self {
             schema_version: <AttackRecord>::SCHEMA_VERSION,
             subject: context.subject,
@@ -137,10 +144,13 @@ impl<S: Serialize + DeserializeOwned> AttackRecord<S> {
             samples: Some(Samples {
                 labels,
                 clean: report.clean_correct().collect(),
+                positions: positions.map(Array1::from),
                 margins: (report.clean_margins.len() == n).then(|| report.clean_margins.clone().into()),
             }),
             attack_seed: report.seed.value(),
+            model_sha256: context.model_sha256,
             test_sha256: context.test_sha256,
+            subset,
             flag_notes: report.flags.iter().map(ToString::to_string).collect(),
             notes: context.notes,
             versions: report.versions.clone(),
@@ -224,7 +234,9 @@ mod tests {
     fn context() -> RecordContext {
         RecordContext {
             subject: crate::record::tests::example().subject,
+            model_sha256: Some("ef".into()),
             test_sha256: "cd".into(),
+            subset: None,
             notes: vec!["5 images".into()],
             argv: vec!["c2r".into()],
         }

@@ -1,10 +1,13 @@
 mod one_text;
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use c2r_attacks::AttackReport;
 use c2r_base::{Epsilon, Goal, Norm, ThreatModel};
-use c2r_experiment::Subject;
+use c2r_experiment::{Subject, Subset};
 use c2r_files::{FileError, read, write_json};
 use ndarray::{Array1, ArrayView1};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -38,8 +41,14 @@ pub struct AttackRecord<S = Subject> {
     pub samples: Option<Samples>,
     /// Seed of the attacks.
     pub attack_seed: u64,
-    /// SHA-256 of the test split.
+    /// SHA-256 of the network's file, where it was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_sha256: Option<String>,
+    /// SHA-256 of the whole test split, also where not all of it was judged.
     pub test_sha256: String,
+    /// Which of its images were judged; `None` for all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subset: Option<Subset>,
     /// The reasons for doubt in words, with their numbers.
     #[serde(default)]
     pub flag_notes: Vec<String>,
@@ -120,6 +129,10 @@ pub struct Samples {
     /// Which images are classified correctly with no attack, `[N]`; in the file a text such as `1101`.
     #[serde(with = "one_text")]
     pub clean: Array1<bool>,
+    /// Position of each image in the split or file that it is from, `[N]`, counted from 0; `None` where image i is at
+    /// position i. In the file one text, separated by spaces.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "one_text")]
+    pub positions: Option<Array1<usize>>,
     /// Margin of each image's label with no attack, `[N]`, in logits.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "one_text")]
     pub margins: Option<Array1<f32>>,
@@ -202,7 +215,15 @@ impl<S: Serialize + DeserializeOwned> AttackRecord<S> {
         if (clean - clean.round()).abs() > 1e-6 * self.n as f64 {
             return Err(format!("clean_accuracy {} is not a number of images out of {}", self.clean_accuracy, self.n));
         }
+        if let Some(subset) = &self.subset
+            && (subset.n != self.n || subset.of <= subset.n)
+        {
+            return Err(format!("subset says {} of {} images, n is {}", subset.n, subset.of, self.n));
+        }
         if let Some(samples) = &self.samples {
+            if let Some(positions) = &samples.positions {
+                self.check_positions(positions.view()).map_err(|reason| format!("samples.positions {reason}"))?;
+            }
             if samples.labels.len() != self.n || samples.clean.len() != self.n {
                 return Err(format!(
                     "samples has {} labels and {} clean outcomes, n is {}",
@@ -237,6 +258,22 @@ impl<S: Serialize + DeserializeOwned> AttackRecord<S> {
             }
         }
         Ok(())
+    }
+
+    fn check_positions(&self, positions: ArrayView1<'_, usize>) -> Result<(), String> {
+        if positions.len() != self.n {
+            return Err(format!("has {} numbers, n is {}", positions.len(), self.n));
+        }
+        let different: BTreeSet<&usize> = positions.iter().collect();
+        if different.len() != self.n {
+            return Err("names an image twice".to_owned());
+        }
+        match (&self.subset, different.last()) {
+            (Some(subset), Some(&&last)) if last >= subset.of => {
+                Err(format!("names image {last}, of {} counted from 0", subset.of))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn check_entry(&self, entry: &AttackScore, clean: usize) -> Result<(), String> {
@@ -309,6 +346,7 @@ pub(crate) fn count(images: ArrayView1<'_, bool>) -> usize {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use c2r_experiment::SubsetOrder;
     use ndarray::{arr1, s};
 
     use super::*;
@@ -358,11 +396,14 @@ pub(crate) mod tests {
             attacks: vec![entry("fgsm", "11101100"), entry("pgd", "11100100")],
             samples: Some(Samples {
                 labels: arr1(&[0, 0, 0, 0, 1, 1, 1, 1]),
+                positions: None,
                 clean: "11101110".chars().map(|c| c == '1').collect(),
                 margins: Some(arr1(&[1.0, 2.0, 0.5, -1.5, 1.0, 2.0, 0.5, -1.5])),
             }),
             attack_seed: 0,
+            model_sha256: Some("ef".into()),
             test_sha256: "cd".into(),
+            subset: None,
             flag_notes: vec![],
             notes: vec![],
             versions: BTreeMap::from([("c2r".into(), "0.1.0".into())]),
@@ -383,12 +424,24 @@ pub(crate) mod tests {
             "{text}"
         );
         assert!(text.contains(r#""margins": "1 2 0.5 -1.5 1 2 0.5 -1.5""#), "{text}");
+        let mut drawn = example();
+        drawn.subset = some(20);
+        drawn.samples.as_mut().unwrap().positions = Some(arr1(&[19, 0, 3, 4, 11, 7, 2, 18]));
+        drawn.write(&path).unwrap();
+        assert!(fs::read_to_string(&path).unwrap().contains(r#""positions": "19 0 3 4 11 7 2 18""#));
+        assert_eq!(AttackRecord::read(&path).unwrap(), drawn);
         let mut older = example();
+        older.model_sha256 = None;
         older.samples.as_mut().unwrap().margins = None;
         older.attacks.iter_mut().for_each(|entry| entry.margins = None);
         older.write(&path).unwrap();
         assert!(!fs::read_to_string(&path).unwrap().contains("margins"));
         assert_eq!(AttackRecord::read(&path).unwrap(), older);
+    }
+
+    /// Eight images of so many.
+    fn some(of: usize) -> Option<Subset> {
+        Some(Subset { n: 8, of, order: SubsetOrder::ClassBalanced, seed: Some(0) })
     }
 
     fn shorten<T: Clone>(values: &mut Array1<T>) {
@@ -427,6 +480,17 @@ pub(crate) mod tests {
         });
         check("margins says -0.5 for image 0, which is right", |r| r.attacks[1].margins.as_mut().unwrap()[0] = -0.5);
         check("margins says NaN", |r| r.attacks[0].margins.as_mut().unwrap()[0] = f32::NAN);
+        check("subset says 8 of 8 images, n is 8", |r| r.subset = some(8));
+        check("samples.positions has 7 numbers, n is 8", |r| {
+            r.samples.as_mut().unwrap().positions = Some(arr1(&[0, 1, 2, 3, 4, 5, 6]))
+        });
+        check("samples.positions names an image twice", |r| {
+            r.samples.as_mut().unwrap().positions = Some(arr1(&[0, 1, 2, 3, 4, 5, 6, 6]))
+        });
+        check("samples.positions names image 9, of 9 counted from 0", |r| {
+            r.subset = some(9);
+            r.samples.as_mut().unwrap().positions = Some(arr1(&[0, 1, 2, 3, 4, 5, 6, 9]));
+        });
         check("attack `fgsm` appears twice at 2/255", |r| r.attacks[1] = r.attacks[0].clone());
     }
 

@@ -4,7 +4,7 @@ use c2r_files::FileError;
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use crate::ExperimentError;
+use crate::{ExperimentError, SubsetOrder};
 
 /// Name of the file next to the experiments that holds what they share: `[methods]`, and defaults of their scales.
 pub const COMMON: &str = "common.toml";
@@ -110,8 +110,11 @@ pub struct Scale {
     pub train_models: Vec<String>,
     /// Use only the first N training images of each class.
     pub train_per_class: Option<usize>,
-    /// Attack only the first N test images.
+    /// Attack only N test images.
     pub n_test: Option<usize>,
+    /// Which N: a class-balanced sample unless given, or `first`, for tables that were made with the first ones.
+    #[serde(default)]
+    pub subset: SubsetOrder,
     /// Judge on the training images that [`train_per_class`](Self::train_per_class) leaves, instead of on test images: for
     /// choosing settings. Asked for by who runs the grid, not by its file.
     #[serde(skip)]

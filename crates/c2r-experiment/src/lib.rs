@@ -2,8 +2,8 @@
 //!
 //! **What it is:** [`Experiment`] (`data/paper/*.toml`: methods, grids at several scales, published numbers),
 //! [`DatasetEntry`] (`data/datasets.toml`: layout, normalization, sources, hashes), both read and checked, [`results`]
-//! (which version of a stage's numbers this checkout makes), and [`Subject`] (what a trained network is, as checkpoints,
-//! attack reports and tables say it).
+//! (which version of a stage's numbers this checkout makes), [`Subject`] (what a trained network is, as checkpoints,
+//! attack reports and tables say it), and [`Subset`] (which images a result is of).
 //!
 //! **What it is not:** it runs nothing and reads no pixels. `cargo xtask reproduce` expands a grid into `c2r` commands,
 //! `c2r table` takes labels, order and published numbers; downloads and dataset readers look datasets up. All of them read
@@ -16,8 +16,10 @@ mod error;
 mod experiment;
 pub mod results;
 mod subject;
+mod subset;
 
 pub use datasets::{DataFile, DatasetEntry, DatasetFormat, EmbeddedFile};
 pub use error::ExperimentError;
 pub use experiment::{COMMON, Experiment, Method, MethodKind, Override, Published, Scale, radius};
 pub use subject::{Selection, Subject};
+pub use subset::{Subset, SubsetOrder};

@@ -14,4 +14,4 @@ pub const DISTILL: u32 = 3;
 /// `c2r train`.
 pub const TRAIN: u32 = 1;
 /// `c2r attack`.
-pub const ATTACK: u32 = 1;
+pub const ATTACK: u32 = 2;

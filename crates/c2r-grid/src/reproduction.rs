@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, path::PathBuf, thread};
 
 use anyhow::Context;
+use c2r_experiment::SubsetOrder;
 use c2r_run::{exit, process, terminal};
 
 use crate::{
@@ -30,8 +31,10 @@ pub struct Reproduction<'a> {
 impl Reproduction<'_> {
     /// `table2-quick`: the folder of the table in the results folder.
     pub fn name(&self) -> String {
-        let judged = if self.grid.scale.held_out { "-held-out" } else { "" };
-        format!("{}-{}{judged}", self.grid.experiment.name, self.scale_name)
+        let Grid { experiment, scale, .. } = self.grid;
+        let judged = if scale.held_out { "-held-out" } else { "" };
+        let order = if scale.subset == SubsetOrder::First { "-first-images" } else { "" };
+        format!("{}-{}{judged}{order}", experiment.name, self.scale_name)
     }
 
     /// Runs what is not finished, on this machine or as an array of Slurm; `with_estimate` says first how long that takes

@@ -497,7 +497,7 @@ mod tests {
         assert!(message(&source, LabelSource::Teacher).contains("tells 3 classes apart"));
         let source = TrainSource::new(&images, Targets::Teacher(Teacher { network: &teacher, temperature: 0.0 }));
         assert!(message(&source, LabelSource::Teacher).contains("temperature must be positive, got 0"));
-        let nothing = digits().0.first(0);
+        let nothing = digits().0.select(&[]);
         assert!(message(&TrainSource::of_split(&nothing, Targets::Hard), LabelSource::Hard).contains("no images"));
     }
 

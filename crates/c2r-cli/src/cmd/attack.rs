@@ -15,6 +15,7 @@ use c2r_attacks::{
 };
 use c2r_base::{Epsilon, Goal, Norm, Seed, ThreatModel};
 use c2r_distill::Work;
+use c2r_experiment::SubsetOrder;
 use c2r_files::sha256_of_file;
 use c2r_models::checkpoint;
 use c2r_run::{
@@ -58,7 +59,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     };
     inputs.notes.extend(choice::changed_suites(&args, &configs));
     let mode = if args.each { Mode::Each } else { Mode::Suite };
-    let key = json!({
+    let mut key = json!({
         "model": model_sha256,
         "inputs": inputs.sha256,
         "n": inputs.images.len(),
@@ -69,6 +70,10 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         "save": args.save.is_some(),
         "as_is": args.as_is,
     });
+    // Results of the first images are kept as those of earlier versions, which knew no other.
+    if let Some((chosen, _)) = inputs.subset.as_ref().filter(|(chosen, _)| chosen.order != SubsetOrder::First) {
+        key["subset"] = json!(chosen);
+    }
     let images = args.save.as_ref().map(|_| AdversarialImages::new(&inputs.images, attacks.len(), mode));
     let mut journal = None;
     let mut resume = None;

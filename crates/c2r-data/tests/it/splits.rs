@@ -1,7 +1,8 @@
 use std::collections::{BTreeMap, HashSet};
 
 use c2r_base::Seed;
-use c2r_data::{ClassSampler, Split, load};
+use c2r_data::{ClassSampler, Split, load, subset};
+use c2r_experiment::{Subset, SubsetOrder};
 use ndarray::{Array4, ShapeBuilder, arr1, s};
 use proptest::prelude::*;
 use tch::Device;
@@ -55,21 +56,61 @@ fn arrays_of_any_layout_are_read_in_their_order() {
     for images in [plain.clone(), columns, backwards] {
         let split = Split::new(images, labels.clone(), 2).unwrap();
         assert_eq!((split.images(), split.labels()), (plain.view(), arr1(&[0, 1]).view()));
-        assert_eq!(bytes(&split.first(1)), (0..60).collect::<Vec<u8>>());
+        assert_eq!(bytes(&split.select(&[0])), (0..60).collect::<Vec<u8>>());
     }
 }
 
 #[test]
-fn subsets_take_the_first_images() {
+fn parts_of_each_class_are_in_the_order_of_the_files() {
     let split = numbered(10, 3);
     assert_eq!(bytes(&split.subset_per_class(2)), [0, 1, 2, 3, 4, 5]);
     assert_eq!(split.subset_per_class(4).labels(), split.labels());
     assert_eq!(bytes(&split.rest_per_class(2)), [6, 7, 8, 9]);
     assert_eq!(split.rest_per_class(3).labels().to_vec(), [0], "only class 0 has a fourth image");
     assert!(split.rest_per_class(4).is_empty());
-    assert_eq!(bytes(&split.first(3)), [0, 1, 2]);
-    assert_eq!(split.first(99).len(), 10);
-    assert_eq!(split.first(3).n_classes(), 3);
+    assert_eq!(split.select(&[0, 1, 2]).n_classes(), 3);
+}
+
+/// The order of the documentation of `subset`, by Python 3.13:
+///
+/// ```python
+/// key = [hashlib.sha256(f"c2r subset 0 {i}".encode()).hexdigest() for i in range(len(labels))]
+/// place = [sum(labels[j] == labels[i] and key[j] < key[i] for j in range(len(labels))) for i in range(len(labels))]
+/// sorted(range(len(labels)), key=lambda i: (place[i], key[i]))
+/// ```
+#[test]
+fn samples_are_those_that_python_draws() {
+    let drawn = |labels: &[i64], n: usize| subset(labels, n, SubsetOrder::ClassBalanced).unwrap().1;
+    let in_turns: Vec<i64> = (0..10).map(|position| position % 3).collect();
+    assert_eq!(drawn(&in_turns, 9), [0, 7, 2, 6, 1, 5, 8, 3, 4]);
+    let sorted: Vec<i64> = (0..90).map(|position| position / 30).collect();
+    let twenty = [40, 65, 0, 41, 67, 13, 36, 84, 7, 25, 88, 46, 14, 78, 38, 6, 63, 33, 2, 51];
+    assert_eq!(drawn(&sorted, 20), twenty);
+    // Two of one class and five of another: the small one is used up first.
+    assert_eq!(drawn(&[0, 0, 1, 1, 1, 1, 1], 6), [0, 6, 2, 1, 5, 3]);
+    let chosen = subset(&sorted, 20, SubsetOrder::ClassBalanced).unwrap().0;
+    assert_eq!(chosen, Subset { n: 20, of: 90, order: SubsetOrder::ClassBalanced, seed: Some(0) });
+}
+
+#[test]
+fn samples_are_balanced_at_every_length_and_each_is_the_beginning_of_the_next() {
+    let digits = load("digits", None).unwrap();
+    let labels: Vec<i64> = digits.test.labels().to_vec();
+    let longest = subset(&labels, labels.len() - 1, SubsetOrder::ClassBalanced).unwrap().1;
+    assert_eq!(longest.iter().collect::<HashSet<_>>().len(), labels.len() - 1, "no image twice");
+    let mut counts = [0usize; 10];
+    let smallest = (0..10).map(|class| digits.test.class_positions(class).len()).min().unwrap();
+    for (at, &position) in longest.iter().enumerate() {
+        counts[labels[position] as usize] += 1;
+        let (fewest, most) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
+        assert!(most - fewest <= 1 || *fewest == smallest, "{counts:?} after {} images", at + 1);
+    }
+    for n in [1, 19, 200] {
+        assert_eq!(subset(&labels, n, SubsetOrder::ClassBalanced).unwrap().1, longest[..n]);
+    }
+    assert_eq!(subset(&labels, labels.len(), SubsetOrder::ClassBalanced), None, "all images keep their order");
+    let first = subset(&labels, 3, SubsetOrder::First).unwrap();
+    assert_eq!(first, (Subset { n: 3, of: 359, order: SubsetOrder::First, seed: None }, vec![0, 1, 2]));
 }
 
 #[test]

@@ -27,7 +27,7 @@ impl Table {
 type Field = (&'static str, fn(&Section, &Row, &Cell) -> String);
 
 /// Every field of a line: its name, and its text.
-const FIELDS: [Field; 32] = [
+const FIELDS: [Field; 33] = [
     ("dataset", |section, _, _| section.dataset.clone()),
     ("images_per_class", |_, row, _| size(row.images_per_class)),
     ("protocol", |section, _, _| section.protocol.clone()),
@@ -54,6 +54,7 @@ const FIELDS: [Field; 32] = [
     ("difference_from_baseline", |_, _, cell| text(cell.comparison.as_ref().map(|comparison| comparison.difference))),
     ("p_value", |_, _, cell| text(cell.comparison.as_ref().and_then(|comparison| comparison.p_value))),
     ("n_test", |section, _, _| section.n_test.to_string()),
+    ("test_subset", |section, _, _| text(section.subset.as_ref().map(|subset| subset.describe("test images")))),
     ("n_images", |_, row, _| row.n_images.to_string()),
     ("extra_storage", |_, row, _| row.extra_storage.clone()),
     ("flags", |_, _, cell| cell.flags.join("; ")),

@@ -31,9 +31,13 @@ pub(crate) fn setting(section: &Section) -> String {
         Goal::Untargeted => "",
         Goal::Targeted(_) => ", targeted",
     };
+    let images = match &section.subset {
+        Some(subset) => subset.describe("test images"),
+        None => format!("{} test images", section.n_test),
+    };
     format!(
-        "{}; attacks: {:?} ball of {} in pixel units{goal}; {} test images.",
-        section.model, section.norm, section.epsilon, section.n_test
+        "{}; attacks: {:?} ball of {} in pixel units{goal}; {images}.",
+        section.model, section.norm, section.epsilon
     )
 }
 

@@ -121,6 +121,7 @@ fn section(
         epsilon: epsilon.to_string(),
         goal: first.record.threat.goal,
         n_test: first.record.n,
+        subset: first.record.subset.clone(),
         test_sha256: first.record.test_sha256.clone(),
         attack_configs: parameters.into_iter().map(|(name, config)| (name.to_owned(), config.clone())).collect(),
         attacks,

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use c2r_base::Norm;
+use c2r_base::{Norm, artifact};
 use c2r_experiment::Selection;
+use ndarray::Array1;
 
 use crate::{AttackScore, EvalError, Source, columns::CLEAN};
 
@@ -63,8 +64,8 @@ pub(super) fn group(sources: &[Source]) -> Result<BTreeMap<SectionKey, Rows<'_>>
         let mut rows: Rows<'_> = BTreeMap::new();
         for (source, entries) in parts {
             // Before the accuracies of a run are compared: other images, held-out ones say, are why those differ.
-            if source.record.test_sha256 != first.record.test_sha256 {
-                same("the judged images (SHA-256, notes)", first, source, judged)?;
+            if of_other_images(first, source) {
+                same("the judged images (SHA-256, positions, notes)", first, source, judged)?;
             }
             let subject = &source.record.subject;
             let row = RowKey {
@@ -118,10 +119,25 @@ fn as_many_test_images<'a>(section: &SectionKey, files: impl Iterator<Item = &'a
     Err(EvalError::TestImages { section: format!("{}, {}", section.dataset, section.protocol), files: by_number })
 }
 
-/// Hash of the images that a file's network was judged on, and what the file says about them.
+/// Whether two files are of different test images.
+fn of_other_images(a: &Source, b: &Source) -> bool {
+    a.record.test_sha256 != b.record.test_sha256 || positions(a) != positions(b)
+}
+
+/// Which images of the split a file's outcomes are of; `None` for the first ones.
+fn positions(source: &Source) -> Option<&Array1<usize>> {
+    source.record.samples.as_ref()?.positions.as_ref()
+}
+
+/// Hashes of the images that a file's network was judged on, and what the file says about them.
 fn judged(source: &Source) -> String {
     let record = &source.record;
-    [std::slice::from_ref(&record.test_sha256), &record.notes].concat().join("; ")
+    let positions = positions(source).map(|positions| {
+        let text: Vec<String> = positions.iter().map(ToString::to_string).collect();
+        format!("positions {}", &artifact::sha256_hex(text.join(" ").as_bytes())[..12])
+    });
+    let hash = [record.test_sha256.clone()];
+    hash.into_iter().chain(positions).chain(record.notes.iter().cloned()).collect::<Vec<_>>().join("; ")
 }
 
 /// Adds one file's attacks to a run; several files may hold different attacks on the same network.
@@ -130,6 +146,10 @@ fn add<'a>(run: &mut Measured<'a>, source: &'a Source, entries: &[&'a AttackScor
         // Before the accuracies are compared and the attacks counted, which differ or repeat because of it.
         if let Some(differ) = different_sets(first, source) {
             return Err(one_name(differ, first, source));
+        }
+        if let (Some(_), Some(_)) = (&first.record.model_sha256, &source.record.model_sha256) {
+            let network = |s: &Source| s.record.model_sha256.clone().unwrap_or_default();
+            same("the networks (SHA-256 of their files) of the same run", first, source, network)?;
         }
         same("the clean accuracies of the same run", first, source, |s| s.record.clean_accuracy.to_string())?;
         if entries.is_empty() || run.attacks.is_empty() {

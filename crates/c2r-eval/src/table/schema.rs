@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use c2r_base::{Epsilon, Goal, Norm};
-use c2r_experiment::Selection;
+use c2r_experiment::{Selection, Subset};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -89,6 +89,9 @@ pub struct Section {
     pub goal: Goal,
     /// Number of test images.
     pub n_test: usize,
+    /// Which of the test images these are; `None` for all of them, and for files of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subset: Option<Subset>,
     /// SHA-256 of the test split.
     pub test_sha256: String,
     /// Attacks in the order of their columns; sanity floors are last.

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::table::{golden, sources, table};
 
 /// The sources of the table's tests, with an outcome and a margin for each image.
-fn with_images() -> Vec<Source> {
+pub(crate) fn with_images() -> Vec<Source> {
     let mut sources = sources();
     for source in &mut sources {
         let record = &mut source.record;
@@ -18,6 +18,7 @@ fn with_images() -> Vec<Source> {
         let margins = |n: usize| (0..100).map(|image| (n as f32 - image as f32 - 0.5) / 40.0).collect::<Array1<f32>>();
         record.samples = Some(Samples {
             labels: (0..100).map(|image| image % 2).collect(),
+            positions: None,
             clean: first(clean),
             margins: Some(margins(clean)),
         });

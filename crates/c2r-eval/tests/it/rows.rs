@@ -4,9 +4,13 @@ use std::path::PathBuf;
 
 use c2r_base::Epsilon;
 use c2r_eval::{AttackRecord, EvalError, RunInfo, Source, Table, TableOptions, collect};
+use c2r_experiment::{Subset, SubsetOrder};
 use serde_json::json;
 
-use crate::table::{close, experiment, source, sources, table};
+use crate::{
+    report::with_images,
+    table::{close, experiment, source, sources, table},
+};
 
 fn refusal(spoil: impl Fn(&mut Vec<Source>)) -> String {
     let mut sources = sources();
@@ -21,7 +25,9 @@ fn what_cannot_be_compared_is_refused_by_name() {
         assert!(message.contains(part) && message.contains("attack.json"), "{message}");
     };
     let c2r = |sources: &mut Vec<Source>, change: fn(&mut AttackRecord)| change(&mut sources[7].record);
-    check("the judged images (SHA-256, notes) differ (cd and ef)", &|s| c2r(s, |r| r.test_sha256 = "ef".into()));
+    check("the judged images (SHA-256, positions, notes) differ (cd and ef)", &|s| {
+        c2r(s, |r| r.test_sha256 = "ef".into())
+    });
     check("real training data (SHA-256) differ (ab and ef)", &|s| c2r(s, |r| r.subject.data_sha256 = "ef".into()));
     check("natural are of different numbers of test images", &|s| c2r(s, |r| r.n = 50));
     // Also where both are of one network, whose clean accuracies then differ.
@@ -43,7 +49,8 @@ fn what_cannot_be_compared_is_refused_by_name() {
         s.push(held_out);
     });
     assert!(
-        message.contains("the judged images (SHA-256, notes) differ (cd and ef; cifar10 training, held out)"),
+        message
+            .contains("the judged images (SHA-256, positions, notes) differ (cd and ef; cifar10 training, held out)"),
         "{message}"
     );
     check("numbers of training images differ (100 and 400)", &|s| c2r(s, |r| r.subject.n_images = 400));
@@ -54,12 +61,48 @@ fn what_cannot_be_compared_is_refused_by_name() {
         again.path = "copy/attack.json".into();
         s.push(again);
     });
+    check("networks (SHA-256 of their files) of the same run differ (01 and 02)", &|s| {
+        let mut again = s[6].clone();
+        again.path = "more/attack.json".into();
+        again.record.attacks.iter_mut().for_each(|entry| entry.attack += "-2");
+        (s[6].record.model_sha256, again.record.model_sha256) = (Some("01".into()), Some("02".into()));
+        s.push(again);
+    });
     check("clean accuracies of the same run differ (0.42 and 0.41)", &|s| {
         let mut again = s[6].clone();
         again.path = "more/attack.json".into();
         again.record.clean_accuracy = 0.41;
         s.push(again);
     });
+}
+
+/// As many test images, but not the same ones.
+#[test]
+fn a_sample_and_the_first_images_do_not_mix() {
+    let drawn = |positions: std::ops::Range<usize>| {
+        let mut sources = with_images();
+        for source in &mut sources {
+            let record = &mut source.record;
+            record.subset = Some(Subset { n: 100, of: 200, order: SubsetOrder::ClassBalanced, seed: Some(0) });
+            record.samples.as_mut().unwrap().positions = Some(positions.clone().collect());
+            record.check().unwrap();
+        }
+        sources
+    };
+    let build = |sources: &[Source]| Table::build(sources, &TableOptions::default());
+    let table = build(&drawn(50..150)).unwrap();
+    let how = "100 of 200 test images, class-balanced sample, seed 0";
+    assert!(table.sections[0].subset.as_ref().is_some_and(|subset| subset.describe("test images") == how));
+    for text in [table.markdown(), table.csv().unwrap(), table.latex(), table.html(&[])] {
+        assert!(text.contains(how), "{text}");
+    }
+    for others in [with_images(), drawn(0..100), drawn(51..151)] {
+        let mut mixed = drawn(50..150);
+        mixed[7] = others[7].clone();
+        let error = build(&mixed).unwrap_err();
+        let what = "the judged images (SHA-256, positions, notes)";
+        assert!(matches!(&error, EvalError::Mixed { what: differ, .. } if *differ == what), "{error:?}");
+    }
 }
 
 /// A source of a set that `c2r import` made: its real images are not known, its seed is 0.

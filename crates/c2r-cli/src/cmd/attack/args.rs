@@ -6,6 +6,7 @@ use std::{
 };
 
 use c2r_base::{Epsilon, Norm, TargetRule};
+use c2r_experiment::SubsetOrder;
 use serde_json::Value;
 
 /// Attack a classifier and report its robust accuracy.
@@ -52,9 +53,14 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", requires = "dataset", conflicts_with = "inputs")]
     pub(super) held_out_after: Option<NonZeroUsize>,
 
-    /// Attack only the first N images
+    /// Attack only N images: a fixed sample that holds the same number of images of each class, up to one (--subset)
     #[arg(long, value_name = "N", alias = "limit", value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) n_test: Option<u64>,
+
+    /// Which N images --n-test takes: class-balanced (a fixed random order, in which the first 200 are among the first 1000)
+    /// or first (the order of the files, for results that were made with it)
+    #[arg(long, value_name = "ORDER", default_value = "class-balanced", value_parser = parse_order, requires = "n_test")]
+    pub(super) subset: SubsetOrder,
 
     /// Attacks and suites, separated by commas; without --each, every attack runs only on images that the earlier ones
     /// failed to break, so the last line is the worst case of all
@@ -143,6 +149,10 @@ pub(crate) struct Args {
 pub(super) fn parse_rule(text: &str) -> Result<TargetRule, String> {
     serde_json::from_value(Value::String(text.to_owned()))
         .map_err(|_| "expected next, random, least-likely or second-best".to_owned())
+}
+
+fn parse_order(text: &str) -> Result<SubsetOrder, String> {
+    serde_json::from_value(Value::String(text.to_owned())).map_err(|_| "expected class-balanced or first".to_owned())
 }
 
 impl Args {

@@ -2,12 +2,13 @@
 
 use anyhow::Context;
 use c2r_base::{LabelledImages, artifact::TensorFile};
+use c2r_experiment::Subset;
 use c2r_files::sha256_of_file;
 use c2r_run::{
     exit::{self, OrExit},
     terminal::Ui,
 };
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::args::Args;
 use crate::data;
@@ -22,6 +23,8 @@ pub(super) struct Inputs {
     /// Names of the classes, where the images are a dataset's.
     pub(super) classes: Option<Vec<String>>,
     pub(super) notes: Vec<String>,
+    /// Which of the images these are, where they are not all.
+    pub(super) subset: Option<(Subset, Vec<usize>)>,
 }
 
 impl Inputs {
@@ -43,20 +46,21 @@ impl Inputs {
                 notes.push(format!(
                     "judged on the training images after the first {n} of each class, not on test images"
                 ));
-                (rest, "training, held out")
+                (rest, "held-out training images")
             }
-            None => (dataset.test, "test"),
+            None => (dataset.test, "test images"),
         };
         let sha256 = split.sha256();
-        let chosen = match args.n_test {
-            Some(n) if (n as usize) < split.len() => {
-                notes.push(format!("{name} {called}: the first {n} of {} images", split.len()));
-                split.first(n as usize)
+        let subset = subset_of(split.labels().to_vec(), args);
+        let chosen = match &subset {
+            Some((chosen, positions)) => {
+                notes.push(format!("{name}: {}", chosen.describe(called)));
+                split.select(positions)
             }
-            _ => split,
+            None => split,
         };
         let classes = Some(dataset.spec.classes.clone());
-        Ok(Self { images: chosen.to_labelled(), name: name.clone(), sha256, classes, notes })
+        Ok(Self { images: chosen.to_labelled(), name: name.clone(), sha256, classes, notes, subset })
     }
 
     fn of_file(args: &Args) -> anyhow::Result<Self> {
@@ -68,14 +72,31 @@ impl Inputs {
             )
             .or_exit(exit::DATA)?;
         let names = file.tensors.keys().cloned().collect::<Vec<_>>().join(", ");
-        let mut take = |wanted: &str| match (file.tensors.remove(wanted), args.n_test) {
-            (Some(tensor), Some(n)) if tensor.dim() > 0 => Ok(tensor.narrow(0, 0, tensor.size()[0].min(n as i64))),
-            (Some(tensor), _) => Ok(tensor),
-            (None, _) => exit::fail::<Tensor>(exit::DATA, format!("{name} has no tensor `{wanted}`; it has: {names}")),
+        let mut take = |wanted: &str| match file.tensors.remove(wanted) {
+            Some(tensor) => Ok(tensor),
+            None => exit::fail::<Tensor>(exit::DATA, format!("{name} has no tensor `{wanted}`; it has: {names}")),
         };
-        let images =
-            LabelledImages::new(take("images")?, take("labels")?).with_context(|| name.clone()).or_exit(exit::DATA)?;
+        let (images, labels) = (take("images")?, take("labels")?);
+        // Tensors that do not belong together are not chosen from; the check names what is wrong with them.
+        let fit = labels.kind() == Kind::Int64 && labels.dim() == 1 && images.size().first() == labels.size().first();
+        let subset = if fit { subset_of(Vec::try_from(&labels)?, args) } else { None };
+        let checked = match &subset {
+            Some((_, positions)) => {
+                let at = Tensor::from_slice(&positions.iter().map(|&position| position as i64).collect::<Vec<_>>());
+                LabelledImages::new(images.index_select(0, &at), labels.index_select(0, &at))
+                    // The same check of the whole file names a sample by its place in the file.
+                    .or_else(|_| LabelledImages::new(images, labels))
+            }
+            None => LabelledImages::new(images, labels),
+        };
+        let images = checked.with_context(|| name.clone()).or_exit(exit::DATA)?;
         let sha256 = sha256_of_file(path).or_exit(exit::DATA)?;
-        Ok(Self { images, name, sha256, classes: None, notes: Vec::new() })
+        let notes = subset.iter().map(|(chosen, _)| chosen.describe("images of the file")).collect();
+        Ok(Self { images, name, sha256, classes: None, notes, subset })
     }
+}
+
+/// Which of the images that have these labels `--n-test` takes.
+fn subset_of(labels: Vec<i64>, args: &Args) -> Option<(Subset, Vec<usize>)> {
+    c2r_data::subset(&labels, usize::try_from(args.n_test?).unwrap_or(usize::MAX), args.subset)
 }

@@ -7,6 +7,7 @@ use c2r_base::artifact::TensorFile;
 use c2r_eval::{AttackRecord, Evaluation, RecordContext};
 use c2r_run::terminal::Ui;
 use serde_json::{Value, json};
+use tch::Tensor;
 
 use super::{args::Args, inputs::Inputs, target::Target};
 
@@ -44,6 +45,7 @@ pub(super) fn summary(
         "goal": report.threat.goal,
         "seed": report.seed,
         "n": report.n(),
+        "subset": inputs.subset.as_ref().map(|(chosen, _)| chosen),
         "clean_accuracy": report.clean_accuracy(),
         "robust_accuracy": report.robust_accuracy(),
         "attacks": attacks.collect::<Vec<_>>(),
@@ -63,7 +65,8 @@ pub(super) fn summary(
     })
 }
 
-/// Writes `images` and `labels` as `--inputs` takes them; with several attacks judged each by itself, `images.NAME`.
+/// Writes `images` and `labels` as `--inputs` takes them; with several attacks judged each by itself, `images.NAME`. Of a
+/// subset, `positions` (i64 `[N]`) says which images of the dataset or file they are.
 pub(super) fn save(
     path: &Path,
     images: &AdversarialImages,
@@ -83,6 +86,10 @@ pub(super) fn save(
     ]);
     let mut file = TensorFile { header, ..TensorFile::default() };
     file.tensors.insert("labels".to_owned(), inputs.images.labels().shallow_clone());
+    if let Some((_, positions)) = &inputs.subset {
+        let positions: Vec<i64> = positions.iter().map(|&position| position as i64).collect();
+        file.tensors.insert("positions".to_owned(), Tensor::from_slice(&positions));
+    }
     for (at, set) in images.sets().iter().enumerate() {
         let name = match (mode, images.sets().len()) {
             (Mode::Suite, _) | (Mode::Each, 1) => "images".to_owned(),
@@ -102,11 +109,12 @@ pub(super) fn write_report(
     (model, model_sha256): (&Path, &str),
     inputs: &Inputs,
 ) -> anyhow::Result<()> {
-    let (test_sha256, notes) = (inputs.sha256.clone(), inputs.notes.clone());
+    let (test_sha256, notes, subset) = (inputs.sha256.clone(), inputs.notes.clone(), inputs.subset.clone());
     let argv = std::env::args().collect();
     match target.subject.clone() {
         Some(subject) if args.each && args.dataset.is_some() => {
-            let context = RecordContext { subject, test_sha256, notes, argv };
+            let model_sha256 = Some(model_sha256.to_owned());
+            let context = RecordContext { subject, model_sha256, test_sha256, subset, notes, argv };
             AttackRecord::from_report(&report, context).map_err(anyhow::Error::msg)?.write(path)?;
         }
         subject => {
@@ -118,7 +126,7 @@ pub(super) fn write_report(
                 inputs: inputs.name.clone(),
                 report,
             };
-            let context = RecordContext { subject, test_sha256, notes, argv };
+            let context = RecordContext { subject, model_sha256: None, test_sha256, subset, notes, argv };
             AttackRecord::from_evaluation(evaluation, context).map_err(anyhow::Error::msg)?.write(path)?;
         }
     }

@@ -72,8 +72,11 @@ fn table(report: &mut Report, path: &Path) -> anyhow::Result<()> {
     report.line("rows missing", table.missing.len().to_string());
     for section in &table.sections {
         let (model, threat) = (&section.model, format!("{} {}", section.norm, section.epsilon));
-        let of =
-            format!("{}, {}, {model}, {threat}, {} test images", section.dataset, section.protocol, section.n_test);
+        let images = match &section.subset {
+            Some(subset) => subset.describe("test images"),
+            None => format!("{} test images", section.n_test),
+        };
+        let of = format!("{}, {}, {model}, {threat}, {images}", section.dataset, section.protocol);
         report.line("section", of);
         for row in &section.rows {
             let main =
