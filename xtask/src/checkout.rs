@@ -2,6 +2,7 @@
 
 use std::{
     env,
+    ffi::OsString,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -27,7 +28,7 @@ impl Checkout {
     /// # Errors
     /// If no folder above is a c2r checkout.
     pub(crate) fn find() -> anyhow::Result<Self> {
-        let start = match env::var_os("CARGO_MANIFEST_DIR") {
+        let start = match variable("CARGO_MANIFEST_DIR") {
             Some(folder) => PathBuf::from(folder),
             None => env::current_dir()?,
         };
@@ -35,7 +36,7 @@ impl Checkout {
             .ancestors()
             .find(|folder| folder.join("xtask/Cargo.toml").is_file())
             .ok_or_else(|| exit::usage(format!("{} is not inside a c2r checkout", start.display())))?;
-        let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |dir| root.join(dir));
+        let target = variable("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |dir| root.join(dir));
         Ok(Self { root: root.to_owned(), target })
     }
 
@@ -61,8 +62,11 @@ impl Checkout {
 
     /// A cargo command in the checkout. LIBTORCH is left to `.cargo/config.toml`.
     pub(crate) fn cargo(&self) -> Command {
-        let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        let mut command = Command::new(variable("CARGO").unwrap_or_else(|| "cargo".into()));
         command.current_dir(&self.root).env_remove("LIBTORCH");
+        if variable("CARGO_TARGET_DIR").is_none() {
+            command.env_remove("CARGO_TARGET_DIR");
+        }
         command
     }
 
@@ -97,6 +101,11 @@ impl Checkout {
     }
 }
 
+/// An environment variable; one that is empty is not set.
+pub(crate) fn variable(name: &str) -> Option<OsString> {
+    env::var_os(name).filter(|value| !value.is_empty())
+}
+
 /// Lets a program find libtorch.
 pub(crate) fn with_libtorch(command: &mut Command, link: &Path) {
     process::with_libraries(command, &link.join("lib"));
@@ -104,7 +113,7 @@ pub(crate) fn with_libtorch(command: &mut Command, link: &Path) {
 
 /// The data folder as the user named it: with an option, else with C2R_DATA.
 pub(crate) fn data_folder(option: Option<&Path>) -> anyhow::Result<Option<PathBuf>> {
-    let variable = || env::var_os("C2R_DATA").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    let variable = || variable("C2R_DATA").map(PathBuf::from);
     let user_folder = env::current_dir()?;
     Ok(option.map(Path::to_owned).or_else(variable).map(|dir| user_folder.join(dir)))
 }

@@ -174,7 +174,7 @@ impl Running {
         }
         let start = log.lines().position(|line| line.contains("panicked at") || line.contains("ERROR: libFuzzer"));
         let lines: Vec<&str> = log.lines().skip(start.unwrap_or(0)).take(25).collect();
-        ui::note(format!(
+        ui::notes(format!(
             "{}: {status}\n{}\nfiles in {}, the log in {}; to repeat:\n  {}",
             self.name,
             lines.join("\n"),

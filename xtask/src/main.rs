@@ -20,7 +20,11 @@ mod tidy;
 
 use std::process::ExitCode;
 
-use c2r_run::{exit, signals, terminal as ui};
+use c2r_run::{
+    arguments,
+    signals::{self, Program},
+    terminal,
+};
 use clap::{Parser, Subcommand};
 
 use checkout::Checkout;
@@ -55,7 +59,7 @@ enum Command {
 }
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
-    signals::listen(signals::Second::Counts)?;
+    signals::listen(Program::Parent)?;
     let checkout = Checkout::find()?;
     match &cli.command {
         Command::Setup(args) => setup::run(args, &checkout),
@@ -69,11 +73,6 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
 }
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            ui::note(format!("error: {}", exit::message(&error)));
-            ExitCode::from(exit::code_of(&error))
-        }
-    }
+    terminal::catch_panics();
+    arguments::parse().map_or_else(|code| code, |cli: Cli| terminal::conclude(run(&cli)))
 }

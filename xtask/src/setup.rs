@@ -11,7 +11,7 @@ use c2r_run::{exit, process, terminal as ui};
 
 use crate::{
     cache,
-    checkout::Checkout,
+    checkout::{Checkout, variable},
     compiler, install,
     libtorch::{Flavour, LIBTORCH_VERSION, Libtorch, TCH_VERSION},
     python::Python,
@@ -80,7 +80,7 @@ pub(crate) fn ensure(checkout: &Checkout) -> anyhow::Result<()> {
 
 /// `LIBTORCH` of the user. Where it is not set, cargo sets it to our own link (`.cargo/config.toml`).
 fn chosen_by_user(checkout: &Checkout) -> Option<PathBuf> {
-    let folder = PathBuf::from(env::var_os("LIBTORCH")?);
+    let folder = PathBuf::from(variable("LIBTORCH")?);
     (!folder.as_os_str().is_empty() && folder != checkout.libtorch_link()).then_some(folder)
 }
 

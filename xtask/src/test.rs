@@ -88,7 +88,7 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     match ENVIRONMENT.python() {
         Ok(python) => drop(command.env(ENVIRONMENT_VARIABLE, python)),
         Err(error) if args.slow => return Err(error),
-        Err(error) => ui::note(format!("SKIPPED: the tests of Python's side: {}", exit::message(&error))),
+        Err(error) => ui::notes(format!("SKIPPED: the tests of Python's side: {}", exit::message(&error))),
     }
     checkout.run_cargo(&mut command, "testing")
 }

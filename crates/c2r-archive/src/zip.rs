@@ -1,6 +1,5 @@
 use std::{
     collections::BTreeMap,
-    fs::File,
     io::{Read, Seek},
     path::{Path, PathBuf},
 };
@@ -42,7 +41,7 @@ impl ZipReader {
     /// [`ArchiveError`] if it cannot be read, is not a whole zip, names a member twice or has more than
     /// [`Limits::entries`].
     pub fn open(path: &Path, limits: Limits) -> Result<Self, ArchiveError> {
-        let file = File::open(path).map_err(FileError::io("read", path))?;
+        let file = c2r_files::open(path)?;
         let length = file.metadata().map_err(FileError::io("read", path))?.len();
         Self::new(Box::new(FileReader::from(file)), length, limits)
     }

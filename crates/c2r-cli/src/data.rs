@@ -7,6 +7,7 @@ use std::{
 
 use c2r_data::{DataError, Dataset, DatasetSpec, LoadEvent, SyntheticSet};
 use c2r_run::{
+    arguments::any_text,
     exit::{self, OrExit},
     terminal::Ui,
 };
@@ -15,7 +16,7 @@ use c2r_run::{
 #[derive(clap::Args, Clone)]
 pub(crate) struct DatasetArgs {
     /// digits (embedded), cifar10, cifar100, tiny-imagenet, imagenette, ... or folder:PATH; imagenette@64 for another size
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = any_text())]
     pub(crate) dataset: String,
 
     /// Folder that holds the downloaded datasets

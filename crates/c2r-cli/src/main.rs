@@ -11,7 +11,8 @@ mod throughput;
 use std::process::ExitCode;
 
 use c2r_run::{
-    exit, signals,
+    arguments, exit,
+    signals::{self, Program},
     terminal::{self as ui, Ui},
 };
 use clap::{Parser, Subcommand};
@@ -116,7 +117,7 @@ impl Global {
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
-    signals::listen(signals::Second::Exits)?;
+    signals::listen(Program::Command)?;
     let ui = Ui { quiet: cli.global.quiet, verbose: cli.global.verbose };
     let device = cli.global.device()?;
     match cli.command {
@@ -135,7 +136,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
 
 /// What the command line `words` would do, for `estimate`.
 fn planned(words: &[String], written: &mut cmd::estimate::Written) -> anyhow::Result<cmd::estimate::Planned> {
-    let cli = Cli::try_parse_from(std::iter::once("c2r").chain(words.iter().map(String::as_str)))?;
+    let cli: Cli = arguments::parse_from(std::iter::once("c2r").chain(words.iter().map(String::as_str)))?;
     match cli.command {
         Command::Distill(args) => cmd::distill::planned(&args, written),
         Command::Train(args) => cmd::train::planned(&args, written),
@@ -146,11 +147,6 @@ fn planned(words: &[String], written: &mut cmd::estimate::Written) -> anyhow::Re
 
 fn main() -> ExitCode {
     allocator::keep_memory();
-    match run(Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            ui::note(format!("error: {}", exit::message(&error)));
-            ExitCode::from(exit::code_of(&error))
-        }
-    }
+    ui::catch_panics();
+    arguments::parse().map_or_else(|code| code, |cli| ui::conclude(run(cli)))
 }

@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, path::Path};
 
+use c2r_files::path_to_text;
 use ndarray::{ArrayView3, Axis};
 
 use crate::{
@@ -57,7 +58,7 @@ pub fn load_folder(path: &Path, size: Option<(u32, u32)>) -> Result<Dataset, Dat
     let shape = [3, i64::from(h), i64::from(w)];
     let [train, test] = [train, test].map(|listing| listing.read(shape, classes.len(), size));
     let (train, test) = (train?, test?);
-    let name = format!("folder:{}", path.display());
+    let name = format!("folder:{}", path_to_text(path));
     let title = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut spec = folder_spec(name, title, [shape[1], shape[2]], classes);
     (spec.mean, spec.std) = moments(&train);

@@ -100,7 +100,7 @@ pub(crate) fn read_sized(path: &Path, size: (u32, u32)) -> Result<DynamicImage, 
 }
 
 fn decode(path: &Path, expected: Option<(u32, u32)>) -> Result<DynamicImage, DataError> {
-    let bytes = fs::read(path).map_err(DataError::io(path))?;
+    let bytes = c2r_files::read(path)?;
     let wrong = |reason: String| DataError::Image { path: path.to_owned(), reason };
     // The decoders fill what is missing with grey, or do not look past the last pixel, and say nothing.
     let ends: [(&str, &[u8], &[u8]); 2] =

@@ -1,9 +1,10 @@
 //! Files of others: what they are, and their tensors.
 
-use std::{fs::File, io::Read, path::Path};
+use std::{io::Read, path::Path};
 
 use c2r_archive::{Limits, ZipReader};
 use c2r_base::artifact::{ArtifactError, TensorFile};
+use c2r_files::open;
 
 use crate::{DataError, npy, torch_save};
 
@@ -54,7 +55,7 @@ impl FileKind {
     /// [`DataError::Io`] if it cannot be read, [`DataError::Artifact`] if it is a zip that is cut short.
     pub fn of(path: &Path) -> Result<Self, DataError> {
         let mut start = Vec::new();
-        File::open(path).and_then(|file| file.take(16).read_to_end(&mut start)).map_err(DataError::io(path))?;
+        open(path)?.take(16).read_to_end(&mut start).map_err(DataError::io(path))?;
         let first_text = start.iter().find(|byte| !byte.is_ascii_whitespace());
         Ok(match &start[..] {
             [] => Self::Empty,

@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use c2r_experiment::DatasetFormat;
+use c2r_files::text_to_path;
 
 use crate::{
     DataError, Dataset, LoadEvent, Provenance, cifar, class_folders, digits, provenance::find, registry, tiny_imagenet,
@@ -41,7 +42,7 @@ pub fn load_with(
     on_event: &mut dyn FnMut(LoadEvent),
 ) -> Result<Dataset, DataError> {
     if let Some(path) = name.strip_prefix("folder:") {
-        return class_folders::load_folder(Path::new(path), None);
+        return class_folders::load_folder(&text_to_path(path), None);
     }
     let spec = registry::spec(name)?;
     if spec.format == DatasetFormat::Digits {

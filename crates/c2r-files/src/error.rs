@@ -18,6 +18,15 @@ pub enum FileError {
         #[source]
         source: io::Error,
     },
+    /// A pipe or a device.
+    #[error(
+        "{} is a pipe or a device, and c2r reads and writes regular files only; write what comes out of it to a file first",
+        .0.display()
+    )]
+    NotAFile(
+        /// Its path.
+        PathBuf,
+    ),
     /// The bytes are not what the format promises.
     #[error("{} is not a valid {format} file: {reason}", path.display())]
     Format {

@@ -1,8 +1,8 @@
-use std::{fs::File, io, path::Path};
+use std::{io, path::Path};
 
 use sha2::{Digest, Sha256};
 
-use crate::FileError;
+use crate::{FileError, open};
 
 /// SHA-256 of `bytes`, 64 lower-case hexadecimal digits.
 pub fn sha256_hex(bytes: &[u8]) -> String {
@@ -12,10 +12,10 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
 /// [`sha256_hex`] of a file's bytes, read a part at a time.
 ///
 /// # Errors
-/// [`FileError::Io`].
+/// [`FileError::Io`], and [`FileError::NotAFile`] for a pipe or a device.
 pub fn sha256_of_file(path: &Path) -> Result<String, FileError> {
     let mut hash = Sha256::new();
-    File::open(path).and_then(|mut file| io::copy(&mut file, &mut hash)).map_err(FileError::io("read", path))?;
+    io::copy(&mut open(path)?, &mut hash).map_err(FileError::io("read", path))?;
     Ok(hex::encode(hash.finalize()))
 }
 

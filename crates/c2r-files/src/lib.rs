@@ -17,9 +17,13 @@
 mod error;
 mod hash;
 mod json;
+mod open;
+mod text;
 mod write;
 
 pub use error::FileError;
 pub use hash::{sha256_hex, sha256_of_file};
 pub use json::{read_json, write_json};
-pub use write::{AtomicFile, create_folder, read, remove_if_present, remove_parts, write_atomically};
+pub use open::{open, read};
+pub use text::{path_to_text, text_to_path};
+pub use write::{AtomicFile, create_folder, remove_if_present, remove_parts, write_atomically};

@@ -4,7 +4,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::FileError;
+use crate::{FileError, open::refuse_pipes};
 
 /// How temporary files are named.
 const PART_PREFIX: &str = ".c2r-";
@@ -22,8 +22,9 @@ impl AtomicFile {
     /// Starts a file that will be called `path`. Creates missing folders.
     ///
     /// # Errors
-    /// [`FileError::Io`].
+    /// [`FileError::Io`], and [`FileError::NotAFile`] where `path` is a pipe or a device, which would be replaced.
     pub fn create(path: &Path) -> Result<Self, FileError> {
+        refuse_pipes(path)?;
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         create_folder(folder)?;
         let file = tempfile::Builder::new()
@@ -127,17 +128,10 @@ pub fn create_folder(path: &Path) -> Result<(), FileError> {
     fs::create_dir_all(path).map_err(FileError::io("create folder", path))
 }
 
-/// The bytes of a file.
-///
-/// # Errors
-/// [`FileError::Io`].
-pub fn read(path: &Path) -> Result<Vec<u8>, FileError> {
-    fs::read(path).map_err(FileError::io("read", path))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::read;
 
     fn names(folder: &Path) -> Vec<String> {
         fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()

@@ -74,7 +74,7 @@ impl Board {
     pub(crate) fn start(&self, position: usize, job: &Job) {
         let bar = self.bars.as_ref().map(|(all, _)| {
             let bar = all.add(ProgressBar::new_spinner().with_style(style("  {prefix}  {wide_msg}")));
-            bar.set_prefix(job.name());
+            bar.set_prefix(terminal::escaped(&job.name()).into_owned());
             bar.tick();
             bar
         });
@@ -92,7 +92,7 @@ impl Board {
         running.shown = Instant::now();
         let (line, elapsed) = (log::last_line(&job.log()), terminal::duration(running.started.elapsed()));
         match &running.bar {
-            Some(bar) => bar.set_message(line),
+            Some(bar) => bar.set_message(terminal::escaped(&line).into_owned()),
             None => terminal::note(format!("... {} ({elapsed}) {line}", job.name())),
         }
     }
@@ -124,7 +124,7 @@ impl Board {
             Some((all, bar)) => {
                 bar.set_position(state.done as u64);
                 if matches!(outcome, Outcome::Failed | Outcome::Stopped) {
-                    let _ = all.println(line);
+                    let _ = all.println(terminal::escaped(&line));
                 }
             }
         }

@@ -64,7 +64,9 @@ fn boot() -> String {
 
 /// The machine's name, for people.
 pub(crate) fn host_name() -> String {
-    let text = fs::read_to_string("/proc/sys/kernel/hostname").ok().or_else(|| std::env::var("HOSTNAME").ok());
+    let text = fs::read_to_string("/proc/sys/kernel/hostname")
+        .ok()
+        .or_else(|| std::env::var("HOSTNAME").ok().filter(|name| !name.is_empty()));
     text.map_or_else(|| "unknown".to_owned(), |text| text.trim().to_owned())
 }
 

@@ -48,7 +48,7 @@ pub fn list(experiment: Option<&str>, scale: Option<&str>, place: &Workplace) ->
         Err("c2r is not built".to_owned())
     };
     if let Err(reason) = &times {
-        terminal::note(format!("no times: {reason}"));
+        terminal::notes(format!("no times: {reason}"));
     }
     let mut rest = times.as_deref().unwrap_or_default();
     for (heading, GridPlan { jobs, without_profile, .. }, absent) in &listed {
@@ -75,7 +75,7 @@ pub fn list(experiment: Option<&str>, scale: Option<&str>, place: &Workplace) ->
                 line += &format!(" ({} commands of unknown length)", unknown.len());
             }
         }
-        terminal::out(heading);
+        terminal::text(heading);
         terminal::out(line);
         if !absent.is_empty() {
             terminal::out(format!("    {}", place.no_data(absent)));

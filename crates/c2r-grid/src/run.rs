@@ -63,7 +63,7 @@ impl Summary {
             by_reason.entry(log::last_line(&jobs[failure.position].log())).or_default().push(failure);
         }
         for failures in by_reason.values() {
-            terminal::note(format!("\n{}", failures[0].failed.report));
+            terminal::notes(format!("\n{}", failures[0].failed.report));
             let others: Vec<String> = failures[1..].iter().map(|failure| jobs[failure.position].name()).collect();
             if !others.is_empty() {
                 terminal::note(format!("  the same in {} more: {}", others.len(), others.join(", ")));

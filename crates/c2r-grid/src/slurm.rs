@@ -157,7 +157,7 @@ fn wait(array: &str, plan: &GridPlan) -> anyhow::Result<()> {
             Ok(true) => n_silent = 0,
             Err(error) if n_silent < MOST_SILENT => {
                 if n_silent == 0 {
-                    terminal::note(format!("asking Slurm again: {}", exit::message(&error)));
+                    terminal::notes(format!("asking Slurm again: {}", exit::message(&error)));
                 }
                 n_silent += 1;
             }

@@ -75,9 +75,16 @@ impl<T, E: Into<anyhow::Error>> OrExit<T> for Result<T, E> {
     }
 }
 
-/// An error with its causes, one per line, as a program prints it before it ends.
+/// An error with its causes, each on a line of its own, as a program prints it before it ends. Further lines of a cause are
+/// indented: what comes from a file cannot look like a line of ours.
 pub fn message(error: &anyhow::Error) -> String {
-    error.chain().map(ToString::to_string).collect::<Vec<_>>().join("\n  because: ")
+    let indented = |line: &str| if line.starts_with(' ') { line.to_owned() } else { format!("    {line}") };
+    let cause = |cause: &(dyn Error + 'static)| {
+        let text = cause.to_string();
+        let (first, rest) = text.trim_end().split_once('\n').unwrap_or((text.trim_end(), ""));
+        std::iter::once(first.to_owned()).chain(rest.lines().map(indented)).collect::<Vec<_>>().join("\n")
+    };
+    error.chain().map(cause).collect::<Vec<_>>().join("\n  because: ")
 }
 
 #[cfg(test)]
@@ -92,5 +99,8 @@ mod tests {
         assert_eq!(code_of(&error), DATA);
         assert_eq!(message(&error), "cannot load digits\n  because: no folder");
         assert_eq!(code_of(&anyhow::anyhow!("boom")), UNEXPECTED);
+        let forged = anyhow::anyhow!("x\nlooks wrong: y\n").context("a");
+        assert_eq!(message(&forged), "a\n  because: x\n    looks wrong: y");
+        assert_eq!(message(&anyhow::anyhow!("two:\n  one\n  two")), "two:\n  one\n  two");
     }
 }

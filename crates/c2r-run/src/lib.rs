@@ -2,7 +2,7 @@
 //!
 //! **What it is:** [`Run`], a run with a lock, a record (`run.json`) and a log, which the same command resumes;
 //! [`signals`], which turns Ctrl-C and SIGTERM into a request to save and stop; [`exit`], the exit codes; and [`terminal`],
-//! lines and progress for people; [`process`], programs that a command starts.
+//! lines and progress for people; [`arguments`], the command line; [`process`], programs that a command starts.
 //!
 //! **What it is not:** it knows no stage and no tensor, and links no libtorch. Only [`terminal`] prints.
 //!
@@ -24,6 +24,7 @@
 //! assert_eq!(open().1, Status::Finished);
 //! ```
 
+pub mod arguments;
 pub mod exit;
 mod lock;
 mod log;
@@ -35,5 +36,5 @@ pub mod terminal;
 
 pub use lock::Lock;
 pub use log::Log;
-pub use record::Environment;
+pub use record::{Environment, argv};
 pub use run::{Place, Plan, Run, RunError, Status};

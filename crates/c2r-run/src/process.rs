@@ -44,8 +44,8 @@ pub fn foreground(command: &mut Command, mut tick: impl FnMut(Duration)) -> anyh
 }
 
 /// Waits for a child with a process group of its own, calling `go_on` while it runs. A request to stop is passed on: the
-/// first one as SIGINT, so that the child saves its state, a second one as SIGKILL. If `go_on` says no, the child gets a
-/// SIGINT, too.
+/// first one as SIGTERM, so that the child saves its state, a second one as SIGKILL. If `go_on` says no, the child gets a
+/// SIGTERM, too. Not SIGINT: a child of a script in the background ignores that as we do.
 ///
 /// # Errors
 /// If the child cannot be waited for.
@@ -95,7 +95,9 @@ pub fn output(command: &mut Command) -> anyhow::Result<Option<Output>> {
 /// search path that is compiled into it.
 pub fn with_libraries(command: &mut Command, folder: &Path) {
     let mut folders = vec![folder.to_owned()];
-    folders.extend(env::var_os("LD_LIBRARY_PATH").iter().flat_map(env::split_paths));
+    // An empty entry would be the current folder.
+    let others = env::var_os("LD_LIBRARY_PATH").into_iter().flat_map(|all| env::split_paths(&all).collect::<Vec<_>>());
+    folders.extend(others.filter(|folder| !folder.as_os_str().is_empty()));
     if let Ok(joined) = env::join_paths(folders) {
         command.env("LD_LIBRARY_PATH", joined);
     }
@@ -127,7 +129,7 @@ fn stop(child: &mut Child, now: bool) {
             sys::signal::{Signal, killpg},
             unistd::Pid,
         };
-        let signal = if now { Signal::SIGKILL } else { Signal::SIGINT };
+        let signal = if now { Signal::SIGKILL } else { Signal::SIGTERM };
         if let Ok(id) = i32::try_from(child.id()) {
             let _ = killpg(Pid::from_raw(id), signal);
         }
@@ -158,7 +160,7 @@ mod tests {
     fn a_background_program_is_stopped_and_its_output_kept() {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("log");
-        let script = "trap 'echo saved; exit 130' INT; echo started; while :; do sleep 0.02; done";
+        let script = "trap 'echo saved; exit 130' TERM; echo started; while :; do sleep 0.02; done";
         let mut shell = Command::new("sh");
         shell.args(["-c", script]);
         let mut child = background(shell, Stdio::null(), &log).unwrap();

@@ -3,6 +3,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use c2r_files::path_to_text;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -51,6 +52,11 @@ pub(crate) struct Record {
     pub(crate) written: BTreeMap<String, String>,
 }
 
+/// The command line of this process. A word that is not UTF-8 is written as [`path_to_text`] writes a path.
+pub fn argv() -> Vec<String> {
+    std::env::args_os().map(|word| path_to_text(&word).into_owned()).collect()
+}
+
 impl Record {
     pub(crate) fn new(stage: &str, config: Value, environment: Environment) -> Self {
         let Environment { versions, threads, device } = environment;
@@ -59,7 +65,7 @@ impl Record {
             stage: stage.to_owned(),
             status: RUNNING.to_owned(),
             config,
-            argv: std::env::args().collect(),
+            argv: argv(),
             versions,
             threads,
             device,

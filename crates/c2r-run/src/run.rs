@@ -80,8 +80,12 @@ impl Place {
     /// Next to a file that the run writes: `NAME.run.json` and `NAME.run.lock`, where NAME is the file's without its
     /// extension. The record appears with the first state that is saved.
     pub fn beside(file: &Path) -> Self {
-        let name = file.file_stem().unwrap_or_default().to_string_lossy();
-        let sibling = |suffix: &str| file.with_file_name(format!("{name}{suffix}"));
+        let name = file.file_stem().unwrap_or_default();
+        let sibling = |suffix: &str| {
+            let mut name = name.to_owned();
+            name.push(suffix);
+            file.with_file_name(name)
+        };
         Self { path: file.to_owned(), record: sibling(".run.json"), lock: sibling(".run.lock"), is_folder: false }
     }
 

@@ -1,57 +1,111 @@
 //! Ctrl-C, SIGTERM and SIGHUP as a request to save the state and stop.
+#![cfg_attr(unix, expect(unsafe_code, reason = "the standard library has no safe wrapper for handlers of signals"))]
 
 use std::{
-    process,
-    sync::atomic::{AtomicU8, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use crate::exit;
-
-/// Signals this close to each other are one request: a terminal, a scheduler and the parent process may each send one.
-const TOGETHER: Duration = Duration::from_millis(500);
+/// Signals this close to each other are one request: a terminal, a scheduler and the parent process may each send one, and
+/// GNU `timeout` sends its own to the process and once more to its group.
+pub const TOGETHER: Duration = Duration::from_secs(2);
 
 static REQUESTS: AtomicU8 = AtomicU8::new(0);
+static START: OnceLock<Instant> = OnceLock::new();
+/// Milliseconds from [`START`] to the last request, plus 1; 0 before the first one.
+static LAST: AtomicU64 = AtomicU64::new(0);
+/// Whether a request ends the process where it has nothing to save.
+static ENDS: AtomicBool = AtomicBool::new(false);
+/// Whether there is a state to save.
+static SAVES: AtomicBool = AtomicBool::new(false);
 
-/// What a second request does.
+/// What a request to stop does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Second {
-    /// Ends the process at once with [`exit::INTERRUPTED`], without waiting for the state to be written.
-    Exits,
-    /// Is counted, for a program that has children to stop.
-    Counts,
+pub enum Program {
+    /// It ends the process at once with [`crate::exit::INTERRUPTED`], but for the first one after [`will_save`], which is
+    /// only counted.
+    Command,
+    /// It is counted, for a program that has children to stop.
+    Parent,
 }
 
-/// From here on signals are counted instead of ending the process. Call once, at the start.
+/// From here on signals are requests. Those that were ignored when the process started stay ignored: SIGHUP under `nohup`,
+/// SIGINT in the background of a script. Call once, at the start.
 ///
 /// # Errors
 /// If the system refuses.
-pub fn listen(second: Second) -> anyhow::Result<()> {
-    let mut last = None;
-    ctrlc::set_handler(move || {
-        if !is_new(&mut last, Instant::now()) {
-            return;
-        }
-        if REQUESTS.fetch_add(1, Ordering::SeqCst) > 0 && second == Second::Exits {
-            #[expect(clippy::exit, reason = "a signal thread cannot unwind the others")]
-            process::exit(i32::from(exit::INTERRUPTED));
-        }
-    })?;
+pub fn listen(program: Program) -> std::io::Result<()> {
+    START.get_or_init(Instant::now);
+    ENDS.store(program == Program::Command, Ordering::SeqCst);
+    #[cfg(unix)]
+    unix::install()?;
     Ok(())
 }
 
-/// Whether a signal at `now` is a request of its own; `last` is the time of the last one that was.
-fn is_new(last: &mut Option<Instant>, now: Instant) -> bool {
-    let new = last.is_none_or(|last| now.duration_since(last) >= TOGETHER);
-    if new {
-        *last = Some(now);
-    }
-    new
+/// From here on there is a state to save: the first request is only counted, and the command asks for it
+/// ([`requests`]).
+pub fn will_save() {
+    SAVES.store(true, Ordering::SeqCst);
 }
 
 /// How many times the process was asked to stop.
 pub fn requests() -> u8 {
     REQUESTS.load(Ordering::SeqCst)
+}
+
+/// Whether a signal `now` milliseconds after the start is a request of its own, which is then the last one.
+fn is_new(last: &AtomicU64, now: u64) -> bool {
+    let together = TOGETHER.as_millis() as u64;
+    let new = |last: u64| (last == 0 || now + 1 >= last + together).then_some(now + 1);
+    last.fetch_update(Ordering::SeqCst, Ordering::SeqCst, new).is_ok()
+}
+
+#[cfg(unix)]
+mod unix {
+    use std::{io, time::Instant};
+
+    use nix::{
+        libc,
+        sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
+    };
+
+    use super::{ENDS, LAST, Ordering, REQUESTS, SAVES, START, is_new};
+    use crate::exit;
+
+    /// Handles every signal that asks a process to stop and was not ignored until now.
+    pub(super) fn install() -> io::Result<()> {
+        let action = SigAction::new(SigHandler::Handler(request), SaFlags::SA_RESTART, SigSet::empty());
+        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+            // SAFETY: `request` only does what a handler may: atomics, the clock, write and _exit.
+            let before = unsafe { sigaction(signal, &action) }?;
+            if matches!(before.handler(), SigHandler::SigIgn) {
+                // SAFETY: this is the disposition that the process began with.
+                unsafe { sigaction(signal, &before) }?;
+            }
+        }
+        Ok(())
+    }
+
+    extern "C" fn request(_signal: libc::c_int) {
+        let now = START.get().map_or(0, |start| Instant::now().duration_since(*start).as_millis() as u64);
+        if !is_new(&LAST, now) {
+            return;
+        }
+        let before = REQUESTS.load(Ordering::SeqCst);
+        REQUESTS.store(before.saturating_add(1), Ordering::SeqCst);
+        let is_last = before > 0 || !SAVES.load(Ordering::SeqCst);
+        if ENDS.load(Ordering::SeqCst) && is_last {
+            const TEXT: &[u8] = b"interrupted\n";
+            // SAFETY: both are allowed in a handler, and the bytes outlive the call. A stderr that is gone costs the word.
+            unsafe {
+                let _ = libc::write(libc::STDERR_FILENO, TEXT.as_ptr().cast(), TEXT.len());
+                libc::_exit(i32::from(exit::INTERRUPTED));
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -60,9 +114,8 @@ mod tests {
 
     #[test]
     fn signals_at_once_are_one_request() {
-        let (start, mut last) = (Instant::now(), None);
-        let new_after = [0, 1, 300, 600, 700, 1200];
-        let new = new_after.map(|milliseconds| is_new(&mut last, start + Duration::from_millis(milliseconds)));
-        assert_eq!(new, [true, false, false, true, false, true]);
+        let last = AtomicU64::new(0);
+        let new = [0, 1, 300, 1999, 2000, 2300, 3999, 4100].map(|milliseconds| is_new(&last, milliseconds));
+        assert_eq!(new, [true, false, false, false, true, false, false, true]);
     }
 }

@@ -1,22 +1,148 @@
 //! The terminal: results on stdout, everything for people on stderr.
+//!
+//! All text goes through [`escaped`], because much of it comes from files. A stderr that is full or gone costs no result;
+//! a stdout that is full or gone is remembered, and [`conclude`] makes an error of it at the end.
 
 use std::{
-    io::{self, IsTerminal, Write},
+    backtrace::{Backtrace, BacktraceStatus},
+    borrow::Cow,
+    fmt::Write as _,
+    io::{self, ErrorKind, IsTerminal, Write},
+    panic::{self, PanicHookInfo},
+    process::ExitCode,
+    sync::Mutex,
+    thread,
     time::{Duration, Instant},
 };
 
+use anyhow::Context;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::signals;
+use crate::{exit, signals};
 
-/// A line for people, on stderr. A closed stderr does not end a long run.
-pub fn note(line: impl AsRef<str>) {
-    let _ = writeln!(io::stderr().lock(), "{}", line.as_ref());
+/// Why stdout could not be written, once it could not.
+static STDOUT: Mutex<Option<io::Error>> = Mutex::new(None);
+
+/// `text` with everything escaped that can steer a terminal or change the order in which it shows characters: control
+/// characters (also line ends and tabs), marks of direction, and tags. The escapes are those of JSON, `\n` or `\u001b`, so
+/// that JSON stays what it was.
+pub fn escaped(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_active) {
+        return Cow::Borrowed(text);
+    }
+    let mut safe = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match c {
+            '\n' => safe.push_str("\\n"),
+            '\r' => safe.push_str("\\r"),
+            '\t' => safe.push_str("\\t"),
+            c if is_active(c) => {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    let _ = write!(safe, "\\u{unit:04x}");
+                }
+            }
+            c => safe.push(c),
+        }
+    }
+    Cow::Owned(safe)
 }
 
-/// A result, on stdout. A closed pipe (`| head`) is not an error.
-pub fn out(text: impl AsRef<str>) {
-    let _ = writeln!(io::stdout().lock(), "{}", text.as_ref());
+/// Controls; marks that change the direction of text or cannot be seen: Unicode 15, sections 23.2 and 23.8 to 23.9.
+fn is_active(c: char) -> bool {
+    c.is_control()
+        || matches!(
+            c,
+            '\u{61c}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+                | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}'
+        )
+}
+
+/// [`escaped`] line by line.
+pub fn escaped_lines(text: &str) -> String {
+    text.split('\n').map(escaped).collect::<Vec<_>>().join("\n")
+}
+
+/// A line for people, on stderr. A stderr that is full or gone does not end a long run.
+pub fn note(line: impl AsRef<str>) {
+    let _ = io::stderr().lock().write_all(format!("{}\n", escaped(line.as_ref())).as_bytes());
+}
+
+/// [`note`] with line ends where `text` has them.
+pub fn notes(text: impl AsRef<str>) {
+    text.as_ref().split('\n').for_each(note);
+}
+
+/// A line of a result, on stdout.
+pub fn out(line: impl AsRef<str>) {
+    print(&escaped(line.as_ref()));
+}
+
+/// A result of several lines, on stdout.
+pub fn text(text: impl AsRef<str>) {
+    print(&escaped_lines(text.as_ref()));
+}
+
+fn print(safe: &str) {
+    let mut failed = STDOUT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if failed.is_none() {
+        *failed = write_all(&mut io::stdout().lock(), format!("{safe}\n").as_bytes()).err();
+    }
+}
+
+/// [`Write::write_all`], also to a pipe that another program has made non-blocking.
+fn write_all(stream: &mut impl Write, mut bytes: &[u8]) -> io::Result<()> {
+    const PAUSE: Duration = Duration::from_millis(10);
+    while !bytes.is_empty() {
+        match stream.write(bytes) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(n) => bytes = &bytes[n..],
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(PAUSE),
+            Err(error) => return Err(error),
+        }
+    }
+    stream.flush()
+}
+
+/// Whether whoever read stdout is gone (`| head`).
+fn nobody_reads() -> bool {
+    let failed = STDOUT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    failed.as_ref().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+}
+
+/// Ends a program: prints its error. A stdout that could not be written is one, too, unless its reader has gone, who has
+/// seen what they wanted.
+pub fn conclude(result: anyhow::Result<()>) -> ExitCode {
+    let failed = STDOUT.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+    let written = match failed {
+        Some(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(error).context("cannot write to stdout; files that the command wrote are complete")
+        }
+        _ => Ok(()),
+    };
+    match result.and(written) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            notes(format!("error: {}", exit::message(&error)));
+            ExitCode::from(exit::code_of(&error))
+        }
+    }
+}
+
+/// Panics are printed as everything else is: escaped, and without harm where stderr is gone.
+pub fn catch_panics() {
+    panic::set_hook(Box::new(|info: &PanicHookInfo<'_>| {
+        let thread = thread::current();
+        let place = info.location().map(ToString::to_string).unwrap_or_default();
+        let payload = info.payload();
+        let owned = payload.downcast_ref::<String>().map(String::as_str);
+        let reason = owned.or(payload.downcast_ref::<&str>().copied()).unwrap_or("a value that is not a text");
+        notes(format!("thread '{}' panicked at {place}:\n{reason}", thread.name().unwrap_or("without a name")));
+        let trace = Backtrace::capture();
+        if trace.status() == BacktraceStatus::Captured {
+            notes(trace.to_string());
+        }
+    }));
 }
 
 /// True where bars and colours make sense.
@@ -54,12 +180,14 @@ pub struct Ui {
 }
 
 impl Ui {
-    /// A result: one line on stdout. A closed pipe (`| head`) ends the program quietly.
+    /// A line of a result, on stdout.
     pub fn out(&self, line: impl AsRef<str>) {
-        if writeln!(io::stdout().lock(), "{}", line.as_ref()).is_err() {
-            // Whoever reads the results is gone.
-            std::process::exit(0);
-        }
+        out(line);
+    }
+
+    /// A result of several lines, on stdout.
+    pub fn text(&self, lines: impl AsRef<str>) {
+        text(lines);
     }
 
     /// A line for people, on stderr.
@@ -81,9 +209,10 @@ impl Ui {
         Progress::new(label, Some(total), Unit::Steps, self.quiet)
     }
 
-    /// True once the process was asked to stop ([`signals`]): save the state and stop.
+    /// True once the process was asked to stop ([`signals`]) or nobody reads its results any more: save the state and
+    /// stop.
     pub fn interrupted(&self) -> bool {
-        signals::requests() > 0
+        signals::requests() > 0 || nobody_reads()
     }
 }
 
@@ -123,7 +252,14 @@ impl Progress {
         let style = ProgressStyle::with_template(template).expect("the templates are constants");
         let bar = ProgressBar::with_draw_target(total, target).with_style(style.progress_chars("=> "));
         let now = Instant::now();
-        Self { bar: bar.with_prefix(label.to_owned()), label: label.to_owned(), unit, quiet, start: now, last: now }
+        Self {
+            bar: bar.with_prefix(escaped(label).into_owned()),
+            label: label.to_owned(),
+            unit,
+            quiet,
+            start: now,
+            last: now,
+        }
     }
 
     /// Moves to `position` and shows `message`.
@@ -145,7 +281,7 @@ impl Progress {
                 note(format!("{label} {position}/{total} {message} ({elapsed:.0} s, {left:.0} s left)"));
             }
         }
-        self.bar.set_message(message);
+        self.bar.set_message(escaped(&message).into_owned());
     }
 
     /// Removes the bar.
@@ -157,6 +293,49 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_of_a_file_steers_a_terminal() {
+        // Python: json.dumps(text) of each, which escapes everything but ASCII.
+        for (text, safe) in [
+            ("plain, Zo\u{eb}, \u{732b}, \u{1f600}", "plain, Zo\u{eb}, \u{732b}, \u{1f600}"),
+            ("\x1b[2J\x1b]0;title\x07", r"\u001b[2J\u001b]0;title\u0007"),
+            ("a\nb\r\tc\0\x7f", r"a\nb\r\tc\u0000\u007f"),
+            ("\u{9b}31m\u{85}", r"\u009b31m\u0085"),
+            ("txt.\u{202e}gpj\u{2066}\u{61c}\u{feff}", r"txt.\u202egpj\u2066\u061c\ufeff"),
+            ("\u{e0041}", r"\udb40\udc41"),
+        ] {
+            assert_eq!(escaped(text), safe);
+            assert_eq!(escaped(&escaped(text)), safe, "twice is once");
+        }
+        assert_eq!(escaped_lines("one\n\x1btwo\n"), "one\n\\u001btwo\n");
+        // JSON stays the same value.
+        let value = serde_json::json!({"class\u{9b}": "a\u{202e}\u{e0041}\n"});
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&escaped(&value.to_string())).unwrap(), value);
+    }
+
+    #[test]
+    fn a_stream_that_is_busy_gets_every_byte() {
+        struct Busy(Vec<u8>, u8);
+        impl Write for Busy {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                self.1 += 1;
+                match self.1 % 3 {
+                    0 => Err(ErrorKind::WouldBlock.into()),
+                    1 => Err(ErrorKind::Interrupted.into()),
+                    _ => self.0.write(&bytes[..bytes.len().min(2)]),
+                }
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut busy = Busy(Vec::new(), 0);
+        write_all(&mut busy, b"seven b").unwrap();
+        assert_eq!(busy.0, b"seven b");
+        let full = write_all(&mut [0u8; 3].as_mut_slice(), b"four").unwrap_err();
+        assert_eq!(full.kind(), ErrorKind::WriteZero);
+    }
 
     #[test]
     fn durations_read_well() {

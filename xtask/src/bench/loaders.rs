@@ -93,7 +93,7 @@ pub(super) fn run(args: &Peers, checkout: &Checkout) -> anyhow::Result<()> {
     let row = |name: &str, seconds: f64| {
         format!("| {name} | {seconds:.2} | {:.0} | {:.1} |", first.images as f64 / seconds, theirs / seconds)
     };
-    ui::out(
+    ui::text(
         [
             format!(
                 "{} JPEGs of 500x375 to 128x128, {threads} thread(s), medians of {repeats} rounds in turn, {}",

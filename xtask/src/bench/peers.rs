@@ -129,7 +129,7 @@ pub(super) fn run(args: &Peers, checkout: &Checkout) -> anyhow::Result<()> {
         rows.push(Row { attack, n, ours, reference, passes, bound: convolutions.bound(passes, bench.threads) });
     }
 
-    ui::out(table(&rows, &bench));
+    ui::text(table(&rows, &bench));
     args.write_json(&rows)?;
     let apart: Vec<&str> = rows.iter().filter(|row| !row.agrees()).map(|row| row.attack).collect();
     if apart.is_empty() {

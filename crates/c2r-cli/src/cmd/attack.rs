@@ -21,6 +21,7 @@ use c2r_models::checkpoint;
 use c2r_run::{
     Place, Status,
     exit::{self, OrExit},
+    signals,
     terminal::Ui,
 };
 use inputs::Inputs;
@@ -98,6 +99,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         resume,
         ..EvaluateOptions::default()
     };
+    signals::will_save();
     let mut report = watched(&target, model, &inputs, &attacks, &threat, &options, journal.as_mut(), ui)?;
     report.versions.extend(run_dir::versions());
     inputs.notes.extend(chance_level(&report));

@@ -7,7 +7,8 @@ use anyhow::Context;
 use c2r_base::{Epsilon, artifact::TensorFile};
 use c2r_data::{Dataset, DatasetSpec};
 use c2r_distill::{ConfigError, DistillConfig, DistillEvent, Distillation, LabelKind, METHODS, StepReport, profiles};
-use c2r_run::{Run, Status};
+use c2r_files::text_to_path;
+use c2r_run::{Run, Status, arguments::any_text, signals};
 use serde_json::{Value as Json, json};
 use tch::Device;
 use toml::Value;
@@ -52,7 +53,7 @@ pub(crate) struct Args {
     data: data::DatasetArgs,
 
     /// Profile (see below) or a TOML file
-    #[arg(long, value_name = "PROFILE", default_value = "faithful")]
+    #[arg(long, value_name = "PROFILE", default_value = "faithful", value_parser = any_text())]
     config: String,
 
     /// Change one key of the profile, e.g. --set objective.eta=0.6 (repeatable)
@@ -135,7 +136,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         ui.note(format!("note: {key} has no effect: {reason}"));
     }
     if args.print_config {
-        ui.out(toml::to_string(&config)?.trim_end());
+        ui.text(toml::to_string(&config)?.trim_end());
         return Ok(());
     }
     let dataset = args.data.load(ui)?;
@@ -171,6 +172,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     if let Some(note) = config.method.note(&config.common) {
         ui.note(format!("note: {note}"));
     }
+    signals::will_save();
     work(&mut distillation, &mut run, &args, ui)?;
     finish(&distillation, &mut run, &args, ui)
 }
@@ -345,7 +347,7 @@ fn resolve(args: &Args, spec: &DatasetSpec) -> anyhow::Result<(DistillConfig, Ve
     let table = if known || !is_file {
         profiles::profile(&args.config)
     } else {
-        profiles::expand(config::read(args.config.as_ref())?)
+        profiles::expand(config::read(&text_to_path(&args.config))?)
     };
     let origin = format!("--config {}", args.config);
     let table = table.context(origin.clone()).or_exit(exit::USAGE)?;

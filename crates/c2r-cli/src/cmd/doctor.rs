@@ -152,7 +152,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         report.throughput = Some(measure(model, &args, device)?);
     }
     if args.json {
-        ui.out(serde_json::to_string_pretty(&report).context("the report cannot be written as JSON")?);
+        ui.text(serde_json::to_string_pretty(&report).context("the report cannot be written as JSON")?);
     } else {
         lines(&report).iter().for_each(|(subject, text)| ui.out(format!("{subject:<11}{text}")));
     }

@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 
 use c2r_base::artifact::TensorFile;
 use c2r_data::{DataError, FileKind, SyntheticSet};
+use c2r_files::{open, path_to_text, text_to_path};
 use c2r_run::{
+    arguments::any_text,
     exit::{self, OrExit},
     terminal::Ui,
 };
@@ -33,11 +35,11 @@ folders of images and datasets by name. Lines that start with `looks wrong` are 
 each is based on.")]
 pub(crate) struct Args {
     /// A file, a folder, or a dataset: digits, cifar10, ..., folder:PATH
-    #[arg(value_name = "FILE|DIR|DATASET")]
+    #[arg(value_name = "FILE|DIR|DATASET", value_parser = any_text())]
     what: String,
 
     /// Compare images and labels with this dataset [default: what the file names]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = any_text())]
     dataset: Option<String>,
 
     /// Folder that holds the downloaded datasets; with it, labels are compared with real images
@@ -68,7 +70,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
 }
 
 fn inspect(args: &Args) -> anyhow::Result<Report> {
-    let path = Path::new(&args.what);
+    let path = &text_to_path(&args.what);
     let known = !matches!(c2r_data::spec(&args.what), Err(DataError::UnknownDataset { .. }));
     let grid = args.grid.as_deref();
     if let Some(name) = &args.dataset {
@@ -84,6 +86,9 @@ fn inspect(args: &Args) -> anyhow::Result<Report> {
         folder(&mut report, path, grid)?
     } else if path.is_file() {
         file(&mut report, path, grid)?
+    } else if path.exists() {
+        // A pipe or a device, whose error says what to do.
+        return open(path).map(|_| Report::new(None, None)).or_exit(exit::DATA);
     } else {
         let names: Vec<&str> = c2r_data::registry().iter().map(|spec| spec.name.as_str()).collect();
         let what = &args.what;
@@ -130,7 +135,7 @@ fn folder(report: &mut Report, path: &Path, grid: Option<&Path>) -> anyhow::Resu
         return Ok(false);
     }
     if path.join("train").is_dir() {
-        return dataset(report, &format!("folder:{}", path.display()), None, grid);
+        return dataset(report, &format!("folder:{}", path_to_text(path)), None, grid);
     }
     if let Some(name) = report.dataset.clone() {
         let spec = c2r_data::spec(&name).or_exit(exit::USAGE)?;

@@ -1,8 +1,9 @@
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf};
 
 use anyhow::Context;
 use c2r_base::artifact;
 use c2r_eval::{EmbeddedPicture, Source, Table};
+use clap::builder::{OsStringValueParser, TypedValueParser};
 
 use super::table::{Results, Shown, TableFormat, judge, synthetic_sets};
 use crate::ui::Ui;
@@ -22,7 +23,7 @@ pub(crate) struct Args {
     results: Results,
 
     /// What to write, by its ending: .html (the page), .md, .csv, .tex (booktabs, graphicx) or .json (repeatable)
-    #[arg(short, long, value_name = "FILE", required = true, value_parser = parse_output)]
+    #[arg(short, long, value_name = "FILE", required = true, value_parser = OsStringValueParser::new().try_map(parse_output))]
     output: Vec<Output>,
 
     /// Leave out the pictures of the training images
@@ -37,8 +38,8 @@ struct Output {
     format: Option<TableFormat>,
 }
 
-fn parse_output(text: &str) -> Result<Output, String> {
-    let path = PathBuf::from(text);
+fn parse_output(word: OsString) -> Result<Output, String> {
+    let path = PathBuf::from(word);
     let format = match path.extension().and_then(|ending| ending.to_str()) {
         Some("html") => None,
         Some("md") => Some(TableFormat::Markdown),
@@ -85,10 +86,10 @@ mod tests {
 
     #[test]
     fn the_ending_is_the_format() {
-        assert_eq!(parse_output("a/b.html").unwrap().format, None);
-        assert_eq!(parse_output("b.tex").unwrap().format, Some(TableFormat::Latex));
+        assert_eq!(parse_output("a/b.html".into()).unwrap().format, None);
+        assert_eq!(parse_output("b.tex".into()).unwrap().format, Some(TableFormat::Latex));
         for wrong in ["report", "report.pdf", ".html"] {
-            assert!(parse_output(wrong).unwrap_err().contains(".html"), "{wrong}");
+            assert!(parse_output(wrong.into()).unwrap_err().contains(".html"), "{wrong}");
         }
     }
 }

@@ -147,7 +147,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
         }
     }
     let format = if args.json { TableFormat::Json } else { args.format };
-    ui.out(format.render(&table)?.trim_end());
+    ui.text(format.render(&table)?.trim_end());
     judge(&table)
 }
 

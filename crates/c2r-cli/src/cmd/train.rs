@@ -10,7 +10,7 @@ use c2r_data::{Dataset, DatasetSpec, SetLabels, Split, SyntheticSet, arrays::to_
 use c2r_distill::Work;
 use c2r_experiment::{Selection, Subject};
 use c2r_models::{Frozen, Model, ModelSpec, checkpoint};
-use c2r_run::Status;
+use c2r_run::{Status, arguments::any_text, signals};
 use c2r_train::{
     Best, Protocol, Targets, Teacher, TrainConfig, TrainEvent, TrainSource, Trainer, layers, state::State,
 };
@@ -47,7 +47,7 @@ pub(crate) struct Args {
     synthetic: Option<PathBuf>,
 
     /// Real training set to train on instead (the undistilled upper reference)
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = any_text())]
     dataset: Option<String>,
 
     /// Folder that holds the downloaded datasets
@@ -209,7 +209,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         ui.note(format!("note: --eps has no effect: protocol {} attacks nothing", args.protocol));
     }
     if args.print_config {
-        ui.out(toml::to_string(&config)?.trim_end());
+        ui.text(toml::to_string(&config)?.trim_end());
         return Ok(());
     }
     if args.estimate {
@@ -245,6 +245,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         trainer.state(&mut saved).and_then(|()| best.state(&mut saved)).with_context(context)?;
         ui.note(format!("going on at step {} of {} in {}", trainer.steps_done(), trainer.steps(), path.display()));
     }
+    signals::will_save();
     let mut log = run.log(trainer.steps_done())?;
     let mut progress = ui.progress("train", trainer.steps());
     let mut saved = Instant::now();

@@ -3,6 +3,8 @@
 #[cfg(unix)]
 mod long_runs;
 mod sets;
+#[cfg(unix)]
+mod streams;
 
 use std::{
     collections::BTreeMap,

@@ -7,6 +7,7 @@ use std::{
 
 use c2r_base::{Epsilon, Norm, TargetRule};
 use c2r_experiment::SubsetOrder;
+use c2r_run::arguments::any_text;
 use serde_json::Value;
 
 /// Attack a classifier and report its robust accuracy.
@@ -41,7 +42,7 @@ pub(crate) struct Args {
     pub(super) inputs: Option<PathBuf>,
 
     /// The test images of a dataset: digits, cifar10, ..., or folder:PATH
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = any_text())]
     pub(super) dataset: Option<String>,
 
     /// Folder that holds the downloaded datasets

@@ -3,7 +3,7 @@
 use anyhow::Context;
 use c2r_base::{LabelledImages, artifact::TensorFile};
 use c2r_experiment::Subset;
-use c2r_files::sha256_of_file;
+use c2r_files::{path_to_text, sha256_of_file};
 use c2r_run::{
     exit::{self, OrExit},
     terminal::Ui,
@@ -65,7 +65,7 @@ impl Inputs {
 
     fn of_file(args: &Args) -> anyhow::Result<Self> {
         let path = args.inputs.as_ref().expect("clap requires it here");
-        let name = path.display().to_string();
+        let name = path_to_text(path).into_owned();
         let mut file = TensorFile::read(path)
             .context(
                 "--inputs takes a safetensors file with `images` and `labels` (folders of images: --dataset folder:DIR)",

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use c2r_attacks::{AdversarialImages, AttackConfig, AttackReport, Mode, Outcome};
 use c2r_base::artifact::TensorFile;
 use c2r_eval::{AttackRecord, Evaluation, RecordContext};
+use c2r_files::path_to_text;
 use c2r_run::terminal::Ui;
 use serde_json::{Value, json};
 use tch::Tensor;
@@ -56,7 +57,7 @@ pub(super) fn summary(
         "flag_notes": report.flags.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "notes": inputs.notes,
         "subject": target.subject,
-        "model": model.display().to_string(),
+        "model": path_to_text(model),
         "model_sha256": model_sha256,
         "tuned_operators": target.n_tuned,
         "inputs": inputs.name,
@@ -110,7 +111,7 @@ pub(super) fn write_report(
     inputs: &Inputs,
 ) -> anyhow::Result<()> {
     let (test_sha256, notes, subset) = (inputs.sha256.clone(), inputs.notes.clone(), inputs.subset.clone());
-    let argv = std::env::args().collect();
+    let argv = c2r_run::argv();
     match target.subject.clone() {
         Some(subject) if args.each && args.dataset.is_some() => {
             let model_sha256 = Some(model_sha256.to_owned());
@@ -119,7 +120,7 @@ pub(super) fn write_report(
         }
         subject => {
             let evaluation = Evaluation {
-                model: model.display().to_string(),
+                model: path_to_text(model).into_owned(),
                 model_sha256: model_sha256.to_owned(),
                 tuned_operators: target.n_tuned,
                 as_is: args.as_is,
