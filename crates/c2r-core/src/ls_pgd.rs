@@ -95,7 +95,7 @@ impl Companions {
     }
 }
 
-/// Remembered perturbations and their losses, one row per sample id.
+/// Remembered perturbations and the losses that they had when they were stored, one row per sample id.
 #[derive(Debug)]
 pub struct PerturbationCache {
     deltas: Tensor,
@@ -218,7 +218,7 @@ impl LsPgd {
 
         // Step 1: where the remembered loss has not fallen, the perturbation stays.
         let mut best_images = start.copy();
-        let mut best_loss = Tensor::full([n], f64::NEG_INFINITY, (Kind::Float, images.device()));
+        let mut stored_loss = Tensor::full([n], f64::NEG_INFINITY, (Kind::Float, images.device()));
         let mut best_logits = None;
         let mut searched = None;
         if let (true, Some((_, losses))) = (self.config.reuse, &remembered) {
@@ -228,7 +228,9 @@ impl LsPgd {
             let keep = loss.ge_tensor(losses).logical_and(&losses.isnan().logical_not());
             let search = keep.logical_not().nonzero().squeeze_dim(1);
             reused = (n - search.size()[0]) as u64;
-            best_loss = loss.where_self(&keep, &best_loss);
+            // A kept perturbation keeps the loss that it was stored with. A threshold that followed the current loss
+            // would climb with every network that finds the sample harder.
+            stored_loss = losses.where_self(&keep, &stored_loss);
             best_logits = Some(logits);
             searched = Some(search);
         }
@@ -258,12 +260,12 @@ impl LsPgd {
             match (everyone, &searched, &mut best_logits) {
                 (false, Some(search), Some(all)) => {
                     best_images = best_images.index_copy(0, search, &images);
-                    best_loss = best_loss.index_copy(0, search, &loss);
+                    stored_loss = stored_loss.index_copy(0, search, &loss);
                     *all = all.index_copy(0, search, &logits);
                 }
                 _ => {
                     best_images = images;
-                    best_loss = loss;
+                    stored_loss = loss;
                     best_logits = Some(logits);
                 }
             }
@@ -271,7 +273,7 @@ impl LsPgd {
 
         if let (true, Some(cache)) = (self.config.warm_start, cache) {
             let _ = cache.deltas.index_copy_(0, &rows, &(&best_images - images));
-            let _ = cache.losses.index_copy_(0, &rows, &best_loss);
+            let _ = cache.losses.index_copy_(0, &rows, &stored_loss);
         }
         let logits = best_logits.expect("either every sample was searched or all logits were computed");
         Ok(Companions::new(best_images, &logits, labels, passes, reused))
@@ -435,6 +437,39 @@ mod tests {
         assert_eq!(moved.logical_and(&kept).any().int64_value(&[]), 0, "kept samples do not move");
         let expected = hinge(&loss::margin(&other.logits(&ours.images).unwrap(), &labels));
         assert!((ours.scores - expected).abs().max().double_value(&[]) < 1e-5);
+    }
+
+    /// Logits `[slope * x, 0]` of images of one pixel.
+    struct Slope(f64);
+
+    impl Classifier for Slope {
+        fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+            let x = images.view([-1, 1]);
+            Ok(Tensor::cat(&[&x * self.0, x.zeros_like()], 1))
+        }
+
+        fn device(&self) -> Device {
+            Device::Cpu
+        }
+    }
+
+    /// A pixel of 0.5 of class 1, whose loss `ln(1 + exp(slope * x))` rises with x, so the attack ends at 0.75.
+    #[test]
+    fn a_kept_perturbation_keeps_the_loss_it_was_stored_with() {
+        let config = LsPgdConfig { rel_step_size: 1.0, candidates: 1, warm_start: true, reuse: true, ..config() };
+        let threat = ThreatModel::untargeted(Norm::Linf, "0.25".parse().unwrap());
+        let attack = LsPgd::new(config, threat).unwrap();
+        let (image, label) = (Tensor::full([1, 1, 1, 1], 0.5, (Kind::Float, Device::Cpu)), Tensor::from_slice(&[1i64]));
+        let mut cache = PerturbationCache::new(1, [1, 1, 1], Device::Cpu);
+        // slope, kept, stored loss: `python3 -c "from math import *; print([log(1 + exp(.75 * s)) for s in (1, 3, 2, .5)])"`
+        // prints 1.136871, 2.350206, 1.701413, 0.898123. The third network is above the first, though below the second.
+        for (slope, kept, stored) in [(1.0, 0, 1.136871), (3.0, 1, 1.136871), (2.0, 1, 1.136871), (0.5, 0, 0.898123)] {
+            let ours = attack.attack(&Slope(slope), &image, &label, &[0], Seed::new(0), Some(&mut cache)).unwrap();
+            let (deltas, losses) = cache.state();
+            let got = losses.double_value(&[0]);
+            assert!((got - stored).abs() < 1e-5, "slope {slope}: {got} is stored, not {stored}");
+            assert_eq!((ours.reused, deltas.double_value(&[0])), (kept, 0.25), "slope {slope}");
+        }
     }
 
     #[test]
