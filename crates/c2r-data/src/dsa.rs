@@ -6,15 +6,17 @@
 //! scale 1.2, rotation 15 degrees, crop padding 0.125, cutout 0.5, brightness 1.0, saturation 2.0,
 //! contrast 0.5.
 //!
+//! Where networks are trained, the field draws the operation for the batch and its parameters for each image
+//! (the authors' `param.Siamese = False`): [`Dsa::draw_each`] and [`Dsa::apply_each`].
+//!
 //! Differs from the authors' code: the draw is separate from its application, so both sides of a pair
-//! get it by value instead of by reseeding a global generator; downstream training there draws the
-//! parameters per image.
+//! get it by value instead of by reseeding a global generator.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, mem::discriminant, str::FromStr};
 
 use rand::Rng;
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 /// Probability that a flip operation flips.
 pub const FLIP_PROBABILITY: f64 = 0.5;
@@ -165,6 +167,18 @@ impl Dsa {
         }
     }
 
+    /// Draws one operation for `n` images and its parameters for each of them, as the field trains networks.
+    pub fn draw_each(&self, n: usize, rng: &mut impl Rng) -> Vec<DsaDraw> {
+        let mut draws: Vec<DsaDraw> = Vec::with_capacity(n);
+        while draws.len() < n {
+            let draw = self.draw(rng);
+            if draws.first().is_none_or(|first| discriminant(first) == discriminant(&draw)) {
+                draws.push(draw);
+            }
+        }
+        draws
+    }
+
     /// Applies a draw to every image.
     ///
     /// * `images`: f32 `[N, C, H, W]`, pixels or normalized values.
@@ -181,7 +195,7 @@ impl Dsa {
         match *draw {
             DsaDraw::Identity | DsaDraw::Flip { flip: false } => images.shallow_clone(),
             DsaDraw::Flip { flip: true } => images.flip([3]),
-            DsaDraw::Color { brightness, saturation, contrast } => color(images, brightness, saturation, contrast),
+            DsaDraw::Color { .. } => color(images, &[draw.numbers()]),
             DsaDraw::Crop { row, column } => {
                 let (down, right) = (crop_shift(h, row), crop_shift(w, column));
                 images.constant_pad_nd([right, -right, down, -down])
@@ -193,10 +207,58 @@ impl Dsa {
                 let _ = mask.narrow(2, top, bottom - top).narrow(3, left, right - left).zero_();
                 images * mask
             }
-            DsaDraw::Scale { x, y } => resample(images, [n, c, h, w], [x, 0.0, 0.0, y]),
-            DsaDraw::Rotate { radians } => {
-                let (sin, cos) = radians.sin_cos();
-                resample(images, [n, c, h, w], [cos, -sin, sin, cos])
+            DsaDraw::Scale { .. } | DsaDraw::Rotate { .. } => resample(images, [n, c, h, w], &[draw.matrix()]),
+        }
+    }
+
+    /// [`Dsa::apply`] with a draw for each image.
+    ///
+    /// * `images`: f32 `[N, C, H, W]`; `draws`: N, all of one operation, as [`Dsa::draw_each`] makes them.
+    ///
+    /// # Panics
+    /// If `images` has not four dimensions, or `draws` are not N of one operation.
+    pub fn apply_each(&self, images: &Tensor, draws: &[DsaDraw]) -> Tensor {
+        let (n, c, h, w) = images.size4().expect("images are [N, C, H, W]");
+        assert_eq!(draws.len() as i64, n, "one draw per image");
+        let Some(first) = draws.first() else { return images.shallow_clone() };
+        assert!(draws.iter().all(|draw| discriminant(draw) == discriminant(first)), "all draws are of one operation");
+        let device = images.device();
+        let places = |side: i64| Tensor::arange(side, (Kind::Int64, device));
+        let per_image = |values: Vec<i64>| Tensor::from_slice(&values).to_device(device).view([n, 1]);
+        let at = |axis: usize| draws.iter().map(move |draw| draw.numbers()[axis]);
+        match first {
+            DsaDraw::Identity => images.shallow_clone(),
+            DsaDraw::Flip { .. } => {
+                let flips = per_image(at(0).map(|flip| flip as i64).collect()).gt(0).view([n, 1, 1, 1]);
+                images.flip([3]).where_self(&flips, images)
+            }
+            DsaDraw::Color { .. } => color(images, &draws.iter().map(DsaDraw::numbers).collect::<Vec<_>>()),
+            DsaDraw::Crop { .. } => {
+                // Where each row and column comes from, and whether that lies in the image.
+                let from = |side: i64, axis| {
+                    let from = places(side) - per_image(at(axis).map(|part| crop_shift(side, part)).collect());
+                    let inside = from.ge(0).logical_and(&from.lt(side));
+                    (from.clamp(0, side - 1), inside)
+                };
+                let ((rows, row_inside), (columns, column_inside)) = (from(h, 0), from(w, 1));
+                let shifted = images.gather(2, &rows.view([n, 1, h, 1]).expand([n, c, h, w], false), false).gather(
+                    3,
+                    &columns.view([n, 1, 1, w]).expand([n, c, h, w], false),
+                    false,
+                );
+                shifted * row_inside.view([n, 1, h, 1]).logical_and(&column_inside.view([n, 1, 1, w]))
+            }
+            DsaDraw::Cutout { .. } => {
+                let hole = |side: i64, axis| {
+                    let (starts, ends) = at(axis).map(|part| cutout_range(side, part)).unzip();
+                    let places = places(side);
+                    places.ge_tensor(&per_image(starts)).logical_and(&places.lt_tensor(&per_image(ends)))
+                };
+                let (rows, columns) = (hole(h, 0).view([n, 1, h, 1]), hole(w, 1).view([n, 1, 1, w]));
+                images * rows.logical_and(&columns).logical_not()
+            }
+            DsaDraw::Scale { .. } | DsaDraw::Rotate { .. } => {
+                resample(images, [n, c, h, w], &draws.iter().map(DsaDraw::matrix).collect::<Vec<_>>())
             }
         }
     }
@@ -231,16 +293,47 @@ impl Dsa {
     }
 }
 
-/// Brightness, saturation and contrast in one pass.
+impl DsaDraw {
+    /// Its parameters in the order of their fields, a flip as 0 or 1.
+    fn numbers(&self) -> [f64; 3] {
+        match *self {
+            Self::Identity => [0.0; 3],
+            Self::Color { brightness, saturation, contrast } => [brightness, saturation, contrast],
+            Self::Crop { row, column } | Self::Cutout { row, column } => [row, column, 0.0],
+            Self::Flip { flip } => [f64::from(u8::from(flip)), 0.0, 0.0],
+            Self::Scale { x, y } => [x, y, 0.0],
+            Self::Rotate { radians } => [radians, 0.0, 0.0],
+        }
+    }
+
+    /// From output to input positions, row by row; the identity for what moves nothing.
+    fn matrix(&self) -> [f64; 4] {
+        match *self {
+            Self::Scale { x, y } => [x, 0.0, 0.0, y],
+            Self::Rotate { radians } => {
+                let (sin, cos) = radians.sin_cos();
+                [cos, -sin, sin, cos]
+            }
+            _ => [1.0, 0.0, 0.0, 1.0],
+        }
+    }
+}
+
+/// Brightness, saturation and contrast in one pass; `draws` holds the three for each image, or once for all.
 ///
 /// With `m` the mean over channels of a pixel and `M` the mean of an image, the three steps
 /// `x + b`, `(x - m) s + m`, `(x - M) c + M` compose to `c s x + c (1 - s) m + (1 - c) M + b`, because
 /// neither of the first two changes how far a mean is from another.
-fn color(images: &Tensor, brightness: f64, saturation: f64, contrast: f64) -> Tensor {
+fn color(images: &Tensor, draws: &[[f64; 3]]) -> Tensor {
+    let of = |value: fn(&[f64; 3]) -> f64| {
+        let values: Vec<f64> = draws.iter().map(value).collect();
+        Tensor::from_slice(&values).to_kind(images.kind()).to_device(images.device()).view([-1, 1, 1, 1])
+    };
     let grey = images.mean_dim([1i64].as_slice(), true, images.kind());
     let mean = grey.mean_dim([2i64, 3].as_slice(), true, images.kind());
-    let offset = grey * (contrast * (1.0 - saturation)) + (mean * (1.0 - contrast) + brightness);
-    images * (contrast * saturation) + offset
+    let offset = grey * of(|[_, saturation, contrast]| contrast * (1.0 - saturation))
+        + (mean * of(|[_, _, contrast]| 1.0 - contrast) + of(|[brightness, ..]| *brightness));
+    images * of(|[_, saturation, contrast]| contrast * saturation) + offset
 }
 
 /// Pixels by which the picture moves towards higher indices.
@@ -257,14 +350,15 @@ fn cutout_range(side: i64, part: f64) -> (i64, i64) {
     (start.max(0), (start + size).min(side))
 }
 
-/// Bilinear sampling at `theta` times the output position, in units of half a side from the centre.
-fn resample(images: &Tensor, [n, c, h, w]: [i64; 4], theta: [f64; 4]) -> Tensor {
+/// Bilinear sampling at a matrix times the output position, in units of half a side from the centre; `matrices` holds one
+/// for each image, or one for all.
+fn resample(images: &Tensor, [n, c, h, w]: [i64; 4], matrices: &[[f64; 4]]) -> Tensor {
     // The constants of `torch.nn.functional.grid_sample`, libtorch 2.11.
     const BILINEAR: i64 = 0;
     const ZEROS: i64 = 0;
-    let [xx, xy, yx, yy] = theta;
-    let theta = Tensor::from_slice(&[xx, xy, 0.0, yx, yy, 0.0]).to_kind(images.kind()).view([1, 2, 3]);
-    let grid = Tensor::affine_grid_generator(&theta.to_device(images.device()), [1, c, h, w], false);
+    let theta: Vec<f64> = matrices.iter().flat_map(|&[xx, xy, yx, yy]| [xx, xy, 0.0, yx, yy, 0.0]).collect();
+    let theta = Tensor::from_slice(&theta).to_kind(images.kind()).view([-1, 2, 3]).to_device(images.device());
+    let grid = Tensor::affine_grid_generator(&theta, [matrices.len() as i64, c, h, w], false);
     images.grid_sampler(&grid.expand([n, h, w, 2], false), BILINEAR, ZEROS, false)
 }
 

@@ -7,32 +7,12 @@ use tch::Tensor;
 /// normalized values. What is filled in gets the mean colour, and values may leave `[0, 1]`.
 ///
 /// * `images`: f32 `[N, C, H, W]` in `[0, 1]`; `mean`, `std`: f32 `[1, C, 1, 1]`.
-pub(crate) fn augment(dsa: &Dsa, images: &Tensor, mean: &Tensor, std: &Tensor, rng: &mut impl Rng) -> Tensor {
-    if dsa.is_none() {
-        return images.shallow_clone();
-    }
-    let n = images.size()[0] as usize;
-    let first = dsa.draw(rng);
-    let draws: Vec<DsaDraw> = std::iter::once(first).chain((1..n).map(|_| redraw(dsa, &first, rng))).collect();
-    // A flip is the only operation with few outcomes, and needs no normalization.
-    if draws.iter().all(|draw| matches!(draw, DsaDraw::Identity | DsaDraw::Flip { .. })) {
-        let flips: Vec<bool> = draws.iter().map(|draw| matches!(draw, DsaDraw::Flip { flip: true })).collect();
-        let flips = Tensor::from_slice(&flips).to_device(images.device()).view([-1, 1, 1, 1]);
-        return images.flip([3]).where_self(&flips, images);
-    }
-    let normalized = (images - mean) / std;
-    let augmented: Vec<Tensor> =
-        draws.iter().zip(normalized.split(1, 0)).map(|(draw, image)| dsa.apply(&image, draw)).collect();
-    Tensor::cat(&augmented, 0) * std + mean
-}
-
-/// Another draw of the same operation.
-fn redraw(dsa: &Dsa, like: &DsaDraw, rng: &mut impl Rng) -> DsaDraw {
-    loop {
-        let draw = dsa.draw(rng);
-        if std::mem::discriminant(&draw) == std::mem::discriminant(like) {
-            return draw;
-        }
+pub fn augment(dsa: &Dsa, images: &Tensor, mean: &Tensor, std: &Tensor, rng: &mut impl Rng) -> Tensor {
+    let draws = dsa.draw_each(images.size()[0] as usize, rng);
+    match draws.first() {
+        // Nothing is filled in and no value changes, so normalizing would only round.
+        None | Some(DsaDraw::Identity | DsaDraw::Flip { .. }) => dsa.apply_each(images, &draws),
+        Some(_) => dsa.apply_each(&((images - mean) / std), &draws) * std + mean,
     }
 }
 
@@ -71,15 +51,11 @@ mod tests {
         for index in 0..12 {
             let seed = Seed::new(3);
             let out = augment(&dsa, &images, &mean, &std, &mut seed.stream("dsa", index));
-            let mut rng = seed.stream("dsa", index);
-            let first = dsa.draw(&mut rng);
-            let expected: Vec<Tensor> = (0..5)
-                .map(|at| {
-                    let draw = if at == 0 { first } else { redraw(&dsa, &first, &mut rng) };
-                    dsa.apply_normalized(&images.narrow(0, at, 1), &draw, &means, &stds)
-                })
-                .collect();
-            assert_close(&format!("{first:?}"), &out, &Tensor::cat(&expected, 0), 1e-5);
+            let draws = dsa.draw_each(5, &mut seed.stream("dsa", index));
+            let each = draws.iter().zip(images.split(1, 0));
+            let expected: Vec<Tensor> =
+                each.map(|(draw, image)| dsa.apply_normalized(&image, draw, &means, &stds)).collect();
+            assert_close(&format!("{draws:?}"), &out, &Tensor::cat(&expected, 0), 1e-5);
         }
     }
 

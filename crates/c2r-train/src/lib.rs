@@ -48,6 +48,7 @@ pub mod state;
 mod trainer;
 
 pub use accuracy::accuracy;
+pub use augment::augment;
 pub use best::Best;
 pub use config::{
     AdversarialConfig, AdversarialLoss, LabelSource, Length, LrSchedule, Order, ParseProtocolError, Protocol,

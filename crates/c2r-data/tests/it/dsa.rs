@@ -168,6 +168,27 @@ fn normalized_application_is_normalizing_first() {
 }
 
 #[test]
+fn a_draw_for_each_image_is_that_image_by_itself() {
+    let images = noise(&[2, 3, 8, 10], 4);
+    for (one, other) in [
+        (DRAWS[1], DsaDraw::Color { brightness: -0.2, saturation: 0.4, contrast: 1.3 }),
+        (DRAWS[2], DsaDraw::Crop { row: 0.99, column: 0.4 }),
+        (DRAWS[3], DsaDraw::Cutout { row: 0.0, column: 0.99 }),
+        (DRAWS[4], DRAWS[5]),
+        (DRAWS[6], DsaDraw::Scale { x: 0.85, y: 1.0 }),
+        (DRAWS[7], DsaDraw::Rotate { radians: 0.1 }),
+        (DRAWS[0], DRAWS[0]),
+    ] {
+        let parts = [apply(&images.narrow(0, 0, 1), one), apply(&images.narrow(0, 1, 1), other)];
+        let each = Dsa::full().apply_each(&images, &[one, other]);
+        assert!(distance(&each, &Tensor::cat(&parts, 0)) < 1e-6, "{one:?}, {other:?}");
+    }
+    let draws = Dsa::full().draw_each(5, &mut Seed::new(5).stream("dsa", 0));
+    assert!(draws.iter().all(|draw| std::mem::discriminant(draw) == std::mem::discriminant(&draws[0])), "{draws:?}");
+    assert!(draws.iter().any(|draw| *draw != draws[0]), "{draws:?}");
+}
+
+#[test]
 fn draws_have_the_published_ranges() {
     let dsa = Dsa::full();
     let mut counts = [0; 6];

@@ -7,7 +7,8 @@
 //!
 //! over the rows of each layer's weight that belong to one output; biases and norms do not count. A is one
 //! DSA draw per class, the same on both sides (DSA), or nothing (DC). A new random network is drawn every
-//! `outer` updates; between two updates it learns the synthetic images for `inner` epochs.
+//! `outer` updates; between two updates it learns the synthetic images for `inner` epochs, augmented as in any
+//! training of a network: parameters of their own for each image.
 //!
 //! Defaults (`data/profiles/dc.toml`, `dsa.toml`) are those of the authors' code: 1,000 networks, loops by
 //! images per class ([`loops`]), SGD with momentum 0.5 and rate 0.1 on normalized values for the
@@ -168,8 +169,8 @@ impl GradientsConfig {
             order.shuffle(&mut seed.stream("learn/order", epoch));
             for (at, rows) in order.chunks(self.batch_size).enumerate() {
                 let rows = context.indices(rows);
-                let draw = context.common.dsa.draw(&mut seed.child("learn", epoch).stream("dsa", at as u64));
-                let batch = context.augmented(&images.index_select(0, &rows), &draw);
+                let mut rng = seed.child("learn", epoch).stream("dsa", at as u64);
+                let batch = context.augmented_each(&context.common.dsa, &images.index_select(0, &rows), &mut rng);
                 let (_, gradients) = parameter_gradients(model, || {
                     loss::ce(&model.logits(&batch), &labels.index_select(0, &rows)).mean(Kind::Float)
                 });

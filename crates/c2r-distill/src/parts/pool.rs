@@ -228,9 +228,7 @@ impl Recipe {
         }
         let positions = network.epoch.next(config.batch_size);
         let (images, labels) = context.data.batch(&positions, context.device);
-        let draw = config.dsa.draw(&mut seed.stream("dsa", 0));
-        let (mean, std) = (&context.input.mean, &context.input.std);
-        let mut images = config.dsa.apply_normalized(&images, &draw, mean, std);
+        let mut images = context.augmented_each(&config.dsa, &images, &mut seed.stream("dsa", 0));
         let mut weights = None;
         let weighs = matches!(curriculum, Curriculum::Weight(_));
         if config.adversarial || weighs {
@@ -254,7 +252,7 @@ impl Recipe {
                 None => entropy.mean(Kind::Float),
             };
             match &config.curvature {
-                Some(config) => value + curvature(model, &images, &labels, config, std),
+                Some(config) => value + curvature(model, &images, &labels, config, &context.input.std),
                 None => value,
             }
         });
