@@ -2,8 +2,13 @@
 
 use c2r_base::{Classifier, Seed};
 use c2r_core::ls_pgd::{Companions, PerturbationCache};
-use c2r_data::{ClassSampler, DatasetSpec, Split, dsa::DsaDraw};
+use c2r_data::{
+    ClassSampler, DatasetSpec, Split,
+    dsa::{Dsa, DsaDraw},
+};
 use c2r_models::{Model, ModelError, ModelInput};
+use c2r_train::augment;
+use rand::Rng;
 use tch::{Device, Tensor};
 
 use crate::{
@@ -80,6 +85,27 @@ impl Context {
     /// One augmentation draw, the same for every image, on normalized values as in the field.
     pub fn augmented(&self, images: &Tensor, draw: &DsaDraw) -> Tensor {
         self.common.dsa.apply_normalized(images, draw, &self.input.mean, &self.input.std)
+    }
+
+    /// A batch that a network is trained on: one operation of `dsa` for all images with parameters of its own for each, on
+    /// normalized values, as in the field and downstream ([`c2r_train::augment`]).
+    pub fn augmented_each(&self, dsa: &Dsa, images: &Tensor, rng: &mut impl Rng) -> Tensor {
+        let (mean, std) = self.per_channel(images);
+        augment(dsa, images, &mean, &std, rng)
+    }
+
+    /// Pixels as the first layer of a network sees them: less the mean of their channel, divided by its deviation.
+    pub fn normalized(&self, images: &Tensor) -> Tensor {
+        let (mean, std) = self.per_channel(images);
+        (images - mean) / std
+    }
+
+    /// Mean and deviation of each channel, `[1, C, 1, 1]`, of the dtype and on the device of `images`.
+    fn per_channel(&self, images: &Tensor) -> (Tensor, Tensor) {
+        let of = |values: &[f64]| {
+            Tensor::from_slice(values).to_kind(images.kind()).to_device(images.device()).view([1, -1, 1, 1])
+        };
+        (of(&self.input.mean), of(&self.input.std))
     }
 
     /// Embeddings of any number of images under one augmentation draw, f32 `[N, D]`, without gradients.

@@ -4,6 +4,9 @@
 //!
 //! `L = CE(f(A(s)), y) + alpha * sum_l m_l ( || mu_l(s) - mu_l || + || sigma^2_l(s) - sigma^2_l || )`
 //!
+//! plus, where `[recovery]` gives them a weight, the two priors of images that the code knows: total variation and the
+//! length of an image, both of normalized values as the network sees them ([`image_priors`]).
+//!
 //! mu_l and sigma^2_l are mean and variance of each channel of layer l over images and places; m_l is 10 for the
 //! first layer and 1 for the others, as in the authors' code.
 //!
@@ -14,7 +17,8 @@
 //!
 //! Defaults (`data/profiles/sre2l.toml`, `guard.toml`): CIFAR values of the authors' scripts: Adam with betas
 //! 0.5 and 0.9, rate 0.25 on normalized values falling on a cosine to 0, 1,000 iterations from noise, alpha
-//! 0.01; GUARD: rate 0.1 and alpha 0.05.
+//! 0.01; GUARD: rate 0.1 and alpha 0.05. The priors are off: the authors' code for CIFAR and Tiny-ImageNet has none, and
+//! their command for ImageNet gives both a weight of 0 (the defaults of that program are 1e-4 and 1e-5).
 //!
 //! Differs from the paper: the ConvNet here has **instance norm, not batch norm**, so there are no running
 //! statistics; mu_l and sigma^2_l are those of the convolutions' outputs, before the norm, over all real images.
@@ -67,6 +71,12 @@ pub struct StatisticsConfig {
     pub statistics: f64,
     /// How many times the first layer's statistics count.
     pub first_layer: f64,
+    /// Weight of the total variation; the authors' commands have 0.
+    #[serde(default)]
+    pub total_variation: f64,
+    /// Weight of the mean length (L2) of an image; the authors' commands have 0.
+    #[serde(default)]
+    pub l2: f64,
 }
 
 impl MethodConfig for RecoveryConfig {
@@ -79,8 +89,11 @@ impl MethodConfig for RecoveryConfig {
     }
 
     fn validate(&self, _: &CommonConfig) -> Result<(), ConfigError> {
-        not_negative("recovery.statistics", self.recovery.statistics)?;
-        Ok(not_negative("recovery.first-layer", self.recovery.first_layer)?)
+        let StatisticsConfig { statistics, first_layer, total_variation, l2 } = self.recovery;
+        not_negative("recovery.statistics", statistics)?;
+        not_negative("recovery.first-layer", first_layer)?;
+        not_negative("recovery.total-variation", total_variation)?;
+        Ok(not_negative("recovery.l2", l2)?)
     }
 
     fn needs(&self) -> Needs {
@@ -142,16 +155,43 @@ fn real_statistics(teacher: &Model, step: &mut Step<'_>) -> Vec<(Tensor, Tensor)
         .collect()
 }
 
+/// A length whose derivative is defined at 0.
+fn length(x: &Tensor) -> Tensor {
+    (x.square().sum(Kind::Float) + 1e-14).sqrt()
+}
+
+/// Total variation, the sum of the lengths of the differences to the neighbours in four directions (across, down and both
+/// diagonals) over the whole batch, and the mean length of an image: two scalars, as in the authors' `recover/utils.py` and
+/// `data_synthesis.py`.
+///
+/// * `images`: f32 `[N, C, H, W]`, normalized.
+fn image_priors(images: &Tensor) -> (Tensor, Tensor) {
+    let (n, _, h, w) = images.size4().expect("images are [N, C, H, W]");
+    // The part of the picture that begins at a row and a column and leaves out as many rows and columns.
+    let part =
+        |row: i64, column: i64, rows: i64, columns: i64| images.narrow(2, row, h - rows).narrow(3, column, w - columns);
+    let differences = [
+        part(0, 0, 0, 1) - part(0, 1, 0, 1),
+        part(0, 0, 1, 0) - part(1, 0, 1, 0),
+        part(1, 0, 1, 1) - part(0, 1, 1, 1),
+        part(0, 0, 1, 1) - part(1, 1, 1, 1),
+    ];
+    let variation = Tensor::stack(&differences.map(|difference| length(&difference)), 0).sum(Kind::Float);
+    let lengths =
+        (images.reshape([n, -1]).square().sum_dim_intlist([1i64].as_slice(), false, Kind::Float) + 1e-14).sqrt();
+    (variation, lengths.mean(Kind::Float))
+}
+
 /// `sum_l m_l ( || mu_l - mu_l(real) || + || sigma^2_l - sigma^2_l(real) || )`, a scalar.
 fn statistics_distance(layers: &[Tensor], real: &[(Tensor, Tensor)], first_layer: f64) -> Tensor {
-    let length = |x: Tensor| (x.square().sum(Kind::Float) + 1e-14).sqrt();
     let parts: Vec<Tensor> = layers
         .iter()
         .zip(real)
         .enumerate()
         .map(|(index, (layer, (mean, variance)))| {
             let (own_variance, own_mean) = layer.var_mean_dim([0i64, 2, 3].as_slice(), false, false);
-            (length(own_mean - mean) + length(own_variance - variance)) * if index == 0 { first_layer } else { 1.0 }
+            (length(&(own_mean - mean)) + length(&(own_variance - variance)))
+                * if index == 0 { first_layer } else { 1.0 }
         })
         .collect();
     Tensor::stack(&parts, 0).sum(Kind::Float)
@@ -167,10 +207,16 @@ impl Method for Recovery {
         let labels = context.indices(step.images.labels());
         let draw = context.common.dsa.draw(&mut seed.stream("dsa", 0));
         let (value, performance, matching) = tch::with_grad(|| {
-            let (features, layers) = teacher.features_and_convolutions(&context.augmented(&decoded, &draw));
+            let views = context.augmented(&decoded, &draw);
+            let (features, layers) = teacher.features_and_convolutions(&views);
             let performance = loss::ce(&teacher.classify(&features), &labels).mean(Kind::Float);
-            let matching = statistics_distance(&layers, real, self.config.first_layer);
-            let value = &performance + &matching * self.config.statistics;
+            let StatisticsConfig { statistics, first_layer, total_variation, l2 } = self.config;
+            let matching = statistics_distance(&layers, real, first_layer);
+            let mut value = &performance + &matching * statistics;
+            if total_variation > 0.0 || l2 > 0.0 {
+                let (variation, size) = image_priors(&context.normalized(&views));
+                value = value + variation * total_variation + size * l2;
+            }
             (value, performance.double_value(&[]), matching.double_value(&[]))
         });
         let gradient = gradients(&value, &[&tracked]).swap_remove(0);
@@ -224,6 +270,17 @@ mod tests {
         let real = [(real.0.copy(), real.1.copy()), real];
         let got = statistics_distance(&layers, &real, 10.0).double_value(&[]);
         assert!((got - 88.0).abs() < 1e-4, "{got}");
+    }
+
+    #[test]
+    fn image_priors_by_hand() {
+        // Across -1, -2; down -2, -3; diagonals 2 - 1 and 0 - 4: sqrt(5) + sqrt(13) + 1 + 4. Lengths sqrt(21) and 0.
+        let image = Tensor::from_slice(&[0.0f32, 1.0, 2.0, 4.0]).view([1, 1, 2, 2]);
+        let images = Tensor::cat(&[image.copy(), image.zeros_like()], 0);
+        let (variation, size) = image_priors(&images);
+        let (variation, size) = (variation.double_value(&[]), size.double_value(&[]));
+        assert!((variation - (5f64.sqrt() + 13f64.sqrt() + 5.0)).abs() < 1e-4, "{variation}");
+        assert!((size - 21f64.sqrt() / 2.0).abs() < 1e-4, "{size}");
     }
 
     #[test]
