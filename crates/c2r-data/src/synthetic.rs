@@ -83,6 +83,8 @@ pub struct SetOrigin {
     pub teacher: Option<SetTeacher>,
     /// How many real training images of each class were used; `None` for all.
     pub train_per_class: Option<u64>,
+    /// The learning rate that the distillation learned for trainings on the set; `None` where it learned none.
+    pub learned_lr: Option<f64>,
     /// File and hash, where [`crate::import`] made the set: seed and iterations are then unknown, and 0 in the header.
     pub imported: Option<Value>,
     /// What was cut off when the set was imported; `None` for nothing, and where it was not recorded.
@@ -137,6 +139,11 @@ impl fmt::Display for Clamped {
         let Self { part, low, high } = self;
         write!(f, "{:.1} % of the values lie outside [0, 1], from {low:.3} to {high:.3}", 100.0 * part)
     }
+}
+
+impl SetOrigin {
+    /// The key of [`SetOrigin::learned_lr`] in [`SyntheticHeader::config`].
+    pub const LEARNED_LR: &str = "learned-lr";
 }
 
 impl SyntheticHeader {

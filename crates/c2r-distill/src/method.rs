@@ -183,6 +183,12 @@ pub trait Method: fmt::Debug {
     /// As [`Method::prepare`].
     fn update(&mut self, step: &mut Step<'_>) -> Result<StepReport, DistillError>;
 
+    /// The learning rate that it has learned for trainings on its images, which the set records; `None` where it learns
+    /// none.
+    fn learned_lr(&self) -> Option<f64> {
+        None
+    }
+
     /// Visits what it continues from.
     ///
     /// # Errors

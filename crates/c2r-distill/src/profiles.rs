@@ -10,8 +10,8 @@ macro_rules! profiles {
 
 /// Name and text of every profile.
 const PROFILES: &[(&str, &str)] = profiles! {
-    "faithful" "plus" "literal" "class-mean" "aac" "crl" "rome" "random-real" "herding" "k-center"
-    "dm" "dc" "dsa" "mtt" "mat" "sre2l" "guard"
+    "faithful" "plus" "literal" "class-mean" "aac" "crl" "rome" "random-real" "random-real-mosaic" "herding"
+    "k-center" "dm" "dc" "dsa" "mtt" "mat" "sre2l" "guard"
 };
 
 /// The names of all profiles.

@@ -6,7 +6,7 @@ use c2r_base::{
     Seed,
     artifact::{self, TensorFile},
 };
-use c2r_data::{Dataset, SyntheticHeader, SyntheticSet, decode_formation};
+use c2r_data::{Dataset, SetOrigin, SyntheticHeader, SyntheticSet, decode_formation};
 use c2r_models::{Model, ModelInput};
 use c2r_train::state::{Entries, State, StateError};
 use serde_json::json;
@@ -396,6 +396,10 @@ impl Distillation {
             ("labels".to_owned(), Tensor::from_slice(&labels)),
         ]);
         tensors.extend(soft_labels.map(|soft| ("soft_labels".to_owned(), soft)));
+        let mut config = serde_json::to_value(&self.config).expect("the configuration serializes to JSON");
+        if let Some(rate) = self.method.learned_lr() {
+            config[SetOrigin::LEARNED_LR] = rate.into();
+        }
         let header = SyntheticHeader {
             schema_version: c2r_data::SCHEMA_VERSION,
             dataset: spec.name.clone(),
@@ -404,7 +408,7 @@ impl Distillation {
             method: self.config.label().to_owned(),
             seed: common.seed,
             iterations: self.iteration(),
-            config: serde_json::to_value(&self.config).expect("the configuration serializes to JSON"),
+            config,
             versions,
             data_sha256: self.data_sha256.clone(),
             mean: spec.mean.clone(),

@@ -46,7 +46,7 @@ A configuration is a profile or a TOML file, changed key by key with --set. A fi
   mat                              trajectories of adversarially trained networks (arXiv:2503.12069)
   guard                            sre2l with a curvature penalty (GUARD, arXiv:2403.10045)
   dm, dc, dsa, mtt, sre2l          distillations that ignore robustness
-  random-real, herding, k-center   real images, chosen
+  random-real, herding, k-center   real images, chosen; random-real-mosaic: four smaller ones in each stored image
 docs/method.md and docs/baselines.md give equations, sources and differences.")]
 pub(crate) struct Args {
     #[command(flatten)]

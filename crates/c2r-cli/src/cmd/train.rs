@@ -12,10 +12,11 @@ use c2r_experiment::{Selection, Subject};
 use c2r_models::{Frozen, Model, ModelSpec, checkpoint};
 use c2r_run::{Status, arguments::any_text, signals};
 use c2r_train::{
-    Best, Protocol, Targets, Teacher, TrainConfig, TrainEvent, TrainSource, Trainer, layers, state::State,
+    Best, LrSchedule, Protocol, Targets, Teacher, TrainConfig, TrainEvent, TrainSource, Trainer, layers, state::State,
 };
 use serde_json::json;
 use tch::{Device, Tensor};
+use toml::Value;
 
 use crate::{
     cmd::estimate::{self, Planned, Written},
@@ -40,7 +41,8 @@ Examples:
   c2r train --dataset cifar10 --data DIR --protocol pgd-at --seed 0 --run-dir runs/full --set length={steps=2000}
   c2r train --dataset digits --protocol trades --print-config
 
-The protocols are the files of data/protocols, changed key by key with --set.")]
+The protocols are the files of data/protocols, changed key by key with --set. On a real training set the length and the
+schedule are those of their section [full-data], which trains to convergence.")]
 pub(crate) struct Args {
     /// Synthetic set to train on: safetensors, npz or PNG folder of c2r, or the run folder of `c2r distill`
     #[arg(long, value_name = "SET")]
@@ -65,6 +67,11 @@ pub(crate) struct Args {
     /// Change one key of the protocol, e.g. --set length={steps=500} (repeatable)
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+
+    /// Learning rate: a number, or `learned` for the rate that the distillation of the set learned (MTT, MAT)
+    /// [default: the protocol's]
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    lr: Option<Rate>,
 
     /// Architecture [default: the dataset's]
     #[arg(long, value_name = "SPEC")]
@@ -112,6 +119,26 @@ pub(crate) struct Args {
     json: bool,
 }
 
+/// A learning rate as the command line gives it.
+#[derive(Clone, Copy, Debug)]
+enum Rate {
+    /// The one that the set brings.
+    Learned,
+    /// This one.
+    Of(f64),
+}
+
+/// What `--lr` and `--set lr=` take for [`Rate::Learned`].
+const LEARNED: &str = "learned";
+
+fn parse_rate(text: &str) -> Result<Rate, String> {
+    match text.parse() {
+        _ if text == LEARNED => Ok(Rate::Learned),
+        Ok(rate) if rate > 0.0 => Ok(Rate::Of(rate)),
+        _ => Err(format!("expected a positive number, such as 0.01, or `{LEARNED}`")),
+    }
+}
+
 fn parse_selection(text: &str) -> Result<Selection, String> {
     serde_json::from_value(json!(text)).map_err(|_| "expected last, held-out or best-test".to_owned())
 }
@@ -139,6 +166,8 @@ struct Material {
     images: Images,
     soft_labels: Option<Tensor>,
     teacher: Option<(Frozen, f64)>,
+    /// The learning rate that the distillation of the set learned.
+    learned_lr: Option<f64>,
     /// What results say about it and about the training; the network is not named yet.
     subject: Subject,
     /// What `--select` compares the networks on; `None` for the last one.
@@ -204,7 +233,8 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         None => material.spec.model.parse()?,
     };
     let epsilon = args.eps.unwrap_or(material.spec.epsilon);
-    let config = resolve(&args, epsilon, &material.spec, &material.targets())?;
+    let learned = || material.learned_lr.ok_or_else(|| no_learned_rate(&args));
+    let (config, is_learned) = resolve(&args, epsilon, &material.spec, &material.targets(), &learned)?;
     if args.eps.is_some() && config.adversarial.is_none() {
         ui.note(format!("note: --eps has no effect: protocol {} attacks nothing", args.protocol));
     }
@@ -216,9 +246,18 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         return estimate(&config, &spec, &material, device, args.json, ui);
     }
     let path = args.run_dir.as_deref().expect("clap requires it here");
-    let subject = Subject { model: spec.to_string(), ..material.subject.clone() };
-    let mut record = json!({ "subject": subject, "train": config, "images_sha256": material.fingerprint() });
     let total = config.length.steps(material.source().len(), config.batch_size);
+    let mut subject = Subject { model: spec.to_string(), ..material.subject.clone() };
+    if is_learned {
+        subject.notes.push("trained at the learning rate that the distillation of each set learned".to_owned());
+    }
+    if matches!(material.images, Images::Real(_)) {
+        subject.notes.push(how_long(&config, total, material.source().len()));
+    }
+    let mut record = json!({ "subject": subject, "train": config, "images_sha256": material.fingerprint() });
+    if is_learned {
+        record["lr_is_learned"] = true.into();
+    }
     let select_every = args.select_every.unwrap_or_else(|| total.div_ceil(DEFAULT_COMPARISONS)).max(1);
     if !args.select.is_last() {
         record["select_every"] = select_every.into();
@@ -348,7 +387,7 @@ fn synthetic(file: &Path, args: &Args, device: Device, ui: &Ui) -> anyhow::Resul
         notes.push(format!("distilled from the first {per_class} training images of each class"));
     }
     if set.formation > 1 {
-        notes.push(format!("each stored image is a {0}x{0} mosaic", set.formation));
+        notes.push(Subject::mosaic_note(set.formation));
     }
     if let Some(cut) = origin.clamped.filter(|cut| cut.part > NOTED_CUT) {
         notes.push(format!("imported: {cut}; they were cut off"));
@@ -374,7 +413,13 @@ fn synthetic(file: &Path, args: &Args, device: Device, ui: &Ui) -> anyhow::Resul
         ..training(args)
     };
     let soft_labels = set.soft_labels.as_ref().map(|soft| to_tensor(soft.view()).to_device(device));
-    Ok(Material { spec, images: Images::Synthetic(images), soft_labels, teacher, subject, judges: judged_on })
+    let learned_lr = origin.learned_lr;
+    if let Some(rate) = learned_lr.filter(|rate| !(rate.is_finite() && *rate > 0.0)) {
+        let file = file.display();
+        return exit::fail(exit::DATA, format!("{file}: the learned learning rate is {rate}, not a positive number"));
+    }
+    let images = Images::Synthetic(images);
+    Ok(Material { spec, images, soft_labels, teacher, learned_lr, subject, judges: judged_on })
 }
 
 /// What results say about the training, without what it was trained on.
@@ -411,23 +456,66 @@ fn real(name: &str, args: &Args, ui: &Ui) -> anyhow::Result<Material> {
         notes,
         ..training(args)
     };
-    Ok(Material { spec, images: Images::Real(split), soft_labels: None, teacher: None, subject, judges: judged_on })
+    let images = Images::Real(split);
+    Ok(Material { spec, images, soft_labels: None, teacher: None, learned_lr: None, subject, judges: judged_on })
 }
 
-/// The protocol with everything that the command line changes.
-fn resolve(args: &Args, epsilon: Epsilon, spec: &DatasetSpec, targets: &Targets<'_>) -> anyhow::Result<TrainConfig> {
-    let mut preset = args.protocol.config();
+/// How long a network is trained on real images, for a table's note: that of a reference is not that of the other rows.
+fn how_long(config: &TrainConfig, steps: u64, n_images: usize) -> String {
+    let per_epoch = n_images.div_ceil(config.batch_size) as f64;
+    let schedule = match &config.lr_schedule {
+        LrSchedule::Constant => "constant".to_owned(),
+        LrSchedule::HalfWay => "a tenth from the middle on".to_owned(),
+        LrSchedule::TenthAtEpochs(epochs) => format!("a tenth from each of the epochs {epochs:?} on"),
+        LrSchedule::Cosine => "falling to 0 on a cosine".to_owned(),
+    };
+    let (epochs, lr) = (steps as f64 / per_epoch, config.lr);
+    format!("trained for {epochs:.1} epochs ({steps} steps) at a learning rate of {lr}, {schedule}")
+}
+
+fn no_learned_rate(args: &Args) -> anyhow::Error {
+    exit::usage(match &args.synthetic {
+        Some(set) => format!(
+            "--lr {LEARNED}: {} has no learned learning rate: only MTT and MAT learn one, and sets made before c2r kept it \
+             do not have it; give a number, such as --lr 0.01",
+            set.display()
+        ),
+        None => format!("--lr {LEARNED} needs --synthetic: real images have no learned learning rate"),
+    })
+}
+
+/// The protocol with everything that the command line changes, and whether its learning rate is `learned`.
+fn resolve(
+    args: &Args,
+    epsilon: Epsilon,
+    spec: &DatasetSpec,
+    targets: &Targets<'_>,
+    learned: &dyn Fn() -> anyhow::Result<f64>,
+) -> anyhow::Result<(TrainConfig, bool)> {
+    let mut preset = if args.dataset.is_some() { args.protocol.full_data() } else { args.protocol.config() };
     preset.labels = targets.label_source();
     preset.dsa = spec.dsa.clone();
     if let Some(adversarial) = &mut preset.adversarial {
         adversarial.epsilon = epsilon;
     }
+    let mut changes = config::assignments(&args.set)?;
+    match args.lr {
+        Some(_) if config::is_set(&args.set, "lr") => return Err(exit::usage("give --lr or --set lr=, not both")),
+        Some(Rate::Of(rate)) => changes.push(("lr".to_owned(), Value::Float(rate))),
+        Some(Rate::Learned) => changes.push(("lr".to_owned(), Value::String(LEARNED.to_owned()))),
+        None => {}
+    }
+    let mut is_learned = false;
+    for (_, value) in changes.iter_mut().filter(|(key, value)| key == "lr" && value.as_str() == Some(LEARNED)) {
+        *value = Value::Float(learned()?);
+        is_learned = true;
+    }
     let mut table = toml::Table::try_from(&preset)?;
-    let read = layers::assign(&mut table, &config::assignments(&args.set)?).and_then(|()| layers::read(table));
+    let read = layers::assign(&mut table, &changes).and_then(|()| layers::read(table));
     let origin = format!("protocol {}", args.protocol);
     let config: TrainConfig = read.map_err(|error| config::wrong(&error, &args.set, &origin))?;
     config.check().or_exit(exit::USAGE)?;
-    Ok(config)
+    Ok((config, is_learned))
 }
 
 /// What the command will send through its network. Labels of a teacher, which cost a forward pass each, are not foreseen.
@@ -453,7 +541,10 @@ pub(crate) fn planned(args: &Args, written: &mut Written) -> anyhow::Result<Plan
         Some(model) => *model,
         None => dataset.model.parse()?,
     };
-    let config = resolve(args, args.eps.unwrap_or(dataset.epsilon), &dataset, &Targets::Hard)?;
+    // A set that is not there yet has no learned rate yet; any will do, since it costs nothing.
+    let any_rate = || Ok(args.protocol.config().lr);
+    let epsilon = args.eps.unwrap_or(dataset.epsilon);
+    let (config, _) = resolve(args, epsilon, &dataset, &Targets::Hard, &any_rate)?;
     written.network(args.run_dir.as_deref(), model);
     Ok(Planned { dataset, model, work: work(&config, n) })
 }

@@ -17,8 +17,8 @@
 //! iterations. `mat.toml` adds `adversarial = true` and `average = 0.999` (ours).
 //!
 //! Differs from the authors' code: 20 experts instead of 100, kept in memory and in the saved state; no ZCA;
-//! one augmentation draw per step, the same for every image; images stay in `[0, 1]`, and the learned rate at
-//! or above 1e-6. MAT's adversary is `[companions]` at `threat.epsilon`.
+//! images stay in `[0, 1]`, and the learned rate at or above 1e-6. There, networks are evaluated at the learned rate; here
+//! the set records it, and `c2r train --lr learned` takes it. MAT's adversary is `[companions]` at `threat.epsilon`.
 
 use std::sync::Arc;
 
@@ -288,8 +288,8 @@ impl Method for TrajectoryMatching {
                 }
                 let rest = order.split_off(batch_size.min(order.len()));
                 let rows = context.indices(&std::mem::replace(&mut order, rest));
-                let draw = context.common.dsa.draw(&mut seed.stream("student/dsa", at));
-                let images = context.augmented(&decoded.index_select(0, &rows), &draw);
+                let mut rng = seed.stream("student/dsa", at);
+                let images = context.augmented_each(&context.common.dsa, &decoded.index_select(0, &rows), &mut rng);
                 let logits = at_parameters(&self.template, &parameters).logits(&images);
                 let entropy = loss::ce(&logits, &labels.index_select(0, &rows)).mean(Kind::Float);
                 let slope = Tensor::run_backward(&[entropy], &[&parameters], true, true).swap_remove(0);
@@ -308,6 +308,10 @@ impl Method for TrajectoryMatching {
         self.lr_velocity = RATE_MOMENTUM * self.lr_velocity + rate_gradient.double_value(&[]);
         self.lr = (self.lr - self.student.lr_of_lr * self.lr_velocity).max(LOWEST_RATE);
         Ok(StepReport { loss, matching: Some(loss), student_lr: Some(self.lr), ..StepReport::default() })
+    }
+
+    fn learned_lr(&self) -> Option<f64> {
+        (self.student.lr_of_lr > 0.0).then_some(self.lr)
     }
 
     fn state(&mut self, context: &Context, state: &mut State<'_>) -> Result<(), DistillError> {

@@ -18,6 +18,37 @@ fn every_profile_resolves_and_says_what_it_is() {
     }
 }
 
+/// The field stores one image in each; every method here can store mosaics instead, its labels and rules unchanged.
+#[test]
+fn every_method_can_store_mosaics() {
+    for name in profiles::names() {
+        let mosaics = [("images.formation", 2.into()), ("ipc", 1.into()), ("iterations", 1.into())];
+        let mut distillation = start(&profile(name, &mosaics));
+        finish(&mut distillation);
+        let set = distillation.synthetic_set(BTreeMap::new()).unwrap();
+        let decoded = set.decode(Device::Cpu).0.size();
+        assert_eq!((set.formation, set.labels.len(), decoded), (2, 10, vec![40, 1, 8, 8]), "{name}");
+    }
+}
+
+/// The rate that trajectory matching learned is in the set; nothing else learns one.
+#[test]
+fn a_learned_rate_comes_with_the_set() {
+    let of = |name: &str, changes: &[(&str, toml::Value)]| {
+        let mut distillation = start(&profile(name, changes));
+        let last = finish(&mut distillation).pop();
+        let origin = distillation.synthetic_set(BTreeMap::new()).unwrap().header.origin().unwrap();
+        (origin.learned_lr, last.and_then(|report| report.student_lr))
+    };
+    for name in ["mtt", "mat"] {
+        // At the profile's rate of the rate it would not move in four steps of so small a student.
+        let (recorded, reported) = of(name, &[("student.lr-of-lr", 1e-3.into())]);
+        assert!(recorded.is_some() && recorded == reported && recorded != Some(0.01), "{name}: {recorded:?}");
+    }
+    assert_eq!(of("mtt", &[("student.lr-of-lr", 0.0.into())]).0, None);
+    assert_eq!(of("dm", &[]).0, None);
+}
+
 /// Saved, dropped and taken up before every single step, every method ends with the same bytes; so does a run
 /// that is simply repeated, and another seed does not.
 #[test]
