@@ -36,6 +36,18 @@ pub struct Subject {
     pub notes: Vec<String>,
 }
 
+impl Subject {
+    /// The note of a network that was trained on mosaics of `formation` images per side.
+    pub fn mosaic_note(formation: i64) -> String {
+        format!("each stored image is a {formation}x{formation} mosaic")
+    }
+
+    /// Images per side in each stored training image, as the notes say: 1 for whole images.
+    pub fn formation(&self) -> i64 {
+        (2..10).find(|&formation| self.notes.contains(&Self::mosaic_note(formation))).unwrap_or(1)
+    }
+}
+
 /// Which step's network a training keeps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -5,7 +5,7 @@ use c2r_data::dsa::Dsa;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    SgdConfig, TrainError,
+    SgdConfig, TrainError, layers,
     ranges::{at_least_one, below_one, in_range, not_negative, positive},
 };
 
@@ -187,16 +187,32 @@ impl Protocol {
     /// All protocols.
     pub const ALL: [Self; 4] = [Self::Natural, Self::DdRobustbench, Self::PgdAt, Self::Trades];
 
-    /// The protocol's setting, from `data/protocols/`, where every value has its source; PGD-AT and TRADES attack at 2/255 in
-    /// Linf with the steps of their papers.
+    /// The protocol's setting for a distilled set, from `data/protocols/`, where every value has its source; PGD-AT and
+    /// TRADES attack at 2/255 in Linf with the steps of their papers.
     pub fn config(self) -> TrainConfig {
+        self.read(false)
+    }
+
+    /// The protocol's setting for a whole real training set, which it is trained on to convergence: [`Protocol::config`]
+    /// with the keys of the file's section `[full-data]`.
+    pub fn full_data(self) -> TrainConfig {
+        self.read(true)
+    }
+
+    fn read(self, full_data: bool) -> TrainConfig {
+        const VALID: &str = "the file is a valid configuration, as a test checks";
         let text = match self {
             Self::Natural => include_str!("../../../data/protocols/natural.toml"),
             Self::DdRobustbench => include_str!("../../../data/protocols/dd-robustbench.toml"),
             Self::PgdAt => include_str!("../../../data/protocols/pgd-at.toml"),
             Self::Trades => include_str!("../../../data/protocols/trades.toml"),
         };
-        toml::from_str(text).expect("the file is a valid configuration, as a test checks")
+        let mut table: toml::Table = text.parse().expect(VALID);
+        match table.remove("full-data") {
+            Some(toml::Value::Table(changes)) if full_data => layers::merge(&mut table, changes),
+            _ => {}
+        }
+        layers::read(table).expect(VALID)
     }
 }
 
@@ -282,10 +298,21 @@ mod tests {
         }
         // The protocols differ in nothing but the attack, and that at the radius of the tables.
         for protocol in [Protocol::PgdAt, Protocol::Trades] {
-            let mut config = protocol.config();
-            let adversarial = config.adversarial.take().unwrap();
-            assert_eq!(config, Protocol::Natural.config());
-            assert_eq!((adversarial.norm, adversarial.epsilon), (Norm::Linf, Epsilon::of_255(2.0)));
+            for (mut config, natural) in
+                [(protocol.config(), Protocol::Natural.config()), (protocol.full_data(), Protocol::Natural.full_data())]
+            {
+                let adversarial = config.adversarial.take().unwrap();
+                assert_eq!(config, natural);
+                assert_eq!((adversarial.norm, adversarial.epsilon), (Norm::Linf, Epsilon::of_255(2.0)));
+            }
+        }
+        // A whole training set has a length, a rate and a schedule of its own, and nothing else.
+        for protocol in Protocol::ALL {
+            let (full, distilled) = (protocol.full_data(), protocol.config());
+            full.check().unwrap();
+            let (length, lr, lr_schedule) = (distilled.length, distilled.lr, distilled.lr_schedule.clone());
+            assert!(full.length != length && full.lr_schedule != lr_schedule, "{protocol}");
+            assert_eq!(TrainConfig { length, lr, lr_schedule, ..full }, distilled, "{protocol}");
         }
         assert_eq!(Protocol::Natural.config().dsa, Dsa::full());
         // DD-RobustBench differs from the usual in one epoch more, its rate, and no shuffling.

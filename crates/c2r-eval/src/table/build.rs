@@ -10,7 +10,7 @@ use super::{
     row::{Shared, make_row, trainings},
     schema::{Row, Section, Table},
     settings,
-    values::{bin_edges, margins_of},
+    values::{Runs, bin_edges, margins_of},
 };
 use crate::{
     AttackScore, EvalError, Source,
@@ -93,14 +93,13 @@ fn section(
     let of_data: BTreeSet<&String> =
         files().flat_map(|file| file.record.subject.notes.iter().chain(&file.record.notes)).collect();
     let mut notes = lift_common_notes(&mut made, &of_data);
-    let trained: Vec<(String, Vec<Value>)> = keys
+    let named: Vec<(String, &Row, &Runs<'_>)> = keys
         .iter()
         .zip(&made)
-        .map(|(key, row)| (format!("{} ipc {}", row.label, size(row.images_per_class)), trainings(&rows[*key])))
+        .map(|(key, row)| (format!("{} ipc {}", row.label, size(row.images_per_class)), row, &rows[*key]))
         .collect();
-    if let Some(differences) = settings::differences_of_rows(&trained) {
-        notes.push(format!("rows were trained with DIFFERENT settings: {differences}"));
-    }
+    notes.extend(different_trainings(&named));
+    notes.extend(different_formations(&named));
     let (unknown, all) = (files().filter(|file| file.training.is_none()).count(), files().count());
     if unknown > 0 && unknown < all {
         notes.push(format!(
@@ -129,6 +128,48 @@ fn section(
         margin_edges,
         rows: made,
         notes,
+    })
+}
+
+/// In which settings the rows were trained differently. A reference on real images has the length and the rates of its
+/// protocol for full data, which a note of its own row says.
+fn different_trainings(rows: &[(String, &Row, &Runs<'_>)]) -> Option<String> {
+    let compare = |of_full_data: bool| {
+        let compared: Vec<(String, Vec<Value>)> = rows
+            .iter()
+            .filter(|(_, row, _)| !(of_full_data && row.undistilled))
+            .map(|(name, _, runs)| {
+                let mut trained = trainings(runs);
+                for settings in trained.iter_mut().filter_map(Value::as_object_mut) {
+                    settings.retain(|key, _| settings::OF_FULL_DATA.contains(&key.as_str()) == of_full_data);
+                }
+                (name.clone(), trained)
+            })
+            .collect();
+        settings::differences_of_rows(&compared)
+    };
+    let differences: Vec<String> = [true, false].into_iter().filter_map(compare).collect();
+    (!differences.is_empty()).then(|| format!("rows were trained with DIFFERENT settings: {}", differences.join("; ")))
+}
+
+/// Which rows store mosaics and which whole images, where both are there: a mosaic holds four training images.
+fn different_formations(rows: &[(String, &Row, &Runs<'_>)]) -> Option<String> {
+    let mut formations: BTreeMap<i64, BTreeSet<&str>> = BTreeMap::new();
+    for (name, _, runs) in rows.iter().filter(|(_, row, _)| !row.undistilled) {
+        for file in runs.values().flat_map(|run| &run.files) {
+            formations.entry(file.record.subject.formation()).or_default().insert(name);
+        }
+    }
+    let words = |(&formation, names): (&i64, &BTreeSet<&str>)| {
+        let names = names.iter().copied().collect::<Vec<_>>().join(", ");
+        match formation {
+            1 => format!("one image in each stored image: {names}"),
+            side => format!("{} smaller images in each ({side}x{side} mosaic): {names}", side * side),
+        }
+    };
+    (formations.len() > 1).then(|| {
+        let groups: Vec<String> = formations.iter().map(words).collect();
+        format!("rows store DIFFERENT numbers of training images per stored image: {}", groups.join("; "))
     })
 }
 

@@ -7,6 +7,10 @@ use serde_json::Value;
 /// What a row's runs hold at one setting: JSON texts, and `nothing` where a configuration has no such key.
 type Held = BTreeSet<String>;
 
+/// The settings that a protocol has otherwise for a whole real training set (`[full-data]` in `data/protocols`, and what
+/// `--lr` changes).
+pub(super) const OF_FULL_DATA: [&str; 3] = ["length", "lr", "lr-schedule"];
+
 /// Every setting apart from seeds in which `configs` differ, with what they hold there: `lr: 0.01, 0.05; ...`.
 pub(super) fn differences<'a>(configs: impl Iterator<Item = &'a Value>) -> Option<String> {
     let differing: Vec<String> = held(configs)
@@ -77,13 +81,16 @@ fn flatten(value: &Value, at: String, settings: &mut BTreeMap<String, String>) {
 }
 
 /// The configuration of a training without what was trained on, which differs from run to run; the protocol's settings
-/// by the names that `--set` has for them.
+/// by the names that `--set` has for them. A learning rate that came with each set is `learned`, whatever the number.
 pub(super) fn of_training(config: &Value) -> Value {
     let mut settings = config.clone();
     if let Some(settings) = settings.as_object_mut() {
         settings.retain(|key, _| !["subject", "images_sha256"].contains(&key.as_str()));
         if let Some(Value::Object(protocol)) = settings.remove("train") {
             settings.extend(protocol);
+        }
+        if settings.remove("lr_is_learned").is_some() {
+            settings.insert("lr".to_owned(), "learned".into());
         }
     }
     settings

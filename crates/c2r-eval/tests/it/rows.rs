@@ -320,6 +320,48 @@ fn profiles_of_one_method_are_two_rows() {
     assert!(table.markdown().contains("stores in addition to its images: teacher weights, 1.3 MB"));
 }
 
+/// All real images are trained on for longer than a distilled set, and nothing else is otherwise.
+#[test]
+fn a_reference_has_the_length_and_rates_of_full_data() {
+    let mut sources = sources();
+    let train = |config: serde_json::Value| {
+        Some(RunInfo { stage: "train".into(), config: json!({ "subject": {}, "train": config }), argv: vec![] })
+    };
+    for source in &mut sources {
+        source.training = train(json!({ "length": { "epochs": 1000 }, "lr-schedule": "half-way", "batch-size": 256 }));
+    }
+    for source in &mut sources[0..3] {
+        source.training = train(json!({ "length": { "epochs": 9 }, "lr-schedule": "cosine", "batch-size": 256 }));
+    }
+    let made = table(&sources, "quick");
+    assert!(made.sections[0].rows[0].undistilled);
+    assert!(!made.markdown().contains("DIFFERENT"), "{}", made.markdown());
+
+    for source in &mut sources[0..3] {
+        source.training = train(json!({ "length": { "epochs": 9 }, "lr-schedule": "cosine", "batch-size": 128 }));
+    }
+    let made = table(&sources, "quick");
+    let note = "rows were trained with DIFFERENT settings: batch-size: 128 (all real images ipc all), \
+                256 (class means ipc 10, C²R ipc 10)";
+    assert!(made.sections[0].notes.iter().any(|found| found == note), "{:?}", made.sections[0].notes);
+}
+
+#[test]
+fn rows_of_mosaics_and_of_whole_images_are_told_apart() {
+    let mut sources = sources();
+    for source in &mut sources[6..9] {
+        source.record.subject.notes.push("each stored image is a 2x2 mosaic".to_owned());
+    }
+    let made = table(&sources, "quick");
+    let note = "rows store DIFFERENT numbers of training images per stored image: one image in each stored image: \
+                class means ipc 10; 4 smaller images in each (2x2 mosaic): C²R ipc 10";
+    assert!(made.sections[0].notes.iter().any(|found| found == note), "{:?}", made.sections[0].notes);
+    for source in &mut sources[3..6] {
+        source.record.subject.notes.push("each stored image is a 2x2 mosaic".to_owned());
+    }
+    assert!(!table(&sources, "quick").markdown().contains("DIFFERENT"));
+}
+
 #[test]
 fn every_differing_setting_of_the_runs_is_named() {
     let train = |config: serde_json::Value| {
@@ -349,11 +391,22 @@ fn every_differing_setting_of_the_runs_is_named() {
         source.training = train(json!({ "length": { "steps": 150 }, "lr": 0.05 }));
     }
     let rows = table(&sources, "quick");
-    let note = "rows were trained with DIFFERENT settings: length.steps: 150 (C²R ipc 10), 40 (all real images ipc all, \
-                class means ipc 10); lr: 0.01 (all real images ipc all, class means ipc 10), 0.05 (C²R ipc 10)";
+    let note = "rows were trained with DIFFERENT settings: length.steps: 150 (C²R ipc 10), 40 (class means ipc 10); \
+                lr: 0.01 (class means ipc 10), 0.05 (C²R ipc 10)";
     assert!(rows.sections[0].notes.iter().any(|found| found == note), "{:?}", rows.sections[0].notes);
     assert!(rows.sections[0].rows.iter().all(|row| !row.notes.iter().any(|note| note.contains("DIFFERENT"))));
     assert!(rows.markdown().contains(note) && rows.csv().unwrap().contains("trained with DIFFERENT settings"));
+
+    // A learning rate that came with each set is one setting, whatever the numbers.
+    let mut learned = sources.clone();
+    for (source, rate) in learned[6..9].iter_mut().zip([0.05, 0.06, 0.07]) {
+        source.training = train(json!({ "length": { "steps": 40 }, "lr": rate }));
+        source.training.as_mut().unwrap().config["lr_is_learned"] = json!(true);
+    }
+    let learned = table(&learned, "quick");
+    let note = "rows were trained with DIFFERENT settings: lr: \"learned\" (C²R ipc 10), 0.01 (class means ipc 10)";
+    assert!(learned.sections[0].notes.iter().any(|found| found == note), "{:?}", learned.sections[0].notes);
+    assert!(learned.sections[0].rows.iter().all(|row| !row.notes.iter().any(|note| note.contains("DIFFERENT"))));
 
     // One row of two minds.
     sources[7].training = train(json!({ "length": { "epochs": 3 }, "lr": 0.05 }));

@@ -308,6 +308,9 @@ fn every_experiment_has_a_plan() {
             for reference in ["full", "random-real"] {
                 assert!(grid.methods.iter().any(|method| method == reference), "{name} {scale} has no {reference}");
             }
+            // The digits' own methods store no mosaics.
+            let mosaics = grid.methods.iter().any(|method| method == "random-real-mosaic");
+            assert_eq!(mosaics, scale != "quick", "{name} {scale}: real images in mosaics");
         }
     }
     // What experiments have in common is done once.
@@ -322,6 +325,45 @@ fn every_experiment_has_a_plan() {
     assert_eq!(cross.intersection(&quick).count(), 4 * 3 * 2, "the digits' own network, named or not");
     let ablation: BTreeSet<String> = distilled("ablation");
     let shared = ablation.intersection(&table2).count();
-    assert_eq!(shared, 3 * 3 * 5, "three distilled methods, three datasets, five seeds");
+    assert_eq!(shared, 4 * 3 * 5, "four distilled methods, three datasets, five seeds");
     assert!(ids("drop-rate", "paper").is_subset(&ids("table2", "paper")), "attacks too");
+}
+
+/// A distilled set is trained on for a number of steps that says nothing of a whole training set.
+#[test]
+fn references_have_a_length_of_their_own_in_every_experiment() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let place = Workplace {
+        c2r: root.join("c2r"),
+        results: root.join("runs"),
+        data: Some(root.join("datasets")),
+        root: root.clone(),
+        threads: None,
+        device: None,
+        force: false,
+    };
+    let datasets = Datasets::read(&place).unwrap();
+    let mut n_references = 0;
+    for name in experiment_names(&root).unwrap() {
+        let experiment = read_experiment(&root, &name).unwrap();
+        for (scale_name, scale) in &experiment.scales {
+            let jobs =
+                Grid { experiment: &experiment, scale, place: &place, datasets: &datasets }.whole().unwrap().jobs;
+            for job in jobs.iter().filter(|job| job.id.starts_with("train-") && job.needs.is_none()) {
+                let of = |key: &str| job.what.iter().find(|word| word.starts_with(key)).map(String::as_str);
+                // At full scale the protocol's own section [full-data] holds.
+                let (length, schedule) =
+                    if scale_name == "paper" { (None, None) } else { (Some("length={epochs="), Some("lr-schedule=")) };
+                for (key, expected) in [("length=", length), ("lr-schedule=", schedule)] {
+                    let found = of(key);
+                    let fits = found
+                        .zip(expected)
+                        .map_or(found.is_none() && expected.is_none(), |(found, start)| found.starts_with(start));
+                    assert!(fits, "{name} {scale_name}: {found:?} for {}", job.name());
+                }
+                n_references += 1;
+            }
+        }
+    }
+    assert!(n_references > 100, "{n_references}");
 }
