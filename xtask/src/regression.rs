@@ -24,12 +24,12 @@ const ACCEPT: &str = "cargo xtask test --regression --accept";
 
 const SCHEMA_VERSION: u32 = 1;
 
-/// No mean is held to less than this, percentage points: five of the digits' 359 test images.
+/// No mean is held to less than this, percentage points: between six and seven of the digits' 438 held-out images.
 const FLOOR: f64 = 1.5;
 
 /// Stands in every file of accepted numbers.
-const WHY: &str = "A mean may move by its standard error over the seeds (deviation / sqrt(runs)), or by 1.5 points (five of \
-the digits' 359 test images) where that is more. Both sides run the same seeds, so initial images, networks and order \
+const WHY: &str = "A mean may move by its standard error over the seeds (deviation / sqrt(runs)), or by 1.5 points (between \
+six and seven of the digits' 438 held-out images) where that is more. Both sides run the same seeds, so initial images, networks and order \
 are the same and only float rounding differs between machines: less than what another seed would change.";
 
 /// Accepted numbers: `data/regression/NAME.json`, written by `--accept` alone.
@@ -45,7 +45,7 @@ struct Accepted {
     tolerance: String,
     /// Versions of distill, train and attack (`c2r_experiment::results`).
     results_versions: [u32; 3],
-    /// SHA-256 of the test images that were attacked.
+    /// SHA-256 of the images that were attacked.
     test_sha256: String,
     numbers: Vec<Number>,
 }
@@ -229,7 +229,7 @@ fn compare(accepted: Option<&Accepted>, measured: &Measured, file: &Path) -> any
     {
         return Err(exit::error(
             exit::DATA,
-            format!("{}: its numbers are of other test images ({})", file.display(), accepted.test_sha256),
+            format!("{}: its numbers are of other images ({})", file.display(), accepted.test_sha256),
         ));
     }
     let before = accepted.map_or(&none, |accepted| &accepted.numbers);
@@ -372,7 +372,7 @@ mod tests {
         let words = "b 40.5 -> 44.5 (tolerance 1.5); c gone: 1.5; 1 new numbers in data/regression";
         assert_eq!(in_words(&beyond), words);
         let other = Measured { test_sha256: "cd".into(), numbers: vec![] };
-        assert!(exit::message(&compare(Some(&before), &other, file).unwrap_err()).contains("other test images"));
+        assert!(exit::message(&compare(Some(&before), &other, file).unwrap_err()).contains("other images"));
     }
 
     #[test]

@@ -116,8 +116,8 @@ pub struct Scale {
     #[serde(default)]
     pub subset: SubsetOrder,
     /// Judge on the training images that [`train_per_class`](Self::train_per_class) leaves, instead of on test images: for
-    /// choosing settings. Asked for by who runs the grid, not by its file.
-    #[serde(skip)]
+    /// choosing settings. A file asks for it where its numbers decide anything, and whoever runs a grid can.
+    #[serde(default)]
     pub held_out: bool,
     /// What [`Experiment::change_grid`] has replaced, one sentence each; empty for the grid of the file.
     #[serde(skip)]
@@ -388,6 +388,9 @@ impl Scale {
                 format!("epsilons: `{text}` is not a radius in pixel units, such as 2/255")
             })?;
         }
+        ensure(!self.held_out || self.train_per_class.is_some(), || {
+            "held-out: no image is held out, since the scale trains on all of them; give train-per-class".to_owned()
+        })?;
         ensure(self.threads != Some(0), || "threads must be at least 1".to_owned())?;
         for set in self.overrides.iter().flat_map(|part| &part.attack_set).chain(&self.attack_set) {
             ensure(set.split_once('=').is_some_and(|(key, _)| key.contains('.')), || {
@@ -611,6 +614,7 @@ over = ["fgsm", "pgd", "cw"]
         check("\"0.5\"", "\"2/0\"", "`2/0` is not a radius");
         check("norm = \"linf\"", "norm = \"l7\"", "norm is `l7`");
         check("threads = 1", "threads = 0", "threads must be at least 1");
+        check("threads = 1", "held-out = true", "scales.quick.held-out: no image is held out");
         check("threads = 1", "select = \"best\"", "select is `best`, neither last nor held-out nor best-test");
         check("pgd.steps=3", "steps=3", "`steps=3` is not ATTACK.OPTION=VALUE");
         check("attack-set", "attack-sets", "attack-sets");
