@@ -166,7 +166,8 @@ fn val_solution(folder: &Path, bytes: &[u8]) {
     check(c2r_data::load("imagenette", Some(folder)), "imagenet");
 }
 
-/// Whatever lies where decoded images are kept: what is read are the images.
+/// Whatever lies where decoded images are kept: what is read are the images, unless the file itself carries the SHA-256 of
+/// what was read. Damage is detected; forgery is not, which no hash beside the data can do.
 fn cache(folder: &Path, bytes: &[u8]) {
     let path = folder.join(seeds::CACHE);
     // The one that is made anew may only be read.
@@ -174,10 +175,22 @@ fn cache(folder: &Path, bytes: &[u8]) {
     write(&path, bytes);
     let data = c2r_data::load(seeds::CACHED, Some(folder)).expect("images that can be decoded are there");
     let expected = seeds::pixels(8, 8);
-    for split in [&data.train, &data.test] {
-        assert!(split.images().outer_iter().all(|image| image.iter().eq(&expected)));
+    for (name, split, labels) in [("train", &data.train, (0..10).collect()), ("test", &data.test, vec![0])] {
+        let are_the_images = split.images().outer_iter().all(|image| image.iter().eq(&expected));
+        // A copy, whose hash is computed and not remembered.
+        let copy = split.first(split.len());
+        let is_forged = || cache_texts(bytes)[format!("{name}.sha256")] == copy.sha256();
+        assert!((are_the_images && split.labels().to_vec() == labels) || is_forged(), "{name} is not what was decoded");
     }
-    assert_eq!(data.train.labels().to_vec(), (0..10).collect::<Vec<_>>());
+}
+
+/// The texts in the header of a safetensors file, if it has any.
+fn cache_texts(bytes: &[u8]) -> serde_json::Value {
+    let header = bytes.split_first_chunk().and_then(|(length, rest)| {
+        let length = usize::try_from(u64::from_le_bytes(*length)).ok()?;
+        serde_json::from_slice::<serde_json::Value>(rest.get(..length)?).ok()
+    });
+    header.map_or(serde_json::Value::Null, |mut header| header["__metadata__"].take())
 }
 
 /// Every entry stays in its folder, all of them together within the limits, and no error has control characters.
