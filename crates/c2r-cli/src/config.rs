@@ -10,9 +10,7 @@ use crate::exit::{self, OrExit};
 
 /// Reads a TOML file as a table.
 pub(crate) fn read(path: &Path) -> anyhow::Result<Table> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read {}", path.display()))
-        .or_exit(exit::USAGE)?;
+    let text = c2r_files::read_text(path).or_exit(exit::USAGE)?;
     text.parse().with_context(|| format!("{} is not valid TOML", path.display())).or_exit(exit::USAGE)
 }
 

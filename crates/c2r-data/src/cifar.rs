@@ -1,30 +1,60 @@
-//! The binary versions of CIFAR-10 and CIFAR-100 (Krizhevsky 2009).
+//! CIFAR-10 and CIFAR-100 (Krizhevsky 2009), in the binary or in the Python version.
 
 use std::{fs, path::Path};
 
-use crate::{DataError, Dataset, DatasetSpec, Split, dataset};
+use crate::{
+    DataError, Dataset, DatasetSpec, Split,
+    cifar_python::{self, Labels},
+    dataset,
+};
 
 const PIXELS: usize = 3 * 32 * 32;
+/// Lists of labels in the Python versions.
+const LABELS10: [Labels; 1] = [("labels", 10)];
+const LABELS100: [Labels; 2] = [("coarse_labels", 20), ("fine_labels", 100)];
 
-/// Reads `data_batch_1..5.bin` and `test_batch.bin`: records of label, R, G, B (row-major planes).
-pub(crate) fn load_cifar10(spec: DatasetSpec, folder: &Path) -> Result<Dataset, DataError> {
-    check_names(&folder.join("batches.meta.txt"), &spec.classes)?;
-    let (mut train, mut notes) = (Records::default(), Vec::new());
-    for batch in 1..=5 {
-        train.read(&folder.join(format!("data_batch_{batch}.bin")), &[10], 10_000)?;
-    }
-    let mut test = Records::default();
-    test.read(&folder.join("test_batch.bin"), &[10], 10_000)?;
-    dataset::note_subset(&mut notes, &spec, train.labels.len(), test.labels.len());
-    Ok(Dataset { train: train.into_split(&spec)?, test: test.into_split(&spec)?, spec, notes })
+/// Whether `folder` is read as the Python version: it has not the binary file `binary`, and has `python` or is called as
+/// the archive's folder.
+fn is_python(folder: &Path, binary: &str, python: &str) -> bool {
+    let is_called_so = ["cifar-10-batches-py", "cifar-100-python"].iter().any(|name| folder.ends_with(name));
+    !folder.join(binary).exists() && (folder.join(python).exists() || is_called_so)
 }
 
-/// Reads `train.bin` and `test.bin`: records of coarse label, fine label, R, G, B. The fine label counts.
+/// Reads `data_batch_1..5.bin` and `test_batch.bin`: records of label, R, G, B (row-major planes). Or, in the Python
+/// version, `data_batch_1..5` and `test_batch`.
+pub(crate) fn load_cifar10(spec: DatasetSpec, folder: &Path) -> Result<Dataset, DataError> {
+    let (mut train, mut test) = (Records::default(), Records::default());
+    let batches: Vec<String> = (1..=5).map(|batch| format!("data_batch_{batch}")).collect();
+    if is_python(folder, "data_batch_1.bin", "data_batch_1") {
+        check_python_names(&folder.join("batches.meta"), "label_names", &spec.classes)?;
+        batches.iter().try_for_each(|name| train.read_python(&folder.join(name), &LABELS10, 10_000))?;
+        test.read_python(&folder.join("test_batch"), &LABELS10, 10_000)?;
+    } else {
+        check_names(&folder.join("batches.meta.txt"), &spec.classes)?;
+        batches.iter().try_for_each(|name| train.read(&folder.join(format!("{name}.bin")), &[10], 10_000))?;
+        test.read(&folder.join("test_batch.bin"), &[10], 10_000)?;
+    }
+    into_dataset(spec, train, test)
+}
+
+/// Reads `train.bin` and `test.bin`: records of coarse label, fine label, R, G, B. The fine label counts. Or, in the Python
+/// version, `train` and `test`.
 pub(crate) fn load_cifar100(spec: DatasetSpec, folder: &Path) -> Result<Dataset, DataError> {
-    check_names(&folder.join("fine_label_names.txt"), &spec.classes)?;
-    let (mut train, mut test, mut notes) = (Records::default(), Records::default(), Vec::new());
-    train.read(&folder.join("train.bin"), &[20, 100], 50_000)?;
-    test.read(&folder.join("test.bin"), &[20, 100], 10_000)?;
+    let (mut train, mut test) = (Records::default(), Records::default());
+    if is_python(folder, "train.bin", "train") {
+        check_python_names(&folder.join("meta"), "fine_label_names", &spec.classes)?;
+        train.read_python(&folder.join("train"), &LABELS100, 50_000)?;
+        test.read_python(&folder.join("test"), &LABELS100, 10_000)?;
+    } else {
+        check_names(&folder.join("fine_label_names.txt"), &spec.classes)?;
+        train.read(&folder.join("train.bin"), &[20, 100], 50_000)?;
+        test.read(&folder.join("test.bin"), &[20, 100], 10_000)?;
+    }
+    into_dataset(spec, train, test)
+}
+
+fn into_dataset(spec: DatasetSpec, train: Records, test: Records) -> Result<Dataset, DataError> {
+    let mut notes = Vec::new();
     dataset::note_subset(&mut notes, &spec, train.labels.len(), test.labels.len());
     Ok(Dataset { train: train.into_split(&spec)?, test: test.into_split(&spec)?, spec, notes })
 }
@@ -72,6 +102,14 @@ impl Records {
         Ok(())
     }
 
+    /// Appends the images of one file of the Python version.
+    fn read_python(&mut self, path: &Path, labels: &[Labels], at_most: usize) -> Result<(), DataError> {
+        let (pixels, labels) = cifar_python::read_batch(path, labels, PIXELS, at_most)?;
+        self.pixels.extend(pixels);
+        self.labels.extend(labels);
+        Ok(())
+    }
+
     fn into_split(self, spec: &DatasetSpec) -> Result<Split, DataError> {
         Split::from_bytes(spec.shape(), spec.classes.len(), self.pixels, self.labels)
     }
@@ -82,7 +120,7 @@ fn check_names(path: &Path, classes: &[String]) -> Result<(), DataError> {
     if !path.exists() {
         return Ok(());
     }
-    let text = fs::read_to_string(path).map_err(DataError::io(path))?;
+    let text = c2r_files::read_text(path)?;
     let mut names = text.lines().map(str::trim).filter(|line| !line.is_empty());
     for (index, class) in classes.iter().enumerate() {
         let found = names.next();
@@ -96,4 +134,21 @@ fn check_names(path: &Path, classes: &[String]) -> Result<(), DataError> {
         }
     }
     Ok(())
+}
+
+/// [`check_names`] of the Python version.
+fn check_python_names(path: &Path, key: &str, classes: &[String]) -> Result<(), DataError> {
+    match cifar_python::read_names(path, key)? {
+        Some(names) if names != *classes => {
+            let at = names.iter().zip(classes).position(|(found, class)| found != class);
+            let at = at.unwrap_or(names.len().min(classes.len()));
+            let name =
+                |names: &[String]| names.get(at).map_or("no more classes".to_owned(), |name| format!("`{name}`"));
+            Err(DataError::Layout {
+                path: path.to_owned(),
+                expected: format!("{} as class {at} in `{key}`, found {}", name(classes), name(&names)),
+            })
+        }
+        _ => Ok(()),
+    }
 }

@@ -1,6 +1,9 @@
 //! One folder of images per class: any image folder, ILSVRC-2012 and the fast.ai archives.
 
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 
 use c2r_files::path_to_text;
 use ndarray::{ArrayView3, Axis};
@@ -10,6 +13,7 @@ use crate::{
     decode::{self, Size},
     listing::Listing,
     registry::folder_spec,
+    survey::Survey,
 };
 
 /// Reads a folder of images: `train/<class>/*.{jpg,jpeg,png}` and `test/<class>/...` or `val/<class>/...`.
@@ -18,35 +22,43 @@ use crate::{
 ///   size of the first training image and demands it of all others.
 ///
 /// Class order is that of the sorted folder names of `train/`. Images have 3 channels; grey ones become
-/// RGB. `mean` and `std` are computed from the training images.
+/// RGB. `mean` and `std` are computed from the training images; a channel that never varies gets a `std` of 1 and a note.
 ///
 /// # Errors
 /// [`DataError`]: a folder is missing or empty; an image cannot be decoded or has another size; the test
-/// split has a class that the training split has not. The message names the path.
+/// split has a class that the training split has not; there are images of other types, links to nothing or folders
+/// among the images, which would be left out. The message names the path.
 pub fn load_folder(path: &Path, size: Option<(u32, u32)>) -> Result<Dataset, DataError> {
     let expected = "`train/CLASS/*.{jpg,jpeg,png}` and `test/CLASS/...` or `val/CLASS/...`";
+    DataError::check_folder(path)?;
     let missing = || DataError::Layout { path: path.to_owned(), expected: expected.into() };
     let train_folder = path.join("train");
     let test_folder = ["test", "val"].map(|name| path.join(name)).into_iter().find(|folder| folder.is_dir());
     let test_folder = test_folder.filter(|_| train_folder.is_dir()).ok_or_else(missing)?;
-    let classes: Vec<String> = decode::folders(&train_folder)?.into_iter().map(|(name, _)| name).collect();
+    let mut survey = Survey::new(path);
+    survey.beside(path, &[&train_folder, &test_folder])?;
+    let (train_folders, test_folders) = (survey.folders(&train_folder)?, survey.folders(&test_folder)?);
+    let classes: Vec<String> = train_folders.iter().map(|(name, _)| name.clone()).collect();
     let class_of: HashMap<&str, usize> =
         classes.iter().enumerate().map(|(class, name)| (name.as_str(), class)).collect();
-    let list = |split: &Path| -> Result<Listing, DataError> {
+    let mut list = |split: &Path, folders: Vec<(String, PathBuf)>| -> Result<Listing, DataError> {
         let mut listing = Listing::default();
-        for (name, folder) in decode::folders(split)? {
+        for (name, folder) in folders {
             let class = *class_of.get(name.as_str()).ok_or_else(|| DataError::Layout {
                 path: folder.clone(),
                 expected: format!("a class that is in {} too", train_folder.display()),
             })?;
-            listing.add(class, &folder, "images (jpg, jpeg, png)")?;
+            listing.add(class, &folder, "images (jpg, jpeg, png)", &mut survey)?;
         }
-        if listing.paths.is_empty() {
+        if listing.paths.is_empty() && !survey.is_refused() {
             return Err(DataError::Layout { path: split.to_owned(), expected: "a folder for each class".into() });
         }
         Ok(listing)
     };
-    let (train, test) = (list(&train_folder)?, list(&test_folder)?);
+    let train = list(&train_folder, train_folders)?;
+    let test = list(&test_folder, test_folders)?;
+    let mut notes: Vec<String> =
+        survey.finish()?.map(|note| format!("{}: {note}", path.display())).into_iter().collect();
     let size = match size {
         Some((h, w)) => Size::Resize(h, w),
         None => {
@@ -61,8 +73,17 @@ pub fn load_folder(path: &Path, size: Option<(u32, u32)>) -> Result<Dataset, Dat
     let name = format!("folder:{}", path_to_text(path));
     let title = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut spec = folder_spec(name, title, [shape[1], shape[2]], classes);
-    (spec.mean, spec.std) = moments(&train);
-    Ok(Dataset { spec, train, test, notes: Vec::new() })
+    let (mean, std) = moments(&train);
+    (spec.mean, spec.std) = (mean, std.clone());
+    for (channel, name) in ["red", "green", "blue"].into_iter().enumerate().filter(|&(at, _)| std[at] == 0.0) {
+        let value = (255.0 * spec.mean[channel]).round();
+        notes.push(format!(
+            "{}: channel {channel} ({name}) is {value} in every training image; it is divided by 1 to normalize it",
+            path.display()
+        ));
+        spec.std[channel] = 1.0;
+    }
+    Ok(Dataset { spec, train, test, notes })
 }
 
 /// Reads the ten classes of an ImageNet subset from an ILSVRC-2012 folder or a fast.ai archive:
@@ -75,10 +96,11 @@ pub(crate) fn load_imagenet_subset(
     on_event: &mut dyn FnMut(LoadEvent),
 ) -> Result<Dataset, DataError> {
     let size = Size::Resize(spec.height as u32, spec.width as u32);
-    let per_class = |split: &Path| -> Result<Listing, DataError> {
+    let mut survey = Survey::new(folder);
+    let mut per_class = |split: &Path| -> Result<Listing, DataError> {
         let mut listing = Listing::default();
         for (class, id) in spec.wnids.iter().enumerate() {
-            listing.add(class, &split.join(id), "JPEG images")?;
+            listing.add(class, &split.join(id), "JPEG images", &mut survey)?;
         }
         Ok(listing)
     };
@@ -92,19 +114,20 @@ pub(crate) fn load_imagenet_subset(
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
     // The two split training and test differently, so results on one do not compare with results on the other.
     let source = if spec.files.iter().any(|file| file.folder == name) { "fast.ai" } else { "ILSVRC-2012" };
-    let notes = vec![format!(
+    let mut notes = vec![format!(
         "{} from {source} ({name}/): {} training and {} test images",
         spec.name,
         train.paths.len(),
         test.paths.len()
     )];
+    notes.extend(survey.finish()?.map(|note| format!("{}: {note}", spec.name)));
     let [train, test] = cache::splits(&spec, folder, size, [train, test], on_event)?;
     Ok(Dataset { train, test, spec, notes })
 }
 
 /// The validation images of the subset's classes: lines `ILSVRC2012_val_00048981,n03995372 85 1 499 272`.
 fn flat_validation(spec: &DatasetSpec, val: &Path, solution: &Path) -> Result<Listing, DataError> {
-    let text = std::fs::read_to_string(solution).map_err(DataError::io(solution))?;
+    let text = c2r_files::read_text(solution)?;
     let mut listing = Listing::default();
     for (index, line) in text.lines().enumerate().skip(1).filter(|(_, line)| !line.trim().is_empty()) {
         let wrong = || DataError::Line {
@@ -130,7 +153,7 @@ fn flat_validation(spec: &DatasetSpec, val: &Path, solution: &Path) -> Result<Li
     Ok(listing)
 }
 
-/// Mean and standard deviation of each channel, of pixels in `[0, 1]`.
+/// Mean and standard deviation of each channel, of pixels in `[0, 1]`; a deviation of 0 means one value.
 fn moments(split: &Split) -> (Vec<f64>, Vec<f64>) {
     let of_channel = |pixels: ArrayView3<'_, u8>| {
         let mut counts = [0u64; 256];
@@ -139,7 +162,9 @@ fn moments(split: &Split) -> (Vec<f64>, Vec<f64>) {
             let sum: f64 = counts.iter().enumerate().map(|(v, &k)| k as f64 * (v as f64 / 255.0).powi(power)).sum();
             sum / pixels.len() as f64
         };
-        (moment(1), (moment(2) - moment(1).powi(2)).max(0.0).sqrt())
+        // Where there is one value, rounding would leave something of the difference.
+        let varies = counts.iter().filter(|&&n| n > 0).count() > 1;
+        (moment(1), if varies { (moment(2) - moment(1).powi(2)).max(0.0).sqrt() } else { 0.0 })
     };
     split.images().axis_iter(Axis(1)).map(of_channel).unzip()
 }

@@ -124,32 +124,3 @@ fn decode(path: &Path, expected: Option<(u32, u32)>) -> Result<DynamicImage, Dat
     }
     DynamicImage::from_decoder(decoder).map_err(failed)
 }
-
-/// The folders in a folder that are not hidden, with their names, by name.
-pub(crate) fn folders(folder: &Path) -> Result<Vec<(String, PathBuf)>, DataError> {
-    let folders = entries(folder)?.into_iter().filter(|entry| entry.is_dir());
-    Ok(folders.map(|path| (path.file_name().unwrap_or_default().to_string_lossy().into_owned(), path)).collect())
-}
-
-/// The image files in a folder, by name, without those that are hidden.
-pub(crate) fn image_files(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
-    Ok(entries(folder)?.into_iter().filter(|path| path.is_file() && is_image(path)).collect())
-}
-
-/// The entries of a folder that are not hidden, by name.
-fn entries(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).map_err(DataError::io(folder))? {
-        let entry = entry.map_err(DataError::io(folder))?;
-        if !entry.file_name().to_string_lossy().starts_with('.') {
-            found.push(entry.path());
-        }
-    }
-    found.sort_unstable();
-    Ok(found)
-}
-
-fn is_image(path: &Path) -> bool {
-    let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
-    matches!(extension.as_deref(), Some("jpg" | "jpeg" | "png"))
-}

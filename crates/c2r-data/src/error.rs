@@ -47,6 +47,34 @@ pub enum DataError {
         /// The folders and files that were looked for, in words.
         layout: String,
     },
+    /// A folder that was named is not there.
+    #[error("there is no folder {}{advice}", path.display())]
+    NoFolder {
+        /// What was named.
+        path: PathBuf,
+        /// What is there instead, and what to write.
+        advice: String,
+    },
+    /// A folder of images holds something that would be left out.
+    #[error(
+        "{}: {found}; c2r reads files called *.png, *.jpg or *.jpeg that lie in the folder of a class: convert, move or \
+         remove the others",
+        path.display()
+    )]
+    LeftOut {
+        /// Which folder.
+        path: PathBuf,
+        /// How many of what, with examples.
+        found: String,
+    },
+    /// Folders whose names do not say which class they hold.
+    #[error("{}: expected {reason}", path.display())]
+    ClassNames {
+        /// Where the folders are.
+        path: PathBuf,
+        /// What was expected and found, and what to do.
+        reason: String,
+    },
     /// The operating system said no.
     #[error("cannot read {}", path.display())]
     Io {
@@ -151,6 +179,28 @@ pub enum DataError {
 }
 
 impl DataError {
+    /// Checks that `path` is a folder.
+    ///
+    /// # Errors
+    /// [`DataError::NoFolder`].
+    pub(crate) fn check_folder(path: &Path) -> Result<(), Self> {
+        if path.is_dir() {
+            return Ok(());
+        }
+        let advice = if path.exists() {
+            ": it is a file".to_owned()
+        } else if path.starts_with("~") || path.to_string_lossy().starts_with('~') {
+            ": only a shell expands `~`, and only at the start of a word; write the whole path, or $HOME instead of `~`"
+                .to_owned()
+        } else {
+            match path.ancestors().skip(1).find(|folder| folder.is_dir()) {
+                Some(folder) => format!("; {} is there", folder.display()),
+                None => String::new(),
+            }
+        };
+        Err(Self::NoFolder { path: path.to_owned(), advice })
+    }
+
     pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { path, source }

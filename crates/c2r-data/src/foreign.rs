@@ -42,8 +42,14 @@ fn open_zip(path: &Path) -> Result<ZipReader, DataError> {
     ZipReader::open(path, Limits::ARRAYS).map_err(DataError::zip(path))
 }
 
-/// How to convert what is not read.
-const CONVERT: &str = "if you trust it, convert it: python3 -c \"import torch; torch.save(torch.load('IN.pt', map_location='cpu', weights_only=True), 'OUT.pt')\"";
+/// How a file of `torch.save` before torch 1.6 begins: with a number that stands for its format.
+const LEGACY: &[u8] = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.";
+/// How to convert it.
+const CONVERT_LEGACY: &str = "if you trust it, convert it: python3 -c \"import torch; torch.save(torch.load('IN.pt', \
+    map_location='cpu', weights_only=True), 'OUT.pt')\"";
+/// How to convert any other pickle, of a dictionary or of one array.
+const CONVERT_PICKLE: &str = "if you trust it, convert it: python3 -c \"import pickle, numpy as np; d = \
+    pickle.load(open('IN.pkl', 'rb')); np.savez('OUT.npz', **(d if isinstance(d, dict) else {'array': d}))\"";
 
 /// What is wrong with [`FileKind::Empty`].
 const EMPTY: &str = "it is empty (0 bytes), as what was cut off while it was written or copied; make or copy it again";
@@ -89,7 +95,7 @@ impl FileKind {
 ///
 /// Names are those of the file; in a `torch.save` file they say where a tensor is, e.g. `data[0][1]`, or `tensor` where
 /// it is the whole file, and the array of a `.npy` is `array`. Nothing in a file is executed: pickles are read as
-/// data, and one that names a function other than torch's own for making tensors is refused.
+/// data, and one that names a function other than those that make tensors of torch and arrays of NumPy is refused.
 ///
 /// # Errors
 /// [`DataError::Io`] or [`DataError::Artifact`], naming the file, the place in it and what was expected.
@@ -106,10 +112,17 @@ pub fn read_tensors(path: &Path) -> Result<TensorFile, DataError> {
             torch_save::read(path, &mut archive, &prefix)
         }
         FileKind::TorchScript => wrong("torch.save", "it is a TorchScript model, not tensors"),
-        FileKind::Pickle => wrong(
-            "torch.save",
-            &format!("it is a pickle of its own, as torch before 1.6 wrote it, which c2r does not read; {CONVERT}"),
-        ),
+        FileKind::Pickle => {
+            let mut start = Vec::new();
+            let file = c2r_files::open(path)?;
+            file.take(LEGACY.len() as u64).read_to_end(&mut start).map_err(DataError::io(path))?;
+            let (what, convert) = if start == LEGACY {
+                ("as torch before 1.6 wrote it", CONVERT_LEGACY)
+            } else {
+                ("as Python writes it", CONVERT_PICKLE)
+            };
+            wrong("tensor", &format!("it is a pickle of its own, {what}, which c2r does not read; {convert}"))
+        }
         FileKind::Empty => wrong("tensor", EMPTY),
         FileKind::Zip | FileKind::Json | FileKind::Png | FileKind::Jpeg | FileKind::Other => {
             wrong("tensor", "it is neither safetensors, nor .npy or .npz, nor written by torch.save")

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::{
     DataError, Split,
     decode::{self, Size},
+    survey::Survey,
 };
 
 #[derive(Default)]
@@ -14,13 +15,20 @@ pub(crate) struct Listing {
 }
 
 impl Listing {
-    /// Adds the images in `folder`, all of one class, by name.
+    /// Adds the images in `folder`, all of one class, by name; what else is there goes to `survey`.
     ///
     /// # Errors
     /// [`DataError::Layout`] that calls them `expected` if there are none.
-    pub(crate) fn add(&mut self, class: usize, folder: &Path, expected: &str) -> Result<(), DataError> {
-        let files = decode::image_files(folder)?;
-        if files.is_empty() {
+    pub(crate) fn add(
+        &mut self,
+        class: usize,
+        folder: &Path,
+        expected: &str,
+        survey: &mut Survey,
+    ) -> Result<(), DataError> {
+        let files = survey.images(folder)?;
+        // What is there instead is the better thing to say.
+        if files.is_empty() && !survey.is_refused() {
             return Err(DataError::Layout { path: folder.to_owned(), expected: expected.to_owned() });
         }
         self.labels.resize(self.labels.len() + files.len(), class as i64);

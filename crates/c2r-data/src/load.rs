@@ -19,7 +19,7 @@ pub fn load(name: &str, data_dir: Option<&Path>) -> Result<Dataset, DataError> {
 ///
 /// * `name`: what [`crate::spec`] understands, or `folder:PATH` for a folder of images (see
 ///   [`crate::load_folder`]; no resizing).
-/// * `data_dir`: the folder that holds `cifar-10-batches-bin/` and so on, or that folder itself;
+/// * `data_dir`: the folder that holds `cifar-10-batches-bin/` (or `cifar-10-batches-py/`) and so on, or that folder itself;
 ///   `digits` is embedded and `folder:PATH` names its own, so both need none.
 ///
 /// Files that hold fewer whole records than published are read as a subset, which [`Dataset::notes`]
@@ -52,6 +52,7 @@ pub fn load_with(
     let Some(data_dir) = data_dir else {
         return Err(DataError::NoDataFolder { dataset: spec.name.clone(), layout });
     };
+    DataError::check_folder(data_dir)?;
     let Some(folder) = find(data_dir, &spec.folders) else {
         return Err(DataError::Missing { dataset: spec.name.clone(), folder: data_dir.to_owned(), layout });
     };

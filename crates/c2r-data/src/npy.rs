@@ -18,12 +18,27 @@ use crate::DataError;
 
 const MAGIC: &[u8] = b"\x93NUMPY";
 const SUFFIX: &str = ".npy";
+/// Why an array is refused that only `allow_pickle=True` reads.
+const OBJECTS: &str = "holds Python objects, which c2r does not load";
+/// How to make plain arrays of it: of an array, or of a dictionary of arrays.
+const CONVERT_NPY: &str = "if you trust the file, convert it: python3 -c \"import numpy as np; d = np.load('IN.npy', \
+    allow_pickle=True); np.savez('OUT.npz', **(d.item() if d.shape == () else {'array': np.array(d.tolist())}))\"";
+/// How to keep the plain arrays of it, and make plain ones of lists.
+const CONVERT_NPZ: &str = "if you trust the file, convert it: python3 -c \"import numpy as np; d = np.load('IN.npz', \
+    allow_pickle=True); p = {k: np.array(d[k].tolist()) if d[k].dtype == object else d[k] for k in d}; \
+    np.savez('OUT.npz', **{k: p[k] for k in p if p[k].dtype != object})\"";
+
+/// `reason`, and how to convert the file where it holds Python objects.
+fn advised(reason: String, convert: &str) -> String {
+    if reason.contains(OBJECTS) { format!("{reason}; {convert}") } else { reason }
+}
 
 /// The array of a `.npy` file, under the name `array`.
 pub(crate) fn read_npy(path: &Path) -> Result<TensorFile, DataError> {
     let bytes = fs::read(path).map_err(DataError::io(path))?;
     let mut file = TensorFile::default();
-    parse(&bytes).map_err(|reason| ArtifactError::format(path, "NumPy", reason))?.put("array".to_owned(), &mut file);
+    let array = parse(&bytes).map_err(|reason| ArtifactError::format(path, "NumPy", advised(reason, CONVERT_NPY)))?;
+    array.put("array".to_owned(), &mut file);
     Ok(file)
 }
 
@@ -32,7 +47,9 @@ pub(crate) fn read_npz(path: &Path) -> Result<TensorFile, DataError> {
     let mut archive = ZipReader::open(path, Limits::ARRAYS).map_err(DataError::zip(path))?;
     let mut file = TensorFile::default();
     for entry in archive.names().map(str::to_owned).collect::<Vec<_>>() {
-        let wrong = |reason: String| ArtifactError::format(path, "NumPy", format!("entry `{entry}`: {reason}"));
+        let wrong = |reason: String| {
+            ArtifactError::format(path, "NumPy", advised(format!("entry `{entry}`: {reason}"), CONVERT_NPZ))
+        };
         let name = entry.strip_suffix(SUFFIX).ok_or_else(|| wrong("is no `.npy`".to_owned()))?;
         let bytes = archive.read(&entry, None).map_err(DataError::zip(path))?;
         parse(&bytes).map_err(wrong)?.put(name.to_owned(), &mut file);
@@ -126,9 +143,20 @@ fn parse(bytes: &[u8]) -> Result<Array, String> {
     let header = std::str::from_utf8(header).map_err(|error| format!("the header is no text: {error}"))?;
     let Header { descr, fortran_order, shape } =
         Header::parse(header).map_err(|expected| format!("expected {expected} in the header `{}`", header.trim()))?;
-    let numbers = |kind| array(data, &shape, fortran_order, kind, &descr);
-    let unsigned = |width| integers(data, &shape, fortran_order, width, &descr);
-    let numbers = match &descr[1..] {
+    match &descr[1..] {
+        text if text.starts_with('U') => unicode(data, &shape, &descr).map(Array::Text),
+        _ => numbers(data, &shape, fortran_order, &descr).map(Array::Numbers),
+    }
+}
+
+/// The values of an array. `descr` is NumPy's: byte order, kind and width, such as `<f4`.
+///
+/// # Errors
+/// In words: a dtype that is not read, or another number of bytes than the shape has.
+pub(crate) fn numbers(data: &[u8], shape: &[usize], fortran_order: bool, descr: &str) -> Result<Tensor, String> {
+    let numbers = |kind| array(data, shape, fortran_order, kind, descr);
+    let unsigned = |width| integers(data, shape, fortran_order, width, descr);
+    match descr.get(1..).unwrap_or_default() {
         "u1" => numbers(Kind::Uint8),
         "i1" => numbers(Kind::Int8),
         "i2" => numbers(Kind::Int16),
@@ -141,11 +169,9 @@ fn parse(bytes: &[u8]) -> Result<Array, String> {
         "u4" => unsigned(4),
         "u8" => unsigned(8),
         "b1" => numbers(Kind::Uint8).map(|bytes| bytes.ne(0)),
-        "O" => Err("holds Python objects, which c2r does not load; save plain arrays".to_owned()),
-        text if text.starts_with('U') => return unicode(data, &shape, &descr).map(Array::Text),
+        text if text.starts_with('O') => Err(OBJECTS.to_owned()),
         _ => Err(format!("dtype `{descr}`; c2r reads u1 to u8, i1 to i8, f2 to f8, b1 and U")),
-    };
-    numbers.map(Array::Numbers)
+    }
 }
 
 fn array(data: &[u8], shape: &[usize], fortran_order: bool, kind: Kind, descr: &str) -> Result<Tensor, String> {

@@ -1,16 +1,20 @@
 //! A synthetic set as a folder of PNG images, and folders of images that others made.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashSet},
     fs, io,
     path::{Component, Path, PathBuf},
 };
 
 use c2r_base::artifact::{self, ArtifactError, TensorFile, tensor_from_bytes};
+use image::DynamicImage;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::{DataError, DatasetSpec, SyntheticSet, decode, picture};
+use crate::{
+    ClassOrder, DataError, DatasetSpec, SyntheticSet, class_order::class_order, decode, listing::Listing, picture,
+    survey::Survey,
+};
 
 /// The file next to the images, with everything that is not a pixel.
 pub(crate) const SET_FILE: &str = "set.json";
@@ -125,6 +129,16 @@ pub(crate) fn read(folder: &Path) -> Result<TensorFile, DataError> {
         return Err(wrong(format!("`{name}` is not inside the folder")));
     }
     let paths: Vec<PathBuf> = set.images.iter().map(|name| folder.join(name)).collect();
+    let mut survey = Survey::new(folder);
+    let listed: HashSet<&PathBuf> = paths.iter().collect();
+    let mut unlisted = Vec::new();
+    for (_, class) in survey.folders(folder)? {
+        unlisted.extend(survey.images(&class)?.into_iter().filter(|path| !listed.contains(path)));
+    }
+    survey.finish()?;
+    if let [first, ..] = &unlisted[..] {
+        return Err(wrong(format!("{} images are not listed in it, such as {}", unlisted.len(), first.display())));
+    }
     let images = read_images(&paths, None)?;
     let mut file = TensorFile { header: set.header, ..TensorFile::default() };
     file.tensors.insert("images".to_owned(), images.to_kind(Kind::Float) / 255.0);
@@ -141,80 +155,52 @@ pub(crate) fn read(folder: &Path) -> Result<TensorFile, DataError> {
     Ok(file)
 }
 
-/// How the names of folders say which class is which.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClassOrder {
-    /// Folders are called as the classes.
-    Names,
-    /// Folders are called as the WordNet ids of the classes.
-    Wnids,
-    /// Folders are numbered from 0.
-    Numbers,
-    /// By sorted name, because the names say nothing.
-    Sorted,
+/// A distilled set that is a folder of images.
+#[derive(Debug)]
+pub struct ClassFolders {
+    /// `images`, u8 `[N, C, H, W]`, and `labels`, i64 `[N]`, grouped by class, each class by file name.
+    pub file: TensorFile,
+    /// By what the folders were matched with the classes.
+    pub order: ClassOrder,
+    /// Which folders have other names than their classes, and what was not read.
+    pub notes: Vec<String>,
 }
 
-/// Reads a distilled set that is a folder of images, `folder/CLASS/*.{png,jpg,jpeg}`, all of one size.
+/// Reads a distilled set that is a folder of images, `folder/CLASS/*.{png,jpg,jpeg}`, all of one size, with the channels of
+/// `spec`.
 ///
-/// Returns the tensors `images`, u8 `[N, C, H, W]` with the channels of `spec`, and `labels`, i64 `[N]`, grouped by class,
-/// each class by file name; and by what the folders were matched with the classes of `spec`.
+/// * `sorted`: where the names of the folders say nothing about the classes, their sorted order is that of the classes.
 ///
 /// # Errors
-/// [`DataError`], naming the folder or file: another number of folders than classes, no images, an image that cannot be
-/// decoded, is of another size than the first, or in colour where the dataset is grey.
-pub fn read_class_folders(folder: &Path, spec: &DatasetSpec) -> Result<(TensorFile, ClassOrder), DataError> {
-    let folders = decode::folders(folder)?;
-    let n_classes = spec.classes.len();
-    if folders.len() != n_classes {
-        let expected =
-            format!("a folder for each of the {n_classes} classes of {}, found {}", spec.name, folders.len());
-        return Err(DataError::Layout { path: folder.to_owned(), expected });
+/// [`DataError`], naming the folder or file: another number of folders than classes, names of folders that say nothing about
+/// the classes (or something, and `sorted`), a class without images, images that would be left out or lose something
+/// (16 bits, transparency), an image that cannot be decoded, is of another size than the first, or in colour where the
+/// dataset is grey.
+pub fn read_class_folders(folder: &Path, spec: &DatasetSpec, sorted: bool) -> Result<ClassFolders, DataError> {
+    DataError::check_folder(folder)?;
+    let mut survey = Survey::new(folder);
+    let folders = survey.folders(folder)?;
+    let names: Vec<&str> = folders.iter().map(|(name, _)| name.as_str()).collect();
+    let (order, class_of) = class_order(&names, spec, sorted)
+        .map_err(|reason| DataError::ClassNames { path: folder.to_owned(), reason })?;
+    let mut by_class: Vec<&(String, PathBuf)> = vec![&folders[0]; spec.classes.len()];
+    for (folder, class) in folders.iter().zip(class_of) {
+        by_class[class] = folder;
     }
-    let (order, class_of) = class_order(folders.iter().map(|(name, _)| name.as_str()), spec);
-    let mut by_class: Vec<&PathBuf> = vec![&folders[0].1; n_classes];
-    for ((_, path), class) in folders.iter().zip(class_of) {
-        by_class[class] = path;
+    let mut listing = Listing::default();
+    for (class, (_, folder)) in by_class.iter().enumerate() {
+        listing.add(class, folder, "images (png, jpg, jpeg)", &mut survey)?;
     }
-    let (mut paths, mut labels) = (Vec::new(), Vec::new());
-    for (class, folder) in by_class.into_iter().enumerate() {
-        let files = decode::image_files(folder)?;
-        labels.resize(labels.len() + files.len(), class as i64);
-        paths.extend(files);
-    }
-    if paths.is_empty() {
-        return Err(DataError::Layout { path: folder.to_owned(), expected: "images (png, jpg, jpeg)".to_owned() });
+    let mut notes: Vec<String> = survey.finish()?.into_iter().collect();
+    let renamed = by_class.iter().zip(&spec.classes).filter(|((name, _), class)| name != *class);
+    let renamed: Vec<String> = renamed.map(|((name, _), class)| format!("{name} = {class}")).collect();
+    if !renamed.is_empty() && matches!(order, ClassOrder::Names | ClassOrder::Sorted) {
+        notes.push(format!("classes by folder: {}", renamed.join(", ")));
     }
     let mut file = TensorFile::default();
-    file.tensors.insert("images".to_owned(), read_images(&paths, Some(spec.channels))?);
-    file.tensors.insert("labels".to_owned(), Tensor::from_slice(&labels));
-    Ok((file, order))
-}
-
-/// The class of each folder, in the order of `names`, which are sorted and as many as there are classes.
-pub(crate) fn class_order<'a>(
-    names: impl Iterator<Item = &'a str> + Clone,
-    spec: &DatasetSpec,
-) -> (ClassOrder, Vec<usize>) {
-    let number: HashMap<String, usize> = (0..spec.classes.len()).map(|class| (class.to_string(), class)).collect();
-    let find = |known: &[String], name: &str| known.iter().position(|other| other == name);
-    let by_number = |name: &str| {
-        let digits = name.trim_start_matches('0');
-        number.get(if digits.is_empty() && !name.is_empty() { "0" } else { digits }).copied()
-    };
-    let of = |class_of: &dyn Fn(&str) -> Option<usize>| -> Option<Vec<usize>> {
-        let classes: Vec<usize> = names.clone().map(class_of).collect::<Option<_>>()?;
-        let mut seen = vec![false; spec.classes.len()];
-        classes.iter().all(|&class| !std::mem::replace(&mut seen[class], true)).then_some(classes)
-    };
-    if let Some(classes) = of(&|name| find(&spec.classes, name)) {
-        (ClassOrder::Names, classes)
-    } else if let Some(classes) = of(&|name| find(&spec.wnids, name)) {
-        (ClassOrder::Wnids, classes)
-    } else if let Some(classes) = of(&by_number) {
-        (ClassOrder::Numbers, classes)
-    } else {
-        (ClassOrder::Sorted, (0..names.count()).collect())
-    }
+    file.tensors.insert("images".to_owned(), read_images(&listing.paths, Some(spec.channels))?);
+    file.tensors.insert("labels".to_owned(), Tensor::from_slice(&listing.labels));
+    Ok(ClassFolders { file, order, notes })
 }
 
 /// u8 `[N, C, H, W]`; `channels` is that of the first image unless given.
@@ -226,6 +212,9 @@ fn read_images(paths: &[PathBuf], channels: Option<i64>) -> Result<Tensor, DataE
     let mut pixels = Vec::new();
     for path in paths {
         let image = decode::read_sized(path, (h, w))?;
+        if let Some(reason) = loss(&image) {
+            return Err(DataError::Image { path: path.clone(), reason: reason.to_owned() });
+        }
         if channels == 1 && image.color().has_color() {
             let reason = "it is in colour; the dataset is grey".to_owned();
             return Err(DataError::Image { path: path.clone(), reason });
@@ -243,4 +232,14 @@ fn read_images(paths: &[PathBuf], channels: Option<i64>) -> Result<Tensor, DataE
     debug_assert_eq!(pixels.len(), paths.len() * channels * plane);
     let shape = [paths.len(), channels, h as usize, w as usize];
     tensor_from_bytes(&pixels, &shape, Kind::Uint8).map_err(DataError::Synthetic)
+}
+
+/// What would be lost of an image in 8 bits without transparency.
+fn loss(image: &DynamicImage) -> Option<&'static str> {
+    let color = image.color();
+    if usize::from(color.bytes_per_pixel()) > usize::from(color.channel_count()) {
+        return Some("it has 16 bits per channel, of which c2r would keep 8; store the set as npz or safetensors");
+    }
+    let is_transparent = color.has_alpha() && image.to_rgba8().pixels().any(|pixel| pixel.0[3] != u8::MAX);
+    is_transparent.then_some("it has transparent pixels; put it on a background and save it without transparency")
 }

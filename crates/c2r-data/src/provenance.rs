@@ -55,7 +55,7 @@ impl Provenance {
             sha256: String,
             accepted_instead_of: Option<String>,
         }
-        let record = fs::read_to_string(folder.join(".c2r-download.json"))
+        let record = c2r_files::read_text(&folder.join(".c2r-download.json"))
             .ok()
             .and_then(|text| serde_json::from_str::<Record>(&text).ok());
         match record {
@@ -81,10 +81,13 @@ impl fmt::Display for Provenance {
     }
 }
 
-/// The first of `names` that is a folder in `data_dir`, or `data_dir` itself if it is called that.
+/// The first of `names` that is a folder in `data_dir` and not empty, or else the first that is a folder; or `data_dir`
+/// itself if it is called that.
 pub(crate) fn find(data_dir: &Path, names: &[String]) -> Option<PathBuf> {
     if names.iter().any(|name| data_dir.ends_with(name)) && data_dir.is_dir() {
         return Some(data_dir.to_owned());
     }
-    names.iter().map(|name| data_dir.join(name)).find(|folder| folder.is_dir())
+    let folders: Vec<PathBuf> = names.iter().map(|name| data_dir.join(name)).filter(|folder| folder.is_dir()).collect();
+    let is_filled = |folder: &&PathBuf| fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
+    folders.iter().find(is_filled).or(folders.first()).cloned()
 }

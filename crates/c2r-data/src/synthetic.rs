@@ -295,6 +295,11 @@ fn check(tensors: &BTreeMap<String, Tensor>, formation: i64, header: &SyntheticH
         if values.len() as i64 != channels {
             return wrong(format!("{} values of {name} for {channels} channels", values.len()));
         }
+        if values.iter().any(|&value| !value.is_finite() || (name == "std" && value <= 0.0)) {
+            return wrong(format!(
+                "{name} {values:?}: mean must be finite and std positive, or training gives no numbers"
+            ));
+        }
     }
     // Before anything is allocated by the number of classes.
     let (n, classes, per_class) = (set.len(), header.classes, header.images_per_class);

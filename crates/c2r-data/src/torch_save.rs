@@ -1,13 +1,16 @@
 //! Files of `torch.save` (torch 1.6 and later): a zip with a pickle and one entry per storage.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    path::Path,
+};
 
 use c2r_archive::{Limits, ZipReader};
 use c2r_base::artifact::{ArtifactError, TensorFile, tensor_from_bytes};
 use tch::{Kind, Tensor};
 
 use crate::{
-    DataError,
+    DataError, npy,
     pickle::{self, Id, Pickle, TensorView, Value},
 };
 
@@ -19,8 +22,13 @@ const MOST_VISITS: usize = 1 << 16;
 /// Longest name of a tensor and longest text that is kept, bytes: shared keys could add up to names of any length.
 const LONGEST_TEXT: usize = 1024;
 
-/// The tensors of the file, by where they are: `data[0][1]`, `images`, `tensor` for a tensor by itself. Numbers and
-/// texts in dictionaries become texts of the header.
+/// How to keep the tensors of a file that holds other things, too.
+const CONVERT: &str = "if you trust the file, keep its tensors: python3 -c \"import torch; d = torch.load('IN.pt', \
+    map_location='cpu', weights_only=False); torch.save({k: d[k] for k in d if torch.is_tensor(d[k])}, 'OUT.pt')\"";
+
+/// The tensors of the file, by where they are: `data[0][1]`, `images`, `tensor` for a tensor by itself. Arrays of NumPy
+/// and lists of whole numbers in dictionaries are tensors, too. Numbers and texts in dictionaries become texts of the
+/// header, and so do sentences about what else there is.
 pub(crate) fn read(path: &Path, archive: &mut ZipReader, prefix: &str) -> Result<TensorFile, DataError> {
     let wrong = |reason: String| DataError::from(ArtifactError::format(path, FORMAT, reason));
     let byteorder = format!("{prefix}/byteorder");
@@ -33,8 +41,17 @@ pub(crate) fn read(path: &Path, archive: &mut ZipReader, prefix: &str) -> Result
     if bytes.len() as u64 > pickle::MOST_BYTES {
         return Err(wrong(format!("data.pkl has {} bytes; c2r reads at most {}", bytes.len(), pickle::MOST_BYTES)));
     }
-    let pickle = Pickle::parse(&bytes).map_err(|reason| wrong(format!("data.pkl, {reason}")))?;
-    let mut contents = Contents { pickle: &pickle, views: BTreeMap::new(), texts: BTreeMap::new(), visits: 0 };
+    let pickle = Pickle::parse(&bytes).map_err(|reason| {
+        let advice = if reason.contains("does not know") { format!("; {CONVERT}") } else { String::new() };
+        wrong(format!("data.pkl, {reason}{advice}"))
+    })?;
+    let mut contents = Contents {
+        pickle: &pickle,
+        views: BTreeMap::new(),
+        arrays: BTreeMap::new(),
+        texts: BTreeMap::new(),
+        visits: 0,
+    };
     contents.visit(pickle.root(), String::new(), 0).map_err(wrong)?;
 
     let mut storages: BTreeMap<&str, Tensor> = BTreeMap::new();
@@ -64,9 +81,30 @@ pub(crate) fn read(path: &Path, archive: &mut ZipReader, prefix: &str) -> Result
         }
         let tensor = storage.f_as_strided(&view.size, &view.stride, view.offset);
         let tensor = tensor.map_err(|error| wrong(error.to_string()))?;
-        file.tensors.insert(name, tensor.contiguous());
+        let tensor = if view.is_negative { tensor.f_neg() } else { Ok(tensor) };
+        file.tensors.insert(name.clone(), tensor.map_err(|error| wrong(error.to_string()))?.contiguous());
+    }
+    // Shared arrays are one tensor.
+    let mut made: BTreeMap<Id, Tensor> = BTreeMap::new();
+    for (name, id) in contents.arrays {
+        let tensor = match made.entry(id) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                entry.insert(array(&pickle, id).map_err(|reason| wrong(format!("array `{name}`: {reason}")))?)
+            }
+        };
+        file.tensors.insert(name, tensor.shallow_clone());
     }
     Ok(file)
+}
+
+/// An array of NumPy, or a list of whole numbers.
+fn array(pickle: &Pickle<'_>, id: Id) -> Result<Tensor, String> {
+    match pickle.get(id) {
+        Value::Array(array) => npy::numbers(pickle.data(array), &array.shape, array.fortran_order, &array.descr),
+        Value::List(items) => pickle.whole_numbers(items).map(|numbers| Tensor::from_slice(&numbers)),
+        _ => Err("neither an array nor a list".to_owned()),
+    }
 }
 
 impl TensorView {
@@ -101,8 +139,10 @@ impl TensorView {
 
 /// What is in the nested lists and dictionaries.
 struct Contents<'a> {
-    pickle: &'a Pickle,
+    pickle: &'a Pickle<'a>,
     views: BTreeMap<String, &'a TensorView>,
+    /// Arrays of NumPy and lists of whole numbers.
+    arrays: BTreeMap<String, Id>,
     texts: BTreeMap<String, String>,
     visits: usize,
 }
@@ -127,21 +167,41 @@ impl Contents<'_> {
                 self.views.insert(or("tensor"), view);
                 None
             }
+            Value::Array(_) => {
+                self.arrays.insert(or("array"), id);
+                None
+            }
             Value::List(items) => {
+                let mut left = 0;
                 for (position, &item) in items.iter().enumerate() {
                     // Numbers in lists are measurements by the thousand.
-                    if matches!(self.pickle.get(item), Value::List(_) | Value::Dict(_) | Value::Tensor(_)) {
+                    if matches!(
+                        self.pickle.get(item),
+                        Value::List(_) | Value::Dict(_) | Value::Tensor(_) | Value::Array(_)
+                    ) {
                         self.visit(item, format!("{name}[{position}]"), depth + 1)?;
+                    } else {
+                        left += 1;
                     }
                 }
-                None
+                if left == items.len()
+                    && !name.ends_with(']')
+                    && !items.is_empty()
+                    && self.pickle.whole_numbers(items).is_ok()
+                {
+                    self.arrays.insert(or("list"), id);
+                    left = 0;
+                }
+                (left > 0).then(|| format!("a list of {} values, {left} of which are not read", items.len()))
             }
             Value::Dict(items) => {
                 for pair in items.chunks_exact(2) {
                     let key = match self.pickle.get(pair[0]) {
-                        Value::Text(key) => key.clone(),
                         Value::Int(key) => key.to_string(),
-                        _ => return Err(format!("a key in `{name}` is neither a text nor a whole number")),
+                        other => match other.text() {
+                            Some(key) => key.to_owned(),
+                            None => return Err(format!("a key in `{name}` is neither a text nor a whole number")),
+                        },
                     };
                     let inner = if name.is_empty() { key } else { format!("{name}.{key}") };
                     self.visit(pair[1], inner, depth + 1)?;
@@ -151,8 +211,13 @@ impl Contents<'_> {
             Value::Bool(value) => Some(value.to_string()),
             Value::Int(value) => Some(value.to_string()),
             Value::Float(value) => Some(value.to_string()),
-            Value::Text(value) if value.len() <= LONGEST_TEXT => Some(value.clone()),
-            Value::None | Value::Text(_) | Value::Storage { .. } | Value::Opaque | Value::Global(_) => None,
+            Value::None => None,
+            Value::Opaque => Some("a number of NumPy, not read".to_owned()),
+            other => match other.text() {
+                Some(text) if text.len() <= LONGEST_TEXT => Some(text.to_owned()),
+                Some(text) => Some(format!("a text of {} bytes, not read", text.len())),
+                None => Some("something that is not read".to_owned()),
+            },
         };
         if let Some(text) = text {
             self.texts.insert(or("value"), text);
@@ -175,6 +240,7 @@ mod tests {
                 offset,
                 size: size.into(),
                 stride: stride.into(),
+                is_negative: false,
             };
             view.check()
         };

@@ -1,6 +1,5 @@
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
-use c2r_files::FileError;
 use serde::Deserialize;
 use toml::{Table, Value};
 
@@ -137,7 +136,7 @@ impl DatasetEntry {
     /// # Errors
     /// [`ExperimentError`], naming the file.
     pub fn read_all(path: &Path) -> Result<Vec<Self>, ExperimentError> {
-        let text = fs::read_to_string(path).map_err(FileError::io("read", path))?;
+        let text = c2r_files::read_text(path)?;
         Self::parse_all(&text).map_err(|reason| ExperimentError::wrong(path, reason))
     }
 }
@@ -153,7 +152,7 @@ mod tests {
         let cifar = entries.iter().find(|entry| entry.name == "cifar10").unwrap();
         assert_eq!((cifar.format, cifar.epsilon.as_str()), (DatasetFormat::Cifar10, "2/255"));
         assert_eq!(cifar.table["mean"].as_array().unwrap().len(), 3);
-        let text = fs::read_to_string(&path).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
         for (from, to, reason) in [
             ("schema_version = 1", "schema_version = 2", "schema_version is 2"),
             ("format = \"cifar10\"", "format = \"cifar11\"", "unknown variant `cifar11`"),

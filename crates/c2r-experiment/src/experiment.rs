@@ -1,6 +1,5 @@
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
-use c2r_files::FileError;
 use serde::Deserialize;
 use toml::{Table, Value};
 
@@ -420,7 +419,7 @@ fn list<T: ToString>(items: &[T]) -> String {
 }
 
 fn table(path: &Path) -> Result<Table, ExperimentError> {
-    let text = fs::read_to_string(path).map_err(FileError::io("read", path))?;
+    let text = c2r_files::read_text(path)?;
     text.parse().map_err(|error: toml::de::Error| ExperimentError::wrong(path, error.to_string()))
 }
 
@@ -468,6 +467,8 @@ fn merge_scale(scale: &mut Table, defaults: Table) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     /// One dataset, two distilled methods and the reference.

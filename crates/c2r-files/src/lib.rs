@@ -1,6 +1,6 @@
 //! Files that are written whole or not at all, and errors that name them.
 //!
-//! **What it is:** [`write_atomically`] and [`AtomicFile`], JSON files, SHA-256 of bytes and files, and [`FileError`], the
+//! **What it is:** [`write_atomically`] and [`AtomicFile`], JSON files, texts, SHA-256 of bytes and files, and [`FileError`], the
 //! error that every crate of the workspace gives when a file cannot be read or written.
 //!
 //! **What it is not:** it knows no format but JSON (tensors in files: `c2r_base::artifact`), and it links no libtorch.
@@ -19,6 +19,7 @@ mod hash;
 mod json;
 mod open;
 mod text;
+mod utf8;
 mod write;
 
 pub use error::FileError;
@@ -26,4 +27,5 @@ pub use hash::{sha256_hex, sha256_of_file};
 pub use json::{read_json, write_json};
 pub use open::{open, read};
 pub use text::{path_to_text, text_to_path};
+pub use utf8::read_text;
 pub use write::{AtomicFile, create_folder, remove_if_present, remove_parts, write_atomically};

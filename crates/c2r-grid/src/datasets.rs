@@ -17,6 +17,9 @@ use crate::{Workplace, select::unknown};
 /// Files that hold pixels or say what they show; anything else next to them changes nothing.
 const EXTENSIONS: [&str; 6] = ["bin", "csv", "jpeg", "jpg", "png", "txt"];
 
+/// Folders of the Python versions of CIFAR.
+const CIFAR_PYTHON: [&str; 2] = ["cifar-10-batches-py", "cifar-100-python"];
+
 /// Keys of a registry entry that decide no number.
 const ABOUT: [&str; 5] = ["title", "folders", "licence", "homepage", "files"];
 
@@ -132,6 +135,13 @@ fn contents(folder: &Path, entry: &DatasetEntry, place: &Workplace) -> anyhow::R
     Ok(Some(sha256))
 }
 
+/// The Python versions of CIFAR have files without an ending.
+fn is_python_batch(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let is_cifar = path.parent().is_some_and(|folder| CIFAR_PYTHON.iter().any(|name| folder.ends_with(name)));
+    is_cifar && (["train", "test", "test_batch"].contains(&&*name) || name.starts_with("data_batch_"))
+}
+
 /// Adds every file below `folder` that may hold data.
 fn list(folder: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
     for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
@@ -140,7 +150,7 @@ fn list(folder: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
         let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
         if path.is_dir() {
             list(&path, files)?;
-        } else if !hidden && EXTENSIONS.contains(&&*extension.to_string_lossy()) {
+        } else if !hidden && (EXTENSIONS.contains(&&*extension.to_string_lossy()) || is_python_batch(&path)) {
             files.push(path);
         }
     }

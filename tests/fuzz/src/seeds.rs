@@ -39,6 +39,13 @@ pub(crate) fn record(labels: &[u8]) -> Vec<u8> {
     [labels, &[128; 3072]].concat()
 }
 
+/// A grey image in the Python version of CIFAR-10, as Python 2 pickled it: `{'data': array, 'labels': [label]}`.
+pub(crate) fn python_batch(label: u8) -> Vec<u8> {
+    let start = b"\x80\x02}(U\x04datacnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85U\x01b\x87R(K\x01K\x01M\0\x0c\
+        \x86cnumpy\ndtype\nU\x02u1K\0K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb\x89T\0\x0c\0\0";
+    [start, &[128; 3072][..], b"tbU\x06labels](K", &[label], b"eu."].concat()
+}
+
 pub(crate) fn digits() -> Vec<u8> {
     committed("data/digits/optdigits.csv").split_inclusive(|&byte| byte == b'\n').take(2).flatten().copied().collect()
 }
@@ -290,7 +297,7 @@ pub(crate) fn torch() -> Seeds {
 
 /// The pickles of the files that torch wrote.
 pub(crate) fn pickles() -> Seeds {
-    ["dc", "odd", "state_dict", "call"]
+    ["dc", "odd", "state_dict", "call", "negative", "numpy"]
         .map(|name| {
             let bytes = committed(&format!("crates/c2r-data/tests/files/{name}.pt"));
             let mut zip = zip::ZipArchive::new(Cursor::new(bytes)).expect("torch wrote it");

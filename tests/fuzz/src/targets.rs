@@ -31,6 +31,12 @@ pub static TARGETS: &[Target] = &[
         seeds: || vec![("names", seeds::CIFAR10_NAMES.into())],
     },
     Target {
+        name: "cifar10-python",
+        prepare: prepare_cifar10_python,
+        run: cifar10_python,
+        seeds: || vec![("one", seeds::python_batch(3))],
+    },
+    Target {
         name: "cifar100",
         prepare: prepare_cifar100,
         run: cifar100,
@@ -106,6 +112,26 @@ fn cifar10(folder: &Path, bytes: &[u8]) {
 fn cifar10_names(folder: &Path, bytes: &[u8]) {
     write(&folder.join("cifar-10-batches-bin/batches.meta.txt"), bytes);
     check(c2r_data::load("cifar10", Some(folder)), "batches.meta.txt");
+}
+
+fn prepare_cifar10_python(folder: &Path) {
+    let folder = folder.join("cifar-10-batches-py");
+    for name in ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"] {
+        write(&folder.join(name), &seeds::python_batch(1));
+    }
+}
+
+/// As images, and as the names of the classes.
+fn cifar10_python(folder: &Path, bytes: &[u8]) {
+    let [batch, names] = ["data_batch_3", "batches.meta"].map(|name| folder.join("cifar-10-batches-py").join(name));
+    write(&batch, bytes);
+    if let Some(data) = check(c2r_data::load("cifar10", Some(folder)), "data_batch_3") {
+        assert!(data.train.len() > 4 && data.train.len() * 3072 < bytes.len() + 4 * 3072);
+    }
+    write(&batch, &seeds::python_batch(1));
+    write(&names, bytes);
+    check(c2r_data::load("cifar10", Some(folder)), "batches.meta");
+    fs::remove_file(&names).expect("it was just written");
 }
 
 fn prepare_cifar100(folder: &Path) {

@@ -99,9 +99,7 @@ pub(crate) fn run(args: &Args, planned: Plan, device: Device, ui: &Ui) -> anyhow
         std::io::stdin().read_to_string(&mut text).context("cannot read standard input")?;
         text
     } else {
-        std::fs::read_to_string(&args.commands)
-            .with_context(|| format!("cannot read {}", args.commands.display()))
-            .or_exit(exit::USAGE)?
+        c2r_files::read_text(&args.commands).or_exit(exit::USAGE)?
     };
     let mut written = Written::default();
     let mut speeds: BTreeMap<String, Throughput> = match &args.speeds {

@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use c2r_base::artifact::{self, TensorFile};
-use c2r_data::{ClassOrder, DataError, DatasetSpec, ImportOptions, PixelValues, SyntheticSet};
+use c2r_data::{ClassFolders, ClassOrder, DataError, DatasetSpec, ImportOptions, PixelValues, SyntheticSet};
 use serde_json::json;
 
 use crate::{
@@ -22,7 +22,11 @@ Examples:
 FILE is safetensors, .npz, .npy, a file of torch.save (torch 1.6 or later; read as data, nothing in it is run), or a \
 folder CLASS/*.{png,jpg}. What c2r export wrote needs no other option. Tensors are found automatically when \
 unambiguous: `images` and `labels`; `data[0][0]` and `data[0][1]`, as DC, DSA and DM save; a file each, as MTT saves. \
-`c2r inspect FILE` lists the tensors. Label rows [N, K] are probabilities or one-hot, or logits with --logits.
+`c2r inspect FILE` lists the tensors. Label rows [N, K] are probabilities or one-hot, or logits with --logits. Labels [N] next \
+to rows say the class, and must agree with them. What is not used is listed.
+
+Folders are matched with classes by name (CIFAR's car and plane, too), WordNet id or number from 0; anything else is refused \
+unless --sorted says that their order is right. Other types of images, links to nothing and folders in folders are refused.
 
 Declarations are checked: values outside [0, 1] afterwards are refused with their share and range, and so are options that \
 the file contradicts. Optimized images may leave the range of pixels; --clamp clips them, which the set, `c2r inspect` and, \
@@ -56,6 +60,10 @@ pub(crate) struct Args {
     /// The file has no hard labels, and its images are grouped by class, equally many each: labels by position
     #[arg(long, requires = "dataset")]
     grouped: bool,
+
+    /// The names of class folders say nothing: their sorted order is that of the classes (numbers count up)
+    #[arg(long, requires = "dataset")]
+    sorted: bool,
 
     /// Label rows are logits: take their softmax
     #[arg(long, requires = "dataset")]
@@ -138,21 +146,44 @@ fn ours(file: &Path) -> anyhow::Result<SyntheticSet> {
     SyntheticSet::load(file).or_exit(exit::DATA)
 }
 
+/// The error with options as the command calls them.
+fn flags(error: DataError) -> DataError {
+    let flags = |reason: String| reason.replace("option `", "`--");
+    match error {
+        DataError::Import(reason) => DataError::Import(flags(reason)),
+        DataError::ClassNames { path, reason } => DataError::ClassNames { path, reason: flags(reason) },
+        other => other,
+    }
+}
+
 fn foreign(args: &Args, spec: &DatasetSpec, ui: &Ui) -> anyhow::Result<SyntheticSet> {
+    let says_all_itself = |is_ours: bool| {
+        if is_ours {
+            let file = args.file.display();
+            let reason = format!("{file} was written by `c2r export` and says everything itself: leave --dataset out");
+            return exit::fail(exit::USAGE, reason);
+        }
+        Ok(())
+    };
     let file = if args.file.is_dir() {
-        let (file, order) = c2r_data::read_class_folders(&args.file, spec).or_exit(exit::DATA)?;
+        says_all_itself(SyntheticSet::is_png_folder(&args.file))?;
+        let ClassFolders { file, order, notes } =
+            c2r_data::read_class_folders(&args.file, spec, args.sorted).map_err(flags).or_exit(exit::DATA)?;
         ui.note(match order {
             ClassOrder::Names => format!("folders are called as the classes of {}", spec.name),
             ClassOrder::Wnids => format!("folders are called as the WordNet ids of {}", spec.name),
             ClassOrder::Numbers => "folders are called as the classes' numbers".to_owned(),
-            ClassOrder::Sorted => format!(
-                "note: folders are called neither as the classes of {}, nor as their ids, nor as numbers; taken in sorted order, which may be wrong",
-                spec.name
-            ),
+            ClassOrder::Sorted => format!("folders are taken in sorted order for the classes of {}", spec.name),
         });
+        notes.iter().for_each(|note| ui.note(format!("note: {note}")));
         file
     } else {
-        c2r_data::read_tensors(&args.file).or_exit(exit::DATA)?
+        if args.sorted {
+            return exit::fail(exit::USAGE, "--sorted is about folders of images; this is a file");
+        }
+        let file = c2r_data::read_tensors(&args.file).or_exit(exit::DATA)?;
+        says_all_itself(SyntheticSet::is_header(&file.header))?;
+        file
     };
     let labels: Option<TensorFile> =
         args.labels_from.as_deref().map(c2r_data::read_tensors).transpose().or_exit(exit::DATA)?;
@@ -181,10 +212,7 @@ fn foreign(args: &Args, spec: &DatasetSpec, ui: &Ui) -> anyhow::Result<Synthetic
         "labels_file": args.labels_from.as_deref().map(name),
     });
     let (set, notes) = c2r_data::import(&file, labels.as_ref(), spec, &options, origin)
-        .map_err(|error| match error {
-            DataError::Import(reason) => DataError::Import(reason.replace("option `", "`--")),
-            other => other,
-        })
+        .map_err(flags)
         .with_context(|| args.file.display().to_string())
         .or_exit(exit::DATA)?;
     notes.iter().for_each(|note| ui.note(note));

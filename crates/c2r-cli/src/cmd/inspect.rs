@@ -139,15 +139,18 @@ fn folder(report: &mut Report, path: &Path, grid: Option<&Path>) -> anyhow::Resu
     }
     if let Some(name) = report.dataset.clone() {
         let spec = c2r_data::spec(&name).or_exit(exit::USAGE)?;
-        let (file, order) = c2r_data::read_class_folders(path, &spec).or_exit(exit::DATA)?;
-        report.title("image-folder", path.display(), "images in a folder per class");
-        report.line("classes", format!("{order:?}").to_lowercase());
-        if order == c2r_data::ClassOrder::Sorted {
-            report.doubt(format!(
-                "class order: the folders are named neither after the classes of {name}, nor after their ids, nor by number"
-            ));
+        let folders = match c2r_data::read_class_folders(path, &spec, false) {
+            Err(DataError::ClassNames { reason, .. }) => {
+                report.doubt(format!("class order: expected {}", reason.replace("option `", "`c2r import --")));
+                c2r_data::read_class_folders(path, &spec, true)
+            }
+            other => other,
         }
-        return tensors(report, &file, grid);
+        .or_exit(exit::DATA)?;
+        report.title("image-folder", path.display(), "images in a folder per class");
+        report.line("classes", format!("{:?}", folders.order).to_lowercase());
+        folders.notes.iter().for_each(|note| report.line("note", note));
+        return tensors(report, &folders.file, grid);
     }
     exit::fail(
         exit::USAGE,

@@ -104,4 +104,74 @@ fn sets_of_others_come_in_and_go_out() {
     }
     let (code, message) = fails(&mut import(&files.join("dc.pt"), &digits, "dm.safetensors"));
     assert!(code == 2 && message.contains("--force"), "{message}");
+    // A set of ours would lose its header, and a picture that set.json does not list would be left out.
+    for set in ["dm.npz", "png"] {
+        let (code, message) = fails(&mut import(&at(set), &digits[..2], "refused.safetensors"));
+        assert!(code == 2 && message.contains("leave --dataset out"), "{message}");
+    }
+    fs::copy(at("png/0/00.png"), at("png/0/more.png")).unwrap();
+    let (code, message) = fails(&mut import(&at("png"), &[], "refused.safetensors"));
+    assert!(code == 3 && message.contains("1 images are not listed in it, such as"), "{message}");
+}
+
+/// Folders whose names say nothing are taken as they are sorted only where that is said.
+#[test]
+fn folders_of_others_are_matched_or_refused() {
+    let (_guard, folder) = folder();
+    for (class, name) in ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"].into_iter().enumerate() {
+        fs::create_dir_all(folder.join("set").join(name)).unwrap();
+        image::GrayImage::from_pixel(8, 8, image::Luma([class as u8]))
+            .save(folder.join("set").join(name).join("0.png"))
+            .unwrap();
+    }
+    let import = |more: &[&str]| {
+        let mut command = c2r();
+        command
+            .current_dir(&folder)
+            .args(["import", "set", "--dataset", "digits", "-o", "out.safetensors", "--force"])
+            .args(more);
+        command
+    };
+    let (code, message) = fails(&mut import(&[]));
+    assert!(
+        code == 3 && message.contains("no class is called a, b") && message.contains("say `--sorted`"),
+        "{message}"
+    );
+    run(&mut import(&["--sorted"]));
+    fs::write(folder.join("set/a/1.webp"), "").unwrap();
+    let (code, message) = fails(&mut import(&["--sorted"]));
+    assert!(code == 3 && message.contains("1 image that c2r does not read (a/1.webp)"), "{message}");
+    let (code, message) = fails(c2r().args(["inspect", "folder:~/plain"]));
+    assert!(code == 3 && message.contains("only a shell expands `~`"), "{message}");
+    let (code, message) = fails(c2r().args(["inspect", "cifar10", "--data=~/plain"]));
+    assert!(code == 3 && message.contains("there is no folder ~/plain"), "{message}");
+}
+
+/// Blue is 0 everywhere: its deviation is 0, and nothing is divided by that.
+#[test]
+fn a_channel_that_never_varies_trains() {
+    let (_guard, folder) = folder();
+    for (at, (split, class)) in [("train", "a"), ("train", "b"), ("test", "a"), ("test", "b")].into_iter().enumerate() {
+        fs::create_dir_all(folder.join("nb").join(split).join(class)).unwrap();
+        for image in 0..2 {
+            let pixel = |x: u32, y: u32| image::Rgb([(40 * at as u32 + 16 * x + image) as u8, (y * 20) as u8, 0]);
+            let path = folder.join("nb").join(split).join(class).join(format!("{image}.png"));
+            image::RgbImage::from_fn(8, 8, pixel).save(path).unwrap();
+        }
+    }
+    let mut train = c2r();
+    train.current_dir(&folder).args([
+        "train",
+        "--dataset",
+        "folder:nb",
+        "--model",
+        "ConvNet-D1-W4-IN",
+        "--run-dir",
+        "r",
+    ]);
+    let output = run(train.args(["--protocol", "natural", "--set", "length={steps=2}", "--threads", "1"]));
+    let said = text(&output.stderr);
+    assert!(said.contains("nb: channel 2 (blue) is 0 in every training image"), "{said}");
+    let model = c2r_base::artifact::TensorFile::read(&folder.join("r/model.safetensors")).unwrap();
+    assert!(model.tensors.values().all(|tensor| tensor.isfinite().all().int64_value(&[]) == 1));
 }

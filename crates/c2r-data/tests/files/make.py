@@ -6,9 +6,11 @@ Each file is in a layout that the field publishes; `expected.safetensors` holds 
 return them. Only `call.pt` is hostile: unpickled by Python, it prints a line.
 """
 
+import argparse
 import collections
 import csv
 import pathlib
+import pickle
 
 import numpy as np
 import torch
@@ -76,6 +78,21 @@ def main():
     torch.save({"images": images[:1]}, HERE / "protocol4.pt", pickle_protocol=4)
     torch.jit.script(torch.nn.Linear(2, 3)).save(HERE / "model.pt")
     save_file(expected, HERE / "expected.safetensors")
+
+    # Views with something left to do: the storage holds the negatives of the values.
+    waiting = torch.complex(torch.zeros_like(images), -images).conj().imag
+    assert waiting.is_neg() and waiting.equal(images)
+    torch.save({"images": waiting, "labels": labels.tolist(), "names": ["zero", "one"]}, HERE / "negative.pt")
+    torch.save({"images": images.numpy(), "labels": labels.numpy(), "lr": np.float64(0.5)}, HERE / "numpy.pt")
+    torch.save({"images": images[:1], "args": argparse.Namespace(lr=0.5)}, HERE / "args.pt")
+    with open(HERE / "python.pkl", "wb") as file:
+        pickle.dump({"images": images.numpy()}, file)
+    # Batches of CIFAR as other programs write them; those of the archive were written by Python 2.
+    batch = {"data": (np.arange(2 * 3072) % 251).astype(np.uint8).reshape(2, 3072), "labels": [3, 9], "filenames": ["a", "b"]}
+    for protocol in range(2, 6):
+        keys = {key.encode() if protocol == 3 else key: value for key, value in batch.items()}
+        with open(HERE / f"batch_{protocol}.pkl", "wb") as file:
+            pickle.dump(keys, file, protocol=protocol)
 
     np.savez(HERE / "plain.npz", images=images.numpy(), labels=labels.numpy())
     np.savez_compressed(

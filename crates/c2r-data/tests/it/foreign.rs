@@ -8,8 +8,8 @@ use std::{
 
 use c2r_base::artifact::TensorFile;
 use c2r_data::{
-    Clamped, ClassOrder, DataError, FileKind, ImportOptions, PixelValues, SyntheticSet, arrays::to_tensor, import,
-    read_class_folders, read_tensors,
+    Clamped, ClassFolders, ClassOrder, DataError, FileKind, ImportOptions, PixelValues, SyntheticSet,
+    arrays::to_tensor, import, read_class_folders, read_tensors,
 };
 use serde_json::json;
 use tch::{Kind, Tensor};
@@ -84,6 +84,39 @@ fn torch_files_of_the_field() {
     assert_eq!(state.tensors["weight"].size(), [3, 2]);
 }
 
+/// Pending negations are done, and arrays, lists of numbers and other pickle protocols are read; the rest is named.
+#[test]
+fn what_else_torch_files_hold() {
+    let expected = expected();
+    let negative = read_tensors(&made("negative.pt")).unwrap();
+    same("images", &negative.tensors["images"], &expected.tensors["pixels"]);
+    same("labels", &negative.tensors["labels"], &expected.tensors["labels"]);
+    assert_eq!(negative.header["names"], "a list of 2 values, 2 of which are not read");
+    let (set, notes) = imported(&negative, None, &options()).unwrap();
+    same("labels", &to_tensor(set.labels.view()), &expected.tensors["labels"]);
+    assert_eq!(notes.last().unwrap(), "not used: `names`");
+
+    let numpy = read_tensors(&made("numpy.pt")).unwrap();
+    same("images", &numpy.tensors["images"], &expected.tensors["pixels"]);
+    same("labels", &numpy.tensors["labels"], &expected.tensors["labels"]);
+    assert_eq!(numpy.header["lr"], "a number of NumPy, not read");
+    same(
+        "protocol 4",
+        &read_tensors(&made("protocol4.pt")).unwrap().tensors["images"],
+        &expected.tensors["pixels"].narrow(0, 0, 1),
+    );
+}
+
+/// A conjugation that is left to do is refused: `{'neg': True}` of `negative.pt` as `{'con': True}`.
+#[test]
+fn unknown_pending_operations_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("conj.pt");
+    repacked(&made("negative.pt"), &path, b"X\x03\0\0\0neg", b"X\x04\0\0\0conj");
+    let message = read_tensors(&path).unwrap_err().to_string();
+    assert!(message.contains("pending operation `conj`") && message.contains(".resolve_conj()"), "{message}");
+}
+
 /// Views, strides, dtypes, parameters, scalars, nothing at all.
 #[test]
 fn every_shape_of_tensor() {
@@ -149,10 +182,11 @@ fn an_empty_file_is_said_to_be_empty() {
 fn what_is_not_read_says_why() {
     for (name, parts) in [
         ("call.pt", &["data.pkl, byte ", "`__builtin__.print`", "will not run"][..]),
-        ("protocol4.pt", &["data.pkl, byte 0", "pickle protocol 4"]),
+        ("args.pt", &["`argparse.Namespace`", "will not run", "if torch.is_tensor(d[k])}, 'OUT.pt')"]),
         ("legacy.pt", &["before 1.6", "torch.save(torch.load("]),
+        ("python.pkl", &["as Python writes it", "pickle.load(open('IN.pkl', 'rb'))"]),
         ("model.pt", &["a TorchScript model"]),
-        ("objects.npz", &["entry `images.npy`", "Python objects"]),
+        ("objects.npz", &["entry `images.npy`", "Python objects", "allow_pickle=True"]),
         ("make.py", &["neither safetensors, nor .npy"]),
     ] {
         let message = read_tensors(&made(name)).unwrap_err().to_string();
@@ -161,9 +195,14 @@ fn what_is_not_read_says_why() {
     }
 }
 
-/// `images_best.pt` with its pickle changed and all checksums right.
+/// `images_best.pt` with its pickle changed.
 fn with_pickle(path: &Path, from: &[u8], to: &[u8]) {
-    let mut zip = zip::ZipArchive::new(fs::File::open(made("images_best.pt")).unwrap()).unwrap();
+    repacked(&made("images_best.pt"), path, from, to);
+}
+
+/// A file of torch with its pickle changed and all checksums right.
+fn repacked(file: &Path, path: &Path, from: &[u8], to: &[u8]) {
+    let mut zip = zip::ZipArchive::new(fs::File::open(file).unwrap()).unwrap();
     let mut out = zip::ZipWriter::new(fs::File::create(path).unwrap());
     for index in 0..zip.len() {
         let mut entry = zip.by_index(index).unwrap();
@@ -296,7 +335,7 @@ fn declarations_are_checked() {
     refused(
         &tensors([("images", pixels()), ("labels", labels().zeros_like())]),
         &options(),
-        "class 0 has 20 images, not 2",
+        "class 0 (`0`) has 20 images, not 2",
     );
 
     let other = ImportOptions { values: PixelValues::normalized("0.5/0.5").unwrap(), ..options() };
@@ -423,11 +462,11 @@ fn folders_of_images() {
         image::GrayImage::from_pixel(8, 8, image::Luma([value])).save(path).unwrap();
     };
     let spec = c2r_data::spec("digits").unwrap();
-    let message = |folder: &Path| read_class_folders(folder, &spec).unwrap_err().to_string();
+    let message = |folder: &Path| read_class_folders(folder, &spec, false).unwrap_err().to_string();
     for class in 0..10u8 {
         write(&format!("{class:03}/a.png"), 10 * class);
     }
-    let (file, order) = read_class_folders(folder.path(), &spec).unwrap();
+    let ClassFolders { file, order, .. } = read_class_folders(folder.path(), &spec, false).unwrap();
     assert_eq!(order, ClassOrder::Numbers);
     assert_eq!(file.tensors["images"].size(), [10, 1, 8, 8]);
     assert_eq!(file.tensors["images"].int64_value(&[7, 0, 0, 0]), 70);

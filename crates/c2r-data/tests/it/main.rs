@@ -1,13 +1,16 @@
 //! Tests of the public interface; one binary, because each one links libtorch.
 
 mod cache;
+mod cifar_python;
 mod dsa;
 mod foreign;
 mod formation;
+mod labels;
 mod picture;
 mod python;
 mod readers;
 mod real_data;
+mod set_folders;
 mod splits;
 mod synthetic;
 

@@ -203,9 +203,67 @@ fn tiny_imagenet_layout() {
     let train = [40, 41, 20, 21].map(expected_corners);
     assert_eq!([0, 1, 2, 3].map(|position| corners(&data.train, position)), train);
     assert_eq!([corners(&data.test, 0), corners(&data.test, 1)], [90, 80].map(expected_corners));
-    assert_eq!(data.notes.len(), 3);
+    assert_eq!(data.notes.len(), 4);
     assert!(data.notes[0].contains("2 of 200 classes"), "{:?}", data.notes);
-    assert!(data.notes[1].contains("4 of 100000 images (subset)"), "{:?}", data.notes);
+    let hidden = "1 other file was not read (train/n01443537/images/.hidden.JPEG)";
+    assert!(data.notes[1].contains(hidden), "{:?}", data.notes);
+    assert!(data.notes[2].contains("4 of 100000 images (subset)"), "{:?}", data.notes);
+}
+
+/// As scripts leave it that make `val/` a folder for `ImageFolder`: the same splits, and those of the archive in order.
+#[test]
+fn tiny_imagenet_with_sorted_validation_images() {
+    let archive = tiny_imagenet();
+    let hashes = |data: &Dataset| [data.train.sha256(), data.test.sha256()];
+    let expected = hashes(&load("tiny-imagenet", Some(archive.path())).unwrap());
+    for (inner, annotated) in [("", true), ("images/", true), ("", false), ("images/", false)] {
+        let folder = tiny_imagenet();
+        let val = folder.path().join("tiny-imagenet-200/val");
+        for (name, id) in [("val_0.JPEG", "n01443537"), ("val_1.JPEG", "n02124075")] {
+            let place = val.join(id).join(inner);
+            fs::create_dir_all(&place).unwrap();
+            fs::rename(val.join("images").join(name), place.join(name)).unwrap();
+        }
+        fs::remove_dir(val.join("images")).unwrap();
+        if !annotated {
+            fs::remove_file(val.join("val_annotations.txt")).unwrap();
+        }
+        let data = load("tiny-imagenet", Some(folder.path())).unwrap();
+        if annotated {
+            assert_eq!(hashes(&data), expected, "{inner}");
+        } else {
+            // By the number in the name; the annotations above begin with 1.
+            assert_eq!(data.test.labels().to_vec(), [0, 1]);
+            assert_eq!([corners(&data.test, 0), corners(&data.test, 1)], [80, 90].map(expected_corners));
+        }
+    }
+    let folder = tiny_imagenet();
+    let val = folder.path().join("tiny-imagenet-200/val");
+    fs::rename(val.join("images"), val.join("n01443537")).unwrap();
+    fs::create_dir(val.join("n02124075")).unwrap();
+    save(val.join("n02124075/val_2.JPEG"), &picture(64, 64, 1), ImageFormat::Png);
+    let text = message(load("tiny-imagenet", Some(folder.path())));
+    assert!(
+        text.contains("n01443537/val_1.JPEG") && text.contains("an image of n02124075, as val_annotations.txt says"),
+        "{text}"
+    );
+}
+
+/// Editors of some systems begin a text with a mark.
+#[test]
+fn byte_order_marks_are_no_text() {
+    let folder = cifar10();
+    let names = folder.path().join("cifar-10-batches-bin/batches.meta.txt");
+    let mark = |path: &Path| fs::write(path, [b"\xef\xbb\xbf".to_vec(), fs::read(path).unwrap()].concat()).unwrap();
+    mark(&names);
+    assert_eq!(load("cifar10", Some(folder.path())).unwrap().train.len(), 10);
+
+    let folder = tiny_imagenet();
+    let tiny = folder.path().join("tiny-imagenet-200");
+    ["wnids.txt", "val/val_annotations.txt"].iter().for_each(|name| mark(&tiny.join(name)));
+    assert_eq!(load("tiny-imagenet", Some(folder.path())).unwrap().test.labels().to_vec(), [1, 0]);
+    fs::write(tiny.join("wnids.txt"), b"\xff\xfen\0").unwrap();
+    assert!(message(load("tiny-imagenet", Some(folder.path()))).contains("UTF-16"));
 }
 
 #[test]
@@ -272,7 +330,8 @@ fn tiny_imagenet_errors_name_file_and_place() {
         fs::create_dir(path).unwrap();
     };
     check("train/n02124075/images", &empty, &["JPEG images"]);
-    check("train/n02124075/images", &|path| fs::remove_dir_all(path).unwrap(), &["cannot read"]);
+    check("train/n02124075/images", &|path| fs::remove_dir_all(path).unwrap(), &["train/n02124075", "JPEG images"]);
+    check("train/n02124075", &|path| fs::remove_dir_all(path).unwrap(), &["cannot read"]);
 }
 
 fn image_folder() -> TempDir {

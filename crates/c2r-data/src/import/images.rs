@@ -1,0 +1,175 @@
+//! The images of a foreign file as pixels.
+
+use c2r_base::artifact::TensorFile;
+use tch::{Kind, Tensor};
+
+use super::options::{ImportOptions, PixelValues, contents, named, wrong};
+use crate::{DataError, DatasetSpec, synthetic::Clamped};
+
+/// How far a pixel may be outside `[0, 1]` and still be rounding (of f16, or of undoing a normalization).
+const ROUNDING: f64 = 1e-3;
+/// Part of the values that may be cut off where nothing was declared as normalized: more is no rounding and no pixels that
+/// were optimized past their range. Ours; of values that were normalized to mean 0, about half are below 0.
+const CLAMPED_UNDECLARED: f64 = 0.1;
+/// Names that images go by. `data[0][0]` is the layout of DC, DSA and DM; further entries are further experiments.
+const USUAL: [&str; 2] = ["images", "data[0][0]"];
+
+/// The tensor with the images, and its name.
+pub(super) fn find_images<'a>(
+    file: &'a TensorFile,
+    options: &ImportOptions,
+) -> Result<(String, &'a Tensor), DataError> {
+    let found = |name: &str| Ok((name.to_owned(), named(file, name)?));
+    if let Some(name) = &options.images {
+        return found(name);
+    }
+    let usual: Vec<&str> = USUAL.into_iter().filter(|&name| file.tensors.contains_key(name)).collect();
+    if let [known] = usual[..] {
+        return found(known);
+    }
+    let candidates: Vec<&String> =
+        file.tensors.iter().filter(|(_, tensor)| tensor.dim() == 4).map(|(name, _)| name).collect();
+    match candidates[..] {
+        [only] => found(only),
+        _ => wrong(format!("which tensor has the images? Say option `images NAME`; there are {}", contents(file))),
+    }
+}
+
+/// f32 `[N, C, H, W]` in `[0, 1]`, and what was cut off for it.
+pub(super) fn pixels(
+    images: &Tensor,
+    spec: &DatasetSpec,
+    options: &ImportOptions,
+    notes: &mut Vec<String>,
+) -> Result<(Tensor, Option<Clamped>), DataError> {
+    let stored = images.size();
+    let mut images = images.shallow_clone();
+    if options.nhwc && images.dim() == 4 {
+        images = images.permute([0, 3, 1, 2]);
+    }
+    let size = images.size();
+    if size.len() != 4 || size[1..] != spec.shape() || size[0] == 0 {
+        let [c, h, w] = spec.shape();
+        let mut hint = "";
+        if !options.nhwc && size.len() == 4 && size[1..] == [h, w, c] {
+            hint = "; the channels come last: say option `nhwc`";
+        } else if options.nhwc && stored.len() == 4 && stored[1..] == [c, h, w] {
+            hint = " after option `nhwc`: the channels come second already, leave it out";
+        }
+        return wrong(format!("images of {} are [N, {c}, {h}, {w}], these are {size:?}{hint}", spec.name));
+    }
+    let bytes = images.kind() == Kind::Uint8;
+    if !bytes && !images.is_floating_point() {
+        return wrong(format!("images must be floats or u8, these are {:?}", images.kind()));
+    }
+    if bytes && options.values != PixelValues::Unit {
+        return wrong(
+            "images are bytes, which are pixels already: leave option `normalized` and option `of-255` out".to_owned(),
+        );
+    }
+    if bytes && images.max().int64_value(&[]) == 1 {
+        return wrong(
+            "the largest value is 1, and bytes go to 255: nearly black images; where 1 means white, store floats in [0, 1]"
+                .to_owned(),
+        );
+    }
+    if options.bgr && spec.channels == 1 {
+        return wrong(format!("images of {} have one channel: leave option `bgr` out", spec.name));
+    }
+    if options.bgr {
+        images = images.flip([1]);
+        notes.push("channels were reversed: blue, green, red to red, green, blue".to_owned());
+    }
+    if bytes {
+        return Ok(((images.to_kind(Kind::Float) / 255.0).contiguous(), None));
+    }
+    let raw = images.to_kind(Kind::Double);
+    if raw.isfinite().all().int64_value(&[]) == 0 {
+        return wrong("images hold values that are not finite".to_owned());
+    }
+    let values = match &options.values {
+        PixelValues::Unit => raw.shallow_clone(),
+        PixelValues::Bytes => {
+            let high = raw.max().double_value(&[]);
+            if high <= 1.0 + ROUNDING && raw.any().int64_value(&[]) == 1 {
+                return wrong(format!(
+                    "the largest value is {high:.3}, and option `of-255` divides by 255: nearly black images; drop it"
+                ));
+            }
+            &raw / 255.0
+        }
+        PixelValues::Normalized { mean, std } => {
+            if mean.len() as i64 != spec.channels {
+                return wrong(format!(
+                    "the normalization has {} channels, the images have {}",
+                    mean.len(),
+                    spec.channels
+                ));
+            }
+            if raw.min().double_value(&[]) >= 0.0 && raw.max().double_value(&[]) <= 1.0 {
+                return wrong("all values are in [0, 1]: not normalized, leave option `normalized` out".to_owned());
+            }
+            let channel = |values: &[f64]| Tensor::from_slice(values).view([1, -1, 1, 1]);
+            notes.push(format!("undone: (pixel - {mean:?}) / {std:?}"));
+            &raw * channel(std) + channel(mean)
+        }
+    };
+    let (low, high) = (values.min().double_value(&[]), values.max().double_value(&[]));
+    let rounding = rounding(images.kind(), &raw, &options.values);
+    let mut clamped = None;
+    if low < -rounding || high > 1.0 + rounding {
+        let outside = values.lt(-rounding).logical_or(&values.gt(1.0 + rounding)).sum(Kind::Int64).int64_value(&[]);
+        let cut = Clamped { part: outside as f64 / values.numel() as f64, low, high };
+        let normalized = matches!(options.values, PixelValues::Normalized { .. });
+        if !options.clamp || (!normalized && cut.part > CLAMPED_UNDECLARED) {
+            return wrong(format!("{cut}{}", hint(options, &cut)));
+        }
+        notes.push(format!("{cut}: cut off"));
+        clamped = Some(cut);
+    }
+    Ok((values.clamp(0.0, 1.0).to_kind(Kind::Float).contiguous(), clamped))
+}
+
+/// How far rounding moves a pixel: the larger a normalized value is, the more in bf16 and f16.
+fn rounding(kind: Kind, raw: &Tensor, values: &PixelValues) -> f64 {
+    let share = match kind {
+        Kind::BFloat16 => f64::powi(2.0, -8),
+        Kind::Half => f64::powi(2.0, -11),
+        _ => 0.0,
+    };
+    let scale = match values {
+        PixelValues::Normalized { std, .. } => std.iter().copied().fold(0.0, f64::max),
+        PixelValues::Unit | PixelValues::Bytes => 0.0,
+    };
+    (share * scale * raw.abs().max().double_value(&[])).max(ROUNDING)
+}
+
+/// What to say where values are not pixels.
+fn hint(options: &ImportOptions, cut: &Clamped) -> String {
+    let many = cut.part > CLAMPED_UNDECLARED;
+    match options.values {
+        PixelValues::Unit if cut.low >= 0.0 && cut.high > 2.0 && cut.high <= 255.0 => {
+            ": bytes as floats? Say option `of-255`".to_owned()
+        }
+        PixelValues::Unit if many => {
+            let limit = if options.clamp {
+                format!(", and option `clamp` cuts off {:.0} % at most", 100.0 * CLAMPED_UNDECLARED)
+            } else {
+                String::new()
+            };
+            format!(": these are not pixels{limit}; normalized? Say option `normalized MEAN/STD`")
+        }
+        PixelValues::Unit => {
+            ": normalized? Say option `normalized MEAN/STD`; pixels that were optimized past their range? option `clamp` cuts that off"
+                .to_owned()
+        }
+        PixelValues::Bytes if many => {
+            ", after dividing by 255: these are not 0 to 255; normalized? Say option `normalized MEAN/STD` instead of option `of-255`"
+                .to_owned()
+        }
+        _ => {
+            ", after undoing what was declared: optimized images may leave the range of pixels, and option `clamp` cuts that off; much outside means another normalization"
+                .to_owned()
+        }
+    }
+}
