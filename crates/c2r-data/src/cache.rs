@@ -72,7 +72,7 @@ pub(crate) fn splits(
             let folder = cache.path.with_file_name("");
             on_event(LoadEvent::NotCached { folder, reason: error.to_string() });
             let read = |listing: Listing| listing.read(spec.shape(), spec.classes.len(), size);
-            Ok([read(train)?, read(test)?])
+            Ok([read(train)?.0, read(test)?.0])
         }
     }
 }

@@ -62,14 +62,18 @@ pub fn load_folder(path: &Path, size: Option<(u32, u32)>) -> Result<Dataset, Dat
     let size = match size {
         Some((h, w)) => Size::Resize(h, w),
         None => {
-            let first = decode::read_rgb(&train.paths[0])?;
+            let first = decode::read(&train.paths[0])?;
             Size::Exact(first.height(), first.width())
         }
     };
     let (Size::Exact(h, w) | Size::Resize(h, w)) = size;
     let shape = [3, i64::from(h), i64::from(w)];
     let [train, test] = [train, test].map(|listing| listing.read(shape, classes.len(), size));
-    let (train, test) = (train?, test?);
+    let ((train, lost_train), (test, lost_test)) = (train?, test?);
+    if lost_train + lost_test > 0 {
+        let n = lost_train + lost_test;
+        notes.push(format!("{}: {n} images lost transparent pixels or 16 bits per channel", path.display()));
+    }
     let name = format!("folder:{}", path_to_text(path));
     let title = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut spec = folder_spec(name, title, [shape[1], shape[2]], classes);

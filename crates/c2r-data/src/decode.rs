@@ -1,9 +1,9 @@
 //! Image files to bytes, on all cores.
 
 use std::{
-    fs,
     io::Cursor,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
 use fast_image_resize::{
@@ -35,18 +35,21 @@ pub(crate) enum Size {
 pub(crate) const RESAMPLING: &str = "triangle filter, antialiased, rows first";
 
 /// Decodes files into one buffer: images in the order of `paths`, each as the planes R, G, B; grey
-/// images become RGB.
+/// images become RGB. Returns how many lost something ([`loss`]).
 ///
 /// # Errors
 /// Those of the first failing path, whatever the number of threads.
-pub(crate) fn read_into(paths: &[PathBuf], size: Size, out: &mut [u8]) -> Result<(), DataError> {
+pub(crate) fn read_into(paths: &[PathBuf], size: Size, out: &mut [u8]) -> Result<usize, DataError> {
+    let n_lost = AtomicUsize::new(0);
     let (Size::Exact(h, w) | Size::Resize(h, w)) = size;
     let plane = (h * w) as usize;
     let read = |workshop: &mut Workshop, out: &mut [u8], path: &PathBuf| -> Result<(), DataError> {
         let image = match size {
-            Size::Exact(h, w) => read_sized(path, (h, w))?.into_rgb8(),
-            Size::Resize(..) => read_rgb(path)?,
+            Size::Exact(h, w) => read_sized(path, (h, w))?,
+            Size::Resize(..) => read(path)?,
         };
+        n_lost.fetch_add(usize::from(loss(&image).is_some()), Ordering::Relaxed);
+        let image = image.into_rgb8();
         let rgb = if image.dimensions() == (w, h) { image.as_raw() } else { workshop.resize(&image) };
         let (red, rest) = out.split_at_mut(plane);
         let (green, blue) = rest.split_at_mut(plane);
@@ -60,7 +63,8 @@ pub(crate) fn read_into(paths: &[PathBuf], size: Size, out: &mut [u8]) -> Result
         .zip(paths)
         .map_init(|| Workshop::new(h, w), |workshop, (out, path)| read(workshop, out, path).err())
         .flatten();
-    failure.find_first(|_| true).map_or(Ok(()), Err)
+    let failure = failure.find_first(|_| true);
+    failure.map_or(Ok(n_lost.into_inner()), Err)
 }
 
 /// What a thread needs to resize one image after the other.
@@ -84,9 +88,14 @@ impl Workshop {
     }
 }
 
-/// One image file in RGB, see [`read`].
-pub(crate) fn read_rgb(path: &Path) -> Result<RgbImage, DataError> {
-    Ok(read(path)?.into_rgb8())
+/// What is lost of an image in 8 bits without transparency.
+pub(crate) fn loss(image: &DynamicImage) -> Option<&'static str> {
+    let color = image.color();
+    if usize::from(color.bytes_per_pixel()) > usize::from(color.channel_count()) {
+        return Some("16 bits per channel");
+    }
+    let is_transparent = color.has_alpha() && image.to_rgba8().pixels().any(|pixel| pixel.0[3] != u8::MAX);
+    is_transparent.then_some("transparent pixels")
 }
 
 /// One image file, by its content, whatever it is called.

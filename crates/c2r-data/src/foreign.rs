@@ -114,7 +114,7 @@ pub fn read_tensors(path: &Path) -> Result<TensorFile, DataError> {
         FileKind::TorchScript => wrong("torch.save", "it is a TorchScript model, not tensors"),
         FileKind::Pickle => {
             let mut start = Vec::new();
-            let file = c2r_files::open(path)?;
+            let file = open(path)?;
             file.take(LEGACY.len() as u64).read_to_end(&mut start).map_err(DataError::io(path))?;
             let (what, convert) = if start == LEGACY {
                 ("as torch before 1.6 wrote it", CONVERT_LEGACY)

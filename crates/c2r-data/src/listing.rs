@@ -36,10 +36,10 @@ impl Listing {
         Ok(())
     }
 
-    /// Decodes the files into memory; `shape` is `[C, H, W]`.
-    pub(crate) fn read(self, shape: [i64; 3], n_classes: usize, size: Size) -> Result<Split, DataError> {
+    /// Decodes the files into memory; `shape` is `[C, H, W]`. Returns, too, how many images lost something.
+    pub(crate) fn read(self, shape: [i64; 3], n_classes: usize, size: Size) -> Result<(Split, usize), DataError> {
         let mut pixels = vec![0; self.paths.len() * shape.iter().product::<i64>() as usize];
-        decode::read_into(&self.paths, size, &mut pixels)?;
-        Split::from_bytes(shape, n_classes, pixels, self.labels)
+        let n_lost = decode::read_into(&self.paths, size, &mut pixels)?;
+        Ok((Split::from_bytes(shape, n_classes, pixels, self.labels)?, n_lost))
     }
 }

@@ -7,7 +7,6 @@ use std::{
 };
 
 use c2r_base::artifact::{self, ArtifactError, TensorFile, tensor_from_bytes};
-use image::DynamicImage;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -129,6 +128,7 @@ pub(crate) fn read(folder: &Path) -> Result<TensorFile, DataError> {
         return Err(wrong(format!("`{name}` is not inside the folder")));
     }
     let paths: Vec<PathBuf> = set.images.iter().map(|name| folder.join(name)).collect();
+    let images = read_images(&paths, None)?;
     let mut survey = Survey::new(folder);
     let listed: HashSet<&PathBuf> = paths.iter().collect();
     let mut unlisted = Vec::new();
@@ -139,7 +139,6 @@ pub(crate) fn read(folder: &Path) -> Result<TensorFile, DataError> {
     if let [first, ..] = &unlisted[..] {
         return Err(wrong(format!("{} images are not listed in it, such as {}", unlisted.len(), first.display())));
     }
-    let images = read_images(&paths, None)?;
     let mut file = TensorFile { header: set.header, ..TensorFile::default() };
     file.tensors.insert("images".to_owned(), images.to_kind(Kind::Float) / 255.0);
     file.tensors.insert("labels".to_owned(), Tensor::from_slice(&set.labels));
@@ -212,8 +211,10 @@ fn read_images(paths: &[PathBuf], channels: Option<i64>) -> Result<Tensor, DataE
     let mut pixels = Vec::new();
     for path in paths {
         let image = decode::read_sized(path, (h, w))?;
-        if let Some(reason) = loss(&image) {
-            return Err(DataError::Image { path: path.clone(), reason: reason.to_owned() });
+        if let Some(what) = decode::loss(&image) {
+            let reason =
+                format!("it has {what}, which c2r would lose: store the set as npz or safetensors, or without them");
+            return Err(DataError::Image { path: path.clone(), reason });
         }
         if channels == 1 && image.color().has_color() {
             let reason = "it is in colour; the dataset is grey".to_owned();
@@ -232,14 +233,4 @@ fn read_images(paths: &[PathBuf], channels: Option<i64>) -> Result<Tensor, DataE
     debug_assert_eq!(pixels.len(), paths.len() * channels * plane);
     let shape = [paths.len(), channels, h as usize, w as usize];
     tensor_from_bytes(&pixels, &shape, Kind::Uint8).map_err(DataError::Synthetic)
-}
-
-/// What would be lost of an image in 8 bits without transparency.
-fn loss(image: &DynamicImage) -> Option<&'static str> {
-    let color = image.color();
-    if usize::from(color.bytes_per_pixel()) > usize::from(color.channel_count()) {
-        return Some("it has 16 bits per channel, of which c2r would keep 8; store the set as npz or safetensors");
-    }
-    let is_transparent = color.has_alpha() && image.to_rgba8().pixels().any(|pixel| pixel.0[3] != u8::MAX);
-    is_transparent.then_some("it has transparent pixels; put it on a background and save it without transparency")
 }

@@ -23,8 +23,8 @@ const MOST_VISITS: usize = 1 << 16;
 const LONGEST_TEXT: usize = 1024;
 
 /// How to keep the tensors of a file that holds other things, too.
-const CONVERT: &str = "if you trust the file, keep its tensors: python3 -c \"import torch; d = torch.load('IN.pt', \
-    map_location='cpu', weights_only=False); torch.save({k: d[k] for k in d if torch.is_tensor(d[k])}, 'OUT.pt')\"";
+const CONVERT: &str = "if you trust the file, keep its tensors and lists: python3 -c \"import torch; d = torch.load('IN.pt', \
+    map_location='cpu', weights_only=False); torch.save({k: d[k] for k in d if isinstance(d[k], (torch.Tensor, list, dict))}, 'OUT.pt')\"";
 
 /// The tensors of the file, by where they are: `data[0][1]`, `images`, `tensor` for a tensor by itself. Arrays of NumPy
 /// and lists of whole numbers in dictionaries are tensors, too. Numbers and texts in dictionaries become texts of the

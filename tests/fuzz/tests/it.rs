@@ -32,7 +32,7 @@ fn every_committed_file_is_read_or_refused() {
             total += bytes.len();
         }
     }
-    assert!(total < 200_000, "{total} bytes of committed files: keep them small");
+    assert!(total < 250_000, "{total} bytes of committed files: keep them small");
 }
 
 /// The seeds are what this version writes, so what is fuzzed is the format of today.

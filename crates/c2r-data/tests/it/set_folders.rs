@@ -136,6 +136,19 @@ fn datasets_leave_nothing_out() {
     assert!(data.notes[0].contains("2 other files were not read (val, train/readme.md)"), "{:?}", data.notes);
 }
 
+/// As torchvision and Pillow do it with `convert("RGB")`, but with a word.
+#[test]
+fn datasets_name_what_eight_bits_cannot_hold() {
+    let folder = tempfile::tempdir().unwrap();
+    for split in ["train", "test"] {
+        ["a", "b"].iter().for_each(|class| save(folder.path().join(split).join(class).join("0.png"), 9));
+    }
+    image::RgbaImage::from_pixel(32, 32, Rgba([3, 3, 3, 128])).save(folder.path().join("train/a/0.png")).unwrap();
+    image::ImageBuffer::from_pixel(32, 32, Luma([300u16])).save(folder.path().join("test/b/0.png")).unwrap();
+    let data = load_folder(folder.path(), None).unwrap();
+    assert!(data.notes[0].ends_with("2 images lost transparent pixels or 16 bits per channel"), "{:?}", data.notes);
+}
+
 /// Not the least rounding of a deviation of 0 is divided by.
 #[test]
 fn a_channel_that_never_varies_is_divided_by_one() {
