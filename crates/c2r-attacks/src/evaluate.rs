@@ -1,5 +1,6 @@
 //! Attacks a model on labelled images and judges what comes back.
 
+mod contradictions;
 mod driver;
 mod event;
 mod flags;
@@ -7,6 +8,7 @@ mod judge;
 mod parallel;
 mod report;
 
+pub use contradictions::{AttackResult, contradictions};
 pub use driver::{EvaluateOptions, evaluate, evaluate_with};
 pub use event::{AdversarialImages, Event};
 pub use report::{AttackEntry, AttackReport, Flag, Mode, Outcome, SampleOutcome, StageEntry};

@@ -2,8 +2,16 @@
 
 /// Column: accuracy with no attack.
 pub const CLEAN: &str = "clean";
-/// Column: mean robust accuracy over the section's attacks.
+/// Column: mean robust accuracy over the paper's [`PAPER_ATTACKS`] attacks.
 pub const MEAN_ROBUST: &str = "mean-robust";
+/// Column: mean robust accuracy over these and [`AUTOATTACK`].
+pub const MEAN_ROBUST_AUTOATTACK: &str = "mean-robust-autoattack";
+/// The attacks of the paper's main comparison, Li et al. 2026, arXiv:2605.20606v2; its appendix adds AutoAttack.
+pub const PAPER_ATTACKS: [&str; 5] = ["fgsm", "pgd", "cw-linf", "vmi-fgsm", "jitter"];
+/// The suite that is the paper's sixth attack.
+pub const AUTOATTACK: &str = "autoattack-standard";
+/// What [`AUTOATTACK`] is made of: next to it these do not count again.
+const PARTS_OF_AUTOATTACK: [&str; 4] = ["apgd-ce", "apgd-t", "fab-t", "square"];
 /// Column: the smallest robust accuracy over the section's attacks.
 pub const MINIMUM: &str = "minimum";
 /// Column: accuracy where the best attack is picked for each image.
@@ -25,6 +33,29 @@ const SANITY: [&str; 2] = ["clean", "noise"];
 /// Whether an attack is a floor that every real attack must beat.
 pub(crate) fn is_sanity(attack: &str) -> bool {
     SANITY.contains(&attack)
+}
+
+/// The attacks that minimum, worst case and ratios are over: all but the floors, and but the parts of an AutoAttack that is
+/// among them.
+pub(crate) fn counted(attacks: &[String]) -> Vec<&str> {
+    let whole = attacks.iter().any(|attack| attack == AUTOATTACK);
+    let counts = |attack: &&str| !(is_sanity(attack) || whole && PARTS_OF_AUTOATTACK.contains(attack));
+    attacks.iter().map(String::as_str).filter(counts).collect()
+}
+
+/// The columns of mean robust accuracies that a section has, with the attacks that each is over. Where none of the paper's five
+/// is there, the mean is over the attacks that count.
+pub(crate) fn averages(attacks: &[String]) -> Vec<(&'static str, Vec<&str>)> {
+    let five: Vec<&str> = attacks.iter().map(String::as_str).filter(|attack| PAPER_ATTACKS.contains(attack)).collect();
+    if five.is_empty() {
+        let counted = counted(attacks);
+        return if counted.is_empty() { vec![] } else { vec![(MEAN_ROBUST, counted)] };
+    }
+    let mut averages = vec![(MEAN_ROBUST, five.clone())];
+    if attacks.iter().any(|attack| attack == AUTOATTACK) {
+        averages.push((MEAN_ROBUST_AUTOATTACK, [five, vec![AUTOATTACK]].concat()));
+    }
+    averages
 }
 
 /// Whether a column is in logits instead of percent.
@@ -58,15 +89,27 @@ pub(crate) fn drop_rate_column(attack: &str) -> String {
     if attack == DROP_RATE_ATTACK { DROP_RATE.to_owned() } else { format!("{DROP_RATE}-{attack}") }
 }
 
-/// A column's heading.
+/// The heading of a column of a section with these attacks: a mean names those that it is over.
+pub(crate) fn column_heading(attacks: &[String], column: &str) -> String {
+    let averages = averages(attacks);
+    match averages.iter().find(|(name, _)| *name == column) {
+        // Next to the column of the five, which names them.
+        Some((MEAN_ROBUST_AUTOATTACK, _)) => format!("mean robust (these and {})", column_label(AUTOATTACK)),
+        Some((_, over)) => format!("mean robust ({})", names(over.iter().copied())),
+        None => column_label(column),
+    }
+}
+
+/// A column's name.
 pub(crate) fn column_label(column: &str) -> String {
     match column {
         "jitter" => "Jitter".into(),
         "square" => "Square".into(),
         "deepfool" => "DeepFool".into(),
         "cw-linf" => "CW".into(),
-        "autoattack-standard" => "AutoAttack".into(),
+        AUTOATTACK => "AutoAttack".into(),
         MEAN_ROBUST => "mean robust".into(),
+        MEAN_ROBUST_AUTOATTACK => "mean robust with AutoAttack".into(),
         DROP_RATE => format!("DR ({})", column_label(DROP_RATE_ATTACK)),
         CLEAN | MINIMUM | WORST_CASE | "noise" => column.into(),
         _ => match column.strip_prefix("drop-rate-") {
@@ -99,4 +142,41 @@ pub(crate) fn fixed(value: f64, decimals: usize) -> String {
 /// A number of a column: percent with one decimal, logits with two.
 pub(crate) fn value(column: &str, number: f64) -> String {
     fixed(number, if is_margin(column) { 2 } else { 1 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(attacks: &[&str]) -> Vec<(&'static str, Vec<String>)> {
+        let attacks: Vec<String> = attacks.iter().map(ToString::to_string).collect();
+        let averages = averages(&attacks).into_iter();
+        averages.map(|(column, over)| (column, over.into_iter().map(str::to_owned).collect())).collect()
+    }
+
+    fn names_of(attacks: &[&str]) -> Vec<String> {
+        let attacks: Vec<String> = attacks.iter().map(ToString::to_string).collect();
+        averages(&attacks).iter().map(|(column, _)| column_heading(&attacks, column)).collect()
+    }
+
+    #[test]
+    fn means_are_over_the_papers_attacks_and_name_them() {
+        let eight = [&PAPER_ATTACKS[..], &["apgd-ce", "apgd-t", AUTOATTACK]].concat();
+        let six = [&PAPER_ATTACKS[..], &[AUTOATTACK]].concat();
+        let expected = |over: &[&str]| over.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let both = [(MEAN_ROBUST, expected(&PAPER_ATTACKS)), (MEAN_ROBUST_AUTOATTACK, expected(&six))];
+        assert_eq!(of(&eight), both, "parts of AutoAttack do not count beside it");
+        assert_eq!(of(&six), both);
+        assert_eq!(
+            names_of(&eight),
+            ["mean robust (FGSM, PGD, CW, VMI-FGSM, Jitter)", "mean robust (these and AutoAttack)"]
+        );
+        // Some are missing: the others are named. What the paper does not have, and floors, do not count.
+        assert_eq!(of(&["fgsm", "pgd", "apgd-ce", "noise"]), [(MEAN_ROBUST, expected(&["fgsm", "pgd"]))]);
+        assert_eq!(names_of(&["fgsm", "pgd", "apgd-ce"]), ["mean robust (FGSM, PGD)"]);
+        // None of them: over those that there are.
+        assert_eq!(of(&["apgd-ce", "cw-l2", "noise"]), [(MEAN_ROBUST, expected(&["apgd-ce", "cw-l2"]))]);
+        assert_eq!(of(&[AUTOATTACK, "apgd-t"]), [(MEAN_ROBUST, expected(&[AUTOATTACK]))]);
+        assert_eq!(of(&["noise"]), []);
+    }
 }

@@ -165,11 +165,8 @@ impl<S: Serialize + DeserializeOwned> AttackRecord<S> {
 /// Names of the flags that concern `entry`: those of its attacks and those of the model.
 fn flags(flags: &[Flag], entry: &c2r_attacks::AttackEntry) -> Vec<String> {
     let about = |attack: &str| entry.name == attack || entry.stages.iter().any(|stage| stage.attack == attack);
-    let tags = flags.iter().map(|flag| serde_json::to_value(flag).expect("a flag serializes to JSON"));
-    let names: BTreeSet<String> = tags
-        .filter(|tag| tag["attack"].as_str().is_none_or(about))
-        .map(|tag| tag["flag"].as_str().unwrap_or("unknown").to_owned())
-        .collect();
+    let concern = flags.iter().filter(|flag| flag.attack().is_none_or(about));
+    let names: BTreeSet<String> = concern.map(|flag| flag.name().to_owned()).collect();
     names.into_iter().collect()
 }
 

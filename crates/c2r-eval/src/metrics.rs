@@ -5,9 +5,9 @@
 //! Accuracies are given in `[0, 1]`.
 //! A ratio whose denominator is zero is `None`, never 0 or 100.
 
-use ndarray::ArrayView1;
+use ndarray::{Array1, ArrayView1};
 
-use crate::{AttackRecord, AttackScore, record::count};
+use crate::{AttackRecord, AttackScore};
 
 /// Drop rate `100 (A - r) / A` of a robust accuracy r; `None` where nothing was right to begin with.
 ///
@@ -61,14 +61,14 @@ fn ratio(above: f64, below: f64) -> Option<f64> {
     (below != 0.0).then(|| 100.0 * above / below)
 }
 
-/// Share of the images, in `[0, 1]`, that is right under **every** attack of `entries`: the attacker picks the best
-/// attack for each image. At most the smallest of the robust accuracies. `None` without outcomes per image.
-pub fn worst_case(record: &AttackRecord, entries: &[&AttackScore]) -> Option<f64> {
+/// Which images, `[N]`, are right under **every** attack of `entries`: the attacker picks the best attack for each image.
+/// They are no more than under the attack that does the most harm. `None` without outcomes per image.
+pub fn worst_case(record: &AttackRecord, entries: &[&AttackScore]) -> Option<Array1<bool>> {
     let mut survived = record.samples.as_ref()?.clean.clone();
     for entry in entries {
         survived.zip_mut_with(entry.survived.as_ref()?, |all, &one| *all &= one);
     }
-    Some(count(survived.view()) as f64 / record.n as f64)
+    Some(survived)
 }
 
 /// Accuracy of each class in percent, with no attack or under one; `None` for a class with no image. The whole is
@@ -164,14 +164,17 @@ mod tests {
         let mut record = example();
         // fgsm keeps images 0 1 2 4 5, pgd 0 1 2 5: all four of pgd.
         let entries: Vec<&AttackScore> = record.attacks.iter().collect();
-        assert_eq!(worst_case(&record, &entries), Some(0.5));
+        let names = |survived: Option<Array1<bool>>| -> Option<String> {
+            Some(survived?.iter().map(|&survived| if survived { '1' } else { '0' }).collect())
+        };
+        assert_eq!(names(worst_case(&record, &entries)).as_deref(), Some("11100100"));
         // pgd keeps 1 2 4 5 6: five as well, but only four are kept by both.
         record.attacks[1].survived = Some("01101110".chars().map(|c| c == '1').collect());
         let entries: Vec<&AttackScore> = record.attacks.iter().collect();
-        assert_eq!(worst_case(&record, &entries), Some(0.5));
+        assert_eq!(names(worst_case(&record, &entries)).as_deref(), Some("01101100"));
         record.attacks[1].survived = None;
         let entries: Vec<&AttackScore> = record.attacks.iter().collect();
-        assert_eq!(worst_case(&record, &entries), None);
+        assert_eq!(names(worst_case(&record, &entries)), None);
     }
 
     #[test]

@@ -8,7 +8,10 @@ use crate::{
     active::positions,
     attack::Family,
     error::AttackError,
-    evaluate::report::{AttackEntry, AttackReport, Flag, Mode, Outcome, StageEntry},
+    evaluate::{
+        contradictions::{AttackResult, SAME_STRENGTH, contradictions, cross_entropy_steps, sees_gradients},
+        report::{AttackEntry, AttackReport, Flag, Mode, Outcome, StageEntry},
+    },
     oracle::Oracle,
     registry::AttackConfig,
 };
@@ -79,24 +82,10 @@ pub(crate) fn flags_of_model(
     Ok(flags)
 }
 
-/// Attacks that differ by no more than this share of the samples are equally strong. AutoAttack, `checks.py`.
-const SAME_STRENGTH: f64 = 0.002;
-
-/// One step counts as stronger than several of the same kind only if it breaks more than this additional share of the
-/// samples: where the loss is almost linear, both end at the same place and single samples differ. Ours.
-const STRONGER: f64 = 0.01;
-
-/// Number of fixed steps up the cross entropy, for an entry that is made of them: FGSM has one.
-fn cross_entropy_steps(entry: &AttackEntry) -> Option<u32> {
-    let config = AttackConfig::deserialize(entry.config.as_ref()?).ok()?;
-    config.iterative().ok()??.cross_entropy_steps()
-}
-
 /// Adds flags that compare attacks with each other.
 pub(crate) fn flags_of_results(report: &mut AttackReport) {
     let mut flags: Vec<Flag> = Vec::new();
     let few = (SAME_STRENGTH * report.n() as f64) as usize;
-    let sees_gradients = |family| matches!(family, Family::Gradient | Family::MinimumNorm);
     // Stages in the order in which they ran on the same survivors.
     let runs: Vec<Vec<&StageEntry>> = match report.mode {
         Mode::Suite => vec![report.attacks.iter().flat_map(|attack| &attack.stages).collect()],
@@ -120,33 +109,17 @@ pub(crate) fn flags_of_results(report: &mut AttackReport) {
         }
     }
     if report.mode == Mode::Each {
-        let robust = |entry: &AttackEntry| entry.samples.iter().filter(|s| s.outcome == Outcome::Survived).count();
-        let family = |entry: &AttackEntry| entry.stages.first().map_or(Family::Sanity, |stage| stage.family);
-        let strongest = report.attacks.iter().filter(|entry| sees_gradients(family(entry))).map(robust).min();
-        let noise = report.attack("noise").map(robust);
-        let one_step = report.attack("fgsm").filter(|entry| cross_entropy_steps(entry) == Some(1)).map(robust);
-        let clearly = (STRONGER * report.n() as f64) as usize;
-        for entry in &report.attacks {
-            if let (Family::BlackBox, Some(strongest)) = (family(entry), strongest)
-                && robust(entry) + few < strongest
-            {
-                let samples = strongest - robust(entry);
-                flags.push(Flag::BlackBoxBeatsWhiteBox { attack: entry.name.clone(), samples });
-            }
-            if let (Some(one_step), Some(steps @ 2..)) = (one_step, cross_entropy_steps(entry))
-                && robust(entry) > one_step + clearly
-            {
-                let samples = robust(entry) - one_step;
-                flags.push(Flag::OneStepBeatsMany { attack: entry.name.clone(), steps, samples });
-            }
-            if let Some(noise) = noise
-                && family(entry) != Family::Sanity
-                && robust(entry) > noise + few
-            {
-                let samples = robust(entry) - noise;
-                flags.push(Flag::WeakerThanNoise { attack: entry.name.clone(), samples });
-            }
-        }
+        let survivors = |entry: &AttackEntry| entry.samples.iter().filter(|s| s.outcome == Outcome::Survived).count();
+        let steps = |entry: &AttackEntry| {
+            AttackConfig::deserialize(entry.config.as_ref()?).ok().as_ref().and_then(cross_entropy_steps)
+        };
+        let results = report.attacks.iter().map(|entry| AttackResult {
+            attack: &entry.name,
+            family: entry.stages.first().map_or(Family::Sanity, |stage| stage.family),
+            cross_entropy_steps: steps(entry),
+            survivors: survivors(entry),
+        });
+        flags.extend(contradictions(&results.collect::<Vec<_>>(), report.n()));
     }
     for flag in flags {
         if !report.flags.contains(&flag) {

@@ -238,6 +238,31 @@ pub enum Flag {
     },
 }
 
+impl Flag {
+    /// The name that reports have for it.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::RandomizedModel { .. } => "randomized-model",
+            Self::BatchDependentModel { .. } => "batch-dependent-model",
+            Self::ProbabilitiesNotLogits => "probabilities-not-logits",
+            Self::ZeroGradient { .. } => "zero-gradient",
+            Self::BlackBoxBeatsWhiteBox { .. } => "black-box-beats-white-box",
+            Self::OneStepBeatsMany { .. } => "one-step-beats-many",
+            Self::WeakerThanNoise { .. } => "weaker-than-noise",
+        }
+    }
+
+    /// The attack that it is about; `None` where it is about the model.
+    pub fn attack(&self) -> Option<&str> {
+        match self {
+            Self::BlackBoxBeatsWhiteBox { attack, .. }
+            | Self::OneStepBeatsMany { attack, .. }
+            | Self::WeakerThanNoise { attack, .. } => Some(attack),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for Flag {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -3,7 +3,7 @@
 use crate::{
     EvalError, Table,
     columns::size,
-    table::{Cell, Row, Section},
+    table::{Cell, Comparison, Errors, Row, Section},
 };
 
 impl Table {
@@ -27,7 +27,7 @@ impl Table {
 type Field = (&'static str, fn(&Section, &Row, &Cell) -> String);
 
 /// Every field of a line: its name, and its text.
-const FIELDS: [Field; 33] = [
+const FIELDS: [Field; 42] = [
     ("dataset", |section, _, _| section.dataset.clone()),
     ("images_per_class", |_, row, _| size(row.images_per_class)),
     ("protocol", |section, _, _| section.protocol.clone()),
@@ -40,12 +40,16 @@ const FIELDS: [Field; 33] = [
     ("label", |_, row, _| row.label.clone()),
     ("undistilled", |_, row, _| row.undistilled.to_string()),
     ("column", |_, _, cell| cell.column.clone()),
+    ("mean_over", |section, _, cell| {
+        section.averages.get(&cell.column).map_or_else(String::new, |over| over.join(" "))
+    }),
     ("runs", |_, _, cell| cell.summary.n.to_string()),
     ("planned_runs", |_, row, _| text(row.planned_runs)),
     ("mean", |_, _, cell| cell.summary.mean.to_string()),
     ("sd", |_, _, cell| text(cell.summary.sd)),
     ("ci95_low", |_, _, cell| text(cell.summary.ci95.map(|(low, _)| low))),
     ("ci95_high", |_, _, cell| text(cell.summary.ci95.map(|(_, high)| high))),
+    ("ci95_covers", |_, _, cell| text(cell.summary.ci95.map(|_| cell.ci95_covers.words()))),
     ("published", |_, _, cell| text(cell.published.as_ref().map(|published| published.value))),
     ("published_source", |_, _, cell| text(cell.published.as_ref().map(|published| &published.source))),
     ("difference_from_published", |_, _, cell| text(cell.published.as_ref().map(|published| published.difference))),
@@ -53,6 +57,13 @@ const FIELDS: [Field; 33] = [
     ("baseline", |_, _, cell| text(cell.comparison.as_ref().map(|comparison| &comparison.baseline))),
     ("difference_from_baseline", |_, _, cell| text(cell.comparison.as_ref().map(|comparison| comparison.difference))),
     ("p_value", |_, _, cell| text(cell.comparison.as_ref().and_then(|comparison| comparison.p_value))),
+    ("p_value_covers", |_, _, cell| text(tested(cell).map(|comparison| comparison.covers.words()))),
+    ("p_value_seeds", |_, _, cell| text(cell.comparison.as_ref().and_then(|comparison| comparison.p_value_seeds))),
+    ("error_seeds", |_, _, cell| text(errors(cell).map(|errors| errors.seeds))),
+    ("error_images", |_, _, cell| text(errors(cell).map(|errors| errors.images))),
+    ("error", |_, _, cell| text(errors(cell).map(|errors| errors.both))),
+    ("freedom", |_, _, cell| text(errors(cell).map(|errors| errors.freedom))),
+    ("significant", |_, _, cell| text(cell.comparison.as_ref().map(|comparison| comparison.significant))),
     ("n_test", |section, _, _| section.n_test.to_string()),
     ("test_subset", |section, _, _| text(section.subset.as_ref().map(|subset| subset.describe("test images")))),
     ("n_images", |_, row, _| row.n_images.to_string()),
@@ -62,6 +73,15 @@ const FIELDS: [Field; 33] = [
     ("seeds", seeds),
     ("sources", |_, _, cell| cell.sources.join("; ")),
 ];
+
+fn errors(cell: &Cell) -> Option<Errors> {
+    cell.comparison.as_ref()?.errors
+}
+
+/// The comparison that has a p-value.
+fn tested(cell: &Cell) -> Option<&Comparison> {
+    cell.comparison.as_ref().filter(|comparison| comparison.p_value.is_some())
+}
 
 /// Empty for nothing.
 fn text<T: ToString>(value: Option<T>) -> String {

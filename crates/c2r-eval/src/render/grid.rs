@@ -4,7 +4,7 @@ use c2r_base::Goal;
 use c2r_experiment::Selection;
 
 use crate::{
-    columns::{column_label, fixed, size},
+    columns::{column_heading, fixed, size},
     table::{Cell, Row, Section},
 };
 
@@ -60,8 +60,25 @@ impl Notes {
 pub(crate) fn cell_notes(row: &Row, cell: &Cell) -> Vec<String> {
     let caveat = cell.published.as_ref().map(|published| published.caveat.clone()).filter(|caveat| !caveat.is_empty());
     let runs = (cell.summary.n < row.runs.len()).then(|| format!("{} of {} runs", cell.summary.n, row.runs.len()));
-    let flags = cell.flags.iter().map(|flag| format!("doubtful: {flag}"));
+    let flags = cell.flags.iter().map(|flag| match meaning(flag.split(' ').next().unwrap_or_default()) {
+        "" => format!("doubtful: {flag}"),
+        meaning => format!("doubtful: {flag}: {meaning}"),
+    });
     caveat.into_iter().chain(runs).chain(flags).collect()
+}
+
+/// A flag of attacks that contradict each other, in words; docs/attacks/flags.md says what to do.
+fn meaning(flag: &str) -> &'static str {
+    match flag {
+        "one-step-beats-many" => {
+            "FGSM breaks more images with one step than this attack with many, whose steps do not fit the radius"
+        }
+        "weaker-than-noise" => "random noise breaks more images than this attack",
+        "black-box-beats-white-box" => {
+            "this attack, which sees no gradient, breaks images that the attacks with gradients do not; gradients may be masked"
+        }
+        _ => "",
+    }
 }
 
 /// The number of runs, and whether that is fewer than planned.
@@ -88,7 +105,7 @@ pub(super) struct Entry {
 impl Grid {
     pub(super) fn new(section: &Section) -> Self {
         let mut header = ["ipc", "method", "runs"].map(str::to_owned).to_vec();
-        header.extend(section.columns.iter().map(|column| column_label(column)));
+        header.extend(section.columns.iter().map(|column| column_heading(&section.attacks, column)));
         let mut notes = Notes::default();
         let rows = section.rows.iter().map(|row| line(section, row, &mut notes)).collect();
         Self { header, rows, notes }

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use crate::{
     Table,
-    columns::{DROP_RATE, DROP_RATE_ATTACK, MEAN_ROBUST, column_label, is_sanity, names, size},
-    stats::SIGNIFICANT,
+    columns::{DROP_RATE, DROP_RATE_ATTACK, MEAN_ROBUST, PAPER_ATTACKS, column_label, names, size},
+    stats::{FEWEST_IMAGES, SIGNIFICANT},
     table::{PlannedRow, Section},
 };
 
@@ -24,6 +24,20 @@ impl Table {
         self.cells().any(|(_, _, cell)| cell.published.is_some())
     }
 
+    /// Which of the paper's five attacks a mean lacks, where it lacks some.
+    fn absent(&self) -> String {
+        let of_section = |section: &Section| {
+            let over = section.averages.get(MEAN_ROBUST)?;
+            let absent = names(PAPER_ATTACKS.into_iter().filter(|attack| !over.iter().any(|used| used == attack)));
+            (!absent.is_empty()).then_some(absent)
+        };
+        let absent: BTreeSet<String> = self.sections.iter().filter_map(of_section).collect();
+        match absent.len() {
+            0 => String::new(),
+            _ => format!(" Not judged here: {}.", absent.into_iter().collect::<Vec<_>>().join("; ")),
+        }
+    }
+
     pub(crate) fn legend(&self, bold: &str) -> Vec<String> {
         let mut lines = vec![
             "Accuracies in percent of all test images, mean ± sample standard deviation over runs. An image that is wrong without an attack counts as not robust.".to_owned(),
@@ -31,12 +45,11 @@ impl Table {
         let shown =
             |column: &str| self.sections.iter().any(|section| section.columns.iter().any(|name| name == column));
         if shown(MEAN_ROBUST) {
-            // The attacks of a section that its mean is over.
-            let averaged = |section: &Section| {
-                names(section.attacks.iter().map(String::as_str).filter(|attack| !is_sanity(attack)))
-            };
-            let averaged: BTreeSet<String> = self.sections.iter().map(averaged).collect();
-            lines.push(format!("mean robust: mean over {}.", averaged.into_iter().collect::<Vec<_>>().join("; ")));
+            let five = names(PAPER_ATTACKS);
+            lines.push(format!(
+                "mean robust: mean over the attacks in parentheses; the paper's are {five}.{}",
+                self.absent()
+            ));
         }
         if shown(DROP_RATE) {
             let attack = column_label(DROP_RATE_ATTACK);
@@ -68,7 +81,7 @@ impl Table {
                 "No row here shares seeds with a row of `{baseline}`, so no difference here is called significant."
             ),
             Some(baseline) => format!(
-                "{bold}: better than `{baseline}` in a paired t-test over seeds with p < {SIGNIFICANT}; ↓: worse by the same test. Not corrected for the number of cells; any other difference is not a finding."
+                "{bold}: better than `{baseline}` by at least {FEWEST_IMAGES} test images, with p < {SIGNIFICANT} in a paired test over seeds and test images together; ↓: worse by the same test. Not corrected for the number of cells; any other difference is not a finding."
             ),
         });
         let changes = self.experiment.iter().flat_map(|experiment| &experiment.changes);

@@ -4,8 +4,8 @@ use maud::{Markup, html};
 
 use crate::{
     columns::{
-        CLEAN, DROP_RATE_ATTACK, MINIMUM, RATIOS, WORST_CASE, column_label, drop_rate_column, fixed, margin_column,
-        size, value,
+        CLEAN, DROP_RATE_ATTACK, MINIMUM, RATIOS, WORST_CASE, column_heading, column_label, drop_rate_column, fixed,
+        margin_column, size, value,
     },
     metrics::MARGIN_QUANTILES,
     render::{Notes, cell_notes, heading, runs},
@@ -52,7 +52,7 @@ pub(super) fn panel_id(section: usize, row: usize) -> String {
 
 /// The rows and columns of a section that Markdown has, too.
 pub(super) fn main_table(at: usize, section: &Section, notes: &mut Notes) -> Markup {
-    let headings: Vec<String> = section.columns.iter().map(|column| column_label(column)).collect();
+    let headings: Vec<String> = section.columns.iter().map(|column| column_heading(&section.attacks, column)).collect();
     let head: Vec<&str> = ["method", "ipc", "runs"].into_iter().chain(headings.iter().map(String::as_str)).collect();
     scroll_table(
         &heading(section),

@@ -5,7 +5,7 @@ use maud::{Markup, html};
 use super::cells::images;
 use crate::{
     Table,
-    columns::{CLEAN, DROP_RATE, DROP_RATE_ATTACK, MEAN_ROBUST, column_label, fixed, is_sanity, size},
+    columns::{CLEAN, DROP_RATE, DROP_RATE_ATTACK, MEAN_ROBUST, column_heading, column_label, fixed, is_sanity, size},
     plot::{self, Axis, Ink, Mark, Plot},
     render::heading,
     table::{Cell, Row, Section},
@@ -168,7 +168,7 @@ fn trade_off(section: &Section, inks: &Inks, on: &dyn Fn(&Row) -> bool) -> Optio
     let column = [MEAN_ROBUST, DROP_RATE_ATTACK].into_iter().find(shown)?;
     let mut rows: Vec<(&Row, &Cell, &Cell)> =
         section.rows.iter().filter_map(|row| Some((row, row.cell(CLEAN)?, row.cell(column)?))).collect();
-    let label = column_label(column);
+    let label = column_heading(&section.attacks, column);
     let x = Axis::round("clean accuracy, %", extent(rows.iter().map(|(_, clean, _)| *clean)), PERCENT);
     let robust = extent(rows.iter().map(|(_, _, robust)| *robust));
     let y = Axis::round(&format!("{label} accuracy, %"), robust, PERCENT);

@@ -6,17 +6,18 @@ use maud::{Markup, html};
 
 use super::cells::{images, scroll_table};
 use crate::{
-    columns::{column_label, fixed, value},
+    columns::{column_heading, column_label, fixed, value},
     render::{heading, setting},
-    table::{Cell, Row, Run, Section},
+    stats::Covers,
+    table::{Cell, Comparison, Row, Run, Section},
 };
 
 /// The panel that opens with each number of a row.
 pub(super) fn provenance(id: &str, section: &Section, row: &Row) -> Markup {
     let compared = row.cells.iter().any(|cell| cell.comparison.is_some());
     let published = row.cells.iter().any(|cell| cell.published.is_some());
-    let mut head = vec!["", "mean", "sd", "95 % interval", "runs"];
-    head.extend(compared.then_some(["against baseline", "p"]).into_iter().flatten());
+    let mut head = vec!["", "mean", "sd", "95 % interval over seeds and images", "runs"];
+    head.extend(compared.then_some(["against baseline", "p over seeds and images"]).into_iter().flatten());
     head.extend(published.then_some("paper"));
     head.push("run by run");
     html! {
@@ -37,7 +38,7 @@ pub(super) fn provenance(id: &str, section: &Section, row: &Row) -> Markup {
             (scroll_table("Numbers of this row", &head, &html! {
                 @for (place, cell) in row.cells.iter().enumerate() {
                     @let said = place > 0 && row.cells[place - 1].caveat == cell.caveat;
-                    (number_line(cell, compared, published, if said { "" } else { &cell.caveat }))
+                    (number_line(section, cell, compared, published, if said { "" } else { &cell.caveat }))
                 }
             }))
             h3 { "Runs" }
@@ -50,23 +51,33 @@ pub(super) fn provenance(id: &str, section: &Section, row: &Row) -> Markup {
     }
 }
 
-fn number_line(cell: &Cell, compared: bool, published: bool, caveat: &str) -> Markup {
+fn number_line(section: &Section, cell: &Cell, compared: bool, published: bool, caveat: &str) -> Markup {
     let value = |number: f64| value(&cell.column, number);
     let dash = || "–".to_owned();
     let number = |number: Option<f64>| number.map_or_else(dash, value);
     let signed = |number: f64| if number > 0.0 { format!("+{}", value(number)) } else { value(number) };
     html! {
         tr data-column=(cell.column) {
-            th scope="row" { (column_label(&cell.column)) }
+            th scope="row" { (column_heading(&section.attacks, &cell.column)) }
             td { (value(cell.summary.mean)) }
             td { (number(cell.summary.sd)) }
-            td { @match cell.summary.ci95 { Some((low, high)) => { (value(low)) " to " (value(high)) }, None => "–" } }
+            td {
+                @match cell.summary.ci95 {
+                    Some((low, high)) => { (value(low)) " to " (value(high)) (only(cell.ci95_covers)) },
+                    None => "–",
+                }
+            }
             td { (cell.summary.n) }
             @if compared {
                 @match &cell.comparison {
                     Some(comparison) => {
                         td { (signed(comparison.difference)) " (" (comparison.n_pairs) " pairs with " (comparison.baseline) ")" }
-                        td { (comparison.p_value.map_or_else(dash, |p| format!("{p:.3}"))) }
+                        td {
+                            @match comparison.p_value {
+                                Some(p) => { (format!("{p:.3}")) (only(comparison.covers)) (errors(comparison)) },
+                                None => "–",
+                            }
+                        }
                     }
                     None => { td { "–" } td { "–" } }
                 }
@@ -85,6 +96,21 @@ fn number_line(cell: &Cell, compared: bool, published: bool, caveat: &str) -> Ma
             }
         }
     }
+}
+
+/// What is said of an interval or p-value that does not cover the test images.
+fn only(covers: Covers) -> &'static str {
+    if covers == Covers::Seeds { " (these test images only)" } else { "" }
+}
+
+/// What a p-value is made of.
+fn errors(comparison: &Comparison) -> String {
+    comparison.errors.map_or_else(String::new, |errors| {
+        format!(
+            "; standard error {:.2} over seeds, {:.2} over images, {:.2} over both",
+            errors.seeds, errors.images, errors.both
+        )
+    })
 }
 
 fn run_block(run: &Run) -> Markup {

@@ -14,7 +14,8 @@ use super::{
 };
 use crate::{
     AttackScore, EvalError, Source,
-    columns::{CLEAN, DROP_RATE, MEAN_ROBUST, size},
+    columns::{CLEAN, DROP_RATE, MEAN_ROBUST, MEAN_ROBUST_AUTOATTACK, averages, size},
+    stats::Covers,
 };
 
 impl Table {
@@ -87,7 +88,7 @@ fn section(
     let mut made = keys.iter().map(|row| make_row(&shared, row, configs)).collect::<Result<Vec<Row>, _>>()?;
     let mut columns = vec![CLEAN.to_owned()];
     columns.extend(attacks.iter().cloned());
-    columns.extend([MEAN_ROBUST, DROP_RATE].map(str::to_owned));
+    columns.extend([MEAN_ROBUST, MEAN_ROBUST_AUTOATTACK, DROP_RATE].map(str::to_owned));
     columns.retain(|column| made.iter().any(|row| row.cell(column).is_some()));
 
     let of_data: BTreeSet<&String> =
@@ -106,6 +107,9 @@ fn section(
             "training settings not compared for {unknown} of {all} attack.json: no run.json beside them"
         ));
     }
+    if let Some(note) = conditional(&made) {
+        notes.push(note);
+    }
     let versions: BTreeSet<String> = files().map(|file| settings::versions(&file.record.versions)).collect();
     if versions.len() > 1 {
         let list = versions.into_iter().collect::<Vec<_>>().join("; ");
@@ -122,6 +126,10 @@ fn section(
         n_test: first.record.n,
         subset: first.record.subset.clone(),
         test_sha256: first.record.test_sha256.clone(),
+        averages: averages(&attacks)
+            .into_iter()
+            .map(|(column, over)| (column.to_owned(), over.into_iter().map(str::to_owned).collect()))
+            .collect(),
         attack_configs: parameters.into_iter().map(|(name, config)| (name.to_owned(), config.clone())).collect(),
         attacks,
         columns,
@@ -170,6 +178,19 @@ fn different_formations(rows: &[(String, &Row, &Runs<'_>)]) -> Option<String> {
     (formations.len() > 1).then(|| {
         let groups: Vec<String> = formations.iter().map(words).collect();
         format!("rows store DIFFERENT numbers of training images per stored image: {}", groups.join("; "))
+    })
+}
+
+/// What is said where outcomes of images are missing.
+fn conditional(rows: &[Row]) -> Option<String> {
+    let compared = || rows.iter().flat_map(|row| &row.cells).filter_map(|cell| cell.comparison.as_ref());
+    let of_seeds = compared().filter(|one| one.covers == Covers::Seeds && one.p_value.is_some()).count();
+    (of_seeds > 0).then(|| {
+        format!(
+            "{of_seeds} of {} comparisons are over seeds for these test images only and get no mark: some attack.json does not hold \
+             the outcome of each image",
+            compared().count()
+        )
     })
 }
 

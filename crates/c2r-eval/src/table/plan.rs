@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     EvalError,
-    columns::{CLEAN, MEAN_ROBUST, is_sanity, names},
+    columns::{CLEAN, MEAN_ROBUST, MEAN_ROBUST_AUTOATTACK, averages, is_sanity, names},
 };
 
 /// Attacks that the field lists in this order; others follow by name.
@@ -169,20 +169,24 @@ impl<'a> Plan<'a> {
         self.scale.filter(|_| planned).map(|scale| scale.seeds.len())
     }
 
-    /// The published number beside ours, `mean` over `attacks`.
+    /// The published number beside ours, whose value is `mean`, in a section with these attacks.
     pub(super) fn published(
         &self,
         section: &SectionKey,
         row: &RowKey,
         column: &str,
-        attacks: &[&str],
+        attacks: &[String],
         mean: f64,
     ) -> Option<PublishedCell> {
+        let averages = averages(attacks);
+        // The attacks that ours is the mean of, where it is a mean.
+        let ours = averages.iter().find(|(name, _)| *name == column).map(|(_, over)| over);
+        let published_column = if ours.is_some() { MEAN_ROBUST } else { column };
         let matches = |number: &&Published| {
             number.dataset == section.dataset
                 && Some(number.ipc) == row.images_per_class
                 && number.method == row.method
-                && number.column == column
+                && number.column == published_column
                 && number.protocol.as_ref().is_none_or(|protocol| *protocol == section.protocol)
                 && (column == CLEAN
                     || section.norm == format!("{:?}", Norm::Linf)
@@ -190,34 +194,50 @@ impl<'a> Plan<'a> {
                         && number.radius().to_bits() == section.epsilon)
         };
         let candidates = || self.experiment.into_iter().flat_map(|experiment| &experiment.published).filter(matches);
-        let over = |number: &&Published| {
+        let is_over = |number: &&Published, ours: &[&str]| {
             let theirs: BTreeSet<&str> = number.over.iter().map(String::as_str).collect();
-            column != MEAN_ROBUST || theirs == attacks.iter().copied().collect()
+            theirs == ours.iter().copied().collect()
         };
-        let (number, same) = match candidates().find(over) {
+        let (number, same) = match candidates().find(|number| ours.is_none_or(|ours| is_over(number, ours))) {
             Some(number) => (number, true),
-            None => (candidates().next()?, false),
+            None => {
+                // A number that belongs to the other mean of the section stands beside that one only.
+                let other = |number: &&Published| averages.iter().any(|(_, over)| is_over(number, over));
+                let number = candidates().find(|number| !other(number)).filter(|_| column != MEAN_ROBUST_AUTOATTACK)?;
+                (number, false)
+            }
         };
         let difference = mean - number.value;
         let chosen = section.selection == Selection::BestTest;
-        let ours = || names(attacks.iter().copied());
+        let other_training = number.protocol.is_none() && !is_natural(&section.protocol);
+        let ours = || names(ours.into_iter().flatten().copied());
         let caveat = if chosen {
             "ours is of the step that the test images chose (best-test)".to_owned()
-        } else if same {
-            String::new()
-        } else if number.over.is_empty() {
+        } else if !same && number.over.is_empty() {
             format!("the paper does not say which attacks its mean is over; ours is over {}", ours())
-        } else {
+        } else if !same {
             format!("the paper's mean is over {}, ours over {}", names(number.over.iter().map(String::as_str)), ours())
+        } else if other_training {
+            "the published number is of natural training (as its drop rate shows), so it stands here for orientation only"
+                .to_owned()
+        } else {
+            String::new()
         };
+        let comparable = same && !chosen && !other_training;
         Some(PublishedCell {
             value: number.value,
             source: number.source.clone(),
             difference,
-            outside_tolerance: self.tolerance.filter(|_| same && !chosen).map(|tolerance| difference.abs() > tolerance),
+            outside_tolerance: self.tolerance.filter(|_| comparable).map(|tolerance| difference.abs() > tolerance),
             caveat,
         })
     }
+}
+
+/// Whether a protocol trains on images without an attack. Published numbers that name no protocol are of such training: their
+/// drop rates are those of natural training (docs/tables.md).
+fn is_natural(protocol: &str) -> bool {
+    ["natural", "dd-robustbench"].contains(&protocol)
 }
 
 /// The norm of the grid, where it is one.

@@ -2,20 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use c2r_attacks::AttackResult;
 use c2r_base::artifact;
 use serde_json::Value;
 
 use super::{
+    compare::{by_seeds, compare, summary},
     group::{Measured, RowKey, Rows, SectionKey, Seeds, from_unknown_data, same, trained_on},
     plan::Plan,
-    schema::{Cell, Comparison, Row, Run},
+    schema::{Cell, Row, Run},
     settings,
     values::{Runs, Values, classes_of, margin_counts, values_of},
 };
 use crate::{
     EvalError, Source,
-    columns::{DROP_RATE, caveat, is_comparable, is_sanity},
-    stats::{self, Summary},
+    columns::{caveat, is_comparable},
 };
 
 /// Note of rows whose sets say nothing of their real training images.
@@ -165,15 +166,9 @@ fn different_sets(runs: &Runs<'_>) -> usize {
     by_seed.values().map(BTreeSet::len).max().unwrap_or(0)
 }
 
-/// The values of a column by the seeds of their runs.
-fn by_seeds(runs: &Runs<'_>, values: &Values) -> BTreeMap<Seeds, f64> {
-    runs.keys().zip(&values.per_run).filter_map(|(&seeds, value)| Some((seeds, (*value)?))).collect()
-}
-
 fn cells(shared: &Shared<'_>, key: &RowKey) -> Vec<Cell> {
     let Shared { plan, section, rows, attacks, .. } = shared;
     let runs = &rows[key];
-    let compared: Vec<&str> = attacks.iter().map(String::as_str).filter(|attack| !is_sanity(attack)).collect();
     let baseline = plan.baseline.filter(|baseline| *baseline != key.method).and_then(|baseline| {
         let candidates = || {
             rows.iter().filter(|(other, _)| other.method == baseline && other.images_per_class == key.images_per_class)
@@ -182,21 +177,22 @@ fn cells(shared: &Shared<'_>, key: &RowKey) -> Vec<Cell> {
         let only = || candidates().next().filter(|_| candidates().count() == 1);
         same_profile.or_else(only).map(|(_, runs)| (baseline, runs, values_of(runs, attacks)))
     });
+    let found: Vec<_> = runs.values().map(contradictions).collect();
     let cell = |(column, values): (String, Values)| {
         let present = by_seeds(runs, &values);
-        let mut summary = Summary::of(&present.values().copied().collect::<Vec<_>>())?;
-        summary.ci95 = Summary::of(&by_unit(&present)).and_then(|units| units.ci95);
+        let (summary, ci95_covers) = summary(&present)?;
         let comparison = baseline.as_ref().filter(|_| is_comparable(&column)).and_then(|(name, runs, theirs)| {
             let (_, theirs) = theirs.iter().find(|(other, _)| *other == column)?;
             compare(name, &column, &present, &by_seeds(runs, theirs))
         });
         Some(Cell {
-            published: plan.published(section, key, &column, &compared, summary.mean),
+            published: plan.published(section, key, &column, attacks, summary.mean),
             summary,
+            ci95_covers,
             values: values.per_run,
             sources: values.sources.into_iter().collect(),
             comparison,
-            flags: flags(runs, &column),
+            flags: flags(runs, &found, &column),
             caveat: caveat(&column).to_owned(),
             column,
         })
@@ -204,41 +200,28 @@ fn cells(shared: &Shared<'_>, key: &RowKey) -> Vec<Cell> {
     values_of(runs, attacks).into_iter().filter_map(cell).collect()
 }
 
-/// Runs of one distilled set are not independent evidence about the method, so they are averaged to one value. Without
-/// a distillation each training is its own unit.
-fn by_unit(values: &BTreeMap<Seeds, f64>) -> Vec<f64> {
-    let mut units: BTreeMap<(bool, u64), Vec<f64>> = BTreeMap::new();
-    for (&(distill, train), &value) in values {
-        units.entry((distill.is_some(), distill.unwrap_or(train))).or_default().push(value);
+/// What the attacks of one run say about each other, over all its files: the names of flags by attack.
+fn contradictions(run: &Measured<'_>) -> BTreeMap<String, BTreeSet<&'static str>> {
+    let results: Vec<AttackResult<'_>> = run
+        .attacks
+        .values()
+        .filter_map(|(entry, _)| AttackResult::of_config(&entry.attack, &entry.config, entry.survivors))
+        .collect();
+    let mut found: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
+    for flag in c2r_attacks::contradictions(&results, run.files[0].record.n) {
+        if let Some(attack) = flag.attack() {
+            found.entry(attack.to_owned()).or_default().insert(flag.name());
+        }
     }
-    units.into_values().map(|unit| unit.iter().sum::<f64>() / unit.len() as f64).collect()
+    found
 }
 
-fn compare(
-    baseline: &str,
-    column: &str,
-    ours: &BTreeMap<Seeds, f64>,
-    theirs: &BTreeMap<Seeds, f64>,
-) -> Option<Comparison> {
-    let pairs = ours.iter().filter_map(|(seeds, value)| Some((*seeds, value - theirs.get(seeds)?))).collect();
-    let units = by_unit(&pairs);
-    let difference = Summary::of(&units)?.mean;
-    let p_value = stats::paired_p_value(&units);
-    Some(Comparison {
-        baseline: baseline.to_owned(),
-        difference,
-        n_pairs: units.len(),
-        p_value,
-        significant: p_value.is_some_and(|p| p < stats::SIGNIFICANT),
-        better: if column.starts_with(DROP_RATE) { difference < 0.0 } else { difference > 0.0 },
-    })
-}
-
-/// `zero-gradient (2 of 3 runs)`, ...
-fn flags(runs: &Runs<'_>, attack: &str) -> Vec<String> {
+/// `zero-gradient (2 of 3 runs)`, ...: what the files say, and what their results say together.
+fn flags(runs: &Runs<'_>, found: &[BTreeMap<String, BTreeSet<&'static str>>], attack: &str) -> Vec<String> {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    for run in runs.values() {
-        for flag in run.attacks.get(attack).iter().flat_map(|(entry, _)| &entry.flags).collect::<BTreeSet<_>>() {
+    for (run, found) in runs.values().zip(found) {
+        let said = run.attacks.get(attack).into_iter().flat_map(|(entry, _)| &entry.flags).map(String::as_str);
+        for flag in said.chain(found.get(attack).into_iter().flatten().copied()).collect::<BTreeSet<_>>() {
             *counts.entry(flag).or_default() += 1;
         }
     }

@@ -7,7 +7,7 @@ use c2r_experiment::{Selection, Subset};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::stats::Summary;
+use crate::stats::{Covers, Summary};
 
 /// Everything that `table.json` holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -96,6 +96,9 @@ pub struct Section {
     pub test_sha256: String,
     /// Attacks in the order of their columns; sanity floors are last.
     pub attacks: Vec<String>,
+    /// The attacks that each column of a mean robust accuracy is over.
+    #[serde(default)]
+    pub averages: BTreeMap<String, Vec<String>>,
     /// Parameters of each attack.
     pub attack_configs: BTreeMap<String, Value>,
     /// The columns that Markdown and terminal show; the other cells are in CSV and JSON.
@@ -183,6 +186,9 @@ pub struct Cell {
     pub column: String,
     /// Over runs. The interval is over independent units: runs that share a distilled set are averaged first.
     pub summary: Summary,
+    /// What the interval speaks about.
+    #[serde(default)]
+    pub ci95_covers: Covers,
     /// One value per run of [`Row::runs`]; `None` where it is missing or undefined.
     pub values: Vec<Option<f64>>,
     /// The `attack.json` files it was computed from.
@@ -224,12 +230,40 @@ pub struct Comparison {
     pub difference: f64,
     /// Number of pairs; runs that share a distilled set count once.
     pub n_pairs: usize,
-    /// Two-sided p-value of the paired t-test; `None` where it cannot be computed.
+    /// What the p-value speaks about.
+    #[serde(default)]
+    pub covers: Covers,
+    /// Two-sided p-value of the paired differences: over seeds and test images ([`crate::stats::Crossed`]) where every run
+    /// kept the outcome of each image, else [`Comparison::p_value_seeds`]. `None` where it cannot be computed.
     pub p_value: Option<f64>,
-    /// Whether the p-value is below [`crate::stats::SIGNIFICANT`].
+    /// Two-sided p-value of the paired t-test over seeds, for these test images only.
+    #[serde(default)]
+    pub p_value_seeds: Option<f64>,
+    /// Standard errors of the difference; `None` without outcomes per image.
+    #[serde(default)]
+    pub errors: Option<Errors>,
+    /// The size of the difference in test images: how many would have to come out differently, at least.
+    #[serde(default)]
+    pub images: Option<f64>,
+    /// Whether the p-value covers seeds and test images and is below [`crate::stats::SIGNIFICANT`], and the difference is
+    /// worth [`crate::stats::FEWEST_IMAGES`] test images or more.
     pub significant: bool,
     /// Whether the difference is in the good direction.
     pub better: bool,
+}
+
+/// Standard errors of a difference, percentage points.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Errors {
+    /// Over seeds, for these test images.
+    pub seeds: f64,
+    /// Over test images, for these seeds.
+    pub images: f64,
+    /// Over both.
+    pub both: f64,
+    /// Degrees of freedom of `both`.
+    pub freedom: f64,
 }
 
 /// A row of the grid.

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ndarray::ArrayView1;
+use ndarray::{Array1, ArrayView1};
 
 use super::group::{Measured, Seeds};
 use crate::{
     AttackScore, Source,
-    columns::{CLEAN, MEAN_ROBUST, MINIMUM, RATIOS, WORST_CASE, drop_rate_column, is_sanity, margin_column},
+    columns::{CLEAN, MINIMUM, RATIOS, WORST_CASE, averages, counted, drop_rate_column, is_sanity, margin_column},
     metrics,
+    record::count,
     stats::Summary,
 };
 
@@ -19,7 +20,15 @@ pub(super) type Runs<'a> = BTreeMap<Seeds, Measured<'a>>;
 #[derive(Default)]
 pub(super) struct Values {
     pub(super) per_run: Vec<Option<f64>>,
+    /// What each test image adds to a run's value, where its outcome was kept: their mean is the value.
+    pub(super) per_image: Vec<Option<Vec<f64>>>,
     pub(super) sources: BTreeSet<String>,
+}
+
+/// A number of one run, and what each test image adds to it.
+struct Number {
+    value: f64,
+    images: Option<Vec<f64>>,
 }
 
 /// The columns of a row in the order in which they first got a value.
@@ -28,17 +37,20 @@ struct Columns(Vec<(String, Values)>);
 
 impl Columns {
     /// The value of the run at `position`, computed from `files`.
-    fn put(&mut self, position: usize, column: &str, value: Option<f64>, files: &[&Source]) {
+    fn put(&mut self, position: usize, column: &str, number: Option<Number>, files: &[&Source]) {
         let at = self.0.iter().position(|(name, _)| name == column).unwrap_or_else(|| {
             self.0.push((column.to_owned(), Values::default()));
             self.0.len() - 1
         });
         let values = &mut self.0[at].1;
         values.per_run.resize(position, None);
-        values.per_run.push(value);
-        if value.is_some() {
+        values.per_image.resize(position, None);
+        if number.is_some() {
             values.sources.extend(files.iter().map(|file| file.path.clone()));
         }
+        let (value, images) = number.map_or((None, None), |Number { value, images }| (Some(value), images));
+        values.per_run.push(value);
+        values.per_image.push(images);
     }
 }
 
@@ -46,78 +58,142 @@ impl Columns {
 pub(super) fn values_of(runs: &Runs<'_>, attacks: &[String]) -> Vec<(String, Values)> {
     let mut columns = Columns::default();
     for (position, run) in runs.values().enumerate() {
-        accuracies(run, attacks, &mut |column, value, files| columns.put(position, column, value, files));
+        accuracies(run, attacks, &mut |column, number, files| columns.put(position, column, number, files));
     }
     for (position, run) in runs.values().enumerate() {
         for (attack, margins) in margins_of(run, attacks) {
             let file = run.attacks.get(attack).map_or(run.files[0], |(_, source)| source);
             for (part, value) in metrics::MARGIN_QUANTILES.into_iter().zip(metrics::margin_quantiles(margins)) {
-                columns.put(position, &margin_column(part, attack), Some(value), &[file]);
+                let number = Number { value, images: None };
+                columns.put(position, &margin_column(part, attack), Some(number), &[file]);
             }
         }
     }
     let mut columns = columns.0;
-    columns.iter_mut().for_each(|(_, values)| values.per_run.resize(runs.len(), None));
+    for (_, values) in &mut columns {
+        values.per_run.resize(runs.len(), None);
+        values.per_image.resize(runs.len(), None);
+    }
     columns
 }
 
-/// Takes a column's name, its value and the files that it was computed from.
-type Put<'a> = dyn FnMut(&str, Option<f64>, &[&Source]) + 'a;
+/// Takes a column's name, its number and the files that it was computed from.
+type Put<'a> = dyn FnMut(&str, Option<Number>, &[&Source]) + 'a;
+
+/// The outcomes of one run without an attack or under one, as percentages.
+#[derive(Clone)]
+struct Outcomes {
+    percent: f64,
+    /// 100 for an image that is right, 0 for one that is wrong.
+    images: Option<Vec<f64>>,
+}
+
+impl Outcomes {
+    fn new(count: usize, n: usize, right: Option<&Array1<bool>>) -> Self {
+        let images = right.map(|right| right.iter().map(|&right| if right { 100.0 } else { 0.0 }).collect());
+        // Counted, so that 24 of 100 images are 24 and not 24.000000000000004.
+        Self { percent: 100.0 * count as f64 / n as f64, images }
+    }
+
+    fn under(entry: &AttackScore) -> Self {
+        Self::new(entry.survivors, entry.n, entry.survived.as_ref())
+    }
+
+    fn mean(all: &[Self]) -> Self {
+        let n = all.len() as f64;
+        let images: Option<Vec<&Vec<f64>>> = all.iter().map(|one| one.images.as_ref()).collect();
+        let mean_of = |images: &[&Vec<f64>], at: usize| images.iter().map(|one| one[at]).sum::<f64>() / n;
+        Self {
+            percent: all.iter().map(|one| one.percent).sum::<f64>() / n,
+            images: images.map(|images| (0..images[0].len()).map(|at| mean_of(&images, at)).collect()),
+        }
+    }
+
+    /// Those of the attack that does the most harm; `None` if there is none.
+    fn minimum(all: &[Self]) -> Option<Self> {
+        all.iter().min_by(|a, b| a.percent.total_cmp(&b.percent)).cloned()
+    }
+
+    fn number(self) -> Number {
+        Number { value: self.percent, images: self.images }
+    }
+}
+
+/// A number that is computed from `parts`, each with its derivative there: an image adds to it what it adds to the parts (the
+/// delta method).
+fn derived(value: Option<f64>, parts: &[(f64, &Outcomes)]) -> Option<Number> {
+    let value = value?;
+    let all: Option<Vec<(f64, f64, &Vec<f64>)>> =
+        parts.iter().map(|(slope, part)| Some((*slope, part.percent, part.images.as_ref()?))).collect();
+    let of_image = |parts: &[(f64, f64, &Vec<f64>)], at: usize| {
+        value + parts.iter().map(|(slope, mean, images)| slope * (images[at] - mean)).sum::<f64>()
+    };
+    let images = all.map(|parts| (0..parts[0].2.len()).map(|at| of_image(&parts, at)).collect());
+    Some(Number { value, images })
+}
 
 /// Everything of one run that is in percent.
 fn accuracies(run: &Measured<'_>, attacks: &[String], put: &mut Put<'_>) {
     let record = &run.files[0].record;
-    let clean = record.clean_accuracy;
-    put(CLEAN, Some(percent((clean * record.n as f64).round() as usize, record.n)), &run.files[..1]);
+    let right = record.samples.as_ref().map(|samples| &samples.clean);
+    let clean = Outcomes::new((record.clean_accuracy * record.n as f64).round() as usize, record.n, right);
+    put(CLEAN, Some(clean.clone().number()), &run.files[..1]);
     // An attack named like a column of ours would replace it.
     for attack in attacks.iter().filter(|attack| *attack != CLEAN) {
         match run.attacks.get(attack.as_str()) {
-            Some((entry, source)) => put(attack, Some(percent(entry.survivors, entry.n)), &[source]),
+            Some((entry, source)) => put(attack, Some(Outcomes::under(entry).number()), &[source]),
             None => put(attack, None, &[]),
         }
     }
-    let compared: Vec<&String> = attacks.iter().filter(|attack| !is_sanity(attack)).collect();
-    let all: Option<Vec<&AttackScore>> =
-        compared.iter().map(|attack| run.attacks.get(attack.as_str()).map(|(entry, _)| *entry)).collect();
-    let all = all.filter(|all| !all.is_empty());
-    let mean = |all: &Vec<&AttackScore>, of: fn(&AttackScore) -> f64| {
-        all.iter().map(|entry| of(entry)).sum::<f64>() / all.len() as f64
+    let entries = |names: &[&str]| -> Option<Vec<&AttackScore>> {
+        names.iter().map(|&attack| run.attacks.get(attack).map(|(entry, _)| *entry)).collect()
     };
-    let minimum = |all: &Vec<&AttackScore>, of: fn(&AttackScore) -> f64| {
-        all.iter().map(|entry| of(entry)).fold(f64::INFINITY, f64::min)
-    };
-    let points = |entry: &AttackScore| percent(entry.survivors, entry.n);
-    put(MEAN_ROBUST, all.as_ref().map(|all| mean(all, points)), &run.files);
-    put(MINIMUM, all.as_ref().map(|all| minimum(all, points)), &run.files);
+    for (column, over) in averages(attacks) {
+        let all = entries(&over).map(|all| all.into_iter().map(Outcomes::under).collect::<Vec<_>>());
+        put(column, all.map(|all| Outcomes::mean(&all).number()), &run.files);
+    }
+    let counted = counted(attacks);
+    let all = entries(&counted).filter(|all| !all.is_empty());
+    let outcomes: Vec<Outcomes> = all.iter().flatten().map(|entry| Outcomes::under(entry)).collect();
+    let minimum = Outcomes::minimum(&outcomes);
+    put(MINIMUM, minimum.clone().map(Outcomes::number), &run.files);
     let worst = all.as_ref().and_then(|all| metrics::worst_case(record, all));
-    put(WORST_CASE, worst.map(|worst| 100.0 * worst), &run.files);
-    for attack in &compared {
+    put(WORST_CASE, worst.map(|worst| Outcomes::new(count(worst.view()), record.n, Some(&worst)).number()), &run.files);
+    for attack in attacks.iter().filter(|attack| !is_sanity(attack)) {
+        let column = drop_rate_column(attack);
         match run.attacks.get(attack.as_str()) {
             Some((entry, source)) => {
-                put(&drop_rate_column(attack), metrics::drop_rate(clean, entry.robust_accuracy), &[source]);
+                let (a, robust) = (clean.percent, Outcomes::under(entry));
+                let slopes = [(100.0 * robust.percent / a.powi(2), &clean), (-100.0 / a, &robust)];
+                let rate = metrics::drop_rate(record.clean_accuracy, entry.robust_accuracy);
+                put(&column, derived(rate, &slopes), &[source]);
             }
-            None => put(&drop_rate_column(attack), None, &[]),
+            None => put(&column, None, &[]),
         }
     }
     // With a single attack the mean is the minimum and the ratios say nothing.
-    let ratios = all.filter(|all| all.len() > 1).map(|all| {
-        let robust = |entry: &AttackScore| entry.robust_accuracy;
-        let seconds = |entry: &AttackScore| entry.seconds;
+    let ratios = all.filter(|all| all.len() > 1).zip(minimum).map(|(all, minimum)| {
+        let mean = Outcomes::mean(&outcomes);
+        let (a, u, v) = (clean.percent, clean.percent - mean.percent, clean.percent - minimum.percent);
+        let rr_slopes = [((u - v) / v.powi(2), &clean), (1.0 / v, &mean), (-u / v.powi(2), &minimum)];
+        let rr_slopes = rr_slopes.map(|(slope, part)| (100.0 * slope, part));
+        let irr_slopes =
+            [((2.0 * u * v / a - u - v) / a.powi(2), &clean), (v / a.powi(2), &mean), (u / a.powi(2), &minimum)];
+        let irr_slopes = irr_slopes.map(|(slope, part)| (100.0 * slope, part));
+        let mean_of = |of: fn(&AttackScore) -> f64| all.iter().map(|entry| of(entry)).sum::<f64>() / all.len() as f64;
+        let least = all.iter().map(|entry| entry.robust_accuracy).fold(f64::INFINITY, f64::min);
+        let parts = (record.clean_accuracy, mean_of(|entry| entry.robust_accuracy), least);
+        let rr = metrics::robustness_ratio(parts.0, parts.1, parts.2);
+        let irr = metrics::improved_robustness_ratio(parts.0, parts.1, parts.2);
         let longest = all.iter().map(|entry| entry.seconds).fold(0.0, f64::max);
-        let rr = metrics::robustness_ratio(clean, mean(&all, robust), minimum(&all, robust));
-        let irr = metrics::improved_robustness_ratio(clean, mean(&all, robust), minimum(&all, robust));
-        let ae = metrics::attack_efficiency(mean(&all, seconds), record.clean_seconds, longest);
+        let ae = metrics::attack_efficiency(mean_of(|entry| entry.seconds), record.clean_seconds, longest);
         let index = |ratio: Option<f64>| Some(metrics::comprehensive_index(ratio?, ae?));
-        [rr, irr, ae, index(rr), index(irr)]
+        let of_times = |value: Option<f64>| value.map(|value| Number { value, images: None });
+        [derived(rr, &rr_slopes), derived(irr, &irr_slopes), of_times(ae), of_times(index(rr)), of_times(index(irr))]
     });
-    for (column, value) in RATIOS.into_iter().zip(ratios.unwrap_or_default()) {
-        put(column, value, &run.files);
+    for (column, number) in RATIOS.into_iter().zip(ratios.unwrap_or_default()) {
+        put(column, number, &run.files);
     }
-}
-
-/// Counted, so that 24 of 100 images are 24 and not 24.000000000000004.
-fn percent(count: usize, n: usize) -> f64 {
-    100.0 * count as f64 / n as f64
 }
 
 /// The margins that a run kept: without an attack ([`CLEAN`]) and under each.

@@ -1,5 +1,6 @@
 //! One binary, because each links libtorch.
 
+mod errors;
 mod report;
 mod rows;
 mod table;

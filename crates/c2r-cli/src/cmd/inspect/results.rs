@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use c2r_eval::{
     AttackRecord, Table,
-    table::{CLEAN, MEAN_ROBUST},
+    table::{CLEAN, MEAN_ROBUST, MEAN_ROBUST_AUTOATTACK},
 };
 use c2r_experiment::Subject;
 use c2r_files::read_json;
@@ -79,8 +79,10 @@ fn table(report: &mut Report, path: &Path) -> anyhow::Result<()> {
         let of = format!("{}, {}, {model}, {threat}, {images}", section.dataset, section.protocol);
         report.line("section", of);
         for row in &section.rows {
-            let main =
-                |column: &str| [CLEAN, MEAN_ROBUST].contains(&column) || section.attacks.iter().any(|a| a == column);
+            let main = |column: &str| {
+                [CLEAN, MEAN_ROBUST, MEAN_ROBUST_AUTOATTACK].contains(&column)
+                    || section.attacks.iter().any(|attack| attack == column)
+            };
             let cells: Vec<String> = row
                 .cells
                 .iter()
