@@ -40,7 +40,7 @@ impl Table {
 
     pub(crate) fn legend(&self, bold: &str) -> Vec<String> {
         let mut lines = vec![
-            "Accuracies in percent of all test images, mean ± sample standard deviation over runs. An image that is wrong without an attack counts as not robust.".to_owned(),
+            "Accuracies in percent of all judged test images, mean ± sample standard deviation over runs. An image that is wrong without an attack counts as not robust.".to_owned(),
         ];
         let shown =
             |column: &str| self.sections.iter().any(|section| section.columns.iter().any(|name| name == column));
