@@ -62,7 +62,8 @@ impl FileKind {
     pub fn of(path: &Path) -> Result<Self, DataError> {
         let mut start = Vec::new();
         open(path)?.take(16).read_to_end(&mut start).map_err(DataError::io(path))?;
-        let first_text = start.iter().find(|byte| !byte.is_ascii_whitespace());
+        let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&start);
+        let first_text = text.iter().find(|byte| !byte.is_ascii_whitespace());
         Ok(match &start[..] {
             [] => Self::Empty,
             [b'P', b'K', ..] => Self::of_zip(&open_zip(path)?),

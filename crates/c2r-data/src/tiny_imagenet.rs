@@ -35,7 +35,16 @@ pub(crate) fn load(
     let val = folder.join("val");
     let is_sorted = !val.join("images").is_dir() && spec.wnids.iter().any(|id| val.join(id).is_dir());
     let annotations = Annotations::read(&val.join("val_annotations.txt"), &spec.wnids, is_sorted)?;
-    let val = if is_sorted { sorted(&spec, &val, &annotations, &mut survey) } else { annotations.listing(&val) }?;
+    let val = if is_sorted {
+        sorted(&spec, &val, &annotations, &mut survey)?
+    } else {
+        let listing = annotations.listing(&val)?;
+        let n_unlisted = survey.images(&val.join("images"))?.len().saturating_sub(listing.paths.len());
+        if n_unlisted > 0 {
+            notes.push(format!("{}: {n_unlisted} images in val/images are not in val_annotations.txt", spec.name));
+        }
+        listing
+    };
     notes.extend(survey.finish()?.map(|note| format!("{}: {note}", spec.name)));
     dataset::note_subset(&mut notes, &spec, train.paths.len(), val.paths.len());
     let size = Size::Exact(spec.height as u32, spec.width as u32);

@@ -167,6 +167,22 @@ fn kinds_are_told_by_content() {
     }
 }
 
+/// A byte order mark before JSON changes nothing.
+#[test]
+fn json_is_told_by_its_first_letter() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.json");
+    for (bytes, kind) in [
+        (&b"\n {}"[..], FileKind::Json),
+        (b"\xef\xbb\xbf{}", FileKind::Json),
+        (b"\xef\xbb{}", FileKind::Other),
+        (b"\xef\xbb\xbf", FileKind::Other),
+    ] {
+        fs::write(&path, bytes).unwrap();
+        assert_eq!(FileKind::of(&path).unwrap(), kind, "{bytes:?}");
+    }
+}
+
 #[test]
 fn an_empty_file_is_said_to_be_empty() {
     let folder = tempfile::tempdir().unwrap();

@@ -249,6 +249,15 @@ fn tiny_imagenet_with_sorted_validation_images() {
     );
 }
 
+#[test]
+fn validation_images_without_a_label_are_named() {
+    let folder = tiny_imagenet();
+    save(folder.path().join("tiny-imagenet-200/val/images/val_7.JPEG"), &picture(64, 64, 9), ImageFormat::Png);
+    let data = load("tiny-imagenet", Some(folder.path())).unwrap();
+    assert_eq!(data.test.len(), 2);
+    assert_eq!(data.notes[1], "tiny-imagenet: 1 images in val/images are not in val_annotations.txt");
+}
+
 /// Editors of some systems begin a text with a mark.
 #[test]
 fn byte_order_marks_are_no_text() {
