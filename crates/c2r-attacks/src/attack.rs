@@ -96,6 +96,8 @@ pub struct Perturbed {
     pub queries: Vec<u64>,
     /// What the whole batch cost.
     pub passes: Passes,
+    /// Whether a gradient of each sample had values that were NaN or infinite and were replaced ([`crate::Oracle`]).
+    pub repaired: Vec<bool>,
 }
 
 /// Kinds of attacks.

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use c2r_base::{ClassifierError, ImageError, Norm};
+use c2r_base::{ClassifierError, Epsilon, ImageError, Norm, grad::GradientError};
 use tch::Kind;
 
 /// Why a configuration cannot work.
@@ -52,6 +52,18 @@ pub enum ConfigError {
     UnsupportedGoal {
         /// Which attack.
         attack: String,
+    },
+    /// A ball that holds every image.
+    #[error(
+        "a radius of {epsilon} reaches every image: two images of this size are at most {diameter} apart in {norm}, with pixels in [0, 1]"
+    )]
+    EpsilonCoversAll {
+        /// The radius, pixel units.
+        epsilon: Epsilon,
+        /// The norm.
+        norm: Norm,
+        /// The largest distance of two images, pixel units.
+        diameter: f64,
     },
     /// A loss with a denominator of more logits than there are.
     #[error("attack `{attack}` needs a model with {needed} classes or more, this one has {classes}")]
@@ -110,6 +122,36 @@ pub enum AttackError {
         sample: u64,
         /// What was running.
         attack: String,
+    },
+    /// NaN or infinity at a point outside `[0, 1]`, where some attacks take gradients.
+    #[error(
+        "the model's logits for sample {sample} are not finite outside [0, 1], where `{attack}` takes a gradient, as its paper does: write images.clamp(0, 1) at the start of the model's forward, or use an attack that stays inside, such as pgd"
+    )]
+    NonFiniteOutside {
+        /// Id of the first offending sample.
+        sample: u64,
+        /// What was running.
+        attack: String,
+    },
+    /// The gradient of a sample is NaN in every value: it has no direction.
+    #[error(
+        "the model's gradient for sample {sample} is NaN in every pixel (during `{attack}`), so no attack can follow it; sqrt, log, norm and powers have none at 0: write (x + 1e-12).sqrt() in Python"
+    )]
+    NonFiniteGradient {
+        /// Id of the first offending sample.
+        sample: u64,
+        /// What was running.
+        attack: String,
+    },
+    /// The outputs cannot be differentiated.
+    #[error(
+        "`{attack}` needs the gradient of the model: {source}; use attacks that need none (square, noise), or export the model without no_grad, detach, argmax and round"
+    )]
+    NoGradient {
+        /// What was running.
+        attack: String,
+        /// What is missing.
+        source: GradientError,
     },
     /// Not `[N, K]` with at least two classes.
     #[error("the model must return logits of shape [{rows}, K] with K of 2 or more, got {got:?}")]

@@ -1,5 +1,6 @@
 //! Attacks a model on labelled images and judges what comes back.
 
+mod bounds;
 mod contradictions;
 mod driver;
 mod event;

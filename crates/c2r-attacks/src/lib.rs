@@ -45,6 +45,7 @@
 //! and it has the right version of both.
 
 mod active;
+mod aims;
 mod attack;
 mod attacks;
 mod draws;

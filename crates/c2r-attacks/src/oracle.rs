@@ -1,11 +1,22 @@
 //! How an attack asks the model.
 
-use c2r_base::{Classifier, ClassifierError, Passes, grad::try_input_gradient};
+use c2r_base::{
+    Classifier, ClassifierError, Passes,
+    grad::{GradientError, try_gradient},
+};
 use tch::{Kind, Tensor};
 
-use crate::{attack::Perturbed, error::AttackError};
+use crate::{
+    active::{per_image, positions},
+    attack::Perturbed,
+    error::AttackError,
+};
 
 /// The model as an attack sees it: counts passes, refuses logits that are not finite, and names the sample in errors.
+///
+/// The model gets a copy of every batch, which it may change. In gradients, NaN becomes 0 and infinity the largest finite
+/// size of the image, and the sample is remembered ([`Perturbed::repaired`]): one NaN would spread over an image by its
+/// length or mean. A gradient that is NaN everywhere is an error.
 ///
 /// `rows` says which sample of the batch each image of a pass belongs to: `0..N` for one image per sample, fewer where
 /// some samples are done, the same sample several times where several images of it are tried at once.
@@ -45,6 +56,7 @@ pub struct Oracle<'a> {
     ids: &'a [u64],
     queries: Vec<u64>,
     passes: Passes,
+    repaired: Vec<bool>,
 }
 
 /// A gradient, and what the pass before it returned.
@@ -61,65 +73,111 @@ pub struct LossGradient {
 impl<'a> Oracle<'a> {
     /// * `attack`: its name, for errors; `ids`: those of the batch ([`crate::AttackBatch::ids`]).
     pub fn new(model: &'a dyn Classifier, attack: &'a str, ids: &'a [u64]) -> Self {
-        Self { model, attack, ids, queries: vec![0; ids.len()], passes: Passes::default() }
+        let (queries, repaired) = (vec![0; ids.len()], vec![false; ids.len()]);
+        Self { model, attack, ids, queries, passes: Passes::default(), repaired }
     }
 
     /// Logits of `images`, f32 `[rows, K]`, without gradient; row r belongs to sample `rows[r]` of the batch.
     ///
     /// # Errors
-    /// [`AttackError::Model`], [`AttackError::LogitsShape`] or [`AttackError::NonFiniteLogits`].
+    /// [`AttackError::Model`], [`AttackError::LogitsShape`], [`AttackError::LogitsKind`],
+    /// [`AttackError::NonFiniteLogits`] or [`AttackError::NonFiniteOutside`].
     pub fn logits(&mut self, images: &Tensor, rows: &[usize]) -> Result<Tensor, AttackError> {
+        Ok(self.logits_and_copy(images, rows)?.0)
+    }
+
+    /// [`Oracle::logits`], and the copy of the images that the model was given, as it left it.
+    pub(crate) fn logits_and_copy(&mut self, images: &Tensor, rows: &[usize]) -> Result<(Tensor, Tensor), AttackError> {
         let _no_grad = tch::no_grad_guard();
-        let logits = self.model.logits(images).map_err(|error| self.model_failed(rows, error))?;
-        self.check(&logits, rows)?;
-        Ok(logits)
+        let given = images.copy();
+        let logits = self.model.logits(&given).map_err(|error| self.model_failed(rows, error))?;
+        self.check(images, &logits, rows)?;
+        Ok((logits, given))
     }
 
     /// Gradient of the summed `loss(images, logits)`, one loss per row, with respect to the images.
     ///
     /// # Errors
-    /// As [`Oracle::logits`].
+    /// As [`Oracle::logits`] and [`Oracle::backward`].
     pub fn gradient(
         &mut self,
         images: &Tensor,
         rows: &[usize],
         loss: impl FnOnce(&Tensor, &Tensor) -> Tensor,
     ) -> Result<LossGradient, AttackError> {
-        let mut logits = None;
-        let (gradient, losses) = try_input_gradient(images, |x| {
-            let tracked = self.model.logits(x).map_err(|error| self.model_failed(rows, error))?;
-            let losses = loss(x, &tracked);
-            logits = Some(tracked.detach());
-            Ok::<_, AttackError>(losses)
-        })?;
-        let logits = logits.expect("the loss is computed once");
-        self.check(&logits, rows)?;
-        self.passes += Passes::backward(rows.len() as u64);
-        Ok(LossGradient { gradient, losses, logits })
+        let (x, logits) = self.tracked(images, rows)?;
+        // The loss may depend on the images in another way.
+        if !logits.requires_grad() {
+            let (attack, source) = (self.attack.to_owned(), GradientError::Untracked);
+            return Err(AttackError::NoGradient { attack, source });
+        }
+        let losses = tch::with_grad(|| loss(&x, &logits));
+        let gradient = self.backward(&losses, &x, rows, false)?;
+        Ok(LossGradient { gradient, losses: losses.detach(), logits: logits.detach() })
     }
 
     /// Logits through which gradients flow to a tracked copy of `images`, for attacks that differentiate several
-    /// outputs of one pass: the copy and the logits. Such an attack counts its backward passes with
-    /// [`Oracle::count_backward`].
+    /// outputs of one pass with [`Oracle::backward`]: the copy and the logits.
     ///
     /// # Errors
     /// As [`Oracle::logits`].
     pub fn tracked(&mut self, images: &Tensor, rows: &[usize]) -> Result<(Tensor, Tensor), AttackError> {
         let x = images.detach().set_requires_grad(true);
-        let logits = tch::with_grad(|| self.model.logits(&x)).map_err(|error| self.model_failed(rows, error))?;
-        self.check(&logits.detach(), rows)?;
+        let logits = tch::with_grad(|| self.model.logits(&x.copy())).map_err(|error| self.model_failed(rows, error))?;
+        self.check(images, &logits.detach(), rows)?;
         Ok((x, logits))
     }
 
-    /// Counts `calls` backward passes of `rows` images each.
-    pub fn count_backward(&mut self, rows: usize, calls: u64) {
-        self.passes.backward_calls += calls;
-        self.passes.backward_images += rows as u64 * calls;
+    /// Gradient of the summed `values` with respect to `x`, both of [`Oracle::tracked`]; `keep_graph` if it is not the
+    /// last one of this pass.
+    ///
+    /// # Errors
+    /// [`AttackError::NoGradient`], [`AttackError::NonFiniteGradient`], or [`AttackError::Model`] if the backward pass
+    /// fails.
+    pub fn backward(
+        &mut self,
+        values: &Tensor,
+        x: &Tensor,
+        rows: &[usize],
+        keep_graph: bool,
+    ) -> Result<Tensor, AttackError> {
+        let sum = tch::with_grad(|| values.sum(values.kind()));
+        let gradient = try_gradient(&sum, x, keep_graph).map_err(|error| match error {
+            GradientError::Failed(_) => self.model_failed(rows, ClassifierError::new(error)),
+            source => AttackError::NoGradient { attack: self.attack.to_owned(), source },
+        })?;
+        self.passes += Passes::backward(rows.len() as u64);
+        self.repair(gradient, rows)
+    }
+
+    /// The gradient without NaN and infinity.
+    fn repair(&mut self, gradient: Tensor, rows: &[usize]) -> Result<Tensor, AttackError> {
+        // NaN and infinity survive a sum; one that overflows is looked at more closely.
+        if gradient.sum(Kind::Float).double_value(&[]).is_finite() {
+            return Ok(gradient);
+        }
+        let _no_grad = tch::no_grad_guard();
+        let in_rows = |mask: &Tensor| positions(&mask.flatten(1, -1).any_dim(1, false));
+        let (is_finite, is_nan) = (gradient.isfinite(), gradient.isnan());
+        let with_direction = in_rows(&is_nan.logical_not());
+        if let Some(lost) = (0..rows.len()).find(|row| with_direction.binary_search(row).is_err()) {
+            return Err(AttackError::NonFiniteGradient {
+                sample: self.ids[rows[lost]],
+                attack: self.attack.to_owned(),
+            });
+        }
+        for row in in_rows(&is_finite.logical_not()) {
+            self.repaired[rows[row]] = true;
+        }
+        let finite = gradient.masked_fill(&is_finite.logical_not(), 0.0);
+        let largest = finite.flatten(1, -1).abs().amax([1i64].as_slice(), false);
+        let largest = per_image(&largest.masked_fill(&largest.eq(0.0), 1.0));
+        Ok(finite + gradient.masked_fill(&is_nan.logical_or(&is_finite), 0.0).sign() * largest)
     }
 
     /// The proposal `images`, f32 `[N, C, H, W]`, with what it cost.
     pub fn finish(self, images: Tensor) -> Perturbed {
-        Perturbed { images, queries: self.queries, passes: self.passes }
+        Perturbed { images, queries: self.queries, passes: self.passes, repaired: self.repaired }
     }
 
     fn model_failed(&self, rows: &[usize], source: ClassifierError) -> AttackError {
@@ -128,7 +186,7 @@ impl<'a> Oracle<'a> {
     }
 
     /// Counts a forward pass and checks what came out.
-    fn check(&mut self, logits: &Tensor, rows: &[usize]) -> Result<(), AttackError> {
+    fn check(&mut self, images: &Tensor, logits: &Tensor, rows: &[usize]) -> Result<(), AttackError> {
         self.passes += Passes::forward(rows.len() as u64);
         for &row in rows {
             self.queries[row] += 1;
@@ -137,8 +195,18 @@ impl<'a> Oracle<'a> {
         if size.len() != 2 || size[0] != rows.len() as i64 || size[1] < 2 {
             return Err(AttackError::LogitsShape { rows: rows.len() as i64, got: size });
         }
+        if logits.kind() != Kind::Float {
+            return Err(AttackError::LogitsKind(logits.kind()));
+        }
         if let Some(row) = first_not_finite(logits) {
-            return Err(AttackError::NonFiniteLogits { sample: self.ids[rows[row]], attack: self.attack.to_owned() });
+            let (sample, attack) = (self.ids[rows[row]], self.attack.to_owned());
+            let image = images.get(row as i64);
+            let is_outside = image.min().double_value(&[]) < 0.0 || image.max().double_value(&[]) > 1.0;
+            return Err(if is_outside {
+                AttackError::NonFiniteOutside { sample, attack }
+            } else {
+                AttackError::NonFiniteLogits { sample, attack }
+            });
         }
         Ok(())
     }

@@ -51,14 +51,18 @@ pub struct TensorFile {
     pub header: BTreeMap<String, String>,
     /// Tensors on the CPU, sorted by name.
     pub tensors: BTreeMap<String, Tensor>,
+    /// Tensors of a file whose dtype c2r does not read, such as masks of BOOL: dtype and shape, sorted by name. They are
+    /// not written.
+    pub unread: BTreeMap<String, String>,
 }
 
 impl TensorFile {
     /// Reads a safetensors file.
     ///
     /// # Errors
-    /// [`ArtifactError::Io`] if the file cannot be read, [`ArtifactError::Format`] if it is cut short,
-    /// not safetensors, or holds a dtype other than u8, i8, i16, i32, i64, f16, bf16, f32, f64.
+    /// [`ArtifactError::Io`] if the file cannot be read, [`ArtifactError::Format`] if it is cut short or not safetensors.
+    /// A tensor of a dtype other than u8, i8, i16, i32, i64, f16, bf16, f32, f64 is not an error but listed in
+    /// [`TensorFile::unread`].
     pub fn read(path: &Path) -> Result<Self, ArtifactError> {
         let bytes = c2r_files::read(path)?;
         let wrong = |reason: String| ArtifactError::format(path, "safetensors", reason);
@@ -67,16 +71,26 @@ impl TensorFile {
         let header = metadata.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect();
         let parsed = SafeTensors::deserialize(&bytes)
             .map_err(|error| wrong(format!("{error} (the file has {} bytes)", bytes.len())))?;
-        let mut tensors = BTreeMap::new();
+        let (mut tensors, mut unread) = (BTreeMap::new(), BTreeMap::new());
         for (name, view) in parsed.tensors() {
             let Some((_, kind, _)) = KINDS.into_iter().find(|(dtype, ..)| *dtype == view.dtype()) else {
-                let known = KINDS.map(|(dtype, ..)| format!("{dtype:?}")).join(", ");
-                return Err(wrong(format!("tensor `{name}` has dtype {:?}; c2r reads {known}", view.dtype())));
+                unread.insert(name.clone(), format!("{:?} {:?}", view.dtype(), view.shape()));
+                continue;
             };
             let tensor = tensor_from_bytes(view.data(), view.shape(), kind);
             tensors.insert(name.clone(), tensor.map_err(|error| wrong(format!("tensor `{name}`: {error}")))?);
         }
-        Ok(Self { header, tensors })
+        Ok(Self { header, tensors, unread })
+    }
+
+    /// What a file has instead of a tensor that is not among those read, in words for an error.
+    pub fn instead_of(&self, wanted: &str) -> String {
+        if let Some(dtype) = self.unread.get(wanted) {
+            let known = KINDS.map(|(dtype, ..)| format!("{dtype:?}")).join(", ");
+            return format!("tensor `{wanted}` has dtype {dtype}; c2r reads {known}");
+        }
+        let names: Vec<&str> = self.tensors.keys().chain(self.unread.keys()).map(String::as_str).collect();
+        format!("no tensor `{wanted}`; it has: {}", names.join(", "))
     }
 
     /// The bytes of the safetensors file; equal contents give equal bytes.
@@ -177,6 +191,27 @@ mod tests {
         TensorFile::default().write(&path).unwrap();
         let back = TensorFile::read(&path).unwrap();
         assert!(back.header.is_empty() && back.tensors.is_empty());
+    }
+
+    /// Written by Python: `torch.save_file({"x": torch.tensor([2.5]), "m": torch.tensor([True, False]), "f":
+    /// torch.tensor([1.0]).to(torch.float8_e4m3fn)})`, with the header in short.
+    #[test]
+    fn other_dtypes_beside_the_wanted_ones_are_listed_and_not_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mask.safetensors");
+        let header = br#"{"x":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"f":{"dtype":"F8_E4M3","shape":[1],"data_offsets":[4,5]},"m":{"dtype":"BOOL","shape":[2],"data_offsets":[5,7]}}"#;
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend_from_slice(header);
+        bytes.extend_from_slice(&[0, 0, 0x20, 0x40, 0x38, 1, 0]);
+        std::fs::write(&path, bytes).unwrap();
+        let file = TensorFile::read(&path).unwrap();
+        assert_eq!(file.tensors["x"].double_value(&[0]), 2.5);
+        assert_eq!(
+            file.unread,
+            [("f", "F8_E4M3 [1]"), ("m", "BOOL [2]")].map(|(a, b)| (a.to_owned(), b.to_owned())).into()
+        );
+        assert!(file.instead_of("m").contains("`m` has dtype BOOL [2]; c2r reads U8"), "{}", file.instead_of("m"));
+        assert_eq!(file.instead_of("y"), "no tensor `y`; it has: x, f, m");
     }
 
     #[test]

@@ -5,7 +5,33 @@
 
 use std::convert::Infallible;
 
-use tch::Tensor;
+use tch::{TchError, Tensor};
+
+/// Gradients between these sizes have squares and sums that f32 holds.
+const IN_RANGE: std::ops::Range<f64> = 1.0 / (1u64 << 30) as f64..(1u64 << 30) as f64;
+/// Twice this, up or down, brings any f32 other than 0 into [`IN_RANGE`].
+const RESCALE: f64 = (1u64 << 60) as f64;
+
+/// Why there is no gradient.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GradientError {
+    /// The outputs track no gradient: they were computed without it, rounded, or are indices.
+    #[error("no gradient flows from the outputs to the images")]
+    Untracked,
+    /// The outputs track gradients, but not to the input.
+    #[error("the outputs do not depend on the images")]
+    Unused,
+    /// libtorch's own error.
+    #[error("the backward pass failed: {0}")]
+    Failed(String),
+}
+
+/// What libtorch says, without its C++ stack.
+pub fn message_of(error: &TchError) -> String {
+    let text = error.to_string();
+    text.split("Exception raised from").next().unwrap_or(&text).trim().to_owned()
+}
 
 /// Gradient of the sum of per-sample losses with respect to the images only.
 ///
@@ -51,11 +77,79 @@ pub fn gradients(scalar: &Tensor, inputs: &[&Tensor]) -> Vec<Tensor> {
     Tensor::run_backward(&[scalar], inputs, false, false)
 }
 
+/// The gradient of a scalar with respect to `input`, for models that are not ours and may have none.
+///
+/// * `keep_graph`: whether the graph is needed for another gradient.
+///
+/// # Errors
+/// [`GradientError`].
+pub fn try_gradient(scalar: &Tensor, input: &Tensor, keep_graph: bool) -> Result<Tensor, GradientError> {
+    if !scalar.requires_grad() {
+        return Err(GradientError::Untracked);
+    }
+    let found = Tensor::f_run_backward(&[scalar], &[input], keep_graph, false);
+    let gradient = found.map_err(|error| GradientError::Failed(message_of(&error)))?.swap_remove(0);
+    if gradient.defined() { Ok(gradient) } else { Err(GradientError::Unused) }
+}
+
+/// Gradients multiplied by a power of two for each image, so that their squares and sums neither under- nor overflow:
+/// f32 squares end at sizes of 1e-19 and 1e19, gradients of saturated or scaled logits do not.
+///
+/// * `gradients`: f32 `[N, C, H, W]`. Images whose largest value has a size between 1e-9 and 1e9 keep their bytes.
+///
+/// Returns the products and the factors, f32 `[N]`. What is proportional to the gradient takes the same factor.
+pub fn in_range(gradients: &Tensor) -> (Tensor, Tensor) {
+    let _no_grad = tch::no_grad_guard();
+    let mut largest = gradients.flatten(1, -1).abs().amax([1i64].as_slice(), false);
+    let mut factors = largest.ones_like();
+    for _ in 0..2 {
+        let small = largest.lt(IN_RANGE.start).logical_and(&largest.gt(0.0));
+        let step = largest.ones_like().masked_fill(&small, RESCALE);
+        let step = step.masked_fill(&largest.ge(IN_RANGE.end), 1.0 / RESCALE);
+        largest *= &step;
+        factors *= step;
+    }
+    (gradients * factors.view([-1, 1, 1, 1]), factors)
+}
+
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind, Tensor};
+    use tch::{Device, Kind};
 
     use super::*;
+
+    /// Squares of 1e-25 are 0 in f32, and those of 1e25 infinite. Powers of two change no digit.
+    #[test]
+    fn gradients_of_any_size_come_into_range_and_ordinary_ones_stay_as_they_are() {
+        let sizes = [1e-45f32, f32::MIN_POSITIVE, 1e-25, 1e-9, 0.3, 1e8, 1e25, f32::MAX];
+        for size in sizes {
+            let (scaled, factor) = in_range(&Tensor::from_slice(&[size, -size / 2.0, 0.0]).view([1, 1, 1, 3]));
+            let largest = scaled.abs().max().double_value(&[]);
+            assert!(IN_RANGE.contains(&largest), "{size} became {largest}");
+            let factor = factor.double_value(&[0]);
+            assert!(factor.log2().fract() == 0.0 && largest == f64::from(size) * factor, "{size}: {factor}");
+            assert_eq!(factor == 1.0, (1e-9..1e9).contains(&size), "{size}: {factor}");
+        }
+        let (zero, factor) = in_range(&Tensor::zeros([1, 1, 1, 2], (Kind::Float, Device::Cpu)));
+        assert_eq!((zero.abs().max().double_value(&[]), factor.double_value(&[0])), (0.0, 1.0));
+    }
+
+    #[test]
+    fn a_missing_gradient_is_an_error_that_says_why() {
+        let x = Tensor::ones([1, 1, 1, 2], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        let other = x.detach().set_requires_grad(true);
+        assert!(matches!(try_gradient(&x.argmax(-1, false), &x, false), Err(GradientError::Untracked)));
+        let sum = (&other * 2.0).sum(Kind::Float);
+        assert!(matches!(try_gradient(&sum, &x, false), Err(GradientError::Unused)));
+        let sum = (&x * 2.0).sum(Kind::Float);
+        assert_eq!(try_gradient(&sum, &x, false).unwrap().double_value(&[0, 0, 0, 0]), 2.0);
+        // The graph is gone after the first backward pass.
+        let sum = x.square().sum(Kind::Float);
+        let _first = try_gradient(&sum, &x, false).unwrap();
+        assert!(
+            matches!(try_gradient(&sum, &x, false), Err(GradientError::Failed(text)) if text.contains("second time"))
+        );
+    }
 
     #[test]
     fn gradient_is_of_the_sum_and_leaves_the_caller_alone() {

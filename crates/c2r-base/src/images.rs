@@ -1,10 +1,15 @@
 use tch::{Device, Kind, Tensor};
 
+/// Pixels so little outside `[0, 1]` are rounding, of `x * std + mean` for example, and are clamped: 8 times the step from
+/// 1.0 to the next f32.
+const ROUNDING: f64 = 8.0 * f32::EPSILON as f64;
+
 /// Images with their labels, checked once: what attacks and evaluations take.
 #[derive(Debug)]
 pub struct LabelledImages {
     images: Tensor,
     labels: Tensor,
+    n_clamped: usize,
 }
 
 /// Why a pair of tensors is not a set of labelled images.
@@ -72,7 +77,8 @@ pub enum ImageError {
 impl LabelledImages {
     /// Checks shapes, dtypes and ranges.
     ///
-    /// * `images`: f32 `[N, C, H, W]` in `[0, 1]`, or u8 `[N, C, H, W]`, which is divided by 255.
+    /// * `images`: f32 `[N, C, H, W]` in `[0, 1]`, or u8 `[N, C, H, W]`, which is divided by 255. Values that are outside by
+    ///   less than 1e-6, which is rounding, are clamped and counted ([`LabelledImages::n_clamped`]).
     /// * `labels`: i64 `[N]`, at least 0. The upper end is checked by [`LabelledImages::check_classes`].
     ///
     /// # Errors
@@ -99,13 +105,22 @@ impl LabelledImages {
         if let Some((sample, value)) = first_where(&images, &images.isfinite().logical_not()) {
             return Err(ImageError::NotFinite { sample, value });
         }
-        if let Some((sample, value)) = first_where(&images, &images.lt(0.0).logical_or(&images.gt(1.0))) {
+        let beyond = |by: f64| images.lt(-by).logical_or(&images.gt(1.0 + by));
+        let (outside, far) = (beyond(0.0), beyond(ROUNDING));
+        if let Some((sample, value)) = first_where(&images, &far) {
             return Err(ImageError::OutOfRange { sample, value });
         }
+        let n_clamped = outside.sum(Kind::Int64).int64_value(&[]) as usize;
+        let images = if n_clamped > 0 { images.clamp(0.0, 1.0) } else { images };
         if let Some((sample, label)) = first_where(&labels, &labels.lt(0)) {
             return Err(ImageError::NegativeLabel { sample, label: label as i64 });
         }
-        Ok(Self { images, labels })
+        Ok(Self { images, labels, n_clamped })
+    }
+
+    /// Number of values that were outside `[0, 1]` by float rounding and were clamped.
+    pub const fn n_clamped(&self) -> usize {
+        self.n_clamped
     }
 
     /// Checks that every label is below `classes`.
@@ -197,6 +212,20 @@ mod tests {
         let set = LabelledImages::new(images(0.5), labels()).unwrap();
         let above = set.check_classes(2).unwrap_err();
         assert!(matches!(above, ImageError::Label { sample: 2, label: 2, classes: 2 }));
+    }
+
+    /// f32 has steps of 1.2e-7 above 1.0. A value of 1e-5 outside is no rounding.
+    #[test]
+    fn rounding_is_clamped_and_counted() {
+        let set = |value: f32| LabelledImages::new(images(value), Tensor::from_slice(&[0i64, 1, 2]));
+        for (given, kept) in [(1.0f32.next_up(), 1.0), (1.0000005, 1.0), (-1e-7, 0.0), (-0.0, 0.0)] {
+            let set = set(given).unwrap();
+            assert_eq!(set.n_clamped(), usize::from(given != kept), "{given}");
+            assert_eq!(set.images().double_value(&[1, 0, 1, 0]), f64::from(kept), "{given}");
+        }
+        for given in [1.00001f32, -1e-5] {
+            assert!(matches!(set(given), Err(ImageError::OutOfRange { sample: 1, .. })), "{given}");
+        }
     }
 
     #[test]

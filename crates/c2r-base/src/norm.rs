@@ -4,7 +4,7 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::Seed;
+use crate::{Seed, grad};
 
 /// The norm that measures a perturbation, over all of an image's C x H x W values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -26,6 +26,16 @@ impl Norm {
     /// Returns f32 `[N]`, in pixel units.
     pub fn distance(self, a: &Tensor, b: &Tensor) -> Tensor {
         self.length(&(a - b))
+    }
+
+    /// The largest distance of two images of `shape` (`[C, H, W]`), pixel units: a ball of this radius holds every image.
+    pub fn diameter(self, shape: [i64; 3]) -> f64 {
+        let n_values = shape.iter().product::<i64>() as f64;
+        match self {
+            Self::Linf => 1.0,
+            Self::L2 => n_values.sqrt(),
+            Self::L1 => n_values,
+        }
     }
 
     /// Length of each perturbation, f32 `[N]`, of `delta`, f32 `[N, C, H, W]`.
@@ -67,7 +77,7 @@ impl Norm {
 
     /// The direction of length 1 in this norm that raises a linear function fastest.
     ///
-    /// * `gradient`: f32 `[N, C, H, W]`.
+    /// * `gradient`: f32 `[N, C, H, W]`, finite, of any size.
     ///
     /// Linf: the sign. L2: the gradient over its length (0 stays 0). L1: all weight on the
     /// largest component (the first one among equals).
@@ -75,7 +85,10 @@ impl Norm {
         let _no_grad = tch::no_grad_guard();
         match self {
             Self::Linf => gradient.sign(),
-            Self::L2 => gradient / per_image(&self.length(gradient)).clamp_min(1e-12),
+            Self::L2 => {
+                let (gradient, _) = grad::in_range(gradient);
+                &gradient / per_image(&self.length(&gradient)).clamp_min(1e-12)
+            }
             Self::L1 => {
                 let flat = gradient.flatten(1, -1);
                 let at = flat.abs().argmax(1, true);
@@ -225,6 +238,32 @@ mod tests {
         assert_eq!(values(&Norm::L1.steepest(&gradient)), [0.0, -1.0, 0.0]);
         assert!((Norm::L2.length(&Norm::L2.steepest(&gradient)).double_value(&[0]) - 1.0).abs() < 1e-6);
         assert_eq!(values(&Norm::L2.steepest(&row(&[0.0, 0.0]))), [0.0, 0.0]);
+    }
+
+    /// 3-4-5 at every size that f32 has, and beside an image of another size. NumPy in f64: [0.6, -0.8, 0].
+    #[test]
+    fn steepest_is_right_for_gradients_of_any_size() {
+        for size in [1e-44f32, 4e-38, 1e-25, 1e-15, 1e-6, 1.0, 1e6, 1e25, 8e37] {
+            let gradient = Tensor::cat(&[row(&[3.0 * size, -4.0 * size, 0.0]), row(&[0.0, 0.0, 2.0])], 0);
+            let unit = values(&Norm::L2.steepest(&gradient));
+            // 3e-44 and 4e-44 are 21 and 29 times the smallest f32.
+            let within = if size < f32::MIN_POSITIVE { 0.02 } else { 1e-6 };
+            let expected = [0.6, -0.8, 0.0, 0.0, 0.0, 1.0];
+            assert!(unit.iter().zip(expected).all(|(a, b)| (a - b).abs() < within), "{size}: {unit:?}");
+            assert_eq!(values(&Norm::L1.steepest(&gradient)), [0.0, -1.0, 0.0, 0.0, 0.0, 1.0], "{size}");
+        }
+    }
+
+    #[test]
+    fn no_two_images_are_farther_apart_than_the_diameter() {
+        let (black, white) = (
+            Tensor::zeros([1, 3, 8, 8], (Kind::Float, Device::Cpu)),
+            Tensor::ones([1, 3, 8, 8], (Kind::Float, Device::Cpu)),
+        );
+        for (norm, expected) in [(Norm::Linf, 1.0), (Norm::L2, 192f64.sqrt()), (Norm::L1, 192.0)] {
+            assert_eq!(norm.diameter([3, 8, 8]), expected);
+            assert!((norm.distance(&black, &white).double_value(&[0]) - expected).abs() < 1e-5);
+        }
     }
 
     #[test]

@@ -45,7 +45,7 @@ pub(crate) fn open(
     let plan = Plan { stage, config, environment: environment(device), outputs: Vec::new() };
     let (run, status) = Run::open(Place::folder(path), plan, force, || discard(path)).map_err(|error| {
         let (code, advice) = match error {
-            RunError::Busy { .. } => (exit::UNEXPECTED, "wait for it, or choose another --run-dir"),
+            RunError::Busy { .. } => (exit::USAGE, "wait for it, or choose another --run-dir"),
             RunError::Unreadable { .. } => (exit::UNEXPECTED, "delete it, or choose another --run-dir"),
             RunError::Different { .. } => (exit::USAGE, "choose another --run-dir, or discard the run with --force"),
             other => return other.into(),

@@ -39,7 +39,7 @@ pub fn save(path: &Path, model: &Model, extra_header: BTreeMap<String, String>) 
         let taken = header.insert(name.to_owned(), value);
         assert!(taken.is_none(), "the header name `{name}` describes the network and cannot be set by the caller");
     }
-    Ok(TensorFile { header, tensors: model.state() }.write(path)?)
+    Ok(TensorFile { header, tensors: model.state(), ..TensorFile::default() }.write(path)?)
 }
 
 /// Reads a network and the caller's header texts.
@@ -48,7 +48,7 @@ pub fn save(path: &Path, model: &Model, extra_header: BTreeMap<String, String>) 
 /// [`ModelError::Artifact`] if the file cannot be read or its header is not that of a network;
 /// [`ModelError::Checkpoint`] if tensors and header disagree.
 pub fn load(path: &Path, device: Device) -> Result<(Model, BTreeMap<String, String>), ModelError> {
-    let TensorFile { mut header, tensors } = TensorFile::read(path)?;
+    let TensorFile { mut header, tensors, .. } = TensorFile::read(path)?;
     let wrong = |reason: String| ArtifactError::format(path, "c2r model", reason);
     let mut take = |name: &str| {
         header.remove(name).ok_or_else(|| wrong(format!("its header has no `{name}`; was it written by c2r train?")))

@@ -55,6 +55,16 @@ pub enum ModelError {
         #[source]
         source: Box<ModelError>,
     },
+    /// A TorchScript model runs, but not on every batch, or it does not return one logit per class.
+    #[error("{} is not usable as a classifier of images {shape:?}: {reason}", path.display())]
+    NotAClassifier {
+        /// Which file.
+        path: PathBuf,
+        /// `[C, H, W]` of the images that it was tried on.
+        shape: [i64; 3],
+        /// What is wrong, and what to write in Python.
+        reason: String,
+    },
     /// libtorch refused a TorchScript file or failed to run it.
     #[error("{} cannot be used as a TorchScript classifier: {reason}", path.display())]
     TorchScript {

@@ -43,4 +43,4 @@ pub use frozen::Frozen;
 pub use input::ModelInput;
 pub use model::Model;
 pub use spec::{ConvNetSpec, DeepSpec, FeatureNorm, ModelSpec, ParseModelSpecError};
-pub use torchscript::TorchScript;
+pub use torchscript::{Probed, TorchScript};

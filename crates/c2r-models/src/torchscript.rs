@@ -1,3 +1,4 @@
+mod diagnosis;
 mod tune;
 
 use std::{
@@ -6,8 +7,11 @@ use std::{
     sync::Arc,
 };
 
-use c2r_base::{Classifier, ClassifierError, grad};
-use tch::{CModule, Device, Kind, Tensor};
+use c2r_base::{
+    Classifier, ClassifierError,
+    grad::{GradientError, try_gradient},
+};
+use tch::{CModule, Device, Kind, TchError, Tensor};
 
 use crate::error::ModelError;
 
@@ -15,6 +19,8 @@ use crate::error::ModelError;
 /// equidistributed sequence, so noise without a generator.
 const SAMPLE_IMAGES: i64 = 8;
 const SAMPLE_STRIDE: f64 = 0.754_877_666_246_692_8;
+/// Batches that a model is tried on. An attack ends with whatever number of images is left.
+const BATCHES: [i64; 3] = [2, 1, 3];
 /// Relative difference that rounding explains: of the logits; of the gradient, where a ReLU at its kink may flip.
 const SAME_LOGITS: f64 = 1e-4;
 const SAME_GRADIENT: f64 = 1e-2;
@@ -28,23 +34,44 @@ pub struct TorchScript {
     device: Device,
 }
 
+/// What a model does with images of one shape.
+#[derive(Debug)]
+pub struct Probed {
+    /// Logits per image.
+    pub n_classes: i64,
+    /// Why no gradient reaches the images; `None` if one does.
+    pub no_gradient: Option<GradientError>,
+}
+
 impl TorchScript {
     /// Loads `path` to `device`, switches it to evaluation and freezes its parameters.
     ///
     /// # Errors
-    /// [`ModelError::TorchScript`] naming the file, if libtorch cannot load it.
+    /// [`ModelError::TorchScript`] naming the file, if libtorch cannot load it, with what it is instead if it is another
+    /// file of PyTorch.
     pub fn load(path: &Path, device: Device) -> Result<Self, ModelError> {
-        let module = CModule::load_on_device(path, device).map_err(|error| failure(path, &error))?;
+        let module = CModule::load_on_device(path, device).map_err(|error| {
+            let reason = diagnosis::instead(path).unwrap_or_else(|| diagnosis::message(&error));
+            ModelError::TorchScript { path: path.to_owned(), reason }
+        })?;
         Self::of(path, module, device)
     }
 
     fn of(path: &Path, mut module: CModule, device: Device) -> Result<Self, ModelError> {
-        let wrong = |error: tch::TchError| failure(path, &error);
+        let wrong = |error: TchError| failure(path, &error);
         module.f_set_eval().map_err(wrong)?;
         for (_, parameter) in module.named_parameters().map_err(wrong)? {
             let _ = parameter.set_requires_grad(false);
         }
         Ok(Self { path: path.to_owned(), module: Arc::new(module), device })
+    }
+
+    /// Its parameters by name, on its device.
+    ///
+    /// # Errors
+    /// [`ModelError::TorchScript`] if libtorch cannot list them.
+    pub fn parameters(&self) -> Result<Vec<(String, Tensor)>, ModelError> {
+        self.module.named_parameters().map_err(|error| failure(&self.path, &error))
     }
 
     /// The same model with operators replaced that libtorch computes slowly on the CPU, and how many were: 2x2
@@ -66,74 +93,118 @@ impl TorchScript {
         let (logits, gradient) = self.sample(shape)?;
         let Ok((tuned_logits, tuned_gradient)) = tuned.sample(shape) else { return Ok(None) };
         let apart = |a: &Tensor, b: &Tensor| ((a - b).norm() / a.norm().clamp_min(1e-12)).double_value(&[]);
-        let agree = apart(&logits, &tuned_logits) < SAME_LOGITS && apart(&gradient, &tuned_gradient) < SAME_GRADIENT;
+        let same_gradient = match (gradient, tuned_gradient) {
+            (Some(gradient), Some(tuned)) => apart(&gradient, &tuned) < SAME_GRADIENT,
+            (None, None) => true,
+            _ => false,
+        };
+        let agree = apart(&logits, &tuned_logits) < SAME_LOGITS && same_gradient;
         Ok(agree.then_some((tuned, n_replaced)))
     }
 
-    /// Logits and the gradient of their sum of squares for a fixed batch of noise.
-    fn sample(&self, [channels, height, width]: [i64; 3]) -> Result<(Tensor, Tensor), ModelError> {
-        let n = SAMPLE_IMAGES * channels * height * width;
-        let pixels = Tensor::arange(n, (Kind::Float, self.device)) * SAMPLE_STRIDE;
-        let images = pixels.frac().view([SAMPLE_IMAGES, channels, height, width]).set_requires_grad(true);
-        let logits =
-            tch::with_grad(|| self.module.forward_ts(&[&images])).map_err(|error| failure(&self.path, &error))?;
+    /// Logits for a fixed batch of noise, and the gradient of their sum of squares if there is one.
+    fn sample(&self, shape: [i64; 3]) -> Result<(Tensor, Option<Tensor>), ModelError> {
+        let images = self.noise(SAMPLE_IMAGES, shape).set_requires_grad(true);
+        let logits = self.forward(&images).map_err(|error| failure(&self.path, &error))?;
         let loss = tch::with_grad(|| logits.square().sum(Kind::Float));
-        Ok((logits.detach(), grad::gradients(&loss, &[&images]).swap_remove(0)))
+        Ok((logits.detach(), try_gradient(&loss, &images, false).ok()))
     }
 
-    /// Runs the model once on a grey batch and checks that it is a classifier of `n_classes` for images of
-    /// `shape` (`[C, H, W]`): logits f32 `[N, K]`, finite, with gradients that reach the images.
+    /// `n` images of noise; a model may normalize by an image's own deviation, which a constant image does not have.
+    fn noise(&self, n: i64, [channels, height, width]: [i64; 3]) -> Tensor {
+        let pixels = Tensor::arange(n * channels * height * width, (Kind::Float, self.device)) * SAMPLE_STRIDE;
+        pixels.frac().view([n, channels, height, width])
+    }
+
+    /// What the model returns for a copy of the images, which it may change.
+    fn forward(&self, images: &Tensor) -> Result<Tensor, TchError> {
+        tch::with_grad(|| self.module.forward_ts(&[images.copy()]))
+    }
+
+    /// Checks that the model is a classifier of `n_classes` for images of `shape` (`[C, H, W]`) that gradient attacks
+    /// can work on: [`TorchScript::probe`], with a gradient.
     ///
     /// # Errors
-    /// [`ModelError::TorchScript`] saying what it returned instead.
+    /// As [`TorchScript::probe`].
     pub fn check(&self, shape: [i64; 3], n_classes: i64) -> Result<(), ModelError> {
-        self.probe(shape, Some(n_classes)).map(drop)
+        let probed = self.probe(shape)?;
+        let returned = probed.n_classes;
+        if returned != n_classes {
+            let reason = format!("it returns {returned} logits for each image instead of {n_classes}");
+            return Err(self.not_a_classifier(shape, reason));
+        }
+        match probed.no_gradient {
+            Some(reason) => Err(self.not_a_classifier(shape, reason.to_string())),
+            None => Ok(()),
+        }
     }
 
-    /// [`TorchScript::check`] without knowing the number of classes, which it returns.
+    /// Runs the model on 1, 2 and 3 images of noise of `shape` (`[C, H, W]`) and checks that it returns f32 logits
+    /// `[N, K]` for each, all finite.
     ///
     /// # Errors
-    /// [`ModelError::TorchScript`] saying what it returned instead.
-    pub fn classes(&self, shape: [i64; 3]) -> Result<i64, ModelError> {
-        self.probe(shape, None)
-    }
-
-    fn probe(&self, shape: [i64; 3], n_classes: Option<i64>) -> Result<i64, ModelError> {
-        let wrong = |reason: String| Err(ModelError::TorchScript { path: self.path.clone(), reason });
-        let [channels, height, width] = shape;
-        let images =
-            Tensor::full([2, channels, height, width], 0.5, (Kind::Float, self.device)).set_requires_grad(true);
-        let logits =
-            tch::with_grad(|| self.module.forward_ts(&[&images])).map_err(|error| failure(&self.path, &error))?;
-        let size = logits.size();
-        let fits = size.len() == 2 && size[0] == 2 && n_classes.is_none_or(|n_classes| size[1] == n_classes);
-        if !fits || logits.kind() != Kind::Float {
-            let wanted = n_classes.map_or("K".to_owned(), |n_classes| n_classes.to_string());
+    /// [`ModelError::TorchScript`] if it fails on all of them; [`ModelError::NotAClassifier`] if it takes only some
+    /// batches or returns something else.
+    pub fn probe(&self, shape: [i64; 3]) -> Result<Probed, ModelError> {
+        let wrong = |reason: String| Err(self.not_a_classifier(shape, reason));
+        let batches = BATCHES.map(|n| self.noise(n, shape).set_requires_grad(true));
+        let returned = batches.each_ref().map(|images| self.forward(images));
+        let count = |wanted: bool| {
+            let counts = BATCHES.iter().zip(&returned).filter(|(_, logits)| logits.is_ok() == wanted);
+            let mut counts: Vec<i64> = counts.map(|(&n, _)| n).collect();
+            counts.sort_unstable();
+            counts.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ")
+        };
+        let failed = returned.iter().filter_map(|logits| logits.as_ref().err()).next();
+        if let Some(error) = failed {
+            let message = diagnosis::message(error);
+            if returned.iter().all(Result::is_err) {
+                let hint = diagnosis::hint(&self.module, &batches[0], &message, self.device);
+                let reason = hint.map_or(message.clone(), |hint| format!("{message}: {hint}"));
+                return Err(ModelError::TorchScript { path: self.path.clone(), reason });
+            }
+            let (takes, fails) = (count(true), count(false));
             return wrong(format!(
-                "for images [2, {channels}, {height}, {width}] it returns {:?} {:?} instead of Float logits [2, {wanted}]",
-                logits.kind(),
-                logits.size(),
+                "it takes {takes} images at once, not {fails} ({message}): {}",
+                diagnosis::FIXED_BATCH
             ));
         }
-        if logits.isfinite().all().int64_value(&[]) == 0 {
-            return wrong("it returns values that are not finite for a grey image".into());
+        let returned = returned.map(|logits| logits.expect("failures were returned above"));
+        let n_classes = match returned[0].size()[..] {
+            [_, n_classes] => n_classes,
+            _ => -1,
+        };
+        for (n, logits) in BATCHES.into_iter().zip(&returned) {
+            let (kind, size) = (logits.kind(), logits.size());
+            if n_classes < 0 || size != [n, n_classes] {
+                let hint = diagnosis::shape(n, &size);
+                let k = if n_classes < 0 { "K".to_owned() } else { n_classes.to_string() };
+                let images = if n == 1 { "image" } else { "images" };
+                return wrong(format!(
+                    "for {n} {images} it returns {kind:?} {size:?} instead of Float logits [{n}, {k}]{hint}"
+                ));
+            }
+            if kind != Kind::Float {
+                return wrong(format!("it returns {kind:?} instead of Float logits: end its forward with .float()"));
+            }
+            if logits.isfinite().all().int64_value(&[]) == 0 {
+                return wrong("it returns values that are not finite for images of noise".to_owned());
+            }
         }
-        if !logits.requires_grad() {
-            return wrong("no gradient flows from its logits to the images (was it exported under no_grad?)".into());
+        if n_classes < 2 {
+            return wrong(format!("it returns {n_classes} value for each image: {}", diagnosis::ONE_OUTPUT));
         }
-        let gradient = grad::gradients(&logits.sum(Kind::Float), &[&images]).swap_remove(0);
-        if !gradient.defined() {
-            return wrong("its logits do not depend on the images".into());
-        }
-        Ok(size[1])
+        let sum = tch::with_grad(|| returned[0].sum(Kind::Float));
+        Ok(Probed { n_classes, no_gradient: try_gradient(&sum, &batches[0], false).err() })
+    }
+
+    fn not_a_classifier(&self, shape: [i64; 3], reason: String) -> ModelError {
+        ModelError::NotAClassifier { path: self.path.clone(), shape, reason }
     }
 }
 
-fn failure(path: &Path, error: &tch::TchError) -> ModelError {
-    let text = error.to_string();
-    // libtorch appends its C++ stack, which helps nobody here.
-    let reason = text.split("Exception raised from").next().unwrap_or(&text).trim().to_owned();
-    ModelError::TorchScript { path: path.to_owned(), reason }
+fn failure(path: &Path, error: &TchError) -> ModelError {
+    ModelError::TorchScript { path: path.to_owned(), reason: diagnosis::message(error) }
 }
 
 impl Classifier for TorchScript {
@@ -159,6 +230,7 @@ impl Classifier for TorchScript {
 
 #[cfg(test)]
 mod tests {
+    use c2r_base::grad;
     use c2r_testkit::{assert_close, goldens::Goldens, relative_error};
 
     use super::*;
@@ -173,6 +245,79 @@ mod tests {
             assert!(message.contains(path.to_str().unwrap()), "{message}");
             assert!(message.len() < 600, "{message}");
         }
+    }
+
+    /// A file of `tests/files`, for images of 1x8x8 and 3 classes; `make.py` beside them says what each is.
+    fn of_files(name: &str) -> Result<TorchScript, ModelError> {
+        TorchScript::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/files").join(name), Device::Cpu)
+    }
+
+    const SHAPE: [i64; 3] = [1, 8, 8];
+
+    #[test]
+    fn models_are_tried_on_one_two_and_three_images() {
+        for name in ["good", "own-mean", "in-place", "mutating", "root", "sigmoid", "dropout", "cuda"] {
+            let model = of_files(&format!("{name}.pt")).unwrap();
+            let probed = model.probe(SHAPE).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!(probed.n_classes, 3, "{name}");
+            assert!(probed.no_gradient.is_none(), "{name}");
+            model.check(SHAPE, 3).unwrap();
+            assert!(
+                model
+                    .check(SHAPE, 10)
+                    .unwrap_err()
+                    .to_string()
+                    .contains("returns 3 logits for each image instead of 10")
+            );
+        }
+        let one_hot = of_files("one-hot.pt").unwrap();
+        assert!(matches!(one_hot.probe(SHAPE).unwrap().no_gradient, Some(GradientError::Untracked)));
+        assert!(matches!(one_hot.check(SHAPE, 3), Err(ModelError::NotAClassifier { .. })));
+        assert!(one_hot.tuned(SHAPE).unwrap().is_none());
+        for (name, words) in [
+            ("squeeze", &["for 1 image it returns Float [3]", "[1, 3]", ".flatten(1) instead of .squeeze()"][..]),
+            ("fixed-batch", &["takes 2 images at once, not 1 or 3", "[2, 64]", "torch.jit.script(model.eval())"]),
+            ("one-output", &["returns 1 value for each image", "torch.cat([torch.zeros_like(z), z], 1)"]),
+            ("classes", &["Float [2] instead of Float logits [2, K]", "not the class"]),
+        ] {
+            let error = of_files(&format!("{name}.pt")).unwrap().probe(SHAPE).unwrap_err();
+            let text = error.to_string();
+            assert!(matches!(error, ModelError::NotAClassifier { shape: SHAPE, .. }), "{name}: {text}");
+            words.iter().for_each(|words| assert!(text.contains(words), "{name}: {text}\nlacks {words}"));
+        }
+        for (name, words) in [
+            ("half", "its parameters are Half and images are Float; call model.float()"),
+            ("double", "its parameters are Double and images are Float; call model.float()"),
+            ("tuple", "a tuple of 2; return the logits alone: return out[0]"),
+            ("dict", "a dict of \"features\", \"logits\"; return the logits alone: return out[\"logits\"]"),
+        ] {
+            let error = of_files(&format!("{name}.pt")).unwrap().probe(SHAPE).unwrap_err();
+            assert!(
+                matches!(&error, ModelError::TorchScript { reason, .. } if reason.contains(words)),
+                "{name}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn other_files_of_pytorch_are_named() {
+        for (name, words) in [
+            ("state-dict.pth", "a file of torch.save (a state_dict or a pickled module), not TorchScript"),
+            ("legacy.pth", "in the format before torch 1.6, not TorchScript"),
+            ("exported.pt2", "a program of torch.export (.pt2), not TorchScript"),
+        ] {
+            let error = of_files(name).unwrap_err().to_string();
+            assert!(error.contains(words) && error.contains("torch.jit.script(model.eval()).save(FILE)"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_failure_is_said_in_the_models_own_words() {
+        let bright = of_files("bright.pt").unwrap();
+        bright.probe(SHAPE).unwrap();
+        let white = Tensor::ones([2, 1, 8, 8], (Kind::Float, Device::Cpu));
+        let error = bright.logits(&white).unwrap_err().to_string();
+        assert!(error.contains("ValueError: too bright") && error.lines().count() == 1, "{error}");
     }
 
     /// A traced network with every operator that is replaced, for images of 3x9x12.
@@ -238,7 +383,7 @@ mod tests {
             let model = TorchScript::load(&goldens.path(&format!("{name}.torchscript.pt")), Device::Cpu).unwrap();
             model.check([3, 32, 32], 10).unwrap();
             let message = model.check([3, 32, 32], 100).unwrap_err().to_string();
-            assert!(message.contains("[2, 10]") && message.contains("[2, 100]"), "{message}");
+            assert!(message.contains("returns 10 logits for each image instead of 100"), "{message}");
             assert!(model.check([4, 32, 32], 10).unwrap_err().to_string().contains("torchscript.pt"));
             let (images, labels) = goldens.images();
             let file = goldens.tensors(&format!("deterministic_{name}.safetensors"));

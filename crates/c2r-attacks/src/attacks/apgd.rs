@@ -4,7 +4,8 @@ use c2r_base::{Classifier, Norm, Passes, Seed, ThreatModel};
 use tch::{Kind, Tensor};
 
 use crate::{
-    active::{Active, Aims, Samples, attempt_seed, index, per_image, positions, write_rows},
+    active::{Active, Samples, attempt_seed, index, per_image, positions, write_rows},
+    aims::Aims,
     attack::{Attack, AttackBatch, Family, Perturbed},
     draws::Draws,
     error::{AttackError, ConfigError},

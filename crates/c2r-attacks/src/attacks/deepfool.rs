@@ -1,6 +1,6 @@
 //! DeepFool: steps to the nearest linearized boundary until the label changes.
 
-use c2r_base::{Classifier, Goal, Norm, Passes, Seed, ThreatModel};
+use c2r_base::{Classifier, Goal, Norm, Passes, Seed, ThreatModel, grad::in_range};
 use tch::{Kind, Tensor};
 
 use crate::{
@@ -17,6 +17,10 @@ const NORMS: [Norm; 2] = [Norm::Linf, Norm::L2];
 const STEPS: u32 = 50;
 /// Overshoot of DeepFool. Moosavi-Dezfooli et al. 2016, section 2.2.
 const OVERSHOOT: f64 = 0.02;
+/// No step is longer in a pixel, so that sums of steps stay finite where a boundary is out of reach.
+const LONGEST_STEP: f64 = 1e6;
+/// No logit difference is larger once it has the factor of a tiny gradient.
+const LARGEST_DIFFERENCE: f64 = 1e30;
 
 options!(
     /// DeepFool (Moosavi-Dezfooli et al. 2016, arXiv:1511.04599), L2 and Linf.
@@ -108,17 +112,23 @@ impl Attack for DeepFool {
 
 /// The shortest change to the linearized boundary: `|z_k - z_y| / |g|_2^2 * g`, in Linf `|z_k - z_y| / |g|_1 * sign(g)`
 /// (Moosavi-Dezfooli et al. 2016, section 3, the extension to other norms).
+///
+/// A gradient that is not [`in_range`] must have been scaled together with its difference.
 pub(crate) fn step_onto(difference: &Tensor, gradient: &Tensor, norm: Norm) -> Tensor {
-    match norm {
-        Norm::Linf => {
-            let length = dual_length(gradient, norm).clamp_min(1e-20);
-            gradient.sign() * per_image(&(difference.abs() / length))
-        }
+    let ratio = |length: Tensor| per_image(&(difference.abs() / length.clamp_min(1e-20)).clamp_max(LARGEST_DIFFERENCE));
+    let step = match norm {
+        Norm::Linf => gradient.sign() * ratio(dual_length(gradient, norm)),
         _ => {
             let squared = gradient.square().flatten(1, -1).sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
-            gradient * per_image(&(difference.abs() / squared.clamp_min(1e-20)))
+            gradient * ratio(squared)
         }
-    }
+    };
+    step.clamp(-LONGEST_STEP, LONGEST_STEP)
+}
+
+/// Logit differences, f32 `[N]`, with the factors of their gradients ([`in_range`]).
+pub(crate) fn scaled(differences: &Tensor, factors: &Tensor) -> Tensor {
+    (differences * factors).clamp(-LARGEST_DIFFERENCE, LARGEST_DIFFERENCE)
 }
 
 /// The linearized decision boundary that is nearest to each image, by one gradient per class, one class at a time, so
@@ -127,7 +137,7 @@ pub(crate) fn step_onto(difference: &Tensor, gradient: &Tensor, norm: Norm) -> T
 /// * `images`: f32 `[N, C, H, W]`; `labels`: i64 `[N]`.
 ///
 /// Returns `z_k - z_y`, f32 `[N]`, and its gradient, f32 `[N, C, H, W]`, for the class k with the
-/// smallest `|z_k - z_y| / |gradient|_q`, q the dual of `norm`.
+/// smallest `|z_k - z_y| / |gradient|_q`, q the dual of `norm`. Both carry the factor that brings the gradient [`in_range`].
 pub(crate) fn nearest_boundary(
     oracle: &mut Oracle<'_>,
     images: &Tensor,
@@ -142,9 +152,9 @@ pub(crate) fn nearest_boundary(
     for class in 0..classes {
         // The last pass may free the graph.
         let keep = class + 1 < classes;
-        let sum = tch::with_grad(|| differences.select(1, class).sum(Kind::Float));
-        let gradient = Tensor::run_backward(&[sum], &[&x], keep, false).swap_remove(0);
-        let difference = differences.detach().select(1, class);
+        let of_class = tch::with_grad(|| differences.select(1, class));
+        let (gradient, factor) = in_range(&oracle.backward(&of_class, &x, rows, keep)?);
+        let difference = scaled(&of_class.detach(), &factor);
         let distance =
             (difference.abs() / (dual_length(&gradient, norm) + 1e-12)).masked_fill(&labels.eq(class), f64::INFINITY);
         best = Some(match best {
@@ -159,7 +169,6 @@ pub(crate) fn nearest_boundary(
             }
         });
     }
-    oracle.count_backward(rows.len(), classes as u64);
     let (_, difference, gradient) = best.expect("there are at least two classes");
     Ok((difference, gradient))
 }

@@ -1,14 +1,15 @@
 //! FAB: walks along the decision boundary towards the clean image.
 
-use c2r_base::{Classifier, Norm, Passes, Seed, ThreatModel};
+use c2r_base::{Classifier, Norm, Passes, Seed, ThreatModel, grad::in_range};
 use tch::{Kind, Tensor};
 
 use crate::{
-    active::{Active, Aims, Samples, attempt_seed, index, per_image, positions, write_rows},
+    active::{Active, Samples, attempt_seed, index, per_image, positions, write_rows},
+    aims::Aims,
     attack::{Attack, AttackBatch, Family, Perturbed},
     attacks::{
         apgd::{STEPS, TARGETS},
-        deepfool::nearest_boundary,
+        deepfool::{nearest_boundary, scaled},
     },
     draws::Draws,
     error::{AttackError, ConfigError},
@@ -231,7 +232,8 @@ impl Fab {
                     let found = oracle.gradient(&x, active.samples(), |_, logits| {
                         (logits.gather(1, &aims, false) - logits.gather(1, &labels, false)).squeeze_dim(1)
                     })?;
-                    (found.losses, found.gradient)
+                    let (direction, factor) = in_range(&found.gradient);
+                    (scaled(&found.losses, &factor), direction)
                 }
                 None => nearest_boundary(oracle, &x, active.samples(), labels, norm)?,
             };

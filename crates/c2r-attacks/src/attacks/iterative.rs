@@ -3,7 +3,7 @@
 //!
 //! Longer than 600 lines: a third of it documents the options of twelve attacks, which one loop runs.
 
-use c2r_base::{Classifier, Norm, Seed, ThreatModel, loss};
+use c2r_base::{Classifier, Norm, Seed, ThreatModel, grad::in_range, loss};
 use tch::{Kind, Tensor};
 
 use crate::{
@@ -607,6 +607,7 @@ impl Iterative {
 /// Dong et al. 2018 divide by the L1 length, the libraries by the mean: under the sign of the sum of
 /// such terms these are the same.
 pub fn next_momentum(gradient: &Tensor, momentum: &Tensor, decay: f64) -> Tensor {
+    let (gradient, _) = in_range(gradient);
     let mean = gradient.abs().mean_dim([1i64, 2, 3].as_slice(), true, Kind::Float);
     gradient / mean.clamp_min(f64::from(f32::MIN_POSITIVE)) + momentum * decay
 }

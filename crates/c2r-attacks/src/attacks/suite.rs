@@ -43,6 +43,7 @@ impl Attack for Suite {
         let mut found = batch.images.copy();
         let mut open: Vec<usize> = (0..batch.ids.len()).collect();
         let mut queries = vec![0; batch.ids.len()];
+        let mut repaired = vec![false; batch.ids.len()];
         let mut passes = Passes::default();
         for stage in &self.stages {
             let (samples, ids) = (Samples::of(batch, &open), pick(batch.ids, &open));
@@ -57,6 +58,9 @@ impl Attack for Suite {
             for (row, (attacked, own)) in proposal.queries.iter().zip(&judging.queries).enumerate() {
                 queries[open[row]] += attacked + own;
             }
+            for (&sample, was_repaired) in open.iter().zip(&proposal.repaired) {
+                repaired[sample] |= was_repaired;
+            }
             passes += proposal.passes;
             passes += judging.passes;
             open = pick(&open, &positions(&reached.logical_not()));
@@ -64,6 +68,6 @@ impl Attack for Suite {
                 break;
             }
         }
-        Ok(Perturbed { images: found, queries, passes })
+        Ok(Perturbed { images: found, queries, passes, repaired })
     }
 }

@@ -4,11 +4,11 @@ use std::{collections::BTreeMap, ops::ControlFlow, time::Instant};
 
 use c2r_base::{Classifier, Goal, LabelledImages, Passes, Seed, TargetRule, ThreatModel, loss};
 use rand::Rng;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::{
     attack::Attack,
-    error::AttackError,
+    error::{AttackError, ConfigError},
     evaluate::{
         event::Event,
         flags::{flags_of_model, flags_of_results},
@@ -54,7 +54,8 @@ impl Default for EvaluateOptions {
 ///
 /// # Errors
 /// [`AttackError`]: labels outside the model's classes, a model that fails, logits of a wrong shape or dtype or not
-/// finite (naming the sample), an attack that is not defined for the threat model, or a failed self-check.
+/// finite (naming the sample), an attack that is not defined for the threat model, a ball that holds every image, or a
+/// failed self-check.
 pub fn evaluate(
     model: &dyn Classifier,
     data: &LabelledImages,
@@ -78,6 +79,10 @@ pub fn evaluate_with(
     observer: &mut dyn FnMut(&Event<'_>) -> ControlFlow<()>,
 ) -> Result<AttackReport, AttackError> {
     let _no_grad = tch::no_grad_guard();
+    let (epsilon, norm, diameter) = (threat.epsilon, threat.norm, threat.norm.diameter(data.image_shape()));
+    if epsilon.value() >= diameter {
+        return Err(ConfigError::EpsilonCoversAll { epsilon, norm, diameter }.into());
+    }
     let mut run = Evaluation { data, threat, options, batch_size: options.batch_size.max(1), observer };
     let mut report = match &options.resume {
         Some(report) => run.resumable(report, attacks)?,
@@ -87,7 +92,7 @@ pub fn evaluate_with(
         attack.check(threat, report.classes)?;
     }
 
-    let mut workers = Workers::new(model, options.workers);
+    let mut workers = Workers::new(model, report.classes, options.workers);
     for (entry, attack) in attacks.iter().enumerate() {
         if report.attacks.len() == entry {
             let samples = first_outcomes(&report, options.mode);
@@ -156,6 +161,7 @@ impl Evaluation<'_> {
                 survivors: 0,
                 counts: Passes::default(),
                 seconds: 0.0,
+                repaired_gradients: 0,
             });
         }
         let total = report.attacks[entry].stages[stage].attacked + open.len();
@@ -165,7 +171,7 @@ impl Evaluation<'_> {
                 .split(part)
                 .map(|part| Task::new(part, self.data, report.targets.as_deref(), workers.device()))
                 .collect();
-            let Judged { images, broken, predictions, distances, margins, queries, passes } =
+            let Judged { images, broken, predictions, distances, margins, queries, passes, repaired } =
                 workers.run(attack, self.threat, self.options.seed, tasks)?;
 
             let result = &mut report.attacks[entry];
@@ -184,6 +190,7 @@ impl Evaluation<'_> {
             done.attacked += part.len();
             done.survivors += broken.iter().filter(|broken| !**broken).count();
             done.counts += passes;
+            done.repaired_gradients += repaired.iter().filter(|repaired| **repaired).count();
             done.seconds += start.elapsed().as_secs_f64();
             let done = done.attacked;
             let (positions, attack) = (part, attack.name());
@@ -193,6 +200,8 @@ impl Evaluation<'_> {
     }
 
     /// Classifies the clean images, chooses targets, and looks for reasons to doubt the model.
+    ///
+    /// The first batch is classified twice, and timed the second time: the first one warms up and is not the clean pass.
     fn clean_pass(&mut self, model: &dyn Classifier) -> Result<AttackReport, AttackError> {
         let start = Instant::now();
         let Self { data, threat, options, batch_size, .. } = *self;
@@ -200,27 +209,27 @@ impl Evaluation<'_> {
         let all: Vec<usize> = (0..n).collect();
         let ids: Vec<u64> = (0..n as u64).collect();
         let mut oracle = Oracle::new(model, "clean", &ids);
-        let mut classes = None;
+        let first = &all[..batch_size.min(n)];
+        let (images, labels) = data.select(first, model.device());
+        let logits = oracle.logits(&images, first)?;
+        let classes = logits.size()[1];
+        data.check_classes(classes)?;
+        let flags = if options.self_check {
+            flags_of_model(&mut oracle, first, &images, &labels, &logits, threat, options.seed)?
+        } else {
+            Vec::new()
+        };
+        let check_seconds = start.elapsed().as_secs_f64();
+        let start = Instant::now();
         let mut clean_predictions = Vec::with_capacity(n);
         let mut clean_margins = Vec::with_capacity(n);
         let mut targets = Vec::new();
-        let mut flags = Vec::new();
         for part in all.chunks(batch_size) {
             let (images, labels) = data.select(part, model.device());
             let logits = oracle.logits(&images, part)?;
             let got = logits.size()[1];
-            if logits.kind() != Kind::Float {
-                return Err(AttackError::LogitsKind(logits.kind()));
-            }
-            let expected = *classes.get_or_insert(got);
-            if got != expected {
-                return Err(AttackError::ClassesChanged { expected, got });
-            }
-            if clean_predictions.is_empty() {
-                data.check_classes(got)?;
-                if options.self_check {
-                    flags = flags_of_model(&mut oracle, part, &images, &labels, &logits, threat, options.seed)?;
-                }
+            if got != classes {
+                return Err(AttackError::ClassesChanged { expected: classes, got });
             }
             clean_predictions.extend(Vec::<i64>::try_from(logits.argmax(1, false)).expect("i64 tensor"));
             clean_margins.extend(Vec::<f32>::try_from(loss::margin(&logits, &labels)).expect("f32 tensor"));
@@ -237,13 +246,14 @@ impl Evaluation<'_> {
             mode: options.mode,
             seed: options.seed,
             batch_size,
-            classes: classes.expect("there is at least one image"),
+            classes,
             labels: Vec::<i64>::try_from(data.labels()).expect("i64 tensor"),
             targets: matches!(threat.goal, Goal::Targeted(_)).then_some(targets),
             clean_predictions,
             clean_margins,
             clean_counts: oracle.finish(Tensor::new()).passes,
             clean_seconds: start.elapsed().as_secs_f64(),
+            check_seconds,
             attacks: Vec::new(),
             flags,
             versions: BTreeMap::from([("c2r-attacks".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]),

@@ -1,14 +1,17 @@
 //! Looks for reasons to doubt a result (docs/attacks/flags.md).
 
+use std::collections::BTreeMap;
+
 use c2r_base::{Seed, ThreatModel, loss};
 use serde::Deserialize;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use crate::{
     active::positions,
     attack::Family,
     error::AttackError,
     evaluate::{
+        bounds::flag_of_bounds,
         contradictions::{AttackResult, SAME_STRENGTH, contradictions, cross_entropy_steps, sees_gradients},
         report::{AttackEntry, AttackReport, Flag, Mode, Outcome, StageEntry},
     },
@@ -20,6 +23,11 @@ use crate::{
 const SAME_LOGITS: f64 = 1e-4;
 /// Kernels for one image and for a batch differ in their rounding.
 const SAME_LOGITS_ALONE: f64 = 1e-3;
+/// A cross entropy whose gradient is smaller in every pixel has nearly vanished: probabilities of other classes around it
+/// are below f32's steps next to 1. Ours.
+const VANISHING: f64 = 1e-10;
+/// A few saturated samples are ordinary; more than this share of the correct ones is a reason for doubt. Ours.
+const VANISHING_SHARE: f64 = 0.05;
 
 /// Reasons to doubt the model, found on its first clean batch.
 ///
@@ -46,7 +54,12 @@ pub(crate) fn flags_of_model(
     if moved > 1e-6 {
         return Err(AttackError::SelfCheck(format!("a projection at epsilon 0 moved a pixel by {moved:.1e}")));
     }
-    let again = oracle.logits(images, rows)?;
+    let (again, given) = oracle.logits_and_copy(images, rows)?;
+    let changed = difference(&given, images);
+    // NaN is a change, too.
+    if changed != 0.0 {
+        flags.push(Flag::ChangesItsInput { difference: changed });
+    }
     let repeated = difference(&again, logits);
     if repeated > SAME_LOGITS * scale {
         flags.push(Flag::RandomizedModel { difference: repeated });
@@ -55,9 +68,7 @@ pub(crate) fn flags_of_model(
         // Samples on a boundary may flip with the last bit.
         let flipped = at_zero.argmax(1, false).ne_tensor(&logits.argmax(1, false));
         if flipped.any().int64_value(&[]) != 0 && difference(&at_zero, logits) > SAME_LOGITS * scale {
-            return Err(AttackError::SelfCheck(
-                "accuracy at epsilon 0 is not the clean accuracy: does the model change its input?".to_owned(),
-            ));
+            return Err(AttackError::SelfCheck("accuracy at epsilon 0 is not the clean accuracy".to_owned()));
         }
         let alone = oracle.logits(&images.narrow(0, 0, 1), &rows[..1])?;
         let apart = difference(&alone, &logits.narrow(0, 0, 1));
@@ -65,19 +76,26 @@ pub(crate) fn flags_of_model(
             flags.push(Flag::BatchDependentModel { difference: apart });
         }
     }
-    let sums = logits.sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
-    if logits.min().double_value(&[]) >= 0.0
-        && logits.max().double_value(&[]) <= 1.0
-        && (sums - 1.0).abs().max().double_value(&[]) < 1e-3
-    {
-        flags.push(Flag::ProbabilitiesNotLogits);
-    }
-    let found = oracle.gradient(images, rows, |_, logits| loss::ce(logits, labels))?;
-    let flat = found.gradient.abs().flatten(1, -1).amax([1i64].as_slice(), false).eq(0.0);
+    flags.extend(flag_of_bounds(oracle, rows, images, logits));
+    let gradient = match oracle.gradient(images, rows, |_, logits| loss::ce(logits, labels)) {
+        Ok(found) => found.gradient,
+        // Attacks that need none do not care, and the others will fail with this.
+        Err(error) => {
+            let reason = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
+            flags.push(Flag::NoGradient { reason });
+            return Ok(flags);
+        }
+    };
+    let largest = gradient.abs().flatten(1, -1).amax([1i64].as_slice(), false);
     let correct = logits.argmax(1, false).eq_tensor(labels);
-    let samples = positions(&flat.logical_and(&correct)).len();
-    if samples > 0 {
-        flags.push(Flag::ZeroGradient { samples, of: positions(&correct).len() });
+    let of = positions(&correct).len();
+    let zero = positions(&largest.eq(0.0).logical_and(&correct)).len();
+    if zero > 0 {
+        flags.push(Flag::ZeroGradient { samples: zero, of });
+    }
+    let samples = positions(&largest.lt(VANISHING).logical_and(&correct)).len() - zero;
+    if samples as f64 > VANISHING_SHARE * of as f64 {
+        flags.push(Flag::VanishingGradient { samples, of });
     }
     Ok(flags)
 }
@@ -121,6 +139,14 @@ pub(crate) fn flags_of_results(report: &mut AttackReport) {
         });
         flags.extend(contradictions(&results.collect::<Vec<_>>(), report.n()));
     }
+    let mut repaired: BTreeMap<&str, usize> = BTreeMap::new();
+    for stage in report.attacks.iter().flat_map(|entry| &entry.stages).filter(|stage| stage.repaired_gradients > 0) {
+        let samples = repaired.entry(&stage.attack).or_default();
+        *samples = stage.repaired_gradients.max(*samples);
+    }
+    flags.extend(
+        repaired.into_iter().map(|(attack, samples)| Flag::NonFiniteGradient { attack: attack.to_owned(), samples }),
+    );
     for flag in flags {
         if !report.flags.contains(&flag) {
             report.flags.push(flag);

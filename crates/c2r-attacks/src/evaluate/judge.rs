@@ -1,6 +1,6 @@
 //! Attacks some samples, projects what comes back into the threat set, and judges it.
 
-use c2r_base::{Classifier, LabelledImages, Passes, Seed, ThreatModel, loss};
+use c2r_base::{Classifier, ClassifierError, LabelledImages, Passes, Seed, ThreatModel, loss};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
@@ -28,6 +28,30 @@ pub(crate) struct Judged {
     pub(crate) margins: Vec<f32>,
     pub(crate) queries: Vec<u64>,
     pub(crate) passes: Passes,
+    /// Whether a gradient of the sample had values that were not finite.
+    pub(crate) repaired: Vec<bool>,
+}
+
+/// A model that must keep the number of classes that it had on the clean images.
+struct SameClasses<'a> {
+    model: &'a dyn Classifier,
+    classes: i64,
+}
+
+impl Classifier for SameClasses<'_> {
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+        let logits = self.model.logits(images)?;
+        match logits.size()[..] {
+            [_, got] if got != self.classes => {
+                Err(ClassifierError::new(AttackError::ClassesChanged { expected: self.classes, got }))
+            }
+            _ => Ok(logits),
+        }
+    }
+
+    fn device(&self) -> Device {
+        self.model.device()
+    }
 }
 
 impl Task {
@@ -54,6 +78,7 @@ impl Judged {
             margins: Vec::new(),
             queries: Vec::new(),
             passes: Passes::default(),
+            repaired: Vec::new(),
         };
         for part in parts {
             all.broken.extend(part.broken);
@@ -62,20 +87,23 @@ impl Judged {
             all.margins.extend(part.margins);
             all.queries.extend(part.queries);
             all.passes += part.passes;
+            all.repaired.extend(part.repaired);
         }
         all
     }
 }
 
-/// Attacks and judges the samples of `task`.
+/// Attacks and judges the samples of `task`; the model has `classes` classes.
 pub(crate) fn attack_and_judge(
     model: &dyn Classifier,
+    classes: i64,
     attack: &dyn Attack,
     threat: &ThreatModel,
     seed: Seed,
     task: &Task,
 ) -> Result<Judged, AttackError> {
     let _no_grad = tch::no_grad_guard();
+    let model = &SameClasses { model, classes };
     let Task { images, labels, ids, targets } = task;
     let batch = AttackBatch { images, labels, ids, targets: targets.as_ref() };
     let proposal = attack.perturb(model, &batch, threat, seed)?;
@@ -94,6 +122,7 @@ pub(crate) fn attack_and_judge(
         margins: Vec::<f32>::try_from(loss::margin(&logits, labels)).expect("f32 tensor"),
         queries: proposal.queries.iter().zip(&judging.queries).map(|(attack, judge)| attack + judge).collect(),
         passes: [proposal.passes, judging.passes].into_iter().sum(),
+        repaired: proposal.repaired,
         images: judged,
     })
 }

@@ -15,15 +15,17 @@ use crate::{
 /// survivors are too small to share (docs/attacks/speed.md).
 pub(crate) struct Workers<'a> {
     model: &'a dyn Classifier,
+    /// What the model returns for clean images.
+    classes: i64,
     /// Empty if everything runs on the caller's thread.
     replicas: Vec<Box<dyn Classifier + Send>>,
 }
 
 impl<'a> Workers<'a> {
-    pub(crate) fn new(model: &'a dyn Classifier, workers: usize) -> Self {
+    pub(crate) fn new(model: &'a dyn Classifier, classes: i64, workers: usize) -> Self {
         let side_by_side = workers > 1 && model.device() == Device::Cpu;
         let replicas = if side_by_side { (0..workers).map_while(|_| model.replica()).collect() } else { Vec::new() };
-        Self { model, replicas }
+        Self { model, classes, replicas }
     }
 
     pub(crate) fn device(&self) -> Device {
@@ -45,10 +47,10 @@ impl<'a> Workers<'a> {
         tasks: Vec<Task>,
     ) -> Result<Judged, AttackError> {
         if self.replicas.is_empty() {
-            let judge = |task: Task| attack_and_judge(self.model, attack, threat, seed, &task);
+            let judge = |task: Task| attack_and_judge(self.model, self.classes, attack, threat, seed, &task);
             return tasks.into_iter().map(judge).collect::<Result<_, _>>().map(Judged::join);
         }
-        let threads = tch::get_num_threads();
+        let (threads, classes) = (tch::get_num_threads(), self.classes);
         let parts: Vec<Result<Judged, AttackError>> = std::thread::scope(|scope| {
             let running: Vec<_> = tasks
                 .into_iter()
@@ -56,7 +58,7 @@ impl<'a> Workers<'a> {
                 .map(|(task, replica)| {
                     scope.spawn(move || {
                         tch::set_num_threads(1);
-                        attack_and_judge(replica.as_ref(), attack, threat, seed, &task)
+                        attack_and_judge(replica.as_ref(), classes, attack, threat, seed, &task)
                     })
                 })
                 .collect();

@@ -68,6 +68,14 @@ pub struct StageEntry {
     pub counts: Passes,
     /// Wall clock, judging included.
     pub seconds: f64,
+    /// Samples with gradients that had NaN or infinite values, which were replaced ([`crate::Oracle`]).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub repaired_gradients: usize,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 /// One attack or suite of a report.
@@ -134,10 +142,14 @@ pub struct AttackReport {
     /// Margins of the labels on the clean images, in logits; empty in reports of earlier versions.
     #[serde(default)]
     pub clean_margins: Vec<f32>,
-    /// What the clean pass and the self-checks cost.
+    /// What the clean pass, its warm-up and the self-checks cost.
     pub clean_counts: Passes,
-    /// Wall clock of the clean pass and the self-checks.
+    /// Wall clock of the clean pass alone, with a model that is warm.
     pub clean_seconds: f64,
+    /// Wall clock of the warm-up and the self-checks before it; 0 in reports of earlier versions, whose `clean_seconds`
+    /// include them.
+    #[serde(default)]
+    pub check_seconds: f64,
     /// In the order they ran.
     pub attacks: Vec<AttackEntry>,
     /// Reasons for doubt.
@@ -184,7 +196,7 @@ impl AttackReport {
 
     /// Wall clock of everything.
     pub fn seconds(&self) -> f64 {
-        self.clean_seconds + self.attacks.iter().map(AttackEntry::seconds).sum::<f64>()
+        self.check_seconds + self.clean_seconds + self.attacks.iter().map(AttackEntry::seconds).sum::<f64>()
     }
 }
 
@@ -204,14 +216,47 @@ pub enum Flag {
         /// Largest difference, logits.
         difference: f64,
     },
-    /// The outputs look like probabilities: losses on them have almost no gradient.
+    /// The model writes into the images that it is given. It gets copies.
+    ChangesItsInput {
+        /// Largest change of a value, pixel units.
+        difference: f64,
+    },
+    /// All outputs are in `[0, 1]`, those for extreme images, too, as after a softmax or sigmoid: losses on them have almost
+    /// no gradient.
     ProbabilitiesNotLogits,
+    /// All outputs end at the same two values, where they flatten, as after a tanh or a clamp: losses on them have almost no
+    /// gradient.
+    BoundedOutputs {
+        /// The smallest output seen.
+        low: f64,
+        /// The largest one.
+        high: f64,
+    },
+    /// No gradient reaches the images: attacks that follow one cannot run.
+    NoGradient {
+        /// What failed.
+        reason: String,
+    },
     /// The gradient of the cross entropy is exactly zero for correctly classified samples.
     ZeroGradient {
         /// How many.
         samples: usize,
         /// Of how many that were tried.
         of: usize,
+    },
+    /// The gradient of the cross entropy is not zero but below 1e-10 in every pixel for many correctly classified samples.
+    VanishingGradient {
+        /// How many.
+        samples: usize,
+        /// Of how many that were tried.
+        of: usize,
+    },
+    /// Gradients had values that are NaN or infinite; NaN counted as 0.
+    NonFiniteGradient {
+        /// Which attack asked for them.
+        attack: String,
+        /// For how many samples.
+        samples: usize,
     },
     /// A black-box attack broke what attacks that see gradients did not: gradients may be masked.
     BlackBoxBeatsWhiteBox {
@@ -268,17 +313,40 @@ impl fmt::Display for Flag {
         match self {
             Self::RandomizedModel { difference } => write!(
                 f,
-                "the model is randomized (logits of two passes differ by {difference:.1e}): use autoattack-rand or eot-pgd"
+                "the model is randomized (logits of two passes differ by {difference:.1e}): use autoattack-rand or eot-pgd; if it is not meant to be, it was exported in train mode (dropout): call model.eval() before torch.jit"
             ),
             Self::BatchDependentModel { difference } => {
-                write!(f, "logits depend on the rest of the batch (by {difference:.1e}): is the model in train mode?")
+                write!(
+                    f,
+                    "logits depend on the rest of the batch (by {difference:.1e}): was the model exported in train mode? Call model.eval() before torch.jit"
+                )
             }
-            Self::ProbabilitiesNotLogits => {
-                write!(f, "the model seems to return probabilities: attacks need logits, before the softmax")
+            Self::ChangesItsInput { difference } => write!(
+                f,
+                "the model writes into the images that it is given (by up to {difference:.1e}); it got copies, so the results stand; in Python, write x = (x - mean) / std instead of x.sub_(mean).div_(std)"
+            ),
+            Self::ProbabilitiesNotLogits => write!(
+                f,
+                "the model seems to return probabilities: attacks need logits, before the softmax or sigmoid; with probabilities, robust accuracy comes out too high"
+            ),
+            Self::BoundedOutputs { low, high } => write!(
+                f,
+                "all outputs end at {low:.3} and {high:.3}, as after a tanh or a clamp: attacks need logits, before that; with squashed outputs, robust accuracy comes out too high"
+            ),
+            Self::NoGradient { reason } => {
+                write!(f, "only attacks that need no gradient (square, noise) can judge this model: {reason}")
             }
             Self::ZeroGradient { samples, of } => write!(
                 f,
                 "the gradient of the cross entropy is zero for {samples} of {of} samples: use attacks on margins (cw-linf, apgd-dlr, apgd-t)"
+            ),
+            Self::VanishingGradient { samples, of } => write!(
+                f,
+                "the gradient of the cross entropy is below 1e-10 in every pixel for {samples} of {of} samples: use attacks on margins (cw-linf, apgd-dlr, apgd-t)"
+            ),
+            Self::NonFiniteGradient { attack, samples } => write!(
+                f,
+                "the gradient has values that are NaN or infinite for {samples} samples (during `{attack}`); NaN counted as 0, so `{attack}` may be weaker than it should be; sqrt, log, norm and powers have no gradient at 0: write (x + 1e-12).sqrt() in Python"
             ),
             Self::BlackBoxBeatsWhiteBox { attack, samples } => write!(
                 f,
@@ -327,6 +395,7 @@ impl Serialize for AttackReport {
         map.serialize_entry("versions", &self.versions)?;
         map.serialize_entry("clean_counts", &self.clean_counts)?;
         map.serialize_entry("clean_seconds", &self.clean_seconds)?;
+        map.serialize_entry("check_seconds", &self.check_seconds)?;
         map.serialize_entry("attacks", &self.attacks)?;
         map.serialize_entry("labels", &self.labels)?;
         if let Some(targets) = &self.targets {

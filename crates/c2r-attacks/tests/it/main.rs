@@ -2,6 +2,7 @@
 
 mod deterministic;
 mod digits;
+mod foreign;
 mod models;
 mod properties;
 mod stochastic;

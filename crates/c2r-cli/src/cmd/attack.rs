@@ -11,9 +11,10 @@ use std::{fs, ops::ControlFlow, path::Path};
 
 pub(crate) use args::Args;
 use c2r_attacks::{
-    AdversarialImages, Attack, AttackConfig, AttackError, AttackReport, EvaluateOptions, Event, Mode, evaluate_with,
+    AdversarialImages, Attack, AttackConfig, AttackError, AttackReport, EvaluateOptions, Event, Family, Mode,
+    evaluate_with,
 };
-use c2r_base::{Epsilon, Goal, Norm, Seed, ThreatModel};
+use c2r_base::{Goal, Seed, ThreatModel};
 use c2r_distill::Work;
 use c2r_experiment::SubsetOrder;
 use c2r_files::sha256_of_file;
@@ -43,7 +44,6 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     let configs = choice::configs(&args).or_exit(exit::USAGE)?;
     let attacks: Vec<Box<dyn Attack>> =
         configs.iter().map(AttackConfig::build).collect::<Result<_, _>>().or_exit(exit::USAGE)?;
-    check_units(&args)?;
     let threat =
         ThreatModel { norm: args.norm, epsilon: args.eps, goal: args.targets.map_or(Goal::Untargeted, Goal::Targeted) };
     if args.estimate {
@@ -54,8 +54,14 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     let model = args.model.as_ref().or(args.checkpoint.as_ref()).expect("clap requires one");
     let model_sha256 = sha256_of_file(model).or_exit(exit::DATA)?;
     let mut inputs = Inputs::load(&args, ui)?;
+    let shape = inputs.images.image_shape();
+    check_units(&args, shape)?;
+    inputs.notes.extend(reaches_grey(&args, shape));
     let target = match &args.model {
-        Some(path) => Target::script(path, &inputs, args.as_is, device)?,
+        Some(path) => {
+            let needs_gradient = attacks.iter().any(|attack| needs_gradient(attack.as_ref()));
+            Target::script(path, &inputs, args.as_is, needs_gradient, device)?
+        }
         None => Target::network(model, &inputs, device)?,
     };
     inputs.notes.extend(choice::changed_suites(&args, &configs));
@@ -121,23 +127,47 @@ fn show(summary: &Value, args: &Args, ui: &Ui) {
     if args.json { ui.out(summary.to_string()) } else { output::print(summary, ui) }
 }
 
-/// Refuses 2 where 2/255 is meant.
-fn check_units(args: &Args) -> anyhow::Result<()> {
-    let is_too_long = |size: &Epsilon| args.norm == Norm::Linf && size.value() >= 1.0;
-    if is_too_long(&args.eps) {
-        let eps = args.eps;
-        return exit::fail(
-            exit::USAGE,
-            format!("--eps {eps} reaches every image, since pixels are in [0, 1]; write {eps}/255 for 8-bit units"),
-        );
+fn needs_gradient(attack: &dyn Attack) -> bool {
+    match attack.stages() {
+        Some(stages) => stages.iter().any(|stage| needs_gradient(stage.as_ref())),
+        None => matches!(attack.family(), Family::Gradient | Family::MinimumNorm),
     }
-    if let Some(step) = &args.step_size
-        && step.parse::<Epsilon>().is_ok_and(|size| is_too_long(&size))
-    {
-        let what = format!("--step-size {step} is as long as the range of pixels; write {step}/255 for 8-bit units");
-        return exit::fail(exit::USAGE, what);
+}
+
+/// Refuses 2 where 2/255 is meant: a radius or step that reaches every image of this `shape` from every other.
+fn check_units(args: &Args, shape: [i64; 3]) -> anyhow::Result<()> {
+    let step_size = args.step_size.as_ref().and_then(|step| step.parse().ok());
+    for (flag, size) in [("--eps", Some(args.eps)), ("--step-size", step_size)] {
+        let Some(size) = size else { continue };
+        let (norm, diameter) = (args.norm, args.norm.diameter(shape));
+        if size.value() < diameter {
+            continue;
+        }
+        let in_255ths = size.value() / 255.0 < diameter && !size.to_string().contains('/');
+        let advice = if in_255ths {
+            format!("write {size}/255 if it counts the 255 steps of 8-bit pixels")
+        } else {
+            "choose a smaller one".to_owned()
+        };
+        let message = format!(
+            "{flag} {size} reaches every image: with pixels in [0, 1], no two images of {}x{}x{} are more than {} apart in \
+             {norm}; {advice}",
+            shape[0],
+            shape[1],
+            shape[2],
+            (diameter * 100.0).round() / 100.0,
+        );
+        return exit::fail(exit::USAGE, message);
     }
     Ok(())
+}
+
+/// A note on a radius that lets the attacker paint every image grey, so that no classifier can be robust.
+fn reaches_grey(args: &Args, shape: [i64; 3]) -> Option<String> {
+    let (eps, norm) = (args.eps, args.norm);
+    (eps.value() >= norm.diameter(shape) / 2.0).then(|| {
+        format!("doubtful: an {norm} radius of {eps} turns every image into plain grey, so no classifier can be robust")
+    })
 }
 
 /// Refuses to overwrite what the command reads, and without `--force` what no earlier evaluation wrote.
@@ -202,6 +232,8 @@ fn watched(
     let mut running = (usize::MAX, String::new());
     let mut failure = None;
     let record = journal.as_ref().map(|journal| journal.run.record().display().to_string());
+    // With a failure, what had finished is kept.
+    let mut last = None;
     let result = evaluate_with(target.classifier.as_ref(), &inputs.images, attacks, threat, options, &mut |event| {
         if let Some(images) = journal.as_mut().and_then(|journal| journal.images.as_mut()) {
             images.observe(event);
@@ -217,6 +249,9 @@ fn watched(
                     std::mem::replace(&mut progress, next).finish();
                 }
                 progress.set(*done as u64, format!("{:.1} % robust", 100.0 * report.attacks[*entry].robust_accuracy()));
+                if done == total {
+                    last = Some((*report).clone());
+                }
                 let saved = journal.as_mut().map_or(Ok(()), |journal| journal.save(report, interrupted));
                 if let Err(error) = saved {
                     failure = Some(error);
@@ -231,6 +266,14 @@ fn watched(
     if let Some(error) = failure {
         return Err(error);
     }
+    if let (Err(error), Some(report)) = (&result, &last)
+        && !matches!(error, AttackError::Interrupted)
+    {
+        if let Some(journal) = journal.as_mut() {
+            journal.save(report, true)?;
+        }
+        output::print_finished(report, record.as_deref());
+    }
     result.map_err(|error| match error {
         AttackError::Interrupted => exit::error(
             exit::INTERRUPTED,
@@ -241,11 +284,9 @@ fn watched(
         ),
         AttackError::Config(_) => exit::coded(exit::USAGE, error),
         AttackError::Images(_) => exit::coded(exit::DATA, anyhow::Error::new(error).context(inputs.name.clone())),
+        AttackError::Failed { .. } | AttackError::Resume(_) => error.into(),
         // The model was checked on images of this shape; what it does not take is in these images or in the file.
-        AttackError::Model { .. } => {
-            exit::coded(exit::DATA, anyhow::Error::new(error).context(model.display().to_string()))
-        }
-        other => other.into(),
+        _ => exit::coded(exit::DATA, anyhow::Error::new(error).context(model.display().to_string())),
     })
 }
 

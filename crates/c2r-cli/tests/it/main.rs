@@ -2,6 +2,7 @@
 
 #[cfg(unix)]
 mod long_runs;
+mod models;
 mod rates;
 mod sets;
 #[cfg(unix)]

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use c2r_attacks::{Attack, AttackBatch, AttackConfig, AttackError, Perturbed, PgdConfig};
+use c2r_attacks::{Attack, AttackBatch, AttackConfig, AttackError, Oracle, PgdConfig};
 use c2r_base::{Classifier, Passes, Seed, ThreatModel};
 use c2r_core::ls_pgd::{Companions, LsPgd, PerturbationCache};
 use c2r_train::ranges::RangeError;
@@ -123,8 +123,8 @@ impl CompanionAttack {
         let batch = AttackBatch { images, labels, ids, targets: None };
         let perturbed = match attack.perturb(model, &batch, &self.threat, seed) {
             // The loss is then not finite either; the caller computes it and names the step.
-            Err(AttackError::NonFiniteLogits { .. }) => {
-                Perturbed { images: images.shallow_clone(), queries: vec![], passes: Passes::default() }
+            Err(AttackError::NonFiniteLogits { .. } | AttackError::NonFiniteGradient { .. }) => {
+                Oracle::new(model, attack.name(), ids).finish(images.shallow_clone())
             }
             perturbed => perturbed?,
         };

@@ -244,6 +244,7 @@ fn attack_state(method: &str, config: &DistillConfig, whole: &TensorFile) {
     let copy = || TensorFile {
         header: whole.header.clone(),
         tensors: whole.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.copy())).collect(),
+        ..TensorFile::default()
     };
     let refused = |name: &str, change: Option<Tensor>, must: bool| {
         let mut state = copy();

@@ -66,15 +66,14 @@ impl Inputs {
     fn of_file(args: &Args) -> anyhow::Result<Self> {
         let path = args.inputs.as_ref().expect("clap requires it here");
         let name = path_to_text(path).into_owned();
-        let mut file = TensorFile::read(path)
+        let file = TensorFile::read(path)
             .context(
                 "--inputs takes a safetensors file with `images` and `labels` (folders of images: --dataset folder:DIR)",
             )
             .or_exit(exit::DATA)?;
-        let names = file.tensors.keys().cloned().collect::<Vec<_>>().join(", ");
-        let mut take = |wanted: &str| match file.tensors.remove(wanted) {
-            Some(tensor) => Ok(tensor),
-            None => exit::fail::<Tensor>(exit::DATA, format!("{name} has no tensor `{wanted}`; it has: {names}")),
+        let take = |wanted: &str| match file.tensors.get(wanted) {
+            Some(tensor) => Ok(tensor.shallow_clone()),
+            None => exit::fail::<Tensor>(exit::DATA, format!("{name}: {}", file.instead_of(wanted))),
         };
         let (images, labels) = (take("images")?, take("labels")?);
         // Tensors that do not belong together are not chosen from; the check names what is wrong with them.
@@ -91,7 +90,11 @@ impl Inputs {
         };
         let images = checked.with_context(|| name.clone()).or_exit(exit::DATA)?;
         let sha256 = sha256_of_file(path).or_exit(exit::DATA)?;
-        let notes = subset.iter().map(|(chosen, _)| chosen.describe("images of the file")).collect();
+        let mut notes: Vec<String> = subset.iter().map(|(chosen, _)| chosen.describe("images of the file")).collect();
+        let rounded = images.n_clamped();
+        if rounded > 0 {
+            notes.push(format!("{name}: {rounded} values outside [0, 1] by less than 1e-6 (rounding) were clamped"));
+        }
         Ok(Self { images, name, sha256, classes: None, notes, subset })
     }
 }

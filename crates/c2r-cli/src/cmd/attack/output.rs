@@ -6,7 +6,7 @@ use c2r_attacks::{AdversarialImages, AttackConfig, AttackReport, Mode, Outcome};
 use c2r_base::artifact::TensorFile;
 use c2r_eval::{AttackRecord, Evaluation, RecordContext};
 use c2r_files::path_to_text;
-use c2r_run::terminal::Ui;
+use c2r_run::terminal::{Ui, note};
 use serde_json::{Value, json};
 use tch::Tensor;
 
@@ -53,6 +53,7 @@ pub(super) fn summary(
         "forward": counts.forward_images,
         "backward": counts.backward_images,
         "seconds": report.seconds(),
+        "clean_seconds": report.clean_seconds,
         "flags": report.flags,
         "flag_notes": report.flags.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "notes": inputs.notes,
@@ -134,6 +135,23 @@ pub(super) fn write_report(
     Ok(())
 }
 
+/// Prints on stderr, before the error, what attacks had finished before the evaluation failed; `record` is where it is kept.
+pub(super) fn print_finished(report: &AttackReport, record: Option<&str>) {
+    let kept = match record {
+        Some(record) => format!("kept in {record}, and the same command resumes after it"),
+        None => "give --output to keep it".to_owned(),
+    };
+    note(format!("finished before the failure ({kept}):"));
+    note(format!("{:<22}{:>11.2} %", "clean", 100.0 * report.clean_accuracy()));
+    for entry in &report.attacks {
+        note(format!("{:<22}{:>11.2} % left", entry.name, 100.0 * entry.robust_accuracy()));
+        for stage in &entry.stages {
+            let (broken, of) = (stage.attacked - stage.survivors, stage.attacked);
+            note(format!("  {:<20}{:>13} {broken} of {of} broken", stage.attack, ""));
+        }
+    }
+}
+
 /// Prints a summary for people.
 pub(super) fn print(summary: &Value, ui: &Ui) {
     let list = |key: &str| summary[key].as_array().cloned().unwrap_or_default();
@@ -159,7 +177,7 @@ pub(super) fn print(summary: &Value, ui: &Ui) {
     }
     let accuracy = if cumulative { "left so far" } else { "accuracy" };
     ui.out(format!("{:<22}{accuracy:>12}{:>12}{:>10}", "attack", "broken", "seconds"));
-    let clean_seconds = seconds(summary) - attacks.iter().map(seconds).sum::<f64>();
+    let clean_seconds = summary["clean_seconds"].as_f64().unwrap_or_default();
     ui.out(format!("{:<22}{:>12}{:>12}{clean_seconds:>10.1}", "clean", percent(&summary["clean_accuracy"]), ""));
     let broken = |attacked: &Value, left: &Value| {
         let attacked = attacked.as_u64().unwrap_or_default();

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, ensure};
 use c2r_base::Classifier;
 use c2r_experiment::Subject;
-use c2r_models::{Frozen, TorchScript, checkpoint};
+use c2r_models::{Frozen, ModelError, TorchScript, checkpoint};
 use c2r_run::exit::{self, OrExit};
 use tch::Device;
 
@@ -22,30 +22,34 @@ pub(super) struct Target {
 
 impl Target {
     /// Loads a TorchScript model; without `as_is`, some of its operators are replaced by faster equivalents.
-    pub(super) fn script(path: &Path, inputs: &Inputs, as_is: bool, device: Device) -> anyhow::Result<Self> {
+    pub(super) fn script(
+        path: &Path,
+        inputs: &Inputs,
+        as_is: bool,
+        needs_gradient: bool,
+        device: Device,
+    ) -> anyhow::Result<Self> {
         let name = path.display();
         let script = TorchScript::load(path, device);
         if script.is_err() && checkpoint::load(path, device).is_ok() {
             return exit::fail(exit::USAGE, format!("{name} is a network that c2r trained: use --checkpoint {name}"));
         }
-        let script = match script {
-            Err(error) if error.to_string().contains("constants.pkl") => {
-                let what = format!(
-                    "{name} is a file of torch.save (a state_dict or a pickled module), not TorchScript: write one with \
-                     torch.jit.trace(model.eval(), images[:2]).save(FILE)"
-                );
-                return exit::fail(exit::DATA, what);
-            }
-            other => other.or_exit(exit::DATA)?,
-        };
+        let script = script.or_exit(exit::DATA)?;
         let shape = inputs.images.image_shape();
-        let n_classes = script.classes(shape).or_else(|error| {
-            // TorchScript says where in the exporter's code it happened first, and what happened last.
-            let text = error.to_string();
-            let reason = text.lines().rev().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
-            exit::fail(exit::DATA, format!("{name} does not take {}: {reason}", described(inputs)))
+        let probed = script.probe(shape).or_else(|error| match error {
+            ModelError::TorchScript { reason, .. } => {
+                exit::fail(exit::DATA, format!("{name} does not take {}: {reason}", described(inputs)))
+            }
+            other => Err(other).or_exit(exit::DATA),
         })?;
-        check_classes(path, n_classes, inputs).or_exit(exit::DATA)?;
+        if let (true, Some(reason)) = (needs_gradient, &probed.no_gradient) {
+            let message = format!(
+                "{name} cannot be attacked by its gradient: {reason}; use attacks that need none (square, noise), or export \
+                 it without no_grad, detach, argmax and round"
+            );
+            return exit::fail(exit::DATA, message);
+        }
+        check_classes(path, probed.n_classes, inputs).or_exit(exit::DATA)?;
         let tuned = if as_is { None } else { script.tuned(shape).or_exit(exit::DATA)? };
         let (script, n_tuned) = tuned.unwrap_or((script, 0));
         Ok(Self { classifier: Box::new(script), subject: None, n_tuned })

@@ -16,6 +16,8 @@ const SMALLEST_SIDE: i64 = 2;
 /// Interleaved colours repeat every third value: neighbours then differ by more than values three apart. In photographs
 /// it is the other way round, in noise both are equal.
 const INTERLEAVED_RATIO: f64 = 0.85;
+/// Values outside [0, 1] by less are rounding, which attacks clamp.
+const ROUNDING: f64 = 1e-6;
 /// A difference this many standard errors from 0 is no accident.
 const ERRORS_TO_TELL: f64 = 3.0;
 /// Datasets whose red and blue differ by less have no order of channels to tell.
@@ -83,13 +85,13 @@ pub(super) fn images(report: &mut Report, name: &str, images: &Tensor, reference
     let pixels = images.to_kind(Kind::Double).contiguous();
     let (low, high) = (pixels.min().double_value(&[]), pixels.max().double_value(&[]));
     if !is_bytes {
-        if low < 0.0 {
+        if low < -ROUNDING {
             report.doubt(format!("{name}: values down to {low:.3}: normalized? c2r stores pixels in [0, 1]; import with --normalized WHAT"));
         } else if high > 2.0 {
             report.doubt(format!(
                 "{name}: values up to {high:.1}: 0..255? c2r stores pixels in [0, 1]; import with --of-255"
             ));
-        } else if high > 1.0 {
+        } else if high > 1.0 + ROUNDING {
             report.doubt(format!("{name}: values up to {high:.3}, outside [0, 1]; import with --clamp cuts that off"));
         }
     }

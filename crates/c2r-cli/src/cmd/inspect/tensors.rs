@@ -1,16 +1,15 @@
 //! Files of tensors: synthetic sets, checkpoints, tensors of others, TorchScript models.
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
-use anyhow::Context;
 use c2r_base::artifact::TensorFile;
 use c2r_data::{
     SyntheticSet,
     arrays::{to_array, to_tensor},
 };
-use c2r_models::{TorchScript, checkpoint};
+use c2r_models::{ModelError, TorchScript, checkpoint};
 use c2r_run::exit::{self, OrExit};
-use tch::{CModule, Device, Kind};
+use tch::{Device, Kind};
 
 use super::{doubts, report::Report, results::texts};
 
@@ -80,6 +79,9 @@ pub(super) fn set_or_doubt(
 pub(super) fn tensors(report: &mut Report, file: &TensorFile, grid: Option<&Path>) -> anyhow::Result<bool> {
     let mut drawn = false;
     let reference = doubts::Reference::of(report, "");
+    for (name, dtype) in &file.unread {
+        report.line(name, format!("{dtype}; a dtype that c2r does not read"));
+    }
     for (name, tensor) in &file.tensors {
         report.tensor(name, tensor, "");
         if !doubts::is_images(name, tensor) {
@@ -161,18 +163,35 @@ pub(super) fn synthetic(
 
 pub(super) fn torchscript(report: &mut Report, path: &Path) -> anyhow::Result<()> {
     let model = TorchScript::load(path, Device::Cpu).or_exit(exit::DATA)?;
-    let module = CModule::load(path).with_context(|| format!("cannot load {}", path.display()))?;
-    let parameters = module.named_parameters()?;
+    let parameters = model.parameters().or_exit(exit::DATA)?;
     let n: usize = parameters.iter().map(|(_, parameter)| parameter.numel()).sum();
     report.title("torchscript", path.display(), "TorchScript model");
     report.line("parameters", format!("{n} in {} tensors", parameters.len()));
-    let names: Vec<&str> = TRIED_ON
-        .into_iter()
-        .filter(|name| {
-            let spec = c2r_data::spec(name).expect("the registry has it");
-            model.check(spec.shape(), spec.classes.len() as i64).is_ok()
-        })
-        .collect();
+    let mut names = Vec::new();
+    let mut wrong = BTreeSet::new();
+    for name in TRIED_ON {
+        let spec = c2r_data::spec(name).expect("the registry has it");
+        match model.probe(spec.shape()) {
+            Ok(probed) if probed.n_classes == spec.classes.len() as i64 => {
+                names.push(name);
+                wrong.extend(
+                    probed
+                        .no_gradient
+                        .map(|reason| format!("{reason}: only attacks that need none (square, noise) can judge it")),
+                );
+            }
+            // It takes such images, but not as attacks give them, or returns something else than logits.
+            Err(ModelError::NotAClassifier { reason, shape: [channels, height, width], .. }) => {
+                wrong.insert(format!("for images of {channels} channels and {height}x{width} pixels, {reason}"));
+            }
+            _ => {}
+        }
+    }
+    wrong.into_iter().for_each(|doubt| report.doubt(doubt));
+    let other = parameters.iter().map(|(_, parameter)| parameter.kind()).find(|kind| *kind != Kind::Float);
+    if let Some(kind) = other {
+        report.doubt(format!("its parameters are {kind:?} and images are Float: call model.float() before torch.jit"));
+    }
     let none = || {
         let tried = TRIED_ON.join(", ");
         format!("none of {tried}; images of another size or another number of classes were not tried")

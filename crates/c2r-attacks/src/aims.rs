@@ -1,0 +1,51 @@
+//! The classes that a targeted attack tries to reach.
+
+use tch::Tensor;
+
+use crate::{
+    active::{index, row_budget},
+    attack::AttackBatch,
+    error::AttackError,
+    oracle::Oracle,
+};
+
+/// The classes that an attack tries to reach from each sample, one row each: i64 `[N, T]`; `None` for whichever is nearest.
+pub(crate) struct Aims(Option<Tensor>);
+
+impl Aims {
+    /// The goal's targets; else the `likely` classes with the largest clean logits apart from the label, most likely
+    /// first, if that is given.
+    pub(crate) fn new(
+        oracle: &mut Oracle<'_>,
+        batch: &AttackBatch<'_>,
+        likely: Option<u32>,
+    ) -> Result<Self, AttackError> {
+        Ok(Self(match (batch.targets, likely) {
+            (Some(targets), _) => Some(targets.unsqueeze(1)),
+            (None, None) => None,
+            (None, Some(likely)) => {
+                let all: Vec<usize> = (0..batch.ids.len()).collect();
+                let logits = oracle.logits(batch.images, &all)?;
+                let n_aims = i64::from(likely).min(logits.size()[1] - 1);
+                let others = logits.scatter_value(1, &batch.labels.unsqueeze(1), f64::NEG_INFINITY);
+                Some(others.topk(n_aims, 1, true, true).1)
+            }
+        }))
+    }
+
+    /// Rows per sample.
+    pub(crate) fn count(&self) -> usize {
+        self.0.as_ref().map_or(1, |aims| aims.size()[1] as usize)
+    }
+
+    /// How many samples go through the model in one pass.
+    pub(crate) fn samples_per_pass(&self, images: &Tensor) -> usize {
+        (row_budget(images) / self.count()).max(1)
+    }
+
+    /// One row for each of these samples and aims: the sample of each row, and its aim.
+    pub(crate) fn rows(&self, samples: &[usize]) -> (Vec<usize>, Option<Tensor>) {
+        let rows = samples.iter().flat_map(|&sample| std::iter::repeat_n(sample, self.count())).collect();
+        (rows, self.0.as_ref().map(|aims| aims.index_select(0, &index(samples, aims)).flatten(0, 1)))
+    }
+}

@@ -1,0 +1,96 @@
+//! Whether a model's outputs were squashed into fixed bounds, by a sigmoid, a tanh, a softmax or a clamp.
+//!
+//! Ordinary logits of a small network may happen to lie between 0 and 1. So the model is driven: for each of some classes,
+//! one image goes most of the way to the corner of `[0, 1]` that its gradient points to, up and down. Logits keep growing
+//! on the way and end where each class's weights let them; squashed outputs flatten, and end at the same two values for all
+//! classes.
+
+use tch::{Kind, Tensor};
+
+use crate::{error::AttackError, evaluate::report::Flag, oracle::Oracle};
+
+/// Classes that are driven.
+const CLASSES: i64 = 10;
+/// How far towards the corner. Short of it, so that no image becomes constant, which some normalizations do not take.
+const REACH: f64 = 0.9;
+/// Ends that differ by less than this share of the range of all outputs are the same.
+const SAME_END: f64 = 0.05;
+/// Outputs that stay in `[0, 1]` are probabilities if they fill more than this share of it.
+const UNIT_SHARE: f64 = 0.6;
+/// Outputs change by less than that on the second half of this share of the ways.
+const FLAT_WAYS: f64 = 0.8;
+
+/// The flag of a model whose outputs are bounded, if they are.
+///
+/// * `images`: f32 `[N, C, H, W]`; `rows`: their samples; `logits`: f32 `[N, K]` of these images.
+pub(crate) fn flag_of_bounds(
+    oracle: &mut Oracle<'_>,
+    rows: &[usize],
+    images: &Tensor,
+    logits: &Tensor,
+) -> Option<Flag> {
+    // A model that takes no such images is not doubtful for that: the attacks will ask for their own.
+    let driven = Driven::new(oracle, rows, images, logits).ok();
+    let all = match &driven {
+        Some(driven) => Tensor::cat(&[logits, &driven.outputs], 0),
+        None => logits.shallow_clone(),
+    };
+    let (low, high) = (all.min().double_value(&[]), all.max().double_value(&[]));
+    let sums = logits.sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
+    let adds_up = (sums - 1.0).abs().max().double_value(&[]) < 1e-3;
+    let (lowest, highest) = (logits.min().double_value(&[]), logits.max().double_value(&[]));
+    let fills_unit = low >= 0.0 && high <= 1.0 && high - low > UNIT_SHARE;
+    if (lowest >= 0.0 && highest <= 1.0 && adds_up) || fills_unit {
+        return Some(Flag::ProbabilitiesNotLogits);
+    }
+    let range = high - low;
+    let same = |ends: &Tensor| (ends.max() - ends.min()).double_value(&[]) <= SAME_END * range;
+    let n_driven = driven.as_ref()?.n;
+    let tops = all.amax([0i64].as_slice(), false).narrow(0, 0, n_driven);
+    let bottoms = all.amin([0i64].as_slice(), false).narrow(0, 0, n_driven);
+    let second_half = driven?.second_half;
+    let flat = second_half.iter().filter(|change| f64::from(**change) <= SAME_END * range).count();
+    let flattens = flat as f64 >= FLAT_WAYS * second_half.len() as f64;
+    (range > 0.0 && same(&tops) && same(&bottoms) && flattens).then_some(Flag::BoundedOutputs { low, high })
+}
+
+/// Outputs for driven images.
+struct Driven {
+    /// Classes that were driven: 0 to n - 1.
+    n: i64,
+    /// f32 `[5 n, K]`.
+    outputs: Tensor,
+    /// Size of the change of each driven output on the second half of its way.
+    second_half: Vec<f32>,
+}
+
+impl Driven {
+    fn new(oracle: &mut Oracle<'_>, rows: &[usize], images: &Tensor, logits: &Tensor) -> Result<Self, AttackError> {
+        let n = logits.size()[1].min(CLASSES);
+        let device = images.device();
+        let classes = Tensor::arange(n, (Kind::Int64, device));
+        let picked = classes.remainder(images.size()[0]);
+        let start = images.index_select(0, &picked);
+        let rows: Vec<usize> = (0..n as usize).map(|class| rows[class % rows.len()]).collect();
+        let (x, outputs) = oracle.tracked(&start, &rows)?;
+        let own = |outputs: &Tensor| outputs.gather(1, &classes.unsqueeze(1), false).squeeze_dim(1);
+        let values = tch::with_grad(|| own(&outputs));
+        // Without a gradient the images stay where they are.
+        let direction = match oracle.backward(&values, &x, &rows, false) {
+            Ok(gradient) => gradient.sign(),
+            Err(_) => start.zeros_like(),
+        };
+        let towards = |direction: &Tensor, share: f64| {
+            let corner = ((direction + 1.0) * 0.5).where_self(&direction.ne(0.0), &start);
+            &start + (corner - &start) * share
+        };
+        let down = -&direction;
+        let ways = [(&direction, REACH), (&direction, REACH / 2.0), (&down, REACH), (&down, REACH / 2.0)];
+        let far = Tensor::cat(&ways.map(|(direction, share)| towards(direction, share)), 0);
+        let far_outputs = oracle.logits(&far, &rows.repeat(ways.len()))?;
+        let ends: Vec<Tensor> = far_outputs.chunk(ways.len() as i64, 0).iter().map(own).collect();
+        let second_half = Tensor::cat(&[&ends[0] - &ends[1], &ends[2] - &ends[3]], 0);
+        let second_half = Vec::<f32>::try_from(second_half.abs()).expect("f32 tensor");
+        Ok(Self { n, outputs: Tensor::cat(&[outputs.detach(), far_outputs], 0), second_half })
+    }
+}

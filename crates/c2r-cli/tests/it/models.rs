@@ -1,0 +1,252 @@
+//! `c2r attack --model` and `c2r inspect` on models as people have them, written by Python
+//! (`crates/c2r-models/tests/files/make.py`), for images of 1x8x8 pixels and 3 classes.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Output,
+};
+
+use c2r_base::{Norm, artifact::TensorFile};
+use serde_json::Value;
+use tch::{Device, Kind, Tensor};
+
+use super::{c2r, text};
+
+fn model(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../c2r-models/tests/files").join(name)
+}
+
+/// 32 images of noise, darker than 0.9, with the classes that `good.pt` gives them.
+fn inputs() -> TensorFile {
+    let images = (Tensor::arange(32 * 64, (Kind::Float, Device::Cpu)) * 0.618_034).frac().view([32, 1, 8, 8]) * 0.9;
+    let good = tch::CModule::load(model("good.pt")).unwrap();
+    let labels = good.forward_ts(&[&images]).unwrap().argmax(1, false);
+    let mut file = TensorFile::default();
+    file.tensors.insert("images".to_owned(), images);
+    file.tensors.insert("labels".to_owned(), labels);
+    file
+}
+
+/// A folder with the images in `x.safetensors`.
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    inputs().write(&folder.path().join("x.safetensors")).unwrap();
+    folder
+}
+
+fn attack(folder: &Path, name: &str, words: &[&str]) -> Output {
+    let mut command = c2r();
+    command.args(["attack", "--device", "cpu", "--threads", "1"]).arg("--model").arg(model(name)).args(words);
+    if !words.contains(&"--inputs") {
+        command.arg("--inputs").arg(folder.join("x.safetensors"));
+    }
+    command.output().unwrap()
+}
+
+fn json(output: &Output) -> Value {
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Runs an attack that must end with `code` and these words on stderr.
+fn fails(folder: &Path, name: &str, words: &[&str], code: i32, said: &[&str]) {
+    let output = attack(folder, name, words);
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{name} {words:?}: {stderr}");
+    said.iter().for_each(|words| assert!(stderr.contains(words), "{name}: {stderr}\nlacks {words}"));
+    assert!(!stderr.contains("panicked") && stderr.lines().count() <= 4, "{name}: {stderr}");
+}
+
+const PGD: [&str; 4] = ["--attack", "pgd", "--eps", "0.05"];
+
+#[test]
+fn models_that_misbehave_are_errors_that_say_what_to_write() {
+    let folder = folder();
+    for (name, said) in [
+        ("squeeze.pt", &["for 1 image it returns Float [3]", ".flatten(1) instead of .squeeze()"][..]),
+        ("fixed-batch.pt", &["takes 2 images at once, not 1 or 3", "torch.jit.script(model.eval())"]),
+        ("one-output.pt", &["torch.cat([torch.zeros_like(z), z], 1)"]),
+        ("classes.pt", &["return one logit for each class"]),
+        ("half.pt", &["does not take images of 1 channels and 8x8 pixels", "call model.float()"]),
+        ("double.pt", &["call model.float()"]),
+        ("tuple.pt", &["return out[0]"]),
+        ("dict.pt", &["return out[\"logits\"]"]),
+        ("state-dict.pth", &["torch.save"]),
+        ("legacy.pth", &["before torch 1.6"]),
+        ("exported.pt2", &["torch.export"]),
+        ("one-hot.pt", &["no gradient flows", "square, noise"]),
+    ] {
+        fails(folder.path(), name, &PGD, 3, said);
+    }
+}
+
+#[test]
+fn models_that_work_in_their_own_way_are_taken() {
+    let folder = folder();
+    let result = |name: &str, words: &[&str]| json(&attack(folder.path(), name, &[words, &["--json"]].concat()));
+    let good = result("good.pt", &PGD);
+    assert_eq!((good["clean_accuracy"].as_f64(), &good["flags"]), (Some(1.0), &Value::Array(vec![])));
+    for name in ["in-place.pt", "cuda.pt", "root.pt"] {
+        assert_eq!(result(name, &PGD)["robust_accuracy"], good["robust_accuracy"], "{name}");
+    }
+    let flags = |result: &Value| {
+        let flags = result["flags"].as_array().unwrap();
+        flags.iter().map(|flag| flag["flag"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(flags(&result("in-place.pt", &PGD)), ["changes-its-input"]);
+    assert_eq!(flags(&result("mutating.pt", &PGD)), ["changes-its-input"]);
+    assert_eq!(flags(&result("sigmoid.pt", &PGD)), ["probabilities-not-logits"]);
+    assert_eq!(flags(&result("dropout.pt", &PGD)), ["randomized-model"]);
+    assert!(flags(&result("own-mean.pt", &PGD)).is_empty());
+    // Black-box attacks need no gradient.
+    let square = ["--attack", "square", "--queries", "50", "--eps", "0.2"];
+    let (one_hot, logits) = (result("one-hot.pt", &square), result("good.pt", &square));
+    assert!(flags(&one_hot).contains(&"no-gradient".to_owned()), "{one_hot}");
+    assert!(one_hot["robust_accuracy"].as_f64() < Some(1.0) && logits["robust_accuracy"].as_f64() < Some(1.0));
+}
+
+/// What is saved is in the ball and gives the same accuracy, although the model writes into its images.
+#[test]
+fn saved_images_of_a_model_that_changes_them_are_those_that_it_was_given() {
+    let folder = folder();
+    let saved = folder.path().join("adv.safetensors");
+    let result = json(&attack(
+        folder.path(),
+        "mutating.pt",
+        &[&PGD[..], &["--json", "--save", saved.to_str().unwrap()]].concat(),
+    ));
+    let again = json(&attack(
+        folder.path(),
+        "mutating.pt",
+        &["--inputs", saved.to_str().unwrap(), "--attack", "clean", "--eps", "0.01", "--json"],
+    ));
+    assert_eq!(again["clean_accuracy"], result["robust_accuracy"]);
+    let images = |path: &Path| TensorFile::read(path).unwrap().tensors.remove("images").unwrap();
+    let moved = Norm::Linf.distance(&images(&saved), &images(&folder.path().join("x.safetensors")));
+    assert!(moved.max().double_value(&[]) <= 0.05 + 1e-6);
+}
+
+/// `root.pt` is `good.pt` with gradients that are NaN where a pixel is 0.
+#[test]
+fn nan_in_gradients_is_flagged_or_an_error_about_gradients() {
+    let folder = folder();
+    let mut file = inputs();
+    let _ = file.tensors["images"].narrow(2, 0, 1).narrow(3, 0, 1).fill_(0.0);
+    let good = tch::CModule::load(model("good.pt")).unwrap();
+    let labels = good.forward_ts(&[&file.tensors["images"]]).unwrap().argmax(1, false);
+    file.tensors.insert("labels".to_owned(), labels);
+    file.write(&folder.path().join("x.safetensors")).unwrap();
+    for (attack_name, norm, eps) in [
+        ("mi-fgsm", "linf", "0.05"),
+        ("deepfool", "linf", "0.05"),
+        ("pgd", "l2", "0.5"),
+        ("autoattack-standard", "l2", "0.5"),
+    ] {
+        let words = ["--attack", attack_name, "--norm", norm, "--eps", eps, "--json"];
+        let short: &[&str] = if attack_name.starts_with("auto") { &["--steps", "10", "--queries", "20"] } else { &[] };
+        let [root, good] =
+            ["root.pt", "good.pt"].map(|name| json(&attack(folder.path(), name, &[&words[..], short].concat())));
+        let notes = root["flag_notes"].to_string();
+        assert!(notes.contains("the gradient has values that are NaN or infinite"), "{attack_name}: {notes}");
+        let apart = root["robust_accuracy"].as_f64().unwrap() - good["robust_accuracy"].as_f64().unwrap();
+        assert!(apart.abs() <= 0.07, "{attack_name}: {apart}");
+    }
+    let said = ["outside [0, 1], where `ni-fgsm` takes a gradient", "images.clamp(0, 1)"];
+    fails(folder.path(), "root.pt", &["--attack", "ni-fgsm", "--eps", "0.05"], 3, &said);
+}
+
+/// 128/255 of an image of 64 pixels is short; 128, eight times the longest way between two images.
+#[test]
+fn a_radius_in_255ths_is_refused_in_every_norm_with_advice_that_is_right() {
+    let folder = folder();
+    for (norm, eps, said) in [
+        ("linf", "8", &["--eps 8 reaches every image", "more than 1 apart in linf", "write 8/255"][..]),
+        ("l2", "128", &["--eps 128 reaches every image", "1x8x8", "more than 8 apart in l2", "write 128/255"]),
+        ("l1", "3000", &["more than 64 apart in l1", "write 3000/255"]),
+        ("l2", "3000", &["choose a smaller one"]),
+        ("linf", "300/255", &["choose a smaller one"]),
+    ] {
+        fails(folder.path(), "good.pt", &["--attack", "fgsm", "--norm", norm, "--eps", eps], 2, said);
+    }
+    let wide = json(&attack(folder.path(), "good.pt", &["--attack", "fgsm", "--norm", "l2", "--eps", "4", "--json"]));
+    assert!(wide["notes"].to_string().contains("turns every image into plain grey"), "{wide}");
+    let usual =
+        json(&attack(folder.path(), "good.pt", &["--attack", "fgsm", "--norm", "l2", "--eps", "128/255", "--json"]));
+    assert_eq!(usual["notes"], Value::Array(vec![]));
+}
+
+/// `1.0000001` is what `x * std + mean` gives for white.
+#[test]
+fn rounding_above_one_and_tensors_beside_are_taken() {
+    let folder = folder();
+    let path = folder.path().join("x.safetensors");
+    let plain = json(&attack(folder.path(), "good.pt", &[&PGD[..], &["--json"]].concat()));
+    let mut file = inputs();
+    let _ = file.tensors["images"].get(5).get(0).get(0).get(0).fill_(f64::from(1.0f32.next_up()));
+    file.write(&path).unwrap();
+    let rounded = json(&attack(folder.path(), "good.pt", &[&PGD[..], &["--json"]].concat()));
+    assert!(rounded["notes"].to_string().contains("1 values outside [0, 1] by less than 1e-6"), "{rounded}");
+    let _ = file.tensors["images"].get(5).get(0).get(0).get(0).fill_(1.01);
+    file.write(&path).unwrap();
+    fails(folder.path(), "good.pt", &PGD, 3, &["sample 5 has a pixel of 1.0"]);
+
+    // The same file with one tensor more, of a dtype that c2r does not read.
+    let with = |tensor: &str, dtype: &str| {
+        let bytes = inputs().to_bytes();
+        let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let mut header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+        let end = bytes.len() - 8 - length;
+        header[tensor] = serde_json::json!({"dtype": dtype, "shape": [32], "data_offsets": [end, end + 32]});
+        let header = header.to_string();
+        let body = [&bytes[8 + length..], &[1u8; 32]].concat();
+        fs::write(&path, [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &body].concat()).unwrap();
+    };
+    for (tensor, dtype) in [("mask", "BOOL"), ("weights", "F8_E4M3")] {
+        with(tensor, dtype);
+        let beside = json(&attack(folder.path(), "good.pt", &[&PGD[..], &["--json"]].concat()));
+        assert_eq!(beside["robust_accuracy"], plain["robust_accuracy"]);
+        let said = text(&c2r().arg("inspect").arg(&path).output().unwrap().stdout);
+        let said: String = said.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(said.contains(&format!("{tensor} {dtype} [32]; a dtype that c2r does not read")), "{said}");
+    }
+    with("labels", "BOOL");
+    fails(folder.path(), "good.pt", &PGD, 3, &["x.safetensors: tensor `labels` has dtype BOOL [32]; c2r reads"]);
+}
+
+/// `bright.pt` raises an error on pixels above 0.99: only an attack makes such images.
+#[test]
+fn what_had_finished_before_a_failure_is_kept() {
+    let folder = folder();
+    let report = folder.path().join("report.json");
+    let output = attack(
+        folder.path(),
+        "bright.pt",
+        &["--attack", "clean,square", "--eps", "0.2", "--output", report.to_str().unwrap()],
+    );
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("ValueError: too bright") && said.contains("during `square`"), "{said}");
+    assert!(said.contains("finished before the failure") && said.contains("100.00 % left"), "{said}");
+    assert!(output.stdout.is_empty() && !report.exists(), "a report is of the whole evaluation");
+    let record: Value = serde_json::from_slice(&fs::read(folder.path().join("report.run.json")).unwrap()).unwrap();
+    assert!(record.to_string().contains("\"attack\":\"clean\""), "{record}");
+}
+
+#[test]
+fn inspect_says_what_is_wrong_with_a_model() {
+    let inspected = |name: &str| {
+        let output = c2r().arg("inspect").arg(model(name)).output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{name}: {}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    assert_eq!(inspected("cuda.pt").replace("cuda.pt", "good.pt"), inspected("good.pt"));
+    for (name, said) in [
+        ("squeeze.pt", "looks wrong: for images of 1 channels and 8x8 pixels, for 1 image it returns Float [3]"),
+        ("fixed-batch.pt", "looks wrong: for images of 1 channels and 8x8 pixels, it takes 2 images at once"),
+        ("half.pt", "looks wrong: its parameters are Half"),
+    ] {
+        let shown = inspected(name);
+        assert!(shown.contains(said), "{name}: {shown}");
+    }
+}
