@@ -189,6 +189,7 @@ mod tests {
                 survivors: outcomes.matches('s').count(),
                 counts: Passes { forward_calls: 1, forward_images: 8, backward_calls: 1, backward_images: 4 },
                 seconds: 0.25,
+                repaired_gradients: 0,
             }],
             samples: outcomes
                 .chars()
@@ -219,6 +220,7 @@ mod tests {
             clean_margins: vec![1.0, 1.0, 1.0, 1.0, -1.25],
             clean_counts: Passes::default(),
             clean_seconds: 0.125,
+            check_seconds: 0.5,
             attacks: vec![entry("fgsm", "sssbc"), entry("pgd", "ssbbc")],
             flags: vec![
                 Flag::ZeroGradient { samples: 1, of: 4 },

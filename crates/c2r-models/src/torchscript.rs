@@ -188,7 +188,9 @@ impl TorchScript {
                 return wrong(format!("it returns {kind:?} instead of Float logits: end its forward with .float()"));
             }
             if logits.isfinite().all().int64_value(&[]) == 0 {
-                return wrong("it returns values that are not finite for images of noise".to_owned());
+                return wrong(format!(
+                    "for a batch of {n} with pixels in [0, 1] it returns values that are not finite"
+                ));
             }
         }
         if n_classes < 2 {

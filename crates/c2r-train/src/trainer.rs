@@ -4,11 +4,12 @@ use rand::seq::SliceRandom;
 use tch::{Kind, Tensor};
 
 use crate::{
-    AdversarialLoss, Order, Sgd, TrainConfig, TrainError, TrainSource,
+    AdversarialConfig, AdversarialLoss, Order, Sgd, TrainConfig, TrainError, TrainSource,
     adversarial::{attack, cross_entropy, divergence},
     augment::augment,
     cutmix::CutMix,
     parameter_gradients,
+    ranges::in_range,
     source::{LoadedSource, Teacher},
     state::{State, StateError},
 };
@@ -99,6 +100,10 @@ impl<'a> Trainer<'a> {
         seed: Seed,
     ) -> Result<Self, TrainError> {
         config.check()?;
+        if let Some(AdversarialConfig { norm, epsilon, .. }) = config.adversarial {
+            let is_ball = epsilon.value() < norm.diameter(model.input().image_shape());
+            in_range(is_ball, "adversarial.epsilon", "less than the distance of a black and a white image", epsilon)?;
+        }
         let device = model.device();
         let source = source.load(model.input(), config.labels, device)?;
         model.set_trainable(false);
@@ -285,6 +290,28 @@ mod tests {
 
     fn run(model: &mut Model, source: &TrainSource<'_>, config: &TrainConfig, seed: u64) -> TrainSummary {
         train(model, source, config, Seed::new(seed), &mut |_| {}).unwrap()
+    }
+
+    /// Digits have 64 pixels: black and white are 8 apart in L2 and 64 in L1.
+    #[test]
+    fn a_radius_that_reaches_every_image_is_refused_in_every_norm() {
+        let (train, _) = digits();
+        let train = train.subset_per_class(1);
+        let source = TrainSource::of_split(&train, Targets::Hard);
+        for (norm, epsilon, ok) in
+            [(Norm::L2, "128", false), (Norm::L2, "8", false), (Norm::L2, "7.9", true), (Norm::L1, "64", false)]
+        {
+            let mut config = config(Protocol::PgdAt, 1);
+            let adversarial = config.adversarial.as_mut().unwrap();
+            (adversarial.norm, adversarial.epsilon) = (norm, epsilon.parse().unwrap());
+            let mut model = model(0);
+            let made = Trainer::new(&mut model, &source, &config, Seed::new(0)).map(drop);
+            match made {
+                Ok(()) => assert!(ok, "{norm} {epsilon}"),
+                Err(TrainError::Config(error)) => assert!(!ok && error.key == "adversarial.epsilon", "{error}"),
+                Err(other) => panic!("{other}"),
+            }
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Whether a model's outputs were squashed into fixed bounds, by a sigmoid, a tanh, a softmax or a clamp.
 //!
 //! Ordinary logits of a small network may happen to lie between 0 and 1. So the model is driven: for each of some classes,
-//! one image goes most of the way to the corner of `[0, 1]` that its gradient points to, up and down. Logits keep growing
+//! one image goes most of the way to the corner of the pixel range that its gradient points to, up and down. Logits keep growing
 //! on the way and end where each class's weights let them; squashed outputs flatten, and end at the same two values for all
 //! classes.
 
@@ -13,6 +13,8 @@ use crate::{error::AttackError, evaluate::report::Flag, oracle::Oracle};
 const CLASSES: i64 = 10;
 /// How far towards the corner. Short of it, so that no image becomes constant, which some normalizations do not take.
 const REACH: f64 = 0.9;
+/// Steps towards the corner, which is looked up anew each time.
+const STEPS: usize = 3;
 /// Ends that differ by less than this share of the range of all outputs are the same.
 const SAME_END: f64 = 0.05;
 /// Outputs that stay in `[0, 1]` are probabilities if they fill more than this share of it.
@@ -58,7 +60,7 @@ pub(crate) fn flag_of_bounds(
 struct Driven {
     /// Classes that were driven: 0 to n - 1.
     n: i64,
-    /// f32 `[5 n, K]`.
+    /// f32 `[rows, K]`, at every point that was visited.
     outputs: Tensor,
     /// Size of the change of each driven output on the second half of its way.
     second_half: Vec<f32>,
@@ -67,30 +69,28 @@ struct Driven {
 impl Driven {
     fn new(oracle: &mut Oracle<'_>, rows: &[usize], images: &Tensor, logits: &Tensor) -> Result<Self, AttackError> {
         let n = logits.size()[1].min(CLASSES);
-        let device = images.device();
-        let classes = Tensor::arange(n, (Kind::Int64, device));
-        let picked = classes.remainder(images.size()[0]);
-        let start = images.index_select(0, &picked);
+        let classes = Tensor::arange(n, (Kind::Int64, images.device()));
+        let start = images.index_select(0, &classes.remainder(images.size()[0]));
         let rows: Vec<usize> = (0..n as usize).map(|class| rows[class % rows.len()]).collect();
-        let (x, outputs) = oracle.tracked(&start, &rows)?;
         let own = |outputs: &Tensor| outputs.gather(1, &classes.unsqueeze(1), false).squeeze_dim(1);
-        let values = tch::with_grad(|| own(&outputs));
-        // Without a gradient the images stay where they are.
-        let direction = match oracle.backward(&values, &x, &rows, false) {
-            Ok(gradient) => gradient.sign(),
-            Err(_) => start.zeros_like(),
-        };
-        let towards = |direction: &Tensor, share: f64| {
-            let corner = ((direction + 1.0) * 0.5).where_self(&direction.ne(0.0), &start);
-            &start + (corner - &start) * share
-        };
-        let down = -&direction;
-        let ways = [(&direction, REACH), (&direction, REACH / 2.0), (&down, REACH), (&down, REACH / 2.0)];
-        let far = Tensor::cat(&ways.map(|(direction, share)| towards(direction, share)), 0);
-        let far_outputs = oracle.logits(&far, &rows.repeat(ways.len()))?;
-        let ends: Vec<Tensor> = far_outputs.chunk(ways.len() as i64, 0).iter().map(own).collect();
-        let second_half = Tensor::cat(&[&ends[0] - &ends[1], &ends[2] - &ends[3]], 0);
-        let second_half = Vec::<f32>::try_from(second_half.abs()).expect("f32 tensor");
-        Ok(Self { n, outputs: Tensor::cat(&[outputs.detach(), far_outputs], 0), second_half })
+        let (mut visited, mut second_half) = (Vec::new(), Vec::new());
+        for way in [1.0, -1.0] {
+            let mut end = start.shallow_clone();
+            for _ in 0..STEPS {
+                let (x, outputs) = oracle.tracked(&end, &rows)?;
+                let values = tch::with_grad(|| own(&outputs));
+                visited.push(outputs.detach());
+                // Without a gradient the images stay where they are.
+                let Ok(gradient) = oracle.backward(&values, &x, &rows, false) else { break };
+                let direction = gradient.sign() * way;
+                let corner = ((&direction + 1.0) * 0.5).where_self(&direction.ne(0.0), &end);
+                end = &start + (corner - &start) * REACH;
+            }
+            let half = oracle.logits(&((&start + &end) * 0.5), &rows)?;
+            let outputs = oracle.logits(&end, &rows)?;
+            second_half.extend(Vec::<f32>::try_from((own(&outputs) - own(&half)).abs()).expect("f32 tensor"));
+            visited.extend([half, outputs]);
+        }
+        Ok(Self { n, outputs: Tensor::cat(&visited, 0), second_half })
     }
 }

@@ -247,7 +247,8 @@ fn a_model_may_change_its_images() {
         let (ours, expected) = [&changing as &dyn Classifier, &darker]
             .map(|model| run(model, &data, &attacks, &threat(norm, epsilon), &each()))
             .into();
-        assert!(matches!(ours.flags[..], [Flag::ChangesItsInput { difference: 0.05..=0.1 }]), "{:?}", ours.flags);
+        let of_model: Vec<&Flag> = ours.flags.iter().filter(|flag| !expected.flags.contains(flag)).collect();
+        assert!(matches!(of_model[..], [Flag::ChangesItsInput { difference: 0.05..=0.1 }]), "{:?}", ours.flags);
         for ((name, ours), (_, expected)) in survivors(&ours).iter().zip(survivors(&expected)) {
             let different = ours.iter().zip(&expected).filter(|(a, b)| a != b).count();
             assert!(different <= 1, "{name} {norm}: {ours:?} instead of {expected:?}");

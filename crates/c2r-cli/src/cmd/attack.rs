@@ -343,7 +343,7 @@ fn estimate(args: &Args, configs: &[AttackConfig], device: Device, ui: &Ui) -> a
 
 #[cfg(test)]
 mod tests {
-    use c2r_base::TargetRule;
+    use c2r_base::{Epsilon, TargetRule};
     use clap::Parser;
 
     use super::{args::parse_rule, choice::configs, *};

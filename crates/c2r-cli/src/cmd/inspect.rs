@@ -590,6 +590,7 @@ mod tests {
             clean_margins: vec![],
             clean_counts: Default::default(),
             clean_seconds: 0.0,
+            check_seconds: 0.0,
             attacks: vec![c2r_attacks::AttackEntry {
                 name: "fgsm".into(),
                 config: None,

@@ -11,7 +11,7 @@ use c2r_base::{Norm, artifact::TensorFile};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
-use super::{c2r, text};
+use super::{c2r, distill, text};
 
 fn model(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../c2r-models/tests/files").join(name)
@@ -141,10 +141,10 @@ fn nan_in_gradients_is_flagged_or_an_error_about_gradients() {
         ("mi-fgsm", "linf", "0.05"),
         ("deepfool", "linf", "0.05"),
         ("pgd", "l2", "0.5"),
-        ("autoattack-standard", "l2", "0.5"),
+        ("apgd-ce,fab,square", "l2", "0.5"),
     ] {
         let words = ["--attack", attack_name, "--norm", norm, "--eps", eps, "--json"];
-        let short: &[&str] = if attack_name.starts_with("auto") { &["--steps", "10", "--queries", "20"] } else { &[] };
+        let short: &[&str] = if attack_name.contains("square") { &["--set", "square.queries=20"] } else { &[] };
         let [root, good] =
             ["root.pt", "good.pt"].map(|name| json(&attack(folder.path(), name, &[&words[..], short].concat())));
         let notes = root["flag_notes"].to_string();
@@ -182,7 +182,7 @@ fn rounding_above_one_and_tensors_beside_are_taken() {
     let folder = folder();
     let path = folder.path().join("x.safetensors");
     let plain = json(&attack(folder.path(), "good.pt", &[&PGD[..], &["--json"]].concat()));
-    let mut file = inputs();
+    let file = inputs();
     let _ = file.tensors["images"].get(5).get(0).get(0).get(0).fill_(f64::from(1.0f32.next_up()));
     file.write(&path).unwrap();
     let rounded = json(&attack(folder.path(), "good.pt", &[&PGD[..], &["--json"]].concat()));
@@ -191,15 +191,22 @@ fn rounding_above_one_and_tensors_beside_are_taken() {
     file.write(&path).unwrap();
     fails(folder.path(), "good.pt", &PGD, 3, &["sample 5 has a pixel of 1.0"]);
 
-    // The same file with one tensor more, of a dtype that c2r does not read.
+    // The same file with one tensor more, or with another dtype: 256 bytes are 32 labels or 256 truth values.
     let with = |tensor: &str, dtype: &str| {
         let bytes = inputs().to_bytes();
         let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
         let mut header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
         let end = bytes.len() - 8 - length;
-        header[tensor] = serde_json::json!({"dtype": dtype, "shape": [32], "data_offsets": [end, end + 32]});
+        match header.get_mut(tensor) {
+            Some(tensor) => (tensor["dtype"], tensor["shape"]) = (dtype.into(), vec![256].into()),
+            None => {
+                header[tensor] = serde_json::json!({"dtype": dtype, "shape": [32], "data_offsets": [end, end + 32]})
+            }
+        }
+        let end = end + if header.get("labels").is_some_and(|labels| labels["dtype"] == "BOOL") { 0 } else { 32 };
         let header = header.to_string();
-        let body = [&bytes[8 + length..], &[1u8; 32]].concat();
+        let mut body = bytes[8 + length..].to_vec();
+        body.resize(end, 1);
         fs::write(&path, [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &body].concat()).unwrap();
     };
     for (tensor, dtype) in [("mask", "BOOL"), ("weights", "F8_E4M3")] {
@@ -211,7 +218,7 @@ fn rounding_above_one_and_tensors_beside_are_taken() {
         assert!(said.contains(&format!("{tensor} {dtype} [32]; a dtype that c2r does not read")), "{said}");
     }
     with("labels", "BOOL");
-    fails(folder.path(), "good.pt", &PGD, 3, &["x.safetensors: tensor `labels` has dtype BOOL [32]; c2r reads"]);
+    fails(folder.path(), "good.pt", &PGD, 3, &["x.safetensors: tensor `labels` has dtype BOOL [256]; c2r reads"]);
 }
 
 /// `bright.pt` raises an error on pixels above 0.99: only an attack makes such images.
@@ -231,6 +238,26 @@ fn what_had_finished_before_a_failure_is_kept() {
     assert!(output.stdout.is_empty() && !report.exists(), "a report is of the whole evaluation");
     let record: Value = serde_json::from_slice(&fs::read(folder.path().join("report.run.json")).unwrap()).unwrap();
     assert!(record.to_string().contains("\"attack\":\"clean\""), "{record}");
+}
+
+/// A held lock ends every command with the same exit code.
+#[test]
+fn a_run_that_another_process_works_on_is_refused_with_the_same_code_by_every_command() {
+    let folder = folder();
+    let (run_dir, report) = (folder.path().join("run"), folder.path().join("a.json"));
+    let _run = c2r_run::Lock::acquire(&run_dir.join(".lock")).unwrap().unwrap();
+    let _report = c2r_run::Lock::acquire(&folder.path().join("a.run.lock")).unwrap().unwrap();
+    let mut distill = distill(&run_dir, 1, &[]);
+    let mut train = c2r();
+    train.args(["train", "--dataset", "digits", "--protocol", "natural", "--set", "length={steps=1}", "--run-dir"]);
+    train.arg(&run_dir);
+    let mut attack = c2r();
+    attack.args(["attack", "--attack", "fgsm", "--eps", "0.1", "--model"]).arg(model("good.pt"));
+    attack.arg("--inputs").arg(folder.path().join("x.safetensors")).arg("--output").arg(&report);
+    for command in [&mut distill, &mut train, &mut attack] {
+        let (code, said) = super::fails(command);
+        assert!(code == 2 && said.contains("another process is working on"), "{command:?}: {code} {said}");
+    }
 }
 
 #[test]
