@@ -193,7 +193,7 @@ fn nothing_from_a_file_reaches_a_terminal_as_it_is() {
     let file = place.join("x.safetensors");
     let tensors = [(HOSTILE.to_owned(), Tensor::from_slice(&[1.0f32, f32::NAN]))].into();
     let header = [("dataset", HOSTILE), (HOSTILE, "x")].map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-    TensorFile { header, tensors }.write(&file).unwrap();
+    TensorFile { header, tensors, ..TensorFile::default() }.write(&file).unwrap();
     for class in ["a", HOSTILE] {
         for split in ["train", "test"] {
             fs::create_dir_all(place.join("images").join(split).join(class)).unwrap();
