@@ -19,8 +19,8 @@ const STEPS: usize = 3;
 const SAME_END: f64 = 0.05;
 /// Outputs that stay in `[0, 1]` are probabilities if they fill more than this share of it.
 const UNIT_SHARE: f64 = 0.6;
-/// Outputs change by less than that on the second half of this share of the ways.
-const FLAT_WAYS: f64 = 0.8;
+/// Share of the classes that must end there, and of the ways whose second half must change the output by less than that.
+const MOST: f64 = 0.8;
 
 /// The flag of a model whose outputs are bounded, if they are.
 ///
@@ -46,14 +46,17 @@ pub(crate) fn flag_of_bounds(
         return Some(Flag::ProbabilitiesNotLogits);
     }
     let range = high - low;
-    let same = |ends: &Tensor| (ends.max() - ends.min()).double_value(&[]) <= SAME_END * range;
-    let n_driven = driven.as_ref()?.n;
-    let tops = all.amax([0i64].as_slice(), false).narrow(0, 0, n_driven);
-    let bottoms = all.amin([0i64].as_slice(), false).narrow(0, 0, n_driven);
-    let second_half = driven?.second_half;
+    let Driven { n, second_half, .. } = driven?;
+    // All but a few: a class that wins nowhere does not reach the end of a softmax.
+    let most = |count: usize, of: usize| count as f64 >= MOST * of as f64;
+    let at_end = |ends: &Tensor, end: f64| {
+        let near = (ends.narrow(0, 0, n) - end).abs().le(SAME_END * range);
+        most(near.sum(Kind::Int64).int64_value(&[]) as usize, n as usize)
+    };
+    let tops = at_end(&all.amax([0i64].as_slice(), false), high);
+    let bottoms = at_end(&all.amin([0i64].as_slice(), false), low);
     let flat = second_half.iter().filter(|change| f64::from(**change) <= SAME_END * range).count();
-    let flattens = flat as f64 >= FLAT_WAYS * second_half.len() as f64;
-    (range > 0.0 && same(&tops) && same(&bottoms) && flattens).then_some(Flag::BoundedOutputs { low, high })
+    (range > 0.0 && tops && bottoms && most(flat, second_half.len())).then_some(Flag::BoundedOutputs { low, high })
 }
 
 /// Outputs for driven images.
