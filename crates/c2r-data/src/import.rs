@@ -117,7 +117,13 @@ fn unused(file: &TensorFile, labels: Option<&TensorFile>, images: &str, names: &
     let of = |file: &TensorFile, used: &[&str]| -> BTreeSet<String> {
         // What torch says about itself in safetensors.
         let texts = file.header.keys().filter(|name| *name != "format");
-        file.tensors.keys().chain(texts).filter(|name| !used.contains(&name.as_str())).cloned().collect()
+        file.tensors
+            .keys()
+            .chain(file.unread.keys())
+            .chain(texts)
+            .filter(|name| !used.contains(&name.as_str()))
+            .cloned()
+            .collect()
     };
     let mut own = vec![images];
     let names: Vec<&str> = names.iter().map(String::as_str).collect();

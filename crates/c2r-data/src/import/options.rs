@@ -93,6 +93,8 @@ pub(super) fn contents(file: &TensorFile) -> String {
     if file.tensors.len() > list.len() {
         list.push(format!("and {} more", file.tensors.len() - list.len()));
     }
+    let unread = |(name, dtype): (&String, &String)| format!("`{name}` {dtype}, which c2r does not read");
+    list.extend(file.unread.iter().take(20).map(unread));
     if list.is_empty() { "no tensors".to_owned() } else { list.join(", ") }
 }
 
