@@ -398,7 +398,7 @@ fn without_seconds(mut report: Value) -> Value {
     fn strip(value: &mut Value) {
         match value {
             Value::Object(fields) => {
-                fields.retain(|name, _| name != "seconds" && name != "clean_seconds");
+                fields.retain(|name, _| !["seconds", "clean_seconds", "check_seconds"].contains(&name.as_str()));
                 fields.values_mut().for_each(strip);
             }
             Value::Array(values) => values.iter_mut().for_each(strip),

@@ -289,8 +289,13 @@ impl Flag {
         match self {
             Self::RandomizedModel { .. } => "randomized-model",
             Self::BatchDependentModel { .. } => "batch-dependent-model",
+            Self::ChangesItsInput { .. } => "changes-its-input",
             Self::ProbabilitiesNotLogits => "probabilities-not-logits",
+            Self::BoundedOutputs { .. } => "bounded-outputs",
+            Self::NoGradient { .. } => "no-gradient",
             Self::ZeroGradient { .. } => "zero-gradient",
+            Self::VanishingGradient { .. } => "vanishing-gradient",
+            Self::NonFiniteGradient { .. } => "non-finite-gradient",
             Self::BlackBoxBeatsWhiteBox { .. } => "black-box-beats-white-box",
             Self::OneStepBeatsMany { .. } => "one-step-beats-many",
             Self::WeakerThanNoise { .. } => "weaker-than-noise",
@@ -300,7 +305,8 @@ impl Flag {
     /// The attack that it is about; `None` where it is about the model.
     pub fn attack(&self) -> Option<&str> {
         match self {
-            Self::BlackBoxBeatsWhiteBox { attack, .. }
+            Self::NonFiniteGradient { attack, .. }
+            | Self::BlackBoxBeatsWhiteBox { attack, .. }
             | Self::OneStepBeatsMany { attack, .. }
             | Self::WeakerThanNoise { attack, .. } => Some(attack),
             _ => None,
