@@ -10,6 +10,9 @@ use crate::{
 /// Epsilon of the instance normalization, torch's default.
 pub(crate) const NORM_EPS: f64 = 1e-5;
 
+/// Why the kernels do not fail.
+const SHAPES_FIT: &str = "parameters have the shapes of the specification, and images were checked";
+
 /// Module positions per block in the original `nn.Sequential`: convolution, norm, ReLU, pool.
 const MODULES_PER_BLOCK: i64 = 4;
 
@@ -96,19 +99,22 @@ impl ConvNet {
     /// Normalized images f32 `[N, C, H, W]` to features f32 `[N, D]`; see [`crate::network::Network::features`].
     pub(crate) fn features(&self, images: &Tensor, mut convolutions: Option<&mut Vec<Tensor>>) -> Tensor {
         let mut x = images.shallow_clone();
-        for block in &self.0 {
+        let mut blocks = self.0.iter();
+        if let (None, Some(Block { convolution, norm: Some(norm), .. })) = (&convolutions, self.0.first()) {
+            x = c2r_kernels::first_block(&x, (&convolution.0, &convolution.1), (&norm.0, &norm.1), NORM_EPS)
+                .expect(SHAPES_FIT);
+            blocks.next();
+        }
+        for block in blocks {
             x = x.conv2d(&block.convolution.0, Some(&block.convolution.1), 1, 1, 1, 1);
             if let Some(convolutions) = &mut convolutions {
                 convolutions.push(x.shallow_clone());
             }
-            if let Some((weight, bias)) = &block.norm {
-                // One group per channel is instance normalization, in a kernel that is much faster on the
-                // CPU than libtorch's own `instance_norm` (docs/performance.md).
-                x = x.group_norm(weight.size()[0], Some(weight), Some(bias), NORM_EPS, true);
-            }
-            // In place where it may be: neither the convolution nor the norm needs its output for its gradient, but
-            // without a norm that would overwrite what is given out.
-            x = block.pool.apply(&if convolutions.is_some() { x.relu() } else { x.relu_() });
+            x = match &block.norm {
+                Some((weight, bias)) => c2r_kernels::norm_relu_pool(&x, weight, bias, NORM_EPS).expect(SHAPES_FIT),
+                // In place where it may be: the convolution does not need its output for its gradient.
+                None => block.pool.apply(&if convolutions.is_some() { x.relu() } else { x.relu_() }),
+            };
         }
         x.flatten(1, -1)
     }

@@ -5,7 +5,6 @@
 //! statistics by `group_norm` with one group per channel (docs/performance.md has the measurements).
 
 use std::{
-    fs::File,
     io::{Cursor, Read, Write},
     path::Path,
 };
@@ -83,12 +82,12 @@ fn functions() -> String {
 /// No module's code is longer than this; a longer one is left alone, bytes.
 const LONGEST_CODE: u64 = 16 << 20;
 
-/// The archive at `path` with its slow operators replaced, and how many were; `None` if it has none.
+/// The archive with its slow operators replaced, and how many were; `None` if it has none.
 ///
 /// # Errors
-/// If `path` cannot be read or is not a zip.
-pub(super) fn tuned(path: &Path) -> Result<Option<(Vec<u8>, usize)>, ZipError> {
-    let mut archive = ZipArchive::new(File::open(path)?)?;
+/// If it is not a zip.
+pub(super) fn tuned(archive: &[u8]) -> Result<Option<(Vec<u8>, usize)>, ZipError> {
+    let mut archive = ZipArchive::new(Cursor::new(archive))?;
     let mut rewritten = Vec::new();
     let mut n_replaced = 0;
     for index in 0..archive.len() {

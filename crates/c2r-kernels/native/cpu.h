@@ -1,0 +1,28 @@
+// Which vectors this processor has. Kernels are compiled once for each level and chosen when first used.
+#pragma once
+
+namespace c2r {
+
+enum class Level { any, avx2, avx512 };
+
+#if defined(__x86_64__)
+#define C2R_AVX2 __attribute__((target("avx2,fma")))
+#define C2R_AVX512 __attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,prefer-vector-width=512")))
+#endif
+
+inline Level level() {
+  static const Level chosen = [] {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("fma") && __builtin_cpu_supports("avx2")) {
+      const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+      return wide ? Level::avx512 : Level::avx2;
+    }
+#endif
+    return Level::any;
+  }();
+  return chosen;
+}
+
+}  // namespace c2r

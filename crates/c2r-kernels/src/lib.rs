@@ -1,0 +1,365 @@
+//! Operators that libtorch lacks, in C++ on its headers (`native/`), and a pass that puts them into TorchScript models.
+//!
+//! * [`norm_relu_pool`] is what the ConvNet of the dataset distillation field does between two convolutions: instance
+//!   normalization, ReLU and 2x2 average pooling, in one pass over each plane. libtorch's three operators read and write
+//!   the features several times from memory; this reads them once and writes a quarter.
+//! * [`first_block`] takes the convolution of the images into it, so that its large output is never written.
+//!
+//! Both are differentiable; TorchScript knows them as `c2r::norm_relu_pool` and `c2r::first_block`. The fast forms are for
+//! float32 on the CPU. Everything else, second derivatives among it, runs on libtorch's operators, with the same result
+//! up to rounding. docs/performance.md has the measurements.
+#![expect(
+    unsafe_code,
+    reason = "calls of our own C++, which catches its exceptions and returns owned tensors and bytes"
+)]
+
+use std::ffi::{CStr, c_char};
+
+use tch::Tensor;
+use torch_sys::C_tensor;
+
+/// What the C++ code said: the message of the exception that it caught.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelError(String);
+
+impl std::fmt::Display for KernelError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for KernelError {}
+
+unsafe extern "C" {
+    fn c2r_norm_relu_pool(
+        x: *const C_tensor,
+        weight: *const C_tensor,
+        bias: *const C_tensor,
+        eps: f64,
+        message: *mut *mut c_char,
+    ) -> *mut C_tensor;
+    fn c2r_first_block(
+        x: *const C_tensor,
+        weight: *const C_tensor,
+        bias: *const C_tensor,
+        norm_weight: *const C_tensor,
+        norm_bias: *const C_tensor,
+        eps: f64,
+        message: *mut *mut c_char,
+    ) -> *mut C_tensor;
+    fn c2r_tune_torchscript(
+        bytes: *const c_char,
+        length: usize,
+        out_length: *mut usize,
+        n_replaced: *mut usize,
+        message: *mut *mut c_char,
+    ) -> *mut c_char;
+}
+
+/// The message, which is freed.
+///
+/// # Safety
+/// `message` is null or a text that C's `strdup` made.
+unsafe fn taken(message: *mut c_char) -> Option<KernelError> {
+    if message.is_null() {
+        return None;
+    }
+    // SAFETY: see above; it is read before it is freed.
+    unsafe {
+        let text = CStr::from_ptr(message).to_string_lossy().into_owned();
+        libc::free(message.cast());
+        Some(KernelError(text))
+    }
+}
+
+/// 2x2 average pooling of ReLU of the instance normalization of `x`; sizes that are odd are rounded down.
+///
+/// * `x`: float `[N, C, H, W]`; `weight` and `bias`: `[C]`, on the same device.
+/// * `eps`: added to the variance.
+///
+/// Returns `[N, C, H / 2, W / 2]`. Gradients of all three are exact, second ones included.
+///
+/// # Errors
+/// Shapes, dtypes or devices that do not fit, with the message of libtorch.
+pub fn norm_relu_pool(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor, KernelError> {
+    let mut message = std::ptr::null_mut();
+    // SAFETY: the three are live tensors; what comes back is a new one, which the wrapper frees, or null and a message.
+    unsafe {
+        let out = c2r_norm_relu_pool(x.as_ptr(), weight.as_ptr(), bias.as_ptr(), eps, &mut message);
+        match taken(message) {
+            Some(error) => Err(error),
+            None => Ok(Tensor::from_ptr(out)),
+        }
+    }
+}
+
+/// [`norm_relu_pool`] of the convolution of `x` with padding 1 and stride 1.
+///
+/// * `x`: float `[N, C, H, W]`, normalized images.
+/// * `convolution`: weight `[F, C, 3, 3]` and bias `[F]`; `norm`: weight and bias `[F]`.
+/// * `eps`: added to the variance.
+///
+/// Returns `[N, F, H / 2, W / 2]`. There is a fast form for grey images 8 or 32 wide and coloured ones 32 or 64 wide. The
+/// bias has no effect, because the normalization subtracts it; its gradient is exactly 0 in the fast form.
+///
+/// # Errors
+/// As [`norm_relu_pool`].
+pub fn first_block(
+    x: &Tensor,
+    convolution: (&Tensor, &Tensor),
+    norm: (&Tensor, &Tensor),
+    eps: f64,
+) -> Result<Tensor, KernelError> {
+    let mut message = std::ptr::null_mut();
+    let [weight, bias, norm_weight, norm_bias] =
+        [convolution.0, convolution.1, norm.0, norm.1].map(|tensor| tensor.as_ptr());
+    // SAFETY: as in `norm_relu_pool`.
+    unsafe {
+        let out = c2r_first_block(x.as_ptr(), weight, bias, norm_weight, norm_bias, eps, &mut message);
+        match taken(message) {
+            Some(error) => Err(error),
+            None => Ok(Tensor::from_ptr(out)),
+        }
+    }
+}
+
+/// A TorchScript archive in which every instance normalization (or group normalization with a group per channel) that is
+/// followed by ReLU and 2x2 average pooling is one operator, and how many were replaced. `None` if there are none.
+///
+/// The model is switched to evaluation and frozen: its parameters become constants, and submodules are inlined. The
+/// archive can be loaded by a program that links this crate.
+///
+/// # Errors
+/// The message of libtorch if `archive` is no TorchScript model, or one that cannot be frozen.
+pub fn tune_torchscript(archive: &[u8]) -> Result<Option<(Vec<u8>, usize)>, KernelError> {
+    let (mut length, mut n_replaced, mut message) = (0, 0, std::ptr::null_mut());
+    // SAFETY: the pointer and the length are those of a slice; the bytes that come back are copied, then freed.
+    unsafe {
+        let out =
+            c2r_tune_torchscript(archive.as_ptr().cast(), archive.len(), &mut length, &mut n_replaced, &mut message);
+        if let Some(error) = taken(message) {
+            return Err(error);
+        }
+        if out.is_null() {
+            return Ok(None);
+        }
+        let bytes = std::slice::from_raw_parts(out.cast::<u8>(), length).to_vec();
+        libc::free(out.cast());
+        Ok(Some((bytes, n_replaced)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use c2r_testkit::{assert_close, relative_error, toys};
+    use tch::{Kind, Tensor};
+
+    use super::*;
+
+    const EPS: f64 = 1e-5;
+
+    fn plain(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Tensor {
+        x.instance_norm(Some(weight), Some(bias), None::<&Tensor>, None::<&Tensor>, true, 0.1, EPS, false)
+            .relu()
+            .avg_pool2d([2i64, 2], [2i64, 2], [0i64, 0], false, true, None::<i64>)
+    }
+
+    fn fused(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Tensor {
+        norm_relu_pool(x, weight, bias, EPS).unwrap()
+    }
+
+    /// `[N, 4, height, width]` around zero, weights and biases of both signs, all of which want gradients.
+    fn inputs(height: i64, width: i64) -> [Tensor; 3] {
+        let x = toys::images(3, [4, height, width]) - 0.5;
+        let weight = Tensor::from_slice(&[0.7f32, -1.3, 0.0, 2.0]);
+        let bias = Tensor::from_slice(&[0.3f32, 0.1, 0.4, -0.5]);
+        [x, weight, bias].map(|tensor| tensor.set_requires_grad(true))
+    }
+
+    /// A sum with another weight for each value, so that a misplaced one shows.
+    fn weighted(y: &Tensor) -> Tensor {
+        let weights = (Tensor::arange(y.numel() as i64, (Kind::Float, y.device())) * 0.754_877_666).frac() - 0.4;
+        (y * weights.view_as(y)).sum(Kind::Float)
+    }
+
+    /// By hand: mean 2.5 and deviation sqrt(1.25); what is above the mean passes ReLU.
+    #[test]
+    fn a_plane_by_hand() {
+        let x = Tensor::from_slice(&[1f32, 2.0, 3.0, 4.0]).view([1, 1, 2, 2]);
+        let one = Tensor::from_slice(&[1f32]);
+        let y = fused(&x, &one, &Tensor::from_slice(&[0f32]));
+        assert_eq!(y.size(), [1, 1, 1, 1]);
+        let expected = (0.5 + 1.5) / (1.25f64 + EPS).sqrt() / 4.0;
+        assert!((y.double_value(&[0, 0, 0, 0]) - expected).abs() < 1e-7);
+    }
+
+    /// Widths that the compiler knows, others, odd sizes.
+    #[test]
+    fn values_and_gradients_are_those_of_the_plain_operators() {
+        for (height, width) in [(32, 32), (64, 64), (16, 16), (8, 8), (4, 4), (2, 2), (7, 5), (3, 2), (9, 48)] {
+            let [x, weight, bias] = inputs(height, width);
+            let what = format!("{height}x{width}");
+            let (ours, theirs) = (fused(&x, &weight, &bias), plain(&x, &weight, &bias));
+            assert_close(&format!("{what} forward"), &ours, &theirs, 1e-5);
+            let gradients = |y: &Tensor| Tensor::run_backward(&[weighted(y)], &[&x, &weight, &bias], false, false);
+            for (got, expected) in gradients(&ours).iter().zip(&gradients(&theirs)) {
+                assert!(relative_error(got, expected) < 1e-5, "{what}: {got} {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_gradient_has_a_gradient() {
+        let [x, weight, bias] = inputs(8, 8);
+        let second = |f: &dyn Fn(&Tensor, &Tensor, &Tensor) -> Tensor| {
+            let first = Tensor::run_backward(&[weighted(&f(&x, &weight, &bias))], &[&x], true, true);
+            Tensor::run_backward(&[weighted(&first[0].square())], &[&x, &weight], false, false)
+        };
+        for (got, expected) in second(&fused).iter().zip(&second(&plain)) {
+            assert_close("second derivative", got, expected, 1e-4);
+        }
+    }
+
+    /// Sizes with a kernel and without.
+    #[test]
+    fn the_first_block_is_the_plain_operators() {
+        for (channels, filters, height, width) in [
+            (3, 4, 32, 32),
+            (1, 2, 8, 8),
+            (1, 2, 32, 32),
+            (3, 2, 64, 64),
+            (3, 2, 4, 32),
+            (3, 3, 32, 32),
+            (2, 2, 8, 8),
+            (3, 2, 7, 9),
+        ] {
+            let what = format!("{channels}x{height}x{width}, {filters} filters");
+            let x = toys::images(3, [channels, height, width]) - 0.5;
+            let weight = toys::images(filters, [channels, 3, 3]) - 0.5;
+            let bias = Tensor::arange(filters, (Kind::Float, x.device())) * 0.3;
+            let (norm_weight, norm_bias) = (&bias + 0.5, 0.4 - &bias);
+            let inputs = [x, weight, bias, norm_weight, norm_bias].map(|tensor| tensor.set_requires_grad(true));
+            let [x, weight, bias, norm_weight, norm_bias] = &inputs;
+            let ours = first_block(x, (weight, bias), (norm_weight, norm_bias), EPS).unwrap();
+            let theirs = plain(&x.conv2d(weight, Some(bias), 1, 1, 1, 1), norm_weight, norm_bias);
+            assert_close(&format!("{what} forward"), &ours, &theirs, 1e-5);
+            // But for the bias, whose gradient is rounding noise in the plain operators.
+            let gradients =
+                |y: &Tensor| Tensor::run_backward(&[weighted(y)], &[x, weight, norm_weight, norm_bias], false, false);
+            for (got, expected) in gradients(&ours).iter().zip(&gradients(&theirs)) {
+                assert!(relative_error(got, expected) < 1e-5, "{what}: {got} {expected}");
+            }
+            // Only the images, as in an attack, and only the parameters, as in training.
+            let fixed = |keep: &[usize]| {
+                let held: Vec<Tensor> = (0..5)
+                    .map(|i| if keep.contains(&i) { inputs[i].shallow_clone() } else { inputs[i].detach() })
+                    .collect();
+                let y = first_block(&held[0], (&held[1], &held[2]), (&held[3], &held[4]), EPS).unwrap();
+                let wanted: Vec<&Tensor> = keep.iter().map(|&i| &held[i]).collect();
+                Tensor::run_backward(&[weighted(&y)], &wanted, false, false)
+            };
+            let all = Tensor::run_backward(
+                &[weighted(&first_block(x, (weight, bias), (norm_weight, norm_bias), EPS).unwrap())],
+                &[x, weight, norm_weight, norm_bias],
+                false,
+                false,
+            );
+            assert_eq!(fixed(&[0])[0], all[0], "{what}");
+            assert!(fixed(&[1, 3, 4]).iter().zip(&all[1..]).all(|(got, expected)| got == expected), "{what}");
+        }
+    }
+
+    #[test]
+    fn the_gradient_of_the_first_block_has_a_gradient() {
+        let x = (toys::images(2, [1, 8, 8]) - 0.5).set_requires_grad(true);
+        let weight = (toys::images(2, [1, 3, 3]) - 0.5).set_requires_grad(true);
+        let [bias, norm_weight, norm_bias] = [[0.1f32, 0.2], [1.1, 0.7], [0.0, 0.3]].map(|v| Tensor::from_slice(&v));
+        let second = |y: Tensor| {
+            let first = Tensor::run_backward(&[weighted(&y)], &[&x], true, true);
+            Tensor::run_backward(&[weighted(&first[0].square())], &[&x, &weight], false, false)
+        };
+        let ours = second(first_block(&x, (&weight, &bias), (&norm_weight, &norm_bias), EPS).unwrap());
+        let theirs = second(plain(&x.conv2d(&weight, Some(&bias), 1, 1, 1, 1), &norm_weight, &norm_bias));
+        for (got, expected) in ours.iter().zip(&theirs) {
+            assert_close("second derivative", got, expected, 1e-4);
+        }
+    }
+
+    /// Another memory order, another dtype, one thread or two, no gradient wanted: the same function.
+    #[test]
+    fn other_inputs_and_threads() {
+        let [x, weight, bias] = inputs(8, 16);
+        let expected = fused(&x, &weight, &bias).detach();
+        let turned = x.transpose(2, 3).contiguous().transpose(2, 3);
+        assert!(!turned.is_contiguous());
+        assert_eq!(fused(&turned, &weight, &bias), expected);
+        let double = [&x, &weight, &bias].map(|tensor| tensor.to_kind(Kind::Double));
+        let y = fused(&double[0], &double[1], &double[2]);
+        assert_eq!(y.kind(), Kind::Double);
+        assert_close("double", &y.to_kind(Kind::Float), &expected, 1e-5);
+        assert_eq!(tch::no_grad(|| fused(&x, &weight, &bias)), expected);
+    }
+
+    /// A traced network of two blocks becomes two operators with the same outputs and gradients.
+    #[test]
+    fn a_torchscript_model_is_rewritten() {
+        let (conv, norm) = (toys::images(4, [3, 3, 3]) - 0.5, toys::images(1, [1, 2, 2]).view([4]) + 0.5);
+        let second = toys::images(4, [4, 3, 3]) - 0.5;
+        let mut forward = |images: &[Tensor]| {
+            let mut x = images[0].shallow_clone();
+            for weight in [&conv, &second] {
+                x = x.conv2d(weight, Some(&norm), 1, 1, 1, 1).group_norm(
+                    4,
+                    Some(&norm),
+                    Some(&(&norm - 1.0)),
+                    EPS,
+                    true,
+                );
+                x = x.relu().avg_pool2d([2i64, 2], [2i64, 2], [0i64, 0], false, true, None::<i64>);
+            }
+            vec![x.flatten(1, -1)]
+        };
+        let images = toys::images(3, [3, 32, 32]);
+        let module =
+            tch::CModule::create_by_tracing("Net", "forward", &[images.shallow_clone()], &mut forward).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("net.pt");
+        module.save(&path).unwrap();
+        let (archive, n_replaced) = tune_torchscript(&std::fs::read(&path).unwrap()).unwrap().expect("two blocks");
+        assert_eq!(n_replaced, 2);
+        let contains = |text: &[u8]| archive.windows(text.len()).any(|window| window == text);
+        assert!(contains(b"c2r.first_block") && contains(b"c2r.norm_relu_pool"));
+        let tuned = tch::CModule::load_data(&mut archive.as_slice()).unwrap();
+        let run = |module: &tch::CModule| {
+            let x = images.copy().set_requires_grad(true);
+            let y = module.forward_ts(&[&x]).unwrap();
+            let gradient = Tensor::run_backward(&[weighted(&y)], &[&x], false, false).swap_remove(0);
+            (y.detach(), gradient)
+        };
+        let (ours, theirs) = (run(&tuned), run(&module));
+        assert_close("outputs", &ours.0, &theirs.0, 1e-5);
+        assert!(relative_error(&ours.1, &theirs.1) < 1e-4);
+        // What was rewritten has nothing left to rewrite.
+        assert!(tune_torchscript(&archive).unwrap().is_none());
+    }
+
+    #[test]
+    fn nan_stays_nan() {
+        let [x, weight, bias] = inputs(4, 4).map(|tensor| tensor.detach());
+        let _ = x.get(0).get(1).get(2).get(3).fill_(f64::NAN);
+        let y = fused(&x, &weight, &bias).isnan();
+        // Its own plane, and no other.
+        assert_eq!(y.get(0).get(1).all().int64_value(&[]), 1);
+        assert_eq!(y.sum(Kind::Int64).int64_value(&[]), 4);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_an_error() {
+        let [x, weight, bias] = inputs(4, 4);
+        let error = norm_relu_pool(&x, &weight.narrow(0, 0, 3), &bias, EPS).unwrap_err().to_string();
+        assert!(error.contains("4 channels"), "{error}");
+        let error = norm_relu_pool(&x.get(0), &weight, &bias, EPS).unwrap_err().to_string();
+        assert!(error.contains("3 dimensions"), "{error}");
+        assert!(tune_torchscript(b"no archive").is_err());
+    }
+}
