@@ -1,6 +1,6 @@
 //! Compiles `native/` with the headers of the libtorch that `torch-sys` found.
 
-use std::{env, path::PathBuf};
+use std::{env, fs, path::PathBuf};
 
 fn main() {
     println!("cargo:rerun-if-changed=native");
@@ -16,15 +16,22 @@ fn main() {
         build.cpp(true).std("c++17").pic(true).warnings(false).flag_if_supported("-Wno-psabi");
         build
     };
+    // The source of the CUDA kernels as a literal: they are compiled where they run.
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
+    let kernels = fs::read_to_string("native/norm_relu_pool.cu").expect("it is part of this crate");
+    fs::write(out.join("norm_relu_pool.cu.inc"), format!("R\"CUDA({kernels})CUDA\"")).expect("OUT_DIR can be written");
     build().opt_level(3).file("native/kernels.cpp").compile("c2r_kernels");
     // These only call what was compiled above and libtorch.
     build()
         .opt_level(1)
         .define("_GLIBCXX_USE_CXX11_ABI", abi.as_str())
+        .include(out)
         .include(root.join("include"))
         .include(root.join("include/torch/csrc/api/include"))
-        .files(["native/operators.cpp", "native/torchscript.cpp"])
+        .files(["native/cuda.cpp", "native/operators.cpp", "native/torchscript.cpp"])
         .compile("c2r_operators");
     // The operators come first where they are linked: they need the kernels.
     println!("cargo:rustc-link-lib=static=c2r_kernels");
+    // The driver of CUDA is loaded by name.
+    println!("cargo:rustc-link-lib=dl");
 }

@@ -10,11 +10,17 @@ use crate::{
     regression, setup, smoke,
 };
 
-/// What Python's side of the file formats is tested with. The variable names its interpreter.
+/// What Python's side of the file formats is tested with, and NVRTC, which compiles the CUDA kernels without a GPU. The
+/// variable names its interpreter.
 const ENVIRONMENT: Environment = Environment {
-    folder: "formats-1",
-    requirements: &["numpy==2.4.6", "safetensors==0.8.0", "pillow==12.0.0"],
-    size: "100 MB",
+    folder: "tests-1",
+    requirements: &[
+        "numpy==2.4.6",
+        "safetensors==0.8.0",
+        "pillow==12.0.0",
+        "nvidia-cuda-nvrtc==13.0.88; sys_platform == 'linux'",
+    ],
+    size: "400 MB",
 };
 const ENVIRONMENT_VARIABLE: &str = "C2R_TEST_PYTHON";
 
@@ -88,7 +94,9 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     match ENVIRONMENT.python() {
         Ok(python) => drop(command.env(ENVIRONMENT_VARIABLE, python)),
         Err(error) if args.slow => return Err(error),
-        Err(error) => ui::notes(format!("SKIPPED: the tests of Python's side: {}", exit::message(&error))),
+        Err(error) => {
+            ui::notes(format!("SKIPPED: the tests of Python's side and of the CUDA kernels: {}", exit::message(&error)))
+        }
     }
     checkout.run_cargo(&mut command, "testing")
 }

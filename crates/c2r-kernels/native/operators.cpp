@@ -1,5 +1,5 @@
 // The operators c2r::norm_relu_pool and c2r::first_block with their gradients: kernels.h for float on the CPU, libtorch's
-// operators for everything else, second derivatives among it.
+// operators for everything else, second derivatives among it; norm_relu_pool on a GPU through cuda.h.
 
 #include "operators.h"
 
@@ -14,6 +14,7 @@
 #include <string>
 #include <tuple>
 
+#include "cuda.h"
 #include "kernels.h"
 
 namespace c2r {
@@ -39,15 +40,18 @@ class NormReluPool : public torch::autograd::Function<NormReluPool> {
                             const at::Tensor& given_bias, double eps) {
     at::AutoDispatchBelowADInplaceOrView below;
     const at::Tensor x = given.contiguous(), weight = given_weight.contiguous(), bias = given_bias.contiguous();
-    const Planes p = planes(x, weight, bias);
-    const int64_t n = x.size(0) * p.channels;
-    at::Tensor out = at::empty({x.size(0), p.channels, p.height / 2, p.width / 2}, x.options());
-    at::Tensor moments = at::empty({n, 2}, x.options());
-    auto* m = reinterpret_cast<Moments*>(moments.mutable_data_ptr<float>());
-    float* to = out.mutable_data_ptr<float>();
-    at::parallel_for(0, n, grain(p), [&](int64_t from, int64_t until) {
-      norm_relu_pool_forward(p, from, until, static_cast<float>(eps), m, to);
-    });
+    at::Tensor out = at::empty({x.size(0), x.size(1), x.size(2) / 2, x.size(3) / 2}, x.options());
+    at::Tensor moments = at::empty({x.size(0) * x.size(1), 2}, x.options());
+    if (x.is_cuda()) {
+      cuda::forward(x, weight, bias, eps, moments, out);
+    } else {
+      const Planes p = planes(x, weight, bias);
+      auto* m = reinterpret_cast<Moments*>(moments.mutable_data_ptr<float>());
+      float* to = out.mutable_data_ptr<float>();
+      at::parallel_for(0, moments.size(0), grain(p), [&](int64_t from, int64_t until) {
+        norm_relu_pool_forward(p, from, until, static_cast<float>(eps), m, to);
+      });
+    }
     ctx->save_for_backward({given, given_weight, given_bias, moments});
     ctx->saved_data["eps"] = eps;
     return out;
@@ -71,17 +75,21 @@ class NormReluPool : public torch::autograd::Function<NormReluPool> {
     }
     const at::Tensor x = given.contiguous(), weight = given_weight.contiguous(), bias = given_bias.contiguous();
     const at::Tensor gradient = gradients[0].contiguous();
-    const Planes p = planes(x, weight, bias);
-    const int64_t n = x.size(0) * p.channels;
     at::Tensor out = at::empty_like(x, at::MemoryFormat::Contiguous);
-    at::Tensor sums = at::empty({2, x.size(0), p.channels}, x.options());
-    const auto* m = reinterpret_cast<const Moments*>(saved[3].const_data_ptr<float>());
-    const float* from = gradient.const_data_ptr<float>();
-    float* to = out.mutable_data_ptr<float>();
-    float* of_weight = sums.mutable_data_ptr<float>();
-    at::parallel_for(0, n, grain(p), [&](int64_t first, int64_t until) {
-      norm_relu_pool_backward(p, first, until, m, from, to, of_weight, of_weight + n);
-    });
+    at::Tensor sums = at::empty({2, x.size(0), x.size(1)}, x.options());
+    if (x.is_cuda()) {
+      cuda::backward(x, weight, bias, saved[3], gradient, out, sums);
+    } else {
+      const Planes p = planes(x, weight, bias);
+      const int64_t n = x.size(0) * p.channels;
+      const auto* m = reinterpret_cast<const Moments*>(saved[3].const_data_ptr<float>());
+      const float* from = gradient.const_data_ptr<float>();
+      float* to = out.mutable_data_ptr<float>();
+      float* of_weight = sums.mutable_data_ptr<float>();
+      at::parallel_for(0, n, grain(p), [&](int64_t first, int64_t until) {
+        norm_relu_pool_backward(p, first, until, m, from, to, of_weight, of_weight + n);
+      });
+    }
     at::Tensor weight_gradient, bias_gradient;
     if (ctx->needs_input_grad(1)) weight_gradient = sums.select(0, 0).sum(0);
     if (ctx->needs_input_grad(2)) bias_gradient = sums.select(0, 1).sum(0);
@@ -90,8 +98,10 @@ class NormReluPool : public torch::autograd::Function<NormReluPool> {
 };
 
 bool has_kernel(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
-  const auto is = [](const at::Tensor& t) { return t.device().is_cpu() && t.scalar_type() == at::kFloat && !t.is_sparse(); };
-  return is(x) && is(weight) && is(bias) && x.dim() == 4 && x.numel() > 0 && x.size(2) > 1 && x.size(3) > 1;
+  for (const at::Tensor& t : {x, weight, bias})
+    if (t.device() != x.device() || t.scalar_type() != at::kFloat || t.is_sparse()) return false;
+  if (x.numel() == 0 || x.size(2) < 2 || x.size(3) < 2) return false;
+  return x.is_cpu() || (x.is_cuda() && cuda::ready(x));
 }
 
 }  // namespace

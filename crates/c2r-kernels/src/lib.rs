@@ -6,14 +6,17 @@
 //! * [`first_block`] takes the convolution of the images into it, so that its large output is never written.
 //!
 //! Both are differentiable; TorchScript knows them as `c2r::norm_relu_pool` and `c2r::first_block`. The fast forms are for
-//! float32 on the CPU. Everything else, second derivatives among it, runs on libtorch's operators, with the same result
-//! up to rounding. docs/performance.md has the measurements.
+//! float32 on the CPU and, [`norm_relu_pool`] alone, on a GPU. Everything else, second derivatives among it, runs on
+//! libtorch's operators, with the same result up to rounding. docs/performance.md has the measurements.
+//!
+//! The CUDA kernels are compiled by NVRTC when an image size is first met and compared with libtorch's operators on noise
+//! before they are used; if anything fails, libtorch's operators are used, and [`cuda_state`] says why.
 #![expect(
     unsafe_code,
     reason = "calls of our own C++, which catches its exceptions and returns owned tensors and bytes"
 )]
 
-use std::ffi::{CStr, c_char};
+use std::ffi::{CStr, CString, c_char};
 
 use tch::Tensor;
 use torch_sys::C_tensor;
@@ -47,6 +50,14 @@ unsafe extern "C" {
         eps: f64,
         message: *mut *mut c_char,
     ) -> *mut C_tensor;
+    fn c2r_cuda_state() -> *mut c_char;
+    fn c2r_cuda_ptx(
+        nvrtc: *const c_char,
+        height: i64,
+        width: i64,
+        architecture: *const c_char,
+        message: *mut *mut c_char,
+    ) -> *mut c_char;
     fn c2r_tune_torchscript(
         bytes: *const c_char,
         length: usize,
@@ -56,19 +67,57 @@ unsafe extern "C" {
     ) -> *mut c_char;
 }
 
-/// The message, which is freed.
+/// A text, which is freed; `None` for null.
 ///
 /// # Safety
-/// `message` is null or a text that C's `strdup` made.
-unsafe fn taken(message: *mut c_char) -> Option<KernelError> {
-    if message.is_null() {
+/// `text` is null or what C's `strdup` made.
+unsafe fn text(text: *mut c_char) -> Option<String> {
+    if text.is_null() {
         return None;
     }
     // SAFETY: see above; it is read before it is freed.
     unsafe {
-        let text = CStr::from_ptr(message).to_string_lossy().into_owned();
-        libc::free(message.cast());
-        Some(KernelError(text))
+        let owned = CStr::from_ptr(text).to_string_lossy().into_owned();
+        libc::free(text.cast());
+        Some(owned)
+    }
+}
+
+/// [`text`] of an error.
+///
+/// # Safety
+/// As there.
+unsafe fn taken(message: *mut c_char) -> Option<KernelError> {
+    // SAFETY: the same conditions.
+    unsafe { text(message) }.map(KernelError)
+}
+
+/// What became of the CUDA kernels, a line for each device and size that was met, such as
+/// `cuda:0, 32x32: fused kernels, compared with libtorch's operators`.
+pub fn cuda_state() -> Vec<String> {
+    // SAFETY: the text is one of `strdup`.
+    let lines = unsafe { text(c2r_cuda_state()) };
+    lines.iter().flat_map(|lines| lines.lines()).map(str::to_owned).collect()
+}
+
+/// The CUDA kernels for images of `height` times `width` (both even) as PTX. Needs no GPU.
+///
+/// * `nvrtc`: path of the library, or a name that the loader finds; empty for the one of libtorch.
+/// * `architecture`: such as `compute_80`.
+///
+/// # Errors
+/// If NVRTC cannot be loaded, and what it says of the source.
+pub fn cuda_ptx(nvrtc: &str, height: i64, width: i64, architecture: &str) -> Result<String, KernelError> {
+    let c_text = |text: &str| CString::new(text).map_err(|error| KernelError(error.to_string()));
+    let (nvrtc, architecture) = (c_text(nvrtc)?, c_text(architecture)?);
+    let mut message = std::ptr::null_mut();
+    // SAFETY: both texts live through the call; what comes back is null or of `strdup`.
+    unsafe {
+        let ptx = c2r_cuda_ptx(nvrtc.as_ptr(), height, width, architecture.as_ptr(), &mut message);
+        match taken(message) {
+            Some(error) => Err(error),
+            None => Ok(text(ptx).unwrap_or_default()),
+        }
     }
 }
 
@@ -327,8 +376,10 @@ mod tests {
         module.save(&path).unwrap();
         let (archive, n_replaced) = tune_torchscript(&std::fs::read(&path).unwrap()).unwrap().expect("two blocks");
         assert_eq!(n_replaced, 2);
-        let contains = |text: &[u8]| archive.windows(text.len()).any(|window| window == text);
-        assert!(contains(b"c2r.first_block") && contains(b"c2r.norm_relu_pool"));
+        let mut zip = zip::ZipArchive::new(std::io::Cursor::new(&archive)).unwrap();
+        let name = zip.file_names().find(|name| name.contains("/code/") && name.ends_with(".py")).unwrap().to_owned();
+        let code = std::io::read_to_string(zip.by_name(&name).unwrap()).unwrap();
+        assert!(code.contains("ops.c2r.first_block(") && code.contains("ops.c2r.norm_relu_pool("), "{code}");
         let tuned = tch::CModule::load_data(&mut archive.as_slice()).unwrap();
         let run = |module: &tch::CModule| {
             let x = images.copy().set_requires_grad(true);
