@@ -9,6 +9,7 @@
 
 #include <dlfcn.h>
 
+#include <filesystem>
 #include <map>
 #include <mutex>
 #include <sstream>
@@ -55,7 +56,21 @@ struct Nvrtc {
         ptx(symbol<int(void*, char*)>(library, "nvrtcGetPTX")),
         log_size(symbol<int(void*, size_t*)>(library, "nvrtcGetProgramLogSize")),
         log(symbol<int(void*, char*)>(library, "nvrtcGetProgramLog")),
-        destroy(symbol<int(void**)>(library, "nvrtcDestroyProgram")) {}
+        destroy(symbol<int(void**)>(library, "nvrtcDestroyProgram")) {
+    load_builtins();
+  }
+
+  // NVRTC opens another library by name, which the loader does not find in a package of Python: the one beside it is loaded
+  // before.
+  void load_builtins() const {
+    Dl_info info;
+    if (dladdr(reinterpret_cast<void*>(create), &info) == 0 || info.dli_fname == nullptr) return;
+    std::error_code none;
+    for (const auto& entry : std::filesystem::directory_iterator(std::filesystem::path(info.dli_fname).parent_path(), none)) {
+      const std::string name = entry.path().filename().string();
+      if (name.rfind("libnvrtc-builtins.so", 0) == 0) dlopen(entry.path().c_str(), RTLD_LAZY | RTLD_GLOBAL);
+    }
+  }
 
   void* library;
   int (*create)(void**, const char*, const char*, int, const char* const*, const char* const*);
