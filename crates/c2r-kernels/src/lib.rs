@@ -346,7 +346,8 @@ mod tests {
         let y = fused(&double[0], &double[1], &double[2]);
         assert_eq!(y.kind(), Kind::Double);
         assert_close("double", &y.to_kind(Kind::Float), &expected, 1e-5);
-        assert_eq!(tch::no_grad(|| fused(&x, &weight, &bias)), expected);
+        let _no_grad = tch::no_grad_guard();
+        assert_eq!(fused(&x, &weight, &bias), expected);
     }
 
     /// A traced network of two blocks becomes two operators with the same outputs and gradients.
