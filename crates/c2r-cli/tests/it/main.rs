@@ -352,7 +352,7 @@ fn the_protocols_are_files_and_can_be_printed() {
         let mut command = c2r();
         command.args(["train", "--dataset", "digits", "--protocol", protocol, "--print-config"]);
         let printed: toml::Table = text(&run(&mut command).stdout).parse().unwrap();
-        assert_eq!(printed["lr"].as_float(), Some(0.01));
+        assert_eq!(printed["lr"].as_float(), Some(0.05), "that of full data");
         assert_eq!(printed.contains_key("adversarial"), ["pgd-at", "trades"].contains(&protocol));
     }
     let (code, said) = fails(c2r().args(["train", "--run-dir", "x"]));
