@@ -6,6 +6,7 @@ mod config;
 mod curves;
 mod data;
 mod run_dir;
+mod state_dict;
 mod throughput;
 
 use std::process::ExitCode;
@@ -66,7 +67,7 @@ enum Command {
     /// Train a network on a synthetic or a real training set
     Train(cmd::train::Args),
     /// Attack a classifier and report its robust accuracy
-    Attack(cmd::attack::Args),
+    Attack(Box<cmd::attack::Args>),
     /// Make a table from folders of attack reports
     Table(cmd::table::Args),
     /// Estimate how long commands would take on this machine
@@ -123,7 +124,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Distill(args) => cmd::distill::run(args, device, &ui),
         Command::Train(args) => cmd::train::run(args, device, &ui),
-        Command::Attack(args) => cmd::attack::run(args, device, &ui),
+        Command::Attack(args) => cmd::attack::run(*args, device, &ui),
         Command::Table(args) => cmd::table::run(args, &ui),
         Command::Estimate(args) => cmd::estimate::run(&args, planned, device, &ui),
         Command::Import(args) => cmd::import::run(args, &ui),

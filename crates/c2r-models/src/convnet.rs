@@ -122,7 +122,7 @@ impl ConvNet {
 
 /// 2x2 average pooling with stride 2; odd sizes are rounded down.
 #[derive(Debug)]
-struct AveragePool {
+pub(crate) struct AveragePool {
     /// On the CPU: `[2 W, W / 2]` with 1/4 where a value of a pair of rows belongs to an output.
     ///
     /// libtorch's `avg_pool2d` is slow in NCHW, above all its gradient; two rows of the image times this
@@ -131,7 +131,7 @@ struct AveragePool {
 }
 
 impl AveragePool {
-    fn new(width: i64, device: Device, kind: Kind) -> Self {
+    pub(crate) fn new(width: i64, device: Device, kind: Kind) -> Self {
         let half = width / 2;
         let averages = (device == Device::Cpu && half > 0).then(|| {
             let row = Tensor::eye(half, (kind, device)).repeat_interleave_self_int(2, 0, None) * 0.25;
@@ -140,7 +140,7 @@ impl AveragePool {
         Self { averages }
     }
 
-    fn apply(&self, x: &Tensor) -> Tensor {
+    pub(crate) fn apply(&self, x: &Tensor) -> Tensor {
         let Some(averages) = &self.averages else {
             return x.avg_pool2d([2i64, 2], [2i64, 2], [0i64, 0], false, true, None::<i64>);
         };

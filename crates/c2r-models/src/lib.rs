@@ -2,8 +2,8 @@
 //!
 //! **What it is:** [`ModelSpec`] (an architecture in one word, `ConvNet-D3-W128-IN`), [`Model`] (a
 //! network to train: pixels in, features and logits out), [`Frozen`] (a trained network as an
-//! attacker sees it), [`TorchScript`] (anyone's exported model as a classifier), and [`checkpoint`]
-//! (files that fit exactly or are refused).
+//! attacker sees it), [`TorchScript`] (anyone's exported model as a classifier), [`StateDict`] (parameters
+//! that PyTorch saved, as a classifier), and [`checkpoint`] (files that fit exactly or are refused).
 //!
 //! **What it is not:** a training loop (c2r-train) or a zoo of downloaded weights.
 //!
@@ -27,20 +27,25 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod architecture;
 pub mod checkpoint;
 mod convnet;
 mod deep;
 mod error;
 mod frozen;
 mod input;
+mod layer;
 mod model;
 mod network;
 mod spec;
+mod state_dict;
 mod torchscript;
 
-pub use error::ModelError;
+pub use architecture::{Architecture, ParseArchitectureError};
+pub use error::{Misfit, ModelError};
 pub use frozen::Frozen;
 pub use input::ModelInput;
 pub use model::Model;
 pub use spec::{ConvNetSpec, DeepSpec, FeatureNorm, ModelSpec, ParseModelSpecError};
+pub use state_dict::StateDict;
 pub use torchscript::{Probed, TorchScript};

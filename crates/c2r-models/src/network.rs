@@ -4,9 +4,10 @@ use tch::{Device, Tensor};
 
 use crate::{
     convnet::{self, ConvNet, ParameterSpec},
-    deep::{self, Deep},
+    deep,
     error::ModelError,
     input::ModelInput,
+    layer::Stack,
     spec::ModelSpec,
 };
 
@@ -14,7 +15,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) enum Network {
     ConvNet(ConvNet),
-    Deep(Deep),
+    Deep(Stack),
 }
 
 /// The parameters of an architecture for images of this kind.
@@ -51,7 +52,7 @@ impl Network {
     ) -> Self {
         match spec {
             ModelSpec::ConvNet(layers) => Self::ConvNet(ConvNet::new(layers, input, parameters, device)),
-            ModelSpec::Deep(deep) => Self::Deep(Deep::new(*deep, input, parameters)),
+            ModelSpec::Deep(deep) => Self::Deep(Stack::new(deep::layers(*deep, input), parameters)),
         }
     }
 

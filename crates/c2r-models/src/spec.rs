@@ -66,8 +66,8 @@ pub enum FeatureNorm {
     None,
 }
 
-const DEPTHS: std::ops::RangeInclusive<i64> = 1..=6;
-const WIDTHS: std::ops::RangeInclusive<i64> = 1..=4096;
+pub(crate) const DEPTHS: std::ops::RangeInclusive<i64> = 1..=6;
+pub(crate) const WIDTHS: std::ops::RangeInclusive<i64> = 1..=4096;
 
 impl ModelSpec {
     /// An instance-normalized ConvNet.

@@ -51,7 +51,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     }
     let place = args.outputs().next().map(|(_, path)| Place::beside(path));
     check_outputs(&args, place.as_ref())?;
-    let model = args.model.as_ref().or(args.checkpoint.as_ref()).expect("clap requires one");
+    let model = args.classifier();
     let model_sha256 = sha256_of_file(model).or_exit(exit::DATA)?;
     let mut inputs = Inputs::load(&args, ui)?;
     let shape = inputs.images.image_shape();
@@ -62,7 +62,8 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
             let needs_gradient = attacks.iter().any(|attack| needs_gradient(attack.as_ref()));
             Target::script(path, &inputs, args.as_is, needs_gradient, device)?
         }
-        None => Target::network(model, &inputs, device)?,
+        None if args.checkpoint.is_some() => Target::network(model, &inputs, device)?,
+        None => Target::state_dict(&args, &mut inputs, &model_sha256, device)?,
     };
     inputs.notes.extend(choice::changed_suites(&args, &configs));
     let mode = if args.each { Mode::Each } else { Mode::Suite };
@@ -77,6 +78,9 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         "save": args.save.is_some(),
         "as_is": args.as_is,
     });
+    if let Some(architecture) = args.foreign.arch {
+        key["state_dict"] = json!([architecture.to_string(), args.foreign.expects()]);
+    }
     // Results of the first images are kept as those of earlier versions, which knew no other.
     if let Some((chosen, _)) = inputs.subset.as_ref().filter(|(chosen, _)| chosen.order != SubsetOrder::First) {
         key["subset"] = json!(chosen);
@@ -114,6 +118,9 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         output::save(path, images, &configs, mode, &inputs, &summary, &key)?;
     }
     if let Some(path) = &args.output {
+        if args.foreign.state_dict.is_some() && args.each && args.dataset.is_some() && target.subject.is_none() {
+            ui.note("note: the report is not a row of a table: --ipc says how many images per class the network saw");
+        }
         output::write_report(path, report, &args, &target, (model, &model_sha256), &inputs)?;
     }
     if let Some(journal) = journal {
@@ -173,7 +180,12 @@ fn reaches_grey(args: &Args, shape: [i64; 3]) -> Option<String> {
 /// Refuses to overwrite what the command reads, and without `--force` what no earlier evaluation wrote.
 fn check_outputs(args: &Args, place: Option<&Place>) -> anyhow::Result<()> {
     let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let inputs = [("--model", &args.model), ("--checkpoint", &args.checkpoint), ("--inputs", &args.inputs)];
+    let inputs = [
+        ("--model", &args.model),
+        ("--checkpoint", &args.checkpoint),
+        ("--state-dict", &args.foreign.state_dict),
+        ("--inputs", &args.inputs),
+    ];
     if let (Some(output), Some(save)) = (&args.output, &args.save)
         && real(output) == real(save)
     {

@@ -19,7 +19,10 @@ use c2r_run::{
 use dataset::dataset;
 use report::Report;
 use results::{json_file, run_record, texts};
+use tch::Device;
 use tensors::{safetensors, set_or_doubt, synthetic, tensors, torchscript};
+
+use crate::state_dict::StateDictArgs;
 
 /// Show what a file, folder or dataset is, and what looks wrong with it.
 #[derive(clap::Args)]
@@ -28,6 +31,7 @@ Examples:
   c2r inspect runs/first/synthetic.safetensors --grid first.png
   c2r inspect res_DM_CIFAR10_ConvNet_10ipc.pt --dataset cifar10 --data DIR
   c2r inspect cifar10 --data DIR --json
+  c2r inspect --state-dict net.pt --arch ConvNet-D3-W128-IN --dataset cifar10
 
 It reads synthetic sets (safetensors, npz, PNG folder), checkpoints and other safetensors files, NumPy's .npy and .npz, \
 files of torch.save (as data; nothing in them is run), TorchScript models, attack reports, table.json, run folders, \
@@ -35,8 +39,11 @@ folders of images and datasets by name. Lines that start with `looks wrong` are 
 each is based on.")]
 pub(crate) struct Args {
     /// A file, a folder, or a dataset: digits, cifar10, ..., folder:PATH
-    #[arg(value_name = "FILE|DIR|DATASET", value_parser = any_text())]
-    what: String,
+    #[arg(value_name = "FILE|DIR|DATASET", value_parser = any_text(), required_unless_present = "state_dict", conflicts_with = "state_dict")]
+    what: Option<String>,
+
+    #[command(flatten)]
+    foreign: StateDictArgs,
 
     /// Compare images and labels with this dataset [default: what the file names]
     #[arg(long, value_name = "NAME", value_parser = any_text())]
@@ -58,7 +65,8 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
     let report = inspect(&args)?;
     if args.json {
-        ui.out(report.json(&args.what).to_string());
+        let what = args.what.clone().or_else(|| Some(path_to_text(args.foreign.state_dict.as_ref()?).into_owned()));
+        ui.out(report.json(&what.unwrap_or_default()).to_string());
     } else {
         report.lines().iter().for_each(|line| ui.out(line));
         report.doubts.iter().for_each(|doubt| ui.out(format!("looks wrong: {doubt}")));
@@ -70,18 +78,21 @@ pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
 }
 
 fn inspect(args: &Args) -> anyhow::Result<Report> {
-    let path = &text_to_path(&args.what);
-    let known = !matches!(c2r_data::spec(&args.what), Err(DataError::UnknownDataset { .. }));
+    let Some(what) = &args.what else {
+        return state_dict(args);
+    };
+    let path = &text_to_path(what);
+    let known = !matches!(c2r_data::spec(what), Err(DataError::UnknownDataset { .. }));
     let grid = args.grid.as_deref();
     if let Some(name) = &args.dataset {
         c2r_data::spec(name).or_exit(exit::USAGE)?;
     }
     let mut report = Report::new(args.dataset.clone(), args.data.clone());
     if known && !path.exists() {
-        c2r_data::spec(&args.what).or_exit(exit::USAGE)?;
+        c2r_data::spec(what).or_exit(exit::USAGE)?;
     }
-    let drawn = if args.what.starts_with("folder:") || (known && !path.exists()) {
-        dataset(&mut report, &args.what, args.data.as_deref(), grid)?
+    let drawn = if what.starts_with("folder:") || (known && !path.exists()) {
+        dataset(&mut report, what, args.data.as_deref(), grid)?
     } else if path.is_dir() {
         folder(&mut report, path, grid)?
     } else if path.is_file() {
@@ -91,7 +102,6 @@ fn inspect(args: &Args) -> anyhow::Result<Report> {
         return open(path).map(|_| Report::new(None, None)).or_exit(exit::DATA);
     } else {
         let names: Vec<&str> = c2r_data::registry().iter().map(|spec| spec.name.as_str()).collect();
-        let what = &args.what;
         return exit::fail(
             exit::USAGE,
             format!(
@@ -101,7 +111,31 @@ fn inspect(args: &Args) -> anyhow::Result<Report> {
         );
     };
     if grid.is_some() && !drawn {
-        return exit::fail(exit::USAGE, format!("--grid: {} contains no images to draw", args.what));
+        return exit::fail(exit::USAGE, format!("--grid: {what} contains no images to draw"));
+    }
+    Ok(report)
+}
+
+/// A network that PyTorch saved, for the images of the dataset that was named.
+fn state_dict(args: &Args) -> anyhow::Result<Report> {
+    let Some(name) = &args.dataset else {
+        return exit::fail(exit::USAGE, "--state-dict needs --dataset: the images that the network takes");
+    };
+    let spec = if name.starts_with("folder:") {
+        c2r_data::load(name, None).or_exit(exit::DATA)?.spec
+    } else {
+        c2r_data::spec(name).or_exit(exit::USAGE)?
+    };
+    let (network, notes) = args.foreign.load(spec.shape(), Some(spec.classes.len()), Device::Cpu)?;
+    let path = args.foreign.state_dict.as_deref().unwrap_or(Path::new(""));
+    let mut report = Report::new(args.dataset.clone(), args.data.clone());
+    report.title("state-dict", path.display(), format!("state_dict of {}", network.architecture()));
+    report.line("parameters", network.n_parameters().to_string());
+    report.line("input", format!("{:?}, {} classes ({name})", spec.shape(), spec.classes.len()));
+    report.line("takes", args.foreign.expects());
+    notes.iter().for_each(|note| report.line("beside", note));
+    for (name, tensor) in network.state() {
+        doubts::values(&mut report, name, tensor);
     }
     Ok(report)
 }
@@ -217,8 +251,9 @@ mod tests {
     use super::*;
 
     fn args(what: &Path, grid: Option<&Path>) -> Args {
-        let what = what.display().to_string();
-        Args { what, dataset: None, data: None, grid: grid.map(Path::to_owned), json: false }
+        let what = Some(what.display().to_string());
+        let foreign = StateDictArgs { state_dict: None, arch: None, normalized: None };
+        Args { what, foreign, dataset: None, data: None, grid: grid.map(Path::to_owned), json: false }
     }
 
     fn report(what: &Path, grid: Option<&Path>) -> anyhow::Result<Report> {

@@ -5,6 +5,7 @@ mod long_runs;
 mod models;
 mod rates;
 mod sets;
+mod state_dicts;
 #[cfg(unix)]
 mod streams;
 

@@ -10,13 +10,16 @@ use c2r_experiment::SubsetOrder;
 use c2r_run::arguments::any_text;
 use serde_json::Value;
 
+use crate::state_dict::StateDictArgs;
+
 /// Attack a classifier and report its robust accuracy.
 #[derive(clap::Args)]
-#[command(group = clap::ArgGroup::new("classifier").required(true).args(["model", "checkpoint"]))]
+#[command(group = clap::ArgGroup::new("classifier").required(true).args(["model", "checkpoint", "state_dict"]))]
 #[command(group = clap::ArgGroup::new("images").required(true).args(["inputs", "dataset"]))]
 #[command(after_help = "\
 Examples:
   c2r attack --model m.pt --inputs x.safetensors --attack autoattack-standard --norm linf --eps 2/255
+  c2r attack --state-dict net.pt --arch ConvNet-D3-W128-IN --normalized cifar10-dd --dataset cifar10 --attack pgd --eps 2/255
   c2r attack --checkpoint runs/first/pgd-at/model.safetensors --dataset digits --attack fgsm,pgd --eps 32/255 --each
 
 Attacks: clean noise fgsm r-fgsm bim pgd mi-fgsm ni-fgsm vmi-fgsm vni-fgsm tpgd eot-pgd jitter cw-linf apgd-ce \
@@ -36,6 +39,12 @@ pub(crate) struct Args {
     /// A network that c2r trained
     #[arg(long, value_name = "FILE")]
     pub(super) checkpoint: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(super) foreign: StateDictArgs,
+
+    #[command(flatten)]
+    pub(super) row: RowArgs,
 
     /// A safetensors file with `images` (f32 in `[0, 1]` or u8, `[N, C, H, W]`) and `labels` (i64 `[N]`)
     #[arg(long, value_name = "FILE")]
@@ -116,8 +125,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) batch_size: u64,
 
-    /// Write a JSON report. With --checkpoint, --dataset and --each, `c2r table` can read it; otherwise it also lists the
-    /// outcome for every image
+    /// Write a JSON report. With --checkpoint (or --state-dict and --ipc), --dataset and --each, `c2r table` can read it;
+    /// otherwise it also lists the outcome for every image
     #[arg(long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
 
@@ -156,7 +165,50 @@ fn parse_order(text: &str) -> Result<SubsetOrder, String> {
     serde_json::from_value(Value::String(text.to_owned())).map_err(|_| "expected class-balanced or first".to_owned())
 }
 
+/// What a table has to know of a network that c2r did not train.
+#[derive(clap::Args)]
+pub(super) struct RowArgs {
+    /// Images per class that the network of --state-dict was trained on, or `all` for the whole training set; makes its report
+    /// (--dataset, --each, --output) a row of a table
+    #[arg(long, value_name = "N", requires = "state_dict", value_parser = parse_ipc)]
+    pub(super) ipc: Option<Ipc>,
+
+    /// Name of its method in tables [default: the file's name and the beginning of its SHA-256]
+    #[arg(long, value_name = "NAME", requires = "ipc")]
+    pub(super) method: Option<String>,
+
+    /// How it was trained, for tables, which never mix protocols
+    #[arg(long, value_name = "NAME", requires = "ipc", default_value = "unknown")]
+    pub(super) protocol: String,
+
+    /// Seed of its training, for tables: tells networks of one method apart
+    #[arg(long, value_name = "N", requires = "ipc", default_value_t = 0)]
+    pub(super) train_seed: u64,
+}
+
+/// A number of images per class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ipc {
+    /// The whole training set.
+    All,
+    Some(usize),
+}
+
+fn parse_ipc(text: &str) -> Result<Ipc, String> {
+    match text.parse() {
+        _ if text == "all" => Ok(Ipc::All),
+        Ok(n) if n > 0 => Ok(Ipc::Some(n)),
+        _ => Err("expected a number of images or `all`".to_owned()),
+    }
+}
+
 impl Args {
+    /// The file of the classifier.
+    pub(super) fn classifier(&self) -> &Path {
+        let files = [&self.model, &self.checkpoint, &self.foreign.state_dict];
+        files.into_iter().flatten().next().expect("clap requires one")
+    }
+
     /// The files to write, by option.
     pub(super) fn outputs(&self) -> impl Iterator<Item = (&'static str, &Path)> {
         let all = [("--output", &self.output), ("--save", &self.save)];

@@ -4,12 +4,16 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 use c2r_base::Classifier;
-use c2r_experiment::Subject;
+use c2r_experiment::{Selection, Subject};
+use c2r_files::path_to_text;
 use c2r_models::{Frozen, ModelError, TorchScript, checkpoint};
 use c2r_run::exit::{self, OrExit};
 use tch::Device;
 
-use super::inputs::Inputs;
+use super::{
+    args::{Args, Ipc},
+    inputs::Inputs,
+};
 
 /// A classifier that takes the images it will be attacked with.
 pub(super) struct Target {
@@ -73,6 +77,44 @@ impl Target {
         check_classes(path, model.input().n_classes, inputs).or_exit(exit::DATA)?;
         Ok(Self { classifier: Box::new(Frozen::new(model)), subject, n_tuned: 0 })
     }
+
+    /// Loads a network that PyTorch saved as a `state_dict`.
+    pub(super) fn state_dict(args: &Args, inputs: &mut Inputs, sha256: &str, device: Device) -> anyhow::Result<Self> {
+        let n_classes = inputs.classes.as_ref().map(Vec::len);
+        let (network, notes) = args.foreign.load(inputs.images.image_shape(), n_classes, device)?;
+        let name = args.classifier().file_name().unwrap_or_default();
+        inputs.notes.extend(notes);
+        inputs.notes.push(format!("{} takes {}", network.architecture(), args.foreign.expects()));
+        let subject = subject_of(args, &path_to_text(name), sha256, inputs);
+        Ok(Self { classifier: Box::new(network), subject, n_tuned: 0 })
+    }
+}
+
+/// What a table says of a network that PyTorch saved; `None` where the user does not say how many images it was trained on.
+fn subject_of(args: &Args, name: &str, sha256: &str, inputs: &Inputs) -> Option<Subject> {
+    let images_per_class = match args.row.ipc? {
+        Ipc::All => None,
+        Ipc::Some(n) => Some(n),
+    };
+    let (dataset, classes) = (args.dataset.clone()?, inputs.classes.as_ref()?);
+    let n_images = images_per_class.map(|n| n * classes.len());
+    let n_all = c2r_data::spec(&dataset).ok().and_then(|spec| spec.n_train);
+    let expects = args.foreign.expects();
+    Some(Subject {
+        method: args.row.method.clone().unwrap_or_else(|| format!("{name}@{}", &sha256[..8])),
+        profile: String::new(),
+        images_per_class,
+        distill_seed: None,
+        train_seed: args.row.train_seed,
+        protocol: args.row.protocol.clone(),
+        selection: Selection::Last,
+        model: args.foreign.arch?.to_string(),
+        n_images: n_images.or(n_all).unwrap_or_default(),
+        extra_storage: String::new(),
+        data_sha256: String::new(),
+        notes: vec![format!("not trained by c2r: {name}, SHA-256 {}..., takes {expects}", &sha256[..12])],
+        dataset,
+    })
 }
 
 /// The inputs in words, for an error about their shape.
