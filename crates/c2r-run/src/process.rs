@@ -171,6 +171,8 @@ mod tests {
         }
         stop(&mut child, false);
         assert_eq!(child.wait().unwrap().code(), Some(130));
-        assert_eq!(std::fs::read_to_string(&log).unwrap(), "started\nsaved\n");
+        // Some shells say in between that their child was terminated.
+        let log = std::fs::read_to_string(&log).unwrap();
+        assert!(log.starts_with("started\n") && log.ends_with("saved\n"), "{log}");
     }
 }

@@ -279,7 +279,7 @@ fn from_images_to_a_table() {
         "schema_version = 2\nname = \"far\"\ntitle = \"Far\"\nsource = \"nobody\"\ntolerance = 2.0\n\
          [methods.c2r]\nlabel = \"C2R\"\nkind = \"distill\"\nprofile = \"p.toml\"\n\
          [scales.paper]\n{scale}[scales.quick]\n{scale}\
-         [[published]]\ndataset = \"digits\"\nipc = 1\nmethod = \"c2r\"\ncolumn = \"clean\"\nvalue = {published:.1}\nsource = \"x\"\n"
+         [[published]]\ndataset = \"digits\"\nipc = 1\nmethod = \"c2r\"\ncolumn = \"clean\"\nprotocol = \"pgd-at\"\nvalue = {published:.1}\nsource = \"x\"\n"
     );
     fs::write(&experiment, text_of).unwrap();
     let far = |command: &str, scale: &str, flag: &str, to: &str| {
