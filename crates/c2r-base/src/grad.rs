@@ -12,7 +12,7 @@ const IN_RANGE: std::ops::Range<f64> = 1.0 / (1u64 << 30) as f64..(1u64 << 30) a
 /// Twice this, up or down, brings any f32 other than 0 into [`IN_RANGE`].
 const RESCALE: f64 = (1u64 << 60) as f64;
 
-/// Why there is no gradient.
+/// The reason why a tensor has no gradient.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GradientError {

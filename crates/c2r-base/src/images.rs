@@ -214,7 +214,7 @@ mod tests {
         assert!(matches!(above, ImageError::Label { sample: 2, label: 2, classes: 2 }));
     }
 
-    /// f32 has steps of 1.2e-7 above 1.0. A value of 1e-5 outside is no rounding.
+    /// f32 has steps of 1.2e-7 above 1.0. A value of 1e-5 outside is not a rounding error.
     #[test]
     fn rounding_is_clamped_and_counted() {
         let set = |value: f32| LabelledImages::new(images(value), Tensor::from_slice(&[0i64, 1, 2]));

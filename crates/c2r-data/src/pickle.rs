@@ -401,7 +401,7 @@ impl<'a> Machine<'a> {
         let items = match metadata.map(|id| &self.values[id as usize]) {
             None | Some(Value::None) => return Ok(false),
             Some(Value::Dict(items)) => items,
-            Some(_) => return Err("metadata of a tensor that are no dictionary".to_owned()),
+            Some(_) => return Err("metadata of a tensor that is not a dictionary".to_owned()),
         };
         let mut negative = false;
         for pair in items.chunks_exact(2) {

@@ -32,8 +32,8 @@ struct FirstBlockPass {
   Moments* moments;        // [N, F]
   float* out;              // [N, F, H/2, W/2]
   const float* gradient;   // of out
-  float* image_gradient;   // [N, C, H, W], zero at first; null where nobody asks
-  float* weight_gradient;  // [N, F, C, 3, 3]; null where nobody asks
+  float* image_gradient;   // [N, C, H, W], zero at first; null if it is not wanted
+  float* weight_gradient;  // [N, F, C, 3, 3]; null if it is not wanted
   float* norm_gradients;   // [2, N, F]
   int64_t n;
 };

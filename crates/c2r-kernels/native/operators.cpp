@@ -61,7 +61,7 @@ class NormReluPool : public torch::autograd::Function<NormReluPool> {
     const variable_list saved = ctx->get_saved_variables();
     const at::Tensor &given = saved[0], &given_weight = saved[1], &given_bias = saved[2];
     if (at::GradMode::is_enabled()) {
-      // Somebody will ask for the gradient of this gradient: libtorch's operators have one.
+      // A second derivative will be asked for, which libtorch's operators have.
       const double eps = ctx->saved_data["eps"].toDouble();
       variable_list inputs, found;
       for (const at::Tensor& input : {given, given_weight, given_bias})
@@ -164,7 +164,7 @@ class FirstBlock : public torch::autograd::Function<FirstBlock> {
     const double eps = ctx->saved_data["eps"].toDouble();
     variable_list found(6);
     if (at::GradMode::is_enabled()) {
-      // Somebody will ask for the gradient of this gradient: libtorch's operators have one.
+      // A second derivative will be asked for, which libtorch's operators have.
       variable_list wanted;
       for (size_t i = 0; i < 5; ++i)
         if (saved[i].requires_grad()) wanted.push_back(saved[i]);

@@ -1,4 +1,4 @@
-//! Models as people have them: tiny, infinite or missing gradients, outputs that are no logits, side effects, failures.
+//! Models as people have them: tiny, infinite or missing gradients, outputs that are not logits, side effects, failures.
 
 use std::{cell::Cell, collections::BTreeSet, time::Duration};
 
@@ -113,7 +113,7 @@ fn saturated_logits_are_attacked_in_l2_and_flagged() {
 }
 
 /// `sqrt(x)^2` is x, but its gradient at 0 is NaN (infinity times 0). Every attack either finds what it finds on x itself
-/// and is flagged, or says that it is the gradient; none returns NaN.
+/// and is flagged, or ends with an error that names the gradient. No attack returns NaN.
 #[test]
 fn nan_in_gradients_is_repaired_and_flagged_or_named() {
     let model = Linear::mixed(3, SHAPE);

@@ -46,7 +46,7 @@ fn a_state_dict_is_attacked_wherever_the_file_has_it_and_is_a_row() {
     let table = text(&run(c2r().args(["table", "--format", "csv"]).arg(folder.join("a")).arg(folder.join("b"))).stdout);
     assert!(table.contains("dm") && table.contains(ARCH), "{table}");
 
-    // Without the images per class there is no row to put it into.
+    // A report without images per class cannot be a row.
     let without = judged("sd-plain.pth", "d/attack.json", &[]);
     assert!(without["subject"].is_null() && without["evaluation"].is_object(), "{without}");
     // The same file read in another way is another evaluation.

@@ -8,8 +8,8 @@ use crate::{DataError, DatasetSpec, synthetic::Clamped};
 
 /// How far a pixel may be outside `[0, 1]` and still be rounding (of f16, or of undoing a normalization).
 const ROUNDING: f64 = 1e-3;
-/// Part of the values that may be cut off where nothing was declared as normalized: more is no rounding and no pixels that
-/// were optimized past their range. Ours; of values that were normalized to mean 0, about half are below 0.
+/// Part of the values that may be cut off where nothing was declared as normalized. Neither rounding nor optimizing pixels past
+/// their range explains more. Ours; of values that were normalized to mean 0, about half are below 0.
 const CLAMPED_UNDECLARED: f64 = 0.1;
 /// Names that images go by. `data[0][0]` is the layout of DC, DSA and DM; further entries are further experiments.
 const USUAL: [&str; 2] = ["images", "data[0][0]"];

@@ -8,7 +8,7 @@ use crate::{DataError, DatasetSpec};
 
 /// How far a row of probabilities may be from a sum of 1.
 const ROW_SUM_TOLERANCE: f64 = 1e-3;
-/// Rows whose sums are no further from 1 are probabilities that were rounded or scaled, and no logits.
+/// Rows whose sums are no further from 1 are probabilities that were rounded or scaled, not logits.
 const NEARLY_ONE: f64 = 0.1;
 /// What labels are usually called.
 const USUAL: [&str; 6] = ["labels", "label", "y", "targets", "soft_labels", "hard_labels"];
@@ -205,7 +205,7 @@ fn hard_labels(name: &str, tensor: &Tensor, wanted: &Wanted<'_>, has_soft: bool)
     }
     let values = tensor.view([n]).to_kind(Kind::Double);
     if !values.equal(&values.round()) {
-        return wrong(format!("`{name}` holds numbers that are no classes"));
+        return wrong(format!("`{name}` holds numbers that are not classes"));
     }
     if options.logits && !has_soft {
         return wrong(format!("`{name}` holds classes, not logits, which are [{n}, {k}]: leave option `logits` out"));

@@ -41,7 +41,7 @@ impl PixelValues {
         }
         let wrong = || {
             DataError::Import(format!(
-                "`{text}` is no normalization: give cifar10-dd, a dataset's name, or MEAN/STD as in 0.4914,0.4822,0.4465/0.247,0.2435,0.2616"
+                "`{text}` is not a normalization: give cifar10-dd, a dataset's name, or MEAN/STD as in 0.4914,0.4822,0.4465/0.247,0.2435,0.2616"
             ))
         };
         let numbers = |part: &str| -> Option<Vec<f64>> {

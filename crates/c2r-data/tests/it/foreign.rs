@@ -14,7 +14,7 @@ use c2r_data::{
 use serde_json::json;
 use tch::{Kind, Tensor};
 
-use crate::values;
+use crate::{import_options, values};
 
 fn made(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/files").join(name)
@@ -27,21 +27,6 @@ fn expected() -> TensorFile {
 fn same(name: &str, found: &Tensor, expected: &Tensor) {
     assert_eq!((found.kind(), found.size()), (expected.kind(), expected.size()), "{name}");
     assert!(found.equal(expected), "{name}");
-}
-
-fn options() -> ImportOptions {
-    ImportOptions {
-        images: None,
-        labels: None,
-        grouped: false,
-        logits: false,
-        values: PixelValues::Unit,
-        nhwc: false,
-        bgr: false,
-        clamp: false,
-        formation: 1,
-        method: "other".into(),
-    }
 }
 
 fn imported(
@@ -92,7 +77,7 @@ fn what_else_torch_files_hold() {
     same("images", &negative.tensors["images"], &expected.tensors["pixels"]);
     same("labels", &negative.tensors["labels"], &expected.tensors["labels"]);
     assert_eq!(negative.header["names"], "a list of 2 values, 2 of which are not read");
-    let (set, notes) = imported(&negative, None, &options()).unwrap();
+    let (set, notes) = imported(&negative, None, &import_options()).unwrap();
     same("labels", &to_tensor(set.labels.view()), &expected.tensors["labels"]);
     assert_eq!(notes.last().unwrap(), "not used: `names`");
 
@@ -264,7 +249,7 @@ fn sizes_that_are_lies() {
 fn imports_of_the_field() {
     let expected = expected();
     let digits = PixelValues::normalized("digits").unwrap();
-    let normalized = ImportOptions { values: digits.clone(), ..options() };
+    let normalized = ImportOptions { values: digits.clone(), ..import_options() };
 
     let (set, notes) = imported(&read_tensors(&made("dc.pt")).unwrap(), None, &normalized).unwrap();
     close(&to_tensor(set.images.view()), &expected.tensors["pixels"]);
@@ -288,15 +273,15 @@ fn imports_of_the_field() {
     assert_eq!(set.header.extra_storage, format!("soft labels, {} floats", soft.len()));
     same("labels", &to_tensor(set.labels.view()), &expected.tensors["labels"]);
 
-    let nhwc = ImportOptions { images: Some("x".into()), labels: Some("y".into()), nhwc: true, ..options() };
+    let nhwc = ImportOptions { images: Some("x".into()), labels: Some("y".into()), nhwc: true, ..import_options() };
     let (set, _) = imported(&read_tensors(&made("nhwc.npz")).unwrap(), None, &nhwc).unwrap();
     same("images", &to_tensor(set.images.view()), &expected.tensors["pixels"]);
-    let grouped = ImportOptions { grouped: true, ..options() };
+    let grouped = ImportOptions { grouped: true, ..import_options() };
     let (set, _) = imported(&read_tensors(&made("images.npy")).unwrap(), None, &grouped).unwrap();
     assert_eq!(set.labels.len(), 20);
     let one_hot =
         tensors([("images", expected.tensors["pixels"].copy()), ("labels", expected.tensors["labels"].one_hot(10))]);
-    let (set, notes) = imported(&one_hot, None, &options()).unwrap();
+    let (set, notes) = imported(&one_hot, None, &import_options()).unwrap();
     same("labels", &to_tensor(set.labels.view()), &expected.tensors["labels"]);
     assert!(set.soft_labels.is_none() && notes.last().unwrap().contains("one-hot"), "{notes:?}");
 }
@@ -307,54 +292,58 @@ fn declarations_are_checked() {
     let pixels = || expected.tensors["pixels"].copy();
     let labels = || expected.tensors["labels"].copy();
     let with = |images: Tensor| tensors([("images", images), ("labels", labels())]);
-    let digits = ImportOptions { values: PixelValues::normalized("digits").unwrap(), ..options() };
+    let digits = ImportOptions { values: PixelValues::normalized("digits").unwrap(), ..import_options() };
 
     refused(&with(pixels()), &digits, "all values are in [0, 1]");
-    refused(&with(expected.tensors["normalized"].copy()), &options(), "normalized? Say option `normalized");
-    refused(&with(pixels() * 255.0), &options(), "Say option `of-255`");
+    refused(&with(expected.tensors["normalized"].copy()), &import_options(), "normalized? Say option `normalized");
+    refused(&with(pixels() * 255.0), &import_options(), "Say option `of-255`");
     refused(&with((pixels() * 255.0).to_kind(Kind::Uint8)), &digits, "which are pixels already");
-    refused(&with(pixels() * f64::NAN), &options(), "not finite");
-    refused(&with(pixels().permute([0, 2, 3, 1])), &options(), "say option `nhwc`");
-    refused(&with(pixels().repeat([1, 3, 1, 1])), &options(), "are [N, 1, 8, 8], these are [20, 3, 8, 8]");
-    refused(&with(pixels().to_kind(Kind::Int64)), &options(), "floats or u8");
-    refused(&tensors([("a", pixels()), ("b", pixels())]), &options(), "Say option `images NAME`; there are `a` Float");
-    refused(&tensors([("a", pixels())]), &options(), "Say option `labels NAME`");
-    refused(&TensorFile::default(), &options(), "no tensors");
-    refused(&with(pixels()), &ImportOptions { images: Some("x".into()), ..options() }, "no tensor `x`");
+    refused(&with(pixels() * f64::NAN), &import_options(), "not finite");
+    refused(&with(pixels().permute([0, 2, 3, 1])), &import_options(), "say option `nhwc`");
+    refused(&with(pixels().repeat([1, 3, 1, 1])), &import_options(), "are [N, 1, 8, 8], these are [20, 3, 8, 8]");
+    refused(&with(pixels().to_kind(Kind::Int64)), &import_options(), "floats or u8");
+    refused(
+        &tensors([("a", pixels()), ("b", pixels())]),
+        &import_options(),
+        "Say option `images NAME`; there are `a` Float",
+    );
+    refused(&tensors([("a", pixels())]), &import_options(), "Say option `labels NAME`");
+    refused(&TensorFile::default(), &import_options(), "no tensors");
+    refused(&with(pixels()), &ImportOptions { images: Some("x".into()), ..import_options() }, "no tensor `x`");
     refused(
         &tensors([("images", pixels()), ("labels", labels().narrow(0, 0, 19))]),
-        &options(),
+        &import_options(),
         "must be [20] or [20, 10]",
     );
-    refused(&tensors([("images", pixels()), ("labels", labels() + 1)]), &options(), "count from 1; subtract 1");
+    refused(&tensors([("images", pixels()), ("labels", labels() + 1)]), &import_options(), "count from 1; subtract 1");
     refused(
         &tensors([("images", pixels()), ("labels", labels().clamp(1, 9) + 1)]),
-        &options(),
+        &import_options(),
         "labels up to 10, outside 0..=9",
     );
     refused(
         &tensors([("images", pixels()), ("labels", labels() + labels().eq(9))]),
-        &options(),
+        &import_options(),
         "label 10, outside 0..=9",
     );
-    refused(&tensors([("images", pixels()), ("labels", labels() + 2)]), &options(), "outside 0..=9");
+    refused(&tensors([("images", pixels()), ("labels", labels() + 2)]), &import_options(), "outside 0..=9");
     refused(
         &tensors([("images", pixels()), ("labels", labels().to_kind(Kind::Float) + 0.5)]),
-        &options(),
+        &import_options(),
         "no classes",
     );
     refused(
         &tensors([("images", pixels().narrow(0, 0, 19)), ("labels", labels())]),
-        &options(),
+        &import_options(),
         "19 images are not equally many",
     );
     refused(
         &tensors([("images", pixels()), ("labels", labels().zeros_like())]),
-        &options(),
+        &import_options(),
         "class 0 (`0`) has 20 images, not 2",
     );
 
-    let other = ImportOptions { values: PixelValues::normalized("0.5/0.5").unwrap(), ..options() };
+    let other = ImportOptions { values: PixelValues::normalized("0.5/0.5").unwrap(), ..import_options() };
     refused(&with(expected.tensors["normalized"].copy()), &other, "lie outside [0, 1], from 0.093 to 1.425");
     let (set, notes) =
         imported(&with(expected.tensors["normalized"].copy()), None, &ImportOptions { clamp: true, ..other }).unwrap();
@@ -365,7 +354,8 @@ fn declarations_are_checked() {
     let cut = set.header.origin().unwrap().clamped.unwrap();
     assert!(cut.part > 0.0 && (cut.high - 1.425).abs() < 1e-3 && (cut.low - 0.093).abs() < 1e-3, "{cut:?}");
     let (set, _) =
-        imported(&with(pixels() * 255.0), None, &ImportOptions { values: PixelValues::Bytes, ..options() }).unwrap();
+        imported(&with(pixels() * 255.0), None, &ImportOptions { values: PixelValues::Bytes, ..import_options() })
+            .unwrap();
     close(&to_tensor(set.images.view()), &pixels());
 }
 
@@ -374,18 +364,18 @@ fn declarations_are_checked() {
 fn what_is_no_pixel_is_not_cut_to_one() {
     let expected = expected();
     let with = |images: Tensor| tensors([("images", images), ("labels", expected.tensors["labels"].copy())]);
-    let of_255 = ImportOptions { values: PixelValues::Bytes, ..options() };
+    let of_255 = ImportOptions { values: PixelValues::Bytes, ..import_options() };
     let pixels = &expected.tensors["pixels"];
     refused(&with(pixels / pixels.max()), &of_255, "the largest value is 1.000, and option `of-255` divides by 255");
     refused(&with(pixels - 0.1), &of_255, "option `of-255` divides by 255");
     let ones = (pixels.gt(0.5)).to_kind(Kind::Uint8);
-    refused(&with(ones.copy()), &options(), "the largest value is 1, and bytes go to 255");
-    for (black, options) in [(pixels.zeros_like(), of_255.clone()), (ones.zeros_like(), options())] {
+    refused(&with(ones.copy()), &import_options(), "the largest value is 1, and bytes go to 255");
+    for (black, options) in [(pixels.zeros_like(), of_255.clone()), (ones.zeros_like(), import_options())] {
         imported(&with(black), None, &options).unwrap();
     }
-    imported(&with(ones * 2), None, &options()).unwrap();
+    imported(&with(ones * 2), None, &import_options()).unwrap();
 
-    let clamp = ImportOptions { clamp: true, ..options() };
+    let clamp = ImportOptions { clamp: true, ..import_options() };
     // 20 images of 64 values: 128 are a tenth.
     let outside = |n: i64| {
         let images = pixels.full_like(0.5);
@@ -393,13 +383,13 @@ fn what_is_no_pixel_is_not_cut_to_one() {
         with(images)
     };
     let message = |file: &TensorFile, options: &ImportOptions| imported(file, None, options).unwrap_err().to_string();
-    let few = message(&outside(128), &options());
+    let few = message(&outside(128), &import_options());
     assert!(
         few.contains("10.0 % of the values lie outside [0, 1], from 0.500 to 1.500") && few.contains("option `clamp`")
     );
     let (set, _) = imported(&outside(128), None, &clamp).unwrap();
     assert_eq!(set.header.origin().unwrap().clamped, Some(Clamped { part: 0.1, low: 0.5, high: 1.5 }));
-    let many = message(&outside(129), &options());
+    let many = message(&outside(129), &import_options());
     assert!(
         many.contains("10.1 %") && many.contains("option `normalized MEAN/STD`") && !many.contains("--clamp"),
         "{many}"
@@ -419,7 +409,8 @@ fn options_that_the_file_contradicts_are_refused() {
     let expected = expected();
     let (pixels, labels) = (&expected.tensors["pixels"], &expected.tensors["labels"]);
     let with = |labels: Tensor| tensors([("images", pixels.copy()), ("labels", labels)]);
-    let (grouped, logits) = (ImportOptions { grouped: true, ..options() }, ImportOptions { logits: true, ..options() });
+    let (grouped, logits) =
+        (ImportOptions { grouped: true, ..import_options() }, ImportOptions { logits: true, ..import_options() });
     let one_hot = || labels.one_hot(10);
     refused(&with(labels.copy()), &grouped, "`labels` says the class of each image");
     refused(&with(one_hot()), &grouped, "leave option `grouped` out");
@@ -427,19 +418,23 @@ fn options_that_the_file_contradicts_are_refused() {
     refused(&with(one_hot()), &logits, "probabilities or one-hot already: leave option `logits` out");
     let only = tensors([("images", pixels.copy())]);
     refused(&only, &ImportOptions { logits: true, ..grouped.clone() }, "there are no labels");
-    refused(&with(labels.copy()), &ImportOptions { bgr: true, ..options() }, "one channel: leave option `bgr` out");
-    refused(&with(labels.copy()), &ImportOptions { nhwc: true, ..options() }, "already, leave it out");
+    refused(
+        &with(labels.copy()),
+        &ImportOptions { bgr: true, ..import_options() },
+        "one channel: leave option `bgr` out",
+    );
+    refused(&with(labels.copy()), &ImportOptions { nhwc: true, ..import_options() }, "already, leave it out");
     let message = imported(&only, Some(&with(labels.copy())), &grouped).unwrap_err().to_string();
     assert!(message.contains("leave option `grouped` out"), "{message}");
 
-    // Soft rows beside hard labels by position are no contradiction, nor are numbers that are no classes.
+    // Soft rows beside hard labels by position are no contradiction, nor are numbers that are not classes.
     let soft = Tensor::full([20, 10], 0.1, (Kind::Float, tch::Device::Cpu));
     let (set, _) = imported(&with(soft), None, &grouped).unwrap();
     assert!(set.soft_labels.is_some() && set.labels.as_slice().unwrap()[18..] == [9, 9]);
     let weights = tensors([("images", pixels.copy()), ("weights", labels.to_kind(Kind::Float) + 0.5)]);
     imported(&weights, None, &grouped).unwrap();
     let named = ImportOptions { labels: Some("weights".into()), ..grouped };
-    refused(&weights, &named, "`weights` holds numbers that are no classes");
+    refused(&weights, &named, "`weights` holds numbers that are not classes");
 }
 
 #[test]
@@ -463,7 +458,7 @@ fn blue_first_becomes_red_first() {
     let spec = c2r_data::spec("cifar10").unwrap();
     let images = Tensor::arange(10 * 3 * 1024, (Kind::Float, tch::Device::Cpu)).view([10, 3, 32, 32]) / 30720.0;
     let file = tensors([("images", images.copy())]);
-    let options = ImportOptions { grouped: true, bgr: true, ..options() };
+    let options = ImportOptions { grouped: true, bgr: true, ..import_options() };
     let (set, _) = import(&file, None, &spec, &options, json!({})).unwrap();
     assert_eq!(values(&to_tensor(set.images.view()).select(1, 0)), values(&images.select(1, 2)));
     assert_eq!(values(&to_tensor(set.images.view()).select(1, 1)), values(&images.select(1, 1)));
@@ -487,7 +482,7 @@ fn folders_of_images() {
     assert_eq!(file.tensors["images"].size(), [10, 1, 8, 8]);
     assert_eq!(file.tensors["images"].int64_value(&[7, 0, 0, 0]), 70);
     assert_eq!(Vec::<i64>::try_from(&file.tensors["labels"]).unwrap(), (0..10).collect::<Vec<_>>());
-    let (set, _) = imported(&file, None, &options()).unwrap();
+    let (set, _) = imported(&file, None, &import_options()).unwrap();
     assert_eq!(set.header.images_per_class, 1);
 
     image::RgbImage::from_pixel(8, 8, image::Rgb([1, 2, 3])).save(folder.path().join("003/a.png")).unwrap();

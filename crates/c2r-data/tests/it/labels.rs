@@ -5,20 +5,7 @@ use c2r_data::{DataError, ImportOptions, PixelValues, SyntheticSet, arrays::to_t
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
-fn options() -> ImportOptions {
-    ImportOptions {
-        images: None,
-        labels: None,
-        grouped: false,
-        logits: false,
-        values: PixelValues::Unit,
-        nhwc: false,
-        bgr: false,
-        clamp: false,
-        formation: 1,
-        method: "other".into(),
-    }
-}
+use crate::import_options;
 
 /// Twenty grey images, and what is given.
 fn with<const N: usize>(named: [(&str, &Tensor); N]) -> TensorFile {
@@ -56,7 +43,7 @@ fn rows() -> Tensor {
 fn tolerances_follow_the_dtype() {
     let exact = rows();
     let soft = |tensor: &Tensor| {
-        let set = imported(&with([("soft_labels", tensor)]), &options()).unwrap().0;
+        let set = imported(&with([("soft_labels", tensor)]), &import_options()).unwrap().0;
         to_tensor(set.soft_labels.unwrap().view()).to_kind(Kind::Double)
     };
     let distance = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
@@ -75,19 +62,19 @@ fn tolerances_follow_the_dtype() {
     assert!(distance(&soft(&scaled), &uneven) < 4e-3);
     let sums = soft(&scaled).sum_dim_intlist([1i64].as_slice(), false, Kind::Double);
     assert!((sums - 1.0).abs().max().double_value(&[]) < 1e-6, "divided by their sums");
-    // The same rows in f32 are no rounding.
-    let reason = refused(&with([("soft_labels", &(&uneven * 1.005).to_kind(Kind::Float))]), &options());
+    // In f32, rounding does not explain the same rows.
+    let reason = refused(&with([("soft_labels", &(&uneven * 1.005).to_kind(Kind::Float))]), &import_options());
     assert!(reason.contains("miss a sum of 1 by up to 0.005") && reason.contains("divide each row by its sum"));
     assert!(!reason.contains("logits"), "{reason}");
 }
 
 #[test]
 fn advice_is_right_where_it_is_followed() {
-    let logits = ImportOptions { logits: true, ..options() };
+    let logits = ImportOptions { logits: true, ..import_options() };
     let of = |tensor: &Tensor, options: &ImportOptions| refused(&with([("soft_labels", tensor)]), options);
     let log = rows().log();
     for rows in [&rows() * 20.0 - 8.0, log.shallow_clone()] {
-        assert!(of(&rows, &options()).contains("logits? Say option `logits`"));
+        assert!(of(&rows, &import_options()).contains("logits? Say option `logits`"));
         imported(&with([("soft_labels", &rows)]), &logits).unwrap();
     }
     let set = imported(&with([("soft_labels", &log)]), &logits).unwrap().0;
@@ -95,10 +82,10 @@ fn advice_is_right_where_it_is_followed() {
     assert!((found - rows()).abs().max().double_value(&[]) < 1e-6, "log-probabilities come back");
     // Probabilities in bf16, and percent.
     assert!(of(&rows().to_kind(Kind::BFloat16), &logits).contains("leave option `logits` out"));
-    let percent = of(&(rows() * 100.0), &options());
+    let percent = of(&(rows() * 100.0), &import_options());
     assert!(percent.contains("divide each row by its sum") && !percent.contains("logits"), "{percent}");
     // Centred targets of a regression are neither.
-    assert!(of(&(rows() - 0.1), &options()).contains("targets of a regression are neither"));
+    assert!(of(&(rows() - 0.1), &import_options()).contains("targets of a regression are neither"));
 }
 
 #[test]
@@ -107,15 +94,15 @@ fn hard_labels_beside_soft_ones_must_agree() {
     let (hard, soft) = (classes(), rows());
     let _ = soft.get(0).fill_(0.1);
     let file = with([("labels", &hard), ("soft_labels", &soft)]);
-    let (set, notes) = imported(&file, &options()).unwrap();
+    let (set, notes) = imported(&file, &import_options()).unwrap();
     assert!(set.soft_labels.is_some() && to_tensor(set.labels.view()).equal(&hard));
     assert!(notes.iter().any(|note| note == "the class of each image from `labels`"), "{notes:?}");
 
     let file = with([("labels", &hard.flip([0])), ("soft_labels", &rows())]);
-    let reason = refused(&file, &options());
+    let reason = refused(&file, &import_options());
     let expected = "`labels` and `soft_labels` disagree about the class of 20 of 20 images (images 0, 1, 2, ...)";
     assert!(reason.contains(expected) && reason.contains("option `labels NAME`"), "{reason}");
-    let named = |name: &str| ImportOptions { labels: Some(name.into()), ..options() };
+    let named = |name: &str| ImportOptions { labels: Some(name.into()), ..import_options() };
     let (set, notes) = imported(&file, &named("labels")).unwrap();
     assert!(set.soft_labels.is_none() && to_tensor(set.labels.view()).equal(&hard.flip([0])));
     assert_eq!(notes.last().unwrap(), "not used: `soft_labels`");
@@ -123,21 +110,21 @@ fn hard_labels_beside_soft_ones_must_agree() {
     assert!(to_tensor(set.labels.view()).equal(&hard));
 
     let both = with([("labels", &hard), ("y", &hard.flip([0]))]);
-    assert!(refused(&both, &options()).contains("`labels` and `y` differ"));
-    imported(&with([("labels", &hard), ("y", &hard)]), &options()).unwrap();
+    assert!(refused(&both, &import_options()).contains("`labels` and `y` differ"));
+    imported(&with([("labels", &hard), ("y", &hard)]), &import_options()).unwrap();
 }
 
 #[test]
 fn classes_and_counts_are_not_guessed() {
-    let reason = refused(&with([("soft_labels", &rows().full_like(0.1))]), &options());
+    let reason = refused(&with([("soft_labels", &rows().full_like(0.1))]), &import_options());
     assert!(reason.contains("does not say the class of 20 images") && reason.contains("option `grouped`"), "{reason}");
     let uneven = rows();
     uneven.get(0).copy_(&uneven.get(2));
-    let reason = refused(&with([("soft_labels", &uneven)]), &options());
+    let reason = refused(&with([("soft_labels", &uneven)]), &import_options());
     assert!(reason.contains("class 0 (`0`) has 1 images, not 2") && reason.contains("option `grouped`"), "{reason}");
     let hard = classes();
     let _ = hard.get(0).fill_(1);
-    let reason = refused(&with([("labels", &hard)]), &options());
+    let reason = refused(&with([("labels", &hard)]), &import_options());
     assert!(reason.contains("class 0 (`0`) has 1 images, not 2") && !reason.contains("grouped"), "{reason}");
 }
 
@@ -148,17 +135,17 @@ fn images_are_told_by_name_or_not_at_all() {
     file.tensors.insert("images_init".to_owned(), images.shallow_clone());
     file.header.insert("lr".to_owned(), "0.01".to_owned());
     file.header.insert("format".to_owned(), "pt".to_owned());
-    let notes = imported(&file, &options()).unwrap().1;
+    let notes = imported(&file, &import_options()).unwrap().1;
     assert!(notes[0].contains("images from `images`"), "{notes:?}");
     assert_eq!(notes.last().unwrap(), "not used: `images_init`, `lr`");
     file.tensors.insert("data[0][0]".to_owned(), images);
-    assert!(refused(&file, &options()).contains("which tensor has the images? Say option `images NAME`"));
+    assert!(refused(&file, &import_options()).contains("which tensor has the images? Say option `images NAME`"));
 }
 
 /// White is 2.228 here, which in bf16 is 2.234375, of which 0.0016 is left above 1: no pixel left the range.
 #[test]
 fn rounding_of_normalized_pixels_follows_the_dtype() {
-    let normalized = ImportOptions { values: PixelValues::normalized("0.443/0.25").unwrap(), ..options() };
+    let normalized = ImportOptions { values: PixelValues::normalized("0.443/0.25").unwrap(), ..import_options() };
     let mut file = with([("labels", &classes())]);
     let mut of = |white: f64, kind: Kind| {
         let images = Tensor::full([20, 1, 8, 8], white, (Kind::Float, Device::Cpu));

@@ -14,10 +14,26 @@ mod set_folders;
 mod splits;
 mod synthetic;
 
-use c2r_data::{Split, arrays::to_array};
+use c2r_data::{ImportOptions, PixelValues, Split, arrays::to_array};
 use ndarray::{Array, Array4, Dimension};
 use proptest::test_runner::{Config as ProptestConfig, RngSeed};
 use tch::Tensor;
+
+/// Options of an import that declare nothing: pixels in [0, 1] and hard labels.
+fn import_options() -> ImportOptions {
+    ImportOptions {
+        images: None,
+        labels: None,
+        grouped: false,
+        logits: false,
+        values: PixelValues::Unit,
+        nhwc: false,
+        bgr: false,
+        clamp: false,
+        formation: 1,
+        method: "other".into(),
+    }
+}
 
 /// A split of images of `shape`, `[C, H, W]`, from their bytes one after the other.
 fn split(shape: [usize; 3], n_classes: usize, bytes: Vec<u8>, labels: Vec<i64>) -> Result<Split, c2r_data::DataError> {

@@ -72,7 +72,7 @@ fn images_that_are_not_read_links_and_folders_are_refused() {
         fs::remove_file(at("frog/1.png")).unwrap();
     }
 
-    // What is no image is named.
+    // Files that are not images are named.
     fs::create_dir(at("horse/empty")).unwrap();
     ["horse/.DS_Store", "log.txt"].iter().for_each(|name| fs::write(at(name), "").unwrap());
     let notes = read(folder.path(), false).unwrap().notes;
@@ -183,6 +183,8 @@ fn folders_that_are_not_there_say_what_is() {
     }
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();
-    let Err(DataError::NoFolder { advice, .. }) = load("cifar10", Some(&file)) else { panic!("a file is no folder") };
+    let Err(DataError::NoFolder { advice, .. }) = load("cifar10", Some(&file)) else {
+        panic!("a file is not a folder")
+    };
     assert!(advice.contains("it is a file"), "{advice}");
 }

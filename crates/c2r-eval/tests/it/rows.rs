@@ -371,7 +371,7 @@ fn every_differing_setting_of_the_runs_is_named() {
     for source in &mut sources {
         let seed = source.record.subject.train_seed;
         source.training = train(json!({ "length": { "steps": 40 }, "lr": 0.01, "seed": seed }));
-        // What was trained on is no setting of the training.
+        // The training data is not a setting of the training.
         source.training.as_mut().unwrap().config["images_sha256"] = json!(source.path);
     }
     let all_notes = |table: &Table| {
