@@ -9,8 +9,8 @@ use c2r_attacks::{AttackConfig, AttackReport, EvaluateOptions, Mode, evaluate};
 use c2r_base::{LabelledImages, Norm, Seed, ThreatModel};
 use c2r_data::{Dataset, SyntheticSet};
 use c2r_distill::{DistillConfig, Distillation};
-use c2r_models::{Frozen, Model, ModelInput};
-use c2r_train::{Length, Protocol, Targets, TrainSource, train};
+use c2r_models::{Frozen, Model};
+use c2r_train::{Length, Protocol, Targets, TrainSource, model_input, train};
 use tch::Device;
 
 const EPSILON: &str = "32/255";
@@ -57,15 +57,7 @@ fn distil(seed: u64) -> SyntheticSet {
 }
 
 fn downstream(set: &SyntheticSet, protocol: Protocol) -> Frozen {
-    let spec = &digits().spec;
-    let input = ModelInput {
-        channels: spec.channels,
-        height: spec.height,
-        width: spec.width,
-        n_classes: spec.classes.len() as i64,
-        mean: spec.mean.clone(),
-        std: spec.std.clone(),
-    };
+    let input = model_input(&digits().spec);
     let mut config = protocol.config();
     config.length = Length::Steps(150);
     config.dsa = "crop_scale_rotate".parse().unwrap();

@@ -5,7 +5,8 @@ use std::time::Instant;
 use c2r_base::{Seed, grad, loss};
 use c2r_data::DatasetSpec;
 use c2r_distill::Work;
-use c2r_models::{Model, ModelInput, ModelSpec};
+use c2r_models::{Model, ModelSpec};
+use c2r_train::model_input;
 use serde::{Deserialize, Serialize};
 use tch::{Cuda, Device, Kind, Tensor};
 
@@ -31,18 +32,6 @@ impl Throughput {
         let Work { forward, input_gradient, training } = work;
         let backward = (1.0 / self.input_gradient - 1.0 / self.forward).max(0.0);
         forward / self.forward + input_gradient * backward + training / self.training
-    }
-}
-
-/// What a model for this dataset takes.
-pub(crate) fn model_input(spec: &DatasetSpec) -> ModelInput {
-    ModelInput {
-        channels: spec.channels,
-        height: spec.height,
-        width: spec.width,
-        n_classes: spec.classes.len() as i64,
-        mean: spec.mean.clone(),
-        std: spec.std.clone(),
     }
 }
 

@@ -14,7 +14,7 @@ use tch::Tensor;
 use toml::{Table, Value};
 
 use crate::{
-    config::CommonConfig,
+    config::{CommonConfig, MatchingConfig},
     context::Context,
     cost::Work,
     error::{ConfigError, DistillError},
@@ -79,6 +79,13 @@ pub struct Needs {
     pub curriculum: Curriculum,
     /// Real images per training step of its networks, where that is not the pool's.
     pub training_batch: Option<usize>,
+}
+
+impl Needs {
+    /// Those of a method that only matches real images.
+    pub(crate) fn of_matching(matching: &MatchingConfig) -> Self {
+        Self { attacks: matching.attacked, real_per_class: matching.real_per_class, ..Self::default() }
+    }
 }
 
 /// The configuration of one method.

@@ -7,8 +7,11 @@ use c2r_base::{
     artifact::{self, TensorFile},
 };
 use c2r_data::{Dataset, SetOrigin, SyntheticHeader, SyntheticSet, decode_formation};
-use c2r_models::{Model, ModelInput};
-use c2r_train::state::{Entries, State, StateError};
+use c2r_models::Model;
+use c2r_train::{
+    model_input,
+    state::{Entries, State, StateError},
+};
 use serde_json::json;
 use tch::{Device, Kind, Tensor};
 
@@ -103,14 +106,7 @@ impl Distillation {
         let seed = Seed::new(common.seed);
         let companions = common.companions.as_ref().map(|companions| CompanionAttack::new(companions, common.threat()));
         let context = Context {
-            input: ModelInput {
-                channels: spec.channels,
-                height: spec.height,
-                width: spec.width,
-                n_classes: spec.classes.len() as i64,
-                mean: spec.mean.clone(),
-                std: spec.std.clone(),
-            },
+            input: model_input(&spec),
             device,
             seed,
             companions: companions.transpose()?,

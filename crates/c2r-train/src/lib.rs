@@ -56,5 +56,5 @@ pub use config::{
 };
 pub use error::TrainError;
 pub use sgd::{Sgd, SgdConfig, parameter_gradients};
-pub use source::{Targets, Teacher, TrainSource};
+pub use source::{Targets, Teacher, TrainSource, model_input};
 pub use trainer::{TrainEvent, TrainSummary, Trainer, train};

@@ -1,9 +1,21 @@
 use c2r_base::LabelledImages;
-use c2r_data::Split;
+use c2r_data::{DatasetSpec, Split};
 use c2r_models::{Frozen, ModelInput};
 use tch::{Device, Kind, Tensor};
 
 use crate::{LabelSource, TrainError};
+
+/// What a network for a dataset takes: the size of its images, its classes, and mean and deviation of each channel in [0, 1].
+pub fn model_input(spec: &DatasetSpec) -> ModelInput {
+    ModelInput {
+        channels: spec.channels,
+        height: spec.height,
+        width: spec.width,
+        n_classes: spec.classes.len() as i64,
+        mean: spec.mean.clone(),
+        std: spec.std.clone(),
+    }
+}
 
 /// What the network is to say for each training image.
 #[derive(Clone, Copy, Debug)]

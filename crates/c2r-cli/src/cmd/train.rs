@@ -12,7 +12,8 @@ use c2r_experiment::{Selection, Subject};
 use c2r_models::{Frozen, Model, ModelSpec, checkpoint};
 use c2r_run::{Status, arguments::any_text, signals};
 use c2r_train::{
-    Best, LrSchedule, Protocol, Targets, Teacher, TrainConfig, TrainEvent, TrainSource, Trainer, layers, state::State,
+    Best, LrSchedule, Protocol, Targets, Teacher, TrainConfig, TrainEvent, TrainSource, Trainer, layers, model_input,
+    state::State,
 };
 use serde_json::json;
 use tch::{Device, Tensor};
@@ -22,8 +23,7 @@ use crate::{
     cmd::estimate::{self, Planned, Written},
     config, data,
     exit::{self, OrExit},
-    run_dir,
-    throughput::{self, model_input},
+    run_dir, throughput,
     ui::Ui,
 };
 

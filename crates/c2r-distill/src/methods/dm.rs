@@ -57,8 +57,7 @@ impl MethodConfig for DmConfig {
     }
 
     fn needs(&self) -> Needs {
-        let MatchingConfig { attacked, real_per_class, .. } = self.matching;
-        Needs { attacks: attacked, real_per_class, ..Needs::default() }
+        Needs::of_matching(&self.matching)
     }
 
     fn add_work(&self, common: &CommonConfig, n_classes: usize, _: usize, total: &mut Work) {
