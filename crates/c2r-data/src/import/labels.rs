@@ -205,7 +205,7 @@ fn hard_labels(name: &str, tensor: &Tensor, wanted: &Wanted<'_>, has_soft: bool)
     }
     let values = tensor.view([n]).to_kind(Kind::Double);
     if !values.equal(&values.round()) {
-        return wrong(format!("`{name}` holds numbers that are not classes"));
+        return wrong(format!("`{name}` holds numbers that are no classes"));
     }
     if options.logits && !has_soft {
         return wrong(format!("`{name}` holds classes, not logits, which are [{n}, {k}]: leave option `logits` out"));

@@ -434,7 +434,7 @@ fn options_that_the_file_contradicts_are_refused() {
     let weights = tensors([("images", pixels.copy()), ("weights", labels.to_kind(Kind::Float) + 0.5)]);
     imported(&weights, None, &grouped).unwrap();
     let named = ImportOptions { labels: Some("weights".into()), ..grouped };
-    refused(&weights, &named, "`weights` holds numbers that are not classes");
+    refused(&weights, &named, "`weights` holds numbers that are no classes");
 }
 
 #[test]
