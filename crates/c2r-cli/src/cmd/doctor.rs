@@ -14,7 +14,7 @@ use c2r_run::{
     terminal::Ui,
 };
 use serde::Serialize;
-use tch::{Cuda, Device};
+use tch::{Cuda, Device, Kind, Tensor};
 
 use crate::{
     run_dir,
@@ -80,6 +80,8 @@ struct Report {
     device: String,
     data: Vec<DataState>,
     throughput: Option<ThroughputState>,
+    /// What became of c2r's own CUDA kernels, a line for each device and image size; empty without a GPU.
+    kernels: Vec<String>,
     /// What is wrong, each with what to do.
     problems: Vec<String>,
 }
@@ -145,12 +147,14 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         device: device_name(device),
         data: data(args.data.as_deref()),
         throughput: None,
+        kernels: Vec::new(),
         problems: Vec::new(),
     };
     report.problems = problems(&report, args.data.as_deref());
     if let Some(model) = &args.throughput {
         report.throughput = Some(measure(model, &args, device)?);
     }
+    report.kernels = kernels(device);
     if args.json {
         ui.text(serde_json::to_string_pretty(&report).context("the report cannot be written as JSON")?);
     } else {
@@ -214,6 +218,16 @@ fn cuda() -> CudaState {
         ["/proc/driver/nvidia/version", "/dev/nvidia0", "/dev/dxg"].iter().any(|path| Path::new(path).exists());
     let devices = Cuda::device_count();
     CudaState { devices, cudnn: devices > 0 && Cuda::cudnn_is_available(), driver, load_error }
+}
+
+/// Compiles the kernels for the field's images and compares them with libtorch's operators, as a first use does.
+fn kernels(device: Device) -> Vec<String> {
+    if let Device::Cuda(_) = device {
+        let one = Tensor::ones([1], (Kind::Float, device));
+        // If it cannot run at all, the state is empty, too, and the line of the device says more.
+        let _ = c2r_kernels::norm_relu_pool(&one.expand([1, 1, 32, 32], false), &one, &one, 1e-5);
+    }
+    c2r_kernels::cuda_state()
 }
 
 fn data(folder: Option<&Path>) -> Vec<DataState> {
@@ -321,6 +335,7 @@ fn lines(report: &Report) -> Vec<(&'static str, String)> {
         ("CUDA", gpus),
         ("device", report.device.clone()),
     ];
+    lines.extend(report.kernels.iter().map(|kernel| ("kernels", kernel.clone())));
     let (present, missing): (Vec<&DataState>, Vec<_>) = report.data.iter().partition(|data| data.found.is_some());
     lines.extend(present.iter().map(|data| ("data", format!("{}: {}", data.dataset, data.found.as_ref().unwrap()))));
     if !missing.is_empty() {
@@ -365,6 +380,7 @@ mod tests {
             device: "cpu".into(),
             data: data(None),
             throughput: None,
+            kernels: Vec::new(),
             problems: Vec::new(),
         }
     }
