@@ -168,6 +168,9 @@ fn check_file(file: &str, bytes: &[u8], exists: &dyn Fn(&Path) -> bool) -> Vec<S
                 }
             }
         }
+        if ["<", ">"].iter().any(|side| line.starts_with(&format!("{} ", side.repeat(7)))) {
+            problems.push(format!("{file}:{number}: a conflict of a merge that nobody resolved"));
+        }
         for place in machine_paths() {
             if let Some((before, _)) = line.split_once(&place)
                 && !before.ends_with(|c: char| c.is_ascii_alphanumeric() || "._-~$}/".contains(c))
@@ -293,6 +296,8 @@ mod tests {
             check("a.toml", &format!("dir = \"~{place}me\""), "");
         }
         check("a.rs", &"\n".repeat(MAX_RUST_LINES + 1), "split it");
+        check("a.md", &format!("one\n{} HEAD\ntwo", "<".repeat(7)), "a.md:2: a conflict of a merge");
+        check("a.md", "<<<<<<<\n=======\n", "");
         check("a.csv", &"x".repeat(MAX_BYTES as usize + 1), "more than 1000000");
         check("docs/a.md", "see [install](install.md#cuda), [x](https://x.y/z) and [data](../data)", "");
         check("docs/a.md", "first\nsee ![picture](pictures/grid.png)", "docs/a.md:2: links to pictures/grid.png");

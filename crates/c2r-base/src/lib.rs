@@ -30,6 +30,7 @@ pub mod artifact;
 mod classifier;
 mod epsilon;
 pub mod grad;
+pub mod host;
 mod images;
 pub mod loss;
 pub mod native;

@@ -4,8 +4,9 @@
 //!   normalization, ReLU and 2x2 average pooling, in one pass over each plane. libtorch's three operators read and write
 //!   the features several times from memory; this reads them once and writes a quarter.
 //! * [`first_block`] takes the convolution of the images into it, so that its large output is never written.
+//! * [`count`] says how many operators of libtorch some code runs, and what it copies and reads back.
 //!
-//! Both are differentiable; TorchScript knows them as `c2r::norm_relu_pool` and `c2r::first_block`. The fast forms are for
+//! The first two are differentiable; TorchScript knows them as `c2r::norm_relu_pool` and `c2r::first_block`. The fast forms are for
 //! float32 on the CPU and, [`norm_relu_pool`] alone, on a GPU. Everything else, second derivatives among it, runs on
 //! libtorch's operators, with the same result up to rounding. docs/performance.md has the measurements.
 //!
@@ -15,6 +16,8 @@
     unsafe_code,
     reason = "calls of our own C++, which catches its exceptions and returns owned tensors and bytes"
 )]
+
+pub mod count;
 
 use std::ffi::{CStr, CString, c_char};
 

@@ -1,0 +1,56 @@
+//! Values that cross between Rust's memory and a device.
+//!
+//! Everything that a loop does per step reads tensors through [`to_vec`]: on a GPU it waits for all that was launched,
+//! and on the CPU nothing but this count would show it (`c2r_kernels::count`).
+
+use std::cell::Cell;
+
+use tch::{Device, Tensor, kind::Element};
+
+thread_local! {
+    static READ: Cell<Read> = const { Cell::new(Read { calls: 0, bytes: 0 }) };
+}
+
+/// What a thread has read with [`to_vec`] from tensors on the CPU.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Read {
+    /// Calls of [`to_vec`].
+    pub calls: u64,
+    /// Their values, in bytes.
+    pub bytes: u64,
+}
+
+impl Read {
+    /// Of this thread, since it began.
+    pub fn so_far() -> Self {
+        READ.get()
+    }
+}
+
+/// The values of a tensor of any shape and device, row by row, converted to `T` if it holds another dtype.
+///
+/// # Panics
+/// If libtorch cannot copy them, as after an error of a GPU.
+pub fn to_vec<T: Element + Copy>(tensor: &Tensor) -> Vec<T> {
+    let values = Vec::try_from(tensor.flatten(0, -1)).expect("values of a tensor can be copied to Rust");
+    if tensor.device() == Device::Cpu {
+        let Read { calls, bytes } = READ.get();
+        READ.set(Read { calls: calls + 1, bytes: bytes + size_of_val(values.as_slice()) as u64 });
+    }
+    values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_come_row_by_row_and_are_counted() {
+        let before = Read::so_far();
+        let tensor = Tensor::from_slice(&[1i64, 2, 3, 4]).view([2, 2]).tr();
+        assert_eq!(to_vec::<i64>(&tensor), [1, 3, 2, 4]);
+        assert_eq!(to_vec::<f32>(&tensor.narrow(0, 0, 1)), [1.0, 3.0]);
+        let after = Read::so_far();
+        assert_eq!((after.calls - before.calls, after.bytes - before.bytes), (2, 4 * 8 + 2 * 4));
+    }
+}
