@@ -33,6 +33,7 @@
 mod collect;
 mod columns;
 mod error;
+mod findings;
 mod from_report;
 pub mod metrics;
 pub mod plot;

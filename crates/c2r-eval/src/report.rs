@@ -17,7 +17,6 @@ use crate::{
     Table,
     columns::size,
     render::{Notes, heading, setting},
-    stats,
     table::Section,
 };
 use cells::{classes, images, main_table, margin_quantiles, more_metrics, scroll_table};
@@ -99,11 +98,6 @@ impl Table {
 
     fn header(&self) -> Markup {
         let n_runs: usize = self.rows().map(|(_, row)| row.runs.len()).sum();
-        let comparisons = || {
-            let shown = self.cells().filter(|(section, _, cell)| section.columns.contains(&cell.column));
-            shown.filter_map(|(_, _, cell)| cell.comparison.as_ref())
-        };
-        let significant = |better| comparisons().filter(|c| c.significant && c.better == better).count();
         html! {
             header.page {
                 p.kicker {
@@ -122,6 +116,7 @@ impl Table {
                         @if self.has_published() { "Published numbers: " (experiment.source) "." }
                     }
                 }
+                (self.shown())
                 dl.tiles {
                     (tile("networks", &n_runs.to_string(), "trained and attacked"))
                     @if self.planned_rows > 0 {
@@ -130,18 +125,22 @@ impl Table {
                     } @else {
                         (tile("rows", &self.rows().count().to_string(), "no grid was named"))
                     }
-                    @if let Some(baseline) = &self.baseline {
-                        @let n = comparisons().count();
-                        @let about = format!("than {baseline}, of {n} comparisons, p < {}", stats::SIGNIFICANT);
-                        (tile("significantly better", &significant(true).to_string(), &about))
-                        (tile("significantly worse", &significant(false).to_string(), &about))
-                    }
                     @if let Some(experiment) = self.experiment.as_ref().filter(|experiment| experiment.tolerance_applies) {
                         @let about = format!("numbers farther than {} points from the paper's", experiment.tolerance);
                         (tile("outside", &self.outside_tolerance().count().to_string(), &about))
                     }
                 }
             }
+        }
+    }
+
+    /// [`Table::findings`].
+    fn shown(&self) -> Markup {
+        html! {
+            @for finding in self.findings() {
+                p.finding { b { (finding.heading) ". " } (finding.sentences.join(" ")) }
+            }
+            @for line in self.not_shown() { p.finding { b { "Not shown. " } (prose(&line)) } }
         }
     }
 

@@ -30,6 +30,15 @@ impl Table {
             }
             out.push('\n');
         }
+        let findings = self.findings();
+        if !findings.is_empty() {
+            out.push_str("\n## What this shows\n\n");
+        }
+        for finding in findings {
+            let heading = if draw { finding.heading } else { format!("**{}**", finding.heading) };
+            out.push_str(&format!("- {heading}. {}\n", finding.sentences.join(" ")));
+        }
+        self.not_shown().iter().for_each(|line| out.push_str(&format!("- Not shown: {line}\n")));
         for section in &self.sections {
             let grid = Grid::new(section);
             out.push_str(&format!("\n## {}\n\n{}\n\n", heading(section), setting(section)));

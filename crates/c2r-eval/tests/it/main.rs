@@ -1,6 +1,7 @@
 //! One binary, because each links libtorch.
 
 mod errors;
+mod findings;
 mod report;
 mod rows;
 mod table;

@@ -10,7 +10,11 @@ use crate::table::{golden, sources, table};
 
 /// The sources of the table's tests, with an outcome and a margin for each image.
 pub(crate) fn with_images() -> Vec<Source> {
-    let mut sources = sources();
+    outcomes(sources())
+}
+
+/// Gives every source an outcome and a margin for each image.
+pub(crate) fn outcomes(mut sources: Vec<Source>) -> Vec<Source> {
     for source in &mut sources {
         let record = &mut source.record;
         let clean = (record.clean_accuracy * 100.0).round() as usize;

@@ -1,0 +1,159 @@
+//! What a table shows, in sentences: the first thing that a reader of it sees.
+//!
+//! The sentences are about one method of each section at its largest size: C²R where it has a row, else the last method
+//! that the experiment lists.
+
+use crate::{
+    Table,
+    columns::{AUTOATTACK, CLEAN, MEAN_ROBUST, MEAN_ROBUST_AUTOATTACK, fixed, names},
+    render::heading,
+    stats::Covers,
+    table::{Cell, Row, Section},
+};
+
+/// The method that this project is about.
+const SUBJECT: &str = "c2r";
+/// How the methods that store real images as they are begin.
+const REAL_IMAGES: &str = "random-real";
+/// With fewer runs than this, a note asks for more.
+const ENOUGH_RUNS: usize = 5;
+
+/// What one section shows.
+pub(crate) struct Finding {
+    /// Dataset, protocol and radius.
+    pub(crate) heading: String,
+    pub(crate) sentences: Vec<String>,
+}
+
+impl Table {
+    /// One for each section with a distilled set that is not the baseline.
+    pub(crate) fn findings(&self) -> Vec<Finding> {
+        let of_section = |section: &Section| {
+            let row = self.subject(section)?;
+            let mut sentences = accuracies(section, row)?;
+            sentences.extend(beside_baseline(section, row));
+            Some(Finding { heading: format!("{}, {}", heading(section), section.epsilon), sentences })
+        };
+        self.sections.iter().filter_map(of_section).collect()
+    }
+
+    /// What a reader may take the table for, and it is not; empty without [`Table::findings`].
+    pub(crate) fn not_shown(&self) -> Vec<String> {
+        let subjects: Vec<&Row> = self.sections.iter().filter_map(|section| self.subject(section)).collect();
+        let Some(fewest) = subjects.iter().map(|row| row.runs.len()).min() else { return Vec::new() };
+        let mut lines = Vec::new();
+        if !self.sections.iter().any(|section| section.attacks.iter().any(|attack| attack == AUTOATTACK)) {
+            lines.push(
+                "AutoAttack was not run, and a stronger attack can only lower these robust accuracies.".to_owned(),
+            );
+        }
+        if fewest < ENOUGH_RUNS {
+            let runs = if fewest == 1 { "run" } else { "runs" };
+            lines.push(format!("Some rows have {fewest} {runs}; small differences need {ENOUGH_RUNS} or more."));
+        }
+        if let Some(scale) =
+            self.experiment.as_ref().filter(|one| !one.tolerance_applies).and_then(|one| one.scale.as_ref())
+        {
+            lines.push(format!("`{scale}` is not the paper's scale, so this neither confirms nor refutes the paper."));
+        }
+        lines
+    }
+
+    fn subject<'a>(&self, section: &'a Section) -> Option<&'a Row> {
+        let distilled = |row: &&Row| {
+            !row.undistilled
+                && row.images_per_class.is_some()
+                && !row.method.starts_with(REAL_IMAGES)
+                && self.baseline.as_ref() != Some(&row.method)
+        };
+        let largest = section.rows.iter().filter(distilled).filter_map(|row| row.images_per_class).max();
+        let rows = || section.rows.iter().filter(distilled).filter(|row| row.images_per_class == largest);
+        rows().find(|row| row.method == SUBJECT).or_else(|| rows().next_back())
+    }
+}
+
+/// The mean over most attacks that a row has.
+fn robust(row: &Row) -> Option<&Cell> {
+    row.cell(MEAN_ROBUST_AUTOATTACK).or_else(|| row.cell(MEAN_ROBUST))
+}
+
+fn percent(cell: &Cell) -> String {
+    let sd = cell.summary.sd.map(|sd| format!(" ± {}", fixed(sd, 1))).unwrap_or_default();
+    format!("{}{sd} %", fixed(cell.summary.mean, 1))
+}
+
+/// `1,438`.
+fn thousands(number: usize) -> String {
+    let digits = number.to_string();
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).unwrap_or("")).collect();
+    groups.join(",")
+}
+
+/// The method beside the same number of real images and beside all of them.
+fn accuracies(section: &Section, row: &Row) -> Option<Vec<String>> {
+    let (subject, clean) = (robust(row)?, row.cell(CLEAN)?);
+    let per_class = row.images_per_class?;
+    let over = section.averages.get(&subject.column).map(|over| names(over.iter().map(String::as_str)));
+    let over = over.map(|over| format!(" (mean of {over})")).unwrap_or_default();
+    let images = if per_class == 1 { "image" } else { "images" };
+    let mut sentences = vec![format!(
+        "{}: networks trained on {per_class} distilled {images} per class are right on {} of attacked test images{over} and on {} \
+         of clean ones.",
+        row.label,
+        percent(subject),
+        percent(clean),
+    )];
+    let others = section.rows.iter().filter(|other| {
+        other.undistilled || other.images_per_class == row.images_per_class && other.method.starts_with(REAL_IMAGES)
+    });
+    for other in others {
+        let (Some(robust), Some(clean)) = (other.cell(&subject.column), other.cell(CLEAN)) else { continue };
+        let label = if other.undistilled {
+            format!("All {} real images", thousands(other.n_images))
+        } else {
+            format!("As many {}", other.label)
+        };
+        sentences.push(format!("{label}: {} attacked, {} clean.", percent(robust), percent(clean)));
+        if let (true, Some(ours), Some(theirs)) = (other.undistilled, subject.summary.ci95, robust.summary.ci95) {
+            if ours.0 > theirs.1 {
+                sentences.push(
+                    "The distilled images train the more robust networks (the 95 % intervals are apart).".to_owned(),
+                );
+            }
+        }
+    }
+    Some(sentences)
+}
+
+/// Whether the method differs from the baseline.
+fn beside_baseline(section: &Section, row: &Row) -> Option<String> {
+    let comparison = robust(row)?.comparison.as_ref()?;
+    let size = row.images_per_class;
+    let baseline = section.rows.iter().find(|one| one.method == comparison.baseline && one.images_per_class == size);
+    let name = baseline.map_or(comparison.baseline.as_str(), |baseline| baseline.label.as_str());
+    let points = fixed(comparison.difference.abs(), 1);
+    let side = if comparison.difference < 0.0 { "fewer" } else { "more" };
+    let verdict = match comparison.p_value {
+        None => "there is no p-value, so this is no finding".to_owned(),
+        Some(p) => {
+            let p = if p < 0.001 { "p < 0.001".to_owned() } else { format!("p = {}", fixed(p, 3)) };
+            match (comparison.significant, comparison.covers) {
+                (true, _) => format!("{p}, a significant difference"),
+                (false, Covers::SeedsAndImages) => format!("{p}, no significant difference"),
+                (false, Covers::Seeds) => format!("{p} over seeds alone, so this is no finding"),
+            }
+        }
+    };
+    Some(format!("Beside {name}: {points} points {side}, {verdict}."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands_have_commas() {
+        assert_eq!([0, 999, 1438, 1_281_167].map(thousands), ["0", "999", "1,438", "1,281,167"]);
+    }
+}
