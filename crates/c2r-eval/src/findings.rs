@@ -115,12 +115,11 @@ fn accuracies(section: &Section, row: &Row) -> Option<Vec<String>> {
             format!("As many {}", other.label)
         };
         sentences.push(format!("{label}: {} attacked, {} clean.", percent(robust), percent(clean)));
-        if let (true, Some(ours), Some(theirs)) = (other.undistilled, subject.summary.ci95, robust.summary.ci95) {
-            if ours.0 > theirs.1 {
-                sentences.push(
-                    "The distilled images train the more robust networks (the 95 % intervals are apart).".to_owned(),
-                );
-            }
+        if let (true, Some(ours), Some(theirs)) = (other.undistilled, subject.summary.ci95, robust.summary.ci95)
+            && ours.0 > theirs.1
+        {
+            sentences
+                .push("The distilled images train the more robust networks (the 95 % intervals are apart).".to_owned());
         }
     }
     Some(sentences)
