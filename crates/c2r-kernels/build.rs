@@ -31,7 +31,10 @@ fn main() {
         .include(out)
         .include(root.join("include"))
         .include(root.join("include/torch/csrc/api/include"))
-        .files(["native/count.cpp", "native/cuda.cpp", "native/operators.cpp", "native/torchscript.cpp"])
+        .files(
+            ["convolution", "count", "cuda", "operators", "precision", "torchscript"]
+                .map(|name| format!("native/{name}.cpp")),
+        )
         .compile("c2r_operators");
     // The operators come first where they are linked: they need the kernels.
     println!("cargo:rustc-link-lib=static=c2r_kernels");

@@ -11,6 +11,7 @@ mod throughput;
 
 use std::process::ExitCode;
 
+use c2r_kernels::FloatFormat;
 use c2r_run::{
     arguments, exit,
     signals::{self, Program},
@@ -50,6 +51,11 @@ pub(crate) struct Global {
     /// Where to compute: cpu, cuda or cuda:N [default: cuda if available, otherwise cpu]
     #[arg(long, global = true, value_name = "DEVICE", value_parser = parse_device)]
     device: Option<tch::Device>,
+
+    /// Floats of convolutions and matrix products: fp32; tf32 (convolutions on a GPU round their factors to 10 bits); bf16
+    /// (train only; its effect on accuracy has not been studied) [default: tf32 on a GPU, fp32 on the CPU]
+    #[arg(long, global = true, value_name = "FORMAT", value_parser = parse_precision)]
+    precision: Option<FloatFormat>,
 
     /// Print results and errors only
     #[arg(short, long, global = true)]
@@ -95,6 +101,12 @@ fn parse_device(text: &str) -> Result<tch::Device, String> {
     }
 }
 
+fn parse_precision(text: &str) -> Result<FloatFormat, String> {
+    use FloatFormat::{Bf16, Fp32, Tf32};
+    let found = [Fp32, Tf32, Bf16].into_iter().find(|format| format.to_string() == text);
+    found.ok_or_else(|| "expected fp32, tf32 or bf16".to_owned())
+}
+
 impl Global {
     /// Sets the number of threads and finds the requested device.
     fn device(&self) -> anyhow::Result<tch::Device> {
@@ -115,15 +127,35 @@ impl Global {
             None => Ok(if count > 0 { tch::Device::Cuda(0) } else { tch::Device::Cpu }),
         }
     }
+
+    /// Sets what `--precision` says. Returns whether training is to compute in bf16.
+    fn bf16(&self, command: &Command, device: tch::Device) -> anyhow::Result<bool> {
+        match self.precision {
+            Some(FloatFormat::Bf16) if !matches!(command, Command::Train(_)) => exit::fail(
+                exit::USAGE,
+                "--precision bf16 is for `c2r train` only: a distilled set or an accuracy in bf16 does not compare with \
+                 others; use fp32 or tf32",
+            ),
+            Some(FloatFormat::Tf32) if !device.is_cuda() => exit::fail(
+                exit::USAGE,
+                "--precision tf32 needs an NVIDIA GPU: the CPU computes in fp32; leave --precision out, or use fp32",
+            ),
+            precision => {
+                c2r_kernels::allow_tf32(precision != Some(FloatFormat::Fp32));
+                Ok(precision == Some(FloatFormat::Bf16))
+            }
+        }
+    }
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
     signals::listen(Program::Command)?;
     let ui = Ui { quiet: cli.global.quiet, verbose: cli.global.verbose };
     let device = cli.global.device()?;
+    let bf16 = cli.global.bf16(&cli.command, device)?;
     match cli.command {
         Command::Distill(args) => cmd::distill::run(args, device, &ui),
-        Command::Train(args) => cmd::train::run(args, device, &ui),
+        Command::Train(args) => cmd::train::run(args, device, bf16, &ui),
         Command::Attack(args) => cmd::attack::run(*args, device, &ui),
         Command::Table(args) => cmd::table::run(args, &ui),
         Command::Estimate(args) => cmd::estimate::run(&args, planned, device, &ui),

@@ -26,9 +26,20 @@ pub(crate) fn versions() -> BTreeMap<String, String> {
         .into()
 }
 
+/// The floats of convolutions and of matrix products on this device.
+pub(crate) fn precision(device: tch::Device) -> BTreeMap<String, String> {
+    let names = ["convolutions", "matmuls"].map(str::to_owned);
+    names.into_iter().zip(c2r_kernels::precision(device).map(|format| format.to_string())).collect()
+}
+
 /// What computes here.
 pub(crate) fn environment(device: tch::Device) -> Environment {
-    Environment { versions: versions(), threads: tch::get_num_threads(), device: format!("{device:?}") }
+    Environment {
+        versions: versions(),
+        threads: tch::get_num_threads(),
+        device: format!("{device:?}"),
+        precision: precision(device),
+    }
 }
 
 /// Opens or creates the folder for a run of `stage` with `config`.

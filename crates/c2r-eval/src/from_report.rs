@@ -1,4 +1,7 @@
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use c2r_attacks::{AttackReport, Flag, Mode, Outcome};
 use c2r_experiment::{Subject, Subset};
@@ -24,6 +27,8 @@ pub struct RecordContext<S = Subject> {
     pub subset: Option<(Subset, Vec<usize>)>,
     /// Reductions and oddities of the evaluation to print under a table, e.g. `cifar10: 1000 of 10000 test images, class-balanced sample, seed 0`.
     pub notes: Vec<String>,
+    /// [`AttackRecord::precision`].
+    pub precision: BTreeMap<String, String>,
     /// The command.
     pub argv: Vec<String>,
 }
@@ -91,6 +96,7 @@ impl AttackRecord<Option<Subject>> {
             test_sha256: keys.inputs_sha256,
             subset: None,
             notes: keys.notes,
+            precision: BTreeMap::new(),
             argv: keys.command,
         };
         let Keys { model, model_sha256, tuned_operators, as_is, inputs, .. } = keys;
@@ -154,6 +160,7 @@ impl<S: Serialize + DeserializeOwned> AttackRecord<S> {
             flag_notes: report.flags.iter().map(ToString::to_string).collect(),
             notes: context.notes,
             versions: report.versions.clone(),
+            precision: context.precision,
             argv: context.argv,
             evaluation,
         };
@@ -237,6 +244,7 @@ mod tests {
             test_sha256: "cd".into(),
             subset: None,
             notes: vec!["5 images".into()],
+            precision: BTreeMap::new(),
             argv: vec!["c2r".into()],
         }
     }

@@ -56,6 +56,10 @@ pub struct AttackRecord<S = Subject> {
     pub notes: Vec<String>,
     /// Versions of the programs involved, e.g. `c2r`, `libtorch`.
     pub versions: BTreeMap<String, String>,
+    /// Float formats (`fp32`, `tf32`) by what was computed in them: `convolutions`, `matmuls`. Empty in files of earlier
+    /// versions.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub precision: BTreeMap<String, String>,
     /// The command that wrote this file.
     pub argv: Vec<String>,
     /// Every detail, where the record is not a cell of a table.
@@ -407,6 +411,7 @@ pub(crate) mod tests {
             flag_notes: vec![],
             notes: vec![],
             versions: BTreeMap::from([("c2r".into(), "0.1.0".into())]),
+            precision: BTreeMap::new(),
             argv: vec!["c2r".into(), "attack".into()],
             evaluation: None,
         }

@@ -18,8 +18,11 @@
 )]
 
 pub mod count;
+mod precision;
 
 use std::ffi::{CStr, CString, c_char};
+
+pub use precision::{Bf16, FloatFormat, allow_tf32, precision};
 
 use tch::Tensor;
 use torch_sys::C_tensor;
@@ -53,6 +56,14 @@ unsafe extern "C" {
         eps: f64,
         message: *mut *mut c_char,
     ) -> *mut C_tensor;
+    fn c2r_convolution_backward(
+        gradient: *const C_tensor,
+        x: *const C_tensor,
+        weight: *const C_tensor,
+        of_x: bool,
+        of_weight: bool,
+        out: *mut *mut C_tensor,
+    ) -> *mut c_char;
     fn c2r_cuda_state() -> *mut c_char;
     fn c2r_cuda_ptx(
         nvrtc: *const c_char,
@@ -175,6 +186,30 @@ pub fn first_block(
     }
 }
 
+/// Gradients of a 3x3 convolution with padding 1, stride 1 and a bias: of `x`, and of `weight` (with the bias's computed,
+/// too), each where it is wanted. This is the part of a backward pass that no other kernel can shorten, to measure it.
+///
+/// * `gradient`: of the output, float `[N, F, H, W]`; `x`: `[N, C, H, W]`; `weight`: `[F, C, 3, 3]`.
+///
+/// # Errors
+/// Shapes, dtypes or devices that do not fit, with the message of libtorch.
+pub fn convolution_backward(
+    gradient: &Tensor,
+    x: &Tensor,
+    weight: &Tensor,
+    wanted: [bool; 2],
+) -> Result<[Option<Tensor>; 2], KernelError> {
+    let mut out = [std::ptr::null_mut(); 2];
+    // SAFETY: the three are live tensors; `out` has two places, which get new tensors, or null, or nothing and a message.
+    unsafe {
+        let [gradient, x, weight] = [gradient, x, weight].map(|tensor| tensor.as_ptr());
+        match taken(c2r_convolution_backward(gradient, x, weight, wanted[0], wanted[1], out.as_mut_ptr())) {
+            Some(error) => Err(error),
+            None => Ok(out.map(|tensor| (!tensor.is_null()).then(|| Tensor::from_ptr(tensor)))),
+        }
+    }
+}
+
 /// A TorchScript archive in which every instance normalization (or group normalization with a group per channel) that is
 /// followed by ReLU and 2x2 average pooling is one operator, and how many were replaced. `None` if there are none.
 ///
@@ -270,6 +305,22 @@ mod tests {
         for (got, expected) in second(&fused).iter().zip(&second(&plain)) {
             assert_close("second derivative", got, expected, 1e-4);
         }
+    }
+
+    #[test]
+    fn the_gradient_of_a_convolution_is_autograds() {
+        let x = (toys::images(2, [3, 5, 4]) - 0.5).set_requires_grad(true);
+        let weight = (toys::images(2, [3, 3, 3]) - 0.5).set_requires_grad(true);
+        let y = x.conv2d(&weight, None::<Tensor>, 1, 1, 1, 1);
+        let gradient = toys::images(2, [2, 5, 4]);
+        let expected = Tensor::run_backward(&[(&y * &gradient).sum(Kind::Float)], &[&x, &weight], false, false);
+        let _no_grad = tch::no_grad_guard();
+        let of = |wanted| convolution_backward(&gradient, &x, &weight, wanted).unwrap();
+        let [of_x, of_weight] = of([true, true]);
+        assert_close("images", &of_x.unwrap(), &expected[0], 1e-5);
+        assert_close("weights", &of_weight.unwrap(), &expected[1], 1e-5);
+        assert!(matches!(of([true, false]), [Some(_), None]) && matches!(of([false, true]), [None, Some(_)]));
+        assert!(convolution_backward(&x, &x, &weight, [true, true]).is_err());
     }
 
     /// Sizes with a kernel and without.

@@ -20,6 +20,8 @@ pub struct Environment {
     pub threads: i32,
     /// Where it computes, e.g. `Cpu`.
     pub device: String,
+    /// Float formats by what is computed in them, e.g. `tf32` of `convolutions`.
+    pub precision: BTreeMap<String, String>,
 }
 
 /// `run.json`: what a run is, how it came to be, and how far it is.
@@ -37,6 +39,9 @@ pub(crate) struct Record {
     versions: BTreeMap<String, String>,
     threads: i32,
     device: String,
+    /// Empty in records of earlier versions.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    precision: BTreeMap<String, String>,
     /// Seconds since 1970.
     started_unix: u64,
     /// Wall-clock seconds over all sessions that worked on this run.
@@ -59,7 +64,7 @@ pub fn argv() -> Vec<String> {
 
 impl Record {
     pub(crate) fn new(stage: &str, config: Value, environment: Environment) -> Self {
-        let Environment { versions, threads, device } = environment;
+        let Environment { versions, threads, device, precision } = environment;
         Self {
             schema_version: SCHEMA_VERSION,
             stage: stage.to_owned(),
@@ -69,6 +74,7 @@ impl Record {
             versions,
             threads,
             device,
+            precision,
             started_unix: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs()),
             seconds: 0.0,
             summary: Value::Null,

@@ -355,6 +355,7 @@ pub(crate) fn attack_json() -> Seeds {
         flag_notes: vec![],
         notes: vec![],
         versions: BTreeMap::new(),
+        precision: BTreeMap::new(),
         argv: vec![],
         evaluation: None,
     };

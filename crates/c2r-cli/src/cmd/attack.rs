@@ -113,7 +113,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     let mut report = watched(&target, model, &inputs, &attacks, &threat, &options, journal.as_mut(), ui)?;
     report.versions.extend(run_dir::versions());
     inputs.notes.extend(chance_level(&report));
-    let summary = output::summary(&report, &args, &target, (model, &model_sha256), &inputs);
+    let summary = output::summary(&report, &args, &target, (model, &model_sha256), &inputs, device);
     if let (Some(path), Some(images)) = (&args.save, journal.as_ref().and_then(|journal| journal.images.as_ref())) {
         output::save(path, images, &configs, mode, &inputs, &summary, &key)?;
     }
@@ -121,7 +121,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         if args.foreign.state_dict.is_some() && args.each && args.dataset.is_some() && target.subject.is_none() {
             ui.note("note: the report is not a row of a table: --ipc says how many images per class the network saw");
         }
-        output::write_report(path, report, &args, &target, (model, &model_sha256), &inputs)?;
+        output::write_report(path, report, &args, &target, (model, &model_sha256), &inputs, device)?;
     }
     if let Some(journal) = journal {
         journal.finish(summary.clone())?;

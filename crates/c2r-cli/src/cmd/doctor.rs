@@ -78,6 +78,8 @@ struct Report {
     cuda: CudaState,
     /// Where c2r computes without `--device`.
     device: String,
+    /// Float formats there, by what is computed in them.
+    precision: BTreeMap<String, String>,
     data: Vec<DataState>,
     throughput: Option<ThroughputState>,
     /// What became of c2r's own CUDA kernels, a line for each device and image size; empty without a GPU.
@@ -145,6 +147,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         },
         cuda: cuda(),
         device: device_name(device),
+        precision: run_dir::precision(device),
         data: data(args.data.as_deref()),
         throughput: None,
         kernels: Vec::new(),
@@ -334,6 +337,10 @@ fn lines(report: &Report) -> Vec<(&'static str, String)> {
         ("threads", format!("{} on {} cores", threads.used, threads.cores)),
         ("CUDA", gpus),
         ("device", report.device.clone()),
+        (
+            "precision",
+            report.precision.iter().map(|(what, format)| format!("{what} {format}")).collect::<Vec<_>>().join(", "),
+        ),
     ];
     lines.extend(report.kernels.iter().map(|kernel| ("kernels", kernel.clone())));
     let (present, missing): (Vec<&DataState>, Vec<_>) = report.data.iter().partition(|data| data.found.is_some());
@@ -378,6 +385,7 @@ mod tests {
             threads: Threads { used: 4, cores: 4 },
             cuda: CudaState { devices: 0, cudnn: false, driver: false, load_error: Some("no such file".into()) },
             device: "cpu".into(),
+            precision: BTreeMap::new(),
             data: data(None),
             throughput: None,
             kernels: Vec::new(),

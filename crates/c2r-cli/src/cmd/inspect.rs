@@ -572,6 +572,7 @@ mod tests {
             flag_notes: vec!["pgd: 3 images have a zero gradient".into()],
             notes: vec![],
             versions: BTreeMap::new(),
+            precision: BTreeMap::new(),
             argv: vec![],
             evaluation: None,
         };

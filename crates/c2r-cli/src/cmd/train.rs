@@ -9,6 +9,7 @@ use c2r_base::{Epsilon, LabelledImages, Seed, artifact::TensorFile};
 use c2r_data::{Dataset, DatasetSpec, SetLabels, Split, SyntheticSet, arrays::to_tensor};
 use c2r_distill::Work;
 use c2r_experiment::{Selection, Subject};
+use c2r_kernels::{Bf16, FloatFormat};
 use c2r_models::{Frozen, Model, ModelSpec, checkpoint};
 use c2r_run::{Status, arguments::any_text, signals};
 use c2r_train::{
@@ -222,7 +223,7 @@ impl Material {
     }
 }
 
-pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
+pub(crate) fn run(args: Args, device: Device, bf16: bool, ui: &Ui) -> anyhow::Result<()> {
     let material = match (&args.synthetic, &args.dataset) {
         (Some(named), _) => synthetic(&data::set_file(named)?, &args, device, ui)?,
         (None, Some(name)) => real(name, &args, ui)?,
@@ -242,7 +243,9 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         ui.text(toml::to_string(&config)?.trim_end());
         return Ok(());
     }
+    let in_bf16 = || bf16.then(|| Bf16::on(device));
     if args.estimate {
+        let _bf16 = in_bf16();
         return estimate(&config, &spec, &material, device, args.json, ui);
     }
     let path = args.run_dir.as_deref().expect("clap requires it here");
@@ -254,6 +257,9 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     if matches!(material.images, Images::Real(_)) {
         subject.notes.push(how_long(&config, total, material.source().len()));
     }
+    if bf16 {
+        subject.notes.push("trained in bf16, whose effect on accuracy has not been studied".to_owned());
+    }
     let mut record = json!({ "subject": subject, "train": config, "images_sha256": material.fingerprint() });
     if is_learned {
         record["lr_is_learned"] = true.into();
@@ -262,7 +268,13 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     if !args.select.is_last() {
         record["select_every"] = select_every.into();
     }
-    let (mut run, status) = run_dir::open(path, "train", record, device, args.force)?;
+    if bf16 {
+        record["precision"] = json!(FloatFormat::Bf16.to_string());
+    }
+    let (mut run, status) = {
+        let _bf16 = in_bf16();
+        run_dir::open(path, "train", record, device, args.force)?
+    };
     let file = run.file("model.safetensors");
     if status == Status::Finished {
         ui.note(format!("{} is finished; nothing to do", file.display()));
@@ -288,7 +300,11 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     let mut log = run.log(trainer.steps_done())?;
     let mut progress = ui.progress("train", trainer.steps());
     let mut saved = Instant::now();
-    while let Some(TrainEvent::Step { step, loss, lr, .. }) = trainer.step()? {
+    let next = |trainer: &mut Trainer<'_>| {
+        let _bf16 = in_bf16();
+        trainer.step()
+    };
+    while let Some(TrainEvent::Step { step, loss, lr, .. }) = next(&mut trainer)? {
         let done = step + 1;
         progress.set(done, format!("loss {loss:.3}"));
         if done % LOG_EVERY == 0 || done == trainer.steps() {

@@ -3,6 +3,7 @@
 #[cfg(unix)]
 mod long_runs;
 mod models;
+mod precision;
 mod rates;
 mod sets;
 mod state_dicts;

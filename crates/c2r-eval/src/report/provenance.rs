@@ -1,7 +1,5 @@
 //! Everything behind the numbers of a row.
 
-use std::collections::BTreeSet;
-
 use maud::{Markup, html};
 
 use super::cells::{images, scroll_table};
@@ -114,7 +112,8 @@ fn errors(comparison: &Comparison) -> String {
 }
 
 fn run_block(run: &Run) -> Markup {
-    let versions: BTreeSet<String> = run.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
+    let named = run.versions.iter().chain(&run.precision);
+    let versions: Vec<String> = named.map(|(name, value)| format!("{name} {value}")).collect();
     let configs = [("distillation", &run.distill_config), ("training", &run.train_config)];
     html! {
         div.run {
@@ -135,7 +134,7 @@ fn run_block(run: &Run) -> Markup {
                 @for (name, digest) in configs {
                     @if let Some(digest) = digest { "configuration of the " (name) " " a href={ "#config-" (digest) } { code { (digest) } } "; " }
                 }
-                (versions.into_iter().collect::<Vec<_>>().join(", "))
+                (versions.join(", "))
             }
         }
     }

@@ -110,10 +110,16 @@ fn section(
     if let Some(note) = conditional(&made) {
         notes.push(note);
     }
-    let versions: BTreeSet<String> = files().map(|file| settings::versions(&file.record.versions)).collect();
-    if versions.len() > 1 {
-        let list = versions.into_iter().collect::<Vec<_>>().join("; ");
+    let mixed = |of: fn(&Source) -> &BTreeMap<String, String>| {
+        let found: BTreeSet<String> =
+            files().map(|file| settings::named(of(file))).filter(|named| !named.is_empty()).collect();
+        (found.len() > 1).then(|| found.into_iter().collect::<Vec<_>>().join("; "))
+    };
+    if let Some(list) = mixed(|file| &file.record.versions) {
         notes.push(format!("runs of different program versions stand side by side: {list}"));
+    }
+    if let Some(list) = mixed(|file| &file.record.precision) {
+        notes.push(format!("attacks were computed in different float formats: {list}"));
     }
     Ok(Section {
         dataset: key.dataset.clone(),

@@ -87,6 +87,7 @@ fn describe((distill_seed, train_seed): Seeds, run: &Measured<'_>, configs: &mut
         files: run.files.iter().map(|file| file.path.clone()).collect(),
         attack_argvs: run.files.iter().map(|file| file.record.argv.clone()).collect(),
         versions: first.record.versions.clone(),
+        precision: first.record.precision.clone(),
         distill_argv: first.distillation.as_ref().map(|run| run.argv.clone()).unwrap_or_default(),
         train_argv: first.training.as_ref().map(|run| run.argv.clone()).unwrap_or_default(),
         distill_config: first.distillation.as_ref().map(|run| remember(&run.config)),

@@ -172,6 +172,9 @@ pub struct Run {
     pub train_argv: Vec<String>,
     /// Versions of the programs involved.
     pub versions: BTreeMap<String, String>,
+    /// Float formats by what the attacks computed in them; empty where it is not known.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub precision: BTreeMap<String, String>,
     /// Key of [`Table::configs`].
     pub distill_config: Option<String>,
     /// Key of [`Table::configs`].

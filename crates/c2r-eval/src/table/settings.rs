@@ -96,7 +96,7 @@ pub(super) fn of_training(config: &Value) -> Value {
     settings
 }
 
-/// Names and versions of programs, separated by commas.
-pub(super) fn versions(versions: &BTreeMap<String, String>) -> String {
-    versions.iter().map(|(name, version)| format!("{name} {version}")).collect::<Vec<_>>().join(", ")
+/// Names and versions of programs, or float formats by what is computed in them, separated by commas.
+pub(super) fn named(values: &BTreeMap<String, String>) -> String {
+    values.iter().map(|(name, version)| format!("{name} {version}")).collect::<Vec<_>>().join(", ")
 }

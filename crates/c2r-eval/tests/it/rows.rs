@@ -347,6 +347,24 @@ fn a_reference_has_the_length_and_rates_of_full_data() {
 }
 
 #[test]
+fn attacks_in_different_float_formats_are_told_apart() {
+    let formats = |convolutions: &str| {
+        [("convolutions", convolutions), ("matmuls", "fp32")].map(|(what, format)| (what.into(), format.into())).into()
+    };
+    let mut sources = sources();
+    // Those that do not say are files of earlier versions, which nothing is known of.
+    for source in &mut sources[0..3] {
+        source.record.precision = formats("fp32");
+    }
+    assert!(!table(&sources, "quick").markdown().contains("float formats"));
+    sources[6].record.precision = formats("tf32");
+    let made = table(&sources, "quick");
+    let note = "attacks were computed in different float formats: convolutions fp32, matmuls fp32; \
+                convolutions tf32, matmuls fp32";
+    assert!(made.sections[0].notes.iter().any(|found| found == note), "{:?}", made.sections[0].notes);
+}
+
+#[test]
 fn rows_of_mosaics_and_of_whole_images_are_told_apart() {
     let mut sources = sources();
     for source in &mut sources[6..9] {

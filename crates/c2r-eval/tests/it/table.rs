@@ -136,6 +136,7 @@ pub(crate) fn source(method: &str, protocol: &str, seed: u64, clean: usize, fgsm
         flag_notes: vec![],
         notes: vec![],
         versions: BTreeMap::from([("c2r".into(), "0.1.0".into())]),
+        precision: BTreeMap::new(),
         argv: vec!["c2r".into(), "attack".into()],
         evaluation: None,
     };

@@ -8,9 +8,10 @@ use c2r_eval::{AttackRecord, Evaluation, RecordContext};
 use c2r_files::path_to_text;
 use c2r_run::terminal::{Ui, note};
 use serde_json::{Value, json};
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use super::{args::Args, inputs::Inputs, target::Target};
+use crate::run_dir;
 
 const SCHEMA_VERSION: u32 = 1;
 
@@ -21,6 +22,7 @@ pub(super) fn summary(
     target: &Target,
     (model, model_sha256): (&Path, &str),
     inputs: &Inputs,
+    device: Device,
 ) -> Value {
     let attacks = report.attacks.iter().map(|entry| {
         let counts = entry.counts();
@@ -64,6 +66,7 @@ pub(super) fn summary(
         "inputs": inputs.name,
         "inputs_sha256": inputs.sha256,
         "versions": report.versions,
+        "precision": run_dir::precision(device),
     })
 }
 
@@ -110,13 +113,14 @@ pub(super) fn write_report(
     target: &Target,
     (model, model_sha256): (&Path, &str),
     inputs: &Inputs,
+    device: Device,
 ) -> anyhow::Result<()> {
     let (test_sha256, notes, subset) = (inputs.sha256.clone(), inputs.notes.clone(), inputs.subset.clone());
-    let argv = c2r_run::argv();
+    let (argv, precision) = (c2r_run::argv(), run_dir::precision(device));
     match target.subject.clone() {
         Some(subject) if args.each && args.dataset.is_some() => {
             let model_sha256 = Some(model_sha256.to_owned());
-            let context = RecordContext { subject, model_sha256, test_sha256, subset, notes, argv };
+            let context = RecordContext { subject, model_sha256, test_sha256, subset, notes, precision, argv };
             AttackRecord::from_report(&report, context).map_err(anyhow::Error::msg)?.write(path)?;
         }
         subject => {
@@ -128,7 +132,7 @@ pub(super) fn write_report(
                 inputs: inputs.name.clone(),
                 report,
             };
-            let context = RecordContext { subject, model_sha256: None, test_sha256, subset, notes, argv };
+            let context = RecordContext { subject, model_sha256: None, test_sha256, subset, notes, precision, argv };
             AttackRecord::from_evaluation(evaluation, context).map_err(anyhow::Error::msg)?.write(path)?;
         }
     }

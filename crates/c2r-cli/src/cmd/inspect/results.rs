@@ -105,7 +105,7 @@ pub(super) fn run_record(report: &mut Report, path: &Path) -> anyhow::Result<()>
         value.get(name).map(|value| value.as_str().map_or(value.to_string(), str::to_owned)).unwrap_or_default()
     };
     report.title("run", path.display(), format!("run of c2r {}, {}", text("stage"), text("status")));
-    for name in ["seconds", "device", "threads", "versions", "config", "summary"] {
+    for name in ["seconds", "device", "threads", "precision", "versions", "config", "summary"] {
         report.line(name, text(name));
     }
     Ok(())
