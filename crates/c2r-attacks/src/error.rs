@@ -37,6 +37,20 @@ pub enum ConfigError {
         /// What is wrong.
         reason: String,
     },
+    /// An option of an attack that is not run.
+    #[error("`{attack}.{option}` names an attack that is neither asked for nor in a suite that is")]
+    NotChosen {
+        /// Which attack.
+        attack: String,
+        /// Which option.
+        option: String,
+    },
+    /// One attack with the same options, twice.
+    #[error("`{attack}` is asked for twice")]
+    Twice {
+        /// Which attack.
+        attack: String,
+    },
     /// A norm that the attack is not defined for.
     #[error("attack `{attack}` is not defined for the norm {norm}; it knows {}", join(known))]
     UnsupportedNorm {

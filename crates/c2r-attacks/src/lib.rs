@@ -48,6 +48,7 @@ mod active;
 mod aims;
 mod attack;
 mod attacks;
+mod choice;
 mod draws;
 mod error;
 mod evaluate;
@@ -62,6 +63,7 @@ pub use tch;
 
 pub use attack::{Attack, AttackBatch, Family, Perturbed};
 pub use attacks::*;
+pub use choice::{Choice, needs_gradient};
 pub use error::{AttackError, ConfigError};
 pub use evaluate::*;
 pub use options::LossKind;

@@ -1,9 +1,6 @@
 //! How an attack asks the model.
 
-use c2r_base::{
-    Classifier, ClassifierError, Passes,
-    grad::{GradientError, try_gradient},
-};
+use c2r_base::{Classifier, ClassifierError, Passes, grad::GradientError};
 use tch::{Kind, Tensor};
 
 use crate::{
@@ -142,7 +139,7 @@ impl<'a> Oracle<'a> {
         keep_graph: bool,
     ) -> Result<Tensor, AttackError> {
         let sum = tch::with_grad(|| values.sum(values.kind()));
-        let gradient = try_gradient(&sum, x, keep_graph).map_err(|error| match error {
+        let gradient = self.model.gradient(&sum, x, keep_graph).map_err(|error| match error {
             GradientError::Failed(_) => self.model_failed(rows, ClassifierError::new(error)),
             source => AttackError::NoGradient { attack: self.attack.to_owned(), source },
         })?;

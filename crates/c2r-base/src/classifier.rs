@@ -2,6 +2,8 @@ use std::error::Error;
 
 use tch::{Device, Tensor};
 
+use crate::grad::{GradientError, try_gradient};
+
 /// A classifier as an attacker sees it: pixels in, logits out, always in evaluation mode.
 ///
 /// An implementation must not depend on anything but `images` (no batch statistics, no dropout),
@@ -40,6 +42,17 @@ pub trait Classifier {
 
     /// Where the parameters are and where `images` must be.
     fn device(&self) -> Device;
+
+    /// Gradient of `scalar`, computed from the model's logits, with respect to `images`: f32 of their shape. By default
+    /// libtorch's backward pass; for models whose backward pass has to be called in another way.
+    ///
+    /// * `keep_graph`: whether the graph is needed for another gradient.
+    ///
+    /// # Errors
+    /// [`GradientError`].
+    fn gradient(&self, scalar: &Tensor, images: &Tensor, keep_graph: bool) -> Result<Tensor, GradientError> {
+        try_gradient(scalar, images, keep_graph)
+    }
 
     /// The same model for another thread, sharing its parameters where it can; `None` (the default) if the
     /// model must stay where it is.

@@ -6,13 +6,13 @@ use std::{
 };
 
 use c2r_files::path_to_text;
-use ndarray::{ArrayView3, Axis};
 
 use crate::{
-    DataError, Dataset, DatasetSpec, LoadEvent, Split, cache,
+    DataError, Dataset, DatasetSpec, LoadEvent, cache,
     decode::{self, Size},
+    in_memory::moments,
     listing::Listing,
-    registry::folder_spec,
+    registry::unlisted_spec,
     survey::Survey,
 };
 
@@ -76,9 +76,8 @@ pub fn load_folder(path: &Path, size: Option<(u32, u32)>) -> Result<Dataset, Dat
     }
     let name = format!("folder:{}", path_to_text(path));
     let title = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut spec = folder_spec(name, title, [shape[1], shape[2]], classes);
     let (mean, std) = moments(&train);
-    (spec.mean, spec.std) = (mean, std.clone());
+    let mut spec = unlisted_spec(name, title, shape, classes, (mean, std.clone()));
     for (channel, name) in ["red", "green", "blue"].into_iter().enumerate().filter(|&(at, _)| std[at] == 0.0) {
         let value = (255.0 * spec.mean[channel]).round();
         notes.push(format!(
@@ -155,20 +154,4 @@ fn flat_validation(spec: &DatasetSpec, val: &Path, solution: &Path) -> Result<Li
         return Err(DataError::Layout { path: solution.to_owned(), expected });
     }
     Ok(listing)
-}
-
-/// Mean and standard deviation of each channel, of pixels in `[0, 1]`; a deviation of 0 means one value.
-fn moments(split: &Split) -> (Vec<f64>, Vec<f64>) {
-    let of_channel = |pixels: ArrayView3<'_, u8>| {
-        let mut counts = [0u64; 256];
-        pixels.iter().for_each(|&value| counts[usize::from(value)] += 1);
-        let moment = |power: i32| {
-            let sum: f64 = counts.iter().enumerate().map(|(v, &k)| k as f64 * (v as f64 / 255.0).powi(power)).sum();
-            sum / pixels.len() as f64
-        };
-        // Where there is one value, rounding would leave something of the difference.
-        let varies = counts.iter().filter(|&&n| n > 0).count() > 1;
-        (moment(1), if varies { (moment(2) - moment(1).powi(2)).max(0.0).sqrt() } else { 0.0 })
-    };
-    split.images().axis_iter(Axis(1)).map(of_channel).unzip()
 }

@@ -42,6 +42,7 @@ mod error;
 mod foreign;
 mod formation;
 mod import;
+mod in_memory;
 mod listing;
 mod load;
 mod npy;

@@ -80,19 +80,26 @@ pub(crate) fn depth_for(side: i64) -> u32 {
     side.max(8).ilog2().saturating_sub(2).clamp(1, 6)
 }
 
-/// What is known of a folder of images that are not in the registry, with the settings of most of its datasets.
-pub(crate) fn folder_spec(name: String, title: String, [height, width]: [i64; 2], classes: Vec<String>) -> DatasetSpec {
+/// What is known of images of `shape` (`[C, H, W]`) that are not in the registry, with the settings of most of its
+/// datasets.
+pub(crate) fn unlisted_spec(
+    name: String,
+    title: String,
+    [channels, height, width]: [i64; 3],
+    classes: Vec<String>,
+    (mean, std): (Vec<f64>, Vec<f64>),
+) -> DatasetSpec {
     let entry = DatasetEntry {
         name,
         title,
         format: DatasetFormat::ClassFolders,
-        channels: 3,
+        channels,
         height,
         width,
         n_train: None,
         n_test: None,
-        mean: Vec::new(),
-        std: Vec::new(),
+        mean,
+        std,
         epsilon: "2/255".to_owned(),
         model: format!("ConvNet-D{}-W128-IN", depth_for(height.min(width))),
         dsa: crate::dsa::FULL_STRATEGY.to_owned(),

@@ -32,6 +32,7 @@
 
 mod collect;
 mod columns;
+pub mod doubts;
 mod error;
 mod findings;
 mod from_report;

@@ -1,6 +1,6 @@
 //! Attacks some samples, projects what comes back into the threat set, and judges it.
 
-use c2r_base::{Classifier, ClassifierError, LabelledImages, Passes, Seed, ThreatModel, loss};
+use c2r_base::{Classifier, ClassifierError, LabelledImages, Passes, Seed, ThreatModel, grad::GradientError, loss};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
@@ -51,6 +51,10 @@ impl Classifier for SameClasses<'_> {
 
     fn device(&self) -> Device {
         self.model.device()
+    }
+
+    fn gradient(&self, scalar: &Tensor, images: &Tensor, keep_graph: bool) -> Result<Tensor, GradientError> {
+        self.model.gradient(scalar, images, keep_graph)
     }
 }
 

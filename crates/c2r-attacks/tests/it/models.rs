@@ -1,7 +1,10 @@
 //! Models that fail, change, hide their gradients or are doubtful in another way, and the workers that share one.
 
 use c2r_attacks::{AttackConfig, AttackError, EvaluateOptions, Flag, Mode, evaluate};
-use c2r_base::{Classifier, ClassifierError, LabelledImages, Norm};
+use c2r_base::{
+    Classifier, ClassifierError, LabelledImages, Norm,
+    grad::{GradientError, try_gradient},
+};
 use c2r_testkit::toys::{self, Linear, Tanh};
 use tch::{Device, Kind, Tensor};
 
@@ -302,4 +305,35 @@ fn square_on_a_masked_gradient_raises_the_flag() {
             report.flags
         );
     }
+}
+
+/// Dark or bright, with a backward pass of its own that points the wrong way.
+struct OwnBackward;
+
+impl Classifier for OwnBackward {
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+        let bright = images.mean_dim([1i64, 2, 3].as_slice(), false, Kind::Float);
+        Ok(Tensor::stack(&[0.5 - &bright, bright - 0.5], 1))
+    }
+
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+
+    fn gradient(&self, scalar: &Tensor, images: &Tensor, keep_graph: bool) -> Result<Tensor, GradientError> {
+        Ok(-try_gradient(scalar, images, keep_graph)?)
+    }
+}
+
+/// An image that FGSM would break becomes darker instead.
+#[test]
+fn a_model_may_have_a_backward_pass_of_its_own() {
+    let data =
+        LabelledImages::new(Tensor::full([1, 1, 2, 2], 0.48, (Kind::Float, Device::Cpu)), Tensor::from_slice(&[0i64]));
+    let fgsm = [config("fgsm", &[]).build().unwrap()];
+    let threat = threat(Norm::Linf, 8.0 / 255.0);
+    let report = run(&OwnBackward, &data.unwrap(), &fgsm, &threat, &EvaluateOptions::default());
+    assert_eq!(report.robust_accuracy(), 1.0);
+    let margin = report.attacks[0].samples[0].margin.unwrap();
+    assert!((margin - 0.04).abs() < 1e-6, "{margin}: the clean image's is the smaller one");
 }

@@ -11,11 +11,12 @@ use std::{fs, ops::ControlFlow, path::Path};
 
 pub(crate) use args::Args;
 use c2r_attacks::{
-    AdversarialImages, Attack, AttackConfig, AttackError, AttackReport, EvaluateOptions, Event, Family, Mode,
-    evaluate_with,
+    AdversarialImages, Attack, AttackConfig, AttackError, AttackReport, EvaluateOptions, Event, Mode, evaluate_with,
+    needs_gradient,
 };
 use c2r_base::{Goal, Seed, ThreatModel};
 use c2r_distill::Work;
+use c2r_eval::doubts;
 use c2r_experiment::SubsetOrder;
 use c2r_files::sha256_of_file;
 use c2r_models::checkpoint;
@@ -56,7 +57,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     let mut inputs = Inputs::load(&args, ui)?;
     let shape = inputs.images.image_shape();
     check_units(&args, shape)?;
-    inputs.notes.extend(reaches_grey(&args, shape));
+    inputs.notes.extend(doubts::reaches_grey(&threat, shape));
     let target = match &args.model {
         Some(path) => {
             let needs_gradient = attacks.iter().any(|attack| needs_gradient(attack.as_ref()));
@@ -112,7 +113,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     signals::will_save();
     let mut report = watched(&target, model, &inputs, &attacks, &threat, &options, journal.as_mut(), ui)?;
     report.versions.extend(run_dir::versions());
-    inputs.notes.extend(chance_level(&report));
+    inputs.notes.extend(doubts::chance_level(&report));
     let summary = output::summary(&report, &args, &target, (model, &model_sha256), &inputs, device);
     if let (Some(path), Some(images)) = (&args.save, journal.as_ref().and_then(|journal| journal.images.as_ref())) {
         output::save(path, images, &configs, mode, &inputs, &summary, &key)?;
@@ -132,13 +133,6 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
 
 fn show(summary: &Value, args: &Args, ui: &Ui) {
     if args.json { ui.out(summary.to_string()) } else { output::print(summary, ui) }
-}
-
-fn needs_gradient(attack: &dyn Attack) -> bool {
-    match attack.stages() {
-        Some(stages) => stages.iter().any(|stage| needs_gradient(stage.as_ref())),
-        None => matches!(attack.family(), Family::Gradient | Family::MinimumNorm),
-    }
 }
 
 /// Refuses 2 where 2/255 is meant: a radius or step that reaches every image of this `shape` from every other.
@@ -167,14 +161,6 @@ fn check_units(args: &Args, shape: [i64; 3]) -> anyhow::Result<()> {
         return exit::fail(exit::USAGE, message);
     }
     Ok(())
-}
-
-/// A note on a radius that lets the attacker paint every image grey, so that no classifier can be robust.
-fn reaches_grey(args: &Args, shape: [i64; 3]) -> Option<String> {
-    let (eps, norm) = (args.eps, args.norm);
-    (eps.value() >= norm.diameter(shape) / 2.0).then(|| {
-        format!("doubtful: an {norm} radius of {eps} turns every image into plain grey, so no classifier can be robust")
-    })
 }
 
 /// Refuses to overwrite what the command reads, and without `--force` what no earlier evaluation wrote.
@@ -213,19 +199,6 @@ fn check_outputs(args: &Args, place: Option<&Place>) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-/// A note on a classifier that only guesses: most often it is given images or labels that it does not expect.
-fn chance_level(report: &AttackReport) -> Option<String> {
-    const FEWEST: usize = 50;
-    let chance = 1.0 / report.classes as f64;
-    (report.n() >= FEWEST && report.clean_accuracy() < 1.5 * chance).then(|| {
-        format!(
-            "doubtful: the clean accuracy is that of guessing among {} classes; a model takes pixels in [0, 1] \
-             (normalization belongs inside it) and labels in its own class order",
-            report.classes
-        )
-    })
 }
 
 /// `evaluate_with` with progress, a journal and Ctrl-C.

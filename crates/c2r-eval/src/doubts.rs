@@ -1,0 +1,30 @@
+//! What makes an evaluation doubtful besides the flags of its report, in words.
+
+use c2r_attacks::AttackReport;
+use c2r_base::ThreatModel;
+
+/// Fewer images say nothing about guessing.
+const FEWEST: usize = 50;
+
+/// A note on a radius that lets the attacker paint every image of `shape` (`[C, H, W]`) grey, so that no classifier can be
+/// robust.
+pub fn reaches_grey(threat: &ThreatModel, shape: [i64; 3]) -> Option<String> {
+    let (epsilon, norm) = (threat.epsilon, threat.norm);
+    (epsilon.value() >= norm.diameter(shape) / 2.0).then(|| {
+        format!(
+            "doubtful: an {norm} radius of {epsilon} turns every image into plain grey, so no classifier can be robust"
+        )
+    })
+}
+
+/// A note on a classifier that only guesses: most often it is given images or labels that it does not expect.
+pub fn chance_level(report: &AttackReport) -> Option<String> {
+    let chance = 1.0 / report.classes as f64;
+    (report.n() >= FEWEST && report.clean_accuracy() < 1.5 * chance).then(|| {
+        format!(
+            "doubtful: the clean accuracy is that of guessing among {} classes; a model takes pixels in [0, 1] \
+             (normalization belongs inside it) and labels in its own class order",
+            report.classes
+        )
+    })
+}
