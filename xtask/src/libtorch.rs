@@ -204,5 +204,15 @@ pub(crate) mod tests {
         for wheels in [CPU_WHEELS, CUDA_WHEELS] {
             assert_eq!(wheels[0], format!("torch=={LIBTORCH_VERSION}"));
         }
+        // The Python package, which is a workspace of its own, has the same pair.
+        let read = |name: &str| fs::read_to_string(root.join("python").join(name)).unwrap();
+        let package: toml::Table = read("Cargo.toml").parse().unwrap();
+        for name in ["tch", "pyo3-tch"] {
+            assert_eq!(package["dependencies"][name].as_str(), Some(&*format!("={TCH_VERSION}")));
+        }
+        let minor = LIBTORCH_VERSION.rsplit_once('.').unwrap().0;
+        assert!(read("build_backend.py").contains(&format!("\nTORCH = \"{minor}\"\n")));
+        assert!(read("package/c2r/__init__.py").contains(&format!("\n_TORCH = \"{minor}\"\n")));
+        assert!(read("pyproject.toml").contains(&format!("\"torch=={minor}.*\"")));
     }
 }

@@ -10,6 +10,7 @@ mod download;
 mod fuzz;
 mod install;
 mod libtorch;
+mod package;
 mod python;
 mod regression;
 mod reproduce;

@@ -70,7 +70,7 @@ impl Python {
 }
 
 /// The pip of an interpreter, which downloads into `workshop`: /tmp may be too small for it.
-fn pip(mut python: Command, workshop: &Path) -> anyhow::Result<Command> {
+pub(crate) fn pip(mut python: Command, workshop: &Path) -> anyhow::Result<Command> {
     let temporary = workshop.join("tmp");
     fs::create_dir_all(&temporary)?;
     python.args(["-m", "pip"]).env("TMPDIR", &temporary).env("PIP_DISABLE_PIP_VERSION_CHECK", "1");

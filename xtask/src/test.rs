@@ -6,6 +6,7 @@ use c2r_run::{exit, terminal as ui};
 
 use crate::{
     checkout::{self, Checkout},
+    package,
     python::Environment,
     regression, setup, smoke,
 };
@@ -24,7 +25,7 @@ const ENVIRONMENT: Environment = Environment {
 };
 const ENVIRONMENT_VARIABLE: &str = "C2R_TEST_PYTHON";
 
-/// Run the tests, documentation examples included
+/// Run the tests, documentation examples and those of the Python package included
 #[derive(Debug, Clone, clap::Args)]
 #[command(group(clap::ArgGroup::new("commands").args(["regression", "device"])))]
 #[command(after_help = "\
@@ -98,7 +99,11 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
             ui::notes(format!("SKIPPED: the tests of Python's side and of the CUDA kernels: {}", exit::message(&error)))
         }
     }
-    checkout.run_cargo(&mut command, "testing")
+    checkout.run_cargo(&mut command, "testing")?;
+    if args.package.is_some() || args.filter.is_some() {
+        return Ok(());
+    }
+    package::test(args.slow, checkout)
 }
 
 fn cargo_words(args: &Args) -> Vec<String> {

@@ -48,6 +48,7 @@ const TOP_LEVEL: &[&str] = &[
     "crates",
     "data",
     "docs",
+    "python",
     "rustfmt.toml",
     "tests",
     "xtask",

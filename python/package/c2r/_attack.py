@@ -1,0 +1,219 @@
+"""``c2r.attack``: the evaluation of the command ``c2r attack`` on a model in memory."""
+
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple, Union
+
+import torch
+
+from c2r import _core, _progress
+
+Model = Union[Callable[[torch.Tensor], torch.Tensor], torch.jit.ScriptModule, str, "os.PathLike[str]"]
+Epsilon = Union[str, float, Fraction]
+
+#: Images per pass, as of the command.
+BATCH_SIZE = 128
+
+
+class Doubtful(UserWarning):
+    """A reason to doubt a result; the text says what was seen and what to do."""
+
+
+class Flag(NamedTuple):
+    """A reason to doubt a result."""
+
+    #: As in reports, e.g. ``zero-gradient``.
+    name: str
+    #: What was seen, and what to do.
+    note: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an attack did, and to which images."""
+
+    #: float32 ``[N, C, H, W]`` in [0, 1], on the device of the images: the image that was judged last, and the clean image
+    #: where nothing was attacked. With ``each`` and several attacks, one such tensor per attack.
+    adversarial: torch.Tensor | dict[str, torch.Tensor] = field(repr=False)
+    #: bool ``[N]`` on the CPU: right without an attack and under every attack.
+    robust: torch.Tensor = field(repr=False)
+    #: Share of the images that are classified as their label.
+    clean_accuracy: float
+    #: Share of the images that are classified as their label and that no attack broke.
+    robust_accuracy: float
+    #: Reasons to doubt the numbers.
+    flags: list[Flag]
+    #: What ``c2r attack --output`` writes.
+    report: dict[str, Any] = field(repr=False)
+
+
+def attack(
+    model: Model,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    attack: str | Sequence[str],
+    *,
+    eps: Epsilon,
+    norm: str = "linf",
+    batch_size: int | None = None,
+    seed: int = 0,
+    targets: str | None = None,
+    each: bool = False,
+    set: Mapping[str, Any] | None = None,
+    device: str | torch.device | None = None,
+    workers: int | None = None,
+    self_check: bool = True,
+    as_is: bool = False,
+    progress: _progress.Progress = True,
+    **options: Any,
+) -> Result:
+    """Attacks ``model`` on labelled images and says which of them it still classifies correctly.
+
+    Misclassified images count as not robust and are not attacked. Every image that an attack proposes is projected into
+    the ball and judged by a forward pass of its own.
+
+    Args:
+        model: A callable from float32 images ``[N, C, H, W]`` in [0, 1] to float32 logits ``[N, K]``; normalization
+            belongs inside it. It is differentiated by its own autograd graph. A ``torch.nn.Module`` is switched to
+            evaluation for the attack and back afterwards. A ``torch.jit.ScriptModule``, or the path of a TorchScript
+            file, runs without Python, exactly as in the command ``c2r attack --model``.
+        images: float32 ``[N, C, H, W]`` in [0, 1], or uint8, which is divided by 255.
+        labels: int64 ``[N]``, in ``0..K-1``.
+        attack: An attack or suite, several of them, or several separated by commas: ``clean noise fgsm r-fgsm bim pgd
+            mi-fgsm ni-fgsm vmi-fgsm vni-fgsm tpgd eot-pgd jitter cw-linf apgd-ce apgd-dlr apgd-t deepfool cw-l2 fab
+            fab-t square``; ``paper-six autoattack-standard autoattack-plus autoattack-rand``.
+        eps: The radius in pixel units: ``"8/255"``, a fraction or a float.
+        norm: ``linf``, ``l2`` or ``l1``.
+        batch_size: Images per pass, 128 by default; changes results by float rounding only.
+        seed: Seed of all noise; a sample's noise belongs to its position in ``images``.
+        targets: Aim at one class per image: ``next``, ``random``, ``least-likely`` or ``second-best``.
+        each: Judge every attack by itself, on all images that are classified correctly; otherwise an attack runs only on
+            what the ones before it left.
+        set: Options of one attack: ``{"apgd-ce.steps": 50}``.
+        device: Where to compute; by default where the model's parameters are, else where the images are.
+        workers: Threads that ask the model at the same time, each with its part of a batch, on the CPU: 1 for a callable,
+            which then runs on the caller's thread; all cores for TorchScript. More than 1 needs a model that can be
+            called by several threads at once.
+        self_check: Look for reasons to doubt the model before attacking it.
+        as_is: Do not replace average pooling and instance normalization of a TorchScript model by faster equivalents.
+        progress: Show a line on stderr (on a terminal and in notebooks), or call this with ``(attack, done, total,
+            text)`` after each batch.
+        **options: Options of every attack that is named, e.g. ``steps=20, step_size="2/255"``.
+
+    Raises:
+        ValueError: An argument that cannot be right; the text is that of the command.
+        RuntimeError: The model returned something that an attack cannot be judged on.
+        Exception: What the model raises comes back as it is, ``KeyboardInterrupt`` included.
+    """
+    names = attack.split(",") if isinstance(attack, str) else list(attack)
+    images = torch.as_tensor(images)
+    labels = torch.as_tensor(labels).to(images.device)
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "c2r.attack needs gradients, which torch.inference_mode() turns off for good; call it outside"
+        )
+    request = SimpleNamespace(
+        model=None,
+        path=None,
+        name=_name(model),
+        device=str(torch.device(device) if device is not None else _device(model, images)),
+        images=images.detach(),
+        labels=labels.detach(),
+        attacks=names,
+        norm=norm,
+        eps=_text(eps),
+        targets=targets,
+        each=each,
+        batch_size=BATCH_SIZE if batch_size is None else _positive("batch_size", batch_size),
+        seed=seed,
+        workers=_positive("workers", workers) if workers is not None else 1,
+        self_check=self_check,
+        as_is=as_is,
+        options=[(name.replace("_", "-"), _text(value)) for name, value in options.items() if value is not None],
+        set=[(*_key(key), _text(value)) for key, value in (set or {}).items()],
+        progress=_progress.callback(progress),
+        grad=torch.autograd.grad,
+    )
+    with tempfile.TemporaryDirectory(prefix="c2r-") as folder:
+        if isinstance(model, (str, os.PathLike)):
+            request.path = Path(model)
+        elif isinstance(model, torch.jit.ScriptModule):
+            request.path = Path(folder) / "model.pt"
+            with warnings.catch_warnings():
+                # TorchScript is deprecated, which whoever gives one knows.
+                warnings.simplefilter("ignore")
+                torch.jit.save(model, str(request.path))
+        else:
+            request.model = model
+        if request.path is not None and workers is None:
+            request.workers = torch.get_num_threads()
+        try:
+            with _evaluating(model):
+                sets, robust, text = _core.attack(request)
+        finally:
+            _progress.close(request.progress)
+    report = json.loads(text)
+    inner = report["evaluation"]["report"]
+    flags = [Flag(flag["flag"], note) for flag, note in zip(inner["flags"], inner["flag_notes"])]
+    doubts = [note.removeprefix("doubtful: ") for note in report["notes"] if note.startswith("doubtful: ")]
+    for doubt in (*doubts, *(f"{flag.name}: {flag.note}" for flag in flags)):
+        warnings.warn(doubt, Doubtful, stacklevel=2)
+    adversarial = sets[0][1] if len(sets) == 1 else dict(sets)
+    return Result(adversarial, torch.tensor(robust), inner["clean_accuracy"], inner["robust_accuracy"], flags, report)
+
+
+@contextmanager
+def _evaluating(model: Model) -> Iterator[None]:
+    """Switches a module to evaluation, and what was in training mode back."""
+    training: list[torch.nn.Module] = []
+    if isinstance(model, torch.nn.Module) and not isinstance(model, torch.jit.ScriptModule):
+        training = [module for module in model.modules() if module.training]
+        if training:
+            model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _device(model: Model, images: torch.Tensor) -> torch.device:
+    if isinstance(model, torch.nn.Module):
+        for tensor in (*model.parameters(), *model.buffers()):
+            return tensor.device
+    return images.device
+
+
+def _name(model: Model) -> str:
+    if isinstance(model, (str, os.PathLike)):
+        return os.fspath(model)
+    kind = getattr(model, "__qualname__", None) or type(model).__qualname__
+    return f"{getattr(model, '__module__', None) or type(model).__module__}.{kind}"
+
+
+def _text(value: Any) -> str:
+    """A value as the command line has it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def _positive(name: str, value: int) -> int:
+    if value < 1:
+        raise ValueError(f"{name} must be 1 or more, not {value}")
+    return value
+
+
+def _key(key: str) -> tuple[str, str]:
+    attack, dot, option = key.partition(".")
+    if not dot:
+        raise ValueError(f"set has the key `{key}`, which is not ATTACK.OPTION")
+    return attack, option.replace("_", "-")

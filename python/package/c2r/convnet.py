@@ -1,0 +1,64 @@
+"""The ConvNet of the field of dataset distillation, in plain PyTorch."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+
+class ConvNet(nn.Module):
+    """Blocks of convolution, instance normalization, ReLU and average pooling, and a linear layer; pixels in [0, 1] in.
+
+    Args:
+        channels, classes: Of the images.
+        size: Height and width of the images.
+        depth, width: Number of blocks and of channels in each: ``ConvNet-D3-W128-IN`` has 3 and 128.
+        norm: Whether blocks normalize (``IN`` in the name).
+        mean, std: Of each channel.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        size: Sequence[int],
+        depth: int = 3,
+        width: int = 128,
+        norm: bool = True,
+        mean: Sequence[float] = (0.0,),
+        std: Sequence[float] = (1.0,),
+    ) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        layers: list[nn.Module] = []
+        for block in range(depth):
+            convolution = nn.Conv2d(channels if block == 0 else width, width, 3, padding=1)
+            normalization = nn.GroupNorm(width, width) if norm else nn.Identity()
+            layers += [convolution, normalization, nn.ReLU(), nn.AvgPool2d(2)]
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(width * (size[0] >> depth) * (size[1] >> depth), classes)
+
+    @classmethod
+    def of(cls, state: Mapping[str, torch.Tensor], size: Sequence[int]) -> "ConvNet":
+        """The network of a state dict that :func:`c2r.train` returned, for images of this height and width."""
+        weights = [tensor for name, tensor in state.items() if name.startswith("features.") and tensor.dim() == 4]
+        network = cls(
+            channels=weights[0].shape[1],
+            classes=len(state["classifier.bias"]),
+            size=size,
+            depth=len(weights),
+            width=weights[0].shape[0],
+            norm="features.1.weight" in state,
+            mean=state["mean"].flatten().tolist(),
+            std=state["std"].flatten().tolist(),
+        )
+        network.load_state_dict(dict(state))
+        return network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits ``[N, K]`` of images ``[N, C, H, W]`` in [0, 1]."""
+        return self.classifier(self.features((images - self.mean) / self.std).flatten(1))

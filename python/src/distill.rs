@@ -1,0 +1,179 @@
+//! `c2r.distill`: the run of `c2r distill` on images in memory, with or without a run folder.
+
+use std::{path::PathBuf, time::Instant};
+
+use c2r_base::artifact::{self, TensorFile};
+use c2r_data::{Dataset, SyntheticSet};
+use c2r_distill::{DistillConfig, DistillEvent, Distillation, LabelKind, METHODS, profiles};
+use c2r_files::remove_if_present;
+use c2r_run::{Environment, Place, Plan, Run, RunError, Status};
+use c2r_train::layers;
+use pyo3::{exceptions::PyValueError, prelude::*};
+use pyo3_tch::PyTensor;
+use serde_json::json;
+use tch::Device;
+
+use crate::{
+    error::{runtime_error, value_error},
+    sets::{self, Parts},
+    watch::{Watch, device, precision, versions},
+};
+
+/// What a run leaves in its folder besides its record.
+const STATE: &str = "state.safetensors";
+const SET: &str = "synthetic.safetensors";
+const TEACHER: &str = "teacher.safetensors";
+const LOG: &str = "log.jsonl";
+/// Updates between lines of the log.
+const LOG_EVERY: u64 = 10;
+
+/// What Python gives: `package/c2r/_sets.py` fills it.
+#[derive(FromPyObject)]
+pub(crate) struct Request {
+    /// Name of a known dataset, or what to call the images.
+    name: String,
+    data: Option<PathBuf>,
+    /// None for a known dataset.
+    images: Option<PyTensor>,
+    labels: Option<PyTensor>,
+    n_classes: usize,
+    profile: String,
+    /// `key=value` in TOML, in order.
+    set: Vec<String>,
+    run_dir: Option<PathBuf>,
+    force: bool,
+    checkpoint_seconds: f64,
+    device: String,
+    progress: Option<Py<PyAny>>,
+}
+
+#[pyfunction]
+pub(crate) fn distill(py: Python<'_>, request: Request) -> PyResult<Parts> {
+    let device = device(&request.device)?;
+    Parts::of(&py.allow_threads(move || Job::new(request, device)?.run())?)
+}
+
+struct Job {
+    dataset: Dataset,
+    config: DistillConfig,
+    run_dir: Option<PathBuf>,
+    force: bool,
+    checkpoint_seconds: f64,
+    device: Device,
+    watch: Watch,
+}
+
+impl Job {
+    fn new(request: Request, device: Device) -> PyResult<Self> {
+        let Request { name, data, images, labels, n_classes, profile, set, run_dir, force, checkpoint_seconds, .. } =
+            request;
+        let dataset = match (images, labels) {
+            (Some(images), Some(labels)) => sets::dataset(&name, &images, &labels, n_classes)?,
+            _ => c2r_data::load(&name, data.as_deref()).map_err(value_error)?,
+        };
+        let table = profiles::profile(&profile).map_err(value_error)?;
+        let parse = |text: &String| {
+            layers::parse_assignment(text).ok_or_else(|| PyValueError::new_err(format!("`{text}` is not key=value")))
+        };
+        let changes: Vec<_> = set.iter().map(parse).collect::<PyResult<_>>()?;
+        let (config, _) = DistillConfig::resolve_with(METHODS, table, &dataset.spec, &changes).map_err(value_error)?;
+        let watch = Watch(request.progress);
+        Ok(Self { dataset, config, run_dir, force, checkpoint_seconds, device, watch })
+    }
+
+    fn run(&self) -> PyResult<SyntheticSet> {
+        let mut distillation =
+            Distillation::new(self.config.clone(), &self.dataset, self.device).map_err(value_error)?;
+        let Some(mut run) = self.open()? else {
+            self.steps(&mut distillation, None)?;
+            return distillation.synthetic_set(versions()).map_err(runtime_error);
+        };
+        let (file, state) = (run.0.file(SET), run.0.file(STATE));
+        if run.1 == Status::Finished {
+            return SyntheticSet::load(&file).map_err(value_error);
+        }
+        if run.1 == Status::Unfinished && state.exists() {
+            let saved = TensorFile::read(&state).map_err(value_error)?;
+            distillation.restore(&saved).map_err(value_error)?;
+        }
+        self.steps(&mut distillation, Some(&mut run.0))?;
+        let set = distillation.synthetic_set(versions()).map_err(runtime_error)?;
+        if let (LabelKind::Teacher, Some(teacher)) = (self.config.common.labels, distillation.teachers().next()) {
+            c2r_models::checkpoint::save(&run.0.file(TEACHER), teacher, Default::default()).map_err(runtime_error)?;
+        }
+        set.save(&file).map_err(runtime_error)?;
+        let summary = json!({
+            "synthetic_set": SET,
+            "sha256": artifact::sha256_of_file(&file).map_err(runtime_error)?,
+            "iterations": distillation.iteration(),
+            "seconds": run.0.seconds(),
+            "passes": distillation.passes(),
+            "claims": distillation.effect().map_err(runtime_error)?,
+        });
+        run.0.finish(summary).map_err(runtime_error)?;
+        remove_if_present(&state).map_err(runtime_error)?;
+        Ok(set)
+    }
+
+    /// The run folder, if one is wanted: its record is that of the command.
+    fn open(&self) -> PyResult<Option<(Run, Status)>> {
+        let Some(path) = &self.run_dir else { return Ok(None) };
+        let plan = Plan {
+            stage: "distill",
+            config: json!({
+                "dataset": self.dataset.spec.name,
+                "data_sha256": self.dataset.train.sha256(),
+                "distill": self.config,
+            }),
+            environment: Environment {
+                versions: versions(),
+                threads: tch::get_num_threads(),
+                device: format!("{:?}", self.device),
+                precision: precision(self.device),
+            },
+            outputs: Vec::new(),
+        };
+        let discard = || [STATE, SET, TEACHER, LOG].iter().try_for_each(|name| remove_if_present(&path.join(name)));
+        Run::open(Place::folder(path), plan, self.force, discard).map(Some).map_err(|error| {
+            let advice = match error {
+                RunError::Busy { .. } => "wait for it, or choose another run_dir",
+                RunError::Unreadable { .. } => "delete it, or choose another run_dir",
+                RunError::Different { .. } => "choose another run_dir, or discard the run with force=True",
+                other => return value_error(other),
+            };
+            PyValueError::new_err(format!("{error}; {advice}"))
+        })
+    }
+
+    /// Runs to the end; saves the state on the way, and where Python interrupts.
+    fn steps(&self, distillation: &mut Distillation, mut run: Option<&mut Run>) -> PyResult<()> {
+        let mut log = run.as_ref().map(|run| run.log(distillation.iteration())).transpose().map_err(runtime_error)?;
+        let mut saved = Instant::now();
+        while !distillation.is_finished() {
+            let event = distillation.step().map_err(runtime_error)?;
+            let text = match &event {
+                DistillEvent::Preparation { loss, .. } => format!("preparing, loss {loss:.3}"),
+                DistillEvent::Teacher { loss, .. } => format!("training the teacher, loss {loss:.3}"),
+                DistillEvent::Images(report) => {
+                    let due = report.iteration % LOG_EVERY == 0 || distillation.is_finished();
+                    if let (Some(log), true) = (&mut log, due) {
+                        log.line(report).map_err(runtime_error)?;
+                    }
+                    format!("loss {:.3}", report.loss)
+                }
+                _ => String::new(),
+            };
+            let (done, total) = distillation.progress();
+            let told = self.watch.tell("distil", done, total, text);
+            let due = saved.elapsed().as_secs_f64() >= self.checkpoint_seconds && !distillation.is_finished();
+            if let (Some(run), true) = (run.as_mut(), due || told.is_err()) {
+                let state = distillation.state().map_err(runtime_error)?;
+                state.write(&run.file(STATE)).map_err(runtime_error)?;
+                run.pause().map_err(runtime_error)?;
+                saved = Instant::now();
+            }
+            told?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,47 @@
+//! Errors of c2r as exceptions of Python.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use c2r_attacks::AttackError;
+use c2r_base::ClassifierError;
+use c2r_run::exit;
+use pyo3::{
+    exceptions::{PyRuntimeError, PyValueError},
+    prelude::*,
+};
+
+/// The first exception that Python code raised while c2r ran: the caller gets it back as it is.
+#[derive(Clone, Default)]
+pub(crate) struct Raised(Arc<Mutex<Option<PyErr>>>);
+
+impl Raised {
+    /// Keeps `error`; what the driver of the attacks is told instead.
+    pub(crate) fn keep(&self, error: PyErr) -> ClassifierError {
+        let text = error.to_string();
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        ClassifierError::new(text)
+    }
+
+    /// The exception, if there was one.
+    pub(crate) fn take(&self) -> Option<PyErr> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// `ValueError` with the error's causes.
+pub(crate) fn value_error(error: impl Into<anyhow::Error>) -> PyErr {
+    PyValueError::new_err(exit::message(&error.into()))
+}
+
+/// `RuntimeError` with the error's causes.
+pub(crate) fn runtime_error(error: impl Into<anyhow::Error>) -> PyErr {
+    PyRuntimeError::new_err(exit::message(&error.into()))
+}
+
+/// What stopped an evaluation: an argument that cannot be, or something that the model did.
+pub(crate) fn of_attack(error: AttackError) -> PyErr {
+    match error {
+        AttackError::Config(_) | AttackError::Images(_) => value_error(error),
+        other => runtime_error(other),
+    }
+}

@@ -1,0 +1,238 @@
+"""`c2r.attack`: right numbers, and what happens to models that fail."""
+
+import os
+import signal
+import threading
+import time
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import c2r
+from conftest import CLASSES
+
+
+def brightness(images: torch.Tensor) -> torch.Tensor:
+    """Class 0 below a mean of 0.5: the Linf margin of an image is its mean's distance from 0.5."""
+    mean = images.mean((1, 2, 3))
+    return torch.stack([0.5 - mean, mean - 0.5], 1)
+
+
+def grey(*values: float) -> torch.Tensor:
+    return torch.tensor(values).view(-1, 1, 1, 1).expand(-1, 1, 4, 4).contiguous()
+
+
+def quiet(*arguments, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", c2r.Doubtful)
+        return c2r.attack(*arguments, progress=False, **options)
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "pgd", "apgd-ce", "square", "deepfool", "autoattack-standard"])
+def test_margins_known_in_closed_form(attack):
+    if attack == "autoattack-standard":
+        # Its targeted DLR loss needs four classes.
+        model = lambda x: torch.cat([brightness(x), torch.full((len(x), 2), -9.0)], 1)  # noqa: E731
+    else:
+        model = brightness
+    images = grey(0.1, 0.46, 0.48, 0.52, 0.9, 0.2)
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    result = quiet(model, images, labels, attack, eps="8/255")
+    # 8/255 is 0.031: the two images that are 0.02 away break, the last one is wrong to begin with.
+    assert result.robust.tolist() == [True, True, False, False, True, False]
+    assert (result.clean_accuracy, result.robust_accuracy) == (5 / 6, 3 / 6)
+    assert (result.adversarial - images).abs().max() <= 8 / 255 + 1e-6
+    assert model(result.adversarial).argmax(1).eq(labels).tolist() == result.robust.tolist()
+    assert torch.equal(result.adversarial[5], images[5])
+
+
+def test_pgd_without_a_random_start_is_pgd(net, images, labels):
+    """By hand, in PyTorch."""
+    eps, step = 0.04, 0.015
+    x = images.clone()
+    for _ in range(4):
+        x.requires_grad_(True)
+        loss = nn.functional.cross_entropy(net(x), labels, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, x)
+        x = (x.detach() + step * gradient.sign()).clamp(images - eps, images + eps).clamp(0, 1)
+    result = quiet(net, images, labels, "pgd", eps=eps, steps=4, step_size=step, random_start=False)
+    with torch.no_grad():
+        right = net(images).argmax(1) == labels
+        expected = net(x).argmax(1) == labels
+    assert torch.equal(result.robust, right & expected)
+    assert 0 < result.robust_accuracy < result.clean_accuracy == 22 / 24
+    assert torch.allclose(result.adversarial[right], x[right], atol=1e-6)
+
+
+def test_the_model_is_as_it_was(net, images, labels):
+    net.train()
+    net.layers[1].eval()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    seen = []
+    hook = net.register_forward_pre_hook(lambda *_: seen.append(any(m.training for m in net.modules())))
+    result = quiet(net, images, labels, "pgd", eps=0.02)
+    hook.remove()
+    assert not any(seen), "it is attacked in evaluation mode"
+    assert not result.flags, result.flags
+    assert net.training and net.layers[5].training and not net.layers[1].training
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in net.parameters())
+    assert torch.is_grad_enabled()
+
+
+def test_results_do_not_depend_on_batches_workers_and_order_of_calls(net, images, labels):
+    runs = [
+        quiet(net, images, labels, "pgd", eps=0.03, seed=5, **options)
+        for options in ({}, {"batch_size": 5}, {"workers": 2}, {"workers": 3, "batch_size": 7})
+    ]
+    for other in runs[1:]:
+        assert torch.equal(runs[0].robust, other.robust)
+        assert torch.allclose(runs[0].adversarial, other.adversarial, atol=1e-5)
+    assert not torch.equal(runs[0].adversarial, quiet(net, images, labels, "pgd", eps=0.03, seed=6).adversarial)
+
+
+def test_mistakes_are_found(net, images, labels):
+    train_mode = lambda x: nn.functional.dropout(net(x), 0.5, training=True)  # noqa: E731
+    with pytest.warns(c2r.Doubtful, match="randomized-model"):
+        c2r.attack(train_mode, images, labels, "fgsm", eps=0.02, progress=False)
+    with pytest.warns(c2r.Doubtful, match="probabilities-not-logits"):
+        result = c2r.attack(lambda x: net(x).softmax(1), images, labels, "fgsm", eps=0.02, progress=False)
+    assert [flag.name for flag in result.flags] == ["probabilities-not-logits"]
+
+    def refused(message, *, kind=ValueError, **changes):
+        given = {"model": net, "images": images, "labels": labels, "attack": "pgd", "eps": 0.02, **changes}
+        with pytest.raises(kind, match=message):
+            quiet(**given)
+
+    refused("outside \\[0, 1\\]: images must be pixels, not normalized", images=images * 4 - 2)
+    refused("got Double", images=images.double())
+    refused("outside 0..=3", labels=labels + CLASSES)
+    refused('eps 8 reaches every image.*write "8/255"', eps=8)
+    refused("`pgdd` is not an attack", attack="pgdd")
+    refused("`fgsm` has no option `steps`", attack="fgsm", steps=3)
+    refused("norm", norm="l3")
+    refused("targets must be next", targets="worst")
+    refused("ATTACK.OPTION", set={"steps": 3})
+    refused("`fgsm.loss` names an attack that is neither asked for", set={"fgsm.loss": "cw"})
+    refused("`pgd` is asked for twice", attack="pgd,pgd")
+    refused("batch_size must be 1 or more", batch_size=0)
+    refused("must return logits of shape", kind=RuntimeError, model=lambda x: net(x).flatten())
+    refused("not finite", kind=RuntimeError, model=lambda x: net(x) * float("nan"))
+    refused("no gradient flows", kind=RuntimeError, model=lambda x: net(x).detach(), self_check=False)
+    refused("return the logits alone", kind=TypeError, model=lambda x: (net(x), 1))
+    with torch.inference_mode():
+        refused("inference_mode", kind=RuntimeError)
+
+
+def test_options_reach_their_attacks(net, images, labels):
+    result = quiet(net, images, labels, "fgsm,pgd", eps=0.02, each=True, set={"pgd.steps": 3, "pgd.step_size": "1/255"})
+    assert set(result.adversarial) == {"fgsm", "pgd"}
+    configs = [entry["config"] for entry in result.report["attacks"]]
+    assert [config["attack"] for config in configs] == ["fgsm", "pgd"]
+    assert (configs[1]["steps"], configs[1]["step-size"]) == (3, "1/255")
+
+
+class Oops(Exception):
+    pass
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_exceptions_of_the_model_come_back_as_themselves(net, images, labels, workers):
+    raised = []
+
+    def model(x):
+        if len(x) < 20 and not raised:
+            raised.append(Oops("mine"))
+            raise raised[0]
+        return net(x)
+
+    with pytest.raises(Oops) as caught:
+        quiet(model, images, labels, "pgd", eps=0.02, workers=workers, self_check=False, batch_size=18)
+    assert caught.value is raised[0]
+    assert caught.traceback[-1].name == "model"
+
+
+def test_exceptions_of_a_backward_pass_come_back_as_themselves(net, images, labels):
+    error = Oops("backward")
+
+    class Fails(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            raise error
+
+    with pytest.raises(Oops) as caught:
+        quiet(lambda x: Fails.apply(net(x)), images, labels, "pgd", eps=0.02, self_check=False)
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_control_c_stops_within_a_batch(net, images, labels, workers):
+    passes = []
+
+    def model(x):
+        passes.append(len(x))
+        if len(passes) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        if workers > 1:
+            time.sleep(0.01)
+        return net(x)
+
+    with pytest.raises(KeyboardInterrupt):
+        quiet(model, images, labels, "pgd", eps=0.02, steps=1000, workers=workers, self_check=False)
+    assert len(passes) < 100, "1000 steps are one batch"
+
+
+def test_control_c_stops_torchscript(net, images, labels):
+    script = torch.jit.trace(net, images[:2])
+    threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        quiet(script, images, labels, "pgd", eps=0.02, steps=10_000_000)
+
+
+def test_other_threads_run_meanwhile(net, images, labels):
+    """The GIL is held while the model runs, and not while the attack computes: a thread counts on."""
+    counted, stop = [0], threading.Event()
+
+    def count():
+        while not stop.is_set():
+            counted[0] += 1
+            time.sleep(0.0005)
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    script = torch.jit.trace(net, images[:2])
+    before = counted[0]
+    quiet(script, images, labels, "pgd", eps=0.02, steps=500)
+    stop.set()
+    thread.join()
+    assert counted[0] > before + 20
+
+
+def test_progress_is_told(net, images, labels):
+    told = []
+    c2r.attack(net, images, labels, "pgd", eps=0.02, batch_size=10, progress=lambda *line: told.append(line))
+    assert [line[:3] for line in told[:3]] == [("clean", 10, 24), ("clean", 20, 24), ("clean", 24, 24)]
+    assert told[-1][:3] == ("pgd", 22, 22) and "% robust" in told[-1][3]
+
+    def fails(*_):
+        raise Oops
+
+    with pytest.raises(Oops):
+        c2r.attack(net, images, labels, "pgd", eps=0.02, progress=fails)
+
+
+def test_targets(net, images, labels):
+    result = quiet(net, images, labels, "pgd", eps=0.1, targets="next")
+    targets = torch.tensor(result.report["evaluation"]["report"]["targets"])
+    assert torch.equal(targets, (labels + 1) % CLASSES)
+    with torch.no_grad():
+        predicted = net(result.adversarial).argmax(1)
+        right = net(images).argmax(1) == labels
+    assert torch.equal(result.robust, right & (predicted != targets))
+    assert result.robust_accuracy < result.clean_accuracy

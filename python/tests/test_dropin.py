@@ -1,0 +1,176 @@
+"""The names of torchattacks and autoattack."""
+
+import inspect
+import sys
+import types
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import c2r
+
+NAMES = [name for name in c2r.torchattacks.__all__]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_arguments_are_those_of_torchattacks(name):
+    torchattacks = pytest.importorskip("torchattacks")
+    theirs = inspect.signature(getattr(torchattacks, name)).parameters
+    ours = inspect.signature(getattr(c2r.torchattacks, name)).parameters
+    assert [(p.name, p.default) for p in ours.values()] == [(p.name, p.default) for p in theirs.values()]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_attack_breaks_images_inside_its_ball(net, images, labels, name):
+    attack = getattr(c2r.torchattacks, name)(net, **({"n_queries": 50} if name == "Square" else {}))
+    if name == "AutoAttack":
+        # Every one of these breaks, so none waits for Square's 5,000 queries.
+        attack.eps, images, labels = 0.3, images[2:6], labels[2:6]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", c2r.Doubtful)
+        adversarial = attack(images, labels)
+    assert adversarial.shape == images.shape and 0 <= adversarial.min() and adversarial.max() <= 1
+    with torch.no_grad():
+        right, left = ((net(x).argmax(1) == labels).float().mean() for x in (images, adversarial))
+    assert left < right, repr(attack)
+    if name == "PGDL2":
+        assert (adversarial - images).flatten(1).norm(dim=1).max() <= 1 + 1e-5
+    elif name not in ("CW", "DeepFool"):
+        assert (adversarial - images).abs().max() <= attack.eps + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "options"),
+    [
+        (
+            "PGD",
+            {"eps": 0.05, "alpha": 0.01, "steps": 4, "random_start": False},
+            {"attack": "pgd", "eps": 0.05, "step_size": 0.01, "steps": 4, "random_start": False},
+        ),
+        (
+            "VMIFGSM",
+            {"N": 3, "beta": 1.0, "decay": 0.5},
+            {"attack": "vmi-fgsm", "eps": 8 / 255, "step_size": 2 / 255, "neighbours": 3, "beta": 1.0, "decay": 0.5},
+        ),
+        ("EOTPGD", {"eot_iter": 3}, {"attack": "eot-pgd", "eps": 8 / 255, "step_size": 2 / 255, "samples": 3}),
+        (
+            "FAB",
+            {"multi_targeted": True, "n_classes": 3, "steps": 5},
+            {"attack": "fab-t", "eps": 8 / 255, "steps": 5, "set": {"fab-t.targets": 2}},
+        ),
+    ],
+)
+def test_arguments_have_their_meaning(net, images, labels, name, arguments, options):
+    ours = getattr(c2r.torchattacks, name)(net, **arguments)(images, labels)
+    direct = c2r.attack(net, images, labels, **options, self_check=False, progress=False)
+    assert torch.allclose(ours, direct.adversarial, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["FGSM", "PGD", "MIFGSM", "NIFGSM", "DeepFool", "CW"])
+def test_deterministic_attacks_are_those_of_torchattacks(net, images, labels, name):
+    """Where both attack an image, both end at the same one, up to a few pixels whose gradient is rounding."""
+    torchattacks = pytest.importorskip("torchattacks")
+    options = {"random_start": False} if name == "PGD" else {}
+    ours = getattr(c2r.torchattacks, name)(net, **options)(images, labels)
+    theirs = getattr(torchattacks, name)(net, **options)(images, labels)
+    with torch.no_grad():
+        right = net(images).argmax(1) == labels
+    apart = (ours - theirs)[right].abs().flatten(1).amax(1)
+    assert (apart < 1e-3).float().mean() > 0.85, apart
+
+
+def test_normalized_images(net, images, labels):
+    mean, std = torch.full((1, 3, 1, 1), 0.5), torch.full((1, 3, 1, 1), 0.25)
+    inner = net.layers
+    attack = c2r.torchattacks.PGD(inner, random_start=False)
+    attack.set_normalization_used([0.5] * 3, [0.25] * 3)
+    found = attack((images - mean) / std, labels) * std + mean
+    assert torch.allclose(found, c2r.torchattacks.PGD(net, random_start=False)(images, labels), atol=1e-5)
+
+
+def test_targets_and_what_is_not_there(net, images, labels):
+    attack = c2r.torchattacks.PGD(net, eps=0.2, steps=20)
+    attack.set_mode_targeted_least_likely()
+    with torch.no_grad():
+        clean = net(images)
+    target = clean.scatter(1, labels[:, None], float("inf")).argmin(1)
+    right = clean.argmax(1) == labels
+    with torch.no_grad():
+        assert (net(attack(images, labels)).argmax(1) == target)[right].float().mean() > 0.9
+    with pytest.raises(NotImplementedError, match="by rule"):
+        attack.set_mode_targeted_by_label()
+    with pytest.raises(ValueError, match="not supported"):
+        c2r.torchattacks.TPGD(net).set_mode_targeted_random()
+    with pytest.raises(NotImplementedError, match="evaluation mode"):
+        attack.set_model_training_mode(model_training=True)
+
+
+@pytest.fixture
+def adversary(net):
+    return c2r.autoattack.AutoAttack(
+        net, norm="Linf", eps=4 / 255, version="custom", attacks_to_run=["apgd-ce", "fab-t"], verbose=False
+    )
+
+
+def test_autoattack(net, images, labels, adversary):
+    found, predicted = adversary.run_standard_evaluation(images, labels, bs=10, return_labels=True)
+    result = adversary.result
+    with torch.no_grad():
+        assert torch.equal(net(found).argmax(1), predicted)
+        assert adversary.clean_accuracy(images, labels) == result.clean_accuracy
+    assert torch.equal(predicted == labels, result.robust)
+    assert 0 < result.robust_accuracy < result.clean_accuracy
+    # What was not broken comes back clean.
+    assert torch.equal(found[result.robust], images[result.robust])
+    each = adversary.run_standard_evaluation_individual(images, labels)
+    assert list(each) == ["apgd-ce", "fab-t"]
+    standard = c2r.autoattack.AutoAttack(net, eps=0.1, verbose=False)
+    assert standard.attacks_to_run == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    few = images[3:6], labels[3:6]
+    direct = c2r.attack(net, *few, "autoattack-standard", eps=0.1, batch_size=250, progress=False)
+    standard.run_standard_evaluation(*few)
+    assert torch.equal(standard.result.adversarial, direct.adversarial)
+
+
+def test_autoattack_prints_and_logs(net, images, labels, tmp_path, capsys):
+    log = tmp_path / "log.txt"
+    adversary = c2r.autoattack.AutoAttack(net, eps=0.1, version="rand", log_path=str(log))
+    adversary.run_standard_evaluation(images[:4], labels[:4])
+    lines = log.read_text().splitlines()
+    assert lines == capsys.readouterr().out.splitlines()
+    assert lines[0] == "initial accuracy: 75.00%" and lines[1].startswith("robust accuracy after APGD-CE:")
+
+
+def test_autoattack_says_what_it_lacks(net, images, labels, adversary):
+    with pytest.raises(AttributeError, match="c2r.attack takes the options"):
+        adversary.apgd.n_restarts = 3
+    with pytest.raises(NotImplementedError, match="resumes"):
+        adversary.run_standard_evaluation(images, labels, state_path="x")
+    with pytest.raises(ValueError, match="custom"):
+        c2r.autoattack.AutoAttack(net, attacks_to_run=["fab"])
+
+
+def test_robustbench_runs_with_it(net, images, labels, monkeypatch):
+    """The calls of robustbench 1.1.1, `robustbench/eval.py`, with the class replaced as the documentation says."""
+    module = types.ModuleType("robustbench_eval")
+    exec(_BENCHMARK, module.__dict__)
+    monkeypatch.setitem(sys.modules, "robustbench_eval", module)
+    module.AutoAttack = c2r.autoattack.AutoAttack
+    few = images[2:8], labels[2:8]
+    accuracy, robust = module.benchmark(nn.Sequential(net), *few, "Linf", 0.3, torch.device("cpu"), 4)
+    assert accuracy == pytest.approx(5 / 6) and robust == 0
+
+
+_BENCHMARK = """
+def clean_accuracy(model, x, y, batch_size, device):
+    return (model(x.to(device)).argmax(1) == y.to(device)).float().mean().item()
+
+def benchmark(model, clean_x_test, clean_y_test, threat_model, eps, device, batch_size):
+    model = model.to(device)
+    accuracy = clean_accuracy(model, clean_x_test, clean_y_test, batch_size=batch_size, device=device)
+    adversary = AutoAttack(model, norm=threat_model, eps=eps, version='standard', device=device, log_path=None)
+    x_adv = adversary.run_standard_evaluation(clean_x_test, clean_y_test, bs=batch_size, state_path=None)
+    return accuracy, clean_accuracy(model, x_adv, clean_y_test, batch_size=batch_size, device=device)
+"""

@@ -1,0 +1,107 @@
+"""Sets, distillation and training in memory."""
+
+import json
+
+import pytest
+import torch
+
+import c2r
+
+
+def blobs(n: int = 12) -> tuple:
+    """Two classes of grey images, dark and bright."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(n) % 2
+    images = 0.2 + 0.6 * labels.view(-1, 1, 1, 1) + 0.1 * torch.rand(n, 1, 8, 8, generator=generator)
+    return (images * 255).round().byte(), labels
+
+
+@pytest.mark.parametrize("name", ["set.safetensors", "set.npz", "folder"])
+def test_a_set_is_read_as_it_was_written(tmp_path, name):
+    images = torch.arange(4 * 3 * 4 * 4).view(4, 3, 4, 4) % 256 / 255
+    labels = torch.tensor([0, 0, 1, 1])
+    soft = torch.tensor([[0.75, 0.25]] * 2 + [[0.5, 0.5]] * 2)
+    c2r.save_set(
+        tmp_path / name, images, labels, soft, dataset="mine", method="by hand", mean=[0.5] * 3, std=[0.25] * 3
+    )
+    read = c2r.load_set(tmp_path / name)
+    assert torch.equal(read.images, images) and torch.equal(read.labels, labels) and torch.equal(read.soft_labels, soft)
+    about = read.provenance
+    assert (about["dataset"], about["method"], about["classes"], about["images_per_class"]) == ("mine", "by hand", 2, 2)
+    assert about["mean"] == [0.5] * 3
+    c2r.save_set(tmp_path / "again.npz", read)
+    assert torch.equal(c2r.load_set(tmp_path / "again.npz").images, images)
+    batches = list(torch.utils.data.DataLoader(read, batch_size=3))
+    assert [len(x) for x, _ in batches] == [3, 1] and torch.equal(batches[0][1], soft[:3])
+
+
+def test_what_is_not_a_set_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="3 images are not 2 classes of 1"):
+        c2r.save_set(tmp_path / "x.npz", torch.rand(3, 1, 4, 4), torch.tensor([0, 1, 1]))
+    with pytest.raises(ValueError, match="absent.npz"):
+        c2r.load_set(tmp_path / "absent.npz")
+
+
+def test_images_in_memory_are_distilled_and_trained_on():
+    images, labels = blobs()
+    told = []
+    found = c2r.distill((images, labels), 1, "random-real", name="blobs", progress=False)
+    assert found.images.shape == (2, 1, 8, 8) and found.labels.tolist() == [0, 1]
+    assert all(any(torch.equal(image, real / 255) for real in images) for image in found.images)
+    assert found.provenance["dataset"] == "blobs" and found.provenance["method"] == "random-real"
+    as_floats = c2r.distill((images / 255, labels), 1, "random-real", name="blobs", progress=False)
+    assert torch.equal(as_floats.images, found.images)
+    state = c2r.train(found, seed=1, model="ConvNet-D1-W8-IN", length={"steps": 30}, progress=lambda *x: told.append(x))
+    assert [line[1] for line in told] == list(range(1, 31)) and told[-1][2] == 30
+    network = c2r.ConvNet.of(state, (8, 8))
+    assert network(images / 255).argmax(1).eq(labels).float().mean() > 0.9
+    real = c2r.train((images, labels), model="ConvNet-D1-W8-IN", length={"steps": 2}, progress=False)
+    assert set(real) == set(state)
+
+
+def test_the_convnet_is_the_one_that_was_trained():
+    """The state's last logits by hand: attack it through the command's own network and through ours."""
+    images, labels = blobs()
+    state = c2r.train((images, labels), model="ConvNet-D2-W8-IN", length={"steps": 3}, progress=False)
+    network = c2r.ConvNet.of(state, (8, 8))
+    x = (images / 255 - state["mean"]) / state["std"]
+    for block in (0, 4):
+        x = torch.nn.functional.conv2d(x, state[f"features.{block}.weight"], state[f"features.{block}.bias"], padding=1)
+        x = torch.nn.functional.instance_norm(
+            x, weight=state[f"features.{block + 1}.weight"], bias=state[f"features.{block + 1}.bias"]
+        )
+        x = torch.nn.functional.avg_pool2d(x.relu(), 2)
+    logits = x.flatten(1) @ state["classifier.weight"].T + state["classifier.bias"]
+    assert torch.allclose(network(images / 255), logits, atol=1e-5)
+
+
+def test_a_run_folder_is_resumed_and_guarded(tmp_path):
+    folder, images_and_labels = tmp_path / "run", blobs()
+    options = {"iterations": 6, "seed": 3, "model": "ConvNet-D1-W8-IN", "matching.real_per_class": 3}
+
+    def stop(_, done, *__):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        c2r.distill(images_and_labels, 1, "dm", run_dir=folder, progress=stop, **options)
+    assert (folder / "state.safetensors").is_file() and not (folder / "synthetic.safetensors").exists()
+    told = []
+    resumed = c2r.distill(images_and_labels, 1, "dm", run_dir=folder, progress=lambda *x: told.append(x[1]), **options)
+    assert told == [4, 5, 6]
+    whole = c2r.distill(images_and_labels, 1, "dm", progress=False, **options)
+    assert torch.equal(resumed.images, whole.images), "as one that was never stopped"
+    assert json.loads((folder / "run.json").read_text())["summary"]["iterations"] == 6
+    again = c2r.distill(images_and_labels, 1, "dm", run_dir=folder, progress=stop, **options)
+    assert torch.equal(again.images, whole.images), "a finished one is read"
+    with pytest.raises(ValueError, match="force=True"):
+        c2r.distill(images_and_labels, 1, "dm", run_dir=folder, progress=False, **{**options, "seed": 4})
+
+
+def test_wrong_keys_are_named():
+    with pytest.raises(ValueError, match="iteratoins.*did you mean `iterations`"):
+        c2r.distill(blobs(), 1, "dm", iteratoins=3, progress=False)
+    with pytest.raises(ValueError, match="outside 0..=0"):
+        c2r.distill(blobs(), 1, "dm", classes=1, progress=False)
+    with pytest.raises(ValueError, match="natual"):
+        c2r.train(blobs(), "natual", progress=False)
