@@ -107,6 +107,12 @@ impl Norm {
     /// the ball). L1: Laplace coordinates, length `radius * u^(1/d)` (uniform in the ball). Returns
     /// f32 `[N, C, H, W]` on the CPU, not clamped to the box.
     pub fn random_in_ball(self, shape: &[i64], ids: &[u64], radius: f64, seed: Seed, purpose: &str) -> Tensor {
+        let values = self.values_in_ball(shape, ids, radius, seed, purpose);
+        Tensor::from_slice(&values).view([&[ids.len() as i64], shape].concat().as_slice())
+    }
+
+    /// The values of [`Norm::random_in_ball`], one image after the other.
+    pub fn values_in_ball(self, shape: &[i64], ids: &[u64], radius: f64, seed: Seed, purpose: &str) -> Vec<f32> {
         let len = shape.iter().product::<i64>() as usize;
         let mut values = Vec::with_capacity(len * ids.len());
         for &id in ids {
@@ -132,9 +138,7 @@ impl Norm {
                 }
             }
         }
-        let mut size = vec![ids.len() as i64];
-        size.extend_from_slice(shape);
-        Tensor::from_slice(&values).view(size.as_slice())
+        values
     }
 }
 

@@ -13,6 +13,7 @@ use std::{error::Error, fs, ops::Range, process::Command};
 use c2r_data::{Dataset, Split};
 use c2r_distill::{DistillConfig, DistillEvent, Distillation};
 use c2r_eval::plot::{self, Axis, Ink, Mark, Plot};
+use c2r_run::process::peak_memory_mb;
 use ndarray::Array4;
 use tch::Device;
 
@@ -122,14 +123,17 @@ fn measure(ipc: usize, n_classes: usize, queue: usize) -> Result<[f64; 2], Box<d
     let mut updates = 0;
     let mut start = 0.0;
     while updates < 2 * TIMED {
-        if let DistillEvent::Images(_) = distillation.step()? {
+        if let DistillEvent::Images { .. } = distillation.step()? {
             updates += 1;
         }
         if updates == TIMED && start == 0.0 {
             start = cpu_seconds()?;
         }
     }
-    Ok([1e3 * (cpu_seconds()? - start) / TIMED as f64, peak_megabytes()?])
+    Ok([
+        1e3 * (cpu_seconds()? - start) / TIMED as f64,
+        peak_memory_mb().ok_or("the system does not tell the peak memory")? as f64,
+    ])
 }
 
 fn config(ipc: usize, queue: usize) -> Result<DistillConfig, Box<dyn Error>> {
@@ -171,10 +175,4 @@ fn cpu_seconds() -> Result<f64, Box<dyn Error>> {
         nanoseconds += text.split_whitespace().next().unwrap_or("0").parse::<f64>()?;
     }
     Ok(nanoseconds / 1e9)
-}
-
-fn peak_megabytes() -> Result<f64, Box<dyn Error>> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).ok_or("no VmHWM in /proc/self/status")?;
-    Ok(line.trim().trim_end_matches("kB").trim().parse::<f64>()? / 1024.0)
 }

@@ -156,7 +156,9 @@ pub fn class_mean_alignment(
 /// Returns f32 `[n_classes, D]` (zeros for a class without a sample, or whose weights are all 0) and the
 /// sum of the weights, which is the number of samples without `weights`, f32 `[n_classes]`.
 pub fn class_means(embeddings: &Tensor, labels: &Tensor, n_classes: i64, weights: Option<&Tensor>) -> (Tensor, Tensor) {
-    let mut member = labels.one_hot(n_classes).to_kind(Kind::Float).transpose(0, 1);
+    // Not `one_hot`, which reads the labels to check them.
+    let classes = Tensor::arange(n_classes, (Kind::Int64, labels.device()));
+    let mut member = labels.unsqueeze(1).eq_tensor(&classes).to_kind(Kind::Float).transpose(0, 1);
     if let Some(weights) = weights {
         member *= weights.unsqueeze(0);
     }

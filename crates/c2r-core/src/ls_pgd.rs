@@ -1,7 +1,7 @@
 //! Line-search PGD (LS-PGD): one gradient, several step lengths, and a memory per sample
 //! (docs/method.md, "LS-PGD"). It ranks and trains; it never evaluates.
 
-use c2r_base::{Classifier, ClassifierError, Norm, Passes, Seed, ThreatModel, grad::try_input_gradient, loss};
+use c2r_base::{Classifier, ClassifierError, Norm, Passes, Seed, ThreatModel, grad::try_input_gradient, loss, send};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
@@ -197,27 +197,33 @@ impl LsPgd {
         let _no_grad = tch::no_grad_guard();
         let n = ids.len() as i64;
         let (mut passes, mut reused) = (Passes::default(), 0);
-        let rows = Tensor::from_slice(&ids.iter().map(|&id| id as i64).collect::<Vec<_>>()).to_device(images.device());
+        let mut cache = cache.filter(|_| self.config.warm_start).map(|cache| {
+            let rows: Vec<i64> = ids.iter().map(|&id| id as i64).collect();
+            (cache, send(&Tensor::from_slice(&rows), images.device()))
+        });
         let remembered = cache
             .as_ref()
-            .filter(|_| self.config.warm_start)
-            .map(|cache| (cache.deltas.index_select(0, &rows), cache.losses.index_select(0, &rows)));
-        let fresh = || match self.config.start {
-            Start::Clean => images.zeros_like(),
+            .map(|(cache, rows)| (cache.deltas.index_select(0, rows), cache.losses.index_select(0, rows)));
+        let fresh = match self.config.start {
+            Start::Clean => None,
             Start::Random => {
                 let shape = &images.size()[1..];
                 let radius = self.threat.epsilon.value();
-                Norm::Linf.random_in_ball(shape, ids, radius, seed, "ls-pgd/start").to_device(images.device())
+                Some(send(&Norm::Linf.random_in_ball(shape, ids, radius, seed, "ls-pgd/start"), images.device()))
             }
         };
-        let start = match &remembered {
-            Some((deltas, losses)) => deltas.where_self(&losses.isnan().logical_not().view([-1, 1, 1, 1]), &fresh()),
-            None => fresh(),
+        let start = match (&remembered, fresh) {
+            (None, None) => images.shallow_clone(),
+            (None, Some(fresh)) => images + fresh,
+            (Some((deltas, losses)), fresh) => {
+                let fresh = fresh.unwrap_or_else(|| images.zeros_like());
+                images + deltas.where_self(&losses.isnan().logical_not().view([-1, 1, 1, 1]), &fresh)
+            }
         };
-        let start = self.threat.project(images, &(images + start));
+        let start = self.threat.project(images, &start);
 
         // Step 1: where the remembered loss has not fallen, the perturbation stays.
-        let mut best_images = start.copy();
+        let mut best_images = start.shallow_clone();
         let mut stored_loss = Tensor::full([n], f64::NEG_INFINITY, (Kind::Float, images.device()));
         let mut best_logits = None;
         let mut searched = None;
@@ -271,9 +277,9 @@ impl LsPgd {
             }
         }
 
-        if let (true, Some(cache)) = (self.config.warm_start, cache) {
-            let _ = cache.deltas.index_copy_(0, &rows, &(&best_images - images));
-            let _ = cache.losses.index_copy_(0, &rows, &stored_loss);
+        if let Some((cache, rows)) = &mut cache {
+            let _ = cache.deltas.index_copy_(0, rows, &(&best_images - images));
+            let _ = cache.losses.index_copy_(0, rows, &stored_loss);
         }
         let logits = best_logits.expect("either every sample was searched or all logits were computed");
         Ok(Companions::new(best_images, &logits, labels, passes, reused))

@@ -1,6 +1,6 @@
 //! The memory queue of the contrastive robustness loss: per class, the last embeddings seen.
 
-use c2r_base::Seed;
+use c2r_base::{Seed, send};
 use rand_distr::{Distribution, StandardNormal};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -37,6 +37,12 @@ pub struct MemoryQueue {
     projection: Option<Tensor>,
     /// Rows ever pushed, per class.
     pushed: Vec<u64>,
+    /// Class of each row, i64 `[K * per_class]`.
+    owner: Tensor,
+    /// 0 where a row is stored, minus infinity elsewhere, f32 `[K * per_class]`.
+    stored: Tensor,
+    /// Where the last batch went: slots and the rows of the batch, on the host and as i64 `[2, N]`. Batches are often alike.
+    places: Option<([Vec<i64>; 2], Tensor)>,
 }
 
 impl MemoryQueue {
@@ -60,7 +66,11 @@ impl MemoryQueue {
             Tensor::from_slice(&values).view([dimension, config.projection as i64]).to_device(device)
         });
         let reduced = projection.as_ref().map_or(dimension, |_| config.projection as i64);
+        let owner: Vec<i64> = (0..capacity).map(|row| row / config.per_class as i64).collect();
         Self {
+            owner: send(&Tensor::from_slice(&owner), device),
+            stored: Tensor::full([capacity], f64::NEG_INFINITY, (Kind::Float, device)),
+            places: None,
             rows: Tensor::zeros([capacity, dimension], (Kind::Float, device)),
             projected: Tensor::zeros([capacity, reduced], (Kind::Float, device)),
             projection,
@@ -105,11 +115,17 @@ impl MemoryQueue {
             self.pushed[class] += 1;
             target.insert(slot as i64, row as i64);
         }
-        let slots = Tensor::from_slice(&target.keys().copied().collect::<Vec<_>>()).to_device(self.rows.device());
-        let source = Tensor::from_slice(&target.values().copied().collect::<Vec<_>>()).to_device(self.rows.device());
+        let places: [Vec<i64>; 2] = target.into_iter().unzip().into();
+        let sent = match self.places.take().filter(|(known, _)| *known == places) {
+            Some((_, sent)) => sent,
+            None => send(&Tensor::from_slice(&places.concat()).view([2, -1]), self.rows.device()),
+        };
+        let (slots, source) = (sent.get(0), sent.get(1));
+        self.places = Some((places, sent));
         let fresh = embeddings.index_select(0, &source);
         let _ = self.rows.index_copy_(0, &slots, &fresh);
         let _ = self.projected.index_copy_(0, &slots, &self.project(&fresh));
+        let _ = self.stored.index_fill_(0, &slots, 0.0);
     }
 
     /// Pulls each embedding to the mean of what its class has stored.
@@ -154,18 +170,9 @@ impl MemoryQueue {
             return None;
         }
         let _no_grad = tch::no_grad_guard();
-        let device = self.rows.device();
         let capacity = self.rows.size()[0];
-        let per_class = self.config.per_class;
-        let usable: Vec<f32> = self
-            .filled()
-            .iter()
-            .flat_map(|&filled| (0..per_class).map(move |slot| if slot < filled { 0.0 } else { f32::NEG_INFINITY }))
-            .collect();
-        let owner: Vec<i64> = (0..capacity).map(|row| row / per_class as i64).collect();
-        let similarity = self.project(&anchors.detach()).matmul(&self.projected.transpose(0, 1))
-            + Tensor::from_slice(&usable).to_device(device).unsqueeze(0);
-        let same = labels.unsqueeze(1).eq_tensor(&Tensor::from_slice(&owner).to_device(device).unsqueeze(0));
+        let similarity = self.project(&anchors.detach()).matmul(&self.projected.transpose(0, 1)) + &self.stored;
+        let same = labels.unsqueeze(1).eq_tensor(&self.owner);
         let similarity = similarity.masked_fill(&same, f64::NEG_INFINITY);
         let k = (self.config.top_k as i64).min(capacity);
         let (best, index) = similarity.topk(k, 1, true, true);
@@ -212,6 +219,11 @@ impl MemoryQueue {
             .collect::<Result<_, _>>()?;
         self.rows = rows.to_device(self.rows.device()).copy();
         self.projected = projected.to_device(self.projected.device()).copy();
+        let _ = self.stored.fill_(f64::NEG_INFINITY);
+        for (class, filled) in self.filled().into_iter().enumerate() {
+            let of_class = self.stored.narrow(0, (class * self.config.per_class) as i64, self.config.per_class as i64);
+            let _ = of_class.narrow(0, 0, filled as i64).fill_(0.0);
+        }
         Ok(())
     }
 }

@@ -14,6 +14,7 @@
 
 use std::{fmt, mem::discriminant, str::FromStr};
 
+use c2r_base::send;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -167,7 +168,8 @@ impl Dsa {
         }
     }
 
-    /// Draws one operation for `n` images and its parameters for each of them, as the field trains networks.
+    /// Draws one operation for `n` images and its parameters for each of them, as the field trains networks. The first of
+    /// them are those of a smaller `n`.
     pub fn draw_each(&self, n: usize, rng: &mut impl Rng) -> Vec<DsaDraw> {
         let mut draws: Vec<DsaDraw> = Vec::with_capacity(n);
         while draws.len() < n {
@@ -191,11 +193,10 @@ impl Dsa {
     /// # Panics
     /// If `images` has not four dimensions.
     pub fn apply(&self, images: &Tensor, draw: &DsaDraw) -> Tensor {
-        let (n, c, h, w) = images.size4().expect("images are [N, C, H, W]");
+        let (_, _, h, w) = images.size4().expect("images are [N, C, H, W]");
         match *draw {
             DsaDraw::Identity | DsaDraw::Flip { flip: false } => images.shallow_clone(),
             DsaDraw::Flip { flip: true } => images.flip([3]),
-            DsaDraw::Color { .. } => color(images, &[draw.numbers()]),
             DsaDraw::Crop { row, column } => {
                 let (down, right) = (crop_shift(h, row), crop_shift(w, column));
                 images.constant_pad_nd([right, -right, down, -down])
@@ -207,7 +208,11 @@ impl Dsa {
                 let _ = mask.narrow(2, top, bottom - top).narrow(3, left, right - left).zero_();
                 images * mask
             }
-            DsaDraw::Scale { .. } | DsaDraw::Rotate { .. } => resample(images, [n, c, h, w], &[draw.matrix()]),
+            DsaDraw::Color { .. } | DsaDraw::Scale { .. } | DsaDraw::Rotate { .. } => {
+                // Filled in where they are needed: nothing is sent to the device.
+                let number = |number: f32| Tensor::full([1, 1], f64::from(number), (Kind::Float, images.device()));
+                draw.apply_each(images, &Tensor::cat(&draw.numbers([h, w]).map(number), 1))
+            }
         }
     }
 
@@ -218,128 +223,122 @@ impl Dsa {
     /// # Panics
     /// If `images` has not four dimensions, or `draws` are not N of one operation.
     pub fn apply_each(&self, images: &Tensor, draws: &[DsaDraw]) -> Tensor {
-        let (n, c, h, w) = images.size4().expect("images are [N, C, H, W]");
+        let (n, _, h, w) = images.size4().expect("images are [N, C, H, W]");
         assert_eq!(draws.len() as i64, n, "one draw per image");
         let Some(first) = draws.first() else { return images.shallow_clone() };
         assert!(draws.iter().all(|draw| discriminant(draw) == discriminant(first)), "all draws are of one operation");
-        let device = images.device();
-        let places = |side: i64| Tensor::arange(side, (Kind::Int64, device));
-        let per_image = |values: Vec<i64>| Tensor::from_slice(&values).to_device(device).view([n, 1]);
-        let at = |axis: usize| draws.iter().map(move |draw| draw.numbers()[axis]);
-        match first {
-            DsaDraw::Identity => images.shallow_clone(),
-            DsaDraw::Flip { .. } => {
-                let flips = per_image(at(0).map(|flip| flip as i64).collect()).gt(0).view([n, 1, 1, 1]);
-                images.flip([3]).where_self(&flips, images)
-            }
-            DsaDraw::Color { .. } => color(images, &draws.iter().map(DsaDraw::numbers).collect::<Vec<_>>()),
-            DsaDraw::Crop { .. } => {
-                // Where each row and column comes from, and whether that lies in the image.
-                let from = |side: i64, axis| {
-                    let from = places(side) - per_image(at(axis).map(|part| crop_shift(side, part)).collect());
-                    let inside = from.ge(0).logical_and(&from.lt(side));
-                    (from.clamp(0, side - 1), inside)
-                };
-                let ((rows, row_inside), (columns, column_inside)) = (from(h, 0), from(w, 1));
-                let shifted = images.gather(2, &rows.view([n, 1, h, 1]).expand([n, c, h, w], false), false).gather(
-                    3,
-                    &columns.view([n, 1, 1, w]).expand([n, c, h, w], false),
-                    false,
-                );
-                shifted * row_inside.view([n, 1, h, 1]).logical_and(&column_inside.view([n, 1, 1, w]))
-            }
-            DsaDraw::Cutout { .. } => {
-                let hole = |side: i64, axis| {
-                    let (starts, ends) = at(axis).map(|part| cutout_range(side, part)).unzip();
-                    let places = places(side);
-                    places.ge_tensor(&per_image(starts)).logical_and(&places.lt_tensor(&per_image(ends)))
-                };
-                let (rows, columns) = (hole(h, 0).view([n, 1, h, 1]), hole(w, 1).view([n, 1, 1, w]));
-                images * rows.logical_and(&columns).logical_not()
-            }
-            DsaDraw::Scale { .. } | DsaDraw::Rotate { .. } => {
-                resample(images, [n, c, h, w], &draws.iter().map(DsaDraw::matrix).collect::<Vec<_>>())
-            }
-        }
+        let numbers: Vec<f32> = draws.iter().flat_map(|draw| draw.numbers([h, w])).collect();
+        first.apply_each(images, &send(&Tensor::from_slice(&numbers).view([n, 4]), images.device()))
     }
 
     /// [`Dsa::apply`] as the field does it: on normalized values, here for images that are pixels.
     ///
     /// * `images`: f32 `[N, C, H, W]` in `[0, 1]`.
-    /// * `mean`, `std`: of each channel, as in [`crate::DatasetSpec`].
+    /// * `mean`, `std`: of each channel, `[1, C, 1, 1]`, of the dtype and on the device of `images`.
     ///
     /// Equals normalizing, applying and undoing the normalization: empty regions get the mean colour
     /// and a brightness step is scaled by the channel's `std`. The colour operation may leave `[0, 1]`.
     ///
     /// # Panics
-    /// If `images` has not four dimensions, or `mean` or `std` not C values.
-    pub fn apply_normalized(&self, images: &Tensor, draw: &DsaDraw, mean: &[f64], std: &[f64]) -> Tensor {
-        let per_channel = |values: &[f64]| {
-            assert_eq!(values.len() as i64, images.size()[1], "one value per channel");
-            Tensor::from_slice(values).to_kind(images.kind()).to_device(images.device()).view([1, -1, 1, 1])
-        };
+    /// If `images` has not four dimensions.
+    pub fn apply_normalized(&self, images: &Tensor, draw: &DsaDraw, mean: &Tensor, std: &Tensor) -> Tensor {
         match draw {
             DsaDraw::Identity | DsaDraw::Flip { .. } => self.apply(images, draw),
             // Each channel is mapped linearly, so the scale cancels.
             DsaDraw::Crop { .. } | DsaDraw::Cutout { .. } | DsaDraw::Scale { .. } | DsaDraw::Rotate { .. } => {
-                let mean = per_channel(mean);
-                self.apply(&(images - &mean), draw) + mean
+                self.apply(&(images - mean), draw) + mean
             }
-            DsaDraw::Color { .. } => {
-                let (mean, std) = (per_channel(mean), per_channel(std));
-                self.apply(&((images - &mean) / &std), draw) * std + mean
-            }
+            DsaDraw::Color { .. } => self.apply(&((images - mean) / std), draw) * std + mean,
         }
     }
 }
 
 impl DsaDraw {
-    /// Its parameters in the order of their fields, a flip as 0 or 1.
-    fn numbers(&self) -> [f64; 3] {
-        match *self {
-            Self::Identity => [0.0; 3],
-            Self::Color { brightness, saturation, contrast } => [brightness, saturation, contrast],
-            Self::Crop { row, column } | Self::Cutout { row, column } => [row, column, 0.0],
-            Self::Flip { flip } => [f64::from(u8::from(flip)), 0.0, 0.0],
-            Self::Scale { x, y } => [x, y, 0.0],
-            Self::Rotate { radians } => [radians, 0.0, 0.0],
-        }
-    }
-
-    /// From output to input positions, row by row; the identity for what moves nothing.
-    fn matrix(&self) -> [f64; 4] {
-        match *self {
+    /// What [`DsaDraw::apply_each`] takes of it for images of `[H, W]`: whole numbers of pixels, factors, or a flip as 0 or 1.
+    pub fn numbers(&self, [height, width]: [i64; 2]) -> [f32; 4] {
+        let numbers = match *self {
+            Self::Identity => [0.0; 4],
+            // See `color`.
+            Self::Color { brightness, saturation, contrast } => {
+                [contrast * saturation, contrast * (1.0 - saturation), 1.0 - contrast, brightness]
+            }
+            Self::Crop { row, column } => [crop_shift(height, row) as f64, crop_shift(width, column) as f64, 0.0, 0.0],
+            Self::Cutout { row, column } => {
+                let ((top, bottom), (left, right)) = (cutout_range(height, row), cutout_range(width, column));
+                [top, bottom, left, right].map(|place| place as f64)
+            }
+            Self::Flip { flip } => [f64::from(u8::from(flip)), 0.0, 0.0, 0.0],
+            // The matrix from output to input positions, row by row.
             Self::Scale { x, y } => [x, 0.0, 0.0, y],
             Self::Rotate { radians } => {
                 let (sin, cos) = radians.sin_cos();
                 [cos, -sin, sin, cos]
             }
-            _ => [1.0, 0.0, 0.0, 1.0],
+        };
+        numbers.map(|number| number as f32)
+    }
+
+    /// Applies its operation, whatever its own parameters are, with those of `numbers` to each image.
+    ///
+    /// * `images`: f32 `[N, C, H, W]`.
+    /// * `numbers`: f32 `[N, 4]`, or `[1, 4]` for all images, on the same device: the [`DsaDraw::numbers`] of draws of one
+    ///   operation. They may have been sent long before.
+    ///
+    /// # Panics
+    /// If `images` has not four dimensions, or `numbers` another number of rows.
+    pub fn apply_each(&self, images: &Tensor, numbers: &Tensor) -> Tensor {
+        let (n, c, h, w) = images.size4().expect("images are [N, C, H, W]");
+        let column = |index: i64| numbers.narrow(1, index, 1);
+        let places = |side: i64, kind: Kind| Tensor::arange(side, (kind, images.device()));
+        match self {
+            Self::Identity => images.shallow_clone(),
+            Self::Flip { .. } => images.flip([3]).where_self(&column(0).gt(0.0).view([-1, 1, 1, 1]), images),
+            Self::Color { .. } => color(images, numbers),
+            Self::Crop { .. } => {
+                let (down, right) = (largest_shift(h), largest_shift(w));
+                let shifts = numbers.to_kind(Kind::Int64);
+                let from = |side: i64, largest: i64, axis: i64| {
+                    places(side, Kind::Int64) + largest - shifts.narrow(1, axis, 1)
+                };
+                let rows = from(h, down, 0).view([-1, 1, h, 1]).expand([n, c, h, w + 2 * right], false);
+                let columns = from(w, right, 1).view([-1, 1, 1, w]).expand([n, c, h, w], false);
+                let padded = images.constant_pad_nd([right, right, down, down]);
+                padded.gather(2, &rows, false).gather(3, &columns, false)
+            }
+            Self::Cutout { .. } => {
+                let hole = |side: i64, start: i64| {
+                    let places = places(side, Kind::Float);
+                    places.ge_tensor(&column(start)).logical_and(&places.lt_tensor(&column(start + 1)))
+                };
+                let (rows, columns) = (hole(h, 0).view([-1, 1, h, 1]), hole(w, 2).view([-1, 1, 1, w]));
+                images * rows.logical_and(&columns).logical_not()
+            }
+            Self::Scale { .. } | Self::Rotate { .. } => resample(images, [n, c, h, w], numbers),
         }
     }
 }
 
-/// Brightness, saturation and contrast in one pass; `draws` holds the three for each image, or once for all.
+/// Brightness, saturation and contrast in one pass.
 ///
 /// With `m` the mean over channels of a pixel and `M` the mean of an image, the three steps
 /// `x + b`, `(x - m) s + m`, `(x - M) c + M` compose to `c s x + c (1 - s) m + (1 - c) M + b`, because
-/// neither of the first two changes how far a mean is from another.
-fn color(images: &Tensor, draws: &[[f64; 3]]) -> Tensor {
-    let of = |value: fn(&[f64; 3]) -> f64| {
-        let values: Vec<f64> = draws.iter().map(value).collect();
-        Tensor::from_slice(&values).to_kind(images.kind()).to_device(images.device()).view([-1, 1, 1, 1])
-    };
+/// neither of the first two changes how far a mean is from another. `numbers` holds the four factors for each image.
+fn color(images: &Tensor, numbers: &Tensor) -> Tensor {
+    let of = |index: i64| numbers.narrow(1, index, 1).view([-1, 1, 1, 1]);
     let grey = images.mean_dim([1i64].as_slice(), true, images.kind());
     let mean = grey.mean_dim([2i64, 3].as_slice(), true, images.kind());
-    let offset = grey * of(|[_, saturation, contrast]| contrast * (1.0 - saturation))
-        + (mean * of(|[_, _, contrast]| 1.0 - contrast) + of(|[brightness, ..]| *brightness));
-    images * of(|[_, saturation, contrast]| contrast * saturation) + offset
+    let offset = grey * of(1) + (mean * of(2) + of(3));
+    images * of(0) + offset
 }
 
 /// Pixels by which the picture moves towards higher indices.
 fn crop_shift(side: i64, part: f64) -> i64 {
-    let largest = (side as f64 * CROP_PAD + 0.5) as i64;
+    let largest = largest_shift(side);
     largest - (part * (2 * largest + 1) as f64) as i64
+}
+
+fn largest_shift(side: i64) -> i64 {
+    (side as f64 * CROP_PAD + 0.5) as i64
 }
 
 /// First row of the hole and the row after its last one; cut off at the image's border.
@@ -350,15 +349,14 @@ fn cutout_range(side: i64, part: f64) -> (i64, i64) {
     (start.max(0), (start + size).min(side))
 }
 
-/// Bilinear sampling at a matrix times the output position, in units of half a side from the centre; `matrices` holds one
-/// for each image, or one for all.
-fn resample(images: &Tensor, [n, c, h, w]: [i64; 4], matrices: &[[f64; 4]]) -> Tensor {
+/// Bilinear sampling at a matrix times the output position, in units of half a side from the centre; `matrices`, f32
+/// `[N, 4]`, holds one for each image, or one for all.
+fn resample(images: &Tensor, [n, c, h, w]: [i64; 4], matrices: &Tensor) -> Tensor {
     // The constants of `torch.nn.functional.grid_sample`, libtorch 2.11.
     const BILINEAR: i64 = 0;
     const ZEROS: i64 = 0;
-    let theta: Vec<f64> = matrices.iter().flat_map(|&[xx, xy, yx, yy]| [xx, xy, 0.0, yx, yy, 0.0]).collect();
-    let theta = Tensor::from_slice(&theta).to_kind(images.kind()).view([-1, 2, 3]).to_device(images.device());
-    let grid = Tensor::affine_grid_generator(&theta, [matrices.len() as i64, c, h, w], false);
+    let theta = matrices.view([-1, 2, 2]).constant_pad_nd([0, 1]);
+    let grid = Tensor::affine_grid_generator(&theta, [theta.size()[0], c, h, w], false);
     images.grid_sampler(&grid.expand([n, h, w, 2], false), BILINEAR, ZEROS, false)
 }
 

@@ -29,6 +29,7 @@
 //! ```
 
 pub mod arrays;
+mod batches;
 mod cache;
 mod cifar;
 mod cifar_python;
@@ -61,6 +62,7 @@ mod synthetic;
 mod tiny_imagenet;
 mod torch_save;
 
+pub use batches::{Batches, Rows};
 pub use c2r_experiment::DatasetFormat;
 pub use class_folders::load_folder;
 pub use class_order::ClassOrder;

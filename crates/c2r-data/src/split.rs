@@ -1,6 +1,6 @@
 use std::{fmt, sync::OnceLock};
 
-use c2r_base::{LabelledImages, Seed};
+use c2r_base::{LabelledImages, Seed, send};
 use ndarray::{Array1, Array4, ArrayView1, ArrayView4};
 use rand::seq::SliceRandom;
 use sha2::{Digest, Sha256};
@@ -143,11 +143,9 @@ impl Split {
     pub fn batch(&self, positions: &[usize], device: Device) -> (Tensor, Tensor) {
         let (bytes, labels) = self.gather(positions);
         let [c, h, w] = self.shape;
-        let images = Tensor::from_data_size(&bytes, &[positions.len() as i64, c, h, w], Kind::Uint8);
+        let bytes = Tensor::from_data_size(&bytes, &[positions.len() as i64, c, h, w], Kind::Uint8);
         // The bytes travel to the device, not the floats: a quarter of the traffic.
-        let mut images = images.to_device(device).to_kind(Kind::Float);
-        images /= 255.0;
-        (images, Tensor::from_slice(&labels).to_device(device))
+        (to_pixels(&send(&bytes, device)), send(&Tensor::from_slice(&labels), device))
     }
 
     /// The first `per_class` images of every class (fewer where a class has fewer), in file order.
@@ -241,6 +239,13 @@ impl Split {
         }
         (bytes, positions.iter().map(|&position| self.labels[position]).collect())
     }
+}
+
+/// u8 images as f32 in `[0, 1]`: byte / 255.
+pub(crate) fn to_pixels(bytes: &Tensor) -> Tensor {
+    let mut images = bytes.to_kind(Kind::Float);
+    images /= 255.0;
+    images
 }
 
 /// Without the pixels: a failing assertion should not print megabytes.

@@ -7,8 +7,8 @@
 use std::{error::Error, sync::Arc};
 
 use c2r_distill::{
-    CommonConfig, ConfigError, Context, DistillConfig, DistillError, DistillEvent, Distillation, METHODS, Method,
-    MethodConfig, MethodEntry, Step, StepReport, Work, ranges,
+    CommonConfig, ConfigError, Context, DistillConfig, DistillError, DistillEvent, Distillation, METHODS, Measured,
+    Method, MethodConfig, MethodEntry, Step, Work, ranges,
 };
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -68,14 +68,13 @@ struct PixelMean {
 }
 
 impl Method for PixelMean {
-    fn update(&mut self, step: &mut Step<'_>) -> Result<StepReport, DistillError> {
-        let targets = self.means.index_select(0, &step.context.indices(step.images.labels()));
+    fn update(&mut self, step: &mut Step<'_>) -> Result<Measured, DistillError> {
+        let targets = self.means.index_select(0, step.images.targets());
         let (images, decoded) = step.images.tracked()?;
-        let value = tch::with_grad(|| (decoded - targets).square().mean(Kind::Float) * self.weight);
-        let gradient = Tensor::run_backward(&[&value], &[&images], false, false).swap_remove(0);
-        let loss = value.double_value(&[]);
-        step.images.descend(&gradient, loss)?;
-        Ok(StepReport { loss, ..StepReport::default() })
+        let loss = tch::with_grad(|| (decoded - targets).square().mean(Kind::Float) * self.weight);
+        let gradient = Tensor::run_backward(&[&loss], &[&images], false, false).swap_remove(0);
+        step.descend(&gradient, &loss);
+        Ok(Measured { loss, ..Measured::default() })
     }
 }
 
@@ -107,8 +106,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut run = Distillation::new(config, &digits, Device::Cpu)?;
     let mut losses = Vec::new();
     while !run.is_finished() {
-        if let DistillEvent::Images(report) = run.step()? {
-            losses.push(report.loss);
+        if let DistillEvent::Images { .. } = run.step()? {
+            losses.extend(run.report()?.map(|report| report.loss));
         }
     }
     let set = run.synthetic_set(Default::default())?;

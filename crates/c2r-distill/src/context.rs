@@ -1,15 +1,14 @@
 //! What a run has and no step of it changes.
 
-use c2r_base::{Classifier, Seed};
+use c2r_base::{Classifier, Seed, send};
 use c2r_core::ls_pgd::{Companions, PerturbationCache};
 use c2r_data::{
-    ClassSampler, DatasetSpec, Split,
+    Batches, DatasetSpec, Rows, Split,
     dsa::{Dsa, DsaDraw},
 };
 use c2r_models::{Model, ModelError, ModelInput};
-use c2r_train::augment;
-use rand::Rng;
-use tch::{Device, Tensor};
+use c2r_train::Augmentation;
+use tch::{Device, Kind, Tensor};
 
 use crate::{
     config::CommonConfig,
@@ -36,6 +35,16 @@ pub struct Context {
     /// Seed of everything random in the run.
     pub seed: Seed,
     pub(crate) companions: Option<CompanionAttack>,
+    /// The same images, for batches of them.
+    pub(crate) batches: Batches,
+    /// Mean and deviation of each channel, f32 `[1, C, 1, 1]`.
+    pub(crate) mean: Tensor,
+    pub(crate) std: Tensor,
+}
+
+/// `[1, C, 1, 1]` of one value per channel.
+pub(crate) fn per_channel(values: &[f64], device: Device) -> Tensor {
+    Tensor::from_slice(values).to_kind(Kind::Float).to_device(device).view([1, -1, 1, 1])
 }
 
 impl Context {
@@ -82,30 +91,25 @@ impl Context {
         Ok(model)
     }
 
-    /// One augmentation draw, the same for every image, on normalized values as in the field.
-    pub fn augmented(&self, images: &Tensor, draw: &DsaDraw) -> Tensor {
-        self.common.dsa.apply_normalized(images, draw, &self.input.mean, &self.input.std)
+    /// Real images at positions of [`Context::data`], f32 `[n, C, H, W]`, and their labels, i64 `[n]`.
+    pub fn real(&self, rows: &Rows) -> (Tensor, Tensor) {
+        self.batches.batch(rows)
     }
 
-    /// A batch that a network is trained on: one operation of `dsa` for all images with parameters of its own for each, on
-    /// normalized values, as in the field and downstream ([`c2r_train::augment`]).
-    pub fn augmented_each(&self, dsa: &Dsa, images: &Tensor, rng: &mut impl Rng) -> Tensor {
-        let (mean, std) = self.per_channel(images);
-        augment(dsa, images, &mean, &std, rng)
+    /// One augmentation draw, the same for every image, on normalized values as in the field.
+    pub fn augmented(&self, images: &Tensor, draw: &DsaDraw) -> Tensor {
+        self.common.dsa.apply_normalized(images, draw, &self.mean, &self.std)
+    }
+
+    /// For the batches that a network is trained on, of at most `batch_size` images: one operation of `dsa` for all images
+    /// with parameters of its own for each, on normalized values, as in the field and downstream.
+    pub fn augmentation(&self, dsa: &Dsa, batch_size: usize) -> Augmentation {
+        Augmentation::new(dsa.clone(), &self.mean, &self.std, batch_size)
     }
 
     /// Pixels as the first layer of a network sees them: less the mean of their channel, divided by its deviation.
     pub fn normalized(&self, images: &Tensor) -> Tensor {
-        let (mean, std) = self.per_channel(images);
-        (images - mean) / std
-    }
-
-    /// Mean and deviation of each channel, `[1, C, 1, 1]`, of the dtype and on the device of `images`.
-    fn per_channel(&self, images: &Tensor) -> (Tensor, Tensor) {
-        let of = |values: &[f64]| {
-            Tensor::from_slice(values).to_kind(images.kind()).to_device(images.device()).view([1, -1, 1, 1])
-        };
-        (of(&self.input.mean), of(&self.input.std))
+        (images - &self.mean) / &self.std
     }
 
     /// Embeddings of any number of images under one augmentation draw, f32 `[N, D]`, without gradients.
@@ -120,13 +124,8 @@ impl Context {
         Tensor::cat(&embeddings, 0)
     }
 
-    /// Positions of the real images of iteration `t`: `per_class` of every class, class by class.
-    pub fn real_positions(&self, sampler: &mut ClassSampler, t: u64, per_class: usize) -> Vec<usize> {
-        (0..self.data.n_classes()).flat_map(|class| sampler.positions(&self.data, t, class, per_class)).collect()
-    }
-
     /// Labels or positions as a tensor on the device, i64 `[N]`.
     pub fn indices(&self, values: &[i64]) -> Tensor {
-        Tensor::from_slice(values).to_device(self.device)
+        send(&Tensor::from_slice(values), self.device)
     }
 }

@@ -46,7 +46,7 @@ pub use config::{
 pub use context::Context;
 pub use cost::Work;
 pub use error::{ConfigError, DistillError};
-pub use method::{Effect, Method, MethodConfig, MethodEntry, Needs, Sections, Step, StepReport};
+pub use method::{Effect, Measured, Method, MethodConfig, MethodEntry, Needs, Sections, Step, StepReport};
 pub use methods::{
     c2r::{AacConfig, Anchors, C2rConfig, ObjectiveConfig, RealCandidates, Remember, RobustTerm, Weighted},
     coreset::Coreset,

@@ -6,11 +6,13 @@ use std::{any::Any, fmt, sync::Arc};
 use c2r_core::curriculum::Curriculum;
 use c2r_models::Model;
 use c2r_train::{
+    Unread,
     layers::{self, KeyError},
+    read,
     state::State,
 };
 use serde::de::DeserializeOwned;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 use toml::{Table, Value};
 
 use crate::{
@@ -137,6 +139,12 @@ pub trait MethodConfig: Any + fmt::Debug + Send + Sync {
     fn build(&self, context: &Context) -> Result<Box<dyn Method>, DistillError>;
 }
 
+/// What a [`Watch`] calls the loss of a training step.
+pub(crate) const TRAINING_LOSS: &str = "training loss of a network on real images";
+
+/// Numbers that must be finite, still on the device: what each of them is, and at which step of its loop.
+pub(crate) type Watch = Unread<(&'static str, u64)>;
+
 /// What a method works on in one step.
 #[derive(Debug)]
 pub struct Step<'a> {
@@ -148,6 +156,23 @@ pub struct Step<'a> {
     pub teacher: Option<&'a Model>,
     /// Where it counts its passes through networks.
     pub passes: &'a mut RunPasses,
+    pub(crate) watch: &'a mut Watch,
+}
+
+impl Step<'_> {
+    /// Moves the images against `gradient` by the configured rule and clamps them to `[0, 1]`.
+    ///
+    /// * `gradient`: of the loss by the stored images; `loss`: its value, a scalar.
+    ///
+    /// Neither is read now. Where one of them is not finite, [`crate::Distillation::step`] or another of its functions returns
+    /// [`DistillError::NotFinite`] later, and always before the state is saved or the run is finished.
+    pub fn descend(&mut self, gradient: &Tensor, loss: &Tensor) {
+        let at = self.images.iteration() + 1;
+        self.watch.push(("distillation loss", at), loss);
+        // A sum is finite if its terms are, unless it overflows, which is as bad.
+        self.watch.push(("gradient of the images", at), &gradient.abs().sum(Kind::Double));
+        self.images.descend(gradient);
+    }
 }
 
 /// A method that fills a synthetic set.
@@ -168,13 +193,13 @@ pub trait Method: fmt::Debug {
         done >= total
     }
 
-    /// One unit of preparation, e.g. a training step. Returns its loss.
+    /// One unit of preparation, e.g. a training step.
     ///
     /// # Errors
     /// [`DistillError`]; the run must then be resumed from its last saved state.
-    fn prepare(&mut self, step: &mut Step<'_>) -> Result<f64, DistillError> {
+    fn prepare(&mut self, step: &mut Step<'_>) -> Result<(), DistillError> {
         let _ = step;
-        Ok(0.0)
+        Ok(())
     }
 
     /// Everything that its preparation depends on, apart from data, seed, model and `[teacher]`; `None` where no other run
@@ -184,11 +209,11 @@ pub trait Method: fmt::Debug {
         None
     }
 
-    /// One update of the images, by [`SyntheticImages::descend`].
+    /// One update of the images, by [`Step::descend`]. Nothing that it computes needs to be read.
     ///
     /// # Errors
     /// As [`Method::prepare`].
-    fn update(&mut self, step: &mut Step<'_>) -> Result<StepReport, DistillError>;
+    fn update(&mut self, step: &mut Step<'_>) -> Result<Measured, DistillError>;
 
     /// The learning rate that it has learned for trainings on its images, which the set records; `None` where it learns
     /// none.
@@ -212,6 +237,57 @@ pub trait Method: fmt::Debug {
     fn effect(&self, context: &Context, images: &SyntheticImages) -> Result<Option<Effect>, DistillError> {
         let _ = (context, images);
         Ok(None)
+    }
+}
+
+/// What an update of the synthetic images measured, before it moved them, on the device: a [`StepReport`] that nobody has
+/// read yet. Numbers are scalars.
+#[derive(Debug, Default)]
+pub struct Measured {
+    /// The whole loss, what the images descend.
+    pub loss: Tensor,
+    /// Distance to what is matched: class means (C²R, DM), gradients, parameters, feature statistics.
+    pub matching: Option<Tensor>,
+    /// Cross-entropy of the synthetic images, in nats.
+    pub performance: Option<Tensor>,
+    /// The robust term of C²R.
+    pub robust: Option<Tensor>,
+    /// Margins of the synthetic images under attack, in logits, f32 `[N]`.
+    pub margins: Option<Tensor>,
+    /// The same of the real images of the iteration.
+    pub real_margins: Option<Tensor>,
+    /// Mean cosine similarity of the anchors with their nearest impostor.
+    pub impostor_similarity: Option<Tensor>,
+    /// Learning rate of the unrolled training, where it is learned.
+    pub student_lr: Option<Tensor>,
+}
+
+impl Measured {
+    /// Reads everything at once.
+    pub(crate) fn report(&self) -> StepReport {
+        let margins = [&self.margins, &self.real_margins].map(|margins| margins.as_ref().map(quantiles));
+        let others = [&self.matching, &self.performance, &self.robust, &self.impostor_similarity, &self.student_lr];
+        let all =
+            [Some(&self.loss)].into_iter().chain(others.map(Option::as_ref)).chain(margins.iter().map(Option::as_ref));
+        let all: Vec<Tensor> = all.flatten().map(Tensor::shallow_clone).collect();
+        let mut values = read(&all).into_iter();
+        let mut next = || values.next().expect("as many as were asked for");
+        let loss = next();
+        let [matching, performance, robust, impostor_similarity, student_lr] =
+            others.map(|other| other.as_ref().map(|_| next()));
+        let [margin_quantiles, real_margin_quantiles] =
+            margins.map(|margins| margins.map(|_| [next(), next(), next()]));
+        StepReport {
+            loss,
+            matching,
+            performance,
+            robust,
+            impostor_similarity,
+            student_lr,
+            margin_quantiles,
+            real_margin_quantiles,
+            ..StepReport::default()
+        }
     }
 }
 
@@ -268,9 +344,8 @@ pub struct Effect {
     pub impostor_similarity_after: f64,
 }
 
-/// 10, 50 and 90 % quantiles of f32 `[N]`.
-pub(crate) fn quantiles(values: &Tensor) -> [f64; 3] {
+/// 10, 50 and 90 % quantiles of f32 `[N]`, f32 `[3]`.
+pub(crate) fn quantiles(values: &Tensor) -> Tensor {
     let levels = Tensor::from_slice(&[0.1f32, 0.5, 0.9]).to_device(values.device());
-    let values = values.quantile(&levels, None::<i64>, false, "linear");
-    [0, 1, 2].map(|index| values.double_value(&[index]))
+    values.quantile(&levels, None::<i64>, false, "linear")
 }

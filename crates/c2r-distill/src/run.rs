@@ -6,7 +6,7 @@ use c2r_base::{
     Seed,
     artifact::{self, TensorFile},
 };
-use c2r_data::{Dataset, SetOrigin, SyntheticHeader, SyntheticSet, decode_formation};
+use c2r_data::{Batches, Dataset, SetOrigin, SyntheticHeader, SyntheticSet, decode_formation};
 use c2r_models::Model;
 use c2r_train::{
     model_input,
@@ -17,9 +17,9 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     config::{Init, LabelKind, PoolConfig, TeacherConfig},
-    context::Context,
+    context::{Context, per_channel},
     error::DistillError,
-    method::{Effect, Method, Step, StepReport},
+    method::{Effect, Measured, Method, Step, StepReport, TRAINING_LOSS, Watch},
     parts::{companions::CompanionAttack, images::SyntheticImages, pool::NetworkTraining},
     passes::RunPasses,
     resolve::DistillConfig,
@@ -31,13 +31,15 @@ const NETWORKS_ID: &str = "networks";
 const STATE_SCHEMA: &str = "2";
 /// More passes than any run makes.
 const MOST_PASSES: i64 = 1 << 53;
+/// Numbers that are read at the latest when there are as many.
+const MOST_UNREAD: usize = 200;
 /// What the paper compares LS-PGD with.
 const PGD_STEPS: u32 = 10;
 /// A teacher is a trajectory of its own, outside the numbering of the pool.
 const TEACHER: u64 = u64::MAX;
 
 /// What one [`Distillation::step`] did.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DistillEvent {
     /// A unit of preparation, e.g. a training step of the pool or of an expert.
@@ -46,8 +48,6 @@ pub enum DistillEvent {
         done: u64,
         /// All of them.
         total: u64,
-        /// Training loss (cross-entropy in nats).
-        loss: f64,
     },
     /// A training step of a teacher.
     Teacher {
@@ -55,11 +55,12 @@ pub enum DistillEvent {
         done: u64,
         /// All of them.
         total: u64,
-        /// Training loss (cross-entropy in nats).
-        loss: f64,
     },
-    /// An update of the synthetic images.
-    Images(Box<StepReport>),
+    /// An update of the synthetic images; [`Distillation::report`] has its numbers.
+    Images {
+        /// Updates done, this one included.
+        iteration: u64,
+    },
 }
 
 /// A distillation in progress.
@@ -72,6 +73,11 @@ pub struct Distillation {
     /// In the order of their training.
     teachers: Vec<NetworkTraining>,
     passes: RunPasses,
+    watch: Watch,
+    /// Of the last update.
+    measured: Option<Measured>,
+    /// Training loss that was read last.
+    training_loss: Option<f64>,
     data_sha256: String,
     /// Whether real images are chosen, and never updated.
     selects: bool,
@@ -110,6 +116,9 @@ impl Distillation {
             device,
             seed,
             companions: companions.transpose()?,
+            batches: Batches::new(&data, device, None),
+            mean: per_channel(&spec.mean, device),
+            std: per_channel(&spec.std, device),
             method: config.method.entry().name,
             common,
             spec,
@@ -129,11 +138,19 @@ impl Distillation {
             method: config.method.build(&context)?,
             teachers,
             passes: RunPasses::default(),
+            watch: Watch::default(),
+            measured: None,
+            training_loss: None,
             data_sha256: context.data.sha256(),
             context,
             config,
             selects: needs.selects,
         })
+    }
+
+    /// Changes how many bytes of real images the device keeps at most ([`Batches::new`]).
+    pub fn keep(&mut self, most_bytes: usize) {
+        self.context.batches = Batches::new(&self.context.data, self.context.device, Some(most_bytes));
     }
 
     /// The resolved configuration.
@@ -191,37 +208,82 @@ impl Distillation {
     /// Does one unit of work: preparation until it is done, then a training step of a teacher until all are trained, then
     /// an update of the images.
     ///
+    /// Losses stay on the device. They are read now and then, by [`Distillation::report`] and
+    /// [`Distillation::training_loss`], before a state is saved and at the end.
+    ///
     /// # Errors
-    /// [`DistillError::NotFinite`]; the distillation must then be dropped and resumed from its last
-    /// saved state.
+    /// [`DistillError::NotFinite`] for a number of this step or of one since losses were last read; the distillation must
+    /// then be dropped and resumed from its last saved state.
     ///
     /// # Panics
     /// If it is finished.
     pub fn step(&mut self) -> Result<DistillEvent, DistillError> {
         assert!(!self.is_finished(), "a finished distillation has no next step");
+        let event = self.work()?;
+        if self.watch.len() >= MOST_UNREAD || self.is_finished() {
+            self.check()?;
+        }
+        Ok(event)
+    }
+
+    fn work(&mut self) -> Result<DistillEvent, DistillError> {
         let prepares = self.preparation_is_due();
-        let Self { context, images, method, teachers, passes, .. } = self;
+        let Self { context, images, method, teachers, passes, watch, .. } = self;
         if let (false, Some(teacher)) = (prepares, teachers.iter_mut().find(|teacher| !teacher.is_trained())) {
-            let loss = teacher.train_step(context, passes)?;
+            teacher.train_step(context, passes, watch)?;
             let (done, total) = self.teaching();
-            return Ok(DistillEvent::Teacher { done, total, loss });
+            return Ok(DistillEvent::Teacher { done, total });
         }
         let teacher = teachers.first().filter(|teacher| teacher.is_trained()).map(NetworkTraining::model);
-        let mut step = Step { context, images, teacher, passes };
+        let mut step = Step { context, images, teacher, passes, watch };
         if prepares {
-            let loss = method.prepare(&mut step)?;
+            method.prepare(&mut step)?;
             let (done, total) = method.preparation();
-            return Ok(DistillEvent::Preparation { done, total, loss });
+            return Ok(DistillEvent::Preparation { done, total });
         }
-        let report = method.update(&mut step)?;
+        self.measured = Some(method.update(&mut step)?);
+        Ok(DistillEvent::Images { iteration: images.iteration() })
+    }
+
+    /// Reads every number that must be finite.
+    fn check(&mut self) -> Result<(), DistillError> {
+        for ((what, at), value) in self.watch.read() {
+            if !value.is_finite() {
+                // Found again whenever someone asks.
+                self.watch.push((what, at), &Tensor::from(value).to_device(self.context.device));
+                return Err(DistillError::NotFinite { what, at, value });
+            }
+            if what == TRAINING_LOSS {
+                self.training_loss = Some(value);
+            }
+        }
+        Ok(())
+    }
+
+    /// Loss (cross-entropy in nats) of the last training step of the preparation or of a teacher; `None` if there was none.
+    ///
+    /// # Errors
+    /// [`DistillError::NotFinite`], as for [`Distillation::step`].
+    pub fn training_loss(&mut self) -> Result<Option<f64>, DistillError> {
+        self.check()?;
+        Ok(self.training_loss)
+    }
+
+    /// Numbers of the last update of the images; `None` before the first.
+    ///
+    /// # Errors
+    /// [`DistillError::NotFinite`], as for [`Distillation::step`].
+    pub fn report(&mut self) -> Result<Option<StepReport>, DistillError> {
+        self.check()?;
+        let passes = self.passes;
         let attacked = passes.attacked > 0;
-        Ok(DistillEvent::Images(Box::new(StepReport {
-            iteration: images.iteration(),
+        Ok(self.measured.as_ref().map(|measured| StepReport {
+            iteration: self.images.iteration(),
             reused_share: attacked.then(|| passes.reused as f64 / passes.attacked as f64),
             backward_saved: attacked.then(|| passes.backward_saved(PGD_STEPS)),
-            passes: *passes,
-            ..report
-        })))
+            passes,
+            ..measured.report()
+        }))
     }
 
     /// What the updates did to the images; `None` for methods that do not measure it. Costs a few passes of the set
@@ -252,8 +314,9 @@ impl Distillation {
     /// Everything that the run continues from, and nothing else.
     ///
     /// # Errors
-    /// [`DistillError`] if the method cannot tell.
+    /// [`DistillError::NotFinite`] for a number of a step so far; [`DistillError`] if the method cannot tell.
     pub fn state(&mut self) -> Result<TensorFile, DistillError> {
+        self.check()?;
         let mut file = TensorFile::default();
         file.header.insert("format".to_owned(), STATE_FORMAT.to_owned());
         file.header.insert("schema_version".to_owned(), STATE_SCHEMA.to_owned());

@@ -64,6 +64,16 @@ unsafe extern "C" {
         of_weight: bool,
         out: *mut *mut C_tensor,
     ) -> *mut c_char;
+    fn c2r_sgd_step(
+        parameters: *const *const C_tensor,
+        gradients: *const *const C_tensor,
+        buffers: *const *const C_tensor,
+        n: usize,
+        lr: f64,
+        momentum: f64,
+        weight_decay: f64,
+        message: *mut *mut c_char,
+    );
     fn c2r_cuda_state() -> *mut c_char;
     fn c2r_cuda_ptx(
         nvrtc: *const c_char,
@@ -207,6 +217,35 @@ pub fn convolution_backward(
             Some(error) => Err(error),
             None => Ok(out.map(|tensor| (!tensor.is_null()).then(|| Tensor::from_ptr(tensor)))),
         }
+    }
+}
+
+/// One step of stochastic gradient descent over all parameters p with gradients g and buffers v, in place and in a handful of
+/// operators: `v <- momentum v + (g + weight_decay p)`, `p <- p - lr v`.
+///
+/// As many of each, of the same shapes, dtypes and devices. Nothing is tracked: call it under `tch::no_grad_guard`.
+///
+/// # Errors
+/// Numbers or shapes that differ, with the message of libtorch.
+pub fn sgd_step(
+    parameters: &[&Tensor],
+    gradients: &[&Tensor],
+    buffers: &[&Tensor],
+    [lr, momentum, weight_decay]: [f64; 3],
+) -> Result<(), KernelError> {
+    let n = parameters.len();
+    if [gradients.len(), buffers.len()] != [n, n] {
+        let lengths = format!("{n} parameters, {} gradients and {} buffers", gradients.len(), buffers.len());
+        return Err(KernelError(lengths));
+    }
+    let lists = [parameters, gradients, buffers]
+        .map(|list| list.iter().map(|tensor| tensor.as_ptr()).collect::<Vec<*const C_tensor>>());
+    let [parameters, gradients, buffers] = lists.each_ref().map(Vec::as_ptr);
+    let mut message = std::ptr::null_mut();
+    // SAFETY: each list has `n` live tensors, of which the C++ code makes handles of its own.
+    unsafe {
+        c2r_sgd_step(parameters, gradients, buffers, n, lr, momentum, weight_decay, &mut message);
+        taken(message).map_or(Ok(()), Err)
     }
 }
 

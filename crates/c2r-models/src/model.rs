@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use c2r_base::{Classifier, ClassifierError, Seed};
+use c2r_base::{Classifier, ClassifierError, Seed, send};
 use rand::Rng;
 use tch::{Device, Kind, Tensor};
 
@@ -68,7 +68,7 @@ impl Model {
         let parameters: BTreeMap<String, Tensor> = network::parameters(spec, input)?
             .into_iter()
             .map(|parameter| {
-                let tensor = value(&parameter).to_device(device).set_requires_grad(true);
+                let tensor = send(&value(&parameter), device).set_requires_grad(true);
                 (parameter.name, tensor)
             })
             .collect();

@@ -17,6 +17,14 @@ use crate::{exit, signals};
 /// How often a running program is looked at.
 pub const POLL: Duration = Duration::from_millis(30);
 
+/// The most memory that this process has had so far, in MB of 2^20 bytes; `None` where the system does not say, as outside
+/// Linux. Memory of a GPU is not in it.
+pub fn peak_memory_mb() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? >> 10)
+}
+
 /// An error with the code [`exit::INTERRUPTED`] if the process was asked to stop.
 ///
 /// # Errors

@@ -1,6 +1,8 @@
 use c2r_base::{Classifier, ClassifierError, LabelledImages};
 use tch::Kind;
 
+use crate::read;
+
 /// The part of `images` that `model` classifies as labelled, in `[0, 1]`.
 ///
 /// * `batch_size`: images per forward pass; changes nothing but memory and speed.
@@ -14,16 +16,16 @@ pub fn accuracy(model: &dyn Classifier, images: &LabelledImages, batch_size: usi
     assert!(batch_size > 0, "batch_size must be at least 1");
     let _no_grad = tch::no_grad_guard();
     let n = images.len() as i64;
-    let mut n_correct = 0;
+    let mut correct = Vec::new();
     let mut start = 0;
     while start < n {
         let length = (n - start).min(batch_size as i64);
         let logits = model.logits(&images.images().narrow(0, start, length).to_device(model.device()))?;
         let labels = images.labels().narrow(0, start, length).to_device(model.device());
-        n_correct += logits.argmax(1, false).eq_tensor(&labels).sum(Kind::Int64).int64_value(&[]);
+        correct.push(logits.argmax(1, false).eq_tensor(&labels).sum(Kind::Int64));
         start += length;
     }
-    Ok(n_correct as f64 / n as f64)
+    Ok(read(&correct).iter().sum::<f64>() / n as f64)
 }
 
 #[cfg(test)]

@@ -1,3 +1,4 @@
+use c2r_base::send;
 use rand::{Rng, seq::SliceRandom};
 use tch::{Kind, Tensor};
 
@@ -31,7 +32,7 @@ impl CutMix {
         let mut others: Vec<i64> = (0..n).collect();
         others.shuffle(rng);
         let share = (rows.1 * columns.1) as f64 / (height * width) as f64;
-        Some(Self { others: Tensor::from_slice(&others).to_device(images.device()), rows, columns, share })
+        Some(Self { others: send(&Tensor::from_slice(&others), images.device()), rows, columns, share })
     }
 
     /// The mixed images.

@@ -35,6 +35,7 @@
 
 mod accuracy;
 mod adversarial;
+mod ahead;
 mod augment;
 mod best;
 mod config;
@@ -46,9 +47,11 @@ mod sgd;
 mod source;
 pub mod state;
 mod trainer;
+mod unread;
 
 pub use accuracy::accuracy;
-pub use augment::augment;
+pub use ahead::Ahead;
+pub use augment::Augmentation;
 pub use best::Best;
 pub use config::{
     AdversarialConfig, AdversarialLoss, LabelSource, Length, LrSchedule, Order, ParseProtocolError, Protocol,
@@ -58,3 +61,4 @@ pub use error::TrainError;
 pub use sgd::{Sgd, SgdConfig, parameter_gradients};
 pub use source::{Targets, Teacher, TrainSource, model_input};
 pub use trainer::{TrainEvent, TrainSummary, Trainer, train};
+pub use unread::{Unread, read};

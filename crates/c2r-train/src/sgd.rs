@@ -62,29 +62,18 @@ impl Sgd {
     /// * `gradients`: one for each parameter, of its shape.
     ///
     /// # Panics
-    /// If the parameters are not those the optimizer was made for.
+    /// If the parameters are not those the optimizer was made for, or a gradient has another shape than its parameter.
     pub fn step(&mut self, parameters: &[(String, Tensor)], gradients: &[Tensor]) {
-        assert!(
-            parameters.len() == self.buffers.len() && gradients.len() == self.buffers.len(),
-            "{} parameters and {} gradients for {} buffers",
-            parameters.len(),
-            gradients.len(),
-            self.buffers.len()
-        );
         let _no_grad = tch::no_grad_guard();
         let SgdConfig { lr, momentum, weight_decay } = self.config;
-        for (((name, buffer), (parameter_name, parameter)), gradient) in
-            self.buffers.iter_mut().zip(parameters).zip(gradients)
-        {
-            assert_eq!(name, parameter_name, "parameters changed their order");
-            let _ = buffer.g_mul_scalar_(momentum);
-            *buffer += gradient;
-            if weight_decay != 0.0 {
-                *buffer += parameter * weight_decay;
-            }
-            let mut parameter = parameter.shallow_clone();
-            parameter -= &*buffer * lr;
+        for ((name, _), (own, _)) in self.buffers.iter().zip(parameters) {
+            assert_eq!(name, own, "parameters changed their order");
         }
+        let parameters: Vec<&Tensor> = parameters.iter().map(|(_, tensor)| tensor).collect();
+        let buffers: Vec<&Tensor> = self.buffers.iter().map(|(_, tensor)| tensor).collect();
+        let gradients: Vec<&Tensor> = gradients.iter().collect();
+        c2r_kernels::sgd_step(&parameters, &gradients, &buffers, [lr, momentum, weight_decay])
+            .unwrap_or_else(|error| panic!("gradients do not fit their parameters: {error}"));
     }
 
     /// Visits the buffers, by the names of their parameters.

@@ -1,5 +1,5 @@
 use c2r_base::LabelledImages;
-use c2r_data::{DatasetSpec, Split};
+use c2r_data::{Batches, DatasetSpec, Rows, Split};
 use c2r_models::{Frozen, ModelInput};
 use tch::{Device, Kind, Tensor};
 
@@ -53,6 +53,7 @@ impl Targets<'_> {
 pub struct TrainSource<'a> {
     images: Images<'a>,
     targets: Targets<'a>,
+    most_bytes: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -64,12 +65,17 @@ enum Images<'a> {
 impl<'a> TrainSource<'a> {
     /// Images that fit on the device as f32, such as a distilled set.
     pub const fn new(images: &'a LabelledImages, targets: Targets<'a>) -> Self {
-        Self { images: Images::Tensors(images), targets }
+        Self { images: Images::Tensors(images), targets, most_bytes: None }
     }
 
     /// A real training set, kept as bytes; floats are made batch by batch.
     pub const fn of_split(split: &'a Split, targets: Targets<'a>) -> Self {
-        Self { images: Images::Bytes(split), targets }
+        Self { images: Images::Bytes(split), targets, most_bytes: None }
+    }
+
+    /// Changes how many bytes of a real training set the device keeps at most ([`Batches::new`]).
+    pub const fn keeping(self, most_bytes: usize) -> Self {
+        Self { most_bytes: Some(most_bytes), ..self }
     }
 
     /// Number of images.
@@ -108,7 +114,7 @@ impl<'a> TrainSource<'a> {
             Images::Bytes(split) => {
                 let n = split.n_classes() as i64;
                 ensure(n <= classes, format!("there are {n} classes, the network tells {classes} apart"))?;
-                Loaded::Bytes { split, device }
+                Loaded::Bytes(Batches::new(split, device, self.most_bytes))
             }
         };
         let given = self.targets.label_source();
@@ -135,7 +141,8 @@ impl<'a> TrainSource<'a> {
                 (None, Some(teacher))
             }
         };
-        Ok(LoadedSource { images, soft, teacher, n_classes: classes })
+        let classes = Tensor::arange(classes, (Kind::Int64, device));
+        Ok(LoadedSource { images, soft, teacher, classes, device })
     }
 }
 
@@ -162,42 +169,42 @@ fn check_soft(soft: &Tensor, n: i64, classes: i64) -> Result<(), TrainError> {
 /// A training set on the device of the network.
 #[derive(Debug)]
 pub(crate) struct LoadedSource<'a> {
-    images: Loaded<'a>,
+    images: Loaded,
     /// Stored distributions, f32 `[N, K]`.
     soft: Option<Tensor>,
     /// The network that labels each view.
     pub(crate) teacher: Option<Teacher<'a>>,
-    n_classes: i64,
+    /// 0 to K - 1, i64 `[K]`.
+    classes: Tensor,
+    pub(crate) device: Device,
 }
 
 #[derive(Debug)]
-enum Loaded<'a> {
+enum Loaded {
     Tensors { images: Tensor, labels: Tensor },
-    Bytes { split: &'a Split, device: Device },
+    Bytes(Batches),
 }
 
 impl LoadedSource<'_> {
     pub(crate) fn len(&self) -> usize {
         match &self.images {
             Loaded::Tensors { labels, .. } => labels.size()[0] as usize,
-            Loaded::Bytes { split, .. } => split.len(),
+            Loaded::Bytes(batches) => batches.split().len(),
         }
     }
 
     /// Images f32 `[n, C, H, W]` in `[0, 1]` and the distributions that are stored for them, f32 `[n, K]`: those of the
     /// labels unless there are others.
-    pub(crate) fn batch(&self, positions: &[usize]) -> (Tensor, Tensor) {
-        let index: Vec<i64> = positions.iter().map(|&position| position as i64).collect();
+    pub(crate) fn batch(&self, rows: &Rows) -> (Tensor, Tensor) {
         let (images, labels) = match &self.images {
             Loaded::Tensors { images, labels } => {
-                let index = Tensor::from_slice(&index).to_device(images.device());
-                (images.index_select(0, &index), labels.index_select(0, &index))
+                (images.index_select(0, &rows.index), labels.index_select(0, &rows.index))
             }
-            Loaded::Bytes { split, device } => split.batch(positions, *device),
+            Loaded::Bytes(batches) => batches.batch(rows),
         };
         let distributions = match &self.soft {
-            Some(soft) => soft.index_select(0, &Tensor::from_slice(&index).to_device(soft.device())),
-            None => labels.one_hot(self.n_classes).to_kind(Kind::Float),
+            Some(soft) => soft.index_select(0, &rows.index),
+            None => labels.unsqueeze(1).eq_tensor(&self.classes).to_kind(Kind::Float),
         };
         (images, distributions)
     }

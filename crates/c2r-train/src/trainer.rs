@@ -1,18 +1,21 @@
 use c2r_base::Seed;
+use c2r_data::Rows;
 use c2r_models::Model;
 use rand::seq::SliceRandom;
 use tch::{Kind, Tensor};
 
 use crate::{
-    AdversarialConfig, AdversarialLoss, Order, Sgd, TrainConfig, TrainError, TrainSource,
-    adversarial::{attack, cross_entropy, divergence},
-    augment::augment,
+    AdversarialConfig, AdversarialLoss, Ahead, Augmentation, Order, Sgd, TrainConfig, TrainError, TrainSource, Unread,
+    adversarial::{attack, cross_entropy, divergence, start_noise},
     cutmix::CutMix,
     parameter_gradients,
     ranges::in_range,
     source::{LoadedSource, Teacher},
-    state::{State, StateError},
+    state::State,
 };
+
+/// Steps after which their losses are read from the device.
+const LOSSES_READ_EVERY: u64 = 50;
 
 /// Progress of a training run.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,8 +29,8 @@ pub enum TrainEvent {
         steps: u64,
         /// Zero-based pass over the training set.
         epoch: u64,
-        /// Mean loss of the batch, before the step.
-        loss: f64,
+        /// Mean loss of the batch, before the step, where losses are read: at every 50th step and the last one.
+        loss: Option<f64>,
         /// Learning rate of the step.
         lr: f64,
     },
@@ -52,7 +55,7 @@ pub struct TrainSummary {
 ///
 /// # Errors
 /// [`TrainError::Config`] and [`TrainError::Source`] before anything is done, [`TrainError::NotFinite`] for a loss
-/// that is NaN or infinite; the network then holds the parameters from before that step.
+/// that is NaN or infinite; the network is then of no use.
 pub fn train(
     model: &mut Model,
     source: &TrainSource<'_>,
@@ -81,11 +84,22 @@ pub struct Trainer<'a> {
     next_step: u64,
     steps: u64,
     /// Of the epoch that was computed last.
-    order: Option<(u64, Vec<usize>)>,
-    /// Sum of losses over images and number of images, in the epoch of the last step.
+    order: Option<(u64, Rows)>,
+    augmentation: Augmentation,
+    /// Noise at the starts of attacks.
+    starts: Ahead,
+    unread: Unread<Taken>,
+    /// Sum of losses over images and number of images, in the epoch of the last step whose loss was read.
     epoch_loss: (f64, u64),
-    mean: Tensor,
-    std: Tensor,
+}
+
+/// A step that was taken.
+#[derive(Debug)]
+struct Taken {
+    step: u64,
+    begins_epoch: bool,
+    n_images: u64,
+    lr: f64,
 }
 
 impl<'a> Trainer<'a> {
@@ -109,9 +123,10 @@ impl<'a> Trainer<'a> {
         model.set_trainable(false);
         let per_channel =
             |values: &[f64]| Tensor::from_slice(values).to_kind(Kind::Float).to_device(device).view([1, -1, 1, 1]);
+        let (mean, std) = (per_channel(&model.input().mean), per_channel(&model.input().std));
+        let batch_size = config.batch_size.min(source.len());
         Ok(Self {
-            mean: per_channel(&model.input().mean),
-            std: per_channel(&model.input().std),
+            augmentation: Augmentation::new(config.dsa.clone(), &mean, &std, batch_size),
             sgd: Sgd::new(config.sgd(), &model.parameters()),
             steps: config.length.steps(source.len(), config.batch_size),
             config: config.clone(),
@@ -120,6 +135,8 @@ impl<'a> Trainer<'a> {
             seed,
             next_step: 0,
             order: None,
+            starts: Ahead::default(),
+            unread: Unread::default(),
             epoch_loss: (0.0, 0),
         })
     }
@@ -142,7 +159,8 @@ impl<'a> Trainer<'a> {
     /// Takes one step, or returns `None` if training is finished.
     ///
     /// # Errors
-    /// [`TrainError::NotFinite`]; the step is then not taken.
+    /// [`TrainError::NotFinite`] where losses are read and one of them is NaN or infinite, whichever step it is of; the
+    /// trainer must then be dropped.
     pub fn step(&mut self) -> Result<Option<TrainEvent>, TrainError> {
         let (step, steps) = (self.next_step, self.steps);
         if step == steps {
@@ -150,28 +168,41 @@ impl<'a> Trainer<'a> {
         }
         let n_batches = self.source.len().div_ceil(self.config.batch_size) as u64;
         let (epoch, batch) = (step / n_batches, (step % n_batches) as usize);
-        let positions = self.positions(epoch, batch);
+        let rows = self.rows(epoch, batch);
         let lr = self.config.lr * self.config.lr_schedule.factor(step, steps, epoch);
 
-        let (loss, gradients) = self.loss(step, &positions);
-        // Reading waits for an accelerator, so what there is to compute is given to it first.
-        let value = loss.double_value(&[]);
-        if !value.is_finite() {
-            return Err(TrainError::NotFinite { step, steps, loss: value, lr });
-        }
+        let (loss, gradients) = self.loss(step, &rows);
         self.sgd.set_lr(lr);
         self.sgd.step(&self.model.parameters(), &gradients);
-
-        if batch == 0 {
-            self.epoch_loss = (0.0, 0);
-        }
-        self.epoch_loss.0 += value * positions.len() as f64;
-        self.epoch_loss.1 += positions.len() as u64;
+        let n_images = rows.positions.len() as u64;
+        self.unread.push(Taken { step, begins_epoch: batch == 0, n_images, lr }, &loss);
         self.next_step += 1;
-        Ok(Some(TrainEvent::Step { step, steps, epoch, loss: value, lr }))
+        let is_read = self.next_step.is_multiple_of(LOSSES_READ_EVERY) || self.next_step == steps;
+        let loss = if is_read { self.read()? } else { None };
+        Ok(Some(TrainEvent::Step { step, steps, epoch, loss, lr }))
     }
 
-    /// What came of the steps so far.
+    /// Reads the losses of the steps since the last time, and returns the newest.
+    fn read(&mut self) -> Result<Option<f64>, TrainError> {
+        let mut newest = None;
+        for (Taken { step, begins_epoch, n_images, lr }, loss) in self.unread.read() {
+            if !loss.is_finite() {
+                // Found again whenever someone asks.
+                let value = Tensor::from(loss).to_device(self.source.device);
+                self.unread.push(Taken { step, begins_epoch, n_images, lr }, &value);
+                return Err(TrainError::NotFinite { step, steps: self.steps, loss, lr });
+            }
+            if begins_epoch {
+                self.epoch_loss = (0.0, 0);
+            }
+            self.epoch_loss.0 += loss * n_images as f64;
+            self.epoch_loss.1 += n_images;
+            newest = Some(loss);
+        }
+        Ok(newest)
+    }
+
+    /// What came of the steps so far, as far as their losses are read.
     pub fn summary(&self) -> TrainSummary {
         let n_batches = self.source.len().div_ceil(self.config.batch_size) as u64;
         let (sum, n_images) = self.epoch_loss;
@@ -185,37 +216,38 @@ impl<'a> Trainer<'a> {
     /// Visits everything that the next step depends on besides training set, config and seed.
     ///
     /// # Errors
-    /// [`StateError`] if what is read belongs to another network or config; the trainer must then be dropped.
-    pub fn state(&mut self, state: &mut State<'_>) -> Result<(), StateError> {
+    /// [`TrainError::NotFinite`] before anything is written, if the loss of a step so far was NaN or infinite;
+    /// [`TrainError::State`] if what is read belongs to another network or config. The trainer must then be dropped.
+    pub fn state(&mut self, state: &mut State<'_>) -> Result<(), TrainError> {
+        self.read()?;
         state.integer("step", &mut self.next_step, 0..=self.steps as i64)?;
         let mut loss = [self.epoch_loss.0, self.epoch_loss.1 as f64];
         state.numbers("epoch-loss", &mut loss, f64::MIN..=f64::MAX)?;
         self.epoch_loss = (loss[0], loss[1] as u64);
         state.model("model.", self.model)?;
-        state.section("sgd.", |state| self.sgd.state(state))
+        Ok(state.section("sgd.", |state| self.sgd.state(state))?)
     }
 
-    fn positions(&mut self, epoch: u64, batch: usize) -> Vec<usize> {
+    fn rows(&mut self, epoch: u64, batch: usize) -> Rows {
         let n = self.source.len();
         if self.order.as_ref().is_none_or(|(of, _)| *of != epoch) {
             let mut order: Vec<usize> = (0..n).collect();
             if self.config.order == Order::Shuffled {
                 order.shuffle(&mut self.seed.stream("train/order", epoch));
             }
-            self.order = Some((epoch, order));
+            self.order = Some((epoch, Rows::send(order, self.source.device)));
         }
         let (_, order) = self.order.as_ref().expect("it was just made");
         let start = batch * self.config.batch_size;
-        order[start..(start + self.config.batch_size).min(n)].to_vec()
+        order.part(start, self.config.batch_size.min(n - start))
     }
 
     /// The mean loss of a batch and its gradients by the parameters.
-    fn loss(&self, step: u64, positions: &[usize]) -> (Tensor, Vec<Tensor>) {
-        let model = &*self.model;
-        let (images, stored) = self.source.batch(positions);
-        let images =
-            augment(&self.config.dsa, &images, &self.mean, &self.std, &mut self.seed.stream("train/dsa", step));
-        let mix = CutMix::draw(self.config.cutmix, &images, &mut self.seed.stream("train/cutmix", step));
+    fn loss(&mut self, step: u64, rows: &Rows) -> (Tensor, Vec<Tensor>) {
+        let (model, seed, steps) = (&*self.model, self.seed, self.steps);
+        let (images, stored) = self.source.batch(rows);
+        let images = self.augmentation.apply(&images, step, steps, |step| seed.stream("train/dsa", step));
+        let mix = CutMix::draw(self.config.cutmix, &images, &mut seed.stream("train/cutmix", step));
         let images = mix.as_ref().map_or_else(|| images.shallow_clone(), |mix| mix.images(&images));
         // The attacks' box is [0, 1], so what augmentation put outside comes back; without an attack it stays
         // outside, as in the field's natural training.
@@ -231,8 +263,18 @@ impl<'a> Trainer<'a> {
             (None, Some(mix)) => mix.distributions(&stored),
             (None, None) => stored,
         };
+        let batch_size = self.config.batch_size.min(self.source.len());
+        let starts = &mut self.starts;
         let attacked = self.config.adversarial.as_ref().map(|config| {
-            (config.loss, attack(model, &images, &distributions, config, self.seed.child("train/attack", step)))
+            let noise = config.random_start.then(|| {
+                let size = images.size();
+                let whole = [&[batch_size as i64], &size[1..]].concat();
+                let noise = starts.of(step, steps, &whole, images.device(), |step| {
+                    start_noise(config, &size[1..], batch_size, seed.child("train/attack", step))
+                });
+                noise.narrow(0, 0, size[0])
+            });
+            (config.loss, attack(model, &images, &distributions, config, noise.as_ref()))
         });
         parameter_gradients(model, || {
             let losses = match attacked {
@@ -368,9 +410,9 @@ mod tests {
         trainer.state(&mut State::writing(&mut saved)).unwrap();
         let mut message = |saved: &Entries| trainer.state(&mut State::reading(saved)).unwrap_err().to_string();
         saved.insert("step".into(), Tensor::from_slice(&[4i64]));
-        assert_eq!(message(&saved), "`step` must be in 0..=3, got 4");
+        assert_eq!(message(&saved), "the saved state does not fit: `step` must be in 0..=3, got 4");
         saved.remove("step");
-        assert_eq!(message(&saved), "there is no `step`");
+        assert_eq!(message(&saved), "the saved state does not fit: there is no `step`");
     }
 
     /// One natural step without augmentation, against the gradient of the plain loss.
@@ -404,7 +446,7 @@ mod tests {
         let batches = |protocol| {
             let mut model = model(0);
             let mut trainer = Trainer::new(&mut model, &source, &config(protocol, 4), Seed::new(0)).unwrap();
-            [(0, 0), (0, 1), (1, 0)].map(|(epoch, batch)| trainer.positions(epoch, batch))
+            [(0, 0), (0, 1), (1, 0)].map(|(epoch, batch)| trainer.rows(epoch, batch).positions)
         };
         let [first, second, again] = batches(Protocol::DdRobustbench);
         assert_eq!((first, second), ((0..32).collect(), (32..50).collect()));
@@ -424,12 +466,12 @@ mod tests {
             let config = config(protocol, 150);
             let summary = super::train(&mut model, &source, &config, Seed::new(3), &mut |event| {
                 let TrainEvent::Step { step, loss, lr, .. } = event;
-                losses.push(loss);
+                losses.extend(loss);
                 let late = config.lr_schedule == LrSchedule::HalfWay && step >= 75;
                 assert!((lr - if late { 0.002 } else { 0.02 }).abs() < 1e-12);
             })
             .unwrap();
-            assert_eq!((losses.len(), summary.steps, summary.epochs), (150, 150, 22));
+            assert_eq!((losses.len(), summary.steps, summary.epochs), (3, 150, 22));
             let clean = accuracy(&Frozen::new(model), &test, 500).unwrap();
             assert!(clean > 0.75, "{protocol}: clean accuracy {clean}");
         }
@@ -447,7 +489,9 @@ mod tests {
             let mut attack_config = Protocol::PgdAt.config().adversarial.unwrap();
             attack_config.epsilon = "32/255".parse().unwrap();
             let one_hot = test.labels().one_hot(10).to_kind(Kind::Float);
-            let attacked = attack(&model, test.images(), &one_hot, &attack_config, Seed::new(9));
+            let noise = start_noise(&attack_config, &[1, 8, 8], test.len(), Seed::new(9));
+            let noise = Tensor::from_slice(&noise).view_as(test.images());
+            let attacked = attack(&model, test.images(), &one_hot, &attack_config, Some(&noise));
             assert!(Norm::Linf.distance(&attacked, test.images()).max().double_value(&[]) < 32.1 / 255.0);
             let attacked = LabelledImages::new(attacked, test.labels().shallow_clone()).unwrap();
             accuracy(&Frozen::new(model), &attacked, 500).unwrap()
@@ -542,6 +586,58 @@ mod tests {
         assert!((1..50).contains(&step), "{error}");
     }
 
+    /// Between two readings of losses: what is saved is from before, and nothing broken is saved after.
+    #[test]
+    fn a_broken_run_leaves_its_last_good_state() {
+        let (train, _) = digits();
+        let train = train.subset_per_class(7);
+        let source = TrainSource::of_split(&train, Targets::Hard);
+        let config = config(Protocol::Natural, 2 * LOSSES_READ_EVERY);
+        let (mut straight, mut broken, mut resumed) = (model(0), model(0), model(5));
+        run(&mut straight, &source, &config, 1);
+
+        let mut weight = broken.parameters().swap_remove(0).1;
+        let mut trainer = Trainer::new(&mut broken, &source, &config, Seed::new(1)).unwrap();
+        let mut on_disk = Entries::new();
+        for step in 0..70 {
+            if step == 60 {
+                trainer.state(&mut State::writing(&mut on_disk)).unwrap();
+            }
+            if step == 67 {
+                let _no_grad = tch::no_grad_guard();
+                let _ = weight.fill_(f64::NAN);
+            }
+            trainer.step().unwrap();
+        }
+        let mut nothing = Entries::new();
+        let error = trainer.state(&mut State::writing(&mut nothing)).unwrap_err();
+        assert!(matches!(error, TrainError::NotFinite { step: 67, loss, .. } if loss.is_nan()), "{error}");
+        assert!(trainer.state(&mut State::writing(&mut nothing)).is_err() && nothing.is_empty());
+
+        let mut trainer = Trainer::new(&mut resumed, &source, &config, Seed::new(1)).unwrap();
+        trainer.state(&mut State::reading(&on_disk)).unwrap();
+        while trainer.step().unwrap().is_some() {}
+        for (name, tensor) in straight.state() {
+            assert_same_bytes(&name, &tensor, &resumed.state()[&name]);
+        }
+    }
+
+    #[test]
+    fn what_the_device_keeps_changes_nothing() {
+        let (train, _) = digits();
+        let train = train.subset_per_class(7);
+        let trained = |source: &TrainSource<'_>| {
+            let mut model = model(0);
+            run(&mut model, source, &config(Protocol::PgdAt, 7), 1);
+            model.state()
+        };
+        let source = TrainSource::of_split(&train, Targets::Hard);
+        let kept = trained(&source.keeping(usize::MAX));
+        for (name, tensor) in trained(&source) {
+            assert_same_bytes(&name, &tensor, &kept[&name]);
+        }
+    }
+
     #[test]
     fn an_epoch_sees_every_image_once() {
         let (train, _) = digits();
@@ -551,7 +647,7 @@ mod tests {
         let mut trainer = Trainer::new(&mut model, &source, &config(Protocol::Natural, 9), Seed::new(0)).unwrap();
         let mut epochs = Vec::new();
         for epoch in 0..2 {
-            let batches: Vec<Vec<usize>> = (0..3).map(|batch| trainer.positions(epoch, batch)).collect();
+            let batches: Vec<Vec<usize>> = (0..3).map(|batch| trainer.rows(epoch, batch).positions).collect();
             assert_eq!(batches.iter().map(Vec::len).collect::<Vec<_>>(), [32, 32, 6]);
             let mut all = batches.concat();
             epochs.push(all.clone());

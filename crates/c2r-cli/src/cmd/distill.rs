@@ -8,7 +8,7 @@ use c2r_base::{Epsilon, artifact::TensorFile};
 use c2r_data::{Dataset, DatasetSpec};
 use c2r_distill::{ConfigError, DistillConfig, DistillEvent, Distillation, LabelKind, METHODS, StepReport, profiles};
 use c2r_files::text_to_path;
-use c2r_run::{Run, Status, arguments::any_text, signals};
+use c2r_run::{Run, Status, arguments::any_text, process::peak_memory_mb, signals};
 use serde_json::{Value as Json, json};
 use tch::Device;
 use toml::Value;
@@ -191,6 +191,7 @@ fn work(distillation: &mut Distillation, run: &mut Run, args: &Args, ui: &Ui) ->
     let mut saved = Instant::now();
     let mut since_saved = 0;
     let pace = Pace::new(distillation);
+    let mut numbers = String::new();
     picture(distillation, run, args)?;
     while !distillation.is_finished() {
         let event = distillation.step()?;
@@ -208,32 +209,34 @@ fn work(distillation: &mut Distillation, run: &mut Run, args: &Args, ui: &Ui) ->
                 ui.out(line.to_string())
             }
         };
-        match &event {
-            DistillEvent::Preparation { done: at, total, loss } => {
-                progress.set(done, format!("preparing, loss {loss:.3}, {:.0} images/s", pace.images(distillation)));
+        // Numbers are read where they are logged: a read waits for the device.
+        let what = match event {
+            DistillEvent::Preparation { done: at, total } | DistillEvent::Teacher { done: at, total } => {
+                let teaches = matches!(event, DistillEvent::Teacher { .. });
                 if at % TRAINING_LOG_EVERY == 0 || at == total {
-                    say(&pace.line(distillation, json!({"stage": "preparation", "step": at, "loss": loss})));
+                    let loss = distillation.training_loss()?;
+                    numbers = loss.map_or_else(String::new, |loss| format!("loss {loss:.3}, "));
+                    let stage = if teaches { "teacher" } else { "preparation" };
+                    say(&pace.line(distillation, json!({"stage": stage, "step": at, "loss": loss})));
                 }
+                if teaches { "training the teacher, " } else { "preparing, " }
             }
-            DistillEvent::Teacher { done: at, total, loss } => {
-                let speed = pace.images(distillation);
-                progress.set(done, format!("training the teacher, loss {loss:.3}, {speed:.0} images/s"));
-                if at % TRAINING_LOG_EVERY == 0 || at == total {
-                    say(&pace.line(distillation, json!({"stage": "teacher", "step": at, "loss": loss})));
-                }
-            }
-            DistillEvent::Images(report) => {
-                progress.set(done, describe(report, pace.images(distillation)));
-                if report.iteration % LOG_EVERY == 0 || distillation.is_finished() {
-                    log.line(report)?;
-                    let mut line = serde_json::to_value(report)?;
+            DistillEvent::Images { iteration } => {
+                if (iteration % LOG_EVERY == 0 || distillation.is_finished())
+                    && let Some(report) = distillation.report()?
+                {
+                    numbers = describe(&report);
+                    log.line(&report)?;
+                    let mut line = serde_json::to_value(&report)?;
                     line["stage"] = "images".into();
                     say(&pace.line(distillation, line));
                 }
                 picture(distillation, run, args)?;
+                ""
             }
-            _ => {}
-        }
+            _ => "",
+        };
+        progress.set(done, format!("{what}{numbers}{:.0} images/s", pace.images(distillation)));
         let interrupted = ui.interrupted();
         let due =
             since_saved >= args.checkpoint_every || saved.elapsed() >= Duration::from_secs(args.checkpoint_seconds);
@@ -257,11 +260,11 @@ fn work(distillation: &mut Distillation, run: &mut Run, args: &Args, ui: &Ui) ->
 }
 
 /// What is shown of an update while it runs.
-fn describe(report: &StepReport, images_per_second: f64) -> String {
+fn describe(report: &StepReport) -> String {
     let margins = report.margin_quantiles.map_or_else(String::new, |[low, median, high]| {
         format!(", margins {low:.2} {median:.2} {high:.2} (10, 50, 90 %)")
     });
-    format!("loss {:.3}{margins}, {images_per_second:.0} images/s", report.loss)
+    format!("loss {:.3}{margins}, ", report.loss)
 }
 
 /// How fast this session is.
@@ -324,6 +327,7 @@ fn finish(distillation: &Distillation, run: &mut Run, args: &Args, ui: &Ui) -> a
         "sha256": c2r_base::artifact::sha256_of_file(&file)?,
         "iterations": distillation.iteration(),
         "seconds": run.seconds(),
+        "peak_memory_mb": peak_memory_mb(),
         "passes": distillation.passes(),
         "claims": distillation.effect()?,
     });

@@ -11,7 +11,7 @@ use c2r_distill::Work;
 use c2r_experiment::{Selection, Subject};
 use c2r_kernels::{Bf16, FloatFormat};
 use c2r_models::{Frozen, Model, ModelSpec, checkpoint};
-use c2r_run::{Status, arguments::any_text, signals};
+use c2r_run::{Status, arguments::any_text, process::peak_memory_mb, signals};
 use c2r_train::{
     Best, LrSchedule, Protocol, Targets, Teacher, TrainConfig, TrainEvent, TrainSource, Trainer, layers, model_input,
     state::State,
@@ -149,8 +149,6 @@ fn parse_part(text: &str) -> Result<f64, String> {
     part.ok_or_else(|| "expected a number between 0 and 1, such as 0.1".to_owned())
 }
 
-/// Steps between log lines.
-const LOG_EVERY: u64 = 50;
 /// Networks that `--select` compares unless told otherwise.
 const DEFAULT_COMPARISONS: u64 = 100;
 /// Images per pass when they are compared; changes nothing but memory and speed.
@@ -293,23 +291,26 @@ pub(crate) fn run(args: Args, device: Device, bf16: bool, ui: &Ui) -> anyhow::Re
         let context = || format!("cannot continue from {}; --force starts again", state.display());
         let tensors = TensorFile::read(&state).with_context(context)?.tensors;
         let mut saved = State::reading(&tensors);
-        trainer.state(&mut saved).and_then(|()| best.state(&mut saved)).with_context(context)?;
+        trainer.state(&mut saved).with_context(context)?;
+        best.state(&mut saved).with_context(context)?;
         ui.note(format!("going on at step {} of {} in {}", trainer.steps_done(), trainer.steps(), path.display()));
     }
     signals::will_save();
     let mut log = run.log(trainer.steps_done())?;
     let mut progress = ui.progress("train", trainer.steps());
     let mut saved = Instant::now();
+    let mut doing = String::new();
     let next = |trainer: &mut Trainer<'_>| {
         let _bf16 = in_bf16();
         trainer.step()
     };
     while let Some(TrainEvent::Step { step, loss, lr, .. }) = next(&mut trainer)? {
         let done = step + 1;
-        progress.set(done, format!("loss {loss:.3}"));
-        if done % LOG_EVERY == 0 || done == trainer.steps() {
+        if let Some(loss) = loss {
             log.line(&json!({ "iteration": done, "loss": loss, "lr": lr }))?;
+            doing = format!("loss {loss:.3}");
         }
+        progress.set(done, &doing);
         if let Some(judges) = &material.judges
             && (done % select_every == 0 || done == trainer.steps())
         {
@@ -337,7 +338,12 @@ pub(crate) fn run(args: Args, device: Device, bf16: bool, ui: &Ui) -> anyhow::Re
     best.restore(trainer.model())?;
     let header = [("subject".to_owned(), serde_json::to_string(&subject)?)].into();
     checkpoint::save(&file, &model, header)?;
-    let mut summary = json!({ "checkpoint": "model.safetensors", "seconds": run.seconds(), "final_loss": final_loss });
+    let mut summary = json!({
+        "checkpoint": "model.safetensors",
+        "seconds": run.seconds(),
+        "peak_memory_mb": peak_memory_mb(),
+        "final_loss": final_loss,
+    });
     if let Some((step, accuracy)) = best.found() {
         summary["selected"] = json!({ "by": args.select, "step": step, "accuracy": accuracy });
         let percent = 100.0 * accuracy;

@@ -162,7 +162,7 @@ fn normalized_application_is_normalizing_first() {
     for draw in DRAWS {
         let normalized = (&images - per_channel(&mean)) / per_channel(&std);
         let expected = apply(&normalized, draw) * per_channel(&std) + per_channel(&mean);
-        let result = Dsa::full().apply_normalized(&images, &draw, &mean, &std);
+        let result = Dsa::full().apply_normalized(&images, &draw, &per_channel(&mean), &per_channel(&std));
         assert!(distance(&result, &expected) < 1e-6, "{draw:?}");
     }
 }

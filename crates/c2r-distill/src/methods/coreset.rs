@@ -23,7 +23,7 @@ use crate::{
     context::Context,
     cost::Work,
     error::DistillError,
-    method::{Method, MethodConfig, MethodEntry, Needs, Step, StepReport},
+    method::{Measured, Method, MethodConfig, MethodEntry, Needs, Step},
     parts::pool::Pool,
 };
 
@@ -152,19 +152,19 @@ impl Method for Choice {
         self.chosen
     }
 
-    fn prepare(&mut self, step: &mut Step<'_>) -> Result<f64, DistillError> {
-        let Some(pool) = &mut self.pool else { return Ok(0.0) };
+    fn prepare(&mut self, step: &mut Step<'_>) -> Result<(), DistillError> {
+        let Some(pool) = &mut self.pool else { return Ok(()) };
         if !pool.is_full() {
-            return pool.fill_step(step.context, None, step.passes);
+            return pool.fill_step(step.context, None, step.passes, step.watch);
         }
         choose(step, pool, self.rule)?;
         self.chosen = true;
-        Ok(0.0)
+        Ok(())
     }
 
     /// Nothing: chosen images are not updated.
-    fn update(&mut self, _: &mut Step<'_>) -> Result<StepReport, DistillError> {
-        Ok(StepReport::default())
+    fn update(&mut self, _: &mut Step<'_>) -> Result<Measured, DistillError> {
+        Ok(Measured::default())
     }
 
     fn state(&mut self, context: &Context, state: &mut State<'_>) -> Result<(), DistillError> {

@@ -15,7 +15,6 @@
 use std::sync::Arc;
 
 use c2r_base::grad::gradients;
-use c2r_data::ClassSampler;
 use serde::Deserialize;
 use tch::{Kind, Tensor};
 
@@ -24,8 +23,8 @@ use crate::{
     context::Context,
     cost::Work,
     error::{ConfigError, DistillError},
-    method::{Method, MethodConfig, MethodEntry, Needs, Step, StepReport, quantiles},
-    parts::companions::Attacked,
+    method::{Measured, Method, MethodConfig, MethodEntry, Needs, Step},
+    parts::{companions::Attacked, real_rows::RealRows},
 };
 
 /// DM's line of the registry.
@@ -69,8 +68,8 @@ impl MethodConfig for DmConfig {
     }
 
     fn build(&self, context: &Context) -> Result<Box<dyn Method>, DistillError> {
-        let sampler = ClassSampler::new(context.seed.child("real", 0));
-        Ok(Box::new(Dm { matching: self.matching.clone(), sampler }))
+        let real = RealRows::new(context, self.matching.real_per_class);
+        Ok(Box::new(Dm { matching: self.matching.clone(), real }))
     }
 }
 
@@ -78,11 +77,11 @@ impl MethodConfig for DmConfig {
 #[derive(Debug)]
 struct Dm {
     matching: MatchingConfig,
-    sampler: ClassSampler,
+    real: RealRows,
 }
 
 impl Method for Dm {
-    fn update(&mut self, step: &mut Step<'_>) -> Result<StepReport, DistillError> {
+    fn update(&mut self, step: &mut Step<'_>) -> Result<Measured, DistillError> {
         let context = step.context;
         let t = step.images.iteration();
         let seed = context.seed.child("iteration", t);
@@ -90,14 +89,13 @@ impl Method for Dm {
         let (tracked, decoded) = step.images.tracked()?;
         let n_real = self.matching.real_per_class as i64;
         let n_synthetic = decoded.size()[0] / context.input.n_classes;
-        let positions = context.real_positions(&mut self.sampler, t, self.matching.real_per_class);
-        let (mut real, labels) = context.data.batch(&positions, context.device);
-        let mut report = StepReport::default();
+        let rows = self.real.of(context, t);
+        let (mut real, labels) = context.real(&rows);
+        let mut real_margins = None;
         if self.matching.attacked {
-            let attacked = Attacked { images: &real, labels: &labels, positions: &positions };
+            let attacked = Attacked { images: &real, labels: &labels, positions: &rows.positions };
             let companions = context.attack(&model, attacked, seed.child("real", 0), None, step.passes)?;
-            report.real_margin_quantiles = Some(quantiles(&companions.margins));
-            real = companions.images;
+            (real, real_margins) = (companions.images, Some(companions.margins));
         }
         // Every class has its own draw.
         let augmented = |images: &Tensor, per_class: i64| {
@@ -117,12 +115,12 @@ impl Method for Dm {
         let value = tch::with_grad(|| {
             (target - means(model.features(&augmented(&decoded, n_synthetic)), n_synthetic)).square().sum(Kind::Float)
         });
-        let matching = value.double_value(&[]);
-        let loss = matching * self.matching.weight;
         let gradient = gradients(&value, &[&tracked]).swap_remove(0) * self.matching.weight;
-        step.passes.forward += positions.len() as u64 + decoded.size()[0] as u64;
+        let matching = value.detach().to_kind(Kind::Double);
+        let loss = &matching * self.matching.weight;
+        step.passes.forward += rows.positions.len() as u64 + decoded.size()[0] as u64;
         step.passes.backward += decoded.size()[0] as u64;
-        step.images.descend(&gradient, loss)?;
-        Ok(StepReport { loss, matching: Some(matching), ..report })
+        step.descend(&gradient, &loss);
+        Ok(Measured { loss, matching: Some(matching), real_margins, ..Measured::default() })
     }
 }

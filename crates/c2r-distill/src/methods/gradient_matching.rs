@@ -22,7 +22,6 @@
 use std::sync::Arc;
 
 use c2r_base::{Seed, grad::gradients, loss};
-use c2r_data::ClassSampler;
 use c2r_models::Model;
 use c2r_train::{
     Sgd, SgdConfig, parameter_gradients,
@@ -38,8 +37,8 @@ use crate::{
     context::Context,
     cost::Work,
     error::{ConfigError, DistillError},
-    method::{Method, MethodConfig, MethodEntry, Needs, Sections, Step, StepReport, quantiles},
-    parts::companions::Attacked,
+    method::{Measured, Method, MethodConfig, MethodEntry, Needs, Sections, Step},
+    parts::{companions::Attacked, real_rows::RealRows},
 };
 
 /// Added to the product of lengths, as in the authors' code.
@@ -131,8 +130,8 @@ impl MethodConfig for GradientMatchingConfig {
     }
 
     fn build(&self, context: &Context) -> Result<Box<dyn Method>, DistillError> {
-        let sampler = ClassSampler::new(context.seed.child("real", 0));
-        Ok(Box::new(GradientMatching { config: self.clone(), sampler, learner: None }))
+        let real = RealRows::new(context, self.matching.real_per_class);
+        Ok(Box::new(GradientMatching { config: self.clone(), real, learner: None }))
     }
 }
 
@@ -140,7 +139,7 @@ impl MethodConfig for GradientMatchingConfig {
 #[derive(Debug)]
 struct GradientMatching {
     config: GradientMatchingConfig,
-    sampler: ClassSampler,
+    real: RealRows,
     /// The network of the current outer loop and its optimizer; absent before the first update.
     learner: Option<(Model, Sgd)>,
 }
@@ -161,20 +160,28 @@ impl GradientsConfig {
         seed: Seed,
     ) -> Result<(), DistillError> {
         let context = step.context;
-        let images = step.images.tracked()?.1.detach();
-        let labels = context.indices(step.images.labels());
+        let (images, labels) = (step.images.tracked()?.1.detach(), step.images.targets());
+        let n = images.size()[0] as usize;
+        let mut orders: Vec<i64> = Vec::with_capacity(self.inner as usize * n);
         for epoch in 0..self.inner {
-            let mut order: Vec<i64> = (0..images.size()[0]).collect();
+            let mut order: Vec<i64> = (0..n as i64).collect();
             order.shuffle(&mut seed.stream("learn/order", epoch));
-            for (at, rows) in order.chunks(self.batch_size).enumerate() {
-                let rows = context.indices(rows);
-                let mut rng = seed.child("learn", epoch).stream("dsa", at as u64);
-                let batch = context.augmented_each(&context.common.dsa, &images.index_select(0, &rows), &mut rng);
-                let (_, gradients) = parameter_gradients(model, || {
-                    loss::ce(&model.logits(&batch), &labels.index_select(0, &rows)).mean(Kind::Float)
-                });
-                optimizer.step(&model.parameters(), &gradients);
-            }
+            orders.extend(order);
+        }
+        let orders = context.indices(&orders);
+        let mut augmentation = context.augmentation(&context.common.dsa, self.batch_size.min(n));
+        let per_epoch = n.div_ceil(self.batch_size) as u64;
+        let dsa_rng = |at| seed.child("learn", at / per_epoch).stream("dsa", at % per_epoch);
+        let steps = self.inner * per_epoch;
+        for at in 0..steps {
+            let start = (at % per_epoch) as usize * self.batch_size;
+            let first = (at / per_epoch) as usize * n + start;
+            let rows = orders.narrow(0, first as i64, self.batch_size.min(n - start) as i64);
+            let batch = augmentation.apply(&images.index_select(0, &rows), at, steps, dsa_rng);
+            let (_, gradients) = parameter_gradients(model, || {
+                loss::ce(&model.logits(&batch), &labels.index_select(0, &rows)).mean(Kind::Float)
+            });
+            optimizer.step(&model.parameters(), &gradients);
         }
         step.passes.forward += self.inner * images.size()[0] as u64;
         step.passes.backward += self.inner * images.size()[0] as u64;
@@ -200,7 +207,7 @@ fn distance(ours: &[Tensor], theirs: &[Tensor]) -> Tensor {
 }
 
 impl Method for GradientMatching {
-    fn update(&mut self, step: &mut Step<'_>) -> Result<StepReport, DistillError> {
+    fn update(&mut self, step: &mut Step<'_>) -> Result<Measured, DistillError> {
         let context = step.context;
         let config = &self.config;
         let t = step.images.iteration();
@@ -215,18 +222,21 @@ impl Method for GradientMatching {
         let (tracked, decoded) = step.images.tracked()?;
         let per_class = decoded.size()[0] / context.input.n_classes;
         let mut gradient = tracked.zeros_like();
-        let (mut matching, mut margins) = (0.0, Vec::new());
+        let mut matching = Tensor::zeros([], (Kind::Double, context.device));
+        let mut margins = Vec::new();
+        let rows = self.real.of(context, t);
         for class in 0..context.n_classes() {
-            let positions = self.sampler.positions(&context.data, t, class, config.matching.real_per_class);
-            let (mut real, labels) = context.data.batch(&positions, context.device);
+            let n_real = config.matching.real_per_class;
+            let rows = rows.part(class * n_real, n_real);
+            let (mut real, labels) = context.real(&rows);
             if config.matching.attacked {
-                let attacked = Attacked { images: &real, labels: &labels, positions: &positions };
+                let attacked = Attacked { images: &real, labels: &labels, positions: &rows.positions };
                 let companions = context.attack(model, attacked, seed.child("real", 0), None, step.passes)?;
                 margins.push(companions.margins);
                 real = companions.images;
             }
             let draw = context.common.dsa.draw(&mut seed.stream("dsa", class as u64));
-            let own_labels = context.indices(&vec![class as i64; per_class as usize]);
+            let own_labels = step.images.targets().narrow(0, class as i64 * per_class, per_class);
             model.set_trainable(true);
             let value = tch::with_grad(|| {
                 let mean_loss = |images: &Tensor, labels: &Tensor| {
@@ -241,19 +251,19 @@ impl Method for GradientMatching {
             let part = Tensor::run_backward(&[&value], &[&tracked], true, false).swap_remove(0);
             model.set_trainable(false);
             gradient += part;
-            matching += value.double_value(&[]);
-            step.passes.forward += positions.len() as u64 + per_class as u64;
-            step.passes.backward += positions.len() as u64 + 2 * per_class as u64;
+            matching += value.detach();
+            step.passes.forward += n_real as u64 + per_class as u64;
+            step.passes.backward += n_real as u64 + 2 * per_class as u64;
         }
-        let loss = matching * config.matching.weight;
-        step.images.descend(&(gradient * config.matching.weight), loss)?;
+        let loss = &matching * config.matching.weight;
+        step.descend(&(gradient * config.matching.weight), &loss);
         // The last update of a network needs no more learning.
         if !(t + 1).is_multiple_of(config.gradients.outer) {
             config.gradients.learn(&mut learner, step, seed)?;
         }
         self.learner = Some(learner);
-        let real_margin_quantiles = (!margins.is_empty()).then(|| quantiles(&Tensor::cat(&margins, 0)));
-        Ok(StepReport { loss, matching: Some(matching), real_margin_quantiles, ..StepReport::default() })
+        let real_margins = (!margins.is_empty()).then(|| Tensor::cat(&margins, 0));
+        Ok(Measured { loss, matching: Some(matching), real_margins, ..Measured::default() })
     }
 
     fn state(&mut self, context: &Context, state: &mut State<'_>) -> Result<(), DistillError> {

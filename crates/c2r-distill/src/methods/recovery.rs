@@ -42,7 +42,7 @@ use crate::{
     context::Context,
     cost::Work,
     error::{ConfigError, DistillError},
-    method::{Method, MethodConfig, MethodEntry, Needs, Step, StepReport},
+    method::{Measured, Method, MethodConfig, MethodEntry, Needs, Step},
 };
 
 /// Images per batch when the real statistics are taken.
@@ -124,11 +124,12 @@ struct Recovery {
 fn real_statistics(teacher: &Model, step: &mut Step<'_>) -> Vec<(Tensor, Tensor)> {
     let _no_grad = tch::no_grad_guard();
     let context = step.context;
-    let all: Vec<usize> = (0..context.data.len()).collect();
+    let n = context.data.len();
+    let all = context.batches.rows((0..n).collect());
     // Sums in f64: a variance as a difference of two large f32 numbers would be noise.
     let mut sums: Vec<(Tensor, Tensor, f64)> = Vec::new();
-    for positions in all.chunks(STATISTICS_BATCH) {
-        let (images, _) = context.data.batch(positions, context.device);
+    for start in (0..n).step_by(STATISTICS_BATCH) {
+        let (images, _) = context.real(&all.part(start, STATISTICS_BATCH.min(n - start)));
         let (_, layers) = teacher.features_and_convolutions(&images);
         for (index, layer) in layers.iter().enumerate() {
             let values = layer.to_kind(Kind::Double);
@@ -198,13 +199,13 @@ fn statistics_distance(layers: &[Tensor], real: &[(Tensor, Tensor)], first_layer
 }
 
 impl Method for Recovery {
-    fn update(&mut self, step: &mut Step<'_>) -> Result<StepReport, DistillError> {
+    fn update(&mut self, step: &mut Step<'_>) -> Result<Measured, DistillError> {
         let context = step.context;
         let teacher = step.teacher.ok_or_else(|| context.missing("teacher"))?;
         let real = self.real.get_or_insert_with(|| real_statistics(teacher, step));
         let seed = context.seed.child("iteration", step.images.iteration());
         let (tracked, decoded) = step.images.tracked()?;
-        let labels = context.indices(step.images.labels());
+        let labels = step.images.targets().shallow_clone();
         let draw = context.common.dsa.draw(&mut seed.stream("dsa", 0));
         let (value, performance, matching) = tch::with_grad(|| {
             let views = context.augmented(&decoded, &draw);
@@ -217,15 +218,15 @@ impl Method for Recovery {
                 let (variation, size) = image_priors(&context.normalized(&views));
                 value = value + variation * total_variation + size * l2;
             }
-            (value, performance.double_value(&[]), matching.double_value(&[]))
+            (value, performance.detach(), matching.detach())
         });
         let gradient = gradients(&value, &[&tracked]).swap_remove(0);
         let n = step.images.labels().len() as u64;
         step.passes.forward += n;
         step.passes.backward += n;
-        let loss = value.double_value(&[]);
-        step.images.descend(&gradient, loss)?;
-        Ok(StepReport { loss, performance: Some(performance), matching: Some(matching), ..StepReport::default() })
+        let loss = value.detach();
+        step.descend(&gradient, &loss);
+        Ok(Measured { loss, performance: Some(performance), matching: Some(matching), ..Measured::default() })
     }
 
     fn state(&mut self, context: &Context, state: &mut State<'_>) -> Result<(), DistillError> {

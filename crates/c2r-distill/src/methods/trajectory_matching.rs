@@ -40,7 +40,7 @@ use crate::{
     context::Context,
     cost::Work,
     error::{ConfigError, DistillError},
-    method::{Method, MethodConfig, MethodEntry, Needs, Step, StepReport},
+    method::{Measured, Method, MethodConfig, MethodEntry, Needs, Step},
     parts::pool::NetworkTraining,
 };
 
@@ -175,8 +175,8 @@ impl MethodConfig for TrajectoryMatchingConfig {
             recorded: Vec::new(),
             growing: None,
             steps_per_epoch,
-            lr: student.lr,
-            lr_velocity: 0.0,
+            lr: Tensor::full([], student.lr, (Kind::Double, context.device)),
+            lr_velocity: Tensor::zeros([], (Kind::Double, context.device)),
             experts,
             student,
         }))
@@ -195,8 +195,9 @@ struct TrajectoryMatching {
     recorded: Vec<Tensor>,
     growing: Option<GrowingExpert>,
     steps_per_epoch: u64,
-    lr: f64,
-    lr_velocity: f64,
+    /// The learned rate and its momentum, scalars f64.
+    lr: Tensor,
+    lr_velocity: Tensor,
 }
 
 /// An expert in training.
@@ -243,12 +244,12 @@ impl Method for TrajectoryMatching {
         (self.recorded.len() as u64 * each + growing, self.experts.count as u64 * each)
     }
 
-    fn prepare(&mut self, step: &mut Step<'_>) -> Result<f64, DistillError> {
+    fn prepare(&mut self, step: &mut Step<'_>) -> Result<(), DistillError> {
         let mut growing = match self.growing.take() {
             Some(growing) => growing,
             None => self.new_expert(step.context)?,
         };
-        let loss = growing.training.train_step(step.context, step.passes)?;
+        growing.training.train_step(step.context, step.passes, step.watch)?;
         let _no_grad = tch::no_grad_guard();
         let now = flat(growing.training.model());
         growing.average = &growing.average * self.experts.average + now * (1.0 - self.experts.average);
@@ -260,10 +261,10 @@ impl Method for TrajectoryMatching {
         } else {
             self.growing = Some(growing);
         }
-        Ok(loss)
+        Ok(())
     }
 
-    fn update(&mut self, step: &mut Step<'_>) -> Result<StepReport, DistillError> {
+    fn update(&mut self, step: &mut Step<'_>) -> Result<Measured, DistillError> {
         let context = step.context;
         let seed = context.seed.child("iteration", step.images.iteration());
         let expert = &self.recorded[seed.stream("expert", 0).random_range(0..self.recorded.len())];
@@ -274,22 +275,27 @@ impl Method for TrajectoryMatching {
         let moved = distance_of(&from, &target);
 
         let (tracked, decoded) = step.images.tracked()?;
-        let labels = context.indices(step.images.labels());
-        let n = decoded.size()[0];
-        let batch_size = if self.student.batch_size == 0 { n as usize } else { self.student.batch_size };
-        let rate = Tensor::from(self.lr as f32).to_device(context.device).set_requires_grad(true);
-        let mut order: Vec<i64> = Vec::new();
+        let labels = step.images.targets();
+        let n = decoded.size()[0] as usize;
+        let batch_size = if self.student.batch_size == 0 { n } else { self.student.batch_size.min(n) };
+        let per_epoch = n.div_ceil(batch_size) as u64;
+        let mut orders: Vec<i64> = Vec::new();
+        for at in (0..self.student.steps).step_by(per_epoch as usize) {
+            let mut order: Vec<i64> = (0..n as i64).collect();
+            order.shuffle(&mut seed.stream("student/order", at));
+            orders.extend(order);
+        }
+        let orders = context.indices(&orders);
+        let mut augmentation = context.augmentation(&context.common.dsa, batch_size);
+        let dsa_rng = |at| seed.stream("student/dsa", at);
+        let rate = self.lr.to_kind(Kind::Float).set_requires_grad(true);
         let mut parameters = from.detach().set_requires_grad(true);
         let value = tch::with_grad(|| {
             for at in 0..self.student.steps {
-                if order.is_empty() {
-                    order = (0..n).collect();
-                    order.shuffle(&mut seed.stream("student/order", at));
-                }
-                let rest = order.split_off(batch_size.min(order.len()));
-                let rows = context.indices(&std::mem::replace(&mut order, rest));
-                let mut rng = seed.stream("student/dsa", at);
-                let images = context.augmented_each(&context.common.dsa, &decoded.index_select(0, &rows), &mut rng);
+                let start = (at % per_epoch) as usize * batch_size;
+                let first = (at / per_epoch) as usize * n + start;
+                let rows = orders.narrow(0, first as i64, batch_size.min(n - start) as i64);
+                let images = augmentation.apply(&decoded.index_select(0, &rows), at, self.student.steps, dsa_rng);
                 let logits = at_parameters(&self.template, &parameters).logits(&images);
                 let entropy = loss::ce(&logits, &labels.index_select(0, &rows)).mean(Kind::Float);
                 let slope = Tensor::run_backward(&[entropy], &[&parameters], true, true).swap_remove(0);
@@ -303,22 +309,30 @@ impl Method for TrajectoryMatching {
         });
         let mut gradients = Tensor::run_backward(&[&value], &[&tracked, &rate], false, false).into_iter();
         let (gradient, rate_gradient) = (gradients.next().expect("two"), gradients.next().expect("two"));
-        let loss = value.double_value(&[]);
-        step.images.descend(&gradient, loss)?;
-        self.lr_velocity = RATE_MOMENTUM * self.lr_velocity + rate_gradient.double_value(&[]);
-        self.lr = (self.lr - self.student.lr_of_lr * self.lr_velocity).max(LOWEST_RATE);
-        Ok(StepReport { loss, matching: Some(loss), student_lr: Some(self.lr), ..StepReport::default() })
+        let loss = value.detach();
+        step.descend(&gradient, &loss);
+        let _no_grad = tch::no_grad_guard();
+        self.lr_velocity = &self.lr_velocity * RATE_MOMENTUM + rate_gradient;
+        self.lr = (&self.lr - &self.lr_velocity * self.student.lr_of_lr).clamp_min(LOWEST_RATE);
+        let (matching, student_lr) = (Some(loss.shallow_clone()), Some(self.lr.shallow_clone()));
+        Ok(Measured { loss, matching, student_lr, ..Measured::default() })
     }
 
     fn learned_lr(&self) -> Option<f64> {
-        (self.student.lr_of_lr > 0.0).then_some(self.lr)
+        (self.student.lr_of_lr > 0.0).then(|| self.lr.double_value(&[]))
     }
 
     fn state(&mut self, context: &Context, state: &mut State<'_>) -> Result<(), DistillError> {
         let n_parameters = self.template.n_parameters();
         let empty = |rows: u64| Tensor::zeros([rows as i64, n_parameters], (Kind::Float, context.device));
-        state.number("student.lr", &mut self.lr, LOWEST_RATE.min(self.student.lr)..=f64::MAX)?;
-        state.number("student.lr-velocity", &mut self.lr_velocity, f64::MIN..=f64::MAX)?;
+        let least = LOWEST_RATE.min(self.student.lr);
+        for (name, scalar, least) in
+            [("student.lr", &mut self.lr, least), ("student.lr-velocity", &mut self.lr_velocity, f64::MIN)]
+        {
+            let mut value = scalar.double_value(&[]);
+            state.number(name, &mut value, least..=f64::MAX)?;
+            *scalar = Tensor::full([], value, (Kind::Double, context.device));
+        }
         let mut n_recorded = self.recorded.len() as u64;
         state.integer("experts.n-recorded", &mut n_recorded, 0..=self.experts.count as i64)?;
         if state.reads() {

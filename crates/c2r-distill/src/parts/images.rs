@@ -23,6 +23,8 @@ pub struct SyntheticImages {
     images: Tensor,
     /// Class of each decoded image, `M * formation^2` of them.
     labels: Vec<i64>,
+    /// The same on the device, i64.
+    targets: Tensor,
     update: ImageUpdate,
     config: ImagesConfig,
     iteration: u64,
@@ -40,8 +42,11 @@ impl SyntheticImages {
     ) -> Result<Self, DataError> {
         let images = first_images(common, spec, data, seed, device)?;
         let per_class = common.decoded_per_class();
+        let labels: Vec<i64> =
+            (0..spec.classes.len()).flat_map(|class| std::iter::repeat_n(class as i64, per_class)).collect();
         Ok(Self {
-            labels: (0..spec.classes.len()).flat_map(|class| std::iter::repeat_n(class as i64, per_class)).collect(),
+            targets: Tensor::from_slice(&labels).to_device(device),
+            labels,
             update: ImageUpdate::new(&common.images, &images, &spec.std),
             images,
             config: common.images.clone(),
@@ -58,6 +63,11 @@ impl SyntheticImages {
     /// Class of each decoded image.
     pub fn labels(&self) -> &[i64] {
         &self.labels
+    }
+
+    /// The same as a tensor on the device, i64 `[M * formation^2]`.
+    pub const fn targets(&self) -> &Tensor {
+        &self.targets
     }
 
     /// Updates so far.
@@ -81,26 +91,12 @@ impl SyntheticImages {
         Ok((tracked, decoded))
     }
 
-    /// Moves the images against `gradient` by the configured rule and clamps them to `[0, 1]`.
-    ///
-    /// * `gradient`: of the loss by the stored images; `loss`: its value, for the error.
-    ///
-    /// # Errors
-    /// [`DistillError::NotFinite`] if either is not finite; nothing is changed then.
-    pub fn descend(&mut self, gradient: &Tensor, loss: f64) -> Result<(), DistillError> {
-        let at = self.iteration + 1;
-        if !loss.is_finite() {
-            return Err(DistillError::NotFinite { what: "distillation loss", at, value: loss });
-        }
-        // A sum is finite if its terms are, unless it overflows, which is as bad.
-        let sum = gradient.abs().sum(Kind::Double).double_value(&[]);
-        if !sum.is_finite() {
-            return Err(DistillError::NotFinite { what: "gradient of the images", at, value: sum });
-        }
+    /// Moves the images against `gradient`, of the loss by the stored images, by the configured rule and clamps them to
+    /// `[0, 1]`.
+    pub(crate) fn descend(&mut self, gradient: &Tensor) {
         let lr = learning_rate(&self.config, self.iteration, self.iterations);
-        self.update.apply(&mut self.images, gradient, lr, at);
-        self.iteration = at;
-        Ok(())
+        self.iteration += 1;
+        self.update.apply(&mut self.images, gradient, lr, self.iteration);
     }
 
     /// Replaces the stored images by real ones.

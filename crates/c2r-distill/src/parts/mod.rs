@@ -5,3 +5,4 @@ pub(crate) mod epoch;
 pub(crate) mod images;
 pub(crate) mod optimizer;
 pub(crate) mod pool;
+pub(crate) mod real_rows;

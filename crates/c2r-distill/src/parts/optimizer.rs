@@ -2,9 +2,12 @@
 
 use c2r_base::Adam;
 use c2r_train::state::{State, StateError};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
-use crate::config::{ImageOptimizer, ImageSpace, ImagesConfig};
+use crate::{
+    config::{ImageOptimizer, ImageSpace, ImagesConfig},
+    context::per_channel,
+};
 
 /// SRe2L (Yin et al. 2023, arXiv:2306.13092), the authors' code.
 const SHORT_BETAS: (f64, f64) = (0.5, 0.9);
@@ -24,8 +27,7 @@ pub(crate) struct ImageUpdate {
 impl ImageUpdate {
     /// * `std`: deviation of each channel, for [`ImageSpace::Normalized`].
     pub(crate) fn new(config: &ImagesConfig, images: &Tensor, std: &[f64]) -> Self {
-        let unit = (config.space == ImageSpace::Normalized)
-            .then(|| Tensor::from_slice(std).to_kind(Kind::Float).to_device(images.device()).view([1, -1, 1, 1]));
+        let unit = (config.space == ImageSpace::Normalized).then(|| per_channel(std, images.device()));
         let betas = if config.optimizer == ImageOptimizer::AdamShort { SHORT_BETAS } else { (0.9, 0.999) };
         Self { rule: config.optimizer, unit, moments: Adam::new(images, betas) }
     }
@@ -69,6 +71,8 @@ pub(crate) fn learning_rate(config: &ImagesConfig, t: u64, total: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use c2r_train::state::Entries;
+
+    use tch::Kind;
 
     use super::*;
     use crate::config::Init;

@@ -7,7 +7,7 @@ use c2r_base::{Seed, grad::gradients, loss};
 use c2r_core::{curriculum::Curriculum, ls_pgd::PerturbationCache};
 use c2r_models::Model;
 use c2r_train::{
-    LrSchedule, Sgd, SgdConfig, parameter_gradients,
+    Augmentation, LrSchedule, Sgd, SgdConfig, parameter_gradients, read,
     state::{State, StateError},
 };
 use tch::{Kind, Tensor};
@@ -16,6 +16,7 @@ use crate::{
     config::{CurvatureConfig, PoolConfig},
     context::Context,
     error::DistillError,
+    method::{TRAINING_LOSS, Watch},
     parts::{companions::Attacked, epoch::Epoch},
     passes::RunPasses,
 };
@@ -43,9 +44,11 @@ struct PoolNetwork {
     age: u64,
     /// Which initialization it comes from; selects its random streams.
     trajectory: u64,
-    /// Moving average of the accuracy on its own training batches, before each step; 0 before the first.
-    accuracy: f64,
+    /// Moving average of the accuracy on its own training batches, before each step; 0 before the first. A scalar f64, on the
+    /// device.
+    accuracy: Tensor,
     epoch: Epoch,
+    augmentation: Augmentation,
 }
 
 /// Networks of several ages, growing one training step at a time.
@@ -106,20 +109,19 @@ impl Pool {
         &self.networks[index].model
     }
 
-    /// Moving average of a network's accuracy on its training batches, in `[0, 1]`.
-    pub(crate) fn accuracy(&self, index: usize) -> f64 {
-        self.networks[index].accuracy
+    /// Moving average of a network's accuracy on its training batches, in `[0, 1]`, a scalar f64.
+    pub(crate) fn accuracy(&self, index: usize) -> &Tensor {
+        &self.networks[index].accuracy
     }
 
     /// One training step of the trajectory in training; takes snapshots as they fall due.
-    ///
-    /// Returns the training loss.
     pub(crate) fn fill_step(
         &mut self,
         context: &Context,
         cache: Option<&mut PerturbationCache>,
         passes: &mut RunPasses,
-    ) -> Result<f64, DistillError> {
+        watch: &mut Watch,
+    ) -> Result<(), DistillError> {
         let Self { networks, recipe, .. } = self;
         let mut network = match self.growing.take() {
             Some(network) => network,
@@ -127,19 +129,18 @@ impl Pool {
                 let trajectory = self.next_trajectory;
                 self.next_trajectory += 1;
                 let network = recipe.new_network(context, trajectory)?;
-                take_snapshots(&network, &recipe.config, networks)?;
+                recipe.take_snapshots(&network, context, networks)?;
                 network
             }
         };
-        let mut loss = 0.0;
         if network.age < recipe.config.max_steps {
-            loss = recipe.train_step(&mut network, context, cache, passes)?;
-            take_snapshots(&network, &recipe.config, networks)?;
+            recipe.train_step(&mut network, context, cache, passes, watch)?;
+            recipe.take_snapshots(&network, context, networks)?;
         }
         if network.age < recipe.config.max_steps {
             self.growing = Some(network);
         }
-        Ok(loss)
+        Ok(())
     }
 
     /// Trains the drawn network further; a network past its age makes room for a young one.
@@ -151,18 +152,19 @@ impl Pool {
         context: &Context,
         mut cache: Option<&mut PerturbationCache>,
         passes: &mut RunPasses,
+        watch: &mut Watch,
     ) -> Result<bool, DistillError> {
         let Self { networks, recipe, next_trajectory, .. } = self;
         let network = &mut networks[index];
         for _ in 0..recipe.config.steps_per_iteration {
-            recipe.train_step(network, context, cache.as_deref_mut(), passes)?;
+            recipe.train_step(network, context, cache.as_deref_mut(), passes, watch)?;
         }
         let replaced = recipe.config.steps_per_iteration > 0 && network.age > recipe.config.max_steps;
         if replaced {
             *network = recipe.new_network(context, *next_trajectory)?;
             *next_trajectory += 1;
             while network.age < recipe.config.min_steps {
-                recipe.train_step(network, context, cache.as_deref_mut(), passes)?;
+                recipe.train_step(network, context, cache.as_deref_mut(), passes, watch)?;
             }
         }
         Ok(replaced)
@@ -208,33 +210,64 @@ impl Recipe {
         let model = context.network(self.seed.child("pool/init", trajectory))?;
         let PoolConfig { lr, momentum, weight_decay, .. } = self.config;
         let optimizer = Sgd::new(SgdConfig { lr, momentum, weight_decay }, &model.parameters());
-        Ok(PoolNetwork { model, optimizer, age: 0, trajectory, accuracy: 0.0, epoch: Epoch::default() })
+        let accuracy = Tensor::zeros([], (Kind::Double, context.device));
+        let (epoch, augmentation) = (Epoch::default(), self.augmentation(context));
+        Ok(PoolNetwork { model, optimizer, age: 0, trajectory, accuracy, epoch, augmentation })
     }
 
-    /// One SGD step on the next mini-batch of the network's epoch. Returns the loss.
+    fn augmentation(&self, context: &Context) -> Augmentation {
+        context.augmentation(&self.config.dsa, self.config.batch_size.min(context.data.len()))
+    }
+
+    /// Puts copies of `network` into the pool if it has one of the ages for that.
+    fn take_snapshots(
+        &self,
+        network: &PoolNetwork,
+        context: &Context,
+        pool: &mut Vec<PoolNetwork>,
+    ) -> Result<(), DistillError> {
+        for _ in snapshot_ages(&self.config).iter().filter(|&&age| age == network.age) {
+            let model = network.model.snapshot()?;
+            model.set_trainable(false);
+            pool.push(PoolNetwork {
+                model,
+                optimizer: network.optimizer.copy(),
+                accuracy: network.accuracy.copy(),
+                epoch: Epoch::new(network.epoch.rest()),
+                augmentation: self.augmentation(context),
+                ..*network
+            });
+        }
+        Ok(())
+    }
+
+    /// One SGD step on the next mini-batch of the network's epoch. The loss goes to `watch`.
     fn train_step(
         &self,
         network: &mut PoolNetwork,
         context: &Context,
         cache: Option<&mut PerturbationCache>,
         passes: &mut RunPasses,
-    ) -> Result<f64, DistillError> {
+        watch: &mut Watch,
+    ) -> Result<(), DistillError> {
         let Self { config, curriculum, seed } = self;
-        let seed = seed.child("pool/train", network.trajectory).child("step", network.age);
+        let (age, trained) = (network.age, seed.child("pool/train", network.trajectory));
+        let seed = trained.child("step", age);
         if network.epoch.is_finished() {
             let progress = network.age as f64 / config.max_steps.max(1) as f64;
             network.epoch =
                 Epoch::new(epoch_order(&network.model, curriculum, context, progress, seed, cache, passes)?);
         }
-        let positions = network.epoch.next(config.batch_size);
-        let (images, labels) = context.data.batch(&positions, context.device);
-        let mut images = context.augmented_each(&config.dsa, &images, &mut seed.stream("dsa", 0));
+        let rows = network.epoch.next(config.batch_size, context.device);
+        let (images, labels) = context.real(&rows);
+        let dsa_rng = |age| trained.child("step", age).stream("dsa", 0);
+        let mut images = network.augmentation.apply(&images, age, config.max_steps + 1, dsa_rng);
         let mut weights = None;
         let weighs = matches!(curriculum, Curriculum::Weight(_));
         if config.adversarial || weighs {
             // Augmentation may leave the box; attacks live inside it.
             images = images.clamp(0.0, 1.0);
-            let attacked = Attacked { images: &images, labels: &labels, positions: &positions };
+            let attacked = Attacked { images: &images, labels: &labels, positions: &rows.positions };
             let companions = context.attack(&network.model, attacked, seed, None, passes)?;
             weights = weighs.then(|| curriculum.weights(&companions.scores));
             if config.adversarial {
@@ -245,42 +278,32 @@ impl Recipe {
         let mut right = None;
         let (value, step) = parameter_gradients(model, || {
             let logits = model.logits(&images);
-            right = Some(logits.argmax(1, false).eq_tensor(&labels).sum(Kind::Int64));
+            right = Some(logits.argmax(1, false).eq_tensor(&labels).mean(Kind::Double));
             let entropy = loss::ce(&logits, &labels);
             let value = match &weights {
                 Some(weights) => (entropy * weights).mean(Kind::Float),
                 None => entropy.mean(Kind::Float),
             };
             match &config.curvature {
-                Some(config) => value + curvature(model, &images, &labels, config, &context.input.std),
+                Some(config) => value + curvature(model, &images, &labels, config, &context.std),
                 None => value,
             }
         });
         // The penalty differentiates three more forward passes.
-        let n_passes = positions.len() as u64 * if config.curvature.is_some() { 4 } else { 1 };
+        let n_passes = rows.positions.len() as u64 * if config.curvature.is_some() { 4 } else { 1 };
         passes.forward += n_passes;
         passes.backward += n_passes;
         network.optimizer.step(&model.parameters(), &step);
-        let accuracy = right.map_or(0, |right| right.int64_value(&[])) as f64 / positions.len() as f64;
-        let kept = if network.age == 0 { 0.0 } else { ACCURACY_KEPT };
-        network.accuracy = kept * network.accuracy + (1.0 - kept) * accuracy;
+        let kept = if age == 0 { 0.0 } else { ACCURACY_KEPT };
+        let right = right.expect("the loss was computed");
+        network.accuracy = &network.accuracy * kept + right * (1.0 - kept);
         network.age += 1;
-        let value = value.double_value(&[]);
-        if !value.is_finite() {
-            let what = "training loss of a network on real images";
-            return Err(DistillError::NotFinite { what, at: network.age, value });
-        }
-        Ok(value)
+        watch.push((TRAINING_LOSS, network.age), &value);
+        Ok(())
     }
 }
 
 impl PoolNetwork {
-    fn copy(&self) -> Result<Self, DistillError> {
-        let model = self.model.snapshot()?;
-        model.set_trainable(false);
-        Ok(Self { model, optimizer: self.optimizer.copy(), epoch: self.epoch.clone(), ..*self })
-    }
-
     /// Visits a network that is at most `most_steps` steps old and of one of `trajectories`, trained on `n` images.
     fn state(
         &mut self,
@@ -290,7 +313,9 @@ impl PoolNetwork {
         trajectories: RangeInclusive<i64>,
     ) -> Result<(), StateError> {
         state.integer("age", &mut self.age, 0..=most_steps as i64)?;
-        state.number("accuracy", &mut self.accuracy, 0.0..=1.0)?;
+        let mut accuracy = self.accuracy.double_value(&[]);
+        state.number("accuracy", &mut accuracy, 0.0..=1.0)?;
+        let _ = self.accuracy.fill_(accuracy);
         state.integer("trajectory", &mut self.trajectory, trajectories)?;
         self.epoch.state(state, n)?;
         state.model("model.", &self.model)?;
@@ -338,11 +363,16 @@ impl NetworkTraining {
         &self.network.model
     }
 
-    pub(crate) fn train_step(&mut self, context: &Context, passes: &mut RunPasses) -> Result<f64, DistillError> {
+    pub(crate) fn train_step(
+        &mut self,
+        context: &Context,
+        passes: &mut RunPasses,
+        watch: &mut Watch,
+    ) -> Result<(), DistillError> {
         let (age, config) = (self.network.age, &self.recipe.config);
         let epoch = age / context.data.len().div_ceil(config.batch_size) as u64;
         self.network.optimizer.set_lr(config.lr * self.schedule.factor(age, self.steps(), epoch));
-        self.recipe.train_step(&mut self.network, context, None, passes)
+        self.recipe.train_step(&mut self.network, context, None, passes, watch)
     }
 
     pub(crate) fn state(&mut self, context: &Context, state: &mut State<'_>) -> Result<(), StateError> {
@@ -355,14 +385,6 @@ impl NetworkTraining {
 fn snapshot_ages(config: &PoolConfig) -> Vec<u64> {
     let (min, max, n) = (config.min_steps, config.max_steps, config.snapshots as u64);
     if n == 1 { vec![max] } else { (0..n).map(|k| min + (max - min) * k / (n - 1)).collect() }
-}
-
-/// Puts copies of `network` into the pool if it has one of the ages for that.
-fn take_snapshots(network: &PoolNetwork, config: &PoolConfig, pool: &mut Vec<PoolNetwork>) -> Result<(), DistillError> {
-    for _ in snapshot_ages(config).iter().filter(|&&age| age == network.age) {
-        pool.push(network.copy()?);
-    }
-    Ok(())
 }
 
 /// The order of a new epoch: scores every real image first, where the curriculum needs it.
@@ -380,33 +402,33 @@ fn epoch_order(
     let n = context.data.len();
     let mut scores = vec![0.0f32; n];
     if curriculum.needs_scores() && !matches!(curriculum, Curriculum::Weight(_)) {
-        let all: Vec<usize> = (0..n).collect();
-        for positions in all.chunks(SCORING_BATCH) {
-            let (images, labels) = context.data.batch(positions, context.device);
-            let attacked = Attacked { images: &images, labels: &labels, positions };
-            let companions = context.attack(model, attacked, seed, cache.as_deref_mut(), passes)?;
-            let batch = Vec::<f32>::try_from(&companions.scores).expect("scores are f32 [N]");
-            scores[positions[0]..positions[0] + positions.len()].copy_from_slice(&batch);
+        let all = context.batches.rows((0..n).collect());
+        let mut scored = Vec::new();
+        for start in (0..n).step_by(SCORING_BATCH) {
+            let rows = all.part(start, SCORING_BATCH.min(n - start));
+            let (images, labels) = context.real(&rows);
+            let attacked = Attacked { images: &images, labels: &labels, positions: &rows.positions };
+            scored.push(context.attack(model, attacked, seed, cache.as_deref_mut(), passes)?.scores);
         }
+        scores = read(&scored).into_iter().map(|score| score as f32).collect();
     }
     Ok(curriculum.order(&scores, &context.data.labels().to_vec(), progress, &mut seed.stream("order", 0)))
 }
 
 /// GUARD's penalty, a scalar; see [`CurvatureConfig`].
 ///
-/// * `images`: f32 `[N, C, H, W]`, pixels; `labels`: i64 `[N]`; `std`: deviation of each channel.
-fn curvature(model: &Model, images: &Tensor, labels: &Tensor, config: &CurvatureConfig, std: &[f64]) -> Tensor {
-    let std = Tensor::from_slice(std).to_kind(Kind::Float).to_device(images.device()).view([1, -1, 1, 1]);
+/// * `images`: f32 `[N, C, H, W]`, pixels; `labels`: i64 `[N]`; `std`: deviation of each channel, f32 `[1, C, 1, 1]`.
+fn curvature(model: &Model, images: &Tensor, labels: &Tensor, config: &CurvatureConfig, std: &Tensor) -> Tensor {
     let tracked = images.detach().set_requires_grad(true);
     let value = |x: &Tensor| loss::ce(&model.logits(x), labels).mean(Kind::Float);
     let length = |x: &Tensor| (x.square().sum_dim_intlist([1i64, 2, 3].as_slice(), true, Kind::Float) + 1e-14).sqrt();
     tch::with_grad(|| {
         // A derivative by normalized values is the deviation times the one by pixels.
-        let slope = gradients(&value(&tracked), &[&tracked]).swap_remove(0) * &std;
+        let slope = gradients(&value(&tracked), &[&tracked]).swap_remove(0) * std;
         let step = &slope / length(&slope) * config.step;
-        let there = &tracked + step.detach() * &std;
+        let there = &tracked + step.detach() * std;
         let difference = value(&there) - value(&tracked);
-        let change = Tensor::run_backward(&[difference], &[&tracked], true, true).swap_remove(0) * &std;
+        let change = Tensor::run_backward(&[difference], &[&tracked], true, true).swap_remove(0) * std;
         length(&change).mean(Kind::Float) * config.weight
     })
 }

@@ -125,8 +125,8 @@ fn start(config: &DistillConfig) -> Distillation {
 fn finish(distillation: &mut Distillation) -> Vec<StepReport> {
     let mut reports = Vec::new();
     while !distillation.is_finished() {
-        if let DistillEvent::Images(report) = distillation.step().unwrap() {
-            reports.push(*report);
+        if let DistillEvent::Images { .. } = distillation.step().unwrap() {
+            reports.extend(distillation.report().unwrap());
         }
     }
     reports
@@ -456,6 +456,46 @@ fn an_exploding_run_stops_with_an_error() {
         assert!(!distillation.is_finished(), "a learning rate of 1e30 must explode");
     };
     assert!(matches!(error, DistillError::NotFinite { .. }), "{error}");
+}
+
+/// Between two readings of losses: what is on disk is from before, nothing broken is saved after, and the run goes on from
+/// there to the same bytes.
+#[test]
+fn a_broken_run_leaves_its_last_good_state() {
+    let config = config(&[("iterations", 8.into())]);
+    let mut straight = start(&config);
+    finish(&mut straight);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.safetensors");
+    let mut broken = start(&config);
+    while broken.iteration() < 3 {
+        broken.step().unwrap();
+    }
+    broken.state().unwrap().write(&path).unwrap();
+    broken.step().unwrap();
+    let _ = broken.images().shallow_clone().fill_(f64::NAN);
+    broken.step().unwrap();
+    for error in [broken.state().map(drop), broken.report().map(drop), broken.training_loss().map(drop)] {
+        let Err(DistillError::NotFinite { what: "distillation loss", at: 5, value }) = error else {
+            panic!("{error:?}")
+        };
+        assert!(value.is_nan());
+    }
+    let mut resumed = start(&config);
+    resumed.restore(&TensorFile::read(&path).unwrap()).unwrap();
+    finish(&mut resumed);
+    assert_eq!(bytes(&resumed), bytes(&straight));
+}
+
+#[test]
+fn what_the_device_keeps_changes_nothing() {
+    for name in ["faithful", "dm", "dsa", "mtt", "sre2l"] {
+        let config = profile(name, &[]);
+        let (mut host, mut kept) = (start(&config), start(&config));
+        kept.keep(usize::MAX);
+        assert_eq!(finish(&mut host), finish(&mut kept), "{name}");
+        assert_eq!(bytes(&host), bytes(&kept), "{name}");
+    }
 }
 
 /// docs/configuration.md names every key, and no key that there is not.

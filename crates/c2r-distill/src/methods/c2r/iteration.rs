@@ -11,9 +11,12 @@ use c2r_core::{
     ls_pgd::PerturbationCache,
     queue::{MemoryQueue, QueueConfig},
 };
-use c2r_data::{ClassSampler, decode_formation};
+use c2r_data::decode_formation;
 use c2r_models::Model;
-use c2r_train::state::{State, StateError};
+use c2r_train::{
+    read,
+    state::{State, StateError},
+};
 use rand::Rng;
 use serde_json::json;
 use tch::{Kind, Tensor};
@@ -27,12 +30,13 @@ use crate::{
     config::CommonConfig,
     context::Context,
     error::DistillError,
-    method::{Effect, Method, Step, StepReport, quantiles},
+    method::{Effect, Measured, Method, Step, quantiles},
     parts::{
         companions::Attacked,
         epoch::Epoch,
         images::{SyntheticImages, first_images},
         pool::Pool,
+        real_rows::RealRows,
     },
 };
 
@@ -43,7 +47,7 @@ const ANCHORS_AT_ONCE: i64 = 1024;
 #[derive(Debug)]
 pub(super) struct C2r {
     config: C2rConfig,
-    sampler: ClassSampler,
+    real: RealRows,
     pool: Pool,
     /// What is remembered for each network of the pool: embeddings and perturbations of different networks
     /// do not compare.
@@ -64,7 +68,7 @@ impl C2r {
         let pool = context.common.pool.clone().ok_or_else(|| context.missing("pool"))?;
         let remembers_real = context.remembers() && config.aac.remember != Remember::Synthetic;
         Ok(Self {
-            sampler: ClassSampler::new(context.seed.child("real", 0)),
+            real: RealRows::new(context, config.matching.real_per_class),
             pool: Pool::new(pool, config.aac.pool.clone(), context.seed.child("pool", 0)),
             memories: Vec::new(),
             real_cache: remembers_real.then(|| new_cache(context, context.data.len())),
@@ -83,25 +87,19 @@ impl C2r {
     }
 
     /// Visiting order of the decoded images for a new epoch; scores them all first where needed.
-    ///
-    /// A set that fits one batch has no order; its scores are computed with the batch itself.
     fn synthetic_order(
         &mut self,
         step: &mut Step<'_>,
         network: usize,
-        batch_size: usize,
         decoded: &Tensor,
         seed: Seed,
     ) -> Result<Vec<usize>, DistillError> {
         let (context, labels) = (step.context, step.images.labels());
         let curriculum = &self.config.aac.synthetic;
         let all: Vec<usize> = (0..labels.len()).collect();
-        if batch_size >= labels.len() && !curriculum.chooses() {
-            return Ok(all);
-        }
         let mut scores = vec![0.0f32; labels.len()];
         if curriculum.needs_scores() {
-            let attacked = Attacked { images: decoded, labels: &context.indices(labels), positions: &all };
+            let attacked = Attacked { images: decoded, labels: step.images.targets(), positions: &all };
             let cache = self.memories[network].cache.as_mut();
             let companions = context.attack(self.pool.network(network), attacked, seed, cache, step.passes)?;
             scores = Vec::try_from(&companions.scores).expect("scores are f32 [N]");
@@ -110,19 +108,18 @@ impl C2r {
     }
 
     /// Margin quantiles and mean nearest-impostor similarity of stored images, over all networks of the pool.
-    fn measure(&self, context: &Context, labels: &[i64], images: &Tensor) -> Result<([f64; 3], f64), DistillError> {
+    fn measure(&self, context: &Context, labels: &Tensor, images: &Tensor) -> Result<([f64; 3], f64), DistillError> {
         let _no_grad = tch::no_grad_guard();
         let decoded = decode_formation(images, context.common.images.formation)?;
-        let positions: Vec<usize> = (0..labels.len()).collect();
-        let labels = context.indices(labels);
+        let positions: Vec<usize> = (0..labels.numel()).collect();
         let (mut margins, mut similarity) = (Vec::new(), 0.0);
         for network in 0..self.pool.len() {
             let model = self.pool.network(network);
             let seed = context.seed.child("claims", network as u64);
-            let attacked = Attacked { images: &decoded, labels: &labels, positions: &positions };
+            let attacked = Attacked { images: &decoded, labels, positions: &positions };
             let companions = context.attack(model, attacked, seed, None, &mut Default::default())?;
             let [clean, attacked] = [&decoded, &companions.images].map(|images| context.embed(model, images, None));
-            let candidates = [&clean, &attacked].map(|embeddings| Candidates { embeddings, labels: &labels });
+            let candidates = [&clean, &attacked].map(|embeddings| Candidates { embeddings, labels });
             let nearest: Vec<Tensor> = clean
                 .split(ANCHORS_AT_ONCE, 0)
                 .iter()
@@ -132,7 +129,8 @@ impl C2r {
             similarity += Tensor::cat(&nearest, 0).mean(Kind::Float).double_value(&[]) / self.pool.len() as f64;
             margins.push(companions.margins);
         }
-        Ok((quantiles(&Tensor::cat(&margins, 0)), similarity))
+        let quantiles = read(&[quantiles(&Tensor::cat(&margins, 0))]);
+        Ok((quantiles.try_into().expect("three quantiles"), similarity))
     }
 }
 
@@ -145,8 +143,8 @@ impl Method for C2r {
         self.pool.is_full()
     }
 
-    fn prepare(&mut self, step: &mut Step<'_>) -> Result<f64, DistillError> {
-        self.pool.fill_step(step.context, self.real_cache.as_mut(), step.passes)
+    fn prepare(&mut self, step: &mut Step<'_>) -> Result<(), DistillError> {
+        self.pool.fill_step(step.context, self.real_cache.as_mut(), step.passes, step.watch)
     }
 
     fn prepared_from(&self, context: &Context) -> Option<serde_json::Value> {
@@ -158,7 +156,7 @@ impl Method for C2r {
         )
     }
 
-    fn update(&mut self, step: &mut Step<'_>) -> Result<StepReport, DistillError> {
+    fn update(&mut self, step: &mut Step<'_>) -> Result<Measured, DistillError> {
         let context = step.context;
         let seed = context.seed.child("iteration", step.images.iteration());
         let network = seed.stream("network", 0).random_range(0..self.pool.len());
@@ -176,15 +174,20 @@ impl Method for C2r {
             0 => n_decoded,
             per_class => per_class * context.n_classes(),
         };
-        if self.epoch.is_finished() {
-            let order = self.synthetic_order(step, network, batch_size, &decoded.detach(), seed)?;
-            self.epoch = Epoch::new(order);
+        let (batch, synthetic, labels);
+        if batch_size >= n_decoded && !self.config.aac.synthetic.chooses() {
+            // A set that fits one batch has no order; its scores are computed with the batch itself.
+            batch = (0..n_decoded).collect();
+            (synthetic, labels) = (decoded, step.images.targets().shallow_clone());
+        } else {
+            if self.epoch.is_finished() {
+                self.epoch = Epoch::new(self.synthetic_order(step, network, &decoded.detach(), seed)?);
+            }
+            let rows = self.epoch.next(batch_size, context.device);
+            synthetic = tch::with_grad(|| decoded.index_select(0, &rows.index));
+            labels = step.images.targets().index_select(0, &rows.index);
+            batch = rows.positions;
         }
-        let batch = self.epoch.next(batch_size);
-        let index = context.indices(&batch.iter().map(|&at| at as i64).collect::<Vec<_>>());
-        let labels: Vec<i64> = batch.iter().map(|&at| step.images.labels()[at]).collect();
-        let labels = context.indices(&labels);
-        let synthetic = tch::with_grad(|| decoded.index_select(0, &index));
         let mut companions = None;
         if self.config.attacks_synthetic() {
             let attacked = Attacked { images: &synthetic.detach(), labels: &labels, positions: &batch };
@@ -196,7 +199,8 @@ impl Method for C2r {
         let draw = context.common.dsa.draw(&mut seed.stream("dsa", 0));
         let model = self.pool.network(network);
         let cache = self.real_cache.as_mut();
-        let real = RealImages::new(&self.config, &mut self.sampler, model, cache, step, seed, &draw)?;
+        let rows = self.real.of(context, step.images.iteration());
+        let real = RealImages::new(&self.config, &rows, model, cache, step, seed, &draw)?;
 
         // The loss, and the gradient of the images.
         let C2rConfig { matching: matching_config, objective, aac, .. } = &self.config;
@@ -220,7 +224,6 @@ impl Method for C2r {
             let entropy = loss::ce(&model.classify(&clean.embeddings), &labels);
             let performance = weighted_mean(&entropy, &weights);
             let anchor_weights = Some(&weights).filter(|_| aac.weighted == Weighted::Both);
-            let confidence = if objective.by_accuracy { self.pool.accuracy(network) } else { 1.0 };
 
             let mut similarity = None;
             let robust = match (objective.robust, &perturbed) {
@@ -238,8 +241,13 @@ impl Method for C2r {
                 _ => Tensor::zeros([], (Kind::Float, context.device)),
             };
             let robust_share = objective.eta * objective.robust_weight;
+            let confident = if objective.by_accuracy {
+                &performance * self.pool.accuracy(network).to_kind(Kind::Float)
+            } else {
+                performance.shallow_clone()
+            };
             let value = &matching * matching_config.weight
-                + (&performance * confidence * (1.0 - objective.eta) + &robust * robust_share) * objective.weight;
+                + (confident * (1.0 - objective.eta) + &robust * robust_share) * objective.weight;
             let robust = (objective.robust != RobustTerm::None).then_some(robust);
             (value, [Some(matching), Some(performance), robust, similarity])
         });
@@ -247,20 +255,19 @@ impl Method for C2r {
         let n_views = n as u64 * if companions.is_some() { 2 } else { 1 };
         step.passes.forward += n_views;
         step.passes.backward += n_views;
-        // Numbers are read once all work of the iteration is on its way: a read waits for the device.
         let [matching, performance, robust, impostor_similarity] =
-            terms.map(|scalar| scalar.map(|scalar| scalar.double_value(&[])));
-        let report = StepReport {
-            loss: value.double_value(&[]),
+            terms.map(|scalar| scalar.map(|scalar| scalar.detach()));
+        step.descend(&gradient, &value);
+        let measured = Measured {
+            loss: value.detach(),
             matching,
             performance,
             robust,
             impostor_similarity,
-            margin_quantiles: companions.as_ref().map(|made| quantiles(&made.margins)),
-            real_margin_quantiles: real.margin_quantiles,
-            ..StepReport::default()
+            margins: companions.map(|made| made.margins),
+            real_margins: real.margins,
+            ..Measured::default()
         };
-        step.images.descend(&gradient, report.loss)?;
 
         // Attacked real embeddings go into the network's queue, and the network learns.
         if let Some((config, attacked)) = self.queue_config().zip(real.attacked.as_ref()) {
@@ -270,10 +277,10 @@ impl Method for C2r {
                 .get_or_insert_with(|| new_queue(config, context, dimension))
                 .push(&attacked.embeddings, &real.classes);
         }
-        if self.pool.grow(network, context, self.real_cache.as_mut(), step.passes)? {
+        if self.pool.grow(network, context, self.real_cache.as_mut(), step.passes, step.watch)? {
             self.memories[network] = Memory::default();
         }
-        Ok(report)
+        Ok(measured)
     }
 
     fn state(&mut self, context: &Context, state: &mut State<'_>) -> Result<(), DistillError> {
@@ -313,8 +320,8 @@ impl Method for C2r {
             return Ok(None);
         }
         let first = first_images(&context.common, &context.spec, &context.data, context.seed, context.device)?;
-        let before = self.measure(context, images.labels(), &first)?;
-        let after = self.measure(context, images.labels(), images.images())?;
+        let before = self.measure(context, images.targets(), &first)?;
+        let after = self.measure(context, images.targets(), images.images())?;
         Ok(Some(Effect {
             margin_quantiles_before: before.0,
             margin_quantiles_after: after.0,

@@ -2,16 +2,12 @@
 
 use c2r_base::Seed;
 use c2r_core::{crl::Candidates, curriculum::Curriculum, ls_pgd::PerturbationCache};
-use c2r_data::{ClassSampler, dsa::DsaDraw};
+use c2r_data::{Rows, dsa::DsaDraw};
 use c2r_models::Model;
 use tch::Tensor;
 
 use super::config::C2rConfig;
-use crate::{
-    error::DistillError,
-    method::{Step, quantiles},
-    parts::companions::Attacked,
-};
+use crate::{error::DistillError, method::Step, parts::companions::Attacked};
 
 /// Embeddings f32 `[A, D]` with their labels i64 `[A]`.
 #[derive(Debug)]
@@ -37,14 +33,15 @@ pub(super) struct RealImages {
     pub(super) kept: Option<Tensor>,
     /// How much each image counts in its class mean.
     pub(super) weights: Option<Tensor>,
-    pub(super) margin_quantiles: Option<[f64; 3]>,
+    /// Margins under attack, f32 `[A]`.
+    pub(super) margins: Option<Tensor>,
 }
 
 impl RealImages {
-    /// Draws them, attacks them where anything needs that, and embeds them under the augmentation `draw`.
+    /// Attacks those at `rows` where anything needs that, and embeds them under the augmentation `draw`.
     pub(super) fn new(
         config: &C2rConfig,
-        sampler: &mut ClassSampler,
+        rows: &Rows,
         model: &Model,
         cache: Option<&mut PerturbationCache>,
         step: &mut Step<'_>,
@@ -53,17 +50,16 @@ impl RealImages {
     ) -> Result<Self, DistillError> {
         let _no_grad = tch::no_grad_guard();
         let context = step.context;
-        let positions = context.real_positions(sampler, step.images.iteration(), config.matching.real_per_class);
-        let (images, labels) = context.data.batch(&positions, context.device);
+        let positions = &rows.positions;
+        let (images, labels) = context.real(rows);
         let classes: Vec<i64> = positions.iter().map(|&position| context.data.labels()[position]).collect();
         let curriculum = &config.aac.matching;
         let (needs_attacked, needs_clean) = config.embeds_real();
         let mut views = Vec::new();
-        let (mut kept, mut weights, mut margin_quantiles) = (None, None, None);
+        let (mut kept, mut weights, mut margins) = (None, None, None);
         if needs_attacked || curriculum.needs_scores() {
-            let attacked = Attacked { images: &images, labels: &labels, positions: &positions };
+            let attacked = Attacked { images: &images, labels: &labels, positions };
             let companions = context.attack(model, attacked, seed.child("real", 0), cache, step.passes)?;
-            margin_quantiles = Some(quantiles(&companions.margins));
             if curriculum.chooses() {
                 let scores = Vec::<f32>::try_from(&companions.scores).expect("scores are f32 [N]");
                 let progress = step.images.progress();
@@ -74,6 +70,7 @@ impl RealImages {
             if matches!(curriculum, Curriculum::Weight(_)) {
                 weights = Some(curriculum.weights(&companions.scores));
             }
+            margins = Some(companions.margins);
             if needs_attacked {
                 views.push(companions.images);
             }
@@ -89,6 +86,6 @@ impl RealImages {
             .map(|embeddings| Embedded { embeddings, labels: labels.shallow_clone() });
         let attacked = if needs_attacked { embedded.next() } else { None };
         let clean = if needs_clean { embedded.next() } else { None };
-        Ok(Self { attacked, clean, classes, kept, weights, margin_quantiles })
+        Ok(Self { attacked, clean, classes, kept, weights, margins })
     }
 }
