@@ -37,7 +37,6 @@ pub mod native;
 mod norm;
 mod passes;
 mod seed;
-mod send;
 mod threat;
 
 pub use adam::Adam;
@@ -47,5 +46,4 @@ pub use images::{ImageError, LabelledImages};
 pub use norm::{Norm, ParseNormError};
 pub use passes::Passes;
 pub use seed::Seed;
-pub use send::send;
 pub use threat::{Goal, TargetRule, ThreatModel};

@@ -1,7 +1,9 @@
 //! Line-search PGD (LS-PGD): one gradient, several step lengths, and a memory per sample
 //! (docs/method.md, "LS-PGD"). It ranks and trains; it never evaluates.
 
-use c2r_base::{Classifier, ClassifierError, Norm, Passes, Seed, ThreatModel, grad::try_input_gradient, loss, send};
+use c2r_base::{
+    Classifier, ClassifierError, Norm, Passes, Seed, ThreatModel, grad::try_input_gradient, host::send, loss,
+};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 

@@ -1,6 +1,6 @@
 //! The memory queue of the contrastive robustness loss: per class, the last embeddings seen.
 
-use c2r_base::{Seed, send};
+use c2r_base::{Seed, host::send};
 use rand_distr::{Distribution, StandardNormal};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};

@@ -14,7 +14,7 @@
 
 use std::{fmt, mem::discriminant, str::FromStr};
 
-use c2r_base::send;
+use c2r_base::host::send;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};

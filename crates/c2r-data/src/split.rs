@@ -1,6 +1,6 @@
 use std::{fmt, sync::OnceLock};
 
-use c2r_base::{LabelledImages, Seed, send};
+use c2r_base::{LabelledImages, Seed, host::send};
 use ndarray::{Array1, Array4, ArrayView1, ArrayView4};
 use rand::seq::SliceRandom;
 use sha2::{Digest, Sha256};

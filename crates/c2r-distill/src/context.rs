@@ -1,6 +1,6 @@
 //! What a run has and no step of it changes.
 
-use c2r_base::{Classifier, Seed, send};
+use c2r_base::{Classifier, Seed, host::send};
 use c2r_core::ls_pgd::{Companions, PerturbationCache};
 use c2r_data::{
     Batches, DatasetSpec, Rows, Split,

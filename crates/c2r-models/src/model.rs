@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use c2r_base::{Classifier, ClassifierError, Seed, send};
+use c2r_base::{Classifier, ClassifierError, Seed, host::send};
 use rand::Rng;
 use tch::{Device, Kind, Tensor};
 

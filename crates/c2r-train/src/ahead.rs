@@ -1,4 +1,4 @@
-use c2r_base::send;
+use c2r_base::host::send;
 use tch::{Device, Tensor};
 
 /// Steps whose numbers are sent together.

@@ -1,4 +1,4 @@
-use c2r_base::send;
+use c2r_base::host::send;
 use rand::{Rng, seq::SliceRandom};
 use tch::{Kind, Tensor};
 

@@ -1,3 +1,4 @@
+use c2r_base::host::to_vec;
 use tch::{Kind, Tensor};
 
 /// Numbers that are still on the device, each with what it is of: they are read together, because every reading waits for all
@@ -45,7 +46,7 @@ pub fn read(tensors: &[Tensor]) -> Vec<f64> {
     }
     let _no_grad = tch::no_grad_guard();
     let flat: Vec<Tensor> = tensors.iter().map(|tensor| tensor.to_kind(Kind::Double).view(-1)).collect();
-    Vec::try_from(Tensor::cat(&flat, 0)).expect("f64 [N]")
+    to_vec(&Tensor::cat(&flat, 0))
 }
 
 #[cfg(test)]

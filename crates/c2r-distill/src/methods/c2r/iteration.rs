@@ -5,7 +5,7 @@
 //! images, cross-entropy keeps them recognizable and the contrastive loss pulls them to their companions
 //! and away from their nearest impostors. The network is then trained further on attacked real images.
 
-use c2r_base::{Seed, grad::gradients, loss};
+use c2r_base::{Seed, grad::gradients, host::to_vec, loss};
 use c2r_core::{
     crl::{Candidates, class_mean_alignment, nearest_impostor_similarity},
     ls_pgd::PerturbationCache,
@@ -102,7 +102,7 @@ impl C2r {
             let attacked = Attacked { images: decoded, labels: step.images.targets(), positions: &all };
             let cache = self.memories[network].cache.as_mut();
             let companions = context.attack(self.pool.network(network), attacked, seed, cache, step.passes)?;
-            scores = Vec::try_from(&companions.scores).expect("scores are f32 [N]");
+            scores = to_vec(&companions.scores);
         }
         Ok(curriculum.order(&scores, labels, step.images.progress(), &mut seed.stream("order", 0)))
     }

@@ -1,6 +1,6 @@
 //! The real images of an iteration.
 
-use c2r_base::Seed;
+use c2r_base::{Seed, host::to_vec};
 use c2r_core::{crl::Candidates, curriculum::Curriculum, ls_pgd::PerturbationCache};
 use c2r_data::{Rows, dsa::DsaDraw};
 use c2r_models::Model;
@@ -61,7 +61,7 @@ impl RealImages {
             let attacked = Attacked { images: &images, labels: &labels, positions };
             let companions = context.attack(model, attacked, seed.child("real", 0), cache, step.passes)?;
             if curriculum.chooses() {
-                let scores = Vec::<f32>::try_from(&companions.scores).expect("scores are f32 [N]");
+                let scores = to_vec::<f32>(&companions.scores);
                 let progress = step.images.progress();
                 let order = curriculum.order(&scores, &classes, progress, &mut seed.stream("matching", 0));
                 let order: Vec<i64> = order.into_iter().map(|at| at as i64).collect();
