@@ -149,22 +149,31 @@ impl Job {
     fn steps(&self, distillation: &mut Distillation, mut run: Option<&mut Run>) -> PyResult<()> {
         let mut log = run.as_ref().map(|run| run.log(distillation.iteration())).transpose().map_err(runtime_error)?;
         let mut saved = Instant::now();
+        let mut text = String::new();
         while !distillation.is_finished() {
             let event = distillation.step().map_err(runtime_error)?;
-            let text = match &event {
-                DistillEvent::Preparation { loss, .. } => format!("preparing, loss {loss:.3}"),
-                DistillEvent::Teacher { loss, .. } => format!("training the teacher, loss {loss:.3}"),
-                DistillEvent::Images(report) => {
-                    let due = report.iteration % LOG_EVERY == 0 || distillation.is_finished();
-                    if let (Some(log), true) = (&mut log, due) {
-                        log.line(report).map_err(runtime_error)?;
-                    }
-                    format!("loss {:.3}", report.loss)
+            // Numbers are read where they are logged: a read waits for the device.
+            match event {
+                DistillEvent::Preparation { done, total } | DistillEvent::Teacher { done, total }
+                    if done % LOG_EVERY == 0 || done == total =>
+                {
+                    let teaches = matches!(event, DistillEvent::Teacher { .. });
+                    let loss = distillation.training_loss().map_err(runtime_error)?;
+                    let loss = loss.map_or_else(String::new, |loss| format!(", loss {loss:.3}"));
+                    text = format!("{}{loss}", if teaches { "training the teacher" } else { "preparing" });
                 }
-                _ => String::new(),
-            };
+                DistillEvent::Images { iteration } if iteration % LOG_EVERY == 0 || distillation.is_finished() => {
+                    if let Some(report) = distillation.report().map_err(runtime_error)? {
+                        if let Some(log) = &mut log {
+                            log.line(&report).map_err(runtime_error)?;
+                        }
+                        text = format!("loss {:.3}", report.loss);
+                    }
+                }
+                _ => {}
+            }
             let (done, total) = distillation.progress();
-            let told = self.watch.tell("distil", done, total, text);
+            let told = self.watch.tell("distil", done, total, text.clone());
             let due = saved.elapsed().as_secs_f64() >= self.checkpoint_seconds && !distillation.is_finished();
             if let (Some(run), true) = (run.as_mut(), due || told.is_err()) {
                 let state = distillation.state().map_err(runtime_error)?;

@@ -80,8 +80,12 @@ fn run(request: Request, device: Device) -> PyResult<Answer> {
     let mut model = Model::new(&network, &input, seed.child("model", 0), device).map_err(value_error)?;
     let mut trainer = Trainer::new(&mut model, &material.source(), &config, seed).map_err(value_error)?;
     let watch = Watch(request.progress);
+    let mut text = String::new();
     while let Some(TrainEvent::Step { step, steps, loss, .. }) = trainer.step().map_err(runtime_error)? {
-        watch.tell("train", step + 1, steps, format!("loss {loss:.3}"))?;
+        if let Some(loss) = loss {
+            text = format!("loss {loss:.3}");
+        }
+        watch.tell("train", step + 1, steps, text.clone())?;
     }
     let state = model.state().into_iter().map(|(name, tensor)| (name, PyTensor(tensor))).collect();
     Ok((state, network.to_string(), input.mean, input.std))
