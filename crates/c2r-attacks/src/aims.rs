@@ -3,10 +3,10 @@
 use tch::Tensor;
 
 use crate::{
-    active::{index, row_budget},
     attack::AttackBatch,
     error::AttackError,
     oracle::Oracle,
+    rows::{index, row_budget},
 };
 
 /// The classes that an attack tries to reach from each sample, one row each: i64 `[N, T]`; `None` for whichever is nearest.

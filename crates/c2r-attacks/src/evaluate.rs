@@ -10,6 +10,6 @@ mod parallel;
 mod report;
 
 pub use contradictions::{AttackResult, contradictions};
-pub use driver::{EvaluateOptions, evaluate, evaluate_with};
+pub use driver::{EvaluateOptions, default_batch_size, evaluate, evaluate_with};
 pub use event::{AdversarialImages, Event};
 pub use report::{AttackEntry, AttackReport, Flag, Mode, Outcome, SampleOutcome, StageEntry};

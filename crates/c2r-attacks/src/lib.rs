@@ -57,6 +57,7 @@ mod oracle;
 mod pgd;
 mod registry;
 pub mod replay;
+mod rows;
 
 pub use c2r_base;
 pub use tch;

@@ -1,10 +1,14 @@
 //! What the options of several attacks share: how they are declared, checked and counted.
 
-use c2r_base::{Epsilon, Goal, Norm, Passes, ThreatModel, loss};
+use c2r_base::{Epsilon, Goal, Norm, Passes, Seed, ThreatModel, loss};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::{attack::Attack, error::ConfigError};
+use crate::{
+    attack::{AttackBatch, Family},
+    error::{AttackError, ConfigError},
+    oracle::Oracle,
+};
 
 /// Share of epsilon that a step is long where nothing else is said. Madry et al. 2018 (arXiv:1706.06083), section 5,
 /// CIFAR10: 2 of 8.
@@ -13,10 +17,31 @@ const REL_STEP_SIZE: f64 = 0.25;
 /// What the registry asks of an attack's options. `name` is the registry's for them.
 pub(crate) trait Options {
     /// Checks the values and makes the attack.
-    fn build(&self, name: &'static str) -> Result<Box<dyn Attack>, ConfigError>;
+    fn build(&self, name: &'static str) -> Result<Box<dyn Search>, ConfigError>;
 
     /// Passes of a sample that the attack does not stop early on.
     fn passes(&self, classes: u64) -> Passes;
+}
+
+/// What an attack is asked for: the arguments of [`Attack::perturb`](crate::Attack::perturb).
+pub(crate) struct Task<'a> {
+    pub(crate) batch: &'a AttackBatch<'a>,
+    pub(crate) threat: &'a ThreatModel,
+    pub(crate) seed: Seed,
+}
+
+/// In what the attacks of this crate differ; the registry makes an [`Attack`](crate::Attack) of it.
+pub(crate) trait Search: Send + Sync {
+    /// As of an attack.
+    fn family(&self) -> Family;
+
+    /// As of an attack, whose name `check` knows.
+    fn check(&self, _check: &Check, _threat: &ThreatModel, _classes: i64) -> Result<(), ConfigError> {
+        Ok(())
+    }
+
+    /// The proposal, f32 `[N, C, H, W]`, made without gradient tracking; the same for the same answers of `oracle`.
+    fn search(&self, oracle: &mut Oracle<'_>, task: &Task<'_>) -> Result<Tensor, AttackError>;
 }
 
 /// So many passes of one image each.

@@ -1,13 +1,16 @@
 //! How an attack asks the model.
 
-use c2r_base::{Classifier, ClassifierError, Passes, grad::GradientError};
+use c2r_base::{Classifier, ClassifierError, Passes, grad::GradientError, host};
 use tch::{Kind, Tensor};
 
 use crate::{
-    active::{per_image, positions},
     attack::Perturbed,
     error::AttackError,
+    rows::{per_image, positions},
 };
+
+/// What happened while nobody looked. It never leaves this crate: [`unhurried`] asks again.
+const UNSEEN: AttackError = AttackError::Interrupted;
 
 /// The model as an attack sees it: counts passes, refuses logits that are not finite, and names the sample in errors.
 ///
@@ -54,6 +57,33 @@ pub struct Oracle<'a> {
     queries: Vec<u64>,
     passes: Passes,
     repaired: Vec<bool>,
+    /// Sums of logits and gradients that were not read yet; `None` if each is read at once.
+    unread: Option<Vec<Tensor>>,
+    /// Whether one of those that were read was not finite.
+    is_spoiled: bool,
+}
+
+/// Runs `work` with an [`Oracle`] that does not look at what the model returns until it is asked to
+/// ([`Oracle::read`]), so that a GPU never waits for the host.
+///
+/// Should a logit or a gradient turn out not to be finite, `work` is done again with one that looks at every pass, as
+/// [`Oracle::new`] does: repairs and errors are the same. `work` must return the same for the same answers.
+pub(crate) fn unhurried<'a, T>(
+    model: &'a dyn Classifier,
+    attack: &'a str,
+    ids: &'a [u64],
+    mut work: impl FnMut(&mut Oracle<'a>) -> Result<T, AttackError>,
+) -> Result<(T, Oracle<'a>), AttackError> {
+    let _no_grad = tch::no_grad_guard();
+    let mut oracle = Oracle { unread: Some(Vec::new()), ..Oracle::new(model, attack, ids) };
+    let found = work(&mut oracle);
+    // What is still unread decides whether an error is the model's or that of NaN on its way.
+    if oracle.read(&[]).is_ok() {
+        return Ok((found?, oracle));
+    }
+    let mut careful = Oracle { passes: oracle.passes, ..Oracle::new(model, attack, ids) };
+    let found = work(&mut careful)?;
+    Ok((found, careful))
 }
 
 /// A gradient, and what the pass before it returned.
@@ -71,7 +101,46 @@ impl<'a> Oracle<'a> {
     /// * `attack`: its name, for errors; `ids`: those of the batch ([`crate::AttackBatch::ids`]).
     pub fn new(model: &'a dyn Classifier, attack: &'a str, ids: &'a [u64]) -> Self {
         let (queries, repaired) = (vec![0; ids.len()], vec![false; ids.len()]);
-        Self { model, attack, ids, queries, passes: Passes::default(), repaired }
+        let (passes, unread, is_spoiled) = (Passes::default(), None, false);
+        Self { model, attack, ids, queries, passes, repaired, unread, is_spoiled }
+    }
+
+    /// Its attack's name.
+    pub(crate) const fn attack(&self) -> &'a str {
+        self.attack
+    }
+
+    /// The values of `tensors`, one after the other, in one transfer with all that is unread.
+    ///
+    /// # Errors
+    /// If a logit or a gradient since the last reading was not finite; [`unhurried`] takes care of it.
+    pub(crate) fn read(&mut self, tensors: &[&Tensor]) -> Result<Vec<f64>, AttackError> {
+        let sums = self.unread.as_mut().map(std::mem::take).unwrap_or_default();
+        let all: Vec<Tensor> =
+            sums.iter().chain(tensors.iter().copied()).map(|t| t.flatten(0, -1).to_kind(Kind::Double)).collect();
+        let mut values = match all.as_slice() {
+            [] => Vec::new(),
+            all => host::to_vec::<f64>(&Tensor::cat(all, 0)),
+        };
+        let wanted = values.split_off(sums.len());
+        self.is_spoiled |= values.iter().any(|sum| !sum.is_finite());
+        if self.is_spoiled { Err(UNSEEN) } else { Ok(wanted) }
+    }
+
+    /// Whether `sum` is of finite values only, as far as that is looked at now.
+    fn is_finite(&mut self, sum: Tensor) -> bool {
+        match &mut self.unread {
+            Some(unread) => {
+                unread.push(sum);
+                true
+            }
+            None => sum.double_value(&[]).is_finite(),
+        }
+    }
+
+    /// Takes back `n` queries of a sample: passes that it took part in after it had reached the goal.
+    pub(crate) fn refund(&mut self, sample: usize, n: u64) {
+        self.queries[sample] -= n;
     }
 
     /// Logits of `images`, f32 `[rows, K]`, without gradient; row r belongs to sample `rows[r]` of the batch.
@@ -150,7 +219,7 @@ impl<'a> Oracle<'a> {
     /// The gradient without NaN and infinity.
     fn repair(&mut self, gradient: Tensor, rows: &[usize]) -> Result<Tensor, AttackError> {
         // NaN and infinity survive a sum; one that overflows is looked at more closely.
-        if gradient.sum(Kind::Float).double_value(&[]).is_finite() {
+        if self.is_finite(gradient.sum(Kind::Float)) {
             return Ok(gradient);
         }
         let _no_grad = tch::no_grad_guard();
@@ -195,6 +264,10 @@ impl<'a> Oracle<'a> {
         if logits.kind() != Kind::Float {
             return Err(AttackError::LogitsKind(logits.kind()));
         }
+        // The sum of finite f32 values cannot overflow in f64.
+        if self.is_finite(logits.sum(Kind::Double)) {
+            return Ok(());
+        }
         if let Some(row) = first_not_finite(logits) {
             let (sample, attack) = (self.ids[rows[row]], self.attack.to_owned());
             let image = images.get(row as i64);
@@ -211,11 +284,6 @@ impl<'a> Oracle<'a> {
 
 /// The first row with a value that is not finite.
 pub(crate) fn first_not_finite(values: &Tensor) -> Option<usize> {
-    // The sum of finite f32 values cannot overflow in f64, and NaN and infinity survive it.
-    if values.sum(Kind::Double).double_value(&[]).is_finite() {
-        return None;
-    }
     let bad = values.isfinite().logical_not().flatten(1, -1).any_dim(1, false);
-    let bad = Vec::<bool>::try_from(bad).expect("bool tensor");
-    bad.iter().position(|&bad| bad)
+    host::to_vec::<bool>(&bad).iter().position(|&bad| bad)
 }

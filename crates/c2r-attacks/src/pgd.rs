@@ -3,7 +3,7 @@
 //! It knows no model, judges nothing and stops early for nobody: the caller says what to ascend. Attacks of an
 //! evaluation are in [`crate::AttackConfig`].
 
-use c2r_base::{Norm, Seed, ThreatModel};
+use c2r_base::{Ball, Norm, Seed, ThreatModel};
 use tch::{Kind, Tensor};
 
 /// Steps of fixed length in the steepest direction, each projected into the threat set (Madry et al. 2018,
@@ -63,22 +63,23 @@ impl Pgd {
         mut gradient: impl FnMut(&Tensor) -> Result<Tensor, E>,
     ) -> Result<Tensor, E> {
         let _no_grad = tch::no_grad_guard();
+        let ball = self.threat.ball(clean);
         let mut x = start.shallow_clone();
         for _ in 0..self.steps {
             let gradient = gradient(&x)?;
-            x = self.step(clean, &x, &gradient);
+            x = self.step_in(&ball, &x, &gradient);
         }
         Ok(x)
     }
 
-    /// One step from `x`, projected into the threat set around `clean`; all f32 `[N, C, H, W]`.
-    pub fn step(&self, clean: &Tensor, x: &Tensor, gradient: &Tensor) -> Tensor {
+    /// One step from `x`, projected into `ball`; both of f32 `[N, C, H, W]`.
+    pub(crate) fn step_in(&self, ball: &Ball, x: &Tensor, gradient: &Tensor) -> Tensor {
         let _no_grad = tch::no_grad_guard();
         let direction = match (self.threat.norm, self.sparsity) {
             (Norm::L1, Some(share)) => sparse_direction(x, gradient, share),
             (norm, _) => norm.steepest(gradient),
         };
-        self.threat.project(clean, &(x + direction * self.step_size))
+        ball.project(&(x + direction * self.step_size))
     }
 }
 

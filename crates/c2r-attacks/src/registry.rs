@@ -14,7 +14,8 @@ use crate::{
         *,
     },
     error::{AttackError, ConfigError},
-    options::{Options, passes},
+    options::{Check, Options, Search, Task, passes},
+    oracle::unhurried,
 };
 
 /// Gradients per step of the `-rand` suite. Croce & Hein 2020 (arXiv:2003.01690), section 6.
@@ -101,13 +102,18 @@ macro_rules! registry {
                 }
             }
 
-            fn attack(&self) -> Result<Box<dyn Attack>, ConfigError> {
-                match self {
-                    $(Self::$first(options) => options.build($first_name),)*
-                    $(Self::$fixed(options) => Ok(Box::new(options.iterative($fixed_name)?)),)*
-                    $(Self::$other(options) => options.build($other_name),)*
-                    Self::Suite(suite) => suite.build(),
-                }
+            /// Checks every value and makes the attack.
+            ///
+            /// # Errors
+            /// [`ConfigError::Option`] for a value that cannot be.
+            pub fn build(&self) -> Result<Box<dyn Attack>, ConfigError> {
+                let (name, search): (_, Box<dyn Search>) = match self {
+                    $(Self::$first(options) => ($first_name, options.build($first_name)?),)*
+                    $(Self::$fixed(options) => ($fixed_name, Box::new(options.iterative($fixed_name)?)),)*
+                    $(Self::$other(options) => ($other_name, options.build($other_name)?),)*
+                    Self::Suite(suite) => return suite.build(Value::Object(self.fields())),
+                };
+                Ok(Box::new(Single { name, options: Value::Object(self.fields()), search }))
             }
 
             /// Passes per sample that no attack stops early on, for estimates of time, on a model with `classes`
@@ -204,7 +210,7 @@ impl SuiteConfig {
         Some(Self { name: name.to_owned(), attacks })
     }
 
-    fn build(&self) -> Result<Box<dyn Attack>, ConfigError> {
+    fn build(&self, options: Value) -> Result<Box<dyn Attack>, ConfigError> {
         if self.attacks.is_empty() {
             return Err(ConfigError::Option {
                 attack: self.name.clone(),
@@ -213,7 +219,7 @@ impl SuiteConfig {
             });
         }
         let stages = self.attacks.iter().map(AttackConfig::build).collect::<Result<_, _>>()?;
-        Ok(Box::new(Suite { name: self.name.clone(), stages }))
+        Ok(Box::new(Suite { name: self.name.clone(), options, stages }))
     }
 }
 
@@ -313,33 +319,26 @@ impl AttackConfig {
         })?;
         self.build().map(drop)
     }
-
-    /// Checks every value and makes the attack.
-    ///
-    /// # Errors
-    /// [`ConfigError::Option`] for a value that cannot be.
-    pub fn build(&self) -> Result<Box<dyn Attack>, ConfigError> {
-        Ok(Box::new(Configured { options: Value::Object(self.fields()), attack: self.attack()? }))
-    }
 }
 
-/// An attack that remembers the options it was made from.
-struct Configured {
+/// An attack of this crate, with the options that it was made from.
+struct Single {
+    name: &'static str,
     options: Value,
-    attack: Box<dyn Attack>,
+    search: Box<dyn Search>,
 }
 
-impl Attack for Configured {
+impl Attack for Single {
     fn name(&self) -> &str {
-        self.attack.name()
+        self.name
     }
 
     fn family(&self) -> Family {
-        self.attack.family()
+        self.search.family()
     }
 
     fn check(&self, threat: &ThreatModel, classes: i64) -> Result<(), ConfigError> {
-        self.attack.check(threat, classes)
+        self.search.check(&Check(self.name), threat, classes)
     }
 
     fn perturb(
@@ -349,11 +348,9 @@ impl Attack for Configured {
         threat: &ThreatModel,
         seed: Seed,
     ) -> Result<Perturbed, AttackError> {
-        self.attack.perturb(model, batch, threat, seed)
-    }
-
-    fn stages(&self) -> Option<&[Box<dyn Attack>]> {
-        self.attack.stages()
+        let task = Task { batch, threat, seed };
+        let (images, oracle) = unhurried(model, self.name, batch.ids, |oracle| self.search.search(oracle, &task))?;
+        Ok(oracle.finish(images))
     }
 
     fn options(&self) -> Option<Value> {

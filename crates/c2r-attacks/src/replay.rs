@@ -10,7 +10,7 @@ use crate::{
     attack::AttackBatch,
     attacks::{
         apgd::{Apgd, ApgdConfig, Phase},
-        cw_l2::{CwL2, CwL2Config},
+        cw_l2::CwL2Config,
         deepfool,
         fab::{Fab, FabConfig},
         square::{SquareConfig, search},
@@ -88,7 +88,7 @@ pub fn apgd(
     let ids: Vec<u64> = rows.iter().map(|&row| row as u64).collect();
     let batch = AttackBatch { images, labels, ids: &ids, targets: None };
     let config = ApgdConfig { first_window_from_zero: true, ..ApgdConfig::default() };
-    let attack = Apgd { name: "apgd", config, loss, targets: None };
+    let attack = Apgd { config, loss, targets: None };
     let phase = Phase { norm, radius: epsilon, steps, warm: false, stop: false };
     let end = attack.run(&mut Oracle::new(model, "apgd", &ids), &batch, &rows, aims, start, phase)?;
     Ok(Best { images: end.best, losses: end.best_losses })
@@ -112,7 +112,7 @@ pub fn fab(
     let rows: Vec<usize> = (0..images.size()[0] as usize).collect();
     let ids: Vec<u64> = rows.iter().map(|&row| row as u64).collect();
     let batch = AttackBatch { images, labels, ids: &ids, targets: None };
-    let attack = Fab { name: "fab", config: FabConfig { steps, ..FabConfig::default() }, targets: None };
+    let attack = Fab { config: FabConfig { steps, ..FabConfig::default() }, targets: None };
     let aims = aims.map(Tensor::shallow_clone);
     attack.walk(&mut Oracle::new(model, "fab", &ids), &batch, &rows, aims, threat, images.copy())
 }
@@ -173,7 +173,6 @@ pub fn cw_l2(config: &CwL2Config, model: &dyn Classifier, batch: &AttackBatch<'_
     let _no_grad = tch::no_grad_guard();
     let mut oracle = Oracle::new(model, "cw-l2", batch.ids);
     let c = Tensor::full([batch.ids.len() as i64], config.c, (Kind::Float, batch.images.device()));
-    let attack = CwL2 { name: "cw-l2", config: config.clone() };
-    let (images, squared) = attack.minimize(&mut oracle, batch, &c, true)?;
+    let (images, squared) = config.minimize(&mut oracle, batch, &c, true)?;
     Ok(Nearest { images, distances: squared.sqrt() })
 }

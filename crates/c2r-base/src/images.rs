@@ -160,6 +160,11 @@ impl LabelledImages {
         [size[1], size[2], size[3]]
     }
 
+    /// The same data on `device`; nothing is copied if it is there.
+    pub fn to_device(&self, device: Device) -> Self {
+        Self { images: self.images.to_device(device), labels: self.labels.to_device(device), n_clamped: self.n_clamped }
+    }
+
     /// The samples at `positions`, on `device`: images f32 `[n, C, H, W]`, labels i64 `[n]`.
     ///
     /// # Panics

@@ -36,6 +36,7 @@ pub mod loss;
 pub mod native;
 mod norm;
 mod passes;
+mod rows;
 mod seed;
 mod threat;
 
@@ -43,7 +44,8 @@ pub use adam::Adam;
 pub use classifier::{Classifier, ClassifierError};
 pub use epsilon::{Epsilon, ParseEpsilonError};
 pub use images::{ImageError, LabelledImages};
-pub use norm::{Norm, ParseNormError};
+pub use norm::{Ball, Norm, ParseNormError};
 pub use passes::Passes;
+pub use rows::fill_rows;
 pub use seed::Seed;
 pub use threat::{Goal, TargetRule, ThreatModel};

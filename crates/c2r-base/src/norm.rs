@@ -4,7 +4,7 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::{Seed, grad};
+use crate::{Seed, fill_rows, grad};
 
 /// The norm that measures a perturbation, over all of an image's C x H x W values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -59,20 +59,16 @@ impl Norm {
     /// Hein 2021, arXiv:2103.01208, proposition 1). Float rounding may leave a distance above `radius`
     /// by about 1e-7. Carries no gradient.
     pub fn project(self, images: &Tensor, candidate: &Tensor, radius: f64) -> Tensor {
+        self.ball(images, radius).project(candidate)
+    }
+
+    /// The threat set around `images`, for many projections ([`Norm::project`]): what they share is computed once.
+    pub fn ball(self, images: &Tensor, radius: f64) -> Ball {
         let _no_grad = tch::no_grad_guard();
-        match self {
-            Self::Linf => candidate.maximum(&(images - radius)).minimum(&(images + radius)).clamp(0.0, 1.0),
-            Self::L2 => {
-                let delta = candidate - images;
-                let scale = (radius / per_image(&self.length(&delta)).clamp_min(1e-12)).clamp_max(1.0);
-                (images + delta * scale).clamp(0.0, 1.0)
-            }
-            Self::L1 => {
-                images
-                    + project_l1_box(&images.flatten(1, -1), &(candidate - images).flatten(1, -1), radius)
-                        .view_as(images)
-            }
-        }
+        Ball(match self {
+            Self::Linf => Shape::Box { low: (images - radius).clamp_min(0.0), high: (images + radius).clamp_max(1.0) },
+            norm => Shape::Round { norm, images: images.shallow_clone(), radius },
+        })
     }
 
     /// The direction of length 1 in this norm that raises a linear function fastest.
@@ -114,31 +110,76 @@ impl Norm {
     /// The values of [`Norm::random_in_ball`], one image after the other.
     pub fn values_in_ball(self, shape: &[i64], ids: &[u64], radius: f64, seed: Seed, purpose: &str) -> Vec<f32> {
         let len = shape.iter().product::<i64>() as usize;
-        let mut values = Vec::with_capacity(len * ids.len());
-        for &id in ids {
-            let mut rng = seed.stream(purpose, id);
-            match self {
-                Self::Linf => values.extend((0..len).map(|_| ((2.0 * rng.random::<f64>() - 1.0) * radius) as f32)),
-                Self::L2 | Self::L1 => {
-                    let direction: Vec<f64> = (0..len)
-                        .map(|_| match self {
-                            Self::L2 => rand_distr::Distribution::sample(&rand_distr::StandardNormal, &mut rng),
-                            _ => {
-                                let magnitude: f64 = rand_distr::Distribution::sample(&rand_distr::Exp1, &mut rng);
-                                if rng.random::<bool>() { magnitude } else { -magnitude }
-                            }
-                        })
-                        .collect();
-                    let length = match self {
-                        Self::L2 => direction.iter().map(|v| v * v).sum::<f64>().sqrt(),
-                        _ => direction.iter().map(|v| v.abs()).sum::<f64>(),
-                    };
-                    let target = radius * rng.random::<f64>().powf(1.0 / len as f64);
-                    values.extend(direction.iter().map(|v| (v / length * target) as f32));
+        let mut values = vec![0.0; len * ids.len()];
+        let mut streams: Vec<_> = ids.iter().map(|&id| seed.stream(purpose, id)).collect();
+        fill_rows(&mut streams, &mut values, |rng, row| match self {
+            Self::Linf => row.fill_with(|| ((2.0 * rng.random::<f64>() - 1.0) * radius) as f32),
+            Self::L2 | Self::L1 => {
+                let direction: Vec<f64> = (0..len)
+                    .map(|_| match self {
+                        Self::L2 => rand_distr::Distribution::sample(&rand_distr::StandardNormal, rng),
+                        _ => {
+                            let magnitude: f64 = rand_distr::Distribution::sample(&rand_distr::Exp1, rng);
+                            if rng.random::<bool>() { magnitude } else { -magnitude }
+                        }
+                    })
+                    .collect();
+                let length = match self {
+                    Self::L2 => direction.iter().map(|v| v * v).sum::<f64>().sqrt(),
+                    _ => direction.iter().map(|v| v.abs()).sum::<f64>(),
+                };
+                let target = radius * rng.random::<f64>().powf(1.0 / len as f64);
+                for (value, v) in row.iter_mut().zip(&direction) {
+                    *value = (v / length * target) as f32;
                 }
             }
-        }
+        });
         values
+    }
+}
+
+/// The threat set around some images: [`Norm::ball`].
+#[derive(Debug)]
+pub struct Ball(Shape);
+
+#[derive(Debug)]
+enum Shape {
+    /// Linf: a range for each value.
+    Box {
+        low: Tensor,
+        high: Tensor,
+    },
+    Round {
+        norm: Norm,
+        images: Tensor,
+        radius: f64,
+    },
+}
+
+impl Ball {
+    /// Linf: the smallest and the largest value of each pixel, f32 of the images' shape.
+    pub const fn range(&self) -> Option<[&Tensor; 2]> {
+        match &self.0 {
+            Shape::Box { low, high } => Some([low, high]),
+            Shape::Round { .. } => None,
+        }
+    }
+
+    /// The set's point for `candidate`, f32 of the images' shape: [`Norm::project`].
+    pub fn project(&self, candidate: &Tensor) -> Tensor {
+        let _no_grad = tch::no_grad_guard();
+        match &self.0 {
+            Shape::Box { low, high } => candidate.clamp_tensor(Some(low), Some(high)),
+            Shape::Round { norm: Norm::L1, images, radius } => {
+                let delta = (candidate - images).flatten(1, -1);
+                images + project_l1_box(&images.flatten(1, -1), &delta, *radius).view_as(images)
+            }
+            Shape::Round { norm, images, radius } => {
+                let delta = candidate - images;
+                let scale = (*radius / per_image(&norm.length(&delta)).clamp_min(1e-12)).clamp_max(1.0);
+                (images + delta * scale).clamp(0.0, 1.0)
+            }
+        }
     }
 }
 
@@ -179,8 +220,7 @@ fn project_l1_box(image: &Tensor, delta: &Tensor, radius: f64) -> Tensor {
     let excess = (length.gather(1, &before, false) - radius).clamp_min(0.0);
     let rate = (-slope.gather(1, &before, false)).clamp_min(1.0);
     let multiplier = (at + excess / rate).to_kind(Kind::Float);
-    let multiplier =
-        multiplier.where_self(&length_at_zero.gt(radius), &Tensor::zeros([1], (Kind::Float, delta.device())));
+    let multiplier = multiplier.where_scalarother(&length_at_zero.gt(radius), 0.0);
     sign * (magnitude - multiplier).clamp_min(0.0).minimum(&room)
 }
 
@@ -233,6 +273,19 @@ mod tests {
         for (norm, expected) in [(Norm::Linf, 0.4), (Norm::L2, 0.5), (Norm::L1, 0.7)] {
             assert!((norm.distance(&a, &b).double_value(&[0]) - expected).abs() < 1e-6);
         }
+    }
+
+    #[test]
+    fn balls_project_by_hand() {
+        let (images, candidates) = (row(&[0.0, 0.5, 1.0]), row(&[-0.2, 0.9, 0.7]));
+        let project = |norm: Norm, radius| values(&norm.ball(&images, radius).project(&candidates));
+        assert_eq!(project(Norm::Linf, 0.25), [0.0, 0.75, 0.75]);
+        // Changes of -0.2, 0.4 and -0.3, whose Euclidean length is 0.5385 and becomes 0.2693.
+        let l2 = project(Norm::L2, 0.29f64.sqrt() / 2.0);
+        assert!(l2.iter().zip([0.0, 0.7, 0.85]).all(|(got, expected)| (got - expected).abs() < 1e-6), "{l2:?}");
+        // The first change leaves the box; 0.4 and 0.3 lose 0.15 each.
+        let l1 = project(Norm::L1, 0.4);
+        assert!(l1.iter().zip([0.0, 0.75, 0.85]).all(|(got, expected)| (got - expected).abs() < 1e-6), "{l1:?}");
     }
 
     #[test]

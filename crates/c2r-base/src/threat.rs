@@ -1,7 +1,7 @@
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::{Epsilon, Norm};
+use crate::{Ball, Epsilon, Norm};
 
 /// What the attacker may do and wants: a ball of `epsilon` in `norm` intersected with `[0, 1]`, and
 /// the goal.
@@ -26,6 +26,11 @@ impl ThreatModel {
     /// [`Norm::project`] with this model's radius: inside the ball and inside `[0, 1]`.
     pub fn project(&self, images: &Tensor, candidate: &Tensor) -> Tensor {
         self.norm.project(images, candidate, self.epsilon.value())
+    }
+
+    /// [`Norm::ball`] with this model's radius.
+    pub fn ball(&self, images: &Tensor) -> Ball {
+        self.norm.ball(images, self.epsilon.value())
     }
 }
 

@@ -1,16 +1,17 @@
 //! Auto-PGD: PGD with momentum whose step size adapts to each sample.
 
-use c2r_base::{Classifier, Norm, Passes, Seed, ThreatModel};
+use c2r_base::{Ball, Norm, Passes, ThreatModel};
 use tch::{Kind, Tensor};
 
 use crate::{
-    active::{Active, Samples, attempt_seed, index, per_image, positions, write_rows},
+    active::{Active, Leaving, Samples},
     aims::Aims,
-    attack::{Attack, AttackBatch, Family, Perturbed},
-    draws::Draws,
+    attack::{AttackBatch, Family},
+    draws::{Draws, Request},
     error::{AttackError, ConfigError},
-    options::{ALL_NORMS, Check, LossKind, Options, options, passes},
+    options::{ALL_NORMS, Check, LossKind, Options, Search, Task, options, passes},
     oracle::{LossGradient, Oracle},
+    rows::{attempt_seed, index, per_image, write_rows},
 };
 
 /// Steps of APGD and FAB. Croce & Hein 2020 (arXiv:2003.01690), section 5.
@@ -32,36 +33,36 @@ const L1_SPARSER: f64 = 0.95;
 /// L1: radii in epsilons and shares of the steps of the three phases. Croce & Hein 2021, section 3.3.
 const L1_PHASES: [(f64, f64); 3] = [(3.0, 0.3), (2.0, 0.3), (1.0, 0.4)];
 
-options!(
+/// The options of APGD, and more.
+macro_rules! apgd_options {
+    ($(#[$doc:meta])* $name:ident { $($more:tt)* }) => {
+        options!(
+            $(#[$doc])*
+            $name {
+                /// Number of steps.
+                steps: u32 = STEPS,
+                /// Attempts, per target if it has any; a sample that is broken is not tried again.
+                restarts: u32 = 1,
+                /// Share of rising steps below which the step is halved.
+                rho: f64 = RHO,
+                /// Gradients averaged per step, for randomized models.
+                samples: u32 = 1,
+                /// Compare the first window's first loss with 0, as the authors' code does by accident, instead of
+                /// with the start's loss, as their paper does.
+                first_window_from_zero: bool = false,
+                $($more)*
+            }
+        );
+    };
+}
+
+apgd_options!(
     /// APGD (Croce & Hein 2020, arXiv:2003.01690, section 3; L1: arXiv:2103.01208).
-    ApgdConfig {
-        /// Number of steps.
-        steps: u32 = STEPS,
-        /// Attempts; a sample that is broken is not tried again.
-        restarts: u32 = 1,
-        /// Share of rising steps below which the step is halved.
-        rho: f64 = RHO,
-        /// Gradients averaged per step, for randomized models.
-        samples: u32 = 1,
-        /// Compare the first window's first loss with 0, as the authors' code does by accident, instead of
-        /// with the start's loss, as their paper does.
-        first_window_from_zero: bool = false,
-    }
+    ApgdConfig {}
 );
-options!(
+apgd_options!(
     /// APGD-T: APGD on the targeted DLR loss towards the classes with the largest clean logits.
     ApgdTConfig {
-        /// Number of steps.
-        steps: u32 = STEPS,
-        /// Attempts per target; a sample that is broken is not tried again.
-        restarts: u32 = 1,
-        /// Share of rising steps below which the step is halved.
-        rho: f64 = RHO,
-        /// Gradients averaged per step, for randomized models.
-        samples: u32 = 1,
-        /// Compare the first window's first loss with 0, as the authors' code does by accident, instead of
-        /// with the start's loss, as their paper does.
-        first_window_from_zero: bool = false,
         /// Target classes per sample; at most K - 1 are used.
         targets: u32 = TARGETS,
     }
@@ -69,22 +70,25 @@ options!(
 
 /// APGD-CE, APGD-DLR and APGD-T.
 pub(crate) struct Apgd {
-    pub(crate) name: &'static str,
     pub(crate) config: ApgdConfig,
     pub(crate) loss: LossKind,
     /// How many likely classes it aims at where the goal names none; `None` for away from the label.
     pub(crate) targets: Option<u32>,
 }
 
-impl Options for ApgdConfig {
-    fn build(&self, name: &'static str) -> Result<Box<dyn Attack>, ConfigError> {
-        let check = Check(name);
+impl ApgdConfig {
+    fn attack(&self, check: &Check, loss: LossKind, targets: Option<u32>) -> Result<Box<dyn Search>, ConfigError> {
         check.count("steps", self.steps)?;
         check.count("restarts", self.restarts)?;
         check.count("samples", self.samples)?;
         check.fraction("rho", self.rho)?;
-        let loss = if name == "apgd-ce" { LossKind::Ce } else { LossKind::Dlr };
-        Ok(Box::new(Apgd { name, config: self.clone(), loss, targets: None }))
+        Ok(Box::new(Apgd { config: self.clone(), loss, targets }))
+    }
+}
+
+impl Options for ApgdConfig {
+    fn build(&self, name: &'static str) -> Result<Box<dyn Search>, ConfigError> {
+        self.attack(&Check(name), if name == "apgd-ce" { LossKind::Ce } else { LossKind::Dlr }, None)
     }
 
     fn passes(&self, _: u64) -> Passes {
@@ -102,11 +106,10 @@ impl ApgdTConfig {
 }
 
 impl Options for ApgdTConfig {
-    fn build(&self, name: &'static str) -> Result<Box<dyn Attack>, ConfigError> {
-        Check(name).count("targets", self.targets)?;
-        self.run().build(name)?;
-        let (loss, targets) = (LossKind::Dlr, Some(self.targets));
-        Ok(Box::new(Apgd { name, config: self.run(), loss, targets }))
+    fn build(&self, name: &'static str) -> Result<Box<dyn Search>, ConfigError> {
+        let check = Check(name);
+        check.count("targets", self.targets)?;
+        self.run().attack(&check, LossKind::Dlr, Some(self.targets))
     }
 
     fn passes(&self, classes: u64) -> Passes {
@@ -116,39 +119,27 @@ impl Options for ApgdTConfig {
     }
 }
 
-impl Attack for Apgd {
-    fn name(&self) -> &str {
-        self.name
-    }
-
+impl Search for Apgd {
     fn family(&self) -> Family {
         Family::Gradient
     }
 
-    fn check(&self, threat: &ThreatModel, classes: i64) -> Result<(), ConfigError> {
-        let check = Check(self.name);
+    fn check(&self, check: &Check, threat: &ThreatModel, classes: i64) -> Result<(), ConfigError> {
         check.norm(&ALL_NORMS, threat)?;
         let needed = if self.targets.is_some() { 4 } else { self.loss.classes_needed(threat.goal) };
         check.classes(needed, classes)
     }
 
-    fn perturb(
-        &self,
-        model: &dyn Classifier,
-        batch: &AttackBatch<'_>,
-        threat: &ThreatModel,
-        seed: Seed,
-    ) -> Result<Perturbed, AttackError> {
-        let _no_grad = tch::no_grad_guard();
-        let mut oracle = Oracle::new(model, self.name, batch.ids);
+    fn search(&self, oracle: &mut Oracle<'_>, &Task { batch, threat, seed }: &Task<'_>) -> Result<Tensor, AttackError> {
         let mut found = batch.images.copy();
-        let aims = Aims::new(&mut oracle, batch, self.targets)?;
+        let aims = Aims::new(oracle, batch, self.targets)?;
         let mut open: Vec<usize> = (0..batch.ids.len()).collect();
         for restart in 0..self.config.restarts {
-            let mut draws = Draws::streams(attempt_seed(seed, restart), &format!("{}/start", self.name), batch.ids);
+            let purpose = format!("{}/start", oracle.attack());
+            let mut draws = Draws::streams(attempt_seed(seed, restart), &purpose, batch.ids);
             let mut left = Vec::new();
             for part in open.chunks(aims.samples_per_pass(batch.images)) {
-                let (images, standing) = self.attempt(&mut oracle, batch, threat, part, &aims, &mut draws)?;
+                let (images, standing) = self.attempt(oracle, batch, threat, part, &aims, &mut draws)?;
                 write_rows(&mut found, part, &images);
                 left.extend(standing);
             }
@@ -157,7 +148,7 @@ impl Attack for Apgd {
                 break;
             }
         }
-        Ok(oracle.finish(found))
+        Ok(found)
     }
 }
 
@@ -175,7 +166,7 @@ impl Apgd {
     ) -> Result<(Tensor, Vec<usize>), AttackError> {
         let (rows, row_aims) = aims.rows(part);
         let epsilon = threat.epsilon.value();
-        let clean = batch.images.index_select(0, &index(&rows, batch.images));
+        let Samples { clean, .. } = Samples::of(batch, &rows);
         let mut x = start(draws, &rows, &clean, threat);
         let steps = self.config.steps;
         let end = if threat.norm == Norm::L1 {
@@ -218,16 +209,16 @@ impl Apgd {
 /// Random points on the sphere of the threat model (the L1 start fills the largest phase's ball).
 fn start(draws: &mut Draws, rows: &[usize], clean: &Tensor, threat: &ThreatModel) -> Tensor {
     let shape = &clean.size()[1..];
-    let device = clean.device();
+    let request = Request::once(rows, shape, clean.device());
     let epsilon = threat.epsilon.value();
     let moved = match threat.norm {
         Norm::Linf => {
-            let noise = draws.uniform(rows, shape, device);
+            let noise = draws.uniform(&request).squeeze_dim(1);
             let largest = per_image(&Norm::Linf.length(&noise)).clamp_min(1e-12);
             clean + noise / largest * epsilon
         }
-        Norm::L2 => clean + Norm::L2.steepest(&draws.normal(rows, shape, device)) * epsilon,
-        Norm::L1 => return clean + draws.normal(rows, shape, device),
+        Norm::L2 => clean + Norm::L2.steepest(&draws.normal(&request).squeeze_dim(1)) * epsilon,
+        Norm::L1 => return clean + draws.normal(&request).squeeze_dim(1),
     };
     moved.clamp(0.0, 1.0)
 }
@@ -290,6 +281,8 @@ struct State {
     /// The classes that the loss aims at, which need not be the goal's.
     aims: Option<Tensor>,
     norm: Norm,
+    radius: f64,
+    ball: Ball,
     x: Tensor,
     x_before: Tensor,
     x_best: Tensor,
@@ -354,7 +347,7 @@ impl Apgd {
         let mut end = End {
             best: start.copy(),
             best_losses: Tensor::full([rows.len() as i64], f64::NEG_INFINITY, (Kind::Float, start.device())),
-            reached: vec![false; rows.len()],
+            reached: Vec::new(),
         };
         let first = self.gradient(oracle, start, rows, &samples.labels, aims)?;
         let like = first.losses.ones_like();
@@ -372,9 +365,11 @@ impl Apgd {
         let from_zero = self.config.first_window_from_zero;
         let mut state = State {
             active: Active::new(rows),
+            ball: norm.ball(&samples.clean, radius),
             samples,
             aims: aims.map(Tensor::shallow_clone),
             norm,
+            radius,
             x: start.copy(),
             x_before: start.copy(),
             x_best: start.copy(),
@@ -388,8 +383,10 @@ impl Apgd {
             share,
             n_changed,
         };
-        if stop && !state.retire(&first.logits, &mut end) {
-            return Ok(end);
+        let passes = u64::from(self.config.samples);
+        if stop {
+            // The best image is the start.
+            state.active.note(state.samples.reached(&first.logits));
         }
 
         let mut checks = match norm {
@@ -402,51 +399,57 @@ impl Apgd {
         .into_iter()
         .peekable();
         for step in 1..=steps {
-            let moved = state.next(radius, if step == 1 { 1.0 } else { MOMENTUM });
+            if stop && !state.leave(oracle, passes, &mut end)? {
+                return Ok(end);
+            }
+            let moved = state.next(if step == 1 { 1.0 } else { MOMENTUM });
             state.x_before = std::mem::replace(&mut state.x, moved);
             let State { active, samples, aims, x, .. } = &state;
             let LossGradient { gradient, losses, logits } =
                 self.gradient(oracle, x, active.samples(), &samples.labels, aims.as_ref())?;
             state.gradient = gradient;
-            let better = losses.gt_tensor(&state.loss_best);
+            let mut better = losses.gt_tensor(&state.loss_best);
+            if stop {
+                // The image that reached the goal is the best one, whatever its loss, and stays it.
+                let hit = state.samples.reached(&logits);
+                better = state.active.open(better.logical_or(&hit));
+                state.active.note(hit);
+            }
             let better_image = per_image(&better);
             state.x_best = state.x.where_self(&better_image, &state.x_best);
             state.gradient_best = state.gradient.where_self(&better_image, &state.gradient_best);
             state.loss_best = losses.maximum(&state.loss_best);
             state.window.push(losses);
-            if stop && !state.retire(&logits, &mut end) {
-                return Ok(end);
-            }
             if checks.next_if_eq(&step).is_some() {
                 match norm {
                     Norm::Linf | Norm::L2 => state.judge_step(self.config.rho),
-                    Norm::L1 => state.judge_sparsity(radius, n_values),
+                    Norm::L1 => state.judge_sparsity(n_values),
                 }
             }
         }
-        write_rows(&mut end.best, state.active.slots(), &state.x_best);
-        write_rows(&mut end.best_losses, state.active.slots(), &state.loss_best);
+        // Rows that are done and not stored yet are stored with the others.
+        state.active.leave(oracle, passes, true)?;
+        let all: Vec<usize> = (0..state.active.len()).collect();
+        state.store(&all, &mut end);
         Ok(end)
     }
 }
 
 impl State {
-    /// Takes out the samples that reached the goal; returns whether any row is left.
-    fn retire(&mut self, logits: &Tensor, end: &mut End) -> bool {
-        let hit = positions(&self.samples.reached(logits));
-        if hit.is_empty() {
-            return true;
-        }
-        self.active.store(&mut end.best, &hit, &self.x);
-        self.active.store(&mut end.best_losses, &hit, &self.loss_best);
-        for &row in &hit {
-            end.reached[self.active.slots()[row]] = true;
-        }
-        let (_, left) = self.active.split(&hit);
+    /// Takes out the samples that are known to have reached the goal; returns whether any row is left.
+    fn leave(&mut self, oracle: &mut Oracle<'_>, passes: u64, end: &mut End) -> Result<bool, AttackError> {
+        let Some(Leaving { done, left }) = self.active.leave(oracle, passes, false)? else { return Ok(true) };
+        self.store(&done, end);
         if !left.is_empty() {
             self.keep(&left);
         }
-        !left.is_empty()
+        Ok(!left.is_empty())
+    }
+
+    fn store(&self, rows: &[usize], end: &mut End) {
+        self.active.store(&mut end.best, rows, &self.x_best);
+        self.active.store(&mut end.best_losses, rows, &self.loss_best);
+        end.reached = self.active.reached().to_vec();
     }
 
     fn keep(&mut self, rows: &[usize]) {
@@ -465,18 +468,18 @@ impl State {
         ];
         let state = self.samples.tensors().chain(own).chain(&mut self.window).chain(self.aims.as_mut());
         self.active.keep(rows, state);
+        self.ball = self.norm.ball(&self.samples.clean, self.radius);
     }
 
     /// The next point: a projected step, then momentum, projected again.
-    fn next(&self, radius: f64, share_of_new: f64) -> Tensor {
-        let (norm, clean) = (self.norm, &self.samples.clean);
-        if norm == Norm::L1 {
+    fn next(&self, share_of_new: f64) -> Tensor {
+        if self.norm == Norm::L1 {
             let direction = sparse_sign(&self.gradient, &self.share);
-            return norm.project(clean, &(&self.x + direction * &self.step), radius);
+            return self.ball.project(&(&self.x + direction * &self.step));
         }
-        let stepped = norm.project(clean, &(&self.x + norm.steepest(&self.gradient) * &self.step), radius);
+        let stepped = self.ball.project(&(&self.x + self.norm.steepest(&self.gradient) * &self.step));
         let moved = &self.x + (stepped - &self.x) * share_of_new + (&self.x - &self.x_before) * (1.0 - share_of_new);
-        norm.project(clean, &moved, radius)
+        self.ball.project(&moved)
     }
 
     /// Halves the step of the rows that make no progress and sends them back to their best point.
@@ -495,7 +498,8 @@ impl State {
 
     /// L1: adapts how many values a step changes to the best perturbation, and the step to whether that
     /// became sparser. Croce & Hein 2021, section 3.2.
-    fn judge_sparsity(&mut self, radius: f64, n_values: f64) {
+    fn judge_sparsity(&mut self, n_values: f64) {
+        let radius = self.radius;
         let n_changed = count_changed(&self.x_best, &self.samples.clean);
         let sparser = (&n_changed / self.n_changed.clamp_min(1.0)).lt(L1_SPARSER);
         let sparser_image = per_image(&sparser);

@@ -1,14 +1,14 @@
 //! CW-L2: Adam on distance plus margin, in a space where the box is everything.
 
-use c2r_base::{Adam, Classifier, Norm, Passes, Seed, ThreatModel};
+use c2r_base::{Adam, Norm, Passes, ThreatModel};
 use tch::{Kind, Tensor};
 
 use crate::{
-    active::per_image,
-    attack::{Attack, AttackBatch, Family, Perturbed},
+    attack::{AttackBatch, Family},
     error::{AttackError, ConfigError},
-    options::{Check, Options, options, passes},
+    options::{Check, Options, Search, Task, options, passes},
     oracle::Oracle,
+    rows::per_image,
 };
 
 /// Pixels are kept this far inside (-1, 1), so that values at the border have a finite preimage.
@@ -43,13 +43,13 @@ options!(
 );
 
 impl Options for CwL2Config {
-    fn build(&self, name: &'static str) -> Result<Box<dyn Attack>, ConfigError> {
+    fn build(&self, name: &'static str) -> Result<Box<dyn Search>, ConfigError> {
         let check = Check(name);
         check.count("steps", self.steps)?;
         check.positive("c", self.c)?;
         check.positive("lr", self.lr)?;
         check.at_least("kappa", self.kappa, 0.0)?;
-        Ok(Box::new(CwL2 { name, config: self.clone() }))
+        Ok(Box::new(self.clone()))
     }
 
     fn passes(&self, _: u64) -> Passes {
@@ -58,42 +58,24 @@ impl Options for CwL2Config {
     }
 }
 
-/// The attack of Carlini & Wagner in L2.
-pub(crate) struct CwL2 {
-    pub(crate) name: &'static str,
-    pub(crate) config: CwL2Config,
-}
-
-impl Attack for CwL2 {
-    fn name(&self) -> &str {
-        self.name
-    }
-
+impl Search for CwL2Config {
     fn family(&self) -> Family {
         Family::MinimumNorm
     }
 
-    fn check(&self, threat: &ThreatModel, _: i64) -> Result<(), ConfigError> {
-        Check(self.name).norm(&[Norm::L2], threat)
+    fn check(&self, check: &Check, threat: &ThreatModel, _: i64) -> Result<(), ConfigError> {
+        check.norm(&[Norm::L2], threat)
     }
 
-    fn perturb(
-        &self,
-        model: &dyn Classifier,
-        batch: &AttackBatch<'_>,
-        _: &ThreatModel,
-        _: Seed,
-    ) -> Result<Perturbed, AttackError> {
-        let _no_grad = tch::no_grad_guard();
-        let mut oracle = Oracle::new(model, self.name, batch.ids);
+    fn search(&self, oracle: &mut Oracle<'_>, &Task { batch, .. }: &Task<'_>) -> Result<Tensor, AttackError> {
         let like = batch.images.select(1, 0).select(1, 0).select(1, 0);
         let mut found = batch.images.copy();
         let mut distance = like.full_like(f64::INFINITY);
-        let mut c = like.full_like(self.config.c);
+        let mut c = like.full_like(self.c);
         let mut low = like.zeros_like();
         let mut high = like.full_like(f64::INFINITY);
-        for _ in 0..=self.config.search_steps {
-            let (images, distances) = self.minimize(&mut oracle, batch, &c, false)?;
+        for _ in 0..=self.search_steps {
+            let (images, distances) = self.minimize(oracle, batch, &c, false)?;
             let better = distances.lt_tensor(&distance);
             found = images.where_self(&per_image(&better), &found);
             distance = distances.minimum(&distance);
@@ -103,11 +85,11 @@ impl Attack for CwL2 {
             let middle = (&low + &high) * 0.5;
             c = middle.where_self(&high.isfinite(), &(&c * GROW));
         }
-        Ok(oracle.finish(found))
+        Ok(found)
     }
 }
 
-impl CwL2 {
+impl CwL2Config {
     /// One run of Adam: the nearest images that reach the goal and their squared distances, infinite where
     /// there is none.
     ///
@@ -126,14 +108,14 @@ impl CwL2 {
         let mut best = batch.images.copy();
         let mut best_distance = c.full_like(f64::INFINITY);
         let mut lowest = f64::INFINITY;
-        for step in 1..=self.config.steps {
+        for step in 1..=self.steps {
             let mut point = None;
             let found = oracle.gradient(&to_pixels(&w), &rows, |x, logits| {
                 let distance =
                     (x - batch.images).square().flatten(1, -1).sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
                 let margin = self.margin(logits, batch);
                 point = Some((x.detach(), distance.detach()));
-                distance + margin.clamp_min(-self.config.kappa) * c
+                distance + margin.clamp_min(-self.kappa) * c
             })?;
             let (x, distance) = point.expect("the loss was computed");
             let hit = batch.reached(&found.logits);
@@ -142,9 +124,9 @@ impl CwL2 {
             best_distance = distance.where_self(&better, &best_distance);
             // d tanh(w)/dw = 1 - tanh(w)^2, halved by the map to pixels.
             let gradient: Tensor = found.gradient * ((1.0 - w.tanh().square()) * 0.5);
-            w -= adam.direction(&gradient, step) * self.config.lr;
-            if abort && (step - 1) % (self.config.steps / 10).max(1) == 0 {
-                let sum = found.losses.sum(Kind::Double).double_value(&[]);
+            w -= adam.direction(&gradient, step) * self.lr;
+            if abort && (step - 1) % (self.steps / 10).max(1) == 0 {
+                let sum = oracle.read(&[&found.losses.sum(Kind::Double)])?[0];
                 if sum > lowest * 0.9999 {
                     break;
                 }
@@ -155,7 +137,7 @@ impl CwL2 {
     }
 
     fn margin(&self, logits: &Tensor, batch: &AttackBatch<'_>) -> Tensor {
-        if !self.config.clipped_margin {
+        if !self.clipped_margin {
             return batch.goal_margin(logits);
         }
         match batch.targets {

@@ -1,14 +1,15 @@
 //! DeepFool: steps to the nearest linearized boundary until the label changes.
 
-use c2r_base::{Classifier, Goal, Norm, Passes, Seed, ThreatModel, grad::in_range};
+use c2r_base::{Goal, Norm, Passes, ThreatModel, grad::in_range};
 use tch::{Kind, Tensor};
 
 use crate::{
-    active::{Active, Samples, per_image, positions, write_rows},
-    attack::{Attack, AttackBatch, Family, Perturbed},
+    active::{Active, Leaving, Samples},
+    attack::Family,
     error::{AttackError, ConfigError},
-    options::{Check, Options, options, passes},
+    options::{Check, Options, Search, Task, options, passes},
     oracle::Oracle,
+    rows::per_image,
 };
 
 /// In L1 a step would be one pixel, which the box stops.
@@ -35,11 +36,11 @@ options!(
 );
 
 impl Options for DeepFoolConfig {
-    fn build(&self, name: &'static str) -> Result<Box<dyn Attack>, ConfigError> {
+    fn build(&self, name: &'static str) -> Result<Box<dyn Search>, ConfigError> {
         let check = Check(name);
         check.count("steps", self.steps)?;
         check.at_least("overshoot", self.overshoot, 0.0)?;
-        Ok(Box::new(DeepFool { name, config: self.clone() }))
+        Ok(Box::new(self.clone()))
     }
 
     fn passes(&self, classes: u64) -> Passes {
@@ -48,65 +49,48 @@ impl Options for DeepFoolConfig {
     }
 }
 
-/// DeepFool in L2 and Linf.
-struct DeepFool {
-    name: &'static str,
-    config: DeepFoolConfig,
-}
-
-impl Attack for DeepFool {
-    fn name(&self) -> &str {
-        self.name
-    }
-
+impl Search for DeepFoolConfig {
     fn family(&self) -> Family {
         Family::MinimumNorm
     }
 
-    fn check(&self, threat: &ThreatModel, _: i64) -> Result<(), ConfigError> {
-        Check(self.name).norm(&NORMS, threat)?;
+    fn check(&self, check: &Check, threat: &ThreatModel, _: i64) -> Result<(), ConfigError> {
+        check.norm(&NORMS, threat)?;
         if threat.goal != Goal::Untargeted {
-            return Err(ConfigError::UnsupportedGoal { attack: self.name.to_owned() });
+            return Err(ConfigError::UnsupportedGoal { attack: check.0.to_owned() });
         }
         Ok(())
     }
 
-    fn perturb(
-        &self,
-        model: &dyn Classifier,
-        batch: &AttackBatch<'_>,
-        threat: &ThreatModel,
-        _: Seed,
-    ) -> Result<Perturbed, AttackError> {
-        let _no_grad = tch::no_grad_guard();
-        let mut oracle = Oracle::new(model, self.name, batch.ids);
+    fn search(&self, oracle: &mut Oracle<'_>, &Task { batch, threat, .. }: &Task<'_>) -> Result<Tensor, AttackError> {
         let mut found = batch.images.copy();
         let all: Vec<usize> = (0..batch.ids.len()).collect();
         let mut active = Active::new(&all);
         let mut samples = Samples::of(batch, &all);
         let mut x = samples.clean.copy();
         let mut total = x.zeros_like();
-        for _ in 0..self.config.steps {
-            let (difference, gradient) =
-                nearest_boundary(&mut oracle, &x, active.samples(), &samples.labels, threat.norm)?;
-            let step = step_onto(&difference, &gradient, threat.norm);
-            x = if self.config.overshoot_each_step {
-                (&x + step * (1.0 + self.config.overshoot)).clamp(0.0, 1.0)
+        for step in 1..=self.steps {
+            let (difference, gradient) = nearest_boundary(oracle, &x, active.samples(), &samples.labels, threat.norm)?;
+            let change = step_onto(&difference, &gradient, threat.norm);
+            let moved = if self.overshoot_each_step {
+                (&x + change * (1.0 + self.overshoot)).clamp(0.0, 1.0)
             } else {
-                total += step;
-                (&samples.clean + &total * (1.0 + self.config.overshoot)).clamp(0.0, 1.0)
+                total += change;
+                (&samples.clean + &total * (1.0 + self.overshoot)).clamp(0.0, 1.0)
             };
-            write_rows(&mut found, active.samples(), &x);
-            let reached = samples.reached(&oracle.logits(&x, active.samples())?);
-            let left = positions(&reached.logical_not());
-            if left.is_empty() {
-                break;
-            }
-            if left.len() < active.len() {
+            x = active.kept(&x, moved);
+            active.note(samples.reached(&oracle.logits(&x, active.samples())?));
+            if let Some(Leaving { done, left }) = active.leave(oracle, 2, step == self.steps)? {
+                active.store(&mut found, &done, &x);
+                if left.is_empty() {
+                    return Ok(found);
+                }
                 active.keep(&left, samples.tensors().chain([&mut x, &mut total]));
             }
         }
-        Ok(oracle.finish(found))
+        let all: Vec<usize> = (0..active.len()).collect();
+        active.store(&mut found, &all, &x);
+        Ok(found)
     }
 }
 

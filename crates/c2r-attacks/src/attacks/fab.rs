@@ -1,20 +1,21 @@
 //! FAB: walks along the decision boundary towards the clean image.
 
-use c2r_base::{Classifier, Norm, Passes, Seed, ThreatModel, grad::in_range};
+use c2r_base::{Norm, Passes, ThreatModel, grad::in_range};
 use tch::{Kind, Tensor};
 
 use crate::{
-    active::{Active, Samples, attempt_seed, index, per_image, positions, write_rows},
+    active::{Active, Leaving, Samples},
     aims::Aims,
-    attack::{Attack, AttackBatch, Family, Perturbed},
+    attack::{AttackBatch, Family},
     attacks::{
         apgd::{STEPS, TARGETS},
         deepfool::{nearest_boundary, scaled},
     },
-    draws::Draws,
+    draws::{Draws, Request},
     error::{AttackError, ConfigError},
-    options::{ALL_NORMS, Check, Options, options, passes},
+    options::{ALL_NORMS, Check, Options, Search, Task, options, passes},
     oracle::Oracle,
+    rows::{attempt_seed, index, per_image, write_rows},
 };
 
 /// Random restarts begin at this share of the smaller of epsilon and the best distance. Their code.
@@ -26,60 +27,63 @@ const ETA: f64 = 1.05;
 /// Backward step of FAB. Croce & Hein 2020 (arXiv:1907.02044), section 4.
 const BETA: f64 = 0.9;
 
-options!(
+/// The options of FAB, and more before the last of them.
+macro_rules! fab_options {
+    ($(#[$doc:meta])* $name:ident { $($more:tt)* }) => {
+        options!(
+            $(#[$doc])*
+            $name {
+                /// Number of steps.
+                steps: u32 = STEPS,
+                /// Attempts, per target if it has any; the first starts at the clean image, the others at random points.
+                restarts: u32 = 1,
+                /// Bias towards the original point, at most.
+                alpha_max: f64 = ALPHA_MAX,
+                /// Extrapolation beyond the linearized boundary.
+                eta: f64 = ETA,
+                /// Backward step.
+                beta: f64 = BETA,
+                $($more)*
+                /// Go on after a perturbation within epsilon was found, for the smallest one.
+                minimize: bool = true,
+            }
+        );
+    };
+}
+
+fab_options!(
     /// FAB (Croce & Hein 2020, arXiv:1907.02044).
-    FabConfig {
-        /// Number of steps.
-        steps: u32 = STEPS,
-        /// Attempts; the first starts at the clean image, the others at random points.
-        restarts: u32 = 1,
-        /// Bias towards the original point, at most.
-        alpha_max: f64 = ALPHA_MAX,
-        /// Extrapolation beyond the linearized boundary.
-        eta: f64 = ETA,
-        /// Backward step.
-        beta: f64 = BETA,
-        /// Go on after a perturbation within epsilon was found, for the smallest one.
-        minimize: bool = true,
-    }
+    FabConfig {}
 );
-options!(
+fab_options!(
     /// FAB-T: FAB towards one class at a time (Croce & Hein 2020, arXiv:2003.01690, section 4).
     FabTConfig {
-        /// Number of steps.
-        steps: u32 = STEPS,
-        /// Attempts per target; the first starts at the clean image, the others at random points.
-        restarts: u32 = 1,
-        /// Bias towards the original point, at most.
-        alpha_max: f64 = ALPHA_MAX,
-        /// Extrapolation beyond the linearized boundary.
-        eta: f64 = ETA,
-        /// Backward step.
-        beta: f64 = BETA,
         /// Target classes per sample; at most K - 1 are used.
         targets: u32 = TARGETS,
-        /// Go on after a perturbation within epsilon was found, for the smallest one.
-        minimize: bool = true,
     }
 );
 
 /// FAB and FAB-T.
 pub(crate) struct Fab {
-    pub(crate) name: &'static str,
     pub(crate) config: FabConfig,
     /// How many likely classes it aims at where the goal names none; `None` for the nearest boundary.
     pub(crate) targets: Option<u32>,
 }
 
-impl Options for FabConfig {
-    fn build(&self, name: &'static str) -> Result<Box<dyn Attack>, ConfigError> {
-        let check = Check(name);
+impl FabConfig {
+    fn attack(&self, check: &Check, targets: Option<u32>) -> Result<Box<dyn Search>, ConfigError> {
         check.count("steps", self.steps)?;
         check.count("restarts", self.restarts)?;
         check.at_least("alpha-max", self.alpha_max, 0.0)?;
         check.at_least("eta", self.eta, 1.0)?;
         check.fraction("beta", self.beta)?;
-        Ok(Box::new(Fab { name, config: self.clone(), targets: None }))
+        Ok(Box::new(Fab { config: self.clone(), targets }))
+    }
+}
+
+impl Options for FabConfig {
+    fn build(&self, name: &'static str) -> Result<Box<dyn Search>, ConfigError> {
+        self.attack(&Check(name), None)
     }
 
     fn passes(&self, classes: u64) -> Passes {
@@ -97,10 +101,10 @@ impl FabTConfig {
 }
 
 impl Options for FabTConfig {
-    fn build(&self, name: &'static str) -> Result<Box<dyn Attack>, ConfigError> {
-        Check(name).count("targets", self.targets)?;
-        self.run().build(name)?;
-        Ok(Box::new(Fab { name, config: self.run(), targets: Some(self.targets) }))
+    fn build(&self, name: &'static str) -> Result<Box<dyn Search>, ConfigError> {
+        let check = Check(name);
+        check.count("targets", self.targets)?;
+        self.run().attack(&check, Some(self.targets))
     }
 
     fn passes(&self, classes: u64) -> Passes {
@@ -110,45 +114,34 @@ impl Options for FabTConfig {
     }
 }
 
-impl Attack for Fab {
-    fn name(&self) -> &str {
-        self.name
-    }
-
+impl Search for Fab {
     fn family(&self) -> Family {
         Family::MinimumNorm
     }
 
-    fn check(&self, threat: &ThreatModel, _: i64) -> Result<(), ConfigError> {
-        Check(self.name).norm(&ALL_NORMS, threat)
+    fn check(&self, check: &Check, threat: &ThreatModel, _: i64) -> Result<(), ConfigError> {
+        check.norm(&ALL_NORMS, threat)
     }
 
-    fn perturb(
-        &self,
-        model: &dyn Classifier,
-        batch: &AttackBatch<'_>,
-        threat: &ThreatModel,
-        seed: Seed,
-    ) -> Result<Perturbed, AttackError> {
-        let _no_grad = tch::no_grad_guard();
-        let mut oracle = Oracle::new(model, self.name, batch.ids);
+    fn search(&self, oracle: &mut Oracle<'_>, &Task { batch, threat, seed }: &Task<'_>) -> Result<Tensor, AttackError> {
         let n = batch.ids.len();
-        let aims = Aims::new(&mut oracle, batch, self.targets)?;
+        let aims = Aims::new(oracle, batch, self.targets)?;
         let mut found = batch.images.copy();
         let mut distances = Tensor::full([n as i64], f64::INFINITY, (Kind::Float, batch.images.device()));
         let mut open: Vec<usize> = (0..n).collect();
         for restart in 0..self.config.restarts {
-            let mut draws = Draws::streams(attempt_seed(seed, restart), &format!("{}/start", self.name), batch.ids);
+            let purpose = format!("{}/start", oracle.attack());
+            let mut draws = Draws::streams(attempt_seed(seed, restart), &purpose, batch.ids);
             for part in open.chunks(aims.samples_per_pass(batch.images)) {
                 let (rows, row_aims) = aims.rows(part);
-                let at = index(&rows, batch.images);
-                let clean = batch.images.index_select(0, &at);
+                let Samples { clean, .. } = Samples::of(batch, &rows);
                 let start = if restart == 0 {
                     clean
                 } else {
-                    random_start(&mut draws, &rows, &clean, threat, &distances.index_select(0, &at))
+                    let known = distances.index_select(0, &index(&rows, &distances));
+                    random_start(&mut draws, &rows, &clean, threat, &known)
                 };
-                let end = self.walk(&mut oracle, batch, &rows, row_aims, threat, start)?;
+                let end = self.walk(oracle, batch, &rows, row_aims, threat, start)?;
                 // The nearest of a sample's rows.
                 let shape = [part.len() as i64, aims.count() as i64];
                 let (nearest, which) = end.distances.view(shape).min_dim(1, false);
@@ -161,14 +154,14 @@ impl Attack for Fab {
                 write_rows(&mut distances, part, &nearest.minimum(&known));
             }
             if !self.config.minimize {
-                let outside = positions(&within(&distances, threat).logical_not());
-                open.retain(|row| outside.contains(row));
+                let is_inside = oracle.read(&[&within(&distances, threat)])?;
+                open.retain(|&row| is_inside[row] == 0.0);
                 if open.is_empty() {
                     break;
                 }
             }
         }
-        Ok(oracle.finish(found))
+        Ok(found)
     }
 }
 
@@ -180,10 +173,12 @@ fn within(distances: &Tensor, threat: &ThreatModel) -> Tensor {
 /// A random point around the clean image, half as far as the known distances or epsilon.
 fn random_start(draws: &mut Draws, rows: &[usize], clean: &Tensor, threat: &ThreatModel, known: &Tensor) -> Tensor {
     let shape = &clean.size()[1..];
+    let request = Request::once(rows, shape, clean.device());
     let noise = match threat.norm {
-        Norm::Linf => draws.uniform(rows, shape, clean.device()),
-        Norm::L2 | Norm::L1 => draws.normal(rows, shape, clean.device()),
+        Norm::Linf => draws.uniform(&request),
+        Norm::L2 | Norm::L1 => draws.normal(&request),
     };
+    let noise = noise.squeeze_dim(1);
     let length = per_image(&threat.norm.length(&noise)).clamp_min(1e-12);
     let radius = per_image(&known.clamp_max(threat.epsilon.value()));
     (clean + noise / length * radius * START_SHARE).clamp(0.0, 1.0)
@@ -224,7 +219,7 @@ impl Fab {
         let mut best = samples.clean.copy();
         let mut best_distance = end.distances.copy();
 
-        for _ in 0..self.config.steps {
+        for step in 1..=self.config.steps {
             let Samples { clean, labels, .. } = &samples;
             let (difference, direction) = match &aims {
                 Some(aims) => {
@@ -240,17 +235,10 @@ impl Fab {
             let w = direction.flatten(1, -1);
             let (here, origin) = (x.flatten(1, -1), clean.flatten(1, -1));
             let b = (&w * &here).sum_dim_intlist([1i64].as_slice(), false, Kind::Float) - difference;
-            let both = project_on_hyperplane(
-                norm,
-                &Tensor::cat(&[&here, &origin], 0),
-                &Tensor::cat(&[&w, &w], 0),
-                &Tensor::cat(&[&b, &b], 0),
-            )
-            .view_as(&Tensor::cat(&[&x, clean], 0));
-            let n = x.size()[0];
-            let (from_here, from_origin) = (both.narrow(0, 0, n), both.narrow(0, n, n));
-            let lengths = per_image(&norm.length(&both)).clamp_min(1e-8);
-            let (near, far) = (lengths.narrow(0, 0, n), lengths.narrow(0, n, n));
+            let both = project_on_hyperplane(norm, &Tensor::stack(&[&here, &origin], 0), &w, &b);
+            let lengths = norm.length(&both.flatten(0, 1)).clamp_min(1e-8).view([2, -1, 1, 1, 1]);
+            let [near, far] = [lengths.get(0), lengths.get(1)];
+            let [from_here, from_origin] = [both.get(0).view_as(&x), both.get(1).view_as(&x)];
             let bias = (&near / (&near + far)).clamp(0.0, self.config.alpha_max);
             let eta = self.config.eta;
             let mixed: Tensor = (&x + from_here * eta) * (1.0 - &bias) + (clean + from_origin * eta) * &bias;
@@ -258,15 +246,14 @@ impl Fab {
 
             let hit = samples.reached(&oracle.logits(&x, active.samples())?);
             let distance = norm.distance(&x, clean);
-            let better = hit.logical_and(&distance.lt_tensor(&best_distance));
+            let better = active.open(hit.logical_and(&distance.lt_tensor(&best_distance)));
             best = x.where_self(&per_image(&better), &best);
             best_distance = distance.where_self(&better, &best_distance);
             x = (clean + (&x - clean) * self.config.beta).where_self(&per_image(&hit), &x);
 
             if !self.config.minimize {
-                let broken = positions(&within(&best_distance, threat));
-                if !broken.is_empty() {
-                    let (done, left) = active.split(&broken);
+                active.note(within(&best_distance, threat));
+                if let Some(Leaving { done, left }) = active.leave(oracle, 2, step == self.config.steps)? {
                     active.store(&mut end.images, &done, &best);
                     active.store(&mut end.distances, &done, &best_distance);
                     if left.is_empty() {
@@ -285,16 +272,16 @@ impl Fab {
 
 /// Shortest change of each point onto a hyperplane inside the box, in a norm.
 ///
-/// * `points`: f32 `[N, D]` in `[0, 1]`; the hyperplane is `w . z = b` with `w`: f32 `[N, D]`, `b`: f32 `[N]`.
+/// * `points`: f32 `[.., N, D]` in `[0, 1]`; the hyperplane is `w . z = b` with `w`: f32 `[N, D]`, `b`: f32 `[N]`.
 ///
-/// Returns f32 `[N, D]`, to add to the points. Where the hyperplane misses the box, the change to the
+/// Returns f32 `[.., N, D]`, to add to the points. Where the hyperplane misses the box, the change to the
 /// corner of the box that is nearest to it. Croce & Hein 2020 (arXiv:1907.02044), section 3.1.
 ///
 /// On the way to the hyperplane the value i can only move against `sign(w_i)`, by at most its room
 /// `u_i`, and brings `|w_i|` per unit. The best moves are `min(t, u_i)` (Linf), `min(t |w_i|, u_i)` (L2) for
 /// the multiplier t at which they add up, and whole rooms in the order of `|w_i|` (L1).
 pub fn project_on_hyperplane(norm: Norm, points: &Tensor, w: &Tensor, b: &Tensor) -> Tensor {
-    let gap = (w * points).sum_dim_intlist([1i64].as_slice(), true, Kind::Float) - b.unsqueeze(1);
+    let gap = sum(w * points) - b.unsqueeze(1);
     let sign = (w * gap.sign()).sign();
     let weight = w.abs();
     let headroom: Tensor = 1.0 - points;
@@ -303,14 +290,14 @@ pub fn project_on_hyperplane(norm: Norm, points: &Tensor, w: &Tensor, b: &Tensor
     let gain = &weight * &room;
     let moves = match norm {
         Norm::L1 => {
-            let (_, order) = weight.sort(1, true);
-            let gain = gain.gather(1, &order, false).to_kind(Kind::Double);
-            let before = gain.cumsum(1, Kind::Double) - &gain;
+            let (sorted_weight, order) = weight.sort(1, true);
+            let order = order.expand_as(&gain);
+            let gain = gain.gather(-1, &order, false).to_kind(Kind::Double);
+            let before = gain.cumsum(-1, Kind::Double) - &gain;
             let left = (needed - before).clamp_min(0.0);
-            let sorted_weight = weight.gather(1, &order, false).to_kind(Kind::Double);
-            let taken = (left / sorted_weight.clamp_min(1e-30)).to_kind(Kind::Float);
-            let taken = taken.minimum(&room.gather(1, &order, false));
-            room.zeros_like().scatter(1, &order, &taken)
+            let taken = (left / sorted_weight.to_kind(Kind::Double).clamp_min(1e-30)).to_kind(Kind::Float);
+            let taken = taken.minimum(&room.gather(-1, &order, false));
+            room.zeros_like().scatter(-1, &order, &taken)
         }
         Norm::Linf => multiplier(&gain, &weight, &needed).minimum(&room),
         Norm::L2 => (&weight * multiplier(&gain, &weight.square(), &needed)).minimum(&room),
@@ -318,30 +305,32 @@ pub fn project_on_hyperplane(norm: Norm, points: &Tensor, w: &Tensor, b: &Tensor
     -(sign * moves)
 }
 
-/// The t of each row at which the gains `min(t rate_i, gain_i)` add up to what is needed: f32 `[N, 1]`, the
+fn sum(values: Tensor) -> Tensor {
+    values.sum_dim_intlist([-1i64].as_slice(), true, Kind::Float)
+}
+
+/// Steps of Newton's method in [`multiplier`].
+const NEWTON_STEPS: usize = 8;
+
+/// The t of each row at which the gains `min(t rate_i, gain_i)` add up to what is needed: f32 `[.., N, 1]`, the
 /// largest f32 where they never do.
 ///
 /// Newton's method on a piecewise linear, concave, increasing function: from below it never overshoots, and it has
-/// arrived as soon as the set of rooms that are full stays the same, after a handful of steps. The same result
-/// from sorted rooms costs several times as much.
+/// arrived as soon as the set of rooms that are full stays the same. It is given a fixed number of steps, so that nothing
+/// waits for its arrival: after them it is short of the plane at most, and FAB takes the next step of its own from there.
+/// The same result from sorted rooms costs several times as much.
 fn multiplier(gain: &Tensor, rate: &Tensor, needed: &Tensor) -> Tensor {
     let zero = gain.zeros_like();
-    let sum = |values: Tensor| values.sum_dim_intlist([1i64].as_slice(), true, Kind::Float);
     // As if no room were ever full: not too far.
     let mut t = (needed / sum(rate.shallow_clone())).nan_to_num(0.0, f64::from(f32::MAX), 0.0);
-    for _ in 0..gain.size()[1] {
+    for _ in 0..NEWTON_STEPS {
         let open = (&t * rate).lt_tensor(gain);
         let slope = sum(rate.where_self(&open, &zero));
         let full = sum(zero.where_self(&open, gain));
         let next = ((needed - full) / &slope).clamp_min(0.0);
         let next = next.masked_fill(&slope.le(0.0), f64::from(f32::MAX)).clamp_max(f64::from(f32::MAX));
         // Rounding may not send it back.
-        let next = next.maximum(&t);
-        let arrived = next.eq_tensor(&t).all().int64_value(&[]) != 0;
-        t = next;
-        if arrived {
-            break;
-        }
+        t = next.maximum(&t);
     }
     t
 }
@@ -360,6 +349,30 @@ mod tests {
             let gap = (&w * &moved).sum(Kind::Float).double_value(&[]) + 1.75;
             assert!(gap.abs() < 1e-6, "{norm}: {gap}");
             assert!(moved.min().double_value(&[]) >= -1e-7 && moved.max().double_value(&[]) <= 1.0 + 1e-7);
+        }
+    }
+
+    /// 3,072 rooms of all sizes, against bisection in f64; more is needed from row to row.
+    #[test]
+    fn the_steps_of_the_multiplier_are_enough() {
+        let d = 3072;
+        let (gain, rate) = {
+            let at = Tensor::arange(d, (Kind::Float, tch::Device::Cpu));
+            let (room, rate) = ((&at * 0.754_877_7).frac(), (&at * 0.569_840_3).frac() + 0.01);
+            ((room * &rate).unsqueeze(0), rate.unsqueeze(0))
+        };
+        let [gains, rates] = [&gain, &rate].map(|t| Vec::<f64>::try_from(t.get(0).to_kind(Kind::Double)).unwrap());
+        let total: f64 = gains.iter().sum();
+        for share in [1e-3, 0.05, 0.3, 0.6, 0.9] {
+            let sum = |t: f64| gains.iter().zip(&rates).map(|(gain, rate)| gain.min(t * rate)).sum::<f64>();
+            let (mut low, mut high) = (0.0, 2.0);
+            for _ in 0..60 {
+                let middle = 0.5 * (low + high);
+                if sum(middle) < share * total { low = middle } else { high = middle }
+            }
+            let needed = Tensor::from_slice(&[(share * total) as f32]).view([1, 1]);
+            let got = multiplier(&gain, &rate, &needed).double_value(&[0, 0]);
+            assert!((got / low - 1.0).abs() < 1e-4, "{share}: {got} instead of {low}");
         }
     }
 

@@ -1,14 +1,14 @@
 //! Floors: an attack that leaves more samples robust than these is broken.
 
-use c2r_base::{Classifier, Passes, Seed, ThreatModel};
+use c2r_base::Passes;
 use tch::Tensor;
 
 use crate::{
-    active::per_image,
-    attack::{Attack, AttackBatch, Family, Perturbed},
+    attack::Family,
     error::{AttackError, ConfigError},
-    options::{Check, Options, options, passes},
+    options::{Check, Options, Search, Task, options, passes},
     oracle::Oracle,
+    rows::per_image,
 };
 
 options!(
@@ -24,8 +24,8 @@ options!(
 );
 
 impl Options for CleanConfig {
-    fn build(&self, name: &'static str) -> Result<Box<dyn Attack>, ConfigError> {
-        Ok(Box::new(Clean { name }))
+    fn build(&self, _: &'static str) -> Result<Box<dyn Search>, ConfigError> {
+        Ok(Box::new(self.clone()))
     }
 
     fn passes(&self, _: u64) -> Passes {
@@ -34,9 +34,9 @@ impl Options for CleanConfig {
 }
 
 impl Options for NoiseConfig {
-    fn build(&self, name: &'static str) -> Result<Box<dyn Attack>, ConfigError> {
+    fn build(&self, name: &'static str) -> Result<Box<dyn Search>, ConfigError> {
         Check(name).count("samples", self.samples)?;
-        Ok(Box::new(Noise { name, samples: self.samples }))
+        Ok(Box::new(self.clone()))
     }
 
     fn passes(&self, _: u64) -> Passes {
@@ -44,60 +44,29 @@ impl Options for NoiseConfig {
     }
 }
 
-struct Clean {
-    name: &'static str,
-}
-
-impl Attack for Clean {
-    fn name(&self) -> &str {
-        self.name
-    }
-
+impl Search for CleanConfig {
     fn family(&self) -> Family {
         Family::Sanity
     }
 
-    fn perturb(
-        &self,
-        model: &dyn Classifier,
-        batch: &AttackBatch<'_>,
-        _: &ThreatModel,
-        _: Seed,
-    ) -> Result<Perturbed, AttackError> {
-        Ok(Oracle::new(model, self.name, batch.ids).finish(batch.images.copy()))
+    fn search(&self, _: &mut Oracle<'_>, task: &Task<'_>) -> Result<Tensor, AttackError> {
+        Ok(task.batch.images.copy())
     }
 }
 
-struct Noise {
-    name: &'static str,
-    samples: u32,
-}
-
-impl Attack for Noise {
-    fn name(&self) -> &str {
-        self.name
-    }
-
+impl Search for NoiseConfig {
     fn family(&self) -> Family {
         Family::Sanity
     }
 
-    fn perturb(
-        &self,
-        model: &dyn Classifier,
-        batch: &AttackBatch<'_>,
-        threat: &ThreatModel,
-        seed: Seed,
-    ) -> Result<Perturbed, AttackError> {
-        let _no_grad = tch::no_grad_guard();
-        let mut oracle = Oracle::new(model, self.name, batch.ids);
+    fn search(&self, oracle: &mut Oracle<'_>, &Task { batch, threat, seed }: &Task<'_>) -> Result<Tensor, AttackError> {
         let rows: Vec<usize> = (0..batch.ids.len()).collect();
         let mut worst: Option<(Tensor, Tensor)> = None;
-        let (clean, radius) = (batch.images, threat.epsilon.value());
+        let (clean, radius, ball) = (batch.images, threat.epsilon.value(), threat.ball(batch.images));
         for sample in 0..self.samples {
             let seed = seed.child("noise", u64::from(sample));
             let delta = threat.norm.random_in_ball(&clean.size()[1..], batch.ids, radius, seed, "noise");
-            let images = threat.project(clean, &(clean + delta.to_device(clean.device())));
+            let images = ball.project(&(clean + delta.to_device(clean.device())));
             let margin = batch.goal_margin(&oracle.logits(&images, &rows)?);
             worst = Some(match worst {
                 None => (images, margin),
@@ -107,7 +76,6 @@ impl Attack for Noise {
                 }
             });
         }
-        let (images, _) = worst.expect("at least one sample");
-        Ok(oracle.finish(images))
+        Ok(worst.expect("at least one sample").0)
     }
 }

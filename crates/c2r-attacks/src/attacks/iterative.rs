@@ -3,17 +3,18 @@
 //!
 //! Longer than 600 lines: a third of it documents the options of twelve attacks, which one loop runs.
 
-use c2r_base::{Classifier, Norm, Seed, ThreatModel, grad::in_range, loss};
+use c2r_base::{Norm, Seed, ThreatModel, grad::in_range, loss};
 use tch::{Kind, Tensor};
 
 use crate::{
-    active::{Active, Samples, attempt_seed, index, pick, positions, row_budget, write_rows},
-    attack::{Attack, AttackBatch, Family, Perturbed},
-    draws::Draws,
+    active::{Active, Leaving, Samples},
+    attack::{AttackBatch, Family},
+    draws::{Draws, Request},
     error::{AttackError, ConfigError},
-    options::{ALL_NORMS, Check, LossKind, Step, options},
+    options::{ALL_NORMS, Check, LossKind, Search, Step, Task, options},
     oracle::{LossGradient, Oracle},
     pgd::Pgd,
+    rows::{attempt_seed, pick, row_budget, where_true, write_rows},
 };
 
 /// Steps of the iterative attacks. torchattacks 3.5.1 and DD-RobustBench; Kurakin et al. 2017 and Madry
@@ -163,8 +164,8 @@ const fn ball_if(random_start: bool) -> Start {
 }
 
 impl FixedSteps for FgsmConfig {
-    fn iterative(&self, name: &'static str) -> Result<Iterative, ConfigError> {
-        Ok(Iterative { objective: Objective::loss(self.loss), ..Iterative::plain(name, 1, Step::Relative(1.0)) })
+    fn iterative(&self, _: &'static str) -> Result<Iterative, ConfigError> {
+        Ok(Iterative { objective: Objective::loss(self.loss), ..Iterative::plain(1, Step::Relative(1.0)) })
     }
 }
 
@@ -175,7 +176,7 @@ impl FixedSteps for RFgsmConfig {
             objective: Objective::loss(self.loss),
             start: Start::Sign(self.rel_start),
             norms: &[Norm::Linf],
-            ..Iterative::plain(name, 1, Step::Relative(1.0 - self.rel_start))
+            ..Iterative::plain(1, Step::Relative(1.0 - self.rel_start))
         })
     }
 }
@@ -187,7 +188,7 @@ macro_rules! fixed_steps {
             fn iterative(&self, name: &'static str) -> Result<Iterative, ConfigError> {
                 let check = Check(name);
                 let step = check.step(self.steps, self.step_size, self.rel_step_size)?;
-                let mut attack = Iterative::plain(name, self.steps, step);
+                let mut attack = Iterative::plain(self.steps, step);
                 self.apply(&check, &mut attack)?;
                 Ok(attack)
             }
@@ -257,7 +258,7 @@ impl VmiFgsmConfig {
         check.at_least("decay", self.decay, 0.0)?;
         check.count("neighbours", self.neighbours)?;
         check.positive("beta", self.beta)?;
-        attack.momentum = Some(Momentum { decay: self.decay, look_ahead: attack.name == "vni-fgsm" });
+        attack.momentum = Some(Momentum { decay: self.decay, look_ahead: check.0 == "vni-fgsm" });
         attack.variance = Some(Variance { neighbours: self.neighbours, beta: self.beta });
         attack.norms = &[Norm::Linf];
         Ok(())
@@ -341,7 +342,6 @@ struct Variance {
 /// An attack with fixed steps, its options checked.
 #[derive(Clone, Debug)]
 pub(crate) struct Iterative {
-    name: &'static str,
     norms: &'static [Norm],
     steps: u32,
     step: Step,
@@ -358,17 +358,12 @@ pub(crate) struct Iterative {
     sparsity: f64,
 }
 
-impl Attack for Iterative {
-    fn name(&self) -> &str {
-        self.name
-    }
-
+impl Search for Iterative {
     fn family(&self) -> Family {
         Family::Gradient
     }
 
-    fn check(&self, threat: &ThreatModel, classes: i64) -> Result<(), ConfigError> {
-        let check = Check(self.name);
+    fn check(&self, check: &Check, threat: &ThreatModel, classes: i64) -> Result<(), ConfigError> {
         check.norm(self.norms, threat)?;
         match self.objective {
             Objective::Loss(kind, _) => check.classes(kind.classes_needed(threat.goal), classes),
@@ -376,33 +371,26 @@ impl Attack for Iterative {
         }
     }
 
-    fn perturb(
-        &self,
-        model: &dyn Classifier,
-        batch: &AttackBatch<'_>,
-        threat: &ThreatModel,
-        seed: Seed,
-    ) -> Result<Perturbed, AttackError> {
-        let _no_grad = tch::no_grad_guard();
-        let mut oracle = Oracle::new(model, self.name, batch.ids);
+    fn search(&self, oracle: &mut Oracle<'_>, &Task { batch, threat, seed }: &Task<'_>) -> Result<Tensor, AttackError> {
         let mut found = batch.images.copy();
         let mut open: Vec<usize> = (0..batch.ids.len()).collect();
         for restart in 0..self.restarts {
             let seed = attempt_seed(seed, restart);
-            let start = self.start_at(batch, &open, threat, seed);
-            let mut noise = Draws::streams(seed, &format!("{}/noise", self.name), batch.ids);
-            let last = self.ascend(&mut oracle, batch, threat, &open, &start, &mut noise)?;
+            let start = self.start_at(oracle.attack(), batch, &open, threat, seed);
+            let mut noise = Draws::streams(seed, &format!("{}/noise", oracle.attack()), batch.ids);
+            let last = self.ascend(oracle, batch, threat, &open, &start, &mut noise)?;
             write_rows(&mut found, &open, &last);
             if restart + 1 < self.restarts {
                 // A later restart overwrites what failed, so success has to be known here.
                 let reached = Samples::of(batch, &open).reached(&oracle.logits(&last, &open)?);
-                open = pick(&open, &positions(&reached.logical_not()));
+                let reached = oracle.read(&[&reached])?;
+                open = pick(&open, &where_true(reached.into_iter().map(|reached| reached == 0.0)));
                 if open.is_empty() {
                     break;
                 }
             }
         }
-        Ok(oracle.finish(found))
+        Ok(found)
     }
 }
 
@@ -415,13 +403,14 @@ struct State {
     x: Tensor,
     momentum: Option<Tensor>,
     variance: Option<Tensor>,
+    /// Steps that are left, this one among them.
+    steps: u32,
 }
 
 impl Iterative {
     /// Up the cross entropy from the clean image in all norms; callers change what differs.
-    fn plain(name: &'static str, steps: u32, step: Step) -> Self {
+    fn plain(steps: u32, step: Step) -> Self {
         Self {
-            name,
             norms: &ALL_NORMS,
             steps,
             step,
@@ -448,11 +437,19 @@ impl Iterative {
         matches!(self.objective, Objective::Loss(LossKind::Ce, _)).then_some(self.steps)
     }
 
-    fn start_at(&self, batch: &AttackBatch<'_>, rows: &[usize], threat: &ThreatModel, seed: Seed) -> Tensor {
-        let clean = batch.images.index_select(0, &index(rows, batch.images));
-        let purpose = format!("{}/start", self.name);
-        let (shape, device) = (&batch.images.size()[1..], batch.images.device());
-        let normal = || Draws::streams(seed, &purpose, batch.ids).normal(rows, shape, device);
+    fn start_at(
+        &self,
+        name: &str,
+        batch: &AttackBatch<'_>,
+        rows: &[usize],
+        threat: &ThreatModel,
+        seed: Seed,
+    ) -> Tensor {
+        let Samples { clean, .. } = Samples::of(batch, rows);
+        let purpose = format!("{name}/start");
+        let (shape, device) = (&clean.size()[1..], clean.device());
+        let normal =
+            || Draws::streams(seed, &purpose, batch.ids).normal(&Request::once(rows, shape, device)).squeeze_dim(1);
         let moved = match self.start {
             Start::Clean => return clean,
             Start::Ball => return self.pgd(threat).random_start(&clean, &pick(batch.ids, rows), seed, &purpose),
@@ -485,13 +482,15 @@ impl Iterative {
             x: start.copy(),
             momentum: self.momentum.map(|_| start.zeros_like()),
             variance: self.variance.map(|_| start.zeros_like()),
+            steps: self.steps,
         };
         if self.objective == Objective::Kl {
             let logits = oracle.logits(&state.samples.clean, open)?;
             state.clean_probabilities = Some(logits.softmax(1, Kind::Float));
         }
         let mut result = start.copy();
-        for _ in 0..pgd.steps {
+        let mut ball = threat.ball(&state.samples.clean);
+        while state.steps > 0 {
             let point = match (&state.momentum, self.momentum) {
                 (Some(momentum), Some(Momentum { decay, look_ahead: true })) => {
                     &state.x + momentum * (decay * pgd.step_size)
@@ -501,19 +500,6 @@ impl Iterative {
             let LossGradient { mut gradient, logits, .. } = self.gradient(oracle, &state, &point, noise)?;
             for _ in 1..self.gradient_samples {
                 gradient += self.gradient(oracle, &state, &point, noise)?.gradient;
-            }
-            if self.early_stop {
-                let reached = positions(&state.samples.reached(&logits));
-                if !reached.is_empty() {
-                    let (done, left) = state.active.split(&reached);
-                    state.active.store(&mut result, &done, &state.x);
-                    if left.is_empty() {
-                        return Ok(result);
-                    }
-                    let State { active, samples, clean_probabilities, x, momentum, variance } = &mut state;
-                    let own = [clean_probabilities, momentum, variance].into_iter().flat_map(Option::as_mut);
-                    active.keep(&left, samples.tensors().chain([x, &mut gradient]).chain(own));
-                }
             }
             let direction = match (&state.variance, self.variance) {
                 (Some(before), Some(variance)) => {
@@ -532,7 +518,25 @@ impl Iterative {
                 }
                 _ => direction,
             };
-            state.x = pgd.step(&state.samples.clean, &state.x, &direction);
+            let moved = pgd.step_in(&ball, &state.x, &direction);
+            state.steps -= 1;
+            if !self.early_stop {
+                state.x = moved;
+                continue;
+            }
+            // The image that reached the goal stays.
+            let State { active, samples, clean_probabilities, x, momentum, variance, steps } = &mut state;
+            active.note(samples.reached(&logits));
+            *x = active.kept(x, moved);
+            if let Some(Leaving { done, left }) = active.leave(oracle, u64::from(self.gradient_samples), *steps == 0)? {
+                active.store(&mut result, &done, x);
+                if left.is_empty() {
+                    return Ok(result);
+                }
+                let own = [clean_probabilities, momentum, variance].into_iter().flat_map(Option::as_mut);
+                active.keep(&left, samples.tensors().chain([x]).chain(own));
+                ball = threat.ball(&samples.clean);
+            }
         }
         let all: Vec<usize> = (0..state.active.len()).collect();
         state.active.store(&mut result, &all, &state.x);
@@ -554,7 +558,9 @@ impl Iterative {
                 loss::kl(state.clean_probabilities.as_ref().expect("computed before the first step"), logits)
             }
             Objective::Jitter { scale, std } => {
-                let drawn = noise.normal(rows, &logits.size()[1..], logits.device()) * std;
+                let (shape, device) = (&logits.size()[1..], logits.device());
+                let request = Request { rows, n: 1, shape, requests: state.steps, device };
+                let drawn = noise.normal(&request).squeeze_dim(1) * std;
                 let moved = Norm::Linf.length(&(x - clean));
                 match targets {
                     Some(targets) => -loss::jitter(logits, targets, &drawn, scale, &moved.zeros_like()),
@@ -573,31 +579,31 @@ impl Iterative {
         threat: &ThreatModel,
         noise: &mut Draws,
     ) -> Result<Tensor, AttackError> {
-        let rows = state.active.samples();
-        let shape = state.x.size()[1..].to_vec();
+        let (rows, shape, n) = (state.active.samples(), &state.x.size()[1..], i64::from(variance.neighbours));
         let radius = threat.epsilon.value() * variance.beta;
-        let together = (row_budget(&state.x) / rows.len()).clamp(1, variance.neighbours as usize);
-        let mut sum = state.x.zeros_like();
-        let mut left = variance.neighbours as usize;
-        while left > 0 {
-            let now = left.min(together);
-            left -= now;
-            let points: Vec<Tensor> =
-                (0..now).map(|_| &state.x + noise.uniform(rows, &shape, state.x.device()) * radius).collect();
+        let request = Request { rows, n, shape, requests: state.steps, device: state.x.device() };
+        let points = state.x.unsqueeze(1) + noise.uniform(&request) * radius;
+        let together = (row_budget(&state.x) / rows.len()).clamp(1, n as usize) as i64;
+        let mut sum: Option<Tensor> = None;
+        for points in points.split(together, 1) {
+            let n = points.size()[1];
             let many = State {
-                active: Active::new(&rows.repeat(now)),
-                samples: state.samples.repeat(now as i64),
+                active: Active::new(
+                    &rows.iter().flat_map(|&row| std::iter::repeat_n(row, n as usize)).collect::<Vec<_>>(),
+                ),
+                samples: state.samples.repeat(n),
                 clean_probabilities: None,
                 x: state.x.shallow_clone(),
                 momentum: None,
                 variance: None,
+                steps: state.steps,
             };
-            let gradient = self.gradient(oracle, &many, &Tensor::cat(&points, 0), noise)?.gradient;
-            for part in gradient.chunk(now as i64, 0) {
-                sum += part;
+            let gradient = self.gradient(oracle, &many, &points.flatten(0, 1), noise)?.gradient;
+            for part in gradient.reshape_as(&points).unbind(1) {
+                sum = Some(sum.map_or_else(|| part.shallow_clone(), |sum| sum + &part));
             }
         }
-        Ok(sum / f64::from(variance.neighbours))
+        Ok(sum.expect("at least one neighbour") / f64::from(variance.neighbours))
     }
 }
 

@@ -1,15 +1,19 @@
 //! Square: random search over windows, with logits only.
 
-use c2r_base::{Classifier, Norm, Passes, Seed, ThreatModel};
-use rand::{Rng, RngCore};
+use std::collections::BTreeMap;
+
+use c2r_base::{Norm, Passes, Seed, ThreatModel};
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    active::{Active, Samples, attempt_seed, index, per_image, pick, positions, write_rows},
-    attack::{Attack, AttackBatch, Family, Perturbed},
+    active::{Active, Leaving, Samples},
+    attack::{AttackBatch, Family},
     error::{AttackError, ConfigError},
-    options::{ALL_NORMS, Check, Options, options, passes},
+    options::{ALL_NORMS, Check, Options, Search, Task, options, passes},
     oracle::Oracle,
+    rows::{attempt_seed, index, per_image, pick, where_true, write_rows},
 };
 
 /// The schedule of window sizes is made for this many queries. Andriushchenko et al. 2020, section 3.
@@ -41,12 +45,12 @@ options!(
 );
 
 impl Options for SquareConfig {
-    fn build(&self, name: &'static str) -> Result<Box<dyn Attack>, ConfigError> {
+    fn build(&self, name: &'static str) -> Result<Box<dyn Search>, ConfigError> {
         let check = Check(name);
         check.count("queries", self.queries)?;
         check.count("restarts", self.restarts)?;
         check.fraction("p-init", self.p_init)?;
-        Ok(Box::new(Square { name, config: self.clone() }))
+        Ok(Box::new(self.clone()))
     }
 
     fn passes(&self, _: u64) -> Passes {
@@ -54,47 +58,28 @@ impl Options for SquareConfig {
     }
 }
 
-/// Square attack.
-struct Square {
-    name: &'static str,
-    config: SquareConfig,
-}
-
-impl Attack for Square {
-    fn name(&self) -> &str {
-        self.name
-    }
-
+impl Search for SquareConfig {
     fn family(&self) -> Family {
         Family::BlackBox
     }
 
-    fn check(&self, threat: &ThreatModel, _: i64) -> Result<(), ConfigError> {
-        Check(self.name).norm(&ALL_NORMS, threat)
+    fn check(&self, check: &Check, threat: &ThreatModel, _: i64) -> Result<(), ConfigError> {
+        check.norm(&ALL_NORMS, threat)
     }
 
-    fn perturb(
-        &self,
-        model: &dyn Classifier,
-        batch: &AttackBatch<'_>,
-        threat: &ThreatModel,
-        seed: Seed,
-    ) -> Result<Perturbed, AttackError> {
-        let _no_grad = tch::no_grad_guard();
-        let mut oracle = Oracle::new(model, self.name, batch.ids);
+    fn search(&self, oracle: &mut Oracle<'_>, &Task { batch, threat, seed }: &Task<'_>) -> Result<Tensor, AttackError> {
         let mut found = batch.images.copy();
         let mut open: Vec<usize> = (0..batch.ids.len()).collect();
-        for restart in 0..self.config.restarts {
+        for restart in 0..self.restarts {
             let mut draws = SquareDraws::streams(attempt_seed(seed, restart), batch.ids);
-            let end = search(&mut oracle, batch, threat, &self.config, &open, &mut draws)?;
+            let end = search(oracle, batch, threat, self, &open, &mut draws)?;
             write_rows(&mut found, &open, &end.images);
-            let left: Vec<usize> = (0..open.len()).filter(|&row| !end.reached[row]).collect();
-            open = pick(&open, &left);
+            open = pick(&open, &where_true(end.reached.iter().map(|reached| !reached)));
             if open.is_empty() {
                 break;
             }
         }
-        Ok(oracle.finish(found))
+        Ok(found)
     }
 }
 
@@ -152,24 +137,23 @@ fn falling_off(height: i64, width: i64) -> Tensor {
 pub struct SquareDraws(Source);
 
 enum Source {
-    Streams(Vec<Box<dyn RngCore>>),
+    Streams(Vec<ChaCha8Rng>),
     Recorded { start: Tensor, corners: Vec<(i64, i64)>, signs: Vec<Vec<f32>>, next: usize },
 }
 
-/// One window per row: corner and the sign of each channel, and whether the L2 pattern is transposed.
-struct Windows {
-    /// i64 `[N]`.
-    top: Tensor,
-    left: Tensor,
-    /// f32 `[N, C]`.
+/// One window per row: where it begins, and what is in it.
+struct Window {
+    /// Position of its first pixel in a flattened plane: i64 `[N, 1]`.
+    first: Tensor,
+    /// Sign of each channel, f32 `[N, C, 1]`.
     signs: Tensor,
-    /// Bool `[N]`.
-    transposed: Tensor,
+    /// Positive where the L2 pattern is transposed, f32 `[N, 1, 1]`.
+    turned: Tensor,
 }
 
 impl SquareDraws {
     pub(crate) fn streams(seed: Seed, ids: &[u64]) -> Self {
-        Self(Source::Streams(ids.iter().map(|&id| Box::new(seed.stream("square", id)) as Box<dyn RngCore>).collect()))
+        Self(Source::Streams(ids.iter().map(|&id| seed.stream("square", id)).collect()))
     }
 
     /// A recorded Linf run in which all samples share their windows.
@@ -190,59 +174,93 @@ impl SquareDraws {
                 let per_row = shape.iter().product::<i64>();
                 let mut values = Vec::with_capacity(rows.len() * per_row as usize);
                 for &row in rows {
-                    let stream = streams[row].as_mut();
-                    values.extend((0..per_row).map(|_| sign(stream)));
+                    values.extend((0..per_row).map(|_| sign(&mut streams[row])));
                 }
                 Tensor::from_slice(&values).view(size.as_slice()).to_device(device)
             }
         }
     }
 
-    /// A window of `side` at a uniform place for each row.
-    fn windows(&mut self, rows: &[usize], side: i64, image: &[i64], device: Device) -> Windows {
-        let (channels, height, width) = (image[0], image[1], image[2]);
-        let (mut top, mut left, mut signs, mut transposed) = (vec![], vec![], vec![], vec![]);
-        match &mut self.0 {
-            Source::Recorded { corners, signs: recorded, next, .. } => {
-                let (row, column) = corners[*next];
-                for _ in rows {
-                    top.push(row);
-                    left.push(column);
-                    signs.extend(&recorded[*next]);
-                    transposed.push(false);
-                }
-                *next += 1;
-            }
-            Source::Streams(streams) => {
-                for &row in rows {
-                    let stream = streams[row].as_mut();
-                    top.push(stream.random_range(0..=height - side));
-                    left.push(stream.random_range(0..=width - side));
-                    signs.extend((0..channels).map(|_| sign(stream)));
-                    transposed.push(stream.random::<bool>());
+    /// Windows of these `sides` at uniform places, each for all rows, drawn one after the other and moved together.
+    fn windows(&mut self, rows: &[usize], sides: &[i64], image: &[i64], device: Device) -> Vec<Window> {
+        let (channels, height, width) = (image[0] as usize, image[1], image[2]);
+        let (mut first, mut signs) = (Vec::new(), Vec::new());
+        for &row in rows {
+            for (at, side) in sides.iter().enumerate() {
+                match &mut self.0 {
+                    Source::Recorded { corners, signs: recorded, next, .. } => {
+                        let (top, left) = corners[*next + at];
+                        first.push(top * width + left);
+                        signs.extend(&recorded[*next + at]);
+                        signs.push(-1.0);
+                    }
+                    Source::Streams(streams) => {
+                        let stream = &mut streams[row];
+                        let (top, left) =
+                            (stream.random_range(0..=height - side), stream.random_range(0..=width - side));
+                        first.push(top * width + left);
+                        signs.extend((0..=channels).map(|_| sign(stream)));
+                    }
                 }
             }
         }
-        Windows {
-            top: Tensor::from_slice(&top).to_device(device),
-            left: Tensor::from_slice(&left).to_device(device),
-            signs: Tensor::from_slice(&signs).view([-1, channels]).to_device(device),
-            transposed: Tensor::from_slice(&transposed).to_device(device),
+        if let Source::Recorded { next, .. } = &mut self.0 {
+            *next += sides.len();
         }
+        let (n, each, channels) = (rows.len() as i64, sides.len() as i64, image[0]);
+        let first = Tensor::from_slice(&first).view([n, each, 1]).to_device(device);
+        let signs = Tensor::from_slice(&signs).view([n, each, channels + 1, 1]).to_device(device);
+        let turned = signs.narrow(2, channels, 1).unbind(1);
+        let signs = signs.narrow(2, 0, channels).unbind(1);
+        let parts = first.unbind(1).into_iter().zip(signs).zip(turned);
+        parts.map(|((first, signs), turned)| Window { first, signs, turned }).collect()
     }
 }
 
-fn sign(rng: &mut dyn RngCore) -> f32 {
+fn sign(rng: &mut ChaCha8Rng) -> f32 {
     if rng.random::<bool>() { 1.0 } else { -1.0 }
 }
 
-impl Windows {
-    /// Positions of the windows' pixels in a flattened plane: i64 `[N, side * side]`.
-    fn pixels(&self, side: i64, width: i64) -> Tensor {
-        let along = Tensor::arange(side, (Kind::Int64, self.top.device()));
-        let rows = self.top.view([-1, 1, 1]) + along.view([1, -1, 1]);
-        let columns = self.left.view([-1, 1, 1]) + along.view([1, 1, -1]);
-        (rows * width + columns).flatten(1, -1)
+/// What windows of one side share, made when the side is first met.
+struct Sides {
+    norm: Norm,
+    width: i64,
+    device: Device,
+    known: BTreeMap<i64, Side>,
+}
+
+struct Side {
+    /// Position of a window's pixels after its first one: i64 `[1, side * side]`.
+    pixels: Tensor,
+    /// L2 and L1: its pattern and the pattern transposed, f32 `[1, 1, side * side]`.
+    patterns: Option<[Tensor; 2]>,
+}
+
+impl Sides {
+    const fn new(norm: Norm, width: i64, device: Device) -> Self {
+        Self { norm, width, device, known: BTreeMap::new() }
+    }
+
+    fn get(&mut self, side: i64) -> &Side {
+        let Self { norm, width, device, known } = self;
+        known.entry(side).or_insert_with(|| {
+            let along = Tensor::arange(side, (Kind::Int64, *device));
+            let pattern = || {
+                let pattern = window(side).to_device(*device);
+                [pattern.transpose(0, 1).contiguous(), pattern].map(|pattern| pattern.view([1, 1, -1]))
+            };
+            Side {
+                pixels: (along.unsqueeze(1) * *width + along).view([1, -1]),
+                patterns: (*norm != Norm::Linf).then(pattern).map(|[turned, plain]| [plain, turned]),
+            }
+        })
+    }
+}
+
+impl Window {
+    /// Positions of its pixels in flattened planes: i64 `[N, C, side * side]`.
+    fn pixels(&self, side: &Side) -> Tensor {
+        (&self.first + &side.pixels).unsqueeze(1).expand([-1, self.signs.size()[1], -1], false)
     }
 }
 
@@ -268,6 +286,10 @@ pub(crate) fn search(
     let mut samples = Samples::of(batch, open);
     let image = samples.clean.size()[1..].to_vec();
     let (height, width, device) = (image[1], image[2], samples.clean.device());
+    let mut sides = Sides::new(norm, width, device);
+    // Two for each query where mass is moved from one window to another.
+    let per_query = if norm == Norm::Linf { 1 } else { 2 };
+    let mut range = Range::new(&samples.clean, threat);
 
     let mut best = match norm {
         Norm::Linf => {
@@ -278,55 +300,69 @@ pub(crate) fn search(
     };
     let logits = oracle.logits(&best, open)?;
     let mut margin = samples.batch(&[]).goal_margin(&logits);
-    let mut done = samples.reached(&logits);
-    let mut end = End { images: best.copy(), margins: margin.copy(), reached: vec![false; open.len()] };
+    let mut end = End { images: best.copy(), margins: margin.copy(), reached: Vec::new() };
+    active.note(samples.reached(&logits));
 
-    for query in 0..=config.queries {
-        let hit = positions(&done);
-        let last = query == config.queries;
-        if !hit.is_empty() || last {
-            let leaving = if last { (0..active.len()).collect() } else { hit.clone() };
-            active.store(&mut end.images, &leaving, &best);
-            active.store(&mut end.margins, &leaving, &margin);
-            for &row in &hit {
-                end.reached[active.slots()[row]] = true;
-            }
-            let left = positions(&done.logical_not());
-            if last || left.is_empty() {
+    let mut windows = Vec::new().into_iter();
+    for query in 0..config.queries {
+        if let Some(Leaving { done, left }) = active.leave(oracle, 1, false)? {
+            active.store(&mut end.images, &done, &best);
+            active.store(&mut end.margins, &done, &margin);
+            if left.is_empty() {
                 break;
             }
             active.keep(&left, samples.tensors().chain([&mut best, &mut margin]));
+            range = Range::new(&samples.clean, threat);
         }
-        let p = share(config.p_init, query, config.queries, config.rescale_schedule);
-        let side = side(norm, p, height, width);
-        let windows = draws.windows(active.samples(), side, &image, device);
-        let candidate = match norm {
-            Norm::Linf => linf_candidate(&samples.clean, &best, &windows, side, threat),
-            Norm::L2 | Norm::L1 => {
-                let other = draws.windows(active.samples(), side, &image, device);
-                moved_mass(&samples.clean, &best, &windows, &other, side, threat)
-            }
+        let side_at = |query| {
+            let p = share(config.p_init, query, config.queries, config.rescale_schedule);
+            side(norm, p, height, width)
+        };
+        if windows.len() == 0 {
+            // As many as will be asked for before rows may leave.
+            let last = config.queries.min(query + active.steps_to_reading().max(1));
+            let ahead: Vec<i64> =
+                (query..last).flat_map(|query| std::iter::repeat_n(side_at(query), per_query)).collect();
+            windows = draws.windows(active.samples(), &ahead, &image, device).into_iter();
+        }
+        let (side, window) = (sides.get(side_at(query)), windows.next().expect("drawn ahead"));
+        let candidate = match &range {
+            Some(range) => range.candidate(&best, &window, side, threat),
+            None => moved_mass(&samples.clean, &best, [&window, &windows.next().expect("drawn ahead")], side, threat),
         };
         let logits = oracle.logits(&candidate, active.samples())?;
         let now = samples.batch(&[]).goal_margin(&logits);
-        done = samples.reached(&logits);
-        let better = now.lt_tensor(&margin).logical_or(&done);
+        let hit = samples.reached(&logits);
+        let better = active.open(now.lt_tensor(&margin).logical_or(&hit));
         best = candidate.where_self(&per_image(&better), &best);
         margin = now.where_self(&better, &margin);
+        active.note(hit);
     }
+    active.leave(oracle, 1, true)?;
+    let all: Vec<usize> = (0..active.len()).collect();
+    active.store(&mut end.images, &all, &best);
+    active.store(&mut end.margins, &all, &margin);
+    end.reached = active.reached().to_vec();
     Ok(end)
 }
 
-/// Linf: every pixel of the window goes to the end of its range that the channel's sign says. Only the window is
-/// computed: after the first queries it is a small part of the image.
-fn linf_candidate(clean: &Tensor, best: &Tensor, windows: &Windows, side: i64, threat: &ThreatModel) -> Tensor {
-    let size = clean.size();
-    let here = windows.pixels(side, size[3]).unsqueeze(1).expand([-1, size[1], -1], false);
-    let best = best.flatten(2, 3);
-    let change = windows.signs.unsqueeze(2) * (2.0 * threat.epsilon.value());
-    let moved = best.gather(2, &here, false) + change;
-    let moved = threat.project(&clean.flatten(2, 3).gather(2, &here, false), &moved);
-    best.scatter(2, &here, &moved).view_as(clean)
+/// Linf: the smallest and the largest value of each pixel, f32 `[N, C, H * W]`.
+struct Range([Tensor; 2]);
+
+impl Range {
+    fn new(clean: &Tensor, threat: &ThreatModel) -> Option<Self> {
+        threat.ball(clean).range().map(|range| Self(range.map(|limit| limit.flatten(2, 3))))
+    }
+
+    /// Every pixel of the window goes to the end of its range that the channel's sign says. Only the window is computed:
+    /// after the first queries it is a small part of the image.
+    fn candidate(&self, best: &Tensor, window: &Window, side: &Side, threat: &ThreatModel) -> Tensor {
+        let here = window.pixels(side);
+        let flat = best.flatten(2, 3);
+        let moved = flat.gather(2, &here, false) + &window.signs * (2.0 * threat.epsilon.value());
+        let [low, high] = self.0.each_ref().map(|limit| limit.gather(2, &here, false));
+        flat.scatter(2, &here, &moved.clamp_tensor(Some(low), Some(high))).view_as(best)
+    }
 }
 
 /// L2 and L1: the start, a grid of windows with random signs.
@@ -370,14 +406,12 @@ fn filled(clean: &Tensor, delta: &Tensor, threat: &ThreatModel) -> Tensor {
 fn moved_mass(
     clean: &Tensor,
     best: &Tensor,
-    first: &Windows,
-    second: &Windows,
-    side: i64,
+    [first, second]: [&Window; 2],
+    side: &Side,
     threat: &ThreatModel,
 ) -> Tensor {
     let epsilon = threat.epsilon.value();
-    let size = clean.size();
-    let (channels, width) = (size[1], size[3]);
+    let channels = clean.size()[1];
     let flat = (best - clean).flatten(2, 3);
     let squared = threat.norm == Norm::L2;
     // Length over the last dimension, and its power that adds up over disjoint parts.
@@ -386,8 +420,7 @@ fn moved_mass(
         let sum = powers(values).sum_dim_intlist([-1i64].as_slice(), true, Kind::Float);
         if squared { sum.sqrt() } else { sum }
     };
-    let pixels = |windows: &Windows| windows.pixels(side, width).unsqueeze(1).expand([-1, channels, -1], false);
-    let (here, there) = (pixels(first), pixels(second));
+    let (here, there) = (first.pixels(side), second.pixels(side));
     let outside = flat.scatter_value(2, &here, 0.0).scatter_value(2, &there, 0.0);
     let per_sample = |values: &Tensor| powers(values).sum_dim_intlist([1i64, 2].as_slice(), true, Kind::Float);
     let (whole, rest) = (per_sample(&flat), per_sample(&outside));
@@ -395,11 +428,10 @@ fn moved_mass(
     let windows = (&whole - rest).clamp_min(0.0);
     let unused = (budget - whole).clamp_min(0.0);
 
-    let pattern = window(side).to_device(clean.device());
-    let turned = pattern.transpose(0, 1).contiguous().view([1, 1, -1]);
-    let pattern = turned.where_self(&first.transposed.view([-1, 1, 1]), &pattern.view([1, 1, -1]));
+    let [pattern, turned] = side.patterns.as_ref().expect("made for this norm");
+    let pattern = turned.where_self(&first.turned.gt(0.0), pattern);
     let old = flat.gather(2, &here, false);
-    let new = pattern * first.signs.unsqueeze(2) + &old / (length(&old) + 1e-12);
+    let new = pattern * &first.signs + &old / (length(&old) + 1e-12);
     let new = &new / (length(&new) + 1e-12);
     let new = if squared {
         new * (unused / channels as f64 + windows).sqrt()

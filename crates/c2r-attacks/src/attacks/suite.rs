@@ -1,17 +1,20 @@
 //! Several attacks in order, each on what the ones before it left.
 
 use c2r_base::{Classifier, Passes, Seed, ThreatModel};
+use serde_json::Value;
 
 use crate::{
-    active::{Samples, pick, positions, write_rows},
+    active::Samples,
     attack::{Attack, AttackBatch, Family, Perturbed},
     error::{AttackError, ConfigError},
     oracle::Oracle,
+    rows::{pick, positions, write_rows},
 };
 
 /// A suite as one attack. The driver runs its stages itself, to report them one by one.
 pub(crate) struct Suite {
     pub(crate) name: String,
+    pub(crate) options: Value,
     pub(crate) stages: Vec<Box<dyn Attack>>,
 }
 
@@ -30,6 +33,10 @@ impl Attack for Suite {
 
     fn stages(&self) -> Option<&[Box<dyn Attack>]> {
         Some(&self.stages)
+    }
+
+    fn options(&self) -> Option<Value> {
+        Some(self.options.clone())
     }
 
     fn perturb(

@@ -5,6 +5,7 @@
 //! on the way and end where each class's weights let them; squashed outputs flatten, and end at the same two values for all
 //! classes.
 
+use c2r_base::host;
 use tch::{Kind, Tensor};
 
 use crate::{error::AttackError, evaluate::report::Flag, oracle::Oracle};
@@ -91,7 +92,7 @@ impl Driven {
             }
             let half = oracle.logits(&((&start + &end) * 0.5), &rows)?;
             let outputs = oracle.logits(&end, &rows)?;
-            second_half.extend(Vec::<f32>::try_from((own(&outputs) - own(&half)).abs()).expect("f32 tensor"));
+            second_half.extend(host::to_vec::<f32>(&(own(&outputs) - own(&half)).abs()));
             visited.extend([half, outputs]);
         }
         Ok(Self { n, outputs: Tensor::cat(&visited, 0), second_half })

@@ -2,9 +2,9 @@
 
 use std::{collections::BTreeMap, ops::ControlFlow, time::Instant};
 
-use c2r_base::{Classifier, Goal, LabelledImages, Passes, Seed, TargetRule, ThreatModel, loss};
+use c2r_base::{Classifier, Goal, LabelledImages, Passes, Seed, TargetRule, ThreatModel, host, loss};
 use rand::Rng;
-use tch::Tensor;
+use tch::{Device, Tensor};
 
 use crate::{
     attack::Attack,
@@ -24,7 +24,7 @@ use crate::{
 pub struct EvaluateOptions {
     /// Where all noise comes from.
     pub seed: Seed,
-    /// Samples per pass. Bounds memory and changes no result.
+    /// Samples per pass. Bounds memory and changes no result; [`default_batch_size`] has one for each device.
     pub batch_size: usize,
     /// How several attacks are combined.
     pub mode: Mode,
@@ -38,10 +38,29 @@ pub struct EvaluateOptions {
     pub resume: Option<AttackReport>,
 }
 
+/// Values of the images of a full batch on a GPU: 1,024 images of CIFAR.
+const BATCH_VALUES_ON_GPU: i64 = 1024 * 3 * 32 * 32;
+/// Data of so many bytes lies on the device while it is attacked; larger data goes there batch by batch.
+const BYTES_ON_DEVICE: usize = 1 << 30;
+
+/// Samples per pass where nothing else is said, for images of `shape` (`[C, H, W]`): 128 on the CPU, whose cores have
+/// their fill then; up to 1,024 on a GPU, fewer for images larger than CIFAR's.
+pub fn default_batch_size(device: Device, shape: [i64; 3]) -> usize {
+    let on_gpu = BATCH_VALUES_ON_GPU / shape.iter().product::<i64>().max(1);
+    if device == Device::Cpu { 128 } else { on_gpu.clamp(64, 1024) as usize }
+}
+
 impl Default for EvaluateOptions {
     fn default() -> Self {
         let workers = usize::try_from(tch::get_num_threads()).unwrap_or(1).max(1);
-        Self { seed: Seed::new(0), batch_size: 128, mode: Mode::Suite, self_check: true, workers, resume: None }
+        Self {
+            seed: Seed::new(0),
+            batch_size: default_batch_size(Device::Cpu, [3, 32, 32]),
+            mode: Mode::Suite,
+            self_check: true,
+            workers,
+            resume: None,
+        }
     }
 }
 
@@ -83,6 +102,9 @@ pub fn evaluate_with(
     if epsilon.value() >= diameter {
         return Err(ConfigError::EpsilonCoversAll { epsilon, norm, diameter }.into());
     }
+    let bytes = data.images().numel() * std::mem::size_of::<f32>();
+    let on_device = (bytes <= BYTES_ON_DEVICE).then(|| data.to_device(model.device()));
+    let data = on_device.as_ref().unwrap_or(data);
     let mut run = Evaluation { data, threat, options, batch_size: options.batch_size.max(1), observer };
     let mut report = match &options.resume {
         Some(report) => run.resumable(report, attacks)?,
@@ -231,12 +253,12 @@ impl Evaluation<'_> {
             if got != classes {
                 return Err(AttackError::ClassesChanged { expected: classes, got });
             }
-            clean_predictions.extend(Vec::<i64>::try_from(logits.argmax(1, false)).expect("i64 tensor"));
-            clean_margins.extend(Vec::<f32>::try_from(loss::margin(&logits, &labels)).expect("f32 tensor"));
+            clean_predictions.extend(host::to_vec::<i64>(&logits.argmax(1, false)));
+            clean_margins.extend(host::to_vec::<f32>(&loss::margin(&logits, &labels)));
             if let Goal::Targeted(rule) = threat.goal {
                 let part_ids: Vec<u64> = part.iter().map(|&position| position as u64).collect();
                 let chosen = targets_for(rule, &logits, &labels, &part_ids, options.seed);
-                targets.extend(Vec::<i64>::try_from(chosen).expect("i64 tensor"));
+                targets.extend(host::to_vec::<i64>(&chosen));
             }
             self.tell(&Event::Clean { done: clean_predictions.len(), total: n })?;
         }
@@ -247,7 +269,7 @@ impl Evaluation<'_> {
             seed: options.seed,
             batch_size,
             classes,
-            labels: Vec::<i64>::try_from(data.labels()).expect("i64 tensor"),
+            labels: host::to_vec::<i64>(data.labels()),
             targets: matches!(threat.goal, Goal::Targeted(_)).then_some(targets),
             clean_predictions,
             clean_margins,
@@ -263,7 +285,7 @@ impl Evaluation<'_> {
     /// `report`, if it is an unfinished run of the same evaluation.
     fn resumable(&self, report: &AttackReport, attacks: &[Box<dyn Attack>]) -> Result<AttackReport, AttackError> {
         let refuse = |reason: &str| Err(AttackError::Resume(reason.to_owned()));
-        if report.labels != Vec::<i64>::try_from(self.data.labels()).expect("i64 tensor") {
+        if report.labels != host::to_vec::<i64>(self.data.labels()) {
             return refuse("its labels are not those of the data");
         }
         let Self { threat, options, .. } = self;
@@ -296,5 +318,18 @@ fn targets_for(rule: TargetRule, logits: &Tensor, labels: &Tensor, ids: &[u64], 
         }
         TargetRule::LeastLikely => logits.scatter_value(1, &at, f64::INFINITY).argmin(1, false),
         TargetRule::SecondBest => logits.scatter_value(1, &at, f64::NEG_INFINITY).argmax(1, false),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gpu_takes_as_many_values_as_1024_images_of_cifar() {
+        for (shape, expected) in [([3, 32, 32], 1024), ([1, 8, 8], 1024), ([3, 64, 64], 256), ([3, 224, 224], 64)] {
+            assert_eq!(default_batch_size(Device::Cuda(0), shape), expected, "{shape:?}");
+            assert_eq!(default_batch_size(Device::Cpu, shape), 128);
+        }
     }
 }

@@ -4,9 +4,9 @@ use c2r_base::LabelledImages;
 use tch::Tensor;
 
 use crate::{
-    active::write_rows,
     error::AttackError,
     evaluate::report::{AttackReport, Mode},
+    rows::write_rows,
 };
 
 /// What [`crate::evaluate_with`] tells its observer.

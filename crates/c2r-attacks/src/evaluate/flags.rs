@@ -7,7 +7,6 @@ use serde::Deserialize;
 use tch::Tensor;
 
 use crate::{
-    active::positions,
     attack::Family,
     error::AttackError,
     evaluate::{
@@ -17,6 +16,7 @@ use crate::{
     },
     oracle::Oracle,
     registry::AttackConfig,
+    rows::positions,
 };
 
 /// Logits of two passes that differ by more than this, relative to their size, are not rounding.

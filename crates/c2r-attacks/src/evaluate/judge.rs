@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 use crate::{
     attack::{Attack, AttackBatch},
     error::AttackError,
-    oracle::{Oracle, first_not_finite},
+    oracle::{first_not_finite, unhurried},
 };
 
 /// Samples to attack, on the model's device.
@@ -111,42 +111,41 @@ pub(crate) fn attack_and_judge(
     let Task { images, labels, ids, targets } = task;
     let batch = AttackBatch { images, labels, ids, targets: targets.as_ref() };
     let proposal = attack.perturb(model, &batch, threat, seed)?;
-    let judged = projected(attack.name(), &batch, threat, &proposal.images)?;
-
-    let rows: Vec<usize> = (0..ids.len()).collect();
-    let mut judge = Oracle::new(model, attack.name(), ids);
-    let logits = judge.logits(&judged, &rows)?;
+    if proposal.images.size() != images.size() {
+        let (attack, expected, got) = (attack.name().to_owned(), images.size(), proposal.images.size());
+        return Err(AttackError::ImageShape { attack, expected, got });
+    }
+    // Never trust the attack: finite, inside the ball and the box.
+    let judged = threat.project(images, &proposal.images);
+    let found = unhurried(model, attack.name(), ids, |judge| {
+        let rows: Vec<usize> = (0..ids.len()).collect();
+        let logits = judge.logits(&judged, &rows)?;
+        judge.read(&[
+            &batch.reached(&logits),
+            &logits.argmax(1, false),
+            &threat.norm.distance(&judged, images),
+            &loss::margin(&logits, labels),
+            &proposal.images.sum(Kind::Double),
+        ])
+    });
+    // A proposal that is not finite comes before what the model makes of it.
+    if !found.as_ref().is_ok_and(|(values, _)| values.last().is_some_and(|sum| sum.is_finite()))
+        && let Some(row) = first_not_finite(&proposal.images)
+    {
+        return Err(AttackError::NonFiniteImage { attack: attack.name().to_owned(), sample: ids[row] });
+    }
+    let (values, judge) = found?;
+    let mut columns = values.chunks(ids.len());
+    let mut column = || columns.next().expect("a value per sample").iter().copied();
     let judging = judge.finish(judged);
-    let judged = judging.images;
     Ok(Judged {
-        broken: Vec::<bool>::try_from(batch.reached(&logits)).expect("bool tensor"),
-        predictions: Vec::<i64>::try_from(logits.argmax(1, false)).expect("i64 tensor"),
-        distances: Vec::<f64>::try_from(threat.norm.distance(&judged, images).to_kind(Kind::Double))
-            .expect("f64 tensor"),
-        margins: Vec::<f32>::try_from(loss::margin(&logits, labels)).expect("f32 tensor"),
+        broken: column().map(|reached| reached != 0.0).collect(),
+        predictions: column().map(|class| class as i64).collect(),
+        distances: column().collect(),
+        margins: column().map(|margin| margin as f32).collect(),
         queries: proposal.queries.iter().zip(&judging.queries).map(|(attack, judge)| attack + judge).collect(),
         passes: [proposal.passes, judging.passes].into_iter().sum(),
         repaired: proposal.repaired,
-        images: judged,
+        images: judging.images,
     })
-}
-
-/// Never trust the attack: right shape, finite, inside the ball and the box.
-fn projected(
-    attack: &str,
-    batch: &AttackBatch<'_>,
-    threat: &ThreatModel,
-    proposal: &Tensor,
-) -> Result<Tensor, AttackError> {
-    if proposal.size() != batch.images.size() {
-        return Err(AttackError::ImageShape {
-            attack: attack.to_owned(),
-            expected: batch.images.size(),
-            got: proposal.size(),
-        });
-    }
-    if let Some(row) = first_not_finite(proposal) {
-        return Err(AttackError::NonFiniteImage { attack: attack.to_owned(), sample: batch.ids[row] });
-    }
-    Ok(threat.project(batch.images, proposal))
 }

@@ -104,7 +104,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     }
     let options = EvaluateOptions {
         seed: Seed::new(args.seed),
-        batch_size: usize::try_from(args.batch_size)?,
+        batch_size: args.batch_size(device, inputs.images.image_shape()),
         mode,
         self_check: true,
         resume,
@@ -318,7 +318,7 @@ fn estimate(args: &Args, configs: &[AttackConfig], device: Device, ui: &Ui) -> a
         Some(path) if path.exists() => *checkpoint::load(path, Device::Cpu).or_exit(exit::DATA)?.0.spec(),
         _ => dataset.spec.model.parse()?,
     };
-    let batch = (args.batch_size as usize).min(n as usize).max(1);
+    let batch = args.batch_size(device, dataset.shape()).min(n as usize).max(1);
     let speed = throughput::measure(&spec, &dataset.spec, batch, device)?;
     let (forward, backward) = images(configs, n, dataset.spec.classes.len());
     let work = Work { forward, input_gradient: backward, training: 0.0 };

@@ -5,10 +5,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use c2r_attacks::default_batch_size;
 use c2r_base::{Epsilon, Norm, TargetRule};
 use c2r_experiment::SubsetOrder;
 use c2r_run::arguments::any_text;
 use serde_json::Value;
+use tch::Device;
 
 use crate::state_dict::StateDictArgs;
 
@@ -121,9 +123,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(super) seed: u64,
 
-    /// Images per pass; bounds memory, changes results by float rounding only
-    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u64).range(1..))]
-    pub(super) batch_size: u64,
+    /// Images per pass; bounds memory, changes results by float rounding only [default: 128 on the CPU; on a GPU 1024, fewer
+    /// where images are larger than CIFAR's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) batch_size: Option<u64>,
 
     /// Write a JSON report. With --checkpoint (or --state-dict and --ipc), --dataset and --each, `c2r table` can read it;
     /// otherwise it also lists the outcome for every image
@@ -207,6 +210,11 @@ impl Args {
     pub(super) fn classifier(&self) -> &Path {
         let files = [&self.model, &self.checkpoint, &self.foreign.state_dict];
         files.into_iter().flatten().next().expect("clap requires one")
+    }
+
+    /// Images per pass, for images of `shape` (`[C, H, W]`).
+    pub(super) fn batch_size(&self, device: Device, shape: [i64; 3]) -> usize {
+        self.batch_size.map_or_else(|| default_batch_size(device, shape), |n| usize::try_from(n).unwrap_or(usize::MAX))
     }
 
     /// The files to write, by option.

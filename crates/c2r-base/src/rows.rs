@@ -1,0 +1,63 @@
+//! Values that are drawn row by row, each row from a generator of its own.
+
+use rand_chacha::ChaCha8Rng;
+
+/// Values that are worth a thread: fewer are drawn where the caller is.
+const VALUES_PER_THREAD: usize = 1 << 16;
+
+/// Fills `values`, cut into one row for each generator, by calling `draw` for each; side by side on as many threads as
+/// libtorch has here, which changes no value.
+///
+/// # Panics
+/// If the values cannot be cut into rows of equal length.
+pub fn fill_rows<'a>(
+    generators: impl IntoIterator<Item = &'a mut ChaCha8Rng>,
+    values: &mut [f32],
+    draw: impl Fn(&mut ChaCha8Rng, &mut [f32]) + Sync,
+) {
+    let generators: Vec<_> = generators.into_iter().collect();
+    if generators.is_empty() || values.is_empty() {
+        return;
+    }
+    assert!(values.len().is_multiple_of(generators.len()), "rows of equal length");
+    let most = usize::try_from(tch::get_num_threads()).unwrap_or(1);
+    let n_threads = (values.len() / VALUES_PER_THREAD).clamp(1, most.max(1));
+    let per_row = values.len() / generators.len();
+    let mut rows: Vec<_> = generators.into_iter().zip(values.chunks_mut(per_row)).collect();
+    let fill = |rows: &mut [(&mut ChaCha8Rng, &mut [f32])]| {
+        for (generator, row) in rows {
+            draw(generator, row);
+        }
+    };
+    if n_threads == 1 {
+        return fill(&mut rows);
+    }
+    let per_thread = rows.len().div_ceil(n_threads);
+    std::thread::scope(|scope| {
+        for part in rows.chunks_mut(per_thread) {
+            scope.spawn(|| fill(part));
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::Rng;
+
+    use super::*;
+    use crate::Seed;
+
+    /// Enough rows for several threads, not a multiple of them.
+    #[test]
+    fn each_row_is_its_own_stream() {
+        let (n, length) = (7, VALUES_PER_THREAD / 2);
+        let mut streams: Vec<_> = (0..n).map(|row| Seed::new(3).stream("test", row)).collect();
+        let mut values = vec![0.0; n as usize * length];
+        fill_rows(&mut streams, &mut values, |rng, row| row.fill_with(|| rng.random()));
+        for (row, values) in values.chunks(length).enumerate() {
+            let mut stream = Seed::new(3).stream("test", row as u64);
+            assert!(values.iter().all(|&value| value == stream.random::<f32>()), "row {row}");
+        }
+        fill_rows(&mut [], &mut [], |_, _| panic!("there is no row"));
+    }
+}
