@@ -2,8 +2,9 @@
 
     python peers.py material GOLDENS OUT    writes OUT/digits.pt and OUT/digits.safetensors from tests/goldens/digits.safetensors
     python peers.py cut INPUTS N OUT        writes the first N images of INPUTS as OUT
-    python peers.py attack MODEL INPUTS ATTACK EPS STEP_SIZE SEED THREADS    prints one JSON object
-    python peers.py bound MODEL INPUTS    prints the seconds of one image's convolutions on one thread, as one JSON object
+    python peers.py attack MODEL INPUTS ATTACK EPS STEP_SIZE SEED THREADS DEVICE    prints one JSON object
+    python peers.py bound MODEL INPUTS DEVICE    prints the seconds of one image's convolutions, as one JSON object: on one
+                                                 thread of the CPU in batches of 32, on a GPU in batches of up to 1,024
 
 Inputs are safetensors files with `images` (or `images_u8`) and `labels`. What is timed is the attack and one forward pass
 to judge its images, as in the stage times of `c2r attack`; loading, the clean pass and a first gradient, which lets
@@ -55,7 +56,7 @@ def material(goldens, out):
     save_file({"images": tensors["images"], "labels": tensors["labels"]}, f"{out}/digits.safetensors")
 
 
-def attack(model, name, eps, step_size, seed):
+def attack(model, name, eps, step_size, seed, device):
     import torchattacks
     from pyautoattack import AutoAttack
 
@@ -68,47 +69,57 @@ def attack(model, name, eps, step_size, seed):
     custom = {"attacks": ["apgd-ce"], "version": "custom"} if name == "apgd-ce" else {"version": "standard"}
     if name not in ("apgd-ce", "autoattack-standard"):
         sys.exit(f"no reference for {name}")
-    suite = AutoAttack(model, norm="Linf", eps=eps, seed=seed, **custom)
+    suite = AutoAttack(model, norm="Linf", eps=eps, seed=seed, device=device, **custom)
     suite.apgd.n_restarts = 1
     return lambda images, labels: suite.run_standard_evaluation(images, labels, batch_size=len(images))
 
 
-def run(path, inputs, name, eps, step_size, seed, threads):
-    torch.set_num_threads(threads)
-    torch.manual_seed(seed)
-    model = torch.jit.load(path).eval()
+def load(path, inputs, device):
+    model = torch.jit.load(path, map_location=device).eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    images, labels = read(inputs)
-    images = images.float() / 255 if images.dtype == torch.uint8 else images
+    images, labels = (tensor.to(device) for tensor in read(inputs))
+    return model, images.float() / 255 if images.dtype == torch.uint8 else images, labels
+
+
+def now(device):
+    """Seconds, once everything that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def run(path, inputs, name, eps, step_size, seed, threads, device):
+    torch.set_num_threads(threads)
+    torch.manual_seed(seed)
+    device = torch.device(device)
+    model, images, labels = load(path, inputs, device)
 
     with torch.no_grad():
         clean = model(images).argmax(1) == labels
     for _ in range(2):
         warm = images.clone().requires_grad_()
         torch.autograd.grad(F.cross_entropy(model(warm), labels), warm)
-    perturb = attack(model, name, eps, step_size, seed)
+    perturb = attack(model, name, eps, step_size, seed, device)
 
-    start = time.perf_counter()
+    start = now(device)
     adversarial = perturb(images, labels)
     adversarial = adversarial[0] if isinstance(adversarial, tuple) else adversarial
     with torch.no_grad():
         robust = clean & (model(adversarial).argmax(1) == labels)
-    seconds = time.perf_counter() - start
+    seconds = now(device) - start
     print(json.dumps({"robust_accuracy": robust.double().mean().item(), "seconds": seconds}))
 
 
-def bound(path, inputs):
+def bound(path, inputs, device):
     """Seconds per image that PyTorch's profiler finds in the convolutions: forward, and the gradient of the pixels."""
     from torch.profiler import ProfilerActivity, profile
 
     torch.set_num_threads(1)
-    model = torch.jit.load(path).eval()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    images, labels = read(inputs)
-    images, labels = images[:32], labels[:32]
-    images = images.float() / 255 if images.dtype == torch.uint8 else images
+    device = torch.device(device)
+    on_gpu = device.type == "cuda"
+    model, images, labels = load(path, inputs, device)
+    images, labels = images[: 1024 if on_gpu else 32], labels[: 1024 if on_gpu else 32]
 
     def gradient():
         pixels = images.clone().requires_grad_()
@@ -117,10 +128,12 @@ def bound(path, inputs):
     for _ in range(5):
         gradient()
     rounds = 20
-    with profile(activities=[ProfilerActivity.CPU]) as trace:
+    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu) as trace:
         for _ in range(rounds):
             gradient()
-    seconds = {event.key: event.cpu_time_total / 1e6 / rounds / len(images) for event in trace.key_averages()}
+        now(device)
+    total = "device_time_total" if on_gpu else "cpu_time_total"
+    seconds = {event.key: getattr(event, total) / 1e6 / rounds / len(images) for event in trace.key_averages()}
     # TorchScript calls the operator below the one that a Python program calls.
     forward = seconds.get("aten::convolution") or seconds["aten::_convolution"]
     print(json.dumps({"forward": forward, "backward": seconds["aten::convolution_backward"]}))
@@ -133,7 +146,7 @@ if __name__ == "__main__":
     elif command == "cut":
         cut(words[0], int(words[1]), words[2])
     elif command == "attack":
-        run(words[0], words[1], words[2], float(words[3]), float(words[4]), int(words[5]), int(words[6]))
+        run(words[0], words[1], words[2], float(words[3]), float(words[4]), int(words[5]), int(words[6]), words[7])
     elif command == "bound":
         bound(*words)
     else:

@@ -5,7 +5,7 @@ use std::time::Instant;
 use c2r_base::{Seed, grad, loss};
 use c2r_data::DatasetSpec;
 use c2r_distill::Work;
-use c2r_models::{Model, ModelSpec};
+use c2r_models::{ConvNetSpec, Model, ModelSpec};
 use c2r_train::model_input;
 use serde::{Deserialize, Serialize};
 use tch::{Cuda, Device, Kind, Tensor};
@@ -45,17 +45,7 @@ pub(crate) fn measure(
     let model = Model::new(model, &model_input(spec), Seed::new(0), device)?;
     let images = Tensor::full([batch_size as i64, spec.channels, spec.height, spec.width], 0.5, (Kind::Float, device));
     let labels = Tensor::zeros([batch_size as i64], (Kind::Int64, device));
-    let rate = |pass: &dyn Fn()| {
-        pass();
-        synchronize(device);
-        let (start, mut passes) = (Instant::now(), 0u32);
-        while passes < 2 || start.elapsed().as_secs_f64() < SECONDS {
-            pass();
-            synchronize(device);
-            passes += 1;
-        }
-        f64::from(passes) * batch_size as f64 / start.elapsed().as_secs_f64()
-    };
+    let rate = |pass: &dyn Fn()| rate(batch_size, device, SECONDS, pass);
     model.set_trainable(false);
     let forward = rate(&|| {
         let _no_grad = tch::no_grad_guard();
@@ -74,7 +64,69 @@ pub(crate) fn measure(
     Ok(Throughput { forward, input_gradient, training, batch_size })
 }
 
-fn synchronize(device: Device) {
+/// Images per second of a ConvNet's convolutions alone, each kind of pass measured for at least `seconds`: a bound for every
+/// implementation that leaves convolutions to libtorch. c2r's first block on the CPU does not.
+pub(crate) fn convolutions(
+    model: &ConvNetSpec,
+    spec: &DatasetSpec,
+    batch_size: usize,
+    device: Device,
+    seconds: f64,
+) -> Throughput {
+    let _no_grad = tch::no_grad_guard();
+    let values =
+        |shape: [i64; 4]| Tensor::linspace(-0.5, 0.5, shape.iter().product::<i64>(), (Kind::Float, device)).view(shape);
+    let n = batch_size as i64;
+    let layers: Vec<[Tensor; 4]> = (0..model.depth)
+        .map(|block| {
+            let channels = if block == 0 { spec.channels } else { model.width };
+            let x = values([n, channels, spec.height >> block, spec.width >> block]);
+            let weight = values([model.width, channels, 3, 3]);
+            let bias = Tensor::zeros([model.width], (Kind::Float, device));
+            let gradient = x.conv2d(&weight, Some(&bias), 1, 1, 1, 1);
+            [x, weight, bias, gradient]
+        })
+        .collect();
+    let forward = || {
+        for [x, weight, bias, _] in &layers {
+            let _y = x.conv2d(weight, Some(bias), 1, 1, 1, 1);
+        }
+    };
+    let backward = |wanted: &dyn Fn(usize) -> [bool; 2]| {
+        for (block, [x, weight, _, gradient]) in layers.iter().enumerate() {
+            let _gradients = c2r_kernels::convolution_backward(gradient, x, weight, wanted(block)).expect("shapes fit");
+        }
+    };
+    let rate = |pass: &dyn Fn()| rate(batch_size, device, seconds, pass);
+    Throughput {
+        forward: rate(&forward),
+        input_gradient: rate(&|| {
+            forward();
+            backward(&|_| [true, false]);
+        }),
+        training: rate(&|| {
+            forward();
+            backward(&|block| [block > 0, true]);
+        }),
+        batch_size,
+    }
+}
+
+/// Images per second of `pass`, which handles `batch_size` of them, measured for at least `seconds`.
+fn rate(batch_size: usize, device: Device, seconds: f64, pass: &dyn Fn()) -> f64 {
+    pass();
+    synchronize(device);
+    let (start, mut passes) = (Instant::now(), 0u32);
+    while passes < 2 || start.elapsed().as_secs_f64() < seconds {
+        pass();
+        synchronize(device);
+        passes += 1;
+    }
+    f64::from(passes) * batch_size as f64 / start.elapsed().as_secs_f64()
+}
+
+/// Waits until the device has done everything that it was asked to do.
+pub(crate) fn synchronize(device: Device) {
     if let Device::Cuda(index) = device {
         Cuda::synchronize(index as i64);
     }

@@ -43,7 +43,7 @@ struct Passes {
     backward: u64,
 }
 
-/// Seconds of one image's convolutions on one thread, as PyTorch's profiler finds them.
+/// Seconds of one image's convolutions, on one thread of the CPU or on a GPU, as PyTorch's profiler finds them.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Convolutions {
     forward: f64,
@@ -51,9 +51,9 @@ struct Convolutions {
 }
 
 impl Convolutions {
-    /// What passes would take if nothing but convolutions cost time, shared by all threads without loss.
-    fn bound(self, passes: Passes, threads: usize) -> f64 {
-        (passes.forward as f64 * self.forward + passes.backward as f64 * self.backward) / threads as f64
+    /// What passes would take if nothing but convolutions cost time, shared by `n` threads (or on one GPU) without loss.
+    fn bound(self, passes: Passes, n: usize) -> f64 {
+        (passes.forward as f64 * self.forward + passes.backward as f64 * self.backward) / n as f64
     }
 }
 
@@ -84,6 +84,7 @@ struct Bench<'a> {
     checkout: &'a Checkout,
     script: Script,
     threads: usize,
+    device: String,
     model: PathBuf,
     inputs: PathBuf,
     /// As it was written, for c2r, and as a number, for Python.
@@ -93,18 +94,18 @@ struct Bench<'a> {
 /// Measures and prints.
 pub(super) fn run(args: &Peers, checkout: &Checkout) -> anyhow::Result<()> {
     let attacks = chosen(&args.only)?;
-    let mut build = checkout.cargo();
-    build.args(["build", "--release", "--package", "c2r-cli"]);
-    checkout.run_cargo(&mut build, "building c2r")?;
+    checkout.build_c2r()?;
     let script = args.script(checkout.root().join("crates/c2r-attacks/benches/peers.py"))?;
     let workshop = tempfile::tempdir().context("cannot make a temporary folder")?;
     let (model, inputs, epsilon) = material(args, checkout, &script, workshop.path())?;
     let epsilon = radius(args.eps.as_deref().unwrap_or(epsilon))?;
-    let bench = Bench { checkout, script, threads: args.threads(), model, inputs, epsilon };
+    let (threads, device) = (args.threads(), args.device.clone());
+    let bench = Bench { checkout, script, threads, device, model, inputs, epsilon };
 
     ui::note("the convolutions alone");
     let (model, inputs) = (bench.model.to_string_lossy(), bench.inputs.to_string_lossy());
-    let convolutions: Convolutions = bench.script.json(&["bound", &model, &inputs])?;
+    let convolutions: Convolutions = bench.script.json(&["bound", &model, &inputs, &bench.device])?;
+    let sharers = if bench.device == "cpu" { bench.threads } else { 1 };
     let mut rows = Vec::new();
     for attack in attacks {
         let slow = attack == AUTOATTACK;
@@ -126,7 +127,7 @@ pub(super) fn run(args: &Peers, checkout: &Checkout) -> anyhow::Result<()> {
             reference.push(bench.reference(attack, &images, &seed)?);
         }
         let passes = passes.expect("there is at least one round");
-        rows.push(Row { attack, n, ours, reference, passes, bound: convolutions.bound(passes, bench.threads) });
+        rows.push(Row { attack, n, ours, reference, passes, bound: convolutions.bound(passes, sharers) });
     }
 
     ui::text(table(&rows, &bench));
@@ -171,7 +172,8 @@ impl Bench<'_> {
     fn reference(&self, attack: &str, images: &Path, seed: &str) -> anyhow::Result<Round> {
         let (model, images) = (self.model.to_string_lossy(), images.to_string_lossy());
         let (epsilon, step) = (self.epsilon.1.to_string(), (self.epsilon.1 / 4.0).to_string());
-        self.script.json(&["attack", &model, &images, attack, &epsilon, &step, seed, &self.threads.to_string()])
+        let threads = self.threads.to_string();
+        self.script.json(&["attack", &model, &images, attack, &epsilon, &step, seed, &threads, &self.device])
     }
 
     fn ours(&self, attack: &str, images: &Path, n: usize, seed: &str) -> anyhow::Result<(Round, Passes)> {
@@ -187,7 +189,7 @@ impl Bench<'_> {
             seconds: f64,
         }
         let mut command = Command::new(self.checkout.c2r());
-        command.args(["--quiet", "--threads", &self.threads.to_string(), "attack", "--json", "--device", "cpu"]);
+        command.args(["--quiet", "--threads", &self.threads.to_string(), "attack", "--json", "--device", &self.device]);
         command.arg("--model").arg(&self.model).arg("--inputs").arg(images);
         command.args(["--attack", attack, "--eps", &self.epsilon.0, "--seed", seed]);
         command.args(["--batch-size", &n.to_string()]);
@@ -209,10 +211,11 @@ fn table(rows: &[Row], bench: &Bench<'_>) -> String {
     let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let mut lines = vec![
         format!(
-            "{}, {}, Linf {}, {} thread(s), torch 2.11.0; robust accuracy and median seconds (attack and judging)",
+            "{}, {}, Linf {}, {}, {} thread(s), torch 2.11.0; robust accuracy and median seconds (attack and judging)",
             name(&bench.model),
             name(&bench.inputs),
             bench.epsilon.0,
+            bench.device,
             bench.threads
         ),
         String::new(),
@@ -240,7 +243,7 @@ fn table(rows: &[Row], bench: &Bench<'_>) -> String {
         String::new(),
         "ratio: the reference's seconds over ours. Ours attacks what is classified correctly; torchattacks attacks \
          everything. (!): the accuracies differ by more than 0.5 points. convolutions: what those of our passes take \
-         alone on as many threads; share: of our seconds."
+         alone on as many threads or the GPU; share: of our seconds."
             .into(),
     ]);
     lines.join("\n")

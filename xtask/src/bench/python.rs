@@ -24,7 +24,8 @@ const ENVIRONMENT: Environment = Environment { folder: "peers-1", requirements: 
 /// What `--peers` takes.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Peers {
-    /// Run ours and the reference's in turn: attacks of torchattacks and pyautoattack, or torchvision's ImageFolder
+    /// Run ours and the reference's in turn: attacks of torchattacks and pyautoattack, torchvision's ImageFolder, or an update
+    /// of C2R written class by class in PyTorch
     #[arg(long)]
     pub(super) peers: bool,
 
@@ -40,13 +41,22 @@ pub(crate) struct Peers {
     #[arg(long, value_name = "EPS", requires = "peers")]
     pub(super) eps: Option<String>,
 
-    /// Attack only the first N images [default: 200, and 50 for AutoAttack]; data: make N JPEGs [default: 3000]
+    /// Attack only the first N images [default: 200, and 50 for AutoAttack]; data: make N JPEGs [default: 3000];
+    /// distill: real images per class [default: 256]
     #[arg(long, value_name = "N", requires = "peers")]
     pub(super) n: Option<usize>,
 
     /// Only these attacks, separated by commas
     #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "peers")]
     pub(super) only: Vec<String>,
+
+    /// Where both sides compute, and where `gpu` measures: cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = parse_device)]
+    pub(super) device: String,
+
+    /// distill: width of the ConvNet-D3 [default: 128]
+    #[arg(long, value_name = "N", requires = "peers", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(super) width: Option<u32>,
 
     /// CPU threads of both sides [default: all cores]
     #[arg(long, value_name = "N", requires = "peers")]
@@ -65,9 +75,16 @@ pub(crate) struct Peers {
     #[arg(long, value_name = "FILE", requires = "peers")]
     pub(super) python: Option<PathBuf>,
 
-    /// Write every single time here, too
-    #[arg(long, value_name = "FILE", requires = "peers")]
+    /// Write every single time here, too; gpu: each figure as a line [default: bench-gpu.jsonl beside c2r]
+    #[arg(long, value_name = "FILE")]
     pub(super) json: Option<PathBuf>,
+}
+
+fn parse_device(text: &str) -> Result<String, String> {
+    let is_gpu = text.strip_prefix("cuda").is_some_and(|index| {
+        index.is_empty() || index.strip_prefix(':').is_some_and(|index| index.parse::<u16>().is_ok())
+    });
+    if is_gpu || text == "cpu" { Ok(text.to_owned()) } else { Err("expected cpu, cuda or cuda:N".to_owned()) }
 }
 
 impl Peers {

@@ -1,3 +1,5 @@
+mod profile;
+
 use std::{
     cmp::Ordering,
     collections::BTreeMap,
@@ -13,6 +15,7 @@ use c2r_run::{
     exit::{self, OrExit},
     terminal::Ui,
 };
+use profile::Profiled;
 use serde::Serialize;
 use tch::{Cuda, Device, Kind, Tensor};
 
@@ -23,6 +26,8 @@ use crate::{
 
 /// Version of what `--json` prints.
 const SCHEMA_VERSION: u32 = 1;
+/// Seconds of each measurement of a profile, at least.
+const PATIENCE: f64 = 2.0;
 /// The batch size of the images per second in docs/performance.md.
 const BATCH_SIZE: usize = 128;
 
@@ -31,7 +36,14 @@ const BATCH_SIZE: usize = 128;
 #[command(after_help = "\
 Examples:
   c2r doctor --data DIR
-  c2r doctor --throughput ConvNet-D3-W128-IN --input 3x32x32 --classes 10")]
+  c2r doctor --throughput ConvNet-D3-W128-IN --input 3x32x32 --classes 10
+  c2r doctor --profile distill
+  c2r doctor --profile train --model ConvNet-D3-W128-IN --input 3x32x32 --device cuda
+
+--profile shows, for a step: calls of libtorch's operators, values read back, tensors copied between Rust or the CPU and the \
+device, with their size, images sent through networks, milliseconds, and the share of that time which the step's convolutions \
+alone would take (docs/performance.md).")]
+#[command(group = clap::ArgGroup::new("measured").multiple(true).args(["throughput", "profile"]))]
 pub(crate) struct Args {
     /// Folder that holds the downloaded datasets
     #[arg(long, value_name = "DIR", env = "C2R_DATA")]
@@ -42,13 +54,45 @@ pub(crate) struct Args {
     #[arg(long, value_name = "MODEL")]
     throughput: Option<ModelSpec>,
 
-    /// Shape of the images for --throughput
-    #[arg(long, value_name = "CxHxW", default_value = "3x32x32", value_parser = parse_shape, requires = "throughput")]
-    input: [i64; 3],
+    /// Also show what a step of a long command costs: distill (an update of C2R), train (a natural step and one of PGD-AT) or
+    /// attack (a call of the network)
+    #[arg(long, value_name = "WHAT")]
+    profile: Option<Profiled>,
 
-    /// Number of classes for --throughput
-    #[arg(long, value_name = "K", default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..), requires = "throughput")]
+    /// Network for --profile [default: the digits', or ConvNet-D3-W128-IN with --input]
+    #[arg(long, value_name = "MODEL", requires = "profile")]
+    model: Option<ModelSpec>,
+
+    /// Shape of the images for --throughput [default: 3x32x32]; with --profile, random images of this shape instead of the
+    /// digits
+    #[arg(long, value_name = "CxHxW", value_parser = parse_shape, requires = "measured")]
+    input: Option<[i64; 3]>,
+
+    /// Number of classes of these images
+    #[arg(long, value_name = "K", default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..), requires = "measured")]
     classes: u32,
+
+    /// For --profile: real images per class (distill), images per step (train), attacked images [default: 16, 64 and 64]
+    #[arg(long, value_name = "N", requires = "profile", value_parser = clap::value_parser!(u32).range(1..))]
+    n: Option<u32>,
+
+    /// Attacks for --profile attack, separated by commas
+    #[arg(
+        long,
+        value_name = "NAMES",
+        value_delimiter = ',',
+        requires = "profile",
+        default_value = "pgd,vmi-fgsm,apgd-ce,fab-t,square"
+    )]
+    attack: Vec<String>,
+
+    /// For --profile distill: change one key of the profile faithful (repeatable)
+    #[arg(long, value_name = "KEY=VALUE", requires = "profile")]
+    set: Vec<String>,
+
+    /// For --profile distill: write what an update reads and its losses, to compare another implementation with
+    #[arg(long, value_name = "FILE", requires = "profile")]
+    write: Option<PathBuf>,
 
     /// Images per pass for --throughput
     #[arg(long, value_name = "N", default_value_t = BATCH_SIZE as u32, value_parser = clap::value_parser!(u32).range(1..), requires = "throughput")]
@@ -82,6 +126,9 @@ struct Report {
     precision: BTreeMap<String, String>,
     data: Vec<DataState>,
     throughput: Option<ThroughputState>,
+    /// What steps cost, for `--profile`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    profile: Vec<profile::Row>,
     /// What became of c2r's own CUDA kernels, a line for each device and image size; empty without a GPU.
     kernels: Vec<String>,
     /// What is wrong, each with what to do.
@@ -150,6 +197,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         precision: run_dir::precision(device),
         data: data(args.data.as_deref()),
         throughput: None,
+        profile: Vec::new(),
         kernels: Vec::new(),
         problems: Vec::new(),
     };
@@ -157,11 +205,17 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     if let Some(model) = &args.throughput {
         report.throughput = Some(measure(model, &args, device)?);
     }
+    if let Some(what) = args.profile {
+        report.profile = profile::rows(what, &setting(&args, what, device)?)?;
+    }
     report.kernels = kernels(device);
     if args.json {
         ui.text(serde_json::to_string_pretty(&report).context("the report cannot be written as JSON")?);
     } else {
         lines(&report).iter().for_each(|(subject, text)| ui.out(format!("{subject:<11}{text}")));
+        if !report.profile.is_empty() {
+            profile::table(&report.profile).into_iter().for_each(|line| ui.out(line));
+        }
     }
     Ok(())
 }
@@ -295,7 +349,8 @@ fn problems(report: &Report, folder: Option<&Path>) -> Vec<String> {
 }
 
 fn measure(model: &ModelSpec, args: &Args, device: Device) -> anyhow::Result<ThroughputState> {
-    let [channels, height, width] = args.input;
+    let input = args.input.unwrap_or([3, 32, 32]);
+    let [channels, height, width] = input;
     let mut spec = c2r_data::spec("digits")?;
     (spec.channels, spec.height, spec.width) = (channels, height, width);
     (spec.mean, spec.std) = (vec![0.5; channels as usize], vec![0.25; channels as usize]);
@@ -305,12 +360,32 @@ fn measure(model: &ModelSpec, args: &Args, device: Device) -> anyhow::Result<Thr
         .or_exit(exit::USAGE)?;
     Ok(ThroughputState {
         model: model.to_string(),
-        input: args.input,
+        input,
         classes: args.classes,
         device: device_name(device),
         threads: tch::get_num_threads(),
         images_per_second,
     })
+}
+
+/// What `--profile` is to run on.
+fn setting(args: &Args, what: Profiled, device: Device) -> anyhow::Result<profile::Setting> {
+    let n = match (args.n, what) {
+        (Some(n), _) => n as usize,
+        (None, Profiled::Distill) => 16,
+        (None, Profiled::Train | Profiled::Attack) => 64,
+    };
+    let (dataset, own) = match args.input {
+        None => {
+            let digits = c2r_data::load("digits", None)?;
+            let own = digits.spec.model.parse()?;
+            (digits, own)
+        }
+        Some(shape) => (profile::random_images(shape, args.classes as usize, n)?, ModelSpec::convnet(3, 128)),
+    };
+    let (model, attacks) = (args.model.unwrap_or(own), args.attack.clone());
+    let (sets, write) = (args.set.clone(), args.write.clone());
+    Ok(profile::Setting { model, dataset, n, attacks, sets, write, device, patience: PATIENCE })
 }
 
 /// The report for people: a subject and what is known of it.
@@ -388,6 +463,7 @@ mod tests {
             precision: BTreeMap::new(),
             data: data(None),
             throughput: None,
+            profile: Vec::new(),
             kernels: Vec::new(),
             problems: Vec::new(),
         }

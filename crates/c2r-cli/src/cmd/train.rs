@@ -572,7 +572,7 @@ pub(crate) fn planned(args: &Args, written: &mut Written) -> anyhow::Result<Plan
 }
 
 /// What training on `n` images sends through the network, without a teacher's labels.
-fn work(config: &TrainConfig, n: usize) -> Work {
+pub(crate) fn work(config: &TrainConfig, n: usize) -> Work {
     let images = config.length.steps(n, config.batch_size) as f64 * config.batch_size.min(n) as f64;
     let attacked = config.adversarial.as_ref().map_or(0.0, |adversarial| f64::from(adversarial.steps)) * images;
     Work { forward: attacked, input_gradient: attacked, training: images }
