@@ -214,13 +214,14 @@ fn distill(setting: &Setting, layers: &ConvNetSpec) -> anyhow::Result<Vec<Row>> 
     };
     let mut distillation = Distillation::new(config, dataset, *device)?;
     // The first update fills the queue.
-    while !matches!(distillation.step()?, DistillEvent::Images(_)) {}
+    while !matches!(distillation.step()?, DistillEvent::Images { .. }) {}
     if let Some(path) = write {
         let mut file = distillation.state()?;
         let everything: Vec<usize> = (0..dataset.train.len()).collect();
         let (images, labels) = dataset.train.batch(&everything, Device::Cpu);
         file.tensors.extend([("real-images".to_owned(), images), ("real-labels".to_owned(), labels)]);
-        if let DistillEvent::Images(report) = distillation.step()? {
+        distillation.step()?;
+        if let Some(report) = distillation.report()? {
             file.header.insert("report".to_owned(), serde_json::to_string(&report)?);
         }
         file.write(path)?;
