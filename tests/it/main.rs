@@ -1,5 +1,7 @@
 //! From real images to a robust network, through the libraries as another project would use them.
 
+mod attack_counts;
+mod counts;
 mod outside;
 mod outside_method;
 

@@ -26,11 +26,21 @@ const ENVIRONMENT: Environment = Environment {
     size: "5 GB",
 };
 
-/// Installs the package and runs its tests; with `strict`, what this machine lacks is an error.
+/// Installs the package and runs its tests.
+///
+/// * `make`: makes its environment if it is not there; without, the tests are skipped then.
+/// * `strict`: what this machine lacks is an error.
 ///
 /// # Errors
 /// If the package cannot be built, or a test fails.
-pub(crate) fn test(strict: bool, checkout: &Checkout) -> anyhow::Result<()> {
+pub(crate) fn test(make: bool, strict: bool, checkout: &Checkout) -> anyhow::Result<()> {
+    if !make && !ENVIRONMENT.is_there() {
+        ui::notes(format!(
+            "SKIPPED: the tests of the Python package: `cargo xtask test --python` makes its environment ({}) and runs them",
+            ENVIRONMENT.size
+        ));
+        return Ok(());
+    }
     let python = match ENVIRONMENT.python() {
         Ok(python) => python,
         Err(error) if strict => return Err(error),

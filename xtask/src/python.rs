@@ -129,6 +129,11 @@ impl Environment {
         Ok(interpreter(&folder))
     }
 
+    /// Whether [`Environment::python`] has nothing to make.
+    pub(crate) fn is_there(self) -> bool {
+        cache::folder().is_ok_and(|cache| self.is_complete(&cache.join(self.folder)))
+    }
+
     /// The list is written last, so its presence says that the environment is whole.
     fn is_complete(self, folder: &Path) -> bool {
         fs::read_to_string(folder.join("requirements.txt"))

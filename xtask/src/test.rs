@@ -25,12 +25,13 @@ const ENVIRONMENT: Environment = Environment {
 };
 const ENVIRONMENT_VARIABLE: &str = "C2R_TEST_PYTHON";
 
-/// Run the tests, documentation examples and those of the Python package included
+/// Run the tests, documentation examples included; those of the Python package where its environment is there
 #[derive(Debug, Clone, clap::Args)]
 #[command(group(clap::ArgGroup::new("commands").args(["regression", "device"])))]
 #[command(after_help = "\
 Examples:
   cargo xtask test
+  cargo xtask test --python             and the Python package, whose environment takes 5 GB
   cargo xtask test --crate c2r-attacks pgd
   C2R_DATA=~/datasets cargo xtask test --slow
   cargo xtask test --regression --data ~/datasets
@@ -41,6 +42,10 @@ pub(crate) struct Args {
     /// Also run what is marked as slow, and fail where a test lacks its data instead of skipping it
     #[arg(long)]
     slow: bool,
+
+    /// Also install the Python package (python/) and run its tests; without this, only where its environment was made before
+    #[arg(long, conflicts_with_all = ["commands", "package", "filter"])]
+    python: bool,
 
     /// Run small experiments afresh and compare their numbers with the committed ones, instead of the tests
     #[arg(long, conflicts_with_all = ["package", "filter"])]
@@ -103,7 +108,7 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     if args.package.is_some() || args.filter.is_some() {
         return Ok(());
     }
-    package::test(args.slow, checkout)
+    package::test(args.python, args.slow, checkout)
 }
 
 fn cargo_words(args: &Args) -> Vec<String> {
@@ -128,6 +133,7 @@ mod tests {
         let check = |slow, package: Option<&str>, filter: Option<&str>, words: &str| {
             let args = Args {
                 slow,
+                python: false,
                 regression: false,
                 accept: false,
                 data: None,

@@ -45,6 +45,10 @@ pub fn read(tensors: &[Tensor]) -> Vec<f64> {
         return Vec::new();
     }
     let _no_grad = tch::no_grad_guard();
+    // One operator for the usual ones, which are losses.
+    if tensors.iter().all(|tensor| tensor.dim() == 0 && tensor.kind() == tensors[0].kind()) {
+        return to_vec(&Tensor::stack(tensors, 0));
+    }
     let flat: Vec<Tensor> = tensors.iter().map(|tensor| tensor.to_kind(Kind::Double).view(-1)).collect();
     to_vec(&Tensor::cat(&flat, 0))
 }
@@ -63,6 +67,7 @@ mod tests {
         assert_eq!(unread.len(), 3);
         assert_eq!(unread.read(), [("a", 0.5), ("b", 1.0), ("c", 1.0 / 3.0)]);
         assert!(unread.is_empty() && unread.read().is_empty());
+        assert_eq!(read(&[Tensor::from(0.5f32), Tensor::from(-2f32)]), [0.5, -2.0]);
         assert_eq!(read(&[Tensor::from_slice(&[1f32, 2.0]), Tensor::from(3f64)]), [1.0, 2.0, 3.0]);
     }
 }
