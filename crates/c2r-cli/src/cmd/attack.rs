@@ -318,7 +318,7 @@ fn estimate(args: &Args, configs: &[AttackConfig], device: Device, ui: &Ui) -> a
         Some(path) if path.exists() => *checkpoint::load(path, Device::Cpu).or_exit(exit::DATA)?.0.spec(),
         _ => dataset.spec.model.parse()?,
     };
-    let batch = args.batch_size(device, dataset.shape()).min(n as usize).max(1);
+    let batch = args.batch_size(device, dataset.spec.shape()).min(n as usize).max(1);
     let speed = throughput::measure(&spec, &dataset.spec, batch, device)?;
     let (forward, backward) = images(configs, n, dataset.spec.classes.len());
     let work = Work { forward, input_gradient: backward, training: 0.0 };
