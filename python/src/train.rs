@@ -48,7 +48,7 @@ pub(crate) fn train(py: Python<'_>, request: Request) -> PyResult<Answer> {
 
 /// What to train on.
 enum Material {
-    Distilled { images: LabelledImages, soft: Option<Tensor>, teacher: Option<(Frozen, f64)> },
+    Distilled { images: LabelledImages, formation: i64, soft: Option<Tensor>, teacher: Option<(Frozen, f64)> },
     Real(Dataset),
 }
 
@@ -65,7 +65,9 @@ impl Material {
 
     fn source(&self) -> TrainSource<'_> {
         match self {
-            Self::Distilled { images, .. } => TrainSource::new(images, self.targets()),
+            Self::Distilled { images, formation, .. } => {
+                TrainSource::new(images, self.targets()).of_mosaics(*formation as usize)
+            }
             Self::Real(dataset) => TrainSource::of_split(&dataset.train, self.targets()),
         }
     }
@@ -129,7 +131,7 @@ fn material(request: &Request, device: Device) -> PyResult<(DatasetSpec, Materia
         _ => None,
     };
     let soft = set.soft_labels.as_ref().map(|soft| to_tensor(soft.view()).to_device(device));
-    Ok((spec, Material::Distilled { images, soft, teacher }))
+    Ok((spec, Material::Distilled { images, formation: set.formation, soft, teacher }))
 }
 
 /// The protocol with the caller's changes, as the command resolves it.

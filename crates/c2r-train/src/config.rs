@@ -108,6 +108,9 @@ pub enum Order {
     Shuffled,
     /// As they are stored, the same batches in every epoch.
     Stored,
+    /// As they are stored, but of mosaics ([`crate::TrainSource::of_mosaics`]) the first tile of each, then the second of each, and
+    /// so on: as DD-RobustBench and others decode them, which mixes the classes in every batch.
+    TileByTile,
 }
 
 impl Order {
@@ -321,7 +324,7 @@ mod tests {
         for (rate, expected) in rates.into_iter().zip([1.0, 1.0, 0.1, 0.1, 0.01]) {
             assert!((rate - expected).abs() < 1e-12, "{rates:?}");
         }
-        assert_eq!((letter.length, letter.order), (Length::Epochs(1001), Order::Stored));
+        assert_eq!((letter.length, letter.order), (Length::Epochs(1001), Order::TileByTile));
         let usual = Protocol::Natural.config();
         let (length, order, lr_schedule) = (usual.length, usual.order, usual.lr_schedule.clone());
         assert_eq!(TrainConfig { length, order, lr_schedule, ..letter }, usual);

@@ -232,8 +232,10 @@ impl<'a> Trainer<'a> {
         let n = self.source.len();
         if self.order.as_ref().is_none_or(|(of, _)| *of != epoch) {
             let mut order: Vec<usize> = (0..n).collect();
-            if self.config.order == Order::Shuffled {
-                order.shuffle(&mut self.seed.stream("train/order", epoch));
+            match self.config.order {
+                Order::Shuffled => order.shuffle(&mut self.seed.stream("train/order", epoch)),
+                Order::Stored => {}
+                Order::TileByTile => order.sort_by_key(|image| image % self.source.tiles),
             }
             self.order = Some((epoch, Rows::send(order, self.source.device)));
         }
@@ -453,6 +455,32 @@ mod tests {
         assert_eq!(again, (0..32).collect::<Vec<_>>());
         let [first, _, again] = batches(Protocol::Natural);
         assert_ne!(first, again);
+    }
+
+    /// `decode` of DD-RobustBench and IDC: for each place of a tile, that tile of every mosaic, enlarged; these one after the other.
+    #[test]
+    fn tile_by_tile_is_the_order_of_dd_robustbench() {
+        let mosaics = toys::images(5, [1, 8, 8]);
+        let mut theirs = Vec::new();
+        for row in [0, 4] {
+            for column in [0, 4] {
+                let tile = mosaics.narrow(2, row, 4).narrow(3, column, 4);
+                theirs.push(tile.upsample_bilinear2d([8i64, 8], false, None, None));
+            }
+        }
+        let theirs = Tensor::cat(&theirs, 0);
+        let decoded = c2r_data::decode_formation(&mosaics, 2).unwrap();
+        let images = LabelledImages::new(decoded, toys::labels(20, 10)).unwrap();
+        let source = TrainSource::new(&images, Targets::Hard).of_mosaics(2);
+        let mut config = config(Protocol::DdRobustbench, 3);
+        config.batch_size = 8;
+        let mut model = model(0);
+        let mut trainer = Trainer::new(&mut model, &source, &config, Seed::new(0)).unwrap();
+        for (batch, length) in [8, 8, 4].into_iter().enumerate() {
+            let rows = trainer.rows(0, batch);
+            let (ours, _) = trainer.source.batch(&rows);
+            assert_close("batch", &ours, &theirs.narrow(0, 8 * batch as i64, length), 0.0);
+        }
     }
 
     #[test]

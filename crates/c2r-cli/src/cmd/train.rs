@@ -189,7 +189,9 @@ impl Material {
 
     fn source(&self) -> TrainSource<'_> {
         match &self.images {
-            Images::Synthetic(images) => TrainSource::new(images, self.targets()),
+            Images::Synthetic(images) => {
+                TrainSource::new(images, self.targets()).of_mosaics(self.subject.formation() as usize)
+            }
             Images::Real(split) => TrainSource::of_split(split, self.targets()),
         }
     }
