@@ -11,7 +11,7 @@ impl Dataset {
     /// `mean` and `std` are computed from the training images; a channel that never varies gets a `std` of 1 and a note.
     ///
     /// # Errors
-    /// [`DataError::Split`] if there is no training image.
+    /// [`DataError::Split`] if the training images are empty.
     pub fn in_memory(name: &str, train: Split, test: Split) -> Result<Self, DataError> {
         if train.is_empty() {
             return Err(DataError::Split("there are no training images".to_owned()));

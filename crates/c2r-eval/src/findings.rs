@@ -134,13 +134,13 @@ fn beside_baseline(section: &Section, row: &Row) -> Option<String> {
     let points = fixed(comparison.difference.abs(), 1);
     let side = if comparison.difference < 0.0 { "fewer" } else { "more" };
     let verdict = match comparison.p_value {
-        None => "there is no p-value, so this is no finding".to_owned(),
+        None => "there is no p-value, so it may be chance".to_owned(),
         Some(p) => {
             let p = if p < 0.001 { "p < 0.001".to_owned() } else { format!("p = {}", fixed(p, 3)) };
             match (comparison.significant, comparison.covers) {
                 (true, _) => format!("{p}, a significant difference"),
                 (false, Covers::SeedsAndImages) => format!("{p}, no significant difference"),
-                (false, Covers::Seeds) => format!("{p} over seeds alone, so this is no finding"),
+                (false, Covers::Seeds) => format!("{p} over the seeds alone, so it may be chance"),
             }
         }
     };

@@ -8,7 +8,7 @@ use crate::{DataError, DatasetSpec};
 
 /// How far a row of probabilities may be from a sum of 1.
 const ROW_SUM_TOLERANCE: f64 = 1e-3;
-/// Rows whose sums are no further from 1 are probabilities that were rounded or scaled, not logits.
+/// If every row sums to 1 within this, the rows are probabilities that were rounded or scaled, and not logits.
 const NEARLY_ONE: f64 = 0.1;
 /// What labels are usually called.
 const USUAL: [&str; 6] = ["labels", "label", "y", "targets", "soft_labels", "hard_labels"];

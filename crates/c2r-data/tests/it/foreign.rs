@@ -427,7 +427,7 @@ fn options_that_the_file_contradicts_are_refused() {
     let message = imported(&only, Some(&with(labels.copy())), &grouped).unwrap_err().to_string();
     assert!(message.contains("leave option `grouped` out"), "{message}");
 
-    // Soft rows beside hard labels by position are no contradiction, nor are numbers that are not classes.
+    // Hard labels do not contradict the soft rows beside them, and numbers that are not classes do not either.
     let soft = Tensor::full([20, 10], 0.1, (Kind::Float, tch::Device::Cpu));
     let (set, _) = imported(&with(soft), None, &grouped).unwrap();
     assert!(set.soft_labels.is_some() && set.labels.as_slice().unwrap()[18..] == [9, 9]);

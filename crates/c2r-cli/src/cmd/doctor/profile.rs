@@ -62,7 +62,7 @@ pub(super) struct Row {
     images: Work,
     /// Of the first run in this process.
     first_seconds: f64,
-    /// Median of later runs; of the only one where there is no other.
+    /// Median of the later runs, or the time of the first one if there are no later ones.
     seconds: f64,
     /// What the convolutions of these images take alone.
     convolution_seconds: f64,
