@@ -44,8 +44,8 @@ impl Samples {
     }
 }
 
-/// After how many steps since the beginning the survivors are counted again, as a share of those made and at most: samples
-/// that break do so early, as a rule, and each reading lets a GPU run dry.
+/// The host reads again after a quarter (one over the first number) of the steps so far, and after 10 at most. Most samples that break do so
+/// early, and a GPU has nothing to do while the host reads.
 const READ_AFTER: (u32, u32) = (4, 10);
 
 /// Rows of samples that are done, and the other rows.
@@ -57,9 +57,9 @@ pub(crate) struct Leaving {
 
 /// The rows that are still worked on.
 ///
-/// A sample leaves with all its rows when one of them reaches the goal. Which do is noted on the device at each step
-/// ([`Active::note`]) and read every few ([`Active::leave`]); until then the rows of a sample that is done stay in the
-/// batch, and their results as they are ([`Active::open`]).
+/// A sample leaves with all its rows when one of them reaches the goal. The device notes at each step which did
+/// ([`Active::note`]), and the host reads that every few steps ([`Active::leave`]). Until then the rows of a sample that is done stay
+/// in the batch, and their results do not change ([`Active::open`]).
 pub(crate) struct Active {
     /// Sample of the batch that each row belongs to; rows of one sample are adjacent, equally many for each.
     samples: Vec<usize>,
@@ -148,9 +148,9 @@ impl Active {
         self.next_reading.saturating_sub(self.step)
     }
 
-    /// If it is time, or if this is the `last` call: reads which rows are done, those of samples that reached the goal, and
-    /// takes back their queries of the steps since, in each of which `passes` were made. `None` if none is done; else the
-    /// caller stores the rows that are and goes on with those that are left.
+    /// Reads which samples reached the goal, if it is time or if this is the `last` call, and takes back the queries that they
+    /// made afterwards: `passes` in each step. Returns `None` if no sample did; otherwise the caller stores the rows that are done
+    /// and goes on with the others.
     pub(crate) fn leave(
         &mut self,
         oracle: &mut Oracle<'_>,

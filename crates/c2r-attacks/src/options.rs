@@ -30,12 +30,12 @@ pub(crate) struct Task<'a> {
     pub(crate) seed: Seed,
 }
 
-/// In what the attacks of this crate differ; the registry makes an [`Attack`](crate::Attack) of it.
+/// What each attack of this crate writes for itself; the registry makes an [`Attack`](crate::Attack) of it.
 pub(crate) trait Search: Send + Sync {
-    /// As of an attack.
+    /// The same as of an [`Attack`](crate::Attack).
     fn family(&self) -> Family;
 
-    /// As of an attack, whose name `check` knows.
+    /// The same as of an [`Attack`](crate::Attack); `check` gets its name, too.
     fn check(&self, _check: &Check, _threat: &ThreatModel, _classes: i64) -> Result<(), ConfigError> {
         Ok(())
     }

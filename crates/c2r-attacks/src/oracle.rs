@@ -9,7 +9,7 @@ use crate::{
     rows::{per_image, positions},
 };
 
-/// What happened while nobody looked. It never leaves this crate: [`unhurried`] asks again.
+/// A value that was not finite, found later than it was made. The error never leaves this crate: [`unhurried`] catches it.
 const UNSEEN: AttackError = AttackError::Interrupted;
 
 /// The model as an attack sees it: counts passes, refuses logits that are not finite, and names the sample in errors.

@@ -105,7 +105,7 @@ macro_rules! registry {
             /// Checks every value and makes the attack.
             ///
             /// # Errors
-            /// [`ConfigError::Option`] for a value that cannot be.
+            /// [`ConfigError::Option`] for a value out of its range.
             pub fn build(&self) -> Result<Box<dyn Attack>, ConfigError> {
                 let (name, search): (_, Box<dyn Search>) = match self {
                     $(Self::$first(options) => ($first_name, options.build($first_name)?),)*

@@ -410,7 +410,7 @@ impl Apgd {
             state.gradient = gradient;
             let mut better = losses.gt_tensor(&state.loss_best);
             if stop {
-                // The image that reached the goal is the best one, whatever its loss, and stays it.
+                // An image that reached the goal stays the best one, whatever its loss.
                 let hit = state.samples.reached(&logits);
                 better = state.active.open(better.logical_or(&hit));
                 state.active.note(hit);

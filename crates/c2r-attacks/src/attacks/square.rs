@@ -319,7 +319,7 @@ pub(crate) fn search(
             side(norm, p, height, width)
         };
         if windows.len() == 0 {
-            // As many as will be asked for before rows may leave.
+            // No row leaves before this many queries.
             let last = config.queries.min(query + active.steps_to_reading().max(1));
             let ahead: Vec<i64> =
                 (query..last).flat_map(|query| std::iter::repeat_n(side_at(query), per_query)).collect();
