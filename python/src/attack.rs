@@ -27,6 +27,7 @@ use tch::Tensor;
 
 use crate::{
     error::{Raised, of_attack, runtime_error, value_error},
+    memory::KeepMemory,
     model::{Callable, Loaded, Script, Stop},
     watch::{Watch, device, precision, versions},
 };
@@ -176,7 +177,10 @@ impl Job {
     fn run(self, py: Python<'_>) -> PyResult<Finished> {
         let (raised, stop) = (self.raised.clone(), self.stop.clone());
         let beside = self.options.workers > 1 || matches!(self.model, Model::Script(_));
-        let finished = py.allow_threads(|| if beside { self.run_beside(&raised, &stop) } else { self.run_caught() });
+        let finished = py.allow_threads(|| {
+            let _kept = KeepMemory::new();
+            if beside { self.run_beside(&raised, &stop) } else { self.run_caught() }
+        });
         match (raised.take(), finished) {
             (Some(exception), _) => Err(exception),
             (None, Ok(Ok(finished))) => Ok(finished),

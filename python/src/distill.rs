@@ -15,6 +15,7 @@ use tch::Device;
 
 use crate::{
     error::{runtime_error, value_error},
+    memory::KeepMemory,
     sets::{self, Parts},
     watch::{Watch, device, precision, versions},
 };
@@ -50,7 +51,10 @@ pub(crate) struct Request {
 #[pyfunction]
 pub(crate) fn distill(py: Python<'_>, request: Request) -> PyResult<Parts> {
     let device = device(&request.device)?;
-    Parts::of(&py.allow_threads(move || Job::new(request, device)?.run())?)
+    Parts::of(&py.allow_threads(move || {
+        let _kept = KeepMemory::new();
+        Job::new(request, device)?.run()
+    })?)
 }
 
 struct Job {

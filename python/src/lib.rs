@@ -3,6 +3,7 @@
 mod attack;
 mod distill;
 mod error;
+mod memory;
 mod model;
 mod sets;
 mod train;

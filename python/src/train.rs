@@ -12,6 +12,7 @@ use tch::{Device, Tensor};
 
 use crate::{
     error::{runtime_error, value_error},
+    memory::KeepMemory,
     sets::{self, Given, teacher_beside},
     watch::{Watch, device},
 };
@@ -43,7 +44,10 @@ type Answer = (Vec<(String, PyTensor)>, String, Vec<f64>, Vec<f64>);
 #[pyfunction]
 pub(crate) fn train(py: Python<'_>, request: Request) -> PyResult<Answer> {
     let device = device(&request.device)?;
-    py.allow_threads(move || run(request, device))
+    py.allow_threads(move || {
+        let _kept = KeepMemory::new();
+        run(request, device)
+    })
 }
 
 /// What to train on.

@@ -154,6 +154,37 @@ def test_exceptions_of_the_model_come_back_as_themselves(net, images, labels, wo
     assert caught.traceback[-1].name == "model"
 
 
+def test_a_trace_gives_what_its_torchscript_gives(net, images, labels):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.trace(net, images[:1])
+    options = {"eps": 0.05, "progress": False}
+    net.train()
+    traced = c2r.attack(net, images, labels, "pgd", trace=True, **options)
+    assert net.training and net.layers[1].training
+    assert torch.equal(traced.adversarial, c2r.attack(scripted, images, labels, "pgd", **options).adversarial)
+    eager = c2r.attack(net, images, labels, "pgd", **options)
+    assert traced.clean_accuracy == eager.clean_accuracy and traced.robust.tolist() == eager.robust.tolist()
+
+
+def test_what_cannot_be_traced_is_refused(net, images, labels):
+    class DependsOnTheBatch(nn.Module):
+        def forward(self, x):
+            return net(x) if len(x) == 1 else 2 * net(x)
+
+    class ReadsAValue(nn.Module):
+        def forward(self, x):
+            return net(x) * {"a": 1}[x.shape[0]]
+
+    options = {"eps": 0.05, "progress": False, "trace": True}
+    with pytest.raises(ValueError, match="other logits or gradients"):
+        c2r.attack(DependsOnTheBatch(), images, labels, "fgsm", **options)
+    with pytest.raises(ValueError, match="cannot be traced"):
+        c2r.attack(ReadsAValue(), images, labels, "fgsm", **options)
+    with pytest.raises(TypeError, match="torch.nn.Module"):
+        c2r.attack(brightness, images, labels, "fgsm", **options)
+
+
 def test_exceptions_of_a_backward_pass_come_back_as_themselves(net, images, labels):
     error = Oops("backward")
 

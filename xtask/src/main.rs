@@ -46,7 +46,7 @@ Examples:
   cargo xtask test
 
 Exit codes: 0 done, 1 unexpected failure, 2 wrong arguments or machine set-up, 3 data missing or wrong, \
-4 finished but outside the stated tolerance, 130 interrupted (the same command resumes).";
+4 finished but outside the stated tolerance, 124 the time limit is over, 130 interrupted (the same command resumes).";
 
 #[derive(Subcommand)]
 enum Command {

@@ -16,6 +16,7 @@ const ENVIRONMENT: Environment = Environment {
         "torch==2.11.0",
         "torchvision==0.26.0",
         "torchattacks==3.5.1",
+        "robustbench==1.1.1",
         "numpy==2.4.6",
         "safetensors==0.8.0",
         "matplotlib==3.11.2",

@@ -1,10 +1,13 @@
 //! `cargo xtask reproduce`: fills a table of the paper. The work is done by `c2r-grid`; docs/reproduce.md says how.
 
-use std::{env, path::PathBuf};
+use std::{env, path::PathBuf, time::Duration};
 
 use c2r_experiment::{Experiment, SubsetOrder};
-use c2r_grid::{Datasets, Grid, GridPlan, Reproduction, Shard, SlurmArray, Subgrid, Workplace, list, read_experiment};
-use c2r_run::{exit, terminal};
+use c2r_grid::{
+    Datasets, Grid, GridPlan, MOST_BYTES, Reproduction, Shard, SlurmArray, Subgrid, Workplace, list, pack,
+    read_experiment, unpack,
+};
+use c2r_run::{arguments, exit, signals, terminal};
 
 use crate::{
     checkout::{self, Checkout},
@@ -24,11 +27,14 @@ Examples:
   cargo xtask reproduce table2 --scale small --data ~/datasets --dry-run
   cargo xtask reproduce table2 --scale paper --data ~/datasets --only dataset=cifar10,ipc=10,seed=0
   cargo xtask reproduce ablation --scale paper --data ~/datasets --shard 2/8
+  cargo xtask reproduce table2 --scale small --data ~/datasets --time-limit 9m
+  cargo xtask reproduce table2 --scale small --pack work.tar.gz     then --unpack work.tar.gz on another machine
   cargo xtask reproduce table2 --scale paper --data ~/datasets --launcher slurm --sbatch '--partition=gpu --gres=gpu:1'
 
 What is finished is not run again, by whichever experiment it was asked for first; what was interrupted resumes where it \
 stopped; several processes or machines may share one --results folder. docs/reproduce.md says how that works.
-Exit codes: 0 done, 1 a command failed, 2 wrong arguments, 3 data missing, 4 numbers outside the tolerance, 130 interrupted.")]
+Exit codes: 0 done, 1 a command failed, 2 wrong arguments, 3 data missing, 4 numbers outside the tolerance, \
+124 the time limit is over, 130 interrupted.")]
 pub(crate) struct Args {
     /// A file of data/paper, without `.toml`
     #[arg(required_unless_present = "list")]
@@ -94,6 +100,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     tasks: Option<u16>,
 
+    /// Stop after this time, e.g. 90s, 9m, 1h30m: running commands save their states, and the same command resumes
+    #[arg(long, value_name = "TIME", value_parser = arguments::duration)]
+    time_limit: Option<Duration>,
+
     /// Run finished commands again, and discard what they wrote
     #[arg(long)]
     force: bool,
@@ -101,6 +111,15 @@ pub(crate) struct Args {
     /// Do not say first how long the scale `paper` will take
     #[arg(long)]
     no_estimate: bool,
+
+    /// Write the work of this grid, finished and unfinished, into an archive of at most 60 MB and end; --unpack takes it up on
+    /// another machine
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["unpack", "dry_run", "time_limit"])]
+    pack: Option<PathBuf>,
+
+    /// Take the work in an archive of --pack first, then go on with the grid
+    #[arg(long, value_name = "FILE", conflicts_with = "dry_run")]
+    unpack: Option<PathBuf>,
 
     /// Make no table at the end
     #[arg(long)]
@@ -116,7 +135,7 @@ pub(crate) struct Args {
 
     /// Print the experiments, or the one that is named, at every scale or at --scale: size, what is finished, how long the
     /// rest takes here
-    #[arg(long, conflicts_with_all = ["only", "shard", "seeds", "methods", "held_out", "first_images", "force", "dry_run"])]
+    #[arg(long, conflicts_with_all = ["only", "shard", "seeds", "methods", "held_out", "first_images", "force", "dry_run", "pack", "unpack"])]
     list: bool,
 }
 
@@ -129,6 +148,9 @@ enum Launcher {
 
 /// The command.
 pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
+    if let Some(limit) = args.time_limit {
+        signals::set_time_limit(limit);
+    }
     let place = place(args, checkout)?;
     if args.list {
         return list(args.experiment.as_deref(), args.scale.as_deref(), &place);
@@ -136,6 +158,9 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     let (Some(name), Some(scale_name)) = (&args.experiment, &args.scale) else {
         return Err(exit::usage("which experiment, and at which --scale? `--list` shows them"));
     };
+    if args.time_limit.is_some() && args.launcher == Launcher::Slurm {
+        return Err(exit::usage("--time-limit is for --launcher local; with Slurm, write --sbatch '--time=HH:MM:SS'"));
+    }
     if args.sbatch.iter().any(|options| !options.is_empty()) && args.launcher != Launcher::Slurm {
         return Err(exit::usage("--sbatch is for --launcher slurm"));
     }
@@ -164,6 +189,13 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     say_what_is_missing(&experiment, &plan);
     if args.dry_run {
         return reproduction.dry_run(&plan, !args.no_table);
+    }
+    if let Some(file) = &args.pack {
+        pack(&plan.jobs, file, MOST_BYTES)?.say(plan.jobs.len(), file);
+        return Ok(());
+    }
+    if let Some(file) = &args.unpack {
+        unpack(&plan.jobs, file, &place.results.join("jobs"))?.say(file);
     }
     let absent = reproduction.missing_data(&plan);
     if !absent.is_empty() {

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: every test of the workspace, or the checks that run whole commands.
+//! `cargo xtask test`: every test of the workspace, or the checks that run whole commands, or the tests of the Python package.
 
 use std::path::PathBuf;
 
@@ -25,13 +25,13 @@ const ENVIRONMENT: Environment = Environment {
 };
 const ENVIRONMENT_VARIABLE: &str = "C2R_TEST_PYTHON";
 
-/// Run the tests, documentation examples included; those of the Python package where its environment is there
+/// Run the tests, documentation examples included, and those of the Python package where its environment was made before
 #[derive(Debug, Clone, clap::Args)]
-#[command(group(clap::ArgGroup::new("commands").args(["regression", "device"])))]
+#[command(group(clap::ArgGroup::new("commands").args(["regression", "device", "python"])))]
 #[command(after_help = "\
 Examples:
   cargo xtask test
-  cargo xtask test --python             and the Python package, whose environment takes 5 GB
+  cargo xtask test --python             the Python package alone; its environment takes 5 GB
   cargo xtask test --crate c2r-attacks pgd
   C2R_DATA=~/datasets cargo xtask test --slow
   cargo xtask test --regression --data ~/datasets
@@ -43,8 +43,8 @@ pub(crate) struct Args {
     #[arg(long)]
     slow: bool,
 
-    /// Also install the Python package (python/) and run its tests; without this, only where its environment was made before
-    #[arg(long, conflicts_with_all = ["commands", "package", "filter"])]
+    /// Install the Python package (python/) into an environment of its own and run its tests, instead of the other tests
+    #[arg(long, conflicts_with_all = ["package", "filter"])]
     python: bool,
 
     /// Run small experiments afresh and compare their numbers with the committed ones, instead of the tests
@@ -63,7 +63,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DEVICE", conflicts_with_all = ["slow", "package", "filter"])]
     device: Option<String>,
 
-    /// With --regression or --device: take c2r as it was built last, by the tests, say
+    /// With --regression, --device or --python: take c2r as it was built last, by the tests, say
     #[arg(long, requires = "commands")]
     prebuilt: bool,
 
@@ -82,7 +82,7 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     if args.prebuilt && !c2r.is_file() {
         return Err(exit::usage(format!("--prebuilt: there is no {}", c2r.display())));
     }
-    if (args.regression || args.device.is_some()) && !args.prebuilt {
+    if (args.regression || args.device.is_some() || args.python) && !args.prebuilt {
         checkout.build_c2r()?;
     }
     if args.regression {
@@ -90,6 +90,9 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     }
     if let Some(device) = &args.device {
         return smoke::run(device, checkout);
+    }
+    if args.python {
+        return package::test(true, args.slow, checkout);
     }
     let mut command = checkout.cargo();
     command.args(cargo_words(args));
@@ -108,7 +111,7 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     if args.package.is_some() || args.filter.is_some() {
         return Ok(());
     }
-    package::test(args.python, args.slow, checkout)
+    package::test(false, args.slow, checkout)
 }
 
 fn cargo_words(args: &Args) -> Vec<String> {

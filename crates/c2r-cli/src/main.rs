@@ -9,7 +9,7 @@ mod run_dir;
 mod state_dict;
 mod throughput;
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use c2r_kernels::FloatFormat;
 use c2r_run::{
@@ -37,7 +37,8 @@ Examples:
   c2r attack --checkpoint runs/first/pgd-at/model.safetensors --dataset digits --attack fgsm,pgd --eps 32/255 --each
 
 Exit codes: 0 done, 1 unexpected failure, 2 wrong arguments or configuration, 3 data missing or wrong, \
-4 finished but outside the stated tolerance, 130 interrupted (the state is saved; run the same command again to resume).";
+4 finished but outside the stated tolerance, 124 the time limit is over, 130 interrupted (after both the state is saved: run \
+the same command again to resume).";
 
 /// Options that every command takes.
 #[derive(clap::Args)]
@@ -56,6 +57,10 @@ pub(crate) struct Global {
     /// (train only; its effect on accuracy has not been studied) [default: tf32 on a GPU, fp32 on the CPU]
     #[arg(long, global = true, value_name = "FORMAT", value_parser = parse_precision)]
     precision: Option<FloatFormat>,
+
+    /// Stop after this time, e.g. 90s, 9m, 1h30m: save the state and exit with 124; the same command resumes
+    #[arg(long, global = true, value_name = "TIME", value_parser = arguments::duration)]
+    time_limit: Option<Duration>,
 
     /// Print results and errors only
     #[arg(short, long, global = true)]
@@ -150,6 +155,9 @@ impl Global {
 
 fn run(cli: Cli) -> anyhow::Result<()> {
     signals::listen(Program::Command)?;
+    if let Some(limit) = cli.global.time_limit {
+        signals::set_time_limit(limit);
+    }
     let ui = Ui { quiet: cli.global.quiet, verbose: cli.global.verbose };
     let device = cli.global.device()?;
     let bf16 = cli.global.bf16(&cli.command, device)?;

@@ -164,9 +164,8 @@ pub fn run(jobs: &[Job], finished: &[bool], n_at_once: usize, place: &Workplace)
     let summary = queue.into_inner().expect("no worker panics").summary;
     if signals::requests() > 0 {
         let (n_done, n) = (summary.n_done(), jobs.len());
-        let message =
-            format!("interrupted with {n_done} of {n} commands finished; run the same command again to resume");
-        return exit::fail(exit::INTERRUPTED, message);
+        let rest = format!("{n_done} of {n} commands are finished; run the same command again to resume");
+        return Err(signals::stopped(rest));
     }
     Ok(summary)
 }

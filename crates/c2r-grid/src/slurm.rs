@@ -172,10 +172,9 @@ fn wait(array: &str, plan: &GridPlan) -> anyhow::Result<()> {
         let next = Instant::now() + ASK_AGAIN;
         while Instant::now() < next {
             if signals::requests() > 0 {
-                let message = format!(
+                return Err(signals::stopped(format!(
                     "array {array} keeps running; the same command waits for it again, `scancel {array}` stops it"
-                );
-                return exit::fail(exit::INTERRUPTED, message);
+                )));
             }
             thread::sleep(process::POLL);
         }

@@ -1,6 +1,6 @@
 //! Command lines, read as a program reads its own.
 
-use std::{env, ffi::OsString, io::ErrorKind, process::ExitCode};
+use std::{env, ffi::OsString, io::ErrorKind, process::ExitCode, time::Duration};
 
 use c2r_files::path_to_text;
 use clap::{
@@ -53,6 +53,18 @@ pub fn parse_from<C: CommandFactory + FromArgMatches>(
 /// Reads a word that may be or contain a path, such as `folder:PATH`, as [`path_to_text`] writes paths.
 pub fn any_text() -> impl TypedValueParser<Value = String> {
     OsStringValueParser::new().map(|word| path_to_text(&word).into_owned())
+}
+
+/// Reads a time as people write it: `90s`, `9m`, `1h30m`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(Duration::ZERO) => Err("it must be longer than 0 s".to_owned()),
+        Ok(duration) => Ok(duration),
+        Err(error) => Err(format!("{error}; write a number and a unit, e.g. 90s, 9m, 1h30m")),
+    }
 }
 
 fn without_empty_variables(command: Command) -> Command {

@@ -10,6 +10,8 @@ pub const USAGE: u8 = 2;
 pub const DATA: u8 = 3;
 /// Finished, but numbers are outside the stated tolerance.
 pub const OUTSIDE_TOLERANCE: u8 = 4;
+/// The time limit is over; the same command resumes. As GNU `timeout` has it.
+pub const TIME_LIMIT: u8 = 124;
 /// Interrupted; the same command resumes.
 pub const INTERRUPTED: u8 = 130;
 

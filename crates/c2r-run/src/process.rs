@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::Context;
 
-use crate::{exit, signals};
+use crate::signals;
 
 /// How often a running program is looked at.
 pub const POLL: Duration = Duration::from_millis(30);
@@ -25,7 +25,7 @@ pub fn peak_memory_mb() -> Option<u64> {
     Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? >> 10)
 }
 
-/// An error with the code [`exit::INTERRUPTED`] if the process was asked to stop.
+/// An error with the code of the reason if the process was asked to stop.
 ///
 /// # Errors
 /// Only that.
@@ -33,7 +33,7 @@ pub fn check_interrupt() -> anyhow::Result<()> {
     if signals::requests() == 0 {
         return Ok(());
     }
-    exit::fail(exit::INTERRUPTED, "interrupted; run the same command again to resume")
+    Err(signals::stopped("run the same command again to resume"))
 }
 
 /// Runs a program that shares our terminal (cargo, pip) to its end, calling `tick` while it runs.

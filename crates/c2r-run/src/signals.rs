@@ -1,4 +1,4 @@
-//! Ctrl-C, SIGTERM and SIGHUP as a request to save the state and stop.
+//! Ctrl-C, SIGTERM, SIGHUP and a time limit as requests to save the state and stop.
 #![cfg_attr(unix, expect(unsafe_code, reason = "the standard library has no safe wrapper for handlers of signals"))]
 
 use std::{
@@ -6,8 +6,11 @@ use std::{
         OnceLock,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
+
+use crate::exit;
 
 /// Signals this close to each other are one request: a terminal, a scheduler and the parent process may each send one, and
 /// GNU `timeout` sends its own to the process and once more to its group.
@@ -21,6 +24,8 @@ static LAST: AtomicU64 = AtomicU64::new(0);
 static ENDS: AtomicBool = AtomicBool::new(false);
 /// Whether there is a state to save.
 static SAVES: AtomicBool = AtomicBool::new(false);
+/// Whether the time limit was the first request.
+static OUT_OF_TIME: AtomicBool = AtomicBool::new(false);
 
 /// What a request to stop does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,6 +61,48 @@ pub fn requests() -> u8 {
     REQUESTS.load(Ordering::SeqCst)
 }
 
+/// The time limit counts from the start of the process ([`listen`]). It becomes a request a little earlier, so that the state
+/// is saved when it is over: a twentieth of it, at most ten seconds.
+pub fn set_time_limit(limit: Duration) {
+    let early = (limit / 20).min(Duration::from_secs(10));
+    let passed = START.get().map_or(Duration::ZERO, Instant::elapsed);
+    let rest = (limit - early).saturating_sub(passed);
+    thread::spawn(move || {
+        thread::sleep(rest);
+        if REQUESTS.compare_exchange(0, 1, Ordering::SeqCst, Ordering::SeqCst).is_err() {
+            return;
+        }
+        OUT_OF_TIME.store(true, Ordering::SeqCst);
+        if ENDS.load(Ordering::SeqCst) && !SAVES.load(Ordering::SeqCst) {
+            end_now(b"the time limit is over\n", exit::TIME_LIMIT);
+        }
+    });
+}
+
+/// The error of a command that was asked to stop: the reason, `rest`, and the exit code of the reason.
+pub fn stopped(rest: impl std::fmt::Display) -> anyhow::Error {
+    if OUT_OF_TIME.load(Ordering::SeqCst) {
+        exit::error(exit::TIME_LIMIT, format!("the time limit is over; {rest}"))
+    } else {
+        exit::error(exit::INTERRUPTED, format!("interrupted; {rest}"))
+    }
+}
+
+/// Ends the process without the destructors that other threads may need. Safe in a handler.
+fn end_now(text: &[u8], code: u8) -> ! {
+    #[cfg(unix)]
+    // SAFETY: both are allowed in a handler, and the bytes outlive the call. A stderr that is gone costs the text.
+    unsafe {
+        let _ = nix::libc::write(nix::libc::STDERR_FILENO, text.as_ptr().cast(), text.len());
+        nix::libc::_exit(i32::from(code))
+    }
+    #[cfg(not(unix))]
+    {
+        eprint!("{}", String::from_utf8_lossy(text));
+        std::process::exit(i32::from(code))
+    }
+}
+
 /// Whether a signal `now` milliseconds after the start is a request of its own, which is then the last one.
 fn is_new(last: &AtomicU64, now: u64) -> bool {
     let together = TOGETHER.as_millis() as u64;
@@ -72,7 +119,7 @@ mod unix {
         sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
     };
 
-    use super::{ENDS, LAST, Ordering, REQUESTS, SAVES, START, is_new};
+    use super::{ENDS, LAST, Ordering, REQUESTS, SAVES, START, end_now, is_new};
     use crate::exit;
 
     /// Handles every signal that asks a process to stop and was not ignored until now.
@@ -98,12 +145,7 @@ mod unix {
         REQUESTS.store(before.saturating_add(1), Ordering::SeqCst);
         let is_last = before > 0 || !SAVES.load(Ordering::SeqCst);
         if ENDS.load(Ordering::SeqCst) && is_last {
-            const TEXT: &[u8] = b"interrupted\n";
-            // SAFETY: both are allowed in a handler, and the bytes outlive the call. A stderr that is gone costs the word.
-            unsafe {
-                let _ = libc::write(libc::STDERR_FILENO, TEXT.as_ptr().cast(), TEXT.len());
-                libc::_exit(i32::from(exit::INTERRUPTED));
-            }
+            end_now(b"interrupted\n", exit::INTERRUPTED);
         }
     }
 }

@@ -3,9 +3,10 @@
 >>> adversary = c2r.autoattack.AutoAttack(model, norm="Linf", eps=8 / 255, version="standard")
 >>> adversarial = adversary.run_standard_evaluation(images, labels, bs=250)
 
-RobustBench runs with it when its name is replaced before the call:
+RobustBench imports the package autoattack, which PyPI does not have. :func:`install` makes it import this module instead:
 
->>> robustbench.eval.AutoAttack = c2r.autoattack.AutoAttack
+>>> c2r.autoattack.install()
+>>> import robustbench
 >>> robustbench.benchmark(model, dataset="cifar10", threat_model="Linf", eps=8 / 255)
 
 What differs:
@@ -18,6 +19,8 @@ What differs:
 * The checks of autoattack come as :class:`c2r.Doubtful` warnings.
 """
 
+import sys
+import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +29,7 @@ import torch
 from c2r._attack import Result
 from c2r._attack import attack as _attack
 
-__all__ = ["AutoAttack"]
+__all__ = ["AutoAttack", "install"]
 
 _SUITES = {
     "standard": ["apgd-ce", "apgd-t", "fab-t", "square"],
@@ -35,6 +38,27 @@ _SUITES = {
 }
 _KNOWN = ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"]
 _PARTS = ("apgd", "fab", "square", "apgd_targeted")
+
+
+def install() -> None:
+    """Makes ``import autoattack`` import this module, whether or not the package autoattack is installed.
+
+    Call it before the first import of what uses autoattack. Where that was imported before, set its name instead:
+    ``robustbench.eval.AutoAttack = c2r.autoattack.AutoAttack``.
+    """
+    state = types.ModuleType("autoattack.state", "Of autoattack's states, RobustBench imports this class by name.")
+    state.EvaluationState = EvaluationState  # type: ignore[attr-defined]
+    sys.modules["autoattack"] = sys.modules[__name__]
+    sys.modules["autoattack.state"] = state
+
+
+class EvaluationState:
+    """The saved state of autoattack, which c2r does not have: the command ``c2r attack --output`` resumes."""
+
+    @classmethod
+    def from_disk(cls, path: Any) -> "EvaluationState":
+        """Always an error."""
+        raise NotImplementedError(f"c2r keeps no state of AutoAttack and cannot read {path}: leave state_path out")
 
 
 class AutoAttack:

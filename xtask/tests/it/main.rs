@@ -64,6 +64,7 @@ done
 mkdir -p "$dir"
 mkdir "$dir/alone" || { echo "not alone in $dir"; exit 9; }
 trap 'rmdir "$dir/alone"' EXIT
+trap 'exit 130' TERM
 [ -f broken ] && [ "$command$seed" = distill1 ] && { echo "error: cannot read data_batch_1.bin"; exit 3; }
 [ -f slow ] && sleep 0.3
 case $command in

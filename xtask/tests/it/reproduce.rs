@@ -51,6 +51,22 @@ fn killed_again_and_again_it_goes_on() {
 }
 
 #[test]
+fn a_time_limit_stops_the_grid_and_says_what_is_left() {
+    let checkout = Checkout::new();
+    checkout.mark("slow");
+    let (code, said) = ended(&checkout.reproduce(&["--jobs", "1", "--time-limit", "1s"]).output().unwrap());
+    assert_eq!(code, Some(124), "{said}");
+    let n_finished = checkout.n_finished();
+    assert!(n_finished < N_COMMANDS && said.contains(&format!("{n_finished} of 30 commands are finished")), "{said}");
+    fs::remove_file(checkout.path("slow")).unwrap();
+    let (code, said) = ended(&checkout.reproduce(&["--time-limit", "10m"]).output().unwrap());
+    assert_eq!(code, Some(0), "{said}");
+    assert!(checkout.n_finished() == N_COMMANDS && checkout.calls().len() <= N_COMMANDS + 1);
+    let (code, said) = ended(&checkout.reproduce(&["--time-limit", "9"]).output().unwrap());
+    assert!(code == Some(2) && said.contains("e.g. 90s, 9m, 1h30m"), "{said}");
+}
+
+#[test]
 fn shards_and_others_share_a_results_folder() {
     let checkout = Checkout::new();
     checkout.mark("slow");

@@ -260,13 +260,10 @@ fn watched(
         output::print_finished(report, record.as_deref());
     }
     result.map_err(|error| match error {
-        AttackError::Interrupted => exit::error(
-            exit::INTERRUPTED,
-            match record {
-                Some(record) => format!("interrupted; the same command resumes from {record}"),
-                None => "interrupted; nothing was kept (give --output or --save to be able to resume)".to_owned(),
-            },
-        ),
+        AttackError::Interrupted => signals::stopped(match record {
+            Some(record) => format!("what is finished is in {record}; run the same command again to resume"),
+            None => "nothing was kept (give --output or --save to be able to resume)".to_owned(),
+        }),
         AttackError::Config(_) => exit::coded(exit::USAGE, error),
         AttackError::Images(_) => exit::coded(exit::DATA, anyhow::Error::new(error).context(inputs.name.clone())),
         AttackError::Failed { .. } | AttackError::Resume(_) => error.into(),

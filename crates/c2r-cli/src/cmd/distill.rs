@@ -249,10 +249,11 @@ fn work(distillation: &mut Distillation, run: &mut Run, args: &Args, ui: &Ui) ->
         }
         if interrupted {
             progress.finish();
-            return exit::fail(
-                exit::INTERRUPTED,
-                format!("interrupted; the state is saved, the same command goes on from {}", run.path().display()),
-            );
+            let (done, total) = distillation.progress();
+            return Err(signals::stopped(format!(
+                "step {done} of {total} is saved in {}; run the same command again to resume",
+                run.path().display()
+            )));
         }
     }
     progress.finish();

@@ -109,7 +109,7 @@ pub(crate) fn run(args: &Args, planned: Plan, device: Device, ui: &Ui) -> anyhow
     let n_known = speeds.len();
     for (number, line) in (1..).zip(text.lines()) {
         if ui.interrupted() {
-            return exit::fail(exit::INTERRUPTED, "interrupted");
+            return Err(c2r_run::signals::stopped("run the same command again"));
         }
         let words: Vec<String> = serde_json::from_str(line)
             .with_context(|| format!("line {number} is not a JSON array of words"))

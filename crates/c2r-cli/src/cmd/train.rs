@@ -331,8 +331,9 @@ pub(crate) fn run(args: Args, device: Device, bf16: bool, ui: &Ui) -> anyhow::Re
         }
         if interrupted {
             progress.finish();
-            let path = path.display();
-            return exit::fail(exit::INTERRUPTED, format!("interrupted; the same command goes on from {path}"));
+            let (path, total) = (path.display(), trainer.steps());
+            let rest = format!("step {done} of {total} is saved in {path}; run the same command again to resume");
+            return Err(signals::stopped(rest));
         }
     }
     progress.finish();

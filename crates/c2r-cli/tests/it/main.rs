@@ -163,7 +163,26 @@ fn signals_save_the_state_and_exit_with_130() {
     run(Command::new("sh").args(["-c", "kill -INT $0; kill -TERM $0; kill -INT $0", &child.id().to_string()]));
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
-    assert!(text(&output.stderr).contains("the same command goes on"), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("is saved in"), "{}", text(&output.stderr));
+}
+
+/// A tenth of a second is too short for any state. The later limits are longer, so that the run ends on any machine.
+#[test]
+fn time_limits_save_the_state_exit_with_124_and_change_no_byte() {
+    let (_guard, folder) = folder();
+    let (limited, whole) = (folder.join("limited"), folder.join("whole"));
+    let code_of = |limit: &str| {
+        let output = distill(&limited, 300, &["--time-limit", limit]).output().unwrap();
+        (output.status.code(), text(&output.stderr))
+    };
+    let (code, said) = code_of("100ms");
+    assert!(code == Some(124) && said.contains("the time limit is over"), "{said}");
+    let last = (1..).map(|seconds| code_of(&format!("{seconds}s"))).find(|(code, _)| *code != Some(124)).unwrap();
+    assert_eq!(last.0, Some(0), "{}", last.1);
+    run(&mut distill(&whole, 300, &[]));
+    assert_eq!(synthetic(&limited), synthetic(&whole));
+    let (code, said) = fails(&mut distill(&folder.join("other"), 300, &["--time-limit", "0s"]));
+    assert!(code == 2 && said.contains("longer than 0 s"), "{said}");
 }
 
 #[test]

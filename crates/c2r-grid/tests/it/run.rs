@@ -1,8 +1,8 @@
 //! Grids run with a shell script in the place of `c2r`.
 
-use std::{fs, thread};
+use std::{fs, path::Path, thread};
 
-use c2r_grid::{Failed, Failure, Job, Summary, finished, run};
+use c2r_grid::{Failed, Failure, Job, MOST_BYTES, Packed, Summary, Taken, finished, pack, run, unpack};
 use c2r_run::exit;
 
 use super::example::Example;
@@ -83,6 +83,73 @@ fn finished_means_recorded_and_the_output_there() {
     assert_eq!(finished(&copied), [false], "a folder that was copied under another name");
     fs::remove_file(jobs[0].output()).unwrap();
     assert_eq!(finished(&jobs), [false]);
+}
+
+/// Finished and begun work of one machine, taken up on another one.
+#[test]
+fn a_grid_travels() {
+    let (here, there) = (Example::new(), Example::new());
+    here.program(C2R);
+    there.program(C2R);
+    let selection = "dataset=digits,ipc=10,method=c2r";
+    let (jobs, other) = (here.jobs(selection), there.jobs(selection));
+    let file = here.folder.path().join("work.tar.gz");
+    let nothing = pack(&jobs, &file, MOST_BYTES).unwrap_err();
+    assert!(exit::code_of(&nothing) == exit::USAGE && !file.exists());
+
+    // Seed 1 fails; its distillation has been begun. A state, a lock and what a reader may not follow lie there, too.
+    run(&jobs, &finished(&jobs), 2, &here.place).unwrap();
+    let begun = jobs.iter().position(|job| job.cell.seed == 1).unwrap();
+    let (from, to) = (&jobs[begun].folder, &other[begun].folder);
+    fs::write(from.join("state.safetensors"), [7; 5000]).unwrap();
+    fs::write(from.join("attack.run.lock"), "").unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", from.join("link")).unwrap();
+    let packed = pack(&jobs, &file, MOST_BYTES).unwrap();
+    assert_eq!(packed, Packed { n_finished: 14, n_unfinished: 1, ..Packed::default() });
+
+    let into = there.place.results.join("jobs");
+    let taken = unpack(&other, &file, &into).unwrap();
+    assert_eq!(taken, Taken { n_finished: 14, n_unfinished: 1, n_kept: 0 });
+    let names = |folder: &Path| {
+        let mut names: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(to), ["failed.json", "log", "state.safetensors"]);
+    assert_eq!(fs::read(to.join("state.safetensors")).unwrap(), [7; 5000]);
+    let rest = run(&other, &finished(&other), 2, &there.place).unwrap();
+    assert_eq!((rest.n_reused, rest.n_finished, n_calls(&there)), (14, 0, 1), "only seed 1 is tried again");
+    // What is here stays, and nothing of the archive is left over.
+    fs::write(to.join("state.safetensors"), "mine").unwrap();
+    assert_eq!(unpack(&other, &file, &into).unwrap(), Taken { n_kept: 15, ..Taken::default() });
+    assert_eq!(fs::read(to.join("state.safetensors")).unwrap(), b"mine");
+    assert!(!names(&into).iter().any(|name| name.to_string_lossy().starts_with('.')), "{:?}", names(&into));
+}
+
+#[test]
+fn an_archive_of_work_has_room_for_so_much_and_names_the_rest() {
+    let example = Example::new();
+    example.program(C2R);
+    let jobs = example.jobs("dataset=digits,ipc=10,method=c2r,seed=0");
+    run(&jobs, &finished(&jobs), 2, &example.place).unwrap();
+    for (position, bytes) in [(0, 90_000), (2, 50_000)] {
+        fs::write(jobs[position].folder.join("state.safetensors"), vec![0; bytes]).unwrap();
+    }
+    let file = example.folder.path().join("work.tar.gz");
+    let left_out = |most| -> Vec<String> {
+        pack(&jobs, &file, most).unwrap().left_out.into_iter().map(|(name, _)| name).collect()
+    };
+    assert!(left_out(MOST_BYTES).is_empty());
+    assert_eq!(left_out(100_000), [jobs[0].name()]);
+    assert_eq!(left_out(40_000), [jobs[0].name(), jobs[2].name()]);
+    let _held = c2r_run::Lock::acquire(&jobs[1].folder.join(".job.lock")).unwrap().unwrap();
+    let packed = pack(&jobs, &file, MOST_BYTES).unwrap();
+    assert_eq!((packed.n_finished, packed.busy), (6, vec![jobs[1].name()]));
+
+    fs::write(&file, "no archive").unwrap();
+    let error = unpack(&jobs, &file, &example.place.results.join("jobs")).unwrap_err();
+    assert_eq!(exit::code_of(&error), exit::DATA, "{error:#}");
+    assert_eq!(finished(&jobs), [true; 7]);
 }
 
 /// Two processes in one results folder: each job runs once, and both see all of them finished.

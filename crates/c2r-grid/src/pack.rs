@@ -1,0 +1,177 @@
+//! A grid that travels: the folders of its jobs in one archive, finished and unfinished, to be taken up on another machine.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context;
+use c2r_archive::{ArchiveFormat, Limits, WORKSHOP, unpack as unpack_archive};
+use c2r_files::{AtomicFile, create_folder};
+use c2r_run::{
+    exit::{self, OrExit},
+    terminal,
+};
+use flate2::{Compression, write::GzEncoder};
+
+use crate::{Job, lease::Lease, record};
+
+/// The most bytes that an archive holds, before compression.
+pub const MOST_BYTES: u64 = 60_000_000;
+
+/// The one folder in the archive, with a folder for each job.
+const TOP: &str = "c2r-work";
+
+/// What was packed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Packed {
+    /// Finished jobs.
+    pub n_finished: usize,
+    /// Jobs that were begun.
+    pub n_unfinished: usize,
+    /// Jobs for which there was no room, with their bytes, the largest first.
+    pub left_out: Vec<(String, u64)>,
+    /// Jobs that another process works on.
+    pub busy: Vec<String>,
+}
+
+/// What was taken from an archive.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Finished jobs.
+    pub n_finished: usize,
+    /// Jobs that were begun.
+    pub n_unfinished: usize,
+    /// Jobs that were as far or busy here, and stayed as they are.
+    pub n_kept: usize,
+}
+
+impl Packed {
+    /// Says what is in `file`, and what is not.
+    pub fn say(&self, n_jobs: usize, file: &Path) {
+        let (finished, unfinished) = (self.n_finished, self.n_unfinished);
+        terminal::note(format!(
+            "packed {finished} finished and {unfinished} unfinished of {n_jobs} commands into {}",
+            file.display()
+        ));
+        for (name, bytes) in &self.left_out {
+            let mb = |bytes: u64| bytes as f64 / 1e6;
+            let (most, bytes) = (mb(MOST_BYTES), mb(*bytes));
+            terminal::note(format!("left out, because an archive holds at most {most} MB: {name} ({bytes:.1} MB)"));
+        }
+        for name in &self.busy {
+            terminal::note(format!("left out, because another process works on it: {name}"));
+        }
+    }
+}
+
+impl Taken {
+    /// Says what was taken from `file`.
+    pub fn say(&self, file: &Path) {
+        let Self { n_finished, n_unfinished, n_kept } = self;
+        let kept = if *n_kept > 0 { format!("; {n_kept} more were here already") } else { String::new() };
+        terminal::note(format!(
+            "took {n_finished} finished and {n_unfinished} unfinished commands from {}{kept}",
+            file.display()
+        ));
+    }
+}
+
+/// Files of a job, relative to its folder, without locks and leases.
+fn files(job: &Job) -> anyhow::Result<Vec<(PathBuf, u64)>> {
+    let mut files = Vec::new();
+    let mut folders = vec![job.folder.clone()];
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = fs::read_dir(&folder) else { continue };
+        for entry in entries {
+            let entry = entry?;
+            let (path, kind) = (entry.path(), entry.file_type()?);
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if kind.is_dir() {
+                folders.push(path);
+            } else if kind.is_file() && !name.starts_with('.') && !name.ends_with(".lock") {
+                files.push((path.strip_prefix(&job.folder)?.to_owned(), entry.metadata()?.len()));
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Writes what there is of `jobs` into the tar.gz `file`, whole or not at all. If it holds more than `most` bytes, the largest
+/// jobs are left out: where the archive is unpacked, they begin again.
+///
+/// # Errors
+/// If a file cannot be read or written, or nothing has been begun.
+pub fn pack(jobs: &[Job], file: &Path, most: u64) -> anyhow::Result<Packed> {
+    let mut begun = Vec::new();
+    for (position, job) in jobs.iter().enumerate() {
+        let files = files(job)?;
+        // A header and padding for each file.
+        let bytes: u64 = files.iter().map(|(_, bytes)| bytes + 1024).sum();
+        if !files.is_empty() && begun.iter().all(|&(other, _): &(usize, u64)| jobs[other].id != job.id) {
+            begun.push((position, bytes));
+        }
+    }
+    anyhow::ensure!(!begun.is_empty(), exit::usage("there is nothing to pack: no command of this grid was begun"));
+    let mut packed = Packed::default();
+    begun.sort_by_key(|&(position, bytes)| (bytes, position));
+    while begun.iter().map(|(_, bytes)| bytes).sum::<u64>() > most {
+        let (position, bytes) = begun.pop().expect("a sum above 0 has terms");
+        packed.left_out.push((jobs[position].name(), bytes));
+    }
+    begun.sort();
+    let failed = || format!("cannot write {}", file.display());
+    let mut output = AtomicFile::create(file)?;
+    let mut archive = tar::Builder::new(GzEncoder::new(&mut output, Compression::default()));
+    for (position, _) in begun {
+        let job = &jobs[position];
+        let Some(_lease) = Lease::claim(&job.folder)? else {
+            packed.busy.push(job.name());
+            continue;
+        };
+        for (path, _) in files(job)? {
+            let name = Path::new(TOP).join(&job.id).join(&path);
+            archive.append_path_with_name(job.folder.join(&path), name).with_context(failed)?;
+        }
+        let count = if record::is_finished(job) { &mut packed.n_finished } else { &mut packed.n_unfinished };
+        *count += 1;
+    }
+    archive.into_inner().and_then(GzEncoder::finish).with_context(failed)?;
+    output.finish()?;
+    Ok(packed)
+}
+
+/// Takes the work on `jobs` from an archive of [`pack`] into the folder `into` of all jobs. What is finished here stays, and so
+/// does what is unfinished on both sides.
+///
+/// # Errors
+/// If the archive is not one of `pack`, or a file cannot be written. What was taken before the error is whole.
+pub fn unpack(jobs: &[Job], file: &Path, into: &Path) -> anyhow::Result<Taken> {
+    create_folder(into)?;
+    let workshop = tempfile::Builder::new().prefix(WORKSHOP).tempdir_in(into)?;
+    let (packed, replaced) = (workshop.path().join("packed"), workshop.path().join("replaced"));
+    fs::create_dir(&replaced)?;
+    let (limits, format) = (Limits { bytes: 4 * MOST_BYTES, ..Limits::ARRAYS }, ArchiveFormat::TarGz);
+    unpack_archive(format, file, TOP, &packed, &limits, |_, _| Ok(()), &mut |_| true)
+        .with_context(|| format!("{} is not an archive of --pack", file.display()))
+        .or_exit(exit::DATA)?;
+    let mut taken = Taken::default();
+    for job in jobs {
+        let there = Job { folder: packed.join(&job.id), ..job.clone() };
+        if !there.folder.is_dir() {
+            continue;
+        }
+        let finished = record::is_finished(&there);
+        let lease = Lease::claim(&job.folder)?;
+        if lease.is_none() || record::is_finished(job) || (!finished && !files(job)?.is_empty()) {
+            taken.n_kept += 1;
+            continue;
+        }
+        fs::rename(&job.folder, replaced.join(&job.id))
+            .and_then(|()| fs::rename(&there.folder, &job.folder))
+            .with_context(|| format!("cannot write {}", job.folder.display()))?;
+        *(if finished { &mut taken.n_finished } else { &mut taken.n_unfinished }) += 1;
+    }
+    Ok(taken)
+}
