@@ -169,18 +169,22 @@ def test_a_trace_gives_what_its_torchscript_gives(net, images, labels):
 
 def test_what_cannot_be_traced_is_refused(net, images, labels):
     class DependsOnTheBatch(nn.Module):
-        def forward(self, x):
-            return net(x) if len(x) == 1 else 2 * net(x)
+        def __init__(self):
+            super().__init__()
+            self.net = net
 
-    class ReadsAValue(nn.Module):
         def forward(self, x):
-            return net(x) * {"a": 1}[x.shape[0]]
+            return self.net(x) if len(x) == 1 else 2 * self.net(x)
+
+    class Closure(nn.Module):
+        def forward(self, x):
+            return net(x)
 
     options = {"eps": 0.05, "progress": False, "trace": True}
     with pytest.raises(ValueError, match="other logits or gradients"):
         c2r.attack(DependsOnTheBatch(), images, labels, "fgsm", **options)
     with pytest.raises(ValueError, match="cannot be traced"):
-        c2r.attack(ReadsAValue(), images, labels, "fgsm", **options)
+        c2r.attack(Closure(), images, labels, "fgsm", **options)
     with pytest.raises(TypeError, match="torch.nn.Module"):
         c2r.attack(brightness, images, labels, "fgsm", **options)
 

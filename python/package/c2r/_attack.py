@@ -209,7 +209,10 @@ def _traced(module: torch.nn.Module, images: torch.Tensor) -> torch.jit.ScriptMo
             traced = torch.jit.trace(module, few[:1], check_trace=False)
             pairs = list(zip(found(module), found(traced)))
         except Exception as error:
-            raise ValueError(f"the module cannot be traced ({type(error).__name__}: {error}); leave trace=True out") from error
+            reason = str(error).strip().partition("\n")[0]
+            raise ValueError(
+                f"the module cannot be traced ({type(error).__name__}: {reason}); leave trace=True out"
+            ) from error
     apart = max(((a - b).abs().max() / a.abs().max().clamp(min=1e-12)).item() for a, b in pairs)
     if not apart <= 1e-3:
         raise ValueError(
