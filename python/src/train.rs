@@ -51,6 +51,7 @@ pub(crate) fn train(py: Python<'_>, request: Request) -> PyResult<Answer> {
 }
 
 /// What to train on.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 enum Material {
     Distilled { images: LabelledImages, formation: i64, soft: Option<Tensor>, teacher: Option<(Frozen, f64)> },
     Real(Dataset),
