@@ -32,7 +32,7 @@ fn main() {
         .include(root.join("include"))
         .include(root.join("include/torch/csrc/api/include"))
         .files(
-            ["convolution", "count", "cuda", "operators", "precision", "sgd", "torchscript"]
+            ["convolution", "count", "cuda", "operators", "precision", "script", "sgd", "torchscript"]
                 .map(|name| format!("native/{name}.cpp")),
         )
         .compile("c2r_operators");

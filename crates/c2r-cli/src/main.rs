@@ -85,7 +85,7 @@ enum Command {
     Estimate(cmd::estimate::Args),
     /// Convert a distilled set of another project to a synthetic set
     Import(cmd::import::Args),
-    /// Write a synthetic set as npz, PNG folder or safetensors
+    /// Write a distilled set for other programs, or a trained network as TorchScript
     Export(cmd::export::Args),
     /// Make one page of tables, charts and pictures from folders of attack reports
     Report(cmd::report::Args),

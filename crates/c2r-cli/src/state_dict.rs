@@ -12,6 +12,8 @@ use tch::Device;
 
 /// Left-out tensors that a note names.
 const NAMED: usize = 5;
+/// What a network expects that normalizes by itself.
+pub(crate) const UNNORMALIZED: &str = "pixels in [0, 1]";
 /// What to write in Python where a file holds more than tensors.
 const ONLY_PARAMETERS: &str = "to keep only the parameters, in the Python that made the network: \
                                torch.save(net.state_dict(), 'net.pt')";
@@ -94,7 +96,7 @@ impl StateDictArgs {
     /// What the network expects, in words.
     pub(crate) fn expects(&self) -> String {
         let name = self.normalized.as_ref().map(|normalized| normalized.name.as_str());
-        name.map_or_else(|| "pixels in [0, 1]".to_owned(), |name| format!("pixels normalized by {name}"))
+        name.map_or_else(|| UNNORMALIZED.to_owned(), |name| format!("pixels normalized by {name}"))
     }
 }
 

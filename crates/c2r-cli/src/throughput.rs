@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use c2r_base::{Seed, grad, loss};
+use c2r_base::{Classifier, Seed, grad, loss};
 use c2r_data::DatasetSpec;
 use c2r_distill::Work;
 use c2r_models::{ConvNetSpec, Model, ModelSpec};
@@ -20,7 +20,7 @@ pub(crate) struct Throughput {
     pub(crate) forward: f64,
     /// Forward and backward to the pixels.
     pub(crate) input_gradient: f64,
-    /// Forward and backward to the parameters.
+    /// Forward and backward to the parameters; NaN where that was not measured.
     pub(crate) training: f64,
     /// Images per pass.
     pub(crate) batch_size: usize,
@@ -31,7 +31,8 @@ impl Throughput {
     pub(crate) fn seconds(&self, work: &Work) -> f64 {
         let Work { forward, input_gradient, training } = work;
         let backward = (1.0 / self.input_gradient - 1.0 / self.forward).max(0.0);
-        forward / self.forward + input_gradient * backward + training / self.training
+        let trained = if *training > 0.0 { training / self.training } else { 0.0 };
+        forward / self.forward + input_gradient * backward + trained
     }
 }
 
@@ -45,23 +46,45 @@ pub(crate) fn measure(
     let model = Model::new(model, &model_input(spec), Seed::new(0), device)?;
     let images = Tensor::full([batch_size as i64, spec.channels, spec.height, spec.width], 0.5, (Kind::Float, device));
     let labels = Tensor::zeros([batch_size as i64], (Kind::Int64, device));
-    let rate = |pass: &dyn Fn()| rate(batch_size, device, SECONDS, pass);
     model.set_trainable(false);
-    let forward = rate(&|| {
-        let _no_grad = tch::no_grad_guard();
-        let _logits = model.logits(&images);
-    });
-    let input_gradient = rate(&|| {
-        let _gradient = grad::input_gradient(&images, |x| loss::ce(&model.logits(x), &labels));
-    });
+    let attacked = of_classifier(&model, &images, &labels, true)?;
     model.set_trainable(true);
     let parameters = model.parameters();
     let handles: Vec<&Tensor> = parameters.iter().map(|(_, tensor)| tensor).collect();
-    let training = rate(&|| {
+    let training = rate(batch_size, device, SECONDS, &|| {
         let loss = loss::ce(&model.logits(&images), &labels).mean(Kind::Float);
         let _gradients = grad::gradients(&loss, &handles);
     });
-    Ok(Throughput { forward, input_gradient, training, batch_size })
+    Ok(Throughput { training, ..attacked })
+}
+
+/// Measures a classifier on images f32 `[N, C, H, W]` with labels i64 `[N]`, both on its device.
+///
+/// * `has_gradient`: whether one reaches the images; without, such a pass counts as one forward.
+pub(crate) fn of_classifier(
+    classifier: &dyn Classifier,
+    images: &Tensor,
+    labels: &Tensor,
+    has_gradient: bool,
+) -> anyhow::Result<Throughput> {
+    let (batch_size, device) = (labels.numel(), classifier.device());
+    let logits = |x: &Tensor| classifier.logits(x).expect("it took these images before");
+    {
+        let _no_grad = tch::no_grad_guard();
+        let _logits = classifier.logits(images)?;
+    }
+    let rate = |pass: &dyn Fn()| rate(batch_size, device, SECONDS, pass);
+    let forward = rate(&|| {
+        let _no_grad = tch::no_grad_guard();
+        let _logits = logits(images);
+    });
+    let with_gradient = || {
+        rate(&|| {
+            let _gradient = grad::input_gradient(images, |x| loss::ce(&logits(x), labels));
+        })
+    };
+    let input_gradient = if has_gradient { with_gradient() } else { forward };
+    Ok(Throughput { forward, input_gradient, training: f64::NAN, batch_size })
 }
 
 /// Images per second of a ConvNet's convolutions alone, each kind of pass measured for at least `seconds`: a bound for every

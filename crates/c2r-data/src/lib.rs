@@ -56,11 +56,13 @@ mod registry;
 mod sampler;
 mod set_files;
 mod split;
+mod stored_zip;
 mod subset;
 mod survey;
 mod synthetic;
 mod tiny_imagenet;
 mod torch_save;
+mod torch_write;
 
 pub use batches::{Batches, Rows};
 pub use c2r_experiment::DatasetFormat;
@@ -80,4 +82,6 @@ pub use registry::{DatasetSpec, registry, spec};
 pub use sampler::ClassSampler;
 pub use split::Split;
 pub use subset::subset;
-pub use synthetic::{Clamped, SCHEMA_VERSION, SetLabels, SetOrigin, SetTeacher, SyntheticHeader, SyntheticSet};
+pub use synthetic::{
+    Clamped, Mosaics, SCHEMA_VERSION, SetLabels, SetOrigin, SetTeacher, SyntheticHeader, SyntheticSet,
+};

@@ -3,18 +3,13 @@
 //! Our own reader, because `ndarray-npy` has neither texts nor f16, and `npyz` allocates what a header claims; both parse the
 //! header with a recursive parser of Python literals, which a hostile one can nest.
 
-use std::{
-    fs,
-    io::{Cursor, Write},
-    path::Path,
-};
+use std::{fs, path::Path};
 
 use c2r_archive::{Limits, ZipReader};
 use c2r_base::artifact::{ArtifactError, TensorFile, tensor_from_bytes, write_atomically};
 use tch::{Kind, Tensor};
-use zip::{CompressionMethod, ZipWriter, write::FileOptions};
 
-use crate::DataError;
+use crate::{DataError, stored_zip::stored};
 
 const MAGIC: &[u8] = b"\x93NUMPY";
 const SUFFIX: &str = ".npy";
@@ -62,26 +57,14 @@ pub(crate) fn read_npz(path: &Path) -> Result<TensorFile, DataError> {
 /// # Panics
 /// If a tensor is neither u8, i64, f32 nor f64.
 pub(crate) fn write_npz(path: &Path, file: &TensorFile) -> Result<(), DataError> {
-    let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
-    let failed = |error: std::io::Error| DataError::from(ArtifactError::format(path, "NumPy", error.to_string()));
-    let mut put = |name: &str, array: Vec<u8>| -> Result<(), DataError> {
-        let options = FileOptions::default()
-            .compression_method(CompressionMethod::Stored)
-            .large_file(array.len() > 1 << 31)
-            // Neither the time nor the umask: equal sets, equal bytes.
-            .last_modified_time(zip::DateTime::default())
-            .unix_permissions(0o644);
-        zip.start_file(format!("{name}{SUFFIX}"), options).map_err(|error| failed(error.into()))?;
-        zip.write_all(&array).map_err(failed)
-    };
-    for (name, tensor) in &file.tensors {
-        put(name, tensor_npy(tensor))?;
-    }
-    for (name, text) in &file.header {
+    let entry = |name: &str, array: Vec<u8>| (format!("{name}{SUFFIX}"), array);
+    let tensors = file.tensors.iter().map(|(name, tensor)| entry(name, tensor_npy(tensor)));
+    let texts = file.header.iter().map(|(name, text)| {
         let data: Vec<u8> = text.chars().flat_map(|c| u32::from(c).to_le_bytes()).collect();
-        put(name, npy(&format!("<U{}", text.chars().count()), &[], &data))?;
-    }
-    let bytes = zip.finish().map_err(|error| failed(error.into()))?.into_inner();
+        entry(name, npy(&format!("<U{}", text.chars().count()), &[], &data))
+    });
+    let bytes =
+        stored(tensors.chain(texts)).map_err(|error| ArtifactError::format(path, "NumPy", error.to_string()))?;
     Ok(write_atomically(path, &bytes)?)
 }
 

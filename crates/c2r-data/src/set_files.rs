@@ -4,7 +4,9 @@ use std::path::Path;
 
 use c2r_base::artifact::ArtifactError;
 
-use crate::{DataError, SyntheticSet, foreign::read_tensors, npy, picture, png_folder};
+use tch::{Kind, Tensor};
+
+use crate::{DataError, SyntheticSet, foreign::read_tensors, npy, picture, png_folder, torch_write};
 
 impl SyntheticSet {
     /// Writes the set as safetensors, whole or not at all; equal sets give equal bytes.
@@ -23,6 +25,34 @@ impl SyntheticSet {
     /// As [`SyntheticSet::save`].
     pub fn save_npz(&self, path: &Path) -> Result<(), DataError> {
         npy::write_npz(path, &self.to_file()?)
+    }
+
+    /// Writes the set as `torch.save` does, in the layout of DC, DSA and DM: `{"data": [[images, labels]]}`, f32 and i64, with the
+    /// tensors `mean` and `std` beside it and, where there are any, `soft_labels`. Mosaics stay mosaics; see
+    /// [`SyntheticSet::decoded`].
+    ///
+    /// * `normalized`: mean and standard deviation of each channel; images are then `(pixel - mean) / std`, and these are the
+    ///   `mean` and `std` of the file. Otherwise images are pixels in `[0, 1]`, and the header has both.
+    ///
+    /// # Errors
+    /// As [`SyntheticSet::save`]; [`DataError::Import`] if there is not one `mean` and `std` for each channel.
+    pub fn save_pt(&self, path: &Path, normalized: Option<(&[f64], &[f64])>) -> Result<(), DataError> {
+        let mut tensors = self.to_file()?.tensors;
+        let (mean, std) = normalized.unwrap_or((&self.header.mean, &self.header.std));
+        let channels = self.images.dim().1;
+        if [mean.len(), std.len()] != [channels, channels] {
+            let reason = format!("{} values of mean and {} of std for {channels} channels", mean.len(), std.len());
+            return Err(DataError::Import(reason));
+        }
+        let [mean, std] = [mean, std].map(|values| Tensor::from_slice(values).to_kind(Kind::Float));
+        let mut images = tensors.remove("images").expect("a set has images");
+        if normalized.is_some() {
+            let per_channel = |values: &Tensor| values.view([1, -1, 1, 1]);
+            images = (images - per_channel(&mean)) / per_channel(&std);
+        }
+        let mut more = vec![("mean", mean), ("std", std)];
+        more.extend(tensors.remove("soft_labels").map(|soft| ("soft_labels", soft)));
+        torch_write::write_pt(path, [&images, &tensors["labels"]], &more)
     }
 
     /// Writes the set as a folder of PNG images, whole or not at all: `folder/CLASS/NUMBER.png`, 8 bits per channel, with

@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, fmt};
 use c2r_base::{LabelledImages, artifact::TensorFile};
 use ndarray::{Array1, Array2, Array4};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
@@ -89,6 +89,22 @@ pub struct SetOrigin {
     pub imported: Option<Value>,
     /// What was cut off when the set was imported; `None` for nothing, and where it was not recorded.
     pub clamped: Option<Clamped>,
+    /// The mosaics that [`SyntheticSet::decoded`] cut apart; `None` where the images are as they were distilled.
+    pub decoded_from: Option<Mosaics>,
+}
+
+/// What a set was before [`SyntheticSet::decoded`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Mosaics {
+    /// Images per side of a mosaic.
+    pub formation: i64,
+    /// Mosaics per class: what the set has to store.
+    pub images_per_class: usize,
+}
+
+impl Mosaics {
+    /// Its key in [`SyntheticHeader::config`].
+    const KEY: &str = "decoded-from";
 }
 
 /// What labels the images of a set.
@@ -264,6 +280,30 @@ impl SyntheticSet {
             .expect("formation fits the images of a checked set");
         let tiles = self.formation * self.formation;
         (images, to_tensor(self.labels.view()).to_device(device).repeat_interleave_self_int(tiles, 0, None))
+    }
+
+    /// The set with the images of [`SyntheticSet::decode`] instead of mosaics: what another program trains on. The header
+    /// counts them, and [`SetOrigin::decoded_from`] says what they were. A set without mosaics stays as it is.
+    ///
+    /// # Panics
+    /// As [`SyntheticSet::decode`].
+    pub fn decoded(&self) -> Self {
+        if self.formation == 1 {
+            return self.clone();
+        }
+        let _no_grad = tch::no_grad_guard();
+        let (images, labels) = self.decode(Device::Cpu);
+        let mut header = self.header.clone();
+        let mosaics = Mosaics { formation: self.formation, images_per_class: header.images_per_class };
+        header.images_per_class *= (self.formation * self.formation) as usize;
+        if !header.config.is_object() {
+            header.config = json!({});
+        }
+        header.config[Mosaics::KEY] = json!(mosaics);
+        let soft_labels = self.soft_labels.clone();
+        let (images, labels) = (to_array(&images.clamp(0.0, 1.0)), to_array(&labels));
+        let (images, labels) = (images.expect("images are f32 [N, C, H, W]"), labels.expect("labels are i64 [N]"));
+        Self { images, labels, soft_labels, formation: 1, header }
     }
 }
 

@@ -82,6 +82,15 @@ unsafe extern "C" {
         architecture: *const c_char,
         message: *mut *mut c_char,
     ) -> *mut c_char;
+    fn c2r_script(
+        names: *const *const c_char,
+        tensors: *const *const C_tensor,
+        n_parameters: usize,
+        n: usize,
+        forward: *const c_char,
+        out_length: *mut usize,
+        message: *mut *mut c_char,
+    ) -> *mut c_char;
     fn c2r_tune_torchscript(
         bytes: *const c_char,
         length: usize,
@@ -259,10 +268,48 @@ pub fn sgd_step(
 /// The message of libtorch if `archive` is no TorchScript model, or one that cannot be frozen.
 pub fn tune_torchscript(archive: &[u8]) -> Result<Option<(Vec<u8>, usize)>, KernelError> {
     let (mut length, mut n_replaced, mut message) = (0, 0, std::ptr::null_mut());
-    // SAFETY: the pointer and the length are those of a slice; the bytes that come back are copied, then freed.
+    // SAFETY: the pointer and the length are those of a slice; what comes back is as `bytes` wants it.
     unsafe {
         let out =
             c2r_tune_torchscript(archive.as_ptr().cast(), archive.len(), &mut length, &mut n_replaced, &mut message);
+        bytes(out, length, message).map(|archive| archive.map(|archive| (archive, n_replaced)))
+    }
+}
+
+/// A TorchScript archive of a model with these tensors and this method, which PyTorch loads with `torch.jit.load`.
+///
+/// * `parameters`, `buffers`: by name; the parts before the last point are the names of submodules, as in a `state_dict`.
+/// * `forward`: its text, such as `def forward(self, x):\n    return torch.relu(x)\n`.
+///
+/// # Errors
+/// The message of libtorch if it cannot compile the text.
+pub fn torchscript(
+    parameters: &[(String, Tensor)],
+    buffers: &[(String, Tensor)],
+    forward: &str,
+) -> Result<Vec<u8>, KernelError> {
+    let c_text = |text: &str| CString::new(text).map_err(|error| KernelError(error.to_string()));
+    let all = || parameters.iter().chain(buffers);
+    let texts = all().map(|(name, _)| c_text(name)).collect::<Result<Vec<_>, _>>()?;
+    let names: Vec<*const c_char> = texts.iter().map(|name| name.as_ptr()).collect();
+    let tensors: Vec<*const C_tensor> = all().map(|(_, tensor)| tensor.as_ptr()).collect();
+    let forward = c_text(forward)?;
+    let (mut length, mut message) = (0, std::ptr::null_mut());
+    // SAFETY: the lists have one live text and tensor for each of `tensors.len()`; what comes back is as `bytes` wants it.
+    unsafe {
+        let (names, n_parameters, n) = (names.as_ptr(), parameters.len(), tensors.len());
+        let out = c2r_script(names, tensors.as_ptr(), n_parameters, n, forward.as_ptr(), &mut length, &mut message);
+        bytes(out, length, message).map(Option::unwrap_or_default)
+    }
+}
+
+/// `length` bytes, which are freed; `None` for null without a message.
+///
+/// # Safety
+/// `out` is null or `length` bytes of C's `malloc`; `message` as in [`text`].
+unsafe fn bytes(out: *mut c_char, length: usize, message: *mut c_char) -> Result<Option<Vec<u8>>, KernelError> {
+    // SAFETY: see above; the bytes are copied, then freed.
+    unsafe {
         if let Some(error) = taken(message) {
             return Err(error);
         }
@@ -271,7 +318,7 @@ pub fn tune_torchscript(archive: &[u8]) -> Result<Option<(Vec<u8>, usize)>, Kern
         }
         let bytes = std::slice::from_raw_parts(out.cast::<u8>(), length).to_vec();
         libc::free(out.cast());
-        Ok(Some((bytes, n_replaced)))
+        Ok(Some(bytes))
     }
 }
 

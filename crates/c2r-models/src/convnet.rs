@@ -14,7 +14,7 @@ pub(crate) const NORM_EPS: f64 = 1e-5;
 const SHAPES_FIT: &str = "parameters have the shapes of the specification, and images were checked";
 
 /// Module positions per block in the original `nn.Sequential`: convolution, norm, ReLU, pool.
-const MODULES_PER_BLOCK: i64 = 4;
+pub(crate) const MODULES_PER_BLOCK: i64 = 4;
 
 /// Name, shape and role of a parameter, in the order of the forward pass.
 pub(crate) struct ParameterSpec {

@@ -81,6 +81,9 @@ pub enum ModelError {
         /// What it is made of.
         kind: String,
     },
+    /// libtorch could not make a TorchScript model of a network.
+    #[error("libtorch cannot make a TorchScript model of this network: {0}")]
+    Script(String),
     /// libtorch refused a TorchScript file or failed to run it.
     #[error("{} cannot be used as a TorchScript classifier: {reason}", path.display())]
     TorchScript {

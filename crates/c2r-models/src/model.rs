@@ -131,6 +131,16 @@ impl Model {
         &self.input
     }
 
+    /// Mean of each channel, f32 `[1, C, 1, 1]`.
+    pub(crate) fn mean(&self) -> Tensor {
+        self.mean.shallow_clone()
+    }
+
+    /// Standard deviation of each channel, f32 `[1, C, 1, 1]`.
+    pub(crate) fn std(&self) -> Tensor {
+        self.std.shallow_clone()
+    }
+
     /// Where the parameters are and images must be.
     pub const fn device(&self) -> Device {
         self.device

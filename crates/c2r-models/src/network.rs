@@ -3,12 +3,12 @@ use std::collections::BTreeMap;
 use tch::{Device, Tensor};
 
 use crate::{
-    convnet::{self, ConvNet, ParameterSpec},
+    convnet::{self, ConvNet, MODULES_PER_BLOCK, ParameterSpec},
     deep,
     error::ModelError,
     input::ModelInput,
-    layer::Stack,
-    spec::ModelSpec,
+    layer::{Layer, Norm, Stack},
+    spec::{FeatureNorm, ModelSpec},
 };
 
 /// The layers of a [`crate::Model`] up to its classifier, whichever architecture it has.
@@ -40,6 +40,25 @@ pub(crate) fn parameters(spec: &ModelSpec, input: &ModelInput) -> Result<Vec<Par
             Ok(deep::parameters(*deep, input))
         }
     }
+}
+
+/// The layers up to the classifier, one by one.
+pub(crate) fn layers(spec: &ModelSpec, input: &ModelInput) -> Vec<Layer> {
+    let convnet = match spec {
+        ModelSpec::Deep(deep) => return deep::layers(*deep, input),
+        ModelSpec::ConvNet(convnet) => convnet,
+    };
+    let (mut all, width) = (Vec::new(), convnet.width);
+    for block in 0..convnet.depth {
+        let at = block * MODULES_PER_BLOCK;
+        let from = if block == 0 { input.channels } else { width };
+        all.push(Layer::convolution(format!("features.{at}"), from, width, 3, 1, true));
+        if convnet.norm == FeatureNorm::Instance {
+            all.push(Layer::Norm { name: format!("features.{}", at + 1), norm: Norm::Instance, channels: width });
+        }
+        all.extend([Layer::Relu, Layer::AveragePool]);
+    }
+    all
 }
 
 impl Network {

@@ -1,4 +1,5 @@
 mod diagnosis;
+mod export;
 mod tune;
 
 use std::{

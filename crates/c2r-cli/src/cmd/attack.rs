@@ -30,25 +30,33 @@ use inputs::Inputs;
 use journal::Journal;
 use serde_json::{Value, json};
 use target::Target;
-use tch::Device;
+use tch::{Device, Kind};
 
 use crate::{
     cmd::estimate::{self, Planned, Written},
     data, run_dir, throughput,
 };
 
-/// Share of the test images that an estimate assumes to be attacked: a network trained on few images classifies about that
-/// many correctly.
+/// Share of the test images that an estimate assumes to be attacked where there is no network yet: one trained on few images
+/// classifies about that many correctly.
 const ASSUMED_ACCURACY: f64 = 0.5;
 
-pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
+pub(crate) fn run(mut args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
+    if args.row.ipc.is_some() && !args.each {
+        if args.attack.len() > 1 {
+            let reason = "--ipc makes a row of a table, where every attack is judged by itself: add --each";
+            return exit::fail(exit::USAGE, reason);
+        }
+        args.each = true;
+    }
     let configs = choice::configs(&args).or_exit(exit::USAGE)?;
     let attacks: Vec<Box<dyn Attack>> =
         configs.iter().map(AttackConfig::build).collect::<Result<_, _>>().or_exit(exit::USAGE)?;
     let threat =
         ThreatModel { norm: args.norm, epsilon: args.eps, goal: args.targets.map_or(Goal::Untargeted, Goal::Targeted) };
+    let needs_gradient = attacks.iter().any(|attack| needs_gradient(attack.as_ref()));
     if args.estimate {
-        return estimate(&args, &configs, device, ui);
+        return estimate(&args, &configs, needs_gradient, device, ui);
     }
     let place = args.outputs().next().map(|(_, path)| Place::beside(path));
     check_outputs(&args, place.as_ref())?;
@@ -58,14 +66,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     let shape = inputs.images.image_shape();
     check_units(&args, shape)?;
     inputs.notes.extend(doubts::reaches_grey(&threat, shape));
-    let target = match &args.model {
-        Some(path) => {
-            let needs_gradient = attacks.iter().any(|attack| needs_gradient(attack.as_ref()));
-            Target::script(path, &inputs, args.as_is, needs_gradient, device)?
-        }
-        None if args.checkpoint.is_some() => Target::network(model, &inputs, device)?,
-        None => Target::state_dict(&args, &mut inputs, &model_sha256, device)?,
-    };
+    let target = Target::load(&args, &mut inputs, &model_sha256, needs_gradient, device)?;
     inputs.notes.extend(choice::changed_suites(&args, &configs));
     let mode = if args.each { Mode::Each } else { Mode::Suite };
     let mut key = json!({
@@ -81,6 +82,10 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     });
     if let Some(architecture) = args.foreign.arch {
         key["state_dict"] = json!([architecture.to_string(), args.foreign.expects()]);
+    }
+    // What only a table reads changes the report, too.
+    if let Some(row) = target.subject.as_ref().filter(|_| args.checkpoint.is_none()) {
+        key["row"] = json!(row);
     }
     // Results of the first images are kept as those of earlier versions, which knew no other.
     if let Some((chosen, _)) = inputs.subset.as_ref().filter(|(chosen, _)| chosen.order != SubsetOrder::First) {
@@ -119,8 +124,8 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         output::save(path, images, &configs, mode, &inputs, &summary, &key)?;
     }
     if let Some(path) = &args.output {
-        if args.foreign.state_dict.is_some() && args.each && args.dataset.is_some() && target.subject.is_none() {
-            ui.note("note: the report is not a row of a table: --ipc says how many images per class the network saw");
+        if args.checkpoint.is_none() && args.dataset.is_some() && target.subject.is_none() {
+            ui.note("note: the report is not a row of a table; --ipc, the images per class that the network saw, makes it one");
         }
         output::write_report(path, report, &args, &target, (model, &model_sha256), &inputs, device)?;
     }
@@ -288,13 +293,14 @@ pub(crate) fn planned(args: &Args, written: &Written) -> anyhow::Result<Planned>
         None => estimate::n_test(&dataset),
     };
     let n = args.n_test.map_or(usize::MAX, |n| n as usize).min(there);
-    let (forward, input_gradient) = images(&configs, n as f64, dataset.classes.len());
+    let (forward, input_gradient) = images(&configs, n as f64, ASSUMED_ACCURACY, dataset.classes.len());
     Ok(Planned { dataset, model, work: Work { forward, input_gradient, training: 0.0 } })
 }
 
-/// Images forward, and backward to the pixels, for attacks on `n` test images.
-fn images(configs: &[AttackConfig], n: f64, classes: usize) -> (f64, f64) {
-    let attacked = n * ASSUMED_ACCURACY;
+/// Images forward, and backward to the pixels, for attacks on `n` test images of which a share of `accuracy` is classified
+/// correctly.
+fn images(configs: &[AttackConfig], n: f64, accuracy: f64, classes: usize) -> (f64, f64) {
+    let attacked = n * accuracy;
     let (mut forward, mut backward) = (n, 0.0);
     for config in configs {
         let one = config.passes(classes as u64);
@@ -304,22 +310,39 @@ fn images(configs: &[AttackConfig], n: f64, classes: usize) -> (f64, f64) {
     (forward, backward)
 }
 
-fn estimate(args: &Args, configs: &[AttackConfig], device: Device, ui: &Ui) -> anyhow::Result<()> {
-    let Some(name) = &args.dataset else {
-        return exit::fail(exit::USAGE, "--estimate needs --dataset");
-    };
-    let dataset = data::load(name, args.data.as_deref(), ui)?;
-    let n = args.n_test.map_or(dataset.test.len(), |n| dataset.test.len().min(n as usize)) as f64;
-    let spec = match &args.checkpoint {
+fn estimate(
+    args: &Args,
+    configs: &[AttackConfig],
+    needs_gradient: bool,
+    device: Device,
+    ui: &Ui,
+) -> anyhow::Result<()> {
+    let path = args.classifier();
+    let (speed, (forward, backward)) = if args.checkpoint.is_some() && !path.exists() {
         // An estimate of a whole grid comes before its networks are trained.
-        Some(path) if path.exists() => *checkpoint::load(path, Device::Cpu).or_exit(exit::DATA)?.0.spec(),
-        _ => dataset.spec.model.parse()?,
+        let Some(name) = &args.dataset else {
+            return exit::fail(exit::USAGE, "--estimate of a network that is not there yet needs --dataset");
+        };
+        let dataset = data::load(name, args.data.as_deref(), ui)?;
+        let n = args.n_test.map_or(dataset.test.len(), |n| dataset.test.len().min(n as usize));
+        let batch = args.batch_size(device, dataset.spec.shape()).min(n).max(1);
+        let speed = throughput::measure(&dataset.spec.model.parse()?, &dataset.spec, batch, device)?;
+        (speed, images(configs, n as f64, ASSUMED_ACCURACY, dataset.spec.classes.len()))
+    } else {
+        let mut inputs = Inputs::load(args, ui)?;
+        let sha256 = sha256_of_file(path).or_exit(exit::DATA)?;
+        let target = Target::load(args, &mut inputs, &sha256, needs_gradient, device)?;
+        let n = inputs.images.len();
+        let step = n.div_ceil(args.batch_size(device, inputs.images.image_shape()).min(n).max(1));
+        let (some, labels) = inputs.images.select(&(0..n).step_by(step).collect::<Vec<_>>(), device);
+        let logits = tch::no_grad(|| target.classifier.logits(&some))?;
+        let accuracy = logits.argmax(1, false).eq_tensor(&labels).to_kind(Kind::Double).mean(None).double_value(&[]);
+        let speed = throughput::of_classifier(target.classifier.as_ref(), &some, &labels, needs_gradient)?;
+        (speed, images(configs, n as f64, accuracy, logits.size()[1] as usize))
     };
-    let batch = args.batch_size(device, dataset.spec.shape()).min(n as usize).max(1);
-    let speed = throughput::measure(&spec, &dataset.spec, batch, device)?;
-    let (forward, backward) = images(configs, n, dataset.spec.classes.len());
     let work = Work { forward, input_gradient: backward, training: 0.0 };
     estimate::answer(&work, &speed, device, args.json, ui);
+    ui.note("this counts every step for every image; an image that an attack breaks takes no further steps");
     Ok(())
 }
 

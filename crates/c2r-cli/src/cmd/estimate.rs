@@ -142,13 +142,12 @@ pub(crate) fn answer(work: &Work, speed: &Throughput, device: Device, json: bool
         return;
     }
     let threads = if device == Device::Cpu { format!(", {threads} threads") } else { String::new() };
+    let training = if work.training > 0.0 { format!(", {:.0} in training", speed.training) } else { String::new() };
     ui.out(format!(
-        "about {} here ({device:?}{threads}); images per second: {:.0} forward, {:.0} with gradients of pixels, {:.0} in \
-         training",
+        "about {} here ({device:?}{threads}); images per second: {:.0} forward, {:.0} with gradients of pixels{training}",
         duration(seconds),
         speed.forward,
         speed.input_gradient,
-        speed.training
     ));
 }
 

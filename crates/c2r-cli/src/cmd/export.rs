@@ -1,39 +1,56 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use c2r_data::{DataError, SyntheticSet};
-
-use crate::{
-    data,
+use c2r_data::{DataError, PixelValues, SetLabels, SyntheticSet};
+use c2r_files::write_atomically;
+use c2r_models::checkpoint;
+use c2r_run::{
     exit::{self, OrExit},
-    ui::Ui,
+    terminal::Ui,
 };
+use tch::Device;
 
-/// Write a synthetic set as npz, PNG folder or safetensors.
+use crate::data;
+
+/// Write a distilled set for other programs, or a trained network as TorchScript.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
+  c2r export runs/first --to pt first.pt                 # the set of a run folder, as DC, DSA and DM save theirs
+  c2r export runs/first --to pt first.pt --normalized    # with the pixels normalized, as their scripts expect
   c2r export runs/first/synthetic.safetensors --to npz first.npz
   c2r export runs/first/synthetic.safetensors --to png first/ --quantize
-  c2r export runs/first --to npz first.npz               # the set in a run folder
-  c2r export first.npz --to safetensors back.safetensors
+  c2r export runs/first --to safetensors first.safetensors --stored
+  c2r export runs/first/pgd-at --to torchscript first.pt # the network of a run folder of `c2r train`
 
-npz and safetensors lose nothing, and neither does a PNG folder whose pixels are multiples of 1/255 (labels, soft labels \
-and provenance are next to the images in set.json). Other pixels must be rounded for it, which --quantize allows. \
-docs/formats.md shows the two lines of Python that read each.")]
+Most sets of c2r store mosaics: each stored image holds 2x2 training images. Export cuts them apart and enlarges them, as \
+`c2r train` does, so that other programs train on the same images. --stored writes the mosaics as they are.
+
+npz, pt and safetensors lose nothing. PNG has 8 bits per channel: other pixels must be rounded, which --quantize allows. \
+docs/formats.md shows how to read each format in Python.")]
 pub(crate) struct Args {
-    /// A synthetic set: safetensors, npz or PNG folder of c2r, or the run folder of `c2r distill`
-    #[arg(value_name = "SET")]
-    set: PathBuf,
+    /// A distilled set: safetensors, npz, PNG folder or the run folder of `c2r distill`. For torchscript a network:
+    /// model.safetensors or the run folder of `c2r train`
+    #[arg(value_name = "SET|MODEL")]
+    what: PathBuf,
 
     /// Format to write
     #[arg(long, value_enum)]
-    to: SetFormat,
+    to: Format,
 
     /// File, or folder for png, to write
     #[arg(value_name = "OUT")]
     output: PathBuf,
 
-    /// Allow rounding pixels to multiples of 1/255 for PNG
+    /// Write mosaics as they are stored, not decoded
+    #[arg(long)]
+    stored: bool,
+
+    /// pt: write (pixel - mean) / std, with the mean and std that DC, DSA, DM and MTT use for CIFAR-10, and with the
+    /// set's own for other datasets
+    #[arg(long)]
+    normalized: bool,
+
+    /// png: round pixels to multiples of 1/255
     #[arg(long)]
     quantize: bool,
 
@@ -43,41 +60,124 @@ pub(crate) struct Args {
 }
 
 #[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
-enum SetFormat {
-    /// NumPy
+enum Format {
+    /// A set for NumPy
     Npz,
-    /// A folder of 8-bit images
+    /// A set as a folder of 8-bit images
     Png,
-    /// c2r's own
+    /// A set in c2r's own format
     Safetensors,
+    /// A set for PyTorch: {"data": [[images, labels]]}
+    Pt,
+    /// A network for PyTorch, RobustBench and AutoAttack: torch.jit.load reads it
+    Torchscript,
 }
 
 pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
     let output = args.output.display();
-    if args.output.exists() && (!args.force || args.to == SetFormat::Png) {
-        let advice = if args.to == SetFormat::Png { "move it away first" } else { "say --force to replace it" };
+    if args.output.exists() && (!args.force || args.to == Format::Png) {
+        let advice = if args.to == Format::Png { "move it away first" } else { "say --force to replace it" };
         return exit::fail(exit::USAGE, format!("{output} is there already; {advice}"));
     }
-    if args.quantize && args.to != SetFormat::Png {
+    if args.quantize && args.to != Format::Png {
         return exit::fail(exit::USAGE, "--quantize is about png; the other formats lose nothing");
     }
-    let set = SyntheticSet::load(&data::set_file(&args.set)?).or_exit(exit::DATA)?;
-    match args.to {
-        SetFormat::Npz => set.save_npz(&args.output).or_exit(exit::DATA)?,
-        SetFormat::Safetensors => set.save(&args.output).or_exit(exit::DATA)?,
-        SetFormat::Png => {
-            let n_rounded = set.save_png(&args.output, args.quantize).map_err(|error| match error {
-                DataError::Rounds { .. } => {
-                    exit::coded(exit::DATA, anyhow::anyhow!("{error}; say --quantize to round"))
-                }
-                other => exit::coded(exit::DATA, other),
-            })?;
-            if n_rounded > 0 {
-                let total = set.images.len();
-                ui.note(format!("note: {n_rounded} of {total} pixel values were rounded to multiples of 1/255"));
-            }
-        }
+    if args.normalized && args.to != Format::Pt {
+        return exit::fail(exit::USAGE, "--normalized is about pt; the other formats hold pixels in [0, 1]");
     }
-    ui.out(format!("{output}: {} images of {}", set.labels.len(), set.header.dataset));
+    if args.to == Format::Torchscript {
+        return network(&args, ui);
+    }
+    let set = SyntheticSet::load(&set_file(&args.what)?).or_exit(exit::DATA)?;
+    let set = if args.stored { set } else { decoded(set, ui) };
+    if set.formation > 1 {
+        let f = set.formation;
+        ui.note(format!("note: the images are {f}x{f} mosaics; cut them apart before training (docs/formats.md)"));
+    }
+    if set.header.origin().is_ok_and(|origin| origin.labels == SetLabels::Teacher) {
+        ui.note("note: a teacher labels this set while a network is trained on it; only the classes are exported");
+    }
+    match args.to {
+        Format::Npz => set.save_npz(&args.output).or_exit(exit::DATA)?,
+        Format::Safetensors => set.save(&args.output).or_exit(exit::DATA)?,
+        Format::Pt => pt(&set, &args, ui)?,
+        Format::Png => png(&set, &args, ui)?,
+        Format::Torchscript => unreachable!("written above"),
+    }
+    let (channels, height, width) = (set.images.dim().1, set.images.dim().2, set.images.dim().3);
+    ui.out(format!("{output}: {} images of {}, {channels}x{height}x{width}", set.labels.len(), set.header.dataset));
+    Ok(())
+}
+
+/// The set in a file or run folder that was named.
+fn set_file(named: &Path) -> anyhow::Result<PathBuf> {
+    if checkpoint_file(named).is_some() && !named.join(data::SET_FILE).is_file() {
+        let named = named.display();
+        return exit::fail(exit::USAGE, format!("{named} holds a network, not a set: use --to torchscript"));
+    }
+    data::set_file(named)
+}
+
+/// The network that was named, or is in the run folder that was named.
+fn checkpoint_file(named: &Path) -> Option<PathBuf> {
+    let file = named.join("model.safetensors");
+    file.is_file().then_some(file)
+}
+
+/// The images that networks are trained on.
+fn decoded(set: SyntheticSet, ui: &Ui) -> SyntheticSet {
+    if set.formation == 1 {
+        return set;
+    }
+    let (f, stored) = (set.formation, set.header.images_per_class);
+    let set = set.decoded();
+    let n = set.header.images_per_class;
+    ui.note(format!("each {f}x{f} mosaic is decoded: {stored} stored images per class become {n}"));
+    set
+}
+
+fn pt(set: &SyntheticSet, args: &Args, ui: &Ui) -> anyhow::Result<()> {
+    let (mean, std) = match PixelValues::normalized("cifar10-dd").or_exit(exit::USAGE)? {
+        PixelValues::Normalized { mean, std } if set.header.dataset == "cifar10" => (mean, std),
+        _ => (set.header.mean.clone(), set.header.std.clone()),
+    };
+    let normalized = args.normalized.then_some((&mean[..], &std[..]));
+    set.save_pt(&args.output, normalized).or_exit(exit::DATA)?;
+    ui.note(match normalized {
+        Some((mean, std)) => format!("images are (pixel - mean) / std, with mean {mean:?} and std {std:?}"),
+        None => "images are pixels in [0, 1]; --normalized writes what DC, DSA, DM and MTT save".to_owned(),
+    });
+    Ok(())
+}
+
+fn png(set: &SyntheticSet, args: &Args, ui: &Ui) -> anyhow::Result<()> {
+    let n_rounded = set.save_png(&args.output, args.quantize).map_err(|error| match error {
+        DataError::Rounds { .. } => exit::coded(exit::DATA, anyhow::anyhow!("{error}; say --quantize to round")),
+        other => exit::coded(exit::DATA, other),
+    })?;
+    if n_rounded > 0 {
+        let total = set.images.len();
+        ui.note(format!("note: {n_rounded} of {total} pixel values were rounded to multiples of 1/255"));
+    }
+    Ok(())
+}
+
+fn network(args: &Args, ui: &Ui) -> anyhow::Result<()> {
+    if args.stored {
+        return exit::fail(exit::USAGE, "--stored is about sets; torchscript is a network");
+    }
+    let file = checkpoint_file(&args.what).unwrap_or_else(|| args.what.clone());
+    let (model, _) = checkpoint::load(&file, Device::Cpu).or_exit(exit::DATA)?;
+    write_atomically(&args.output, &model.to_torchscript()?)?;
+    let input = model.input();
+    ui.out(format!(
+        "{}: {} as TorchScript, from pixels in [0, 1] [N, {}, {}, {}] to {} logits",
+        args.output.display(),
+        model.spec(),
+        input.channels,
+        input.height,
+        input.width,
+        input.n_classes
+    ));
     Ok(())
 }

@@ -239,7 +239,10 @@ mod tests {
 
     use c2r_attacks::AttackReport;
     use c2r_base::Seed;
-    use c2r_data::{SCHEMA_VERSION, SyntheticHeader};
+    use c2r_data::{
+        SCHEMA_VERSION, SyntheticHeader,
+        arrays::{to_array, to_tensor},
+    };
     use c2r_eval::{AttackRecord, Table, table::CLEAN};
     use c2r_experiment::Subject;
     use c2r_files::{read_json, write_json};
@@ -325,6 +328,26 @@ mod tests {
         mosaics.formation = 2;
         mosaics.save(&path).unwrap();
         assert!(report(&path, None).unwrap().lines().join("").contains("80 training images"));
+
+        // Mosaics of real digits: coarser than the test images, but not shuffled, unless they are.
+        let train = c2r_data::load("digits", None).unwrap().train;
+        let positions: Vec<usize> = (0..10).flat_map(|class| train.class_positions(class)[..8].to_vec()).collect();
+        let digits = train.select(&positions);
+        let pixels = to_tensor(digits.images()).to_kind(Kind::Float) / 255.0;
+        let mut real = synthetic_set();
+        real.formation = 2;
+        real.images = to_array(&c2r_data::mosaic(&pixels, 2).unwrap()).unwrap();
+        for (imported, shift, doubts) in
+            [(false, 0, &[][..]), (true, 0, &[]), (false, 10, &["shuffled"]), (true, 10, &["shuffled"])]
+        {
+            let mut set = real.clone();
+            set.labels = (0..20).map(|position| (position + shift) % 20 / 2).collect();
+            set.header.config = if imported { json!({"imported": {"file": "x.pt"}}) } else { json!({}) };
+            for set in [set.decoded(), set] {
+                set.save(&path).unwrap();
+                check(&report(&path, None).unwrap(), &["mosaics"], doubts);
+            }
+        }
 
         mosaics.header.config = json!({"imported": {"file": "x.pt"}});
         for (method, made_by) in [("dm", "made by       dm, imported\n"), ("imported", "made by       imported\n")] {

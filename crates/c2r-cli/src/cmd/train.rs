@@ -6,7 +6,7 @@ use std::{
 
 use anyhow::Context;
 use c2r_base::{Epsilon, LabelledImages, Seed, artifact::TensorFile};
-use c2r_data::{Dataset, DatasetSpec, SetLabels, Split, SyntheticSet, arrays::to_tensor};
+use c2r_data::{Dataset, DatasetSpec, Mosaics, SetLabels, Split, SyntheticSet, arrays::to_tensor};
 use c2r_distill::Work;
 use c2r_experiment::{Selection, Subject};
 use c2r_kernels::{Bf16, FloatFormat};
@@ -413,6 +413,9 @@ fn synthetic(file: &Path, args: &Args, device: Device, ui: &Ui) -> anyhow::Resul
     }
     if set.formation > 1 {
         notes.push(Subject::mosaic_note(set.formation));
+    }
+    if let Some(Mosaics { formation, images_per_class }) = origin.decoded_from {
+        notes.push(format!("decoded from {images_per_class} mosaics of {formation}x{formation} images per class"));
     }
     if let Some(cut) = origin.clamped.filter(|cut| cut.part > NOTED_CUT) {
         notes.push(format!("imported: {cut}; they were cut off"));

@@ -11,7 +11,7 @@ use c2r_base::{Norm, artifact::TensorFile};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
-use super::{c2r, distill, text};
+use super::{c2r, distill, run, text};
 
 fn model(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../c2r-models/tests/files").join(name)
@@ -275,5 +275,60 @@ fn inspect_says_what_is_wrong_with_a_model() {
     ] {
         let shown = inspected(name);
         assert!(shown.contains(said), "{name}: {shown}");
+    }
+}
+
+/// A network of c2r as a TorchScript model: the same outcome for every image, and a row in one table with itself.
+#[test]
+fn a_foreign_model_is_a_row_beside_networks_of_c2r() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    run(&mut distill(&at("set"), 2, &[]));
+    let mut train = c2r();
+    train.args(["train", "--model", "ConvNet-D2-W8-IN", "--threads", "1", "--set", "length={steps=20}"]);
+    run(train.arg("--synthetic").arg(at("set")).arg("--run-dir").arg(at("ours")));
+    run(c2r().arg("export").arg(at("ours")).args(["--to", "torchscript"]).arg(at("net.pt")));
+
+    let of_digits = |attack: &str| {
+        let mut command = c2r();
+        command.args(["attack", "--dataset", "digits", "--eps", "32/255", "--threads", "1", "--attack", attack]);
+        command
+    };
+    let theirs = |attack: &str, more: &[&str]| {
+        let mut command = of_digits(attack);
+        command.arg("--model").arg(at("net.pt")).args(more);
+        command
+    };
+    fs::create_dir(at("theirs")).unwrap();
+    let output = at("theirs/attack.json").to_str().unwrap().to_owned();
+    let row =
+        ["--ipc", "1", "--method", "mine", "--protocol", "natural", "--model-name", "ConvNet-D2-W8-IN", "--output"];
+    // One attack by itself needs no --each.
+    run(theirs("fgsm", &row).arg(&output));
+    let mut ours = of_digits("fgsm");
+    ours.args(["--each", "--checkpoint"]).arg(at("ours/model.safetensors"));
+    run(ours.arg("--output").arg(at("ours/attack.json")));
+    let read = |path: &str| -> Value { serde_json::from_slice(&fs::read(at(path)).unwrap()).unwrap() };
+    let [ours, foreign] = ["ours/attack.json", "theirs/attack.json"].map(read);
+    assert_eq!(foreign["attacks"][0]["survived"], ours["attacks"][0]["survived"]);
+    assert_eq!(foreign["samples"]["clean"], ours["samples"]["clean"]);
+    assert!(foreign["subject"]["notes"].to_string().contains("not trained by c2r: net.pt"), "{foreign}");
+
+    let table = text(&run(c2r().arg("table").arg(at("ours")).arg(at("theirs"))).stdout);
+    assert!(table.contains("mine") && table.contains("c2r"), "{table}");
+    assert_eq!(table.matches("ConvNet-D2-W8-IN").count(), 1, "one section: {table}");
+
+    // Another name is another row, and is not taken for the one that is there.
+    let renamed = theirs("fgsm", &row).args([output.as_str(), "--train-seed", "1"]).output().unwrap();
+    assert!(renamed.status.code() == Some(2) && text(&renamed.stderr).contains("row"), "{}", text(&renamed.stderr));
+    let several = theirs("fgsm,pgd", &row).arg(&output).output().unwrap();
+    assert!(several.status.code() == Some(2) && text(&several.stderr).contains("add --each"), "{several:?}");
+    let without = theirs("fgsm", &["--output"]).arg(at("plain.json")).output().unwrap();
+    assert!(text(&without.stderr).contains("--ipc"), "{}", text(&without.stderr));
+    for name in ["net.pt", "ours/model.safetensors"] {
+        let flag = if name == "net.pt" { "--model" } else { "--checkpoint" };
+        let mut estimate = of_digits("autoattack-standard");
+        let said = text(&run(estimate.args(["--estimate", flag]).arg(at(name))).stdout);
+        assert!(said.starts_with("about ") && !said.contains("in training"), "{said}");
     }
 }

@@ -1,5 +1,7 @@
 //! Synthetic sets of ours and of others: imported, exported, trained on and put into one table.
 
+use c2r_data::SyntheticSet;
+
 use super::*;
 
 /// From a run folder and from the file of another project to one table, with notes; two sets need two names.
@@ -174,4 +176,56 @@ fn a_channel_that_never_varies_trains() {
     assert!(said.contains("nb: channel 2 (blue) is 0 in every training image"), "{said}");
     let model = c2r_base::artifact::TensorFile::read(&folder.join("r/model.safetensors")).unwrap();
     assert!(model.tensors.values().all(|tensor| tensor.isfinite().all().int64_value(&[]) == 1));
+}
+
+/// Other programs get the images that networks are trained on, and mosaics only where they are asked for.
+#[test]
+fn mosaics_are_decoded_on_their_way_out() {
+    let (_guard, folder) = folder();
+    let at = |name: &str| folder.join(name);
+    let mut distill = c2r();
+    distill.args(["distill", "--dataset", "digits", "--config", "random-real-mosaic", "--ipc", "2", "--threads", "1"]);
+    run(distill.arg("--run-dir").arg(at("run")));
+    let stored = SyntheticSet::load(&at("run/synthetic.safetensors")).unwrap();
+    let export = |format: &str, to: &str, more: &[&str]| {
+        let mut command = c2r();
+        text(&run(command.arg("export").arg(at("run")).args(["--to", format]).arg(at(to)).args(more)).stderr)
+    };
+    let said = export("npz", "set.npz", &[]);
+    assert!(said.contains("2x2 mosaic is decoded: 2 stored images per class become 8"), "{said}");
+    assert_eq!(SyntheticSet::load(&at("set.npz")).unwrap(), stored.decoded());
+    assert!(!export("png", "png", &["--quantize"]).contains("are 2x2 mosaics"));
+    assert_eq!(SyntheticSet::load(&at("png")).unwrap().labels, stored.decoded().labels);
+    for (format, to) in [("safetensors", "stored.safetensors"), ("npz", "stored.npz"), ("pt", "stored.pt")] {
+        let said = export(format, to, &["--stored"]);
+        assert!(said.contains("the images are 2x2 mosaics; cut them apart before training"), "{said}");
+    }
+    assert_eq!(fs::read(at("stored.safetensors")).unwrap(), fs::read(at("run/synthetic.safetensors")).unwrap());
+
+    // What DC's scripts take comes back.
+    let said = export("pt", "set.pt", &["--normalized"]);
+    assert!(said.contains("mean [0.3054] and std [0.3753]"), "{said}");
+    let mut import = c2r();
+    import.arg("import").arg(at("set.pt")).args(["--dataset", "digits", "--normalized", "digits", "--clamp", "-o"]);
+    run(import.arg(at("back.safetensors")));
+    let back = SyntheticSet::load(&at("back.safetensors")).unwrap();
+    let furthest = (&back.images - &stored.decoded().images).mapv(f32::abs).fold(0.0f32, |most, x| most.max(*x));
+    assert!(back.labels == stored.decoded().labels && furthest < 1e-6, "{furthest}");
+
+    let mut train = c2r();
+    train.args(["train", "--model", "ConvNet-D2-W8-IN", "--threads", "1", "--set", "length={steps=2}"]);
+    run(train.arg("--synthetic").arg(at("set.npz")).arg("--run-dir").arg(at("net")));
+    let record = fs::read_to_string(at("net/run.json")).unwrap();
+    assert!(record.contains("decoded from 2 mosaics of 2x2 images per class"), "{record}");
+
+    for (words, expected) in [
+        (&["--to", "npz", "--normalized"][..], "--normalized is about pt"),
+        (&["--to", "pt", "--quantize"], "--quantize is about png"),
+        (&["--to", "torchscript", "--stored"], "--stored is about sets"),
+    ] {
+        let (code, said) = fails(c2r().arg("export").arg(at("run")).args(words).arg(at("refused")));
+        assert!(code == 2 && said.contains(expected) && !at("refused").exists(), "{code}: {said}");
+    }
+    let (code, said) = fails(c2r().arg("export").arg(at("net")).args(["--to", "npz"]).arg(at("refused")));
+    assert!(code == 2 && said.contains("use --to torchscript"), "{code}: {said}");
 }

@@ -1,6 +1,10 @@
 //! What docs/formats.md shows to users of Python, run as it stands there.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use c2r_data::SyntheticSet;
 use ndarray::Array2;
@@ -20,9 +24,50 @@ fn python() -> Option<PathBuf> {
     python
 }
 
+/// The blocks of Python on the page that hold `text`, and no torch, which the environment of the tests does not have.
+fn blocks(text: &str) -> Vec<&'static str> {
+    let all = PAGE.split("```python\n").skip(1).filter_map(|rest| rest.split("```").next());
+    all.filter(|block| block.contains(text) && !block.contains("torch")).collect()
+}
+
+/// Runs a script that must end with a line `read`.
+fn reads(python: &Path, script: &str, folder: &Path) {
+    let output = Command::new(python).args(["-c", script]).current_dir(folder).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && output.stdout.ends_with(b"read\n"), "{script}\n{text}");
+}
+
+/// `c2r export --stored` and the function of the page give what `c2r export` gives.
+#[test]
+fn numpy_decodes_mosaics_as_we_do() {
+    let [block] = blocks("def decode")[..] else { panic!("one function in NumPy") };
+    assert!(block.lines().filter(|line| !line.is_empty()).count() <= 11, "{block}");
+    let Some(python) = python() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let digits = c2r_data::load("digits", None).unwrap().train.subset_per_class(2);
+    let set = SyntheticSet {
+        images: digits.images().mapv(|byte| f32::from(byte) / 255.0),
+        labels: digits.labels().to_owned(),
+        soft_labels: None,
+        formation: 2,
+        header: crate::synthetic::digits_header(2),
+    };
+    set.save_npz(&folder.path().join("stored.npz")).unwrap();
+    set.decoded().save_npz(&folder.path().join("decoded.npz")).unwrap();
+    let checks = "
+stored, ours = np.load('stored.npz'), np.load('decoded.npz')
+assert stored['formation'].item() == '2' and ours['formation'].item() == '1'
+images, labels = decode(stored['images'], 2), stored['labels'].repeat(4)
+assert images.dtype == np.float32 and images.shape == (80, 1, 8, 8) and np.ptp(images) > 0.9
+assert abs(images - ours['images']).max() < 1e-6 and (labels == ours['labels']).all()
+print('read')
+";
+    reads(&python, &format!("{block}{checks}"), folder.path());
+}
+
 #[test]
 fn python_reads_every_format() {
-    let blocks: Vec<&str> = PAGE.split("```python\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    let blocks = blocks("\"images\"]");
     assert_eq!(blocks.len(), 3, "safetensors, npz and PNG");
     assert!(blocks[..2].iter().all(|block| block.lines().count() == 2), "two lines each");
     let Some(python) = python() else { return };
@@ -58,9 +103,7 @@ assert (images == expected).all()
         let script = format!(
             "{block}{checks}assert list(labels) == {labels:?} and labels.dtype == np.int64\n{more}print('read')\n"
         );
-        let output = Command::new(&python).arg("-c").arg(&script).current_dir(folder.path()).output().unwrap();
-        let text = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && output.stdout.ends_with(b"read\n"), "{script}\n{text}");
+        reads(&python, &script, folder.path());
     }
 }
 

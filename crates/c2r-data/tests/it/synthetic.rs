@@ -290,3 +290,48 @@ fn broken_png_folders_are_named() {
     fs::write(&file, text.replacen("\"soft_labels\": [\n    [", "\"soft_labels\": [\n    [0.0, ", 1)).unwrap();
     assert!(SyntheticSet::load(&png).unwrap_err().to_string().contains("different lengths"));
 }
+
+/// What another program trains on; the header still says what the set stores.
+#[test]
+fn a_set_is_decoded_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("set.safetensors");
+    let stored = set(2, true);
+    let decoded = stored.decoded();
+    decoded.save(&path).unwrap();
+    let back = SyntheticSet::load(&path).unwrap();
+    assert_eq!(back, decoded);
+    let (images, labels) = stored.decode(Device::Cpu);
+    assert_eq!((array::<f32, Ix4>(&images), array(&labels)), (decoded.images.clone(), decoded.labels.clone()));
+    assert_eq!(decoded.soft_labels, stored.soft_labels);
+    let from = back.header.origin().unwrap().decoded_from.unwrap();
+    assert_eq!((back.formation, back.header.images_per_class), (1, 8));
+    assert_eq!((from.formation, from.images_per_class), (2, 2));
+    assert_eq!((decoded.decoded(), set(1, false).decoded()), (decoded, set(1, false)));
+}
+
+/// The layout of DC, DSA and DM, as our own reader finds it; `python/tests` reads it with torch.
+#[test]
+fn a_set_is_written_as_torch_saves() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("set.pt");
+    let set = set(1, true);
+    set.save_pt(&path, None).unwrap();
+    let file = c2r_data::read_tensors(&path).unwrap();
+    let names: Vec<&str> = file.tensors.keys().map(String::as_str).collect();
+    assert_eq!(names, ["data[0][0]", "data[0][1]", "mean", "soft_labels", "std"]);
+    assert_eq!(array::<f32, Ix4>(&file.tensors["data[0][0]"]), set.images);
+    assert_eq!(array::<i64, _>(&file.tensors["data[0][1]"]), set.labels);
+    assert_eq!(array::<f32, _>(&file.tensors["soft_labels"]), set.soft_labels.clone().unwrap());
+    assert_eq!(Vec::<f32>::try_from(&file.tensors["std"]).unwrap(), [0.247, 0.2435, 0.2616]);
+
+    set.save_pt(&path, Some((&[0.5, 0.25, 0.0], &[0.5, 0.25, 1.0]))).unwrap();
+    let file = c2r_data::read_tensors(&path).unwrap();
+    let normalized = array::<f32, Ix4>(&file.tensors["data[0][0]"]);
+    let [pixel, other] = [[2, 0, 3, 4], [2, 1, 3, 4]];
+    assert_eq!(normalized[pixel], (set.images[pixel] - 0.5) / 0.5);
+    assert_eq!(normalized[other], (set.images[other] - 0.25) / 0.25);
+    assert_eq!(Vec::<f32>::try_from(&file.tensors["mean"]).unwrap(), [0.5, 0.25, 0.0]);
+    let message = set.save_pt(&path, Some((&[0.5], &[0.5]))).unwrap_err().to_string();
+    assert!(message.contains("1 values of mean"), "{message}");
+}

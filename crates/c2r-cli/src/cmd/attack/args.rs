@@ -21,6 +21,7 @@ use crate::state_dict::StateDictArgs;
 #[command(after_help = "\
 Examples:
   c2r attack --model m.pt --inputs x.safetensors --attack autoattack-standard --norm linf --eps 2/255
+  c2r attack --model m.pt --dataset cifar10 --data DIR --attack autoattack-standard --eps 8/255 --estimate
   c2r attack --state-dict net.pt --arch ConvNet-D3-W128-IN --normalized cifar10-dd --dataset cifar10 --attack pgd --eps 2/255
   c2r attack --checkpoint runs/first/pgd-at/model.safetensors --dataset digits --attack fgsm,pgd --eps 32/255 --each
 
@@ -128,7 +129,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) batch_size: Option<u64>,
 
-    /// Write a JSON report. With --checkpoint (or --state-dict and --ipc), --dataset and --each, `c2r table` can read it;
+    /// Write a JSON report. With --checkpoint (or --ipc), --dataset and --each, `c2r table` can read it;
     /// otherwise it also lists the outcome for every image
     #[arg(long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
@@ -171,22 +172,27 @@ fn parse_order(text: &str) -> Result<SubsetOrder, String> {
 /// What a table has to know of a network that c2r did not train.
 #[derive(clap::Args)]
 pub(super) struct RowArgs {
-    /// Images per class that the network of --state-dict was trained on, or `all` for the whole training set; makes its report
-    /// (--dataset, --each, --output) a row of a table
-    #[arg(long, value_name = "N", requires = "state_dict", value_parser = parse_ipc)]
+    /// Images per class that the network of --model or --state-dict was trained on, or `all` for the whole training set. The
+    /// report (--output) is then a row of a table
+    #[arg(long, value_name = "N", requires = "dataset", conflicts_with = "checkpoint", value_parser = parse_ipc)]
     pub(super) ipc: Option<Ipc>,
 
     /// Name of its method in tables [default: the file's name and the beginning of its SHA-256]
     #[arg(long, value_name = "NAME", requires = "ipc")]
     pub(super) method: Option<String>,
 
-    /// How it was trained, for tables, which never mix protocols
+    /// How it was trained. Tables never mix protocols: give the name of c2r's to share a table with c2r's networks
     #[arg(long, value_name = "NAME", requires = "ipc", default_value = "unknown")]
     pub(super) protocol: String,
 
     /// Seed of its training, for tables: tells networks of one method apart
     #[arg(long, value_name = "N", requires = "ipc", default_value_t = 0)]
     pub(super) train_seed: u64,
+
+    /// Architecture of --model, for tables, which never mix architectures either: ConvNet-D3-W128-IN, ResNet18, ...
+    /// [default: TorchScript]
+    #[arg(long, value_name = "NAME", requires = "ipc", requires = "model")]
+    pub(super) model_name: Option<String>,
 }
 
 /// A number of images per class.

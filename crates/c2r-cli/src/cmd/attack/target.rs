@@ -14,6 +14,7 @@ use super::{
     args::{Args, Ipc},
     inputs::Inputs,
 };
+use crate::state_dict::UNNORMALIZED;
 
 /// A classifier that takes the images it will be attacked with.
 pub(super) struct Target {
@@ -25,11 +26,30 @@ pub(super) struct Target {
 }
 
 impl Target {
+    /// Loads the classifier that the command line names.
+    ///
+    /// * `sha256`: hash of its file.
+    /// * `needs_gradient`: whether an attack asks for one.
+    pub(super) fn load(
+        args: &Args,
+        inputs: &mut Inputs,
+        sha256: &str,
+        needs_gradient: bool,
+        device: Device,
+    ) -> anyhow::Result<Self> {
+        match (&args.model, &args.checkpoint) {
+            (Some(path), _) => Self::script(path, args, inputs, sha256, needs_gradient, device),
+            (None, Some(path)) => Self::network(path, inputs, device),
+            (None, None) => Self::state_dict(args, inputs, sha256, device),
+        }
+    }
+
     /// Loads a TorchScript model; without `as_is`, some of its operators are replaced by faster equivalents.
-    pub(super) fn script(
+    fn script(
         path: &Path,
+        args: &Args,
         inputs: &Inputs,
-        as_is: bool,
+        sha256: &str,
         needs_gradient: bool,
         device: Device,
     ) -> anyhow::Result<Self> {
@@ -54,13 +74,15 @@ impl Target {
             return exit::fail(exit::DATA, message);
         }
         check_classes(path, probed.n_classes, inputs).or_exit(exit::DATA)?;
-        let tuned = if as_is { None } else { script.tuned(shape).or_exit(exit::DATA)? };
+        let tuned = if args.as_is { None } else { script.tuned(shape).or_exit(exit::DATA)? };
         let (script, n_tuned) = tuned.unwrap_or((script, 0));
-        Ok(Self { classifier: Box::new(script), subject: None, n_tuned })
+        let model = args.row.model_name.clone().unwrap_or_else(|| "TorchScript".to_owned());
+        let subject = subject_of(args, model, UNNORMALIZED, sha256, inputs);
+        Ok(Self { classifier: Box::new(script), subject, n_tuned })
     }
 
     /// Loads a network that c2r trained.
-    pub(super) fn network(path: &Path, inputs: &Inputs, device: Device) -> anyhow::Result<Self> {
+    fn network(path: &Path, inputs: &Inputs, device: Device) -> anyhow::Result<Self> {
         let name = path.display();
         let loaded = checkpoint::load(path, device);
         if loaded.is_err() && TorchScript::load(path, device).is_ok() {
@@ -79,19 +101,19 @@ impl Target {
     }
 
     /// Loads a network that PyTorch saved as a `state_dict`.
-    pub(super) fn state_dict(args: &Args, inputs: &mut Inputs, sha256: &str, device: Device) -> anyhow::Result<Self> {
+    fn state_dict(args: &Args, inputs: &mut Inputs, sha256: &str, device: Device) -> anyhow::Result<Self> {
         let n_classes = inputs.classes.as_ref().map(Vec::len);
         let (network, notes) = args.foreign.load(inputs.images.image_shape(), n_classes, device)?;
-        let name = args.classifier().file_name().unwrap_or_default();
+        let (model, takes) = (network.architecture().to_string(), args.foreign.expects());
         inputs.notes.extend(notes);
-        inputs.notes.push(format!("{} takes {}", network.architecture(), args.foreign.expects()));
-        let subject = subject_of(args, &path_to_text(name), sha256, inputs);
+        inputs.notes.push(format!("{model} takes {takes}"));
+        let subject = subject_of(args, model, &takes, sha256, inputs);
         Ok(Self { classifier: Box::new(network), subject, n_tuned: 0 })
     }
 }
 
-/// What a table says of a network that PyTorch saved; `None` where the user does not say how many images it was trained on.
-fn subject_of(args: &Args, name: &str, sha256: &str, inputs: &Inputs) -> Option<Subject> {
+/// What a table says of a network that c2r did not train; `None` where the user does not say how many images it was trained on.
+fn subject_of(args: &Args, model: String, takes: &str, sha256: &str, inputs: &Inputs) -> Option<Subject> {
     let images_per_class = match args.row.ipc? {
         Ipc::All => None,
         Ipc::Some(n) => Some(n),
@@ -99,7 +121,7 @@ fn subject_of(args: &Args, name: &str, sha256: &str, inputs: &Inputs) -> Option<
     let (dataset, classes) = (args.dataset.clone()?, inputs.classes.as_ref()?);
     let n_images = images_per_class.map(|n| n * classes.len());
     let n_all = c2r_data::spec(&dataset).ok().and_then(|spec| spec.n_train);
-    let expects = args.foreign.expects();
+    let name = path_to_text(Path::new(args.classifier().file_name().unwrap_or_default()));
     Some(Subject {
         method: args.row.method.clone().unwrap_or_else(|| format!("{name}@{}", &sha256[..8])),
         profile: String::new(),
@@ -108,11 +130,11 @@ fn subject_of(args: &Args, name: &str, sha256: &str, inputs: &Inputs) -> Option<
         train_seed: args.row.train_seed,
         protocol: args.row.protocol.clone(),
         selection: Selection::Last,
-        model: args.foreign.arch?.to_string(),
+        model,
         n_images: n_images.or(n_all).unwrap_or_default(),
         extra_storage: String::new(),
         data_sha256: String::new(),
-        notes: vec![format!("not trained by c2r: {name}, SHA-256 {}..., takes {expects}", &sha256[..12])],
+        notes: vec![format!("not trained by c2r: {name}, SHA-256 {}..., takes {takes}", &sha256[..12])],
         dataset,
     })
 }

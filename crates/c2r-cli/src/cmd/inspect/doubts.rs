@@ -209,9 +209,25 @@ pub(super) fn labels(report: &mut Report, name: &str, labels: &Tensor, reference
     );
 }
 
+/// Where images are from, for [`labels_fit`].
+#[derive(Clone, Copy)]
+pub(super) struct Drawn {
+    /// 2 where they were tiles of 2 x 2 mosaics: real images of that resolution are then the measure.
+    pub(super) formation: i64,
+    /// Whether c2r distilled them. Distilled images move away from real ones, so that fewer of their labels agree, but c2r
+    /// does not mix labels up: only what is no better than chance is a reason for doubt.
+    pub(super) by_c2r: bool,
+}
+
 /// Whether labels say what the images show, judged by the nearest mean image of the dataset's classes. That is a poor
 /// classifier, but how poor is measured on the dataset's test images.
-pub(super) fn labels_fit(report: &mut Report, images: &Tensor, labels: &Tensor, reference: Option<&Reference>) {
+pub(super) fn labels_fit(
+    report: &mut Report,
+    images: &Tensor,
+    labels: &Tensor,
+    drawn: Drawn,
+    reference: Option<&Reference>,
+) {
     let Some(Reference { spec, data: Some(data) }) = reference else { return };
     if images.size()[1..] != spec.shape() || images.isfinite().all().int64_value(&[]) == 0 {
         return;
@@ -239,20 +255,32 @@ pub(super) fn labels_fit(report: &mut Report, images: &Tensor, labels: &Tensor, 
     };
     let step = data.test.len().div_ceil(BASELINE_IMAGES);
     let (test, test_labels) = data.test.batch(&(0..data.test.len()).step_by(step).collect::<Vec<_>>(), Device::Cpu);
+    let test = if drawn.formation > 1 { coarse(&test, drawn.formation) } else { test };
     let usual = agreeing(&test, &test_labels) as f64 / test_labels.size()[0] as f64;
     let (k, n) = (agreeing(&images, labels), images.size()[0] as usize);
+    let coarse = if drawn.formation > 1 { " at that resolution" } else { "" };
     let evidence = format!(
-        "the nearest class mean of {} agrees with {k} of {n} labels ({:.0} % of its test images)",
+        "the nearest class mean of {} agrees with {k} of {n} labels ({:.0} % of its test images{coarse})",
         spec.name,
         100.0 * usual
     );
     // The probability that at most so many labels agree, where each does so as often as among the test images.
     let probability = Binomial::new(usual, n as u64).map_or(1.0, |agreeing| agreeing.cdf(k as u64));
-    if probability < UNLIKELY {
+    // The probability that at least so many do by chance.
+    let by_chance = Binomial::new(1.0 / spec.classes.len() as f64, n as u64);
+    let by_chance = by_chance.map_or(1.0, |agreeing| if k == 0 { 1.0 } else { agreeing.sf(k as u64 - 1) });
+    if probability < UNLIKELY && !(drawn.by_c2r && by_chance < UNLIKELY) {
         report.doubt(format!("labels do not fit the images (shuffled, or another class order?): {evidence}"));
     } else {
         report.line("labels fit", evidence);
     }
+}
+
+/// Images as they are after they were tiles of mosaics.
+fn coarse(images: &Tensor, formation: i64) -> Tensor {
+    let (height, width) = (images.size()[2], images.size()[3]);
+    let tiles = images.avg_pool2d([formation, formation], [formation, formation], [0, 0], false, true, None);
+    tiles.upsample_bilinear2d([height, width], false, None, None)
 }
 
 /// Folder names that sort otherwise than they count or than a known dataset orders its classes.

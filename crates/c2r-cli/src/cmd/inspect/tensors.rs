@@ -4,14 +4,18 @@ use std::{collections::BTreeSet, path::Path};
 
 use c2r_base::artifact::TensorFile;
 use c2r_data::{
-    SyntheticSet,
+    Mosaics, SyntheticSet,
     arrays::{to_array, to_tensor},
 };
 use c2r_models::{ModelError, TorchScript, checkpoint};
 use c2r_run::exit::{self, OrExit};
 use tch::{Device, Kind};
 
-use super::{doubts, report::Report, results::texts};
+use super::{
+    doubts::{self, Drawn},
+    report::Report,
+    results::texts,
+};
 
 /// Datasets that a TorchScript model, which does not say what it is for, is tried on.
 const TRIED_ON: [&str; 4] = ["digits", "cifar10", "cifar100", "tiny-imagenet"];
@@ -92,7 +96,8 @@ pub(super) fn tensors(report: &mut Report, file: &TensorFile, grid: Option<&Path
         let labels = doubts::labels_of(file, name);
         if let Some((labels_name, labels)) = &labels {
             doubts::labels(report, labels_name, labels, reference.as_ref());
-            doubts::labels_fit(report, tensor, labels, reference.as_ref());
+            let drawn = Drawn { formation: 1, by_c2r: false };
+            doubts::labels_fit(report, tensor, labels, drawn, reference.as_ref());
         }
         if let (Some(grid), false) = (grid, drawn) {
             let (pixels, rows) = doubts::drawable(tensor, labels.as_ref().map(|(_, labels)| labels));
@@ -131,6 +136,10 @@ pub(super) fn synthetic(
     if set.formation > 1 {
         report.line("formation", format!("{0} x {0} mosaics: {tiles} training images", set.formation));
     }
+    if let Some(Mosaics { formation, images_per_class }) = origin.decoded_from {
+        report
+            .line("decoded from", format!("{images_per_class} mosaics of {formation} x {formation} images per class"));
+    }
     if let Some(soft) = set.soft_labels.as_ref().map(|soft| to_tensor(soft.view())) {
         let confidence = soft.amax([1i64].as_slice(), false).mean(Kind::Double).double_value(&[]);
         report.tensor("soft labels", &soft, &format!(", mean largest probability {confidence:.3}"));
@@ -154,7 +163,9 @@ pub(super) fn synthetic(
         _ => {}
     }
     let (decoded, labels) = set.decode(Device::Cpu);
-    doubts::labels_fit(report, &decoded, &labels, reference.as_ref());
+    let formation = origin.decoded_from.map_or(set.formation, |mosaics| mosaics.formation);
+    let drawn = Drawn { formation, by_c2r: origin.imported.is_none() };
+    doubts::labels_fit(report, &decoded, &labels, drawn, reference.as_ref());
     if let Some(grid) = grid {
         set.grid_png(grid)?;
     }
