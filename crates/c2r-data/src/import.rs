@@ -72,7 +72,7 @@ pub fn import(
         classes: n_classes,
         images_per_class: n as usize / n_classes,
         method: options.method.clone(),
-        seed: 0,
+        seed: options.seed,
         iterations: 0,
         config,
         versions: BTreeMap::from([("c2r".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]),

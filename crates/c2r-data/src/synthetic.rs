@@ -85,7 +85,7 @@ pub struct SetOrigin {
     pub train_per_class: Option<u64>,
     /// The learning rate that the distillation learned for trainings on the set; `None` where it learned none.
     pub learned_lr: Option<f64>,
-    /// File and hash, where [`crate::import`] made the set: seed and iterations are then unknown, and 0 in the header.
+    /// File and hash, where [`crate::import`] made the set: iterations are then unknown, and 0 in the header.
     pub imported: Option<Value>,
     /// What was cut off when the set was imported; `None` for nothing, and where it was not recorded.
     pub clamped: Option<Clamped>,

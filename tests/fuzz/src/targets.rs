@@ -344,6 +344,7 @@ fn tensors(folder: &Path, name: &str, bytes: &[u8]) {
         clamp: true,
         formation: 1,
         method: "fuzz".to_owned(),
+        seed: 0,
     };
     for options in [ImportOptions { values: PixelValues::Unit, ..options.clone() }, options] {
         if let Ok((set, _)) = c2r_data::import(&file, None, &spec("digits"), &options, serde_json::Value::Null) {

@@ -97,6 +97,10 @@ pub(crate) struct Args {
     #[arg(long, requires = "dataset", value_name = "NAME", default_value = "imported")]
     method: String,
 
+    /// Seed of its distillation, for tables: sets of one method need different seeds
+    #[arg(long, requires = "dataset", value_name = "N", default_value_t = 0)]
+    seed: u64,
+
     /// Replace the output if it is there
     #[arg(long)]
     force: bool,
@@ -203,6 +207,7 @@ fn foreign(args: &Args, spec: &DatasetSpec, ui: &Ui) -> anyhow::Result<Synthetic
         clamp: args.clamp,
         formation: args.formation,
         method: args.method.clone(),
+        seed: args.seed,
     };
     let name = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
     let sha256 = if args.file.is_file() { Some(artifact::sha256_of_file(&args.file)?) } else { None };

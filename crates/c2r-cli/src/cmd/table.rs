@@ -194,7 +194,7 @@ fn advice(error: &EvalError) -> Option<String> {
             ));
         }
         EvalError::OneName { imported: true, .. } => {
-            "import each under a name of its own (`c2r import --method NAME`) and train and attack it anew"
+            "import each with a name or a seed of its own (`c2r import --method NAME --seed N`) and train and attack it anew"
         }
         EvalError::OneName { .. } => "give each a profile or a seed of its own, or a table",
         _ => return None,

@@ -11,13 +11,13 @@ fn an_imported_set_stands_beside_a_distilled_one() {
     let at = |name: &str| folder.join(name);
     run(&mut distill(&at("ours/distill"), 2, &[]));
     let dc = Path::new(env!("CARGO_MANIFEST_DIR")).join("../c2r-data/tests/files/dc.pt");
-    let import = |images: &str, to: &str| {
+    let import = |images: &str, to: &str, seed: &str| {
         let mut import = c2r();
         import.arg("import").arg(&dc).args(["--dataset", "digits", "--normalized", "0.5/0.5", "--clamp"]);
-        run(import.args(["--images", images, "-o"]).arg(at(to)));
+        run(import.args(["--images", images, "--seed", seed, "-o"]).arg(at(to)));
     };
-    import("data[0][0]", "a.safetensors");
-    import("data[1][0]", "b.safetensors");
+    import("data[0][0]", "a.safetensors", "0");
+    import("data[1][0]", "b.safetensors", "0");
     let said = text(&run(c2r().arg("inspect").arg(at("a.safetensors"))).stdout);
     assert!(said.contains("cut off") && said.contains("% of the values lie outside [0, 1]"), "{said}");
 
@@ -44,10 +44,16 @@ fn an_imported_set_stands_beside_a_distilled_one() {
         code == 2 && said.contains("different sets under one name") && said.contains("--method NAME"),
         "{code} {said}"
     );
+    // Of one method they are two runs.
+    import("data[1][0]", "c.safetensors", "1");
+    measure("c.safetensors", "c");
+    let said = text(&run(&mut table(&["ours", "a", "c"])).stdout);
+    let row = said.lines().find(|line| line.starts_with("| 2 | imported")).unwrap();
+    assert_eq!(row.split(" | ").nth(2), Some("2"), "two runs: {row}");
 
     // A run folder that holds no set.
     let mut train = c2r();
-    let (code, said) = fails(train.args(["train", "--synthetic"]).arg(at("a")).arg("--run-dir").arg(at("c")));
+    let (code, said) = fails(train.args(["train", "--synthetic"]).arg(at("a")).arg("--run-dir").arg(at("d")));
     assert!(code == 3 && said.contains("a run folder without synthetic.safetensors"), "{code} {said}");
 }
 

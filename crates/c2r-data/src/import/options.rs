@@ -80,6 +80,8 @@ pub struct ImportOptions {
     pub formation: i64,
     /// Who made it, e.g. `dm`.
     pub method: String,
+    /// Seed of its distillation: what tells sets of one method apart.
+    pub seed: u64,
 }
 
 pub(super) fn wrong<T>(reason: String) -> Result<T, DataError> {

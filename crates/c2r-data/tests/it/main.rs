@@ -32,6 +32,7 @@ fn import_options() -> ImportOptions {
         clamp: false,
         formation: 1,
         method: "other".into(),
+        seed: 0,
     }
 }
 

@@ -119,11 +119,12 @@ pub(super) fn synthetic(
     report.title("synthetic-set", path.display(), format!("synthetic set of {}", header.dataset));
     let origin = header.origin().or_exit(exit::DATA)?;
     let run = match origin.imported {
-        Some(_) => "imported".to_owned(),
+        Some(_) if header.seed == 0 => "imported".to_owned(),
+        Some(_) => format!("imported, seed {}", header.seed),
         None => format!("seed {}, {} iterations", header.seed, header.iterations),
     };
     // `imported` is also what `c2r import` calls a method that it was not told.
-    let method = Some(&header.method).filter(|method| **method != run);
+    let method = Some(&header.method).filter(|method| !run.starts_with(method.as_str()));
     report.line("made by", method.map_or(run.clone(), |method| format!("{method}, {run}")));
     let images = to_tensor(set.images.view());
     report.tensor("images", &images, "");
