@@ -335,7 +335,10 @@ fn estimate(
         let n = inputs.images.len();
         let step = n.div_ceil(args.batch_size(device, inputs.images.image_shape()).min(n).max(1));
         let (some, labels) = inputs.images.select(&(0..n).step_by(step).collect::<Vec<_>>(), device);
-        let logits = tch::no_grad(|| target.classifier.logits(&some))?;
+        let logits = {
+            let _no_grad = tch::no_grad_guard();
+            target.classifier.logits(&some)?
+        };
         let accuracy = logits.argmax(1, false).eq_tensor(&labels).to_kind(Kind::Double).mean(None).double_value(&[]);
         let speed = throughput::of_classifier(target.classifier.as_ref(), &some, &labels, needs_gradient)?;
         (speed, images(configs, n as f64, accuracy, logits.size()[1] as usize))
