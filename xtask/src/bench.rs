@@ -33,7 +33,7 @@ else the small network for the digits that the tests use. docs/attacks/speed.md 
 \
 distill --peers: an update of C2R beside tests/peers/c2r_update.py, after a check that both compute the same losses. \
 gpu: every figure that docs/performance.md has of a GPU, in under four minutes on an H100. \
-data --peers: JPEGs are made, and read and resized by c2r and by torchvision 0.26 (docs/datasets.md).
+data --peers: JPEGs are made, and read and resized by c2r and by torchvision 0.26 (docs/performance.md).
 Exit code 4: an attack's robust accuracy differs from the reference's by more than 0.5 points, or the losses of an update do.")]
 pub(crate) struct Args {
     /// What to measure: `gpu`, or a crate's name without `c2r-`, such as `attacks`

@@ -3,6 +3,7 @@
 //! Links neither libtorch nor a c2r library that does, so it builds anywhere and can install what they need.
 
 mod bench;
+mod book;
 mod cache;
 mod checkout;
 mod compiler;
@@ -56,6 +57,7 @@ enum Command {
     Reproduce(reproduce::Args),
     Bench(bench::Args),
     Fuzz(fuzz::Args),
+    Book(book::Args),
     Tidy(tidy::Args),
 }
 
@@ -69,6 +71,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Reproduce(args) => reproduce::run(args, &checkout),
         Command::Bench(args) => bench::run(args, &checkout),
         Command::Fuzz(args) => fuzz::run(args, &checkout),
+        Command::Book(args) => book::run(args, &checkout),
         Command::Tidy(args) => tidy::run(args, &checkout),
     }
 }

@@ -2,12 +2,13 @@
 
 mod dependencies;
 mod modules;
+mod pages;
 mod source;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
-    path::{Component, Path, PathBuf},
+    path::Path,
     process::Command,
 };
 
@@ -21,8 +22,8 @@ use dependencies::{ARCHITECTURE, Metadata};
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "\
 Checked: dependencies between crates against the table in docs/architecture.md, dependencies that nothing uses, circles \
-among the files of a crate, top-level entries, licences and Cargo.lock, links in Markdown files, file sizes, unfinished \
-code, paths of one machine, pages nothing links to.
+among the files of a crate, top-level entries, licences and Cargo.lock, links and anchors in Markdown files, pages that \
+docs/SUMMARY.md lacks, file sizes, unfinished code, paths of one machine.
 
 Examples:
   cargo xtask tidy
@@ -74,6 +75,7 @@ const LONGER: &str = "//! Longer than 600 lines:";
 pub(crate) fn run(_: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     let files = files(checkout)?;
     let mut problems = Vec::new();
+    let mut pages = BTreeMap::new();
     problems.extend(check_places(&files));
     for file in &files {
         let path = checkout.root().join(file);
@@ -81,10 +83,14 @@ pub(crate) fn run(_: &Args, checkout: &Checkout) -> anyhow::Result<()> {
         let Ok(data) = fs::metadata(&path) else { continue };
         if data.is_file() {
             let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            problems.extend(check_file(file, &bytes, &|target| exists(checkout, &files, target)));
+            problems.extend(check_file(file, &bytes));
+            // Expected output of tests points at files that the tests make.
+            if file.ends_with(".md") && file.split('/').all(|part| part != "tests") {
+                pages.insert(file.clone(), String::from_utf8_lossy(&bytes).into_owned());
+            }
         }
     }
-    problems.extend(check_pages(checkout, &files)?);
+    problems.extend(pages::check(&pages, &|target| exists(checkout, &files, target)));
     for file in files.iter().filter(|file| file.ends_with(".rs")) {
         let text = fs::read_to_string(checkout.root().join(file)).with_context(|| format!("cannot read {file}"))?;
         problems.extend(check_length(file, &text));
@@ -150,8 +156,8 @@ fn check_length(file: &str, text: &str) -> Option<String> {
     (!is_fine).then(|| format!("{file}: {n} lines of code; split it, or say why at its top: `{LONGER} ...`"))
 }
 
-/// What is wrong with one file; `exists` knows which paths a link may point at.
-fn check_file(file: &str, bytes: &[u8], exists: &dyn Fn(&Path) -> bool) -> Vec<String> {
+/// What is wrong with one file.
+fn check_file(file: &str, bytes: &[u8]) -> Vec<String> {
     let mut problems = Vec::new();
     if bytes.len() as u64 > MAX_BYTES {
         problems.push(format!("{file}: {} bytes, more than {MAX_BYTES}", bytes.len()));
@@ -180,16 +186,6 @@ fn check_file(file: &str, bytes: &[u8], exists: &dyn Fn(&Path) -> bool) -> Vec<S
             }
         }
     }
-    // Expected output of tests points at files that the tests make.
-    let is_output = file.split('/').any(|part| part == "tests");
-    if file.ends_with(".md") && !is_output {
-        for (number, target) in local_links(text) {
-            let folder = Path::new(file).parent().unwrap_or(Path::new(""));
-            if !exists(&normal(&folder.join(target))) {
-                problems.push(format!("{file}:{number}: links to {target}, which is not there"));
-            }
-        }
-    }
     problems
 }
 
@@ -202,65 +198,11 @@ fn machine_paths() -> [String; 4] {
     ["root", "work", "Users", "home"].map(|top| format!("/{top}/"))
 }
 
-/// Targets of Markdown links and pictures that are files, with their line; code blocks do not count.
-fn local_links(text: &str) -> Vec<(usize, &str)> {
-    let mut in_code = false;
-    let mut links = Vec::new();
-    for (number, line) in (1..).zip(text.lines()) {
-        if line.trim_start().starts_with("```") {
-            in_code = !in_code;
-        }
-        if in_code {
-            continue;
-        }
-        for (position, _) in line.match_indices("](") {
-            let target = line[position + 2..].split([')', ' ', '#']).next().unwrap_or_default();
-            let is_remote = target.contains("://") || target.starts_with("mailto:");
-            // `#[deny](` in prose about code is no link; a link's text is outside backticks.
-            let in_backticks = line[..position].matches('`').count() % 2 == 1;
-            if !target.is_empty() && !is_remote && !in_backticks {
-                links.push((number, target));
-            }
-        }
-    }
-    links
-}
-
-/// `a/../b` is `b`.
-fn normal(path: &Path) -> PathBuf {
-    let mut out = PathBuf::new();
-    for part in path.components() {
-        match part {
-            Component::ParentDir => drop(out.pop()),
-            Component::CurDir => {}
-            other => out.push(other),
-        }
-    }
-    out
-}
-
 /// Files that git does not know are not there for anyone else; folders are there with their files.
 fn exists(checkout: &Checkout, files: &BTreeSet<String>, target: &Path) -> bool {
     let name = target.to_string_lossy();
     files.contains(&*name)
         || (checkout.root().join(target).is_dir() && files.iter().any(|file| Path::new(file).starts_with(target)))
-}
-
-/// Every page of docs/ can be reached from the README or from another page.
-fn check_pages(checkout: &Checkout, files: &BTreeSet<String>) -> anyhow::Result<Vec<String>> {
-    let mut linked = BTreeSet::new();
-    for file in files.iter().filter(|file| file.ends_with(".md")) {
-        let path = checkout.root().join(file);
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let folder = Path::new(file).parent().unwrap_or(Path::new("")).to_owned();
-        let targets = local_links(&text).into_iter().map(|(_, target)| normal(&folder.join(target)));
-        linked.extend(targets.filter(|target| target != Path::new(file)));
-    }
-    let pages = files.iter().filter(|file| file.starts_with("docs/") && file.ends_with(".md"));
-    Ok(pages
-        .filter(|page| !linked.contains(Path::new(page)))
-        .map(|page| format!("{page}: no other page links to it"))
-        .collect())
 }
 
 #[cfg(test)]
@@ -280,9 +222,8 @@ mod tests {
 
     #[test]
     fn contents() {
-        let exists = |path: &Path| path == Path::new("docs/install.md") || path == Path::new("data");
         let check = |file: &str, text: &str, problem: &str| {
-            let problems = check_file(file, text.as_bytes(), &exists);
+            let problems = check_file(file, text.as_bytes());
             match problem {
                 "" => assert_eq!(problems, [""; 0], "{text}"),
                 _ => assert!(problems.len() == 1 && problems[0].contains(problem), "{problems:?}"),
@@ -300,11 +241,6 @@ mod tests {
         check("a.md", &format!("one\n{} HEAD\ntwo", "<".repeat(7)), "a.md:2: a conflict of a merge");
         check("a.md", "<<<<<<<\n=======\n", "");
         check("a.csv", &"x".repeat(MAX_BYTES as usize + 1), "more than 1000000");
-        check("docs/a.md", "see [install](install.md#cuda), [x](https://x.y/z) and [data](../data)", "");
-        check("docs/a.md", "first\nsee ![picture](pictures/grid.png)", "docs/a.md:2: links to pictures/grid.png");
-        check("docs/a.md", "```text\n[a](b)\n```\n`#[a](b)`", "");
-        check("crates/x/tests/golden/a.md", "[made](grid.png)", "");
-        check("README.md", "[up](docs/../docs/install.md)", "");
     }
 
     #[test]
