@@ -31,7 +31,7 @@ pub(crate) enum Size {
 }
 
 /// How images are resized: the triangle filter, as wide as the reduction, first along the rows and then along the
-/// columns, in bytes. Pillow does the same under the name of bilinear (docs/datasets.md compares the pixels).
+/// columns, in bytes. Pillow does the same under the name of bilinear (docs/performance.md compares the pixels).
 pub(crate) const RESAMPLING: &str = "triangle filter, antialiased, rows first";
 
 /// Decodes files into one buffer: images in the order of `paths`, each as the planes R, G, B; grey

@@ -3,6 +3,8 @@
 #[cfg(unix)]
 mod long_runs;
 mod models;
+#[cfg(unix)]
+mod pages;
 mod precision;
 mod rates;
 mod sets;
