@@ -216,11 +216,10 @@ fn foreign(args: &Args, spec: &DatasetSpec, ui: &Ui) -> anyhow::Result<Synthetic
         "sha256": sha256,
         "labels_file": args.labels_from.as_deref().map(name),
     });
-    let (mut set, notes) = c2r_data::import(&file, labels.as_ref(), spec, &options, origin)
+    let (set, notes) = c2r_data::import(&file, labels.as_ref(), spec, &options, origin)
         .map_err(flags)
         .with_context(|| args.file.display().to_string())
         .or_exit(exit::DATA)?;
     notes.iter().for_each(|note| ui.note(note));
-    set.header.seed = args.seed;
     Ok(set)
 }
