@@ -23,6 +23,7 @@ const ENVIRONMENT: Environment = Environment {
         "nbclient==0.11.0",
         "ipykernel==7.4.0",
         "pytest==9.2.0",
+        "setuptools==80.9.0",
     ],
     size: "5 GB",
 };
