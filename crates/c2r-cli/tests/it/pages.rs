@@ -24,6 +24,18 @@ fn readme() {
 }
 
 #[test]
+fn distil_and_train() {
+    commands_of(include_str!("../../../../docs/start/train.md"));
+}
+
+/// The table compares the two methods.
+#[test]
+fn compare() {
+    let said = commands_of(include_str!("../../../../docs/start/compare.md"));
+    assert!(said.contains("mine") && said.contains("C²R"), "{said}");
+}
+
+#[test]
 fn a_loss_of_ones_own() {
     commands_of(include_str!("../../../../docs/own-loss.md"));
 }
