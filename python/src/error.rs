@@ -15,7 +15,7 @@ use pyo3::{
 pub(crate) struct Raised(Arc<Mutex<Option<PyErr>>>);
 
 impl Raised {
-    /// Keeps `error`; what the driver of the attacks is told instead.
+    /// Keeps `error`; the result goes to the driver of the attacks instead.
     pub(crate) fn keep(&self, error: PyErr) -> ClassifierError {
         let text = error.to_string();
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);

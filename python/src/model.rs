@@ -90,7 +90,7 @@ impl Classifier for Callable {
     }
 }
 
-/// A TorchScript model that stops when it is told to.
+/// A TorchScript model that can be stopped.
 pub(crate) struct Script {
     script: Box<dyn Classifier + Send>,
     stop: Stop,

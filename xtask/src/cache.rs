@@ -73,7 +73,7 @@ pub(crate) fn remove_left(folder: &Path, prefix: &str, what: &str) -> anyhow::Re
     for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
         let path = entry?.path();
         if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix)) {
-            ui::note(format!("removing {}, left by {what} that was killed", path.display()));
+            ui::note(format!("removing {}, left over from {what} that was killed", path.display()));
             fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;
         }
     }

@@ -95,7 +95,7 @@ impl Checkout {
     /// If the build fails.
     pub(crate) fn build_c2r(&self) -> anyhow::Result<()> {
         if !self.c2r().is_file() {
-            ui::note("building c2r; the bindings to libtorch alone take minutes the first time");
+            ui::note("building c2r; the first build takes minutes (the bindings to libtorch)");
         }
         self.run_cargo(self.cargo().args(["build", "--release", "--package", "c2r-cli"]), "building c2r")
     }

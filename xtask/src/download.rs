@@ -15,61 +15,49 @@ use c2r_run::{exit, signals, terminal as ui};
 
 use crate::{cache, checkout::Checkout};
 
-/// Download datasets: resumed, checked and unpacked whole or not at all
+/// Download datasets, verify them and unpack them
+///
+/// An interrupted download stays as NAME.part, and the same command resumes it. The archive is removed once it is unpacked.
 #[derive(Debug, Clone, clap::Args)]
-#[command(after_help = "\
-Examples:
-  cargo xtask download digits                    part of c2r; only checked
-  cargo xtask download cifar10 --data ~/datasets
-  cargo xtask download cifar10 --data ~/datasets --mirror file:///media/usb
-  cargo xtask download --list --data ~/datasets
-  cargo xtask download tiny-imagenet --data ~/datasets --verify
-
-Addresses, sizes, hashes and licences are in data/datasets.toml. The hashes come from third-party \
-listings, not from the publishers. If a file has another one, both are shown; what came over the \
-network is kept as NAME.rejected, a file of a --mirror folder stays where it is. --accept-sha256 \
-takes it and records that in the folder and in every result. A server whose file has another length \
-is not asked for it.
-What is interrupted stays as NAME.part, and the same command resumes there. The archive is \
-removed once unpacked. --verify reads every unpacked file again. More: docs/datasets.md.")]
+#[command(after_long_help = include_str!("help/download.txt"))]
 pub(crate) struct Args {
-    /// digits, cifar10, cifar100, tiny-imagenet, imagenette, imagewoof
+    /// Datasets: digits, cifar10, cifar100, tiny-imagenet, imagenette, imagewoof
     #[arg(value_name = "NAME", required_unless_present = "list")]
     names: Vec<String>,
 
-    /// Folder that holds, or will hold, the datasets
+    /// Folder for the datasets
     #[arg(long, value_name = "DIR", env = "C2R_DATA")]
     data: Option<PathBuf>,
 
-    /// Take the archives from here instead of their publishers: http(s)://HOST/PATH, file:///FOLDER or a folder
+    /// Get the archives from here instead of their publishers: http(s)://HOST/PATH, file:///FOLDER or a folder
     #[arg(long, value_name = "URL")]
     mirror: Option<String>,
 
-    /// Which archive, where a dataset has several (imagenette) [default: the first in data/datasets.toml]
+    /// Archive to take if a dataset has several (imagenette) [default: the first in data/datasets.toml]
     #[arg(long, value_name = "FILE")]
     archive: Option<String>,
 
-    /// Read what is there again and compare it with what was unpacked; download nothing
+    /// Do not download; compare the files with those that were unpacked
     #[arg(long, conflicts_with_all = ["list", "mirror", "archive", "accept_sha256"])]
     verify: bool,
 
-    /// Show which datasets there are, what of them is here, how large, under which licence
+    /// List the datasets with their size, licence and place on this machine
     #[arg(long)]
     list: bool,
 
-    /// Take the archive with this SHA-256 (64 hexadecimal digits), whatever data/datasets.toml promises
+    /// Accept an archive with this SHA-256 (64 hexadecimal digits) instead of the one in data/datasets.toml
     #[arg(long, value_name = "HEX", value_parser = sha256_text)]
     accept_sha256: Option<String>,
 
-    /// Give up a connection after this many seconds without a byte
+    /// Give up a connection after this many seconds without data
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: u64,
 
-    /// Give up a connection that brings fewer bytes a second than this, taken over the time of --timeout
+    /// Give up a connection that is slower than this, in bytes per second over the time of --timeout
     #[arg(long, value_name = "BYTES", default_value_t = 1000)]
     min_speed: u64,
 
-    /// Give up after this many failed tries in a row
+    /// Give up after this many failed attempts in a row
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     tries: u32,
 }
@@ -100,11 +88,11 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
         return chosen.into_iter().try_for_each(|dataset| list(dataset, args.data.as_deref()));
     }
     if chosen.len() > 1 && (args.accept_sha256.is_some() || args.archive.is_some()) {
-        return Err(exit::usage("--accept-sha256 and --archive are about one dataset; name one"));
+        return Err(exit::usage("--accept-sha256 and --archive need exactly one dataset; name one"));
     }
     let data = || {
         let data = args.data.as_deref();
-        data.ok_or_else(|| exit::usage("which folder? Name one with `--data DIR` or C2R_DATA"))
+        data.ok_or_else(|| exit::usage("name a folder for the datasets with `--data DIR` or C2R_DATA"))
     };
     for dataset in chosen {
         if dataset.embedded.is_some() {
@@ -121,7 +109,7 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
 fn find<'a>(entries: &'a [DatasetEntry], name: &str) -> anyhow::Result<&'a DatasetEntry> {
     entries.iter().find(|dataset| dataset.name == name).ok_or_else(|| {
         let known: Vec<&str> = entries.iter().map(|dataset| dataset.name.as_str()).collect();
-        exit::usage(format!("`{name}` is not a dataset; there are {}", known.join(", ")))
+        exit::usage(format!("`{name}` is not a dataset; the datasets are {}", known.join(", ")))
     })
 }
 
@@ -135,16 +123,16 @@ fn watched<T>(
     let on_event = &mut |event: Event<'_>| match event {
         Event::Progress(bytes) => meter.set(bytes, ""),
         Event::Resuming { bytes, part } => {
-            ui::note(format!("resuming after the {} in {}", size(bytes), part.display()));
+            ui::note(format!("resuming after {} in {}", size(bytes), part.display()));
         }
         Event::RemovingRejected(path) => {
             ui::note(format!("removing {}, which an earlier download rejected", path.display()));
         }
         Event::StartingOver => {
-            ui::note("what was there before and what came now are not one file: fetching it whole");
+            ui::note("the file on the server has changed; downloading all of it again");
         }
         Event::Retrying { reason, attempt, tries, wait } => {
-            ui::note(format!("{reason}; try {attempt} of {tries} in {}", ui::duration(wait)));
+            ui::note(format!("{reason}; attempt {attempt} of {tries} follows in {}", ui::duration(wait)));
         }
         _ => {}
     };
@@ -167,12 +155,12 @@ fn check_embedded(dataset: &DatasetEntry, checkout: &Checkout) -> anyhow::Result
     let found = watched(path, None, |watch| digests_of_file(&checkout.root().join(path), watch)).map_err(explain)?;
     if (found.bytes, &found.sha256) != (embedded.bytes, promised) {
         let found = found.sha256;
-        let message = format!("{path} was changed: SHA-256 {found}, data/datasets.toml promises {promised}");
+        let message = format!("{path} was changed: its SHA-256 is {found}, but data/datasets.toml has {promised}");
         return exit::fail(exit::DATA, message);
     }
     let size = size(found.bytes);
     ui::note(format!(
-        "{name}: part of c2r ({path}, {size}, hash checked); nothing to download. Look at it with\n  c2r inspect {name}"
+        "{name} is part of c2r ({path}, {size}, hash verified), so there is nothing to download; look at it with\n  c2r inspect {name}"
     ));
     Ok(())
 }
@@ -207,16 +195,16 @@ fn download(dataset: &DatasetEntry, args: &Args, data: &Path) -> anyhow::Result<
         })?,
     };
     c2r_files::create_folder(data).map_err(|error| explain(error.into()))?;
-    let _lock = cache::lock(&data.join(".c2r-download.lock"), "another download into this folder is at work")?;
+    let _lock = cache::lock(&data.join(".c2r-download.lock"), "another download into this folder is running")?;
     cache::remove_left(data, WORKSHOP, "a download")?;
     let archive = Archive { dataset, file, data };
     let (name, folder) = (&dataset.name, archive.folder());
     if folder.exists() {
         let origin = match Record::read(&folder).map_err(explain)? {
-            Some(record) => format!("from {}; --verify reads it again", record.archive),
-            None => "not from this command, so it was left alone".into(),
+            Some(record) => format!("from {}; --verify checks it", record.archive),
+            None => "not downloaded by this command and left unchanged".into(),
         };
-        ui::note(format!("{name}: {} is there already, {origin}", folder.display()));
+        ui::note(format!("{name}: {} exists already ({origin})", folder.display()));
         return Ok(());
     }
     let total = file.bytes.map(|bytes| format!(", {}", size(bytes))).unwrap_or_default();
@@ -240,18 +228,18 @@ fn download(dataset: &DatasetEntry, args: &Args, data: &Path) -> anyhow::Result<
         watched(&format!("unpacking {}", file.name), None, |watch| archive.unpack(&path, &source, &found, watch));
     let record = record.map_err(|error| match error {
         FetchError::Interrupted => {
-            let message = format!("interrupted; {} is whole, and the same command unpacks it", path.display());
+            let message = format!("interrupted; {} is complete, and the same command unpacks it", path.display());
             exit::error(exit::INTERRUPTED, message)
         }
         other => explain(other),
     })?;
     if record.accepted_instead_of.is_some() {
         let (archive, hash) = (&record.archive, &record.sha256);
-        ui::note(format!("{archive}: the SHA-256 {hash} was accepted by hand, and the folder says so"));
+        ui::note(format!("{archive}: the SHA-256 {hash} was accepted by hand, and the folder records this"));
     }
     ui::note(format!(
-        "{name}: {} files, {} in {}\n  licence: {}\n  c2r inspect {name} --data {}",
-        record.files,
+        "{name}: {}, {} in {}\n  licence: {}\n  c2r inspect {name} --data {}",
+        ui::counted(record.files as usize, "file"),
         size(record.unpacked_bytes),
         folder.display(),
         dataset.licence,
@@ -333,7 +321,7 @@ fn verify(dataset: &DatasetEntry, data: &Path) -> anyhow::Result<()> {
     for folder in folders_here(dataset, data) {
         let here = folder.display();
         let Some(record) = Record::read(&folder).map_err(explain)? else {
-            ui::note(format!("{here}: not from this command, so there is nothing to compare it with"));
+            ui::note(format!("{here}: not downloaded by this command, so it cannot be verified"));
             continue;
         };
         let problems = watched(&format!("reading {here}"), Some(record.unpacked_bytes), |watch| {
@@ -344,29 +332,29 @@ fn verify(dataset: &DatasetEntry, data: &Path) -> anyhow::Result<()> {
             let n = problems.len();
             let more = if n > SHOWN { format!("\n  and {} more", n - SHOWN) } else { String::new() };
             let shown = problems[..n.min(SHOWN)].join("\n  ");
-            let remedy = "remove the folder and download again";
-            let message = format!("{here}: {n} differences from what was unpacked\n  {shown}{more}\n{remedy}");
+            let remedy = "remove the folder and download the dataset again";
+            let message = format!("{here}: {n} files differ from those that were unpacked\n  {shown}{more}\n{remedy}");
             return exit::fail(exit::DATA, message);
         }
-        ui::note(format!("{here}: as it was unpacked from {}", record.origin()));
+        ui::note(format!("{here}: unchanged since it was unpacked from {}", record.origin()));
         verified += 1;
     }
     if verified == 0 {
         let (name, data) = (&dataset.name, data.display());
-        return exit::fail(exit::DATA, format!("{name}: nothing in {data} was downloaded by this command"));
+        return exit::fail(exit::DATA, format!("{name}: this command downloaded nothing into {data}"));
     }
     Ok(())
 }
 
 fn list(dataset: &DatasetEntry, data: Option<&Path>) -> anyhow::Result<()> {
     let images = match (dataset.n_train, dataset.n_test) {
-        (Some(train), Some(test)) => format!("{train} + {test} images, "),
+        (Some(train), Some(test)) => format!("{} + {}, ", ui::count(train as f64), ui::counted(test, "image")),
         _ => String::new(),
     };
     let heading = format!("{}: {}, {images}{} classes", dataset.name, dataset.title, dataset.classes.len());
     let here = match (&dataset.embedded, data) {
         (Some(embedded), _) => vec![format!("part of c2r: {} ({})", embedded.path, size(embedded.bytes))],
-        (None, None) => vec!["unknown: no `--data DIR` and no C2R_DATA".into()],
+        (None, None) => vec!["unknown; name the folder with --data DIR or C2R_DATA".into()],
         (None, Some(data)) => here(dataset, data)?,
     };
     let mut archives: Vec<String> = dataset
@@ -375,7 +363,7 @@ fn list(dataset: &DatasetEntry, data: Option<&Path>) -> anyhow::Result<()> {
         .map(|file| format!("{} ({}): {}", file.name, file.bytes.map_or("size not known".into(), size), file.url))
         .collect();
     if archives.is_empty() && dataset.embedded.is_none() {
-        archives.push("none: taken from your copy of ILSVRC-2012".into());
+        archives.push("none; it is read from your copy of ILSVRC-2012".into());
     }
     ui::out(heading);
     let about = [("licence", vec![dataset.licence.clone()]), ("about", vec![dataset.homepage.clone()])];
@@ -393,9 +381,9 @@ fn here(dataset: &DatasetEntry, data: &Path) -> anyhow::Result<Vec<String>> {
             Some(record) => format!("{}, from {}", size(record.unpacked_bytes), record.origin()),
             // All of ImageNet would take minutes to add up.
             None if dataset.files.iter().any(|file| folder.ends_with(&file.folder)) => {
-                format!("{}, not from this command", size(bytes_below(&folder)?))
+                format!("{}, not downloaded by this command", size(bytes_below(&folder)?))
             }
-            None => "not from this command".into(),
+            None => "not downloaded by this command".into(),
         };
         lines.push(format!("{} ({text})", folder.display()));
     }
@@ -410,7 +398,7 @@ fn here(dataset: &DatasetEntry, data: &Path) -> anyhow::Result<Vec<String>> {
     if lines.is_empty() {
         let folder = dataset.files.first().map(|file| &file.folder).or(dataset.folders.first());
         let folder = folder.context("a dataset has a folder")?;
-        lines.push(format!("no; it would be in {}", data.join(folder).display()));
+        lines.push(format!("not found; it would be in {}", data.join(folder).display()));
     }
     Ok(lines)
 }

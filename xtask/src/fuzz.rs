@@ -28,32 +28,26 @@ const LARGEST_INPUT: u32 = 20_000;
 /// Where the wrapper around rustc lies, from the top folder.
 const WRAPPER: &str = "tests/fuzz/rustc-with-coverage";
 
-/// Change files at random until a reader panics, hangs or takes memory without bound
+/// Change files at random until a reader panics, hangs or uses too much memory
+///
+/// Starts from the files in tests/fuzz/corpus/TARGET. Files that break a reader are kept in target/fuzz/findings, with the command
+/// that repeats the failure; once it is fixed, the file belongs in tests/fuzz/corpus. Works with the stable compiler on Linux and macOS.
 #[derive(Debug, Clone, clap::Args)]
-#[command(after_help = "\
-Starts from the files in tests/fuzz/corpus/TARGET. What libFuzzer learns is kept in target/fuzz/corpus, and a file that \
-is a finding in target/fuzz/findings, with the command that repeats it; once fixed, it belongs in tests/fuzz/corpus. \
-Works with the stable compiler on Linux and macOS; the address sanitizer, which needs a nightly one, is not used.
-
-Examples:
-  cargo xtask fuzz                        a minute for all of them, as .ci/run does
-  cargo xtask fuzz --seconds 36000        overnight
-  cargo xtask fuzz npz pickle
-  cargo xtask fuzz --list")]
+#[command(after_long_help = include_str!("help/fuzz.txt"))]
 pub(crate) struct Args {
-    /// Time for all targets together, without the build
+    /// Seconds for all targets together, without the build
     #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
 
-    /// How many run side by side [default: all cores]
+    /// Number of targets to run at once [default: all cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     jobs: Option<u16>,
 
-    /// Name the targets and do nothing
+    /// List the targets
     #[arg(long)]
     list: bool,
 
-    /// Only these
+    /// Targets [default: all]
     #[arg(value_name = "TARGET")]
     targets: Vec<String>,
 }
@@ -66,7 +60,7 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
         return Ok(());
     }
     if let Some(unknown) = args.targets.iter().find(|name| !known.contains(name)) {
-        return Err(exit::usage(format!("`{unknown}` is not a target; there are {}", known.join(", "))));
+        return Err(exit::usage(format!("`{unknown}` is not a target; the targets are {}", known.join(", "))));
     }
     let chosen = if args.targets.is_empty() { known } else { args.targets.clone() };
     setup::ensure(checkout)?;
@@ -74,7 +68,7 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
 
     let jobs = args.jobs.map_or_else(|| thread::available_parallelism().map_or(1, usize::from), usize::from);
     let seconds = seconds_each(args.seconds, chosen.len(), jobs);
-    ui::note(format!("{} targets, {seconds} s each, {jobs} at a time", chosen.len()));
+    ui::note(format!("{}, {seconds} s each, {jobs} at a time", ui::counted(chosen.len(), "target")));
     let mut failed = Vec::new();
     for names in chosen.chunks(jobs) {
         let started: Vec<Running> =
@@ -90,7 +84,7 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     if failed.is_empty() {
         return Ok(());
     }
-    Err(exit::error(exit::UNEXPECTED, format!("findings in {}; see above", failed.join(", "))))
+    Err(exit::error(exit::UNEXPECTED, format!("readers fail on files of {}; see above", failed.join(", "))))
 }
 
 /// Names of the targets: the folders of the corpus, of which a test says that they are complete.
@@ -169,7 +163,7 @@ impl Running {
             let number = |name: &str| stat(&log, name).unwrap_or_default();
             let (runs, new) = (number("stat::number_of_executed_units:"), number("stat::new_units_added:"));
             anyhow::ensure!(runs > 0, "{}: libFuzzer ran nothing; see {}", self.name, self.log.display());
-            ui::note(format!("{:<16} {runs:>9} files, {new} of them new to it", self.name));
+            ui::note(format!("{:<16} {:>11} files, {new} of them new", self.name, ui::count(runs as f64)));
             return Ok(true);
         }
         let start = log.lines().position(|line| line.contains("panicked at") || line.contains("ERROR: libFuzzer"));

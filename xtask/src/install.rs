@@ -20,23 +20,7 @@ use crate::{
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// Takes the parts named on its command line out of wheels: wheels' folder, output folder, library names.
-const EXTRACT: &str = r#"
-import os, shutil, sys, zipfile
-wheels, out, wanted = sys.argv[1], sys.argv[2], set(sys.argv[3:])
-for wheel in sorted(os.listdir(wheels)):
-    with zipfile.ZipFile(os.path.join(wheels, wheel)) as archive:
-        for member in archive.infolist():
-            base = os.path.basename(member.filename)
-            if member.filename.startswith("torch/include/") and base:
-                target = os.path.join(out, *member.filename.split("/")[1:])
-            elif base in wanted:
-                target = os.path.join(out, "lib", base)
-            else:
-                continue
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            with archive.open(member) as source, open(target, "wb") as sink:
-                shutil.copyfileobj(source, sink, 1 << 20)
-"#;
+const EXTRACT: &str = include_str!("extract_wheels.py");
 
 /// The folder of an installation, whether or not it is there. For CUDA the libraries of NVIDIA lie
 /// next to `torch`, where the search paths inside libtorch look for them.
@@ -86,10 +70,10 @@ pub(crate) fn install(cache: &Path, flavour: Flavour, force: bool) -> anyhow::Re
                 made.join("torch")
             }
         };
-        let fresh = Libtorch::inspect(&inside).context("pip ended well, but what it brought is not complete")?;
+        let fresh = Libtorch::inspect(&inside).context("pip reported success, but its libtorch is incomplete")?;
         anyhow::ensure!(
             fresh.is_right_version() && fresh.flavour == flavour,
-            "pip ended well, but brought libtorch {} ({}) instead of {LIBTORCH_VERSION} ({flavour})",
+            "pip reported success, but installed libtorch {} ({}) instead of {LIBTORCH_VERSION} ({flavour})",
             fresh.version,
             fresh.flavour
         );
@@ -121,7 +105,7 @@ fn download_and_extract(python: &Python, workshop: &Path, made: &Path) -> anyhow
 /// Everything, with NVIDIA's libraries.
 fn pip_install(python: &Python, workshop: &Path, made: &Path) -> anyhow::Result<()> {
     ui::note(format!(
-        "an NVIDIA driver is here: installing libtorch {LIBTORCH_VERSION} with CUDA, with pip \
+        "an NVIDIA driver is installed, so this installs libtorch {LIBTORCH_VERSION} with CUDA, with pip \
          (about 3 GB to download, 5 GB on disk, once per user; `--cuda no` installs 0.5 GB for the CPU)"
     ));
     let mut command = python.pip(workshop)?;
@@ -151,7 +135,7 @@ fn run_pip(command: &mut Command, workshop: &Path) -> anyhow::Result<()> {
         if elapsed >= next && !ui::is_terminal() {
             next = elapsed + HEARTBEAT;
             ui::note(format!(
-                "... pip is at work: {} on disk after {}",
+                "... pip: {} on disk after {}",
                 ui::megabytes(bytes_below(workshop)),
                 ui::duration(elapsed)
             ));
@@ -161,10 +145,10 @@ fn run_pip(command: &mut Command, workshop: &Path) -> anyhow::Result<()> {
         return Ok(());
     }
     Err(exit::usage(format!(
-        "pip could not fetch libtorch ({status}); see its message above; nothing was left behind\n  \
+        "pip could not fetch libtorch ({status}); see its message above; its files were removed\n  \
          - no network: connect, or copy {} from a machine that has it\n  \
          - a mirror instead of pypi.org: set PIP_INDEX_URL\n  \
-         - another way: `python3 -m pip install torch=={LIBTORCH_VERSION}` in an environment of yours, or set\n    \
+         - another way: `python3 -m pip install torch=={LIBTORCH_VERSION}` in your own environment, or set\n    \
            LIBTORCH to an unpacked libtorch {LIBTORCH_VERSION}; then call this again",
         cache::folder()?.display()
     )))

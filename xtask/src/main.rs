@@ -13,7 +13,6 @@ mod install;
 mod libtorch;
 mod package;
 mod python;
-mod regression;
 mod reproduce;
 mod setup;
 mod smoke;
@@ -31,23 +30,13 @@ use clap::{Parser, Subcommand};
 
 use checkout::Checkout;
 
-/// Set-up, downloads, tests, reproduction and checks of this repository
+/// Set up, download data, run tests, reproduce the paper's tables, and check this repository
 #[derive(Parser)]
-#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 120, after_help = EXAMPLES)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 120, after_long_help = include_str!("help/xtask.txt"))]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
-
-const EXAMPLES: &str = "\
-Examples:
-  cargo xtask setup
-  cargo xtask download cifar10 --data ~/datasets
-  cargo xtask reproduce table2 --scale quick
-  cargo xtask test
-
-Exit codes: 0 done, 1 unexpected failure, 2 wrong arguments or machine set-up, 3 data missing or wrong, \
-4 finished but outside the stated tolerance, 124 the time limit is over, 130 interrupted (the same command resumes).";
 
 #[derive(Subcommand)]
 enum Command {

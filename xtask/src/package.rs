@@ -38,7 +38,7 @@ const ENVIRONMENT: Environment = Environment {
 pub(crate) fn test(make: bool, strict: bool, checkout: &Checkout) -> anyhow::Result<()> {
     if !make && !ENVIRONMENT.is_there() {
         ui::notes(format!(
-            "SKIPPED: the tests of the Python package: `cargo xtask test --python` makes its environment ({}) and runs them",
+            "SKIPPED: tests of the Python package; `cargo xtask test --python` makes their environment ({}) and runs them",
             ENVIRONMENT.size
         ));
         return Ok(());
@@ -47,7 +47,7 @@ pub(crate) fn test(make: bool, strict: bool, checkout: &Checkout) -> anyhow::Res
         Ok(python) => python,
         Err(error) if strict => return Err(error),
         Err(error) => {
-            ui::notes(format!("SKIPPED: the tests of the Python package: {}", exit::message(&error)));
+            ui::notes(format!("SKIPPED: tests of the Python package: {}", exit::message(&error)));
             return Ok(());
         }
     };

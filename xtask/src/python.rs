@@ -120,7 +120,7 @@ impl Environment {
                 let status = process::foreground(&mut pip, |_| {})?;
                 if !status.success() {
                     return Err(exit::usage(format!(
-                        "pip could not install {requirements} ({status}); see its message above; nothing was left behind"
+                        "pip could not install {requirements} ({status}); see its message above; its files were removed"
                     )));
                 }
                 Ok(fs::write(made.join("requirements.txt"), self.requirements.join("\n") + "\n")?)

@@ -18,77 +18,68 @@ use crate::{
 const LONG_SCALE: &str = Experiment::PAPER_SCALE;
 
 /// Fill a table of the paper: distil, train, attack, and print it
+///
+/// Finished commands are not run again, whichever experiment first needed them, and interrupted ones resume. Several processes or
+/// machines can share one --results folder. docs/reproduce.md explains how.
 #[derive(Debug, Clone, clap::Args)]
-#[command(after_help = "\
-Examples:
-  cargo xtask reproduce --list
-  cargo xtask reproduce table2 --list --scale small --data ~/datasets
-  cargo xtask reproduce table2 --scale quick
-  cargo xtask reproduce table2 --scale small --data ~/datasets --dry-run
-  cargo xtask reproduce table2 --scale paper --data ~/datasets --only dataset=cifar10,ipc=10,seed=0
-  cargo xtask reproduce ablation --scale paper --data ~/datasets --shard 2/8
-  cargo xtask reproduce table2 --scale small --data ~/datasets --time-limit 9m
-  cargo xtask reproduce table2 --scale small --pack work.tar.gz     then --unpack work.tar.gz on another machine
-  cargo xtask reproduce table2 --scale paper --data ~/datasets --launcher slurm --sbatch '--partition=gpu --gres=gpu:1'
-
-What is finished is not run again, by whichever experiment it was asked for first; what was interrupted resumes where it \
-stopped; several processes or machines may share one --results folder. docs/reproduce.md says how that works.
-Exit codes: 0 done, 1 a command failed, 2 wrong arguments, 3 data missing, 4 numbers outside the tolerance, \
-124 the time limit is over, 130 interrupted.")]
+#[command(after_long_help = include_str!("help/reproduce.txt"))]
 pub(crate) struct Args {
-    /// A file of data/paper, without `.toml`
+    /// Experiment: the name of a file in data/paper, such as table2 (--list shows all)
     #[arg(required_unless_present = "list")]
     experiment: Option<String>,
 
-    /// Which grid of the experiment: quick, small or paper
+    /// Grid of the experiment: quick, small or paper
     #[arg(long, required_unless_present = "list")]
     scale: Option<String>,
 
-    /// Folder with the datasets [default: the variable C2R_DATA]
+    /// Folder with the downloaded datasets [default: the variable C2R_DATA]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
 
-    /// Only this part of the grid, e.g. dataset=cifar10,ipc=10,method=c2r,seed=0,protocol=natural,attack=pgd
+    /// Run only this part of the grid, e.g. dataset=cifar10,ipc=10,method=c2r,seed=0,protocol=natural,attack=pgd
     #[arg(long, value_name = "KEY=VALUE,..")]
     only: Vec<Subgrid>,
 
-    /// Only the I-th of N parts of the grid, for N machines that each take another I
+    /// Run only the I-th of N parts of the grid, so that N machines can share it
     #[arg(long, value_name = "I/N", default_value_t = Shard::ALL)]
     shard: Shard,
 
-    /// The grid with these seeds instead of its own; table and report count by them
+    /// Use these seeds instead of the experiment's
     #[arg(long, value_name = "N,..", value_delimiter = ',')]
     seeds: Vec<u64>,
 
-    /// The grid with these methods instead of its own; `all`: every method of the scale `paper`. What is not named is left
-    /// out, references and baseline too: without the baseline there are no p-values (--only runs a part of a grid and
-    /// keeps the rest in its table)
+    /// Use these methods instead of the experiment's; `all` is every method of the scale `paper`
+    ///
+    /// Methods that you do not name are left out of the table, including references and the baseline; without the baseline there
+    /// are no p-values. To run a part of a grid and keep the rest in its table, use --only.
     #[arg(long, value_name = "NAME,..", value_delimiter = ',')]
     methods: Vec<String>,
 
-    /// Judge on training images that nothing was trained on instead of on test images, for choosing settings; for scales
-    /// that train on a part
+    /// Attack held-out training images instead of test images, to choose settings
+    ///
+    /// For scales that train on a part of the training images.
     #[arg(long)]
     held_out: bool,
 
-    /// Where the scale judges on N images, take the first N of the files, as versions before the class-balanced sample did:
-    /// for comparing with their tables
+    /// Attack the first N test images of the files instead of a class-balanced sample of N
+    ///
+    /// To compare with tables of earlier versions of c2r, which did so.
     #[arg(long)]
     first_images: bool,
 
-    /// How many commands run at once [default: as many as the cores carry]; with Slurm, how many tasks
+    /// Number of commands (with Slurm, of tasks) to run at once [default: as many as fit on the cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     jobs: Option<u16>,
 
-    /// Device for every command: cpu, cuda, cuda:N [default: cuda if available, else cpu]
+    /// Device for every command: cpu, cuda or cuda:N [default: cuda if available, otherwise cpu]
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
 
-    /// Where results go; may be shared with other processes and machines
+    /// Folder for the results, which processes and machines can share
     #[arg(long, value_name = "DIR", default_value = "runs")]
     results: PathBuf,
 
-    /// Who runs the commands: this machine, or a job array of a Slurm cluster that sees the same folders
+    /// Where to run the commands
     #[arg(long, value_enum, default_value_t = Launcher::Local)]
     launcher: Launcher,
 
@@ -96,45 +87,45 @@ pub(crate) struct Args {
     #[arg(long, value_name = "OPTIONS", allow_hyphen_values = true)]
     sbatch: Vec<String>,
 
-    /// Tasks of the job array [default: one for each distilled set, at most 1000]
+    /// Number of tasks of the job array [default: one for each distilled set, at most 1,000]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     tasks: Option<u16>,
 
-    /// Stop after this time, e.g. 90s, 9m, 1h30m: running commands save their states, and the same command resumes
+    /// Stop after this time, e.g. 90s, 9m or 1h30m; running commands save their states, and the same command resumes
     #[arg(long, value_name = "TIME", value_parser = arguments::duration)]
     time_limit: Option<Duration>,
 
-    /// Run finished commands again, and discard what they wrote
+    /// Run finished commands again and discard their results
     #[arg(long)]
     force: bool,
 
-    /// Do not say first how long the scale `paper` will take
+    /// Do not estimate first how long the scale `paper` will take
     #[arg(long)]
     no_estimate: bool,
 
-    /// Write the work of this grid, finished and unfinished, into an archive of at most 60 MB and end; --unpack takes it up on
-    /// another machine
+    /// Write the finished and unfinished work of the grid to an archive of at most 60 MB, then exit
+    ///
+    /// --unpack continues it on another machine.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["unpack", "dry_run", "time_limit"])]
     pack: Option<PathBuf>,
 
-    /// Take the work in an archive of --pack first, then go on with the grid
+    /// Unpack an archive of --pack, then continue the grid
     #[arg(long, value_name = "FILE", conflicts_with = "dry_run")]
     unpack: Option<PathBuf>,
 
-    /// Make no table at the end
+    /// Do not make a table at the end
     #[arg(long)]
     no_table: bool,
 
-    /// Neither set up nor build: c2r is built already, and this machine need not be able to
+    /// Neither set up nor build; use c2r as it was built last
     #[arg(long)]
     prebuilt: bool,
 
-    /// Print what would be run, as a shell script that ends in the same table and report, and what it costs here
+    /// Print the commands as a shell script that ends in the same table and report, and their time on this machine
     #[arg(long)]
     dry_run: bool,
 
-    /// Print the experiments, or the one that is named, at every scale or at --scale: size, what is finished, how long the
-    /// rest takes here
+    /// List all experiments (or the one that is named) with their size, progress and remaining time
     #[arg(long, conflicts_with_all = ["only", "shard", "seeds", "methods", "held_out", "first_images", "force", "dry_run", "pack", "unpack"])]
     list: bool,
 }
@@ -142,7 +133,9 @@ pub(crate) struct Args {
 /// Who runs the commands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Launcher {
+    /// This machine
     Local,
+    /// A job array of a Slurm cluster that has the same folders
     Slurm,
 }
 
@@ -156,7 +149,7 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
         return list(args.experiment.as_deref(), args.scale.as_deref(), &place);
     }
     let (Some(name), Some(scale_name)) = (&args.experiment, &args.scale) else {
-        return Err(exit::usage("which experiment, and at which --scale? `--list` shows them"));
+        return Err(exit::usage("name an experiment and a --scale; `--list` shows them"));
     };
     if args.time_limit.is_some() && args.launcher == Launcher::Slurm {
         return Err(exit::usage("--time-limit is for --launcher local; with Slurm, write --sbatch '--time=HH:MM:SS'"));
@@ -172,7 +165,9 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
         scale.subset = SubsetOrder::First;
     }
     if scale.held_out && scale.train_per_class.is_none() {
-        return Err(exit::usage(format!("--held-out: scale {scale_name} trains on all images (no train-per-class)")));
+        return Err(exit::usage(format!(
+            "--held-out needs a scale with train-per-class, and scale {scale_name} trains on all images"
+        )));
     }
     let place = Workplace { threads: scale.threads, ..place };
     let datasets = Datasets::read(&place)?;
@@ -185,7 +180,7 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     if let Some(method) = args.methods.iter().find(|method| plan.without_profile.contains(*method)) {
         return Err(exit::usage(format!("method `{method}` is not implemented: its profile is not in data/profiles")));
     }
-    scale.changes.iter().for_each(|change| terminal::note(format!("not the grid of the file: {change}")));
+    scale.changes.iter().for_each(|change| terminal::note(format!("the grid differs from the file: {change}")));
     say_what_is_missing(&experiment, &plan);
     if args.dry_run {
         return reproduction.dry_run(&plan, !args.no_table);
@@ -205,7 +200,10 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
         setup::ensure(checkout)?;
         checkout.build_c2r()?;
     } else if !place.c2r.is_file() {
-        return Err(exit::usage(format!("--prebuilt: there is no {}", place.c2r.display())));
+        return Err(exit::usage(format!(
+            "--prebuilt: {} does not exist; build it, or leave --prebuilt out",
+            place.c2r.display()
+        )));
     }
     terminal::note(format!("{}, scale {scale_name}: {}", experiment.title, scale.about));
     let name = reproduction.name();
@@ -217,7 +215,9 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
         at_once,
     });
     if array.is_some() && args.shard != Shard::ALL {
-        return Err(exit::usage("--launcher slurm splits the grid itself: --tasks says into how many parts"));
+        return Err(exit::usage(
+            "--launcher slurm splits the grid itself: leave --shard out, and set the number of parts with --tasks",
+        ));
     }
     let with_estimate = scale_name == LONG_SCALE && !args.no_estimate;
     let summary = reproduction.run(&plan, with_estimate, array.as_ref())?;
@@ -237,7 +237,7 @@ fn place(args: &Args, checkout: &Checkout) -> anyhow::Result<Workplace> {
     let is_default = args.results.as_os_str() == "runs";
     let results = if is_default { checkout.root().join(&args.results) } else { user_folder.join(&args.results) };
     if results.exists() && !results.is_dir() {
-        return Err(exit::usage(format!("--results {}: this is not a folder", results.display())));
+        return Err(exit::usage(format!("--results {}: this is not a folder; name another one", results.display())));
     }
     Ok(Workplace {
         root: checkout.root().to_owned(),
@@ -256,7 +256,7 @@ fn say_what_is_missing(experiment: &Experiment, plan: &GridPlan) {
     }
     if !plan.without_profile.is_empty() {
         let names: Vec<&str> = plan.without_profile.iter().map(String::as_str).collect();
-        terminal::note(format!("missing: not implemented yet, so without rows: {}", names.join(", ")));
+        terminal::note(format!("missing: these methods are not implemented and have no rows: {}", names.join(", ")));
     }
 }
 

@@ -18,21 +18,17 @@ use crate::{
 };
 
 /// Find or install libtorch, and link it to `.libtorch`, where cargo looks for it
+///
+/// Takes the first of: LIBTORCH; `torch` of your Python; the folder c2r in $XDG_CACHE_HOME or ~/.cache, where pip installs it if it
+/// is missing. docs/install.md says more.
 #[derive(Debug, Clone, clap::Args)]
-#[command(after_help = "\
-Looked at in this order: LIBTORCH; `torch` of your Python; the cache folder ($XDG_CACHE_HOME or ~/.cache)/c2r, \
-where pip puts it if it is not there. docs/install.md says more.
-
-Examples:
-  cargo xtask setup
-  cargo xtask setup --cuda no
-  LIBTORCH=~/libtorch cargo xtask setup")]
+#[command(after_long_help = include_str!("help/setup.txt"))]
 pub(crate) struct Args {
-    /// Whether libtorch must be able to use a GPU; `auto` asks whether an NVIDIA driver is here
+    /// Whether libtorch must be able to use a GPU
     #[arg(long, value_enum, default_value_t = Cuda::Auto)]
     cuda: Cuda,
 
-    /// Download again, even if it is there
+    /// Download libtorch again, even if it is installed
     #[arg(long)]
     force: bool,
 }
@@ -40,11 +36,11 @@ pub(crate) struct Args {
 /// Whether libtorch must be able to use a GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Cuda {
-    /// Yes if an NVIDIA driver is here.
+    /// If an NVIDIA driver is installed
     Auto,
-    /// It must.
+    /// Always
     Yes,
-    /// The CPU is enough.
+    /// Not needed: the CPU is enough
     No,
 }
 
@@ -107,7 +103,7 @@ fn choose(args: &Args, wanted: Flavour, checkout: &Checkout) -> anyhow::Result<L
 }
 
 fn named_by_user(folder: &Path, cuda: Cuda) -> anyhow::Result<Libtorch> {
-    const INSTEAD: &str = "unset LIBTORCH to have the right one found or installed";
+    const INSTEAD: &str = "unset LIBTORCH, and the right libtorch is found or installed";
     let folder = env::current_dir()?.join(folder);
     let found =
         Libtorch::inspect(&folder).map_err(|error| exit::usage(format!("LIBTORCH is set, but {error}; {INSTEAD}")))?;
@@ -135,8 +131,8 @@ fn in_python(wanted: Flavour) -> Option<Libtorch> {
             folder.display()
         )),
         Ok(found) if wanted == Flavour::Cuda && found.flavour == Flavour::Cpu => ui::note(format!(
-            "not using the Python package torch in {}: it has no CUDA part, and an NVIDIA driver is here \
-             (`--cuda no` takes it)",
+            "not using the Python package torch in {}: it has no CUDA part, but an NVIDIA driver is \
+             installed (`--cuda no` uses it)",
             folder.display()
         )),
         Ok(found) => return Some(found),
@@ -157,7 +153,7 @@ fn link(found: &Libtorch, link: &Path) -> anyhow::Result<()> {
     }
     if fs::symlink_metadata(link).is_ok_and(|data| !data.is_symlink()) {
         return Err(exit::usage(format!(
-            "{} is not a link; move it away (and set LIBTORCH to where it then is, to keep using it)",
+            "{} is not a link; move it away (to keep using it, set LIBTORCH to its new place)",
             link.display()
         )));
     }

@@ -38,12 +38,12 @@ pub(crate) fn run(device: &str, checkout: &Checkout) -> anyhow::Result<()> {
     let help = said(checkout, &["--help"])?;
     let left_out: Vec<&str> =
         names(&help).into_iter().filter(|name| !COMMANDS.iter().any(|c| first(c) == *name)).collect();
-    anyhow::ensure!(left_out.is_empty(), "xtask/src/smoke.rs does not try {}", left_out.join(", "));
+    anyhow::ensure!(left_out.is_empty(), "xtask/src/smoke.rs does not run {}", left_out.join(", "));
     for command in COMMANDS {
         let words = words(command, folder.path(), device);
         let begun = Instant::now();
         said(checkout, &words.iter().map(String::as_str).collect::<Vec<_>>())?;
-        ui::note(format!("c2r {:<9} --device {device}: {:.1} s", first(command), begun.elapsed().as_secs_f64()));
+        ui::note(format!("c2r {:<9} --device {device}: {}", first(command), ui::duration(begun.elapsed())));
     }
     Ok(())
 }
@@ -61,7 +61,7 @@ fn words(command: &str, folder: &Path, device: &str) -> Vec<String> {
 /// The commands that a help text lists, `help` itself left out.
 fn names(help: &str) -> Vec<&str> {
     let list = help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
-    // A description that goes on in the next line is farther in.
+    // A description that continues in the next line is indented further.
     let starts = list.filter_map(|line| line.strip_prefix("  ")).filter(|line| !line.starts_with(' '));
     starts.map(first).filter(|name| *name != "help").collect()
 }
@@ -72,7 +72,7 @@ fn said(checkout: &Checkout, words: &[&str]) -> anyhow::Result<String> {
     command.args(words).env_remove("C2R_DATA");
     checkout::with_libtorch(&mut command, &checkout.libtorch_link());
     let output =
-        process::output(&mut command)?.with_context(|| format!("{} is not there", checkout.c2r().display()))?;
+        process::output(&mut command)?.with_context(|| format!("{} does not exist", checkout.c2r().display()))?;
     process::check_interrupt()?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());

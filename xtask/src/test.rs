@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
+use c2r_grid::Workplace;
 use c2r_run::{exit, terminal as ui};
 
 use crate::{
     checkout::{self, Checkout},
     package,
     python::Environment,
-    regression, setup, smoke,
+    setup, smoke,
 };
 
 /// What Python's side of the file formats is tested with, and NVRTC, which compiles the CUDA kernels without a GPU. The
@@ -25,41 +26,34 @@ const ENVIRONMENT: Environment = Environment {
 };
 const ENVIRONMENT_VARIABLE: &str = "C2R_TEST_PYTHON";
 
-/// Run the tests, documentation examples included, and those of the Python package where its environment was made before
+/// Run the tests, including the examples in the documentation
+///
+/// The tests of the Python package are included if --python has made its environment before.
 #[derive(Debug, Clone, clap::Args)]
 #[command(group(clap::ArgGroup::new("commands").args(["regression", "device", "python"])))]
-#[command(after_help = "\
-Examples:
-  cargo xtask test
-  cargo xtask test --python             the Python package alone; its environment takes 5 GB
-  cargo xtask test --crate c2r-attacks pgd
-  C2R_DATA=~/datasets cargo xtask test --slow
-  cargo xtask test --regression --data ~/datasets
-  cargo xtask test --device cuda        every command of c2r once on the GPU, in seconds
-
---regression exits with 4 if a number has moved.")]
+#[command(after_long_help = include_str!("help/test.txt"))]
 pub(crate) struct Args {
-    /// Also run what is marked as slow, and fail where a test lacks its data instead of skipping it
+    /// Also run slow tests, and fail tests whose data is missing instead of skipping them
     #[arg(long)]
     slow: bool,
 
-    /// Install the Python package (python/) into an environment of its own and run its tests, instead of the other tests
+    /// Instead of the other tests, install the Python package (python/) and run its tests
     #[arg(long, conflicts_with_all = ["package", "filter"])]
     python: bool,
 
-    /// Run small experiments afresh and compare their numbers with the committed ones, instead of the tests
+    /// Instead of the tests, run small experiments and compare their numbers with the committed ones
     #[arg(long, conflicts_with_all = ["package", "filter"])]
     regression: bool,
 
-    /// Take numbers that have moved, and write them into the change log
+    /// Accept numbers that have changed, and add them to CHANGELOG.md
     #[arg(long, requires = "regression")]
     accept: bool,
 
-    /// Folder with the datasets for --regression [default: the variable C2R_DATA]
+    /// Folder with the downloaded datasets for --regression [default: the variable C2R_DATA]
     #[arg(long, value_name = "DIR", requires = "regression")]
     data: Option<PathBuf>,
 
-    /// Run every command of c2r once on this device (cpu, cuda or cuda:N), instead of the tests
+    /// Instead of the tests, run every command of c2r once on this device: cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", conflicts_with_all = ["slow", "package", "filter"])]
     device: Option<String>,
 
@@ -67,11 +61,11 @@ pub(crate) struct Args {
     #[arg(long, requires = "commands")]
     prebuilt: bool,
 
-    /// Only this crate
+    /// Test only this crate
     #[arg(long = "crate", value_name = "NAME")]
     package: Option<String>,
 
-    /// Only tests whose name contains this
+    /// Run only tests whose name contains this
     filter: Option<String>,
 }
 
@@ -80,13 +74,25 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     setup::ensure(checkout)?;
     let c2r = checkout.c2r();
     if args.prebuilt && !c2r.is_file() {
-        return Err(exit::usage(format!("--prebuilt: there is no {}", c2r.display())));
+        return Err(exit::usage(format!(
+            "--prebuilt: {} does not exist; build it, or leave --prebuilt out",
+            c2r.display()
+        )));
     }
     if (args.regression || args.device.is_some() || args.python) && !args.prebuilt {
         checkout.build_c2r()?;
     }
     if args.regression {
-        return regression::run(args.accept, args.data.as_deref(), args.slow, checkout);
+        let place = Workplace {
+            root: checkout.root().to_owned(),
+            c2r,
+            results: checkout.root().join("target/regression"),
+            data: checkout::data_folder(args.data.as_deref())?,
+            threads: None,
+            device: Some("cpu".into()),
+            force: false,
+        };
+        return c2r_grid::regression(args.accept, args.slow, &place);
     }
     if let Some(device) = &args.device {
         return smoke::run(device, checkout);
@@ -103,9 +109,10 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     match ENVIRONMENT.python() {
         Ok(python) => drop(command.env(ENVIRONMENT_VARIABLE, python)),
         Err(error) if args.slow => return Err(error),
-        Err(error) => {
-            ui::notes(format!("SKIPPED: the tests of Python's side and of the CUDA kernels: {}", exit::message(&error)))
-        }
+        Err(error) => ui::notes(format!(
+            "SKIPPED: tests that need Python (file formats, CUDA kernels): {}",
+            exit::message(&error)
+        )),
     }
     checkout.run_cargo(&mut command, "testing")?;
     if args.package.is_some() || args.filter.is_some() {

@@ -20,14 +20,7 @@ use dependencies::{ARCHITECTURE, Metadata};
 
 /// Check the rules that no compiler checks: crate layers, links, file sizes, leftovers
 #[derive(Debug, Clone, clap::Args)]
-#[command(after_help = "\
-Checked: dependencies between crates against the table in docs/architecture.md, dependencies that nothing uses, circles \
-among the files of a crate, top-level entries, licences and Cargo.lock, links and anchors in Markdown files, pages that \
-docs/SUMMARY.md lacks, file sizes, unfinished code, paths of one machine.
-
-Examples:
-  cargo xtask tidy
-  .ci/run            everything that is checked before a change lands, this included")]
+#[command(after_long_help = include_str!("help/tidy.txt"))]
 pub(crate) struct Args {}
 
 /// What the top of the repository holds.
@@ -59,10 +52,10 @@ const TOP_LEVEL: &[&str] = &[
 const REQUIRED: &[&str] =
     &["Cargo.lock", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE-APACHE", "LICENSE-MIT", "README.md", ARCHITECTURE];
 
-/// Larger files belong into a download.
+/// Larger files belong in a download.
 const MAX_BYTES: u64 = 1_000_000;
 
-/// Longer source files want to be two, tests included.
+/// Longer source files should be split, tests included.
 const MAX_RUST_LINES: usize = 1_200;
 
 /// Files with more code than this say why at their top.
@@ -111,13 +104,13 @@ pub(crate) fn run(_: &Args, checkout: &Checkout) -> anyhow::Result<()> {
         }
     }
     if problems.is_empty() {
-        ui::note(format!("tidy: {} files, nothing to complain about", files.len()));
+        ui::note(format!("tidy: {} files are fine", files.len()));
         return Ok(());
     }
     for problem in &problems {
         ui::out(problem);
     }
-    Err(exit::error(exit::UNEXPECTED, format!("{} things are not tidy", problems.len())))
+    Err(exit::error(exit::UNEXPECTED, format!("{} problems; see above", problems.len())))
 }
 
 /// Committed files and new ones that git does not ignore, from the top folder, with `/`.

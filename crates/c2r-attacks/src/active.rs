@@ -150,7 +150,7 @@ impl Active {
 
     /// Reads which samples reached the goal, if it is time or if this is the `last` call, and takes back the queries that they
     /// made afterwards: `passes` in each step. Returns `None` if no sample did; otherwise the caller stores the rows that are done
-    /// and goes on with the others.
+    /// and continues with the others.
     pub(crate) fn leave(
         &mut self,
         oracle: &mut Oracle<'_>,
@@ -188,7 +188,7 @@ impl Active {
         }
     }
 
-    /// Goes on with the rows `rows` alone, in every tensor of the attack's state.
+    /// Continues with the rows `rows` alone, in every tensor of the attack's state.
     pub(crate) fn keep<'t>(&mut self, rows: &[usize], state: impl IntoIterator<Item = &'t mut Tensor>) {
         self.samples = pick(&self.samples, rows);
         self.slots = pick(&self.slots, rows);

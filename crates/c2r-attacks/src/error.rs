@@ -38,7 +38,7 @@ pub enum ConfigError {
         reason: String,
     },
     /// An option of an attack that is not run.
-    #[error("`{attack}.{option}` names an attack that is neither asked for nor in a suite that is")]
+    #[error("`{attack}.{option}` names an attack that is neither chosen nor in a chosen suite")]
     NotChosen {
         /// Which attack.
         attack: String,
@@ -46,13 +46,13 @@ pub enum ConfigError {
         option: String,
     },
     /// One attack with the same options, twice.
-    #[error("`{attack}` is asked for twice")]
+    #[error("`{attack}` is chosen twice")]
     Twice {
         /// Which attack.
         attack: String,
     },
     /// A norm that the attack is not defined for.
-    #[error("attack `{attack}` is not defined for the norm {norm}; it knows {}", join(known))]
+    #[error("attack `{attack}` is not defined for the norm {norm}; it takes {}", join(known))]
     UnsupportedNorm {
         /// Which attack.
         attack: String,
@@ -69,7 +69,7 @@ pub enum ConfigError {
     },
     /// A ball that holds every image.
     #[error(
-        "a radius of {epsilon} reaches every image: two images of this size are at most {diameter} apart in {norm}, with pixels in [0, 1]"
+        "a radius of {epsilon} is too large: with pixels in [0, 1], two images of this size are at most {diameter} apart in {norm}"
     )]
     EpsilonCoversAll {
         /// The radius, pixel units.
@@ -80,7 +80,7 @@ pub enum ConfigError {
         diameter: f64,
     },
     /// A loss with a denominator of more logits than there are.
-    #[error("attack `{attack}` needs a model with {needed} classes or more, this one has {classes}")]
+    #[error("attack `{attack}` needs a model with {needed} classes or more, but this one has {classes}")]
     TooFewClasses {
         /// Which attack.
         attack: String,

@@ -6,7 +6,7 @@
 //! surviving samples only, projects and judges every proposal itself, and reports per sample. An attack of your own is
 //! an [`Attack`] that asks the model through an [`Oracle`]; [`Pgd`] is the kernel for adversarial training.
 //!
-//! **What it is not:** it knows no dataset, no network and no file format; it never prints, reads the
+//! **What it is not:** it depends on no dataset, network or file format; it never prints, reads the
 //! environment or touches the network. A model is whatever implements
 //! [`Classifier`](c2r_base::Classifier): pixels in `[0, 1]` in, logits out, normalization inside.
 //!

@@ -10,7 +10,7 @@ use crate::{
     oracle::Oracle,
 };
 
-/// Share of epsilon that a step is long where nothing else is said. Madry et al. 2018 (arXiv:1706.06083), section 5,
+/// Default length of a step, as a share of epsilon. Madry et al. 2018 (arXiv:1706.06083), section 5,
 /// CIFAR10: 2 of 8.
 const REL_STEP_SIZE: f64 = 0.25;
 
@@ -44,7 +44,7 @@ pub(crate) trait Search: Send + Sync {
     fn search(&self, oracle: &mut Oracle<'_>, task: &Task<'_>) -> Result<Tensor, AttackError>;
 }
 
-/// So many passes of one image each.
+/// This many passes of one image each.
 pub(crate) const fn passes(forward: u64, backward: u64) -> Passes {
     Passes { forward_calls: forward, forward_images: forward, backward_calls: backward, backward_images: backward }
 }

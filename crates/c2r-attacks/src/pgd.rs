@@ -1,6 +1,6 @@
 //! Projected gradient ascent, the loop at the heart of attacks and of adversarial training.
 //!
-//! It knows no model, judges nothing and stops early for nobody: the caller says what to ascend. Attacks of an
+//! It has no model, judges nothing and never stops early: the caller gives the function to ascend. Attacks of an
 //! evaluation are in [`crate::AttackConfig`].
 
 use c2r_base::{Ball, Norm, Seed, ThreatModel};

@@ -5,7 +5,7 @@
 //! (the only place that differentiates), [`Passes`] (counts them), and [`artifact`] (files that are written whole or
 //! not at all).
 //!
-//! **What it is not:** it knows no dataset, no network and no attack, and it never prints, reads
+//! **What it is not:** it depends on no dataset, network or attack, and it never prints, reads
 //! the environment or touches the network.
 //!
 //! **Where to start:** [`Classifier`], then [`ThreatModel`].

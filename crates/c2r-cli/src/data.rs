@@ -9,21 +9,28 @@ use c2r_data::{DataError, Dataset, DatasetSpec, LoadEvent, SyntheticSet};
 use c2r_run::{
     arguments::any_text,
     exit::{self, OrExit},
-    terminal::Ui,
+    terminal::{self as ui, Ui},
 };
+
+use crate::help;
 
 /// Which dataset, and where.
 #[derive(clap::Args, Clone)]
 pub(crate) struct DatasetArgs {
-    /// digits (embedded), cifar10, cifar100, tiny-imagenet, imagenette, ... or folder:PATH; imagenette@64 for another size
-    #[arg(long, value_name = "NAME", value_parser = any_text())]
+    #[arg(
+        long,
+        value_name = "NAME",
+        value_parser = any_text(),
+        help = help::DATASET,
+        long_help = help::long(help::DATASET, help::ABOUT_DATASETS)
+    )]
     pub(crate) dataset: String,
 
-    /// Folder that holds the downloaded datasets
+    /// Folder with the downloaded datasets
     #[arg(long, value_name = "DIR", env = "C2R_DATA")]
     pub(crate) data: Option<PathBuf>,
 
-    /// Use only the first N training images of each class (recorded in every result)
+    /// Use only the first N training images of each class
     #[arg(long, value_name = "N")]
     pub(crate) train_per_class: Option<NonZeroUsize>,
 }
@@ -46,12 +53,14 @@ impl DatasetArgs {
 /// Reads a dataset; notes what is odd about it.
 pub(crate) fn load(name: &str, folder: Option<&Path>, ui: &Ui) -> anyhow::Result<Dataset> {
     let mut progress = None;
-    let mut on_event = |event: LoadEvent| match event {
+    let mut on_event = |event: LoadEvent| {
+        match event {
         LoadEvent::CacheDropped { path, reason } => {
             ui.note(format!("{}: {reason}; the images are decoded again", path.display()));
         }
         LoadEvent::Decoding { n_images, cache } => {
-            ui.note(format!("decoding {n_images} images into {} (once)", cache.display()));
+            let n = ui::counted(n_images, "image");
+            ui.note(format!("decoding {n} into {}; the next run reads them from there", cache.display()));
             progress = Some(ui.progress("decoding", n_images as u64));
         }
         LoadEvent::Decoded { n_images } => {
@@ -60,11 +69,12 @@ pub(crate) fn load(name: &str, folder: Option<&Path>, ui: &Ui) -> anyhow::Result
             }
         }
         LoadEvent::NotCached { folder, reason } => ui.note(format!(
-            "the decoded images cannot be kept in {} ({reason}): they are decoded into memory, each time; \
-             docs/datasets.md says how to give them a place",
+            "cannot keep the decoded images in {} ({reason}), so every run decodes them again; docs/datasets.md says how \
+             to choose another folder",
             folder.display()
         )),
         _ => {}
+    }
     };
     let dataset = c2r_data::load_with(name, folder, &mut on_event);
     if let Some(progress) = progress {
@@ -82,10 +92,10 @@ pub(crate) fn coded(error: DataError) -> anyhow::Error {
     let advice = match error {
         DataError::UnknownDataset { .. } | DataError::Size { .. } => return exit::coded(exit::USAGE, error),
         DataError::NoDataFolder { .. } => "name the folder with `--data DIR` or C2R_DATA",
-        DataError::Missing { .. } => "unpack it there, name another folder with `--data DIR` or C2R_DATA",
+        DataError::Missing { .. } => "unpack it there, or name another folder with `--data DIR` or C2R_DATA",
         _ => return exit::coded(exit::DATA, error),
     };
-    exit::coded(exit::DATA, anyhow::anyhow!("{error}; {advice}, or get it with `cargo xtask download`"))
+    exit::coded(exit::DATA, anyhow::anyhow!("{error}; {advice}, or run `cargo xtask download`"))
 }
 
 /// The set that `c2r distill` leaves in its run folder.
@@ -102,9 +112,9 @@ pub(crate) fn set_file(named: &Path) -> anyhow::Result<PathBuf> {
     }
     let (folder, is_run) = (named.display(), named.join("run.json").is_file());
     let what = if is_run {
-        "a run folder without synthetic.safetensors: its distillation is not finished, or it distilled nothing"
+        "a run folder without synthetic.safetensors: its distillation is not finished, or it is the folder of another command"
     } else {
         "neither a run folder (synthetic.safetensors) nor a PNG folder of c2r (set.json)"
     };
-    exit::fail(exit::DATA, format!("{folder} is {what}; name the file of a set"))
+    exit::fail(exit::DATA, format!("{folder} is {what}; name the file of a synthetic set"))
 }

@@ -5,6 +5,7 @@ mod cmd;
 mod config;
 mod curves;
 mod data;
+mod help;
 mod run_dir;
 mod state_dict;
 mod throughput;
@@ -17,11 +18,11 @@ use c2r_run::{
     signals::{self, Program},
     terminal::{self as ui, Ui},
 };
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, builder::TypedValueParser};
 
-/// Robust dataset distillation (C2R), adversarial attacks and honest evaluation on libtorch.
+/// Robust dataset distillation (C2R), adversarial attacks and their evaluation
 #[derive(Parser)]
-#[command(name = "c2r", version, propagate_version = true, max_term_width = 120, after_help = EXAMPLES)]
+#[command(name = "c2r", version, propagate_version = true, max_term_width = 120, after_long_help = EXAMPLES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -32,20 +33,36 @@ struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
+  # Distil the built-in digits into one image per class
   c2r distill --dataset digits --ipc 1 --iterations 300 --seed 7 --run-dir runs/first
-  c2r train --synthetic runs/first/synthetic.safetensors --protocol pgd-at --seed 0 --run-dir runs/first/pgd-at
-  c2r attack --checkpoint runs/first/pgd-at/model.safetensors --dataset digits --attack fgsm,pgd --eps 32/255 --each
 
-Exit codes: 0 done, 1 unexpected failure, 2 wrong arguments or configuration, 3 data missing or wrong, \
-4 finished but outside the stated tolerance, 124 the time limit is over, 130 interrupted (after both the state is saved: run \
-the same command again to resume).";
+  # Train a network on these ten images, adversarially
+  c2r train --synthetic runs/first --protocol pgd-at --seed 0 --run-dir runs/first/pgd-at
+
+  # Attack the network
+  c2r attack --checkpoint runs/first/pgd-at/model.safetensors --dataset digits \\
+      --attack fgsm,pgd --eps 32/255 --each --output runs/first/pgd-at/attack.json
+
+  # Print the results as a table
+  c2r table runs/first
+
+Exit codes:
+  0    done
+  1    unexpected failure
+  2    wrong arguments or configuration
+  3    data missing or damaged
+  4    finished, but numbers are outside the stated tolerance (table, report)
+  124  the time limit is over; the state is saved, and the same command resumes
+  130  interrupted; the state is saved, and the same command resumes";
 
 /// Options that every command takes.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
-    /// CPU threads [default: all cores]. Use 1 for networks as small as those for the digits, which gain nothing from more,
-    /// and on a busy machine, where threads block one another
+    /// CPU threads [default: all cores]
+    ///
+    /// Use 1 for networks as small as those for the digits, which gain nothing from more, and on a busy machine, where threads
+    /// block one another.
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
     threads: Option<i32>,
 
@@ -53,12 +70,13 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "DEVICE", value_parser = parse_device)]
     device: Option<tch::Device>,
 
-    /// Floats of convolutions and matrix products: fp32; tf32 (convolutions on a GPU round their factors to 10 bits); bf16
-    /// (train only; its effect on accuracy has not been studied) [default: tf32 on a GPU, fp32 on the CPU]
-    #[arg(long, global = true, value_name = "FORMAT", value_parser = parse_precision)]
+    /// Precision of convolutions and matrix products [default: tf32 on a GPU, fp32 on the CPU]
+    #[arg(long, global = true, value_name = "FORMAT", value_parser = precisions())]
     precision: Option<FloatFormat>,
 
-    /// Stop after this time, e.g. 90s, 9m, 1h30m: save the state and exit with 124; the same command resumes
+    /// Stop after this time, e.g. 90s, 9m or 1h30m
+    ///
+    /// The state is saved, the exit code is 124, and the same command resumes.
     #[arg(long, global = true, value_name = "TIME", value_parser = arguments::duration)]
     time_limit: Option<Duration>,
 
@@ -79,19 +97,19 @@ enum Command {
     Train(cmd::train::Args),
     /// Attack a classifier and report its robust accuracy
     Attack(Box<cmd::attack::Args>),
-    /// Make a table from folders of attack reports
+    /// Make a table from attack reports
     Table(cmd::table::Args),
     /// Estimate how long commands would take on this machine
     Estimate(cmd::estimate::Args),
-    /// Convert a distilled set of another project to a synthetic set
+    /// Convert another project's distilled set to a synthetic set
     Import(cmd::import::Args),
     /// Write a distilled set for other programs, or a trained network as TorchScript
     Export(cmd::export::Args),
-    /// Make one page of tables, charts and pictures from folders of attack reports
+    /// Make a page of tables, charts and pictures from attack reports
     Report(cmd::report::Args),
-    /// Show what a file, folder or dataset is, and what looks wrong with it
+    /// Describe a file, folder or dataset, and report what looks wrong
     Inspect(cmd::inspect::Args),
-    /// Check libtorch, CUDA, threads and data, and say how to fix what is missing
+    /// Check libtorch, CUDA, threads and data, and suggest fixes
     Doctor(cmd::doctor::Args),
 }
 
@@ -106,10 +124,12 @@ fn parse_device(text: &str) -> Result<tch::Device, String> {
     }
 }
 
-fn parse_precision(text: &str) -> Result<FloatFormat, String> {
-    use FloatFormat::{Bf16, Fp32, Tf32};
-    let found = [Fp32, Tf32, Bf16].into_iter().find(|format| format.to_string() == text);
-    found.ok_or_else(|| "expected fp32, tf32 or bf16".to_owned())
+fn precisions() -> impl TypedValueParser<Value = FloatFormat> {
+    help::one_of([
+        (FloatFormat::Fp32, "fp32", "32-bit floats"),
+        (FloatFormat::Tf32, "tf32", "on a GPU: convolutions round their factors to 10 bits"),
+        (FloatFormat::Bf16, "bf16", "`c2r train` only; its effect on accuracy has not been studied"),
+    ])
 }
 
 impl Global {
@@ -127,7 +147,8 @@ impl Global {
             Some(tch::Device::Cuda(index)) if (index as i64) < count => Ok(tch::Device::Cuda(index)),
             Some(device) => {
                 let reason = loaded.err().unwrap_or_else(|| format!("{count} GPUs are visible"));
-                exit::fail(exit::USAGE, format!("{device:?} is not available: {reason}; see `c2r doctor`"))
+                let name = run_dir::device_name(device);
+                exit::fail(exit::USAGE, format!("--device {name} is not available: {reason}; `c2r doctor` says more"))
             }
             None => Ok(if count > 0 { tch::Device::Cuda(0) } else { tch::Device::Cpu }),
         }
@@ -138,7 +159,7 @@ impl Global {
         match self.precision {
             Some(FloatFormat::Bf16) if !matches!(command, Command::Train(_)) => exit::fail(
                 exit::USAGE,
-                "--precision bf16 is for `c2r train` only: a distilled set or an accuracy in bf16 does not compare with \
+                "--precision bf16 is for `c2r train` only: sets and accuracies computed in bf16 are not comparable with \
                  others; use fp32 or tf32",
             ),
             Some(FloatFormat::Tf32) if !device.is_cuda() => exit::fail(
@@ -182,7 +203,7 @@ fn planned(words: &[String], written: &mut cmd::estimate::Written) -> anyhow::Re
         Command::Distill(args) => cmd::distill::planned(&args, written),
         Command::Train(args) => cmd::train::planned(&args, written),
         Command::Attack(args) => cmd::attack::planned(&args, written),
-        _ => anyhow::bail!("only distill, train and attack take long"),
+        _ => anyhow::bail!("only distill, train and attack have an estimate; the other commands take seconds"),
     }
 }
 

@@ -32,6 +32,14 @@ pub(crate) fn precision(device: tch::Device) -> BTreeMap<String, String> {
     names.into_iter().zip(c2r_kernels::precision(device).map(|format| format.to_string())).collect()
 }
 
+/// A device as `--device` takes it.
+pub(crate) fn device_name(device: tch::Device) -> String {
+    match device {
+        tch::Device::Cuda(index) => format!("cuda:{index}"),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}
+
 /// What computes here.
 pub(crate) fn environment(device: tch::Device) -> Environment {
     Environment {
@@ -87,7 +95,7 @@ fn discard(path: &Path) -> Result<(), FileError> {
             remove_if_present(&file)?;
         }
     }
-    // It stays where somebody put another file into it.
+    // It stays if it holds other files.
     let _ = fs::remove_dir(&pictures);
     Ok(())
 }

@@ -6,7 +6,10 @@ use anyhow::Context;
 use c2r_base::artifact::TensorFile;
 use c2r_data::{FileKind, PixelValues};
 use c2r_models::{Architecture, ModelInput, StateDict};
-use c2r_run::exit::{self, OrExit};
+use c2r_run::{
+    exit::{self, OrExit},
+    terminal::counted,
+};
 use clap::builder::TypedValueParser;
 use tch::Device;
 
@@ -15,24 +18,30 @@ const NAMED: usize = 5;
 /// What a network expects that normalizes by itself.
 pub(crate) const UNNORMALIZED: &str = "pixels in [0, 1]";
 /// What to write in Python where a file holds more than tensors.
-const ONLY_PARAMETERS: &str = "to keep only the parameters, in the Python that made the network: \
+const ONLY_PARAMETERS: &str = "to save only the parameters, run this in the Python that made the network: \
                                torch.save(net.state_dict(), 'net.pt')";
 
 /// A network as a `state_dict`.
 #[derive(clap::Args, Clone)]
 pub(crate) struct StateDictArgs {
-    /// A PyTorch state_dict of a network as the repositories of dataset distillation define it: .pt or .pth, or safetensors;
-    /// with or without `module.`, at the top or under state_dict, model or net
+    /// PyTorch state_dict (.pt, .pth or safetensors) of a network from the literature
+    ///
+    /// The networks are those of the repositories of dataset distillation. Names may begin with `module.`, and the tensors may
+    /// be at the top or under state_dict, model or net.
     #[arg(long, value_name = "FILE", requires = "arch")]
     pub(crate) state_dict: Option<PathBuf>,
 
-    /// Architecture of --state-dict: ConvNet-D3-W128-IN (norms IN, BN, GN, LN, NONE; -MP or -NP at the end for max or no
-    /// pooling), ResNet18-IN or -BN, ResNet18AP-IN or -BN, VGG11-IN or -BN, AlexNet-NONE
+    /// Architecture of --state-dict, e.g. ConvNet-D3-W128-IN or ResNet18-BN
+    ///
+    /// ConvNet-D3-W128-IN (depth D1 to D6, any width; IN, BN, GN, LN or NONE; -MP or -NP at the end for max or no pooling),
+    /// ResNet18-IN or -BN, ResNet18AP-IN or -BN, VGG11-IN or -BN, AlexNet-NONE.
     #[arg(long, value_name = "ARCH", requires = "state_dict")]
     pub(crate) arch: Option<Architecture>,
 
-    /// Inputs that --state-dict expects, (pixel - mean) / std: cifar10-dd (DC, DSA, DM, MTT), a dataset's name, or MEAN/STD
-    /// [default: pixels in [0, 1]]. Images and epsilon stay in [0, 1]
+    /// Normalization that --state-dict expects: cifar10-dd, a dataset's name, or MEAN/STD [default: none]
+    ///
+    /// The network then gets (pixel - mean) / std; images and epsilon stay in [0, 1]. cifar10-dd is the normalization of DC, DSA,
+    /// DM and MTT. MEAN and STD have a number per channel, as in 0.5,0.5,0.5/0.25,0.25,0.25.
     #[arg(long, value_name = "WHAT", requires = "state_dict", value_parser = normalized())]
     pub(crate) normalized: Option<Normalized>,
 }
@@ -48,7 +57,7 @@ pub(crate) struct Normalized {
 fn normalized() -> impl TypedValueParser<Value = Normalized> {
     clap::builder::StringValueParser::new().try_map(|name| match PixelValues::normalized(&name) {
         Ok(PixelValues::Normalized { mean, std }) => Ok(Normalized { name, mean, std }),
-        Ok(_) => Err("it names no mean and deviation".to_owned()),
+        Ok(_) => Err("it does not name a mean and a deviation".to_owned()),
         Err(error) => Err(error.to_string()),
     })
 }
@@ -69,15 +78,15 @@ impl StateDictArgs {
             return exit::fail(exit::USAGE, format!("{name} is a TorchScript model: use --model {name}"));
         }
         let file = c2r_data::read_tensors(path)
-            .with_context(|| format!("--state-dict takes tensors by name; {ONLY_PARAMETERS}"))
+            .with_context(|| format!("--state-dict takes a file of named tensors; {ONLY_PARAMETERS}"))
             .or_exit(exit::DATA)?;
         if file.header.get("format").is_some_and(|format| format == "c2r-model") {
             return exit::fail(exit::USAGE, format!("{name} is a network that c2r trained: use --checkpoint {name}"));
         }
         let found = StateDict::classes_of(&file.tensors);
         let Some(n_classes) = n_classes.map(|n| n as i64).or(found) else {
-            let reason = "has no classifier.bias, fc.bias or linear.bias to tell the number of classes";
-            return exit::fail(exit::DATA, format!("{name} {reason}; it has {}", names(&file)));
+            let reason = "the number of classes is unknown: there is no classifier.bias, fc.bias or linear.bias";
+            return exit::fail(exit::DATA, format!("{name}: {reason}; the file has {}", names(&file)));
         };
         let [channels, height, width] = shape;
         let per_channel = |value: f64| vec![value; channels as usize];
@@ -104,7 +113,10 @@ fn left_out(network: &StateDict) -> Option<String> {
     let names = network.left_out();
     let shown = names.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
     let more = if names.len() > NAMED { ", ..." } else { "" };
-    (!names.is_empty()).then(|| format!("left out {} tensors that are not parameters: {shown}{more}", names.len()))
+    (!names.is_empty()).then(|| {
+        let n = counted(names.len(), "tensor");
+        format!("ignored {n} of the file that are not parameters: {shown}{more}")
+    })
 }
 
 fn names(file: &TensorFile) -> String {

@@ -2,8 +2,8 @@
 //! robustness loss.
 //!
 //! **What it is:** the parts of "Mind Your Margin and Boundary: Are Your Distilled Datasets Truly
-//! Robust?" (Li et al., ICML 2026, arXiv:2605.20606; "the paper" below) that are no matter of loops
-//! or networks. [`margin`] defines what is hard, [`curriculum`] orders samples by it, [`ls_pgd`]
+//! Robust?" (Li et al., ICML 2026, arXiv:2605.20606; "the paper" below) that are about neither
+//! loops nor networks. [`margin`] defines what is hard, [`curriculum`] orders samples by it, [`ls_pgd`]
 //! makes the adversarial companions, [`crl`] pulls a sample's embedding to its companions and away
 //! from its nearest impostors, which [`queue`] remembers.
 //!

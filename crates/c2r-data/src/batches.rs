@@ -3,7 +3,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::Split;
 
-/// Bytes of pixels that a GPU keeps unless told otherwise: CIFAR has 150 MB, Tiny ImageNet 1.2 GB.
+/// Bytes of pixels that a GPU keeps by default: CIFAR has 150 MB, Tiny ImageNet 1.2 GB.
 const KEPT_BY_A_GPU: usize = 4 << 30;
 
 /// Positions in a split, on the host and on the device that computes with their images.

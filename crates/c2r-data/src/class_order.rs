@@ -128,7 +128,7 @@ fn refusal(names: &[&str], unknown: &[String], spec: &DatasetSpec) -> String {
     };
     format!(
         "folders that are named after the classes of {}, after their WordNet ids, or by number from 0; {unknown}. In sorted \
-         order they would be {}: if that is right, say option `sorted`, otherwise rename them",
+         order they would be {}: if that is right, use option `sorted`, otherwise rename them",
         spec.name,
         listed(pairs)
     )

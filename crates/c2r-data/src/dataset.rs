@@ -19,7 +19,7 @@ pub struct Dataset {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LoadEvent {
-    /// What was in the cache is not used, and is made anew.
+    /// The contents of the cache are not used, and are made again.
     CacheDropped {
         /// The file.
         path: PathBuf,

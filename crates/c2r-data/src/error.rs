@@ -11,7 +11,7 @@ use c2r_base::artifact::ArtifactError;
 #[non_exhaustive]
 pub enum DataError {
     /// No such name.
-    #[error("`{name}` is not a dataset; there are {known}, and `folder:PATH` for a folder of images")]
+    #[error("`{name}` is not a dataset; the datasets are {known}, and `folder:PATH` for a folder of images")]
     UnknownDataset {
         /// What was asked for.
         name: String,
@@ -27,7 +27,7 @@ pub enum DataError {
         reason: String,
     },
     /// The dataset is in files, and no folder was given.
-    #[error("no data folder was given for {dataset}, whose images are in {layout} of that folder (docs/datasets.md)")]
+    #[error("no data folder was given: {dataset} is read from {layout} in such a folder (docs/datasets.md)")]
     NoDataFolder {
         /// Dataset name.
         dataset: String,

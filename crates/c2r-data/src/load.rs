@@ -27,7 +27,7 @@ pub fn load(name: &str, data_dir: Option<&Path>) -> Result<Dataset, DataError> {
 ///
 /// Tiny-ImageNet and the ImageNet subsets are decoded once, on all cores of rayon's pool, into a file in `.c2r-cache/`
 /// beside their folder, which is mapped from then on: pixels are read as they are needed and take no memory that the
-/// system could not have back. The file is made anew when an image is added, removed or changed (name, length, time of
+/// system could not have back. The file is made again when an image is added, removed or changed (name, length, time of
 /// change), and when its SHA-256 is not what it was. Where it cannot be written, the pixels are kept in memory. The
 /// other datasets are in memory, too.
 ///

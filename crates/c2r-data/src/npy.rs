@@ -45,7 +45,7 @@ pub(crate) fn read_npz(path: &Path) -> Result<TensorFile, DataError> {
         let wrong = |reason: String| {
             ArtifactError::format(path, "NumPy", advised(format!("entry `{entry}`: {reason}"), CONVERT_NPZ))
         };
-        let name = entry.strip_suffix(SUFFIX).ok_or_else(|| wrong("is no `.npy`".to_owned()))?;
+        let name = entry.strip_suffix(SUFFIX).ok_or_else(|| wrong("is not a `.npy` file".to_owned()))?;
         let bytes = archive.read(&entry, None).map_err(DataError::zip(path))?;
         parse(&bytes).map_err(wrong)?.put(name.to_owned(), &mut file);
     }
@@ -123,7 +123,7 @@ fn parse(bytes: &[u8]) -> Result<Array, String> {
     let (header, data) = rest
         .split_at_checked(length)
         .ok_or_else(|| format!("the header declares {length} bytes and {} follow", rest.len()))?;
-    let header = std::str::from_utf8(header).map_err(|error| format!("the header is no text: {error}"))?;
+    let header = std::str::from_utf8(header).map_err(|error| format!("the header is not text: {error}"))?;
     let Header { descr, fortran_order, shape } =
         Header::parse(header).map_err(|expected| format!("expected {expected} in the header `{}`", header.trim()))?;
     match &descr[1..] {
@@ -204,7 +204,7 @@ fn unicode(data: &[u8], shape: &[usize], descr: &str) -> Result<String, String> 
         char::from_u32(if descr.starts_with('>') { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) })
     });
     let text: Option<String> = characters.collect();
-    let text = text.ok_or("a text with something that is no character")?;
+    let text = text.ok_or("a text with something that is not a character")?;
     // NumPy pads with zeros.
     Ok(text.trim_end_matches('\0').to_owned())
 }

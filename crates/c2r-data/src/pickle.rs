@@ -330,7 +330,7 @@ impl<'a> Machine<'a> {
     fn reduce(&mut self, function: Id, arguments: Id) -> Result<Value<'a>, String> {
         self.list(arguments)?;
         let Value::Global(function) = self.values[function as usize] else {
-            return Err("a call of something that is no function".to_owned());
+            return Err("a call of something that is not a function".to_owned());
         };
         if function == Global::Encode {
             let &[text, codec] = self.list(arguments)? else { return Err("bytes without a codec".to_owned()) };

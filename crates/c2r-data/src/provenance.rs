@@ -76,7 +76,7 @@ impl fmt::Display for Provenance {
             Self::Accepted { archive, sha256, instead_of } => {
                 write!(f, "{archive} was accepted by hand with sha256 {sha256} instead of {instead_of}")
             }
-            Self::Unknown => f.write_str("unknown: no record of `cargo xtask download` lies in the folder"),
+            Self::Unknown => f.write_str("unknown: the folder has no record of `cargo xtask download`"),
         }
     }
 }

@@ -116,7 +116,7 @@ pub enum SetLabels {
     Hard,
     /// [`SyntheticSet::soft_labels`].
     Soft,
-    /// A network, anew at each step of the training.
+    /// A network, at each step of the training.
     Teacher,
 }
 

@@ -56,7 +56,7 @@ pub(crate) fn read(path: &Path, archive: &mut ZipReader, prefix: &str) -> Result
 
     let mut storages: BTreeMap<&str, Tensor> = BTreeMap::new();
     let mut file = TensorFile { header: contents.texts, ..TensorFile::default() };
-    // Tensors that are no contiguous part of their storage are copied, and any number of them may share one.
+    // Tensors that are not a contiguous part of their storage are copied, and any number of them may share one.
     let mut bytes_left = Limits::ARRAYS.bytes;
     for (name, view) in contents.views {
         let wrong = |reason: String| wrong(format!("tensor `{name}`: {reason}"));

@@ -112,7 +112,7 @@ pub trait MethodConfig: Any + fmt::Debug + Send + Sync {
         Ok(())
     }
 
-    /// What it asks of the rest of the configuration and of the run: nothing unless a method says so.
+    /// What it asks of the rest of the configuration and of the run: nothing by default.
     fn needs(&self) -> Needs {
         Needs::default()
     }
@@ -182,7 +182,7 @@ impl Step<'_> {
 /// [`Method::state`] must visit everything that the method continues from: a run that is stopped there and
 /// resumed ends with the same bytes. All randomness comes from `context.seed` by purpose and step.
 pub trait Method: fmt::Debug {
-    /// Units of preparation done and in all; none unless a method says so.
+    /// Units of preparation done and in all; none by default.
     fn preparation(&self) -> (u64, u64) {
         (0, 0)
     }

@@ -71,9 +71,9 @@ pub(crate) fn is_comparable(column: &str) -> bool {
 /// What a column depends on besides the network; empty for nothing.
 pub(crate) fn caveat(column: &str) -> &'static str {
     if HARDWARE_COLUMNS.contains(&column) {
-        "made of wall-clock times: depends on the hardware"
+        "contains wall-clock times, so it depends on the hardware"
     } else if is_margin(column) {
-        "in logits, so networks of different scale do not compare; from above, as good as the attack"
+        "in logits, so not comparable between networks of different logit scales; an upper bound, as good as the attack"
     } else {
         ""
     }
@@ -121,6 +121,14 @@ pub(crate) fn column_label(column: &str) -> String {
             None => column.to_uppercase(),
         },
     }
+}
+
+/// `1,438`.
+pub(crate) fn thousands(number: usize) -> String {
+    let digits = number.to_string();
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).unwrap_or("")).collect();
+    groups.join(",")
 }
 
 /// Headings of attacks, separated by commas.

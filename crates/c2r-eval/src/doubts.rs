@@ -3,7 +3,7 @@
 use c2r_attacks::AttackReport;
 use c2r_base::ThreatModel;
 
-/// Fewer images say nothing about guessing.
+/// With fewer images, an accuracy near chance has no meaning.
 const FEWEST: usize = 50;
 
 /// A note on a radius that lets the attacker paint every image of `shape` (`[C, H, W]`) grey, so that no classifier can be
@@ -17,13 +17,13 @@ pub fn reaches_grey(threat: &ThreatModel, shape: [i64; 3]) -> Option<String> {
     })
 }
 
-/// A note on a classifier that only guesses: most often it is given images or labels that it does not expect.
+/// A note on a classifier that only guesses, most often because it gets images or labels that it does not expect.
 pub fn chance_level(report: &AttackReport) -> Option<String> {
     let chance = 1.0 / report.classes as f64;
     (report.n() >= FEWEST && report.clean_accuracy() < 1.5 * chance).then(|| {
         format!(
-            "doubtful: the clean accuracy is that of guessing among {} classes; a model takes pixels in [0, 1] \
-             (normalization belongs inside it) and labels in its own class order",
+            "doubtful: the clean accuracy is no better than guessing among {} classes; check that the model takes pixels in \
+             [0, 1] (normalization belongs inside it) and that the labels are in its class order",
             report.classes
         )
     })

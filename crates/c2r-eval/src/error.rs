@@ -23,7 +23,7 @@ pub enum EvalError {
     },
     /// A report of attacks from which no table can be made.
     #[error(
-        "{}: this is a report of attacks on one another's survivors or of a model without a subject, which is not a table cell",
+        "{}: a table cannot take this report: its attacks ran on one another's survivors, or its model is not described",
         .0.display()
     )]
     NotACell(PathBuf),
@@ -34,10 +34,10 @@ pub enum EvalError {
     #[error(transparent)]
     Experiment(#[from] ExperimentError),
     /// No result was found.
-    #[error("no attack.json under {}", .0.iter().map(|root| root.display().to_string()).collect::<Vec<_>>().join(", "))]
+    #[error("there is no attack.json under {}", .0.iter().map(|root| root.display().to_string()).collect::<Vec<_>>().join(", "))]
     Nothing(Vec<PathBuf>),
     /// Two results that would be in one table were not measured on the same thing.
-    #[error("{} and {} cannot stand in one table: {what} differ ({a} and {b})", a_path.display(), b_path.display())]
+    #[error("{} and {} cannot be in one table: {what} differ ({a} and {b})", a_path.display(), b_path.display())]
     Mixed {
         /// What differs, plural.
         what: &'static str,
@@ -52,7 +52,7 @@ pub enum EvalError {
     },
     /// Results that would be in one table were measured on different numbers of test images.
     #[error(
-        "the results of {section} are of different numbers of test images and cannot stand in one table:{}",
+        "the results of {section} have different numbers of test images and cannot be in one table:{}",
         by_number(files)
     )]
     TestImages {
@@ -63,7 +63,7 @@ pub enum EvalError {
     },
     /// Two results of different training sets that call themselves the same: method, profile, images per class and seeds.
     #[error(
-        "{} and {} are of different sets under one name ({name}, the same seeds): {differ}", a.display(), b.display()
+        "{} and {} come from different sets under one name ({name}, the same seeds): {differ}", a.display(), b.display()
     )]
     OneName {
         /// Method and images per class.
@@ -91,7 +91,7 @@ pub enum EvalError {
         b: PathBuf,
     },
     /// The baseline is not a method of the table.
-    #[error("there is no method `{wanted}` to compare with; the results hold {methods}")]
+    #[error("there is no method `{wanted}` to compare with; the results have {methods}")]
     NoBaseline {
         /// What was asked for.
         wanted: String,

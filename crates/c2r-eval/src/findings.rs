@@ -5,7 +5,7 @@
 
 use crate::{
     Table,
-    columns::{AUTOATTACK, CLEAN, MEAN_ROBUST, MEAN_ROBUST_AUTOATTACK, fixed, names},
+    columns::{AUTOATTACK, CLEAN, MEAN_ROBUST, MEAN_ROBUST_AUTOATTACK, fixed, names, thousands},
     render::heading,
     stats::Covers,
     table::{Cell, Row, Section},
@@ -37,7 +37,7 @@ impl Table {
         self.sections.iter().filter_map(of_section).collect()
     }
 
-    /// What a reader may take the table for, and it is not; empty without [`Table::findings`].
+    /// What the table does not show, though a reader may think so; empty without [`Table::findings`].
     pub(crate) fn not_shown(&self) -> Vec<String> {
         let subjects: Vec<&Row> = self.sections.iter().filter_map(|section| self.subject(section)).collect();
         let Some(fewest) = subjects.iter().map(|row| row.runs.len()).min() else { return Vec::new() };
@@ -82,15 +82,7 @@ fn percent(cell: &Cell) -> String {
     format!("{}{sd} %", fixed(cell.summary.mean, 1))
 }
 
-/// `1,438`.
-fn thousands(number: usize) -> String {
-    let digits = number.to_string();
-    let groups: Vec<&str> =
-        digits.as_bytes().rchunks(3).rev().map(|group| std::str::from_utf8(group).unwrap_or("")).collect();
-    groups.join(",")
-}
-
-/// The method beside the same number of real images and beside all of them.
+/// The method next to the same number of real images and to all of them.
 fn accuracies(section: &Section, row: &Row) -> Option<Vec<String>> {
     let (subject, clean) = (robust(row)?, row.cell(CLEAN)?);
     let per_class = row.images_per_class?;
@@ -118,8 +110,9 @@ fn accuracies(section: &Section, row: &Row) -> Option<Vec<String>> {
         if let (true, Some(ours), Some(theirs)) = (other.undistilled, subject.summary.ci95, robust.summary.ci95)
             && ours.0 > theirs.1
         {
-            sentences
-                .push("The distilled images train the more robust networks (the 95 % intervals are apart).".to_owned());
+            sentences.push(
+                "The distilled images train the more robust networks (the 95 % intervals do not overlap).".to_owned(),
+            );
         }
     }
     Some(sentences)
@@ -144,15 +137,5 @@ fn beside_baseline(section: &Section, row: &Row) -> Option<String> {
             }
         }
     };
-    Some(format!("Beside {name}: {points} points {side}, {verdict}."))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn thousands_have_commas() {
-        assert_eq!([0, 999, 1438, 1_281_167].map(thousands), ["0", "999", "1,438", "1,281,167"]);
-    }
+    Some(format!("Compared with {name}: {points} points {side}, {verdict}."))
 }

@@ -42,7 +42,7 @@ impl AttackRecord {
     pub fn from_report(report: &AttackReport, context: RecordContext) -> Result<Self, String> {
         if report.mode == Mode::Suite && report.attacks.len() > 1 {
             return Err(
-                "the attacks were run on one another's survivors, so their numbers are not table cells: judge each by itself (mode `each`)"
+                "the attacks ran on one another's survivors, so a table cannot take their numbers: run each by itself (mode `each`)"
                     .to_owned(),
             );
         }

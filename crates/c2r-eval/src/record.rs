@@ -283,7 +283,7 @@ impl<S: Serialize + DeserializeOwned> AttackRecord<S> {
     fn check_entry(&self, entry: &AttackScore, clean: usize) -> Result<(), String> {
         if entry.n != self.n {
             return Err(format!(
-                "judged on {} images, the record on {}: results of a suite on survivors are not table cells",
+                "judged on {} images, the record on {}: a table cannot take results of a suite on survivors",
                 entry.n, self.n
             ));
         }
@@ -444,7 +444,7 @@ pub(crate) mod tests {
         assert_eq!(AttackRecord::read(&path).unwrap(), older);
     }
 
-    /// Eight images of so many.
+    /// Eight images of this many.
     fn some(of: usize) -> Option<Subset> {
         Some(Subset { n: 8, of, order: SubsetOrder::ClassBalanced, seed: Some(0) })
     }
@@ -515,7 +515,7 @@ pub(crate) mod tests {
         check(&text.replace(r#""schema_version": 1"#, r#""schema_version": 9"#), "schema_version is 9");
         check(&text.replace(r#""schema_version": 1,"#, ""), "schema_version is missing");
         check(&text.replace(r#""n": 8,"#, r#""n": 8, "extra": 1,"#), "unknown field `extra`");
-        check(r#"{"schema_version": 1, "mode": "suite", "clean_predictions": [1]}"#, "which is not a table cell");
+        check(r#"{"schema_version": 1, "mode": "suite", "clean_predictions": [1]}"#, "a table cannot take this report");
         check(&text.replace(r#""attack_seed": 0,"#, ""), "missing field `attack_seed`");
         check(&text.replace("11101100", "1110110x"), "found 'x'");
         check(&text.replace("0 0 0 0 1", "0 0 0 a 1"), "`a` is not a number");

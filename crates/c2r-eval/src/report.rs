@@ -230,7 +230,7 @@ impl Table {
         html! {
             section #configurations aria-labelledby="configurations-h" {
                 h2 #configurations-h { "Configurations" }
-                p.setting { "By the first digits of their SHA-256; runs refer to them." }
+                p.setting { "Each is named by the first digits of its SHA-256, which the runs refer to." }
                 div.configs {
                     @for (digest, config) in &self.configs {
                         details id={ "config-" (digest) } {

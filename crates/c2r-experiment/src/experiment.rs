@@ -115,7 +115,7 @@ pub struct Scale {
     #[serde(default)]
     pub subset: SubsetOrder,
     /// Judge on the training images that [`train_per_class`](Self::train_per_class) leaves, instead of on test images: for
-    /// choosing settings. A file asks for it where its numbers decide anything, and whoever runs a grid can.
+    /// choosing settings. A file sets it if its numbers decide anything; an option of `cargo xtask reproduce` does the same.
     #[serde(default)]
     pub held_out: bool,
     /// What [`Experiment::change_grid`] has replaced, one sentence each; empty for the grid of the file.
@@ -573,7 +573,7 @@ over = ["fgsm", "pgd", "cw"]
         assert_eq!(
             changed(&[0, 1, 2], &["full", "class-mean", "c2r"]).unwrap(),
             same,
-            "what the file says is no change"
+            "what the file says is not a change"
         );
 
         let seeds = changed(&[4, 3, 4], &[]).unwrap();
@@ -676,7 +676,7 @@ about = "an experiment without this scale does not get it"
         assert!(part(None, Some(10)).matches("digits", Some(10), "c2r", None));
         assert!(!part(None, Some(10)).matches("digits", None, "full", None));
         assert!(part(Some("natural"), None).matches("digits", Some(1), "c2r", Some("natural")));
-        assert!(!part(Some("natural"), None).matches("digits", Some(1), "c2r", None), "distillation knows no protocol");
+        assert!(!part(Some("natural"), None).matches("digits", Some(1), "c2r", None), "distillation has no protocol");
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //!
 //! **What it is not:** it runs nothing and reads no pixels. `cargo xtask reproduce` expands a grid into `c2r` commands,
 //! `c2r table` takes labels, order and published numbers; downloads and dataset readers look datasets up. All of them read
-//! the files through this crate, which therefore knows no tensor.
+//! the files through this crate, which is therefore free of tensors.
 //!
 //! **Where to start:** [`Experiment::read`], [`DatasetEntry::read_all`].
 

@@ -57,8 +57,8 @@ pub enum Selection {
     Last,
     /// The most accurate one on a part of the real **training** images that it was not trained on.
     HeldOut,
-    /// The most accurate one on the **test** images, as DD-RobustBench does it. Its test accuracies are too good; for
-    /// comparison only, and every output says so.
+    /// The most accurate one on the **test** images, as DD-RobustBench does it. Its test accuracies are optimistic;
+    /// it is for comparison only, and every output states it.
     BestTest,
 }
 

@@ -44,7 +44,7 @@ pub struct Patience {
     pub longest_pause: Duration,
 }
 
-/// Downloads `url` into `part`, going on where an earlier call stopped.
+/// Downloads `url` into `part`, continuing where an earlier call stopped.
 ///
 /// Returns what the whole file is, which need not be what was `expected`: that is the caller's to judge. The file may have
 /// been put together from answers to several requests; if it is not what was expected, it has been fetched whole once more.

@@ -105,7 +105,7 @@ pub enum FetchError {
 pub enum Fault {
     /// Several tries in a row brought almost nothing.
     Failing,
-    /// It wants to be left alone for longer than [`crate::Patience::longest_pause`].
+    /// It asks to wait for longer than [`crate::Patience::longest_pause`].
     Busy,
     /// It answers that it will not give the file.
     Refusing,

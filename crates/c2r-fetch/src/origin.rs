@@ -1,5 +1,5 @@
 //! Which version of a server's file an unfinished one is from, kept next to it, so that a file that has changed since is
-//! fetched anew and not glued to its old beginning.
+//! fetched from its start and not glued to its old beginning.
 
 use std::{
     fs,

@@ -4,7 +4,7 @@ use std::{path::Path, time::Duration};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// So many bytes are there, or were read.
+    /// This many bytes are there, or were read.
     Progress(u64),
     /// An unfinished file is taken up.
     Resuming {
@@ -34,6 +34,6 @@ pub enum Event<'a> {
 pub struct Watch<'a> {
     /// Whether to stop; asked often, from two threads.
     pub interrupted: &'a (dyn Fn() -> bool + Sync),
-    /// Is told what happens.
+    /// Receives what happens.
     pub on_event: &'a mut dyn FnMut(Event<'_>),
 }

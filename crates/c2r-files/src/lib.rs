@@ -3,7 +3,7 @@
 //! **What it is:** [`write_atomically`] and [`AtomicFile`], JSON files, texts, SHA-256 of bytes and files, and [`FileError`], the
 //! error that every crate of the workspace gives when a file cannot be read or written.
 //!
-//! **What it is not:** it knows no format but JSON (tensors in files: `c2r_base::artifact`), and it links no libtorch.
+//! **What it is not:** it reads and writes no format but JSON (tensors in files: `c2r_base::artifact`), and it links no libtorch.
 //!
 //! **Where to start:** [`write_json`] and [`read_json`].
 //!

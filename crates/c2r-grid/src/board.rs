@@ -113,9 +113,9 @@ impl Board {
             Outcome::Finished => format!("{count} {name} ({took})"),
             Outcome::Failed => format!("{count} {name} FAILED ({took})"),
             Outcome::Stopped => format!("{name} stopped ({took})"),
-            Outcome::FinishedElsewhere => format!("{count} {name} was finished elsewhere"),
+            Outcome::FinishedElsewhere => format!("{count} {name} was finished by another process"),
             Outcome::Elsewhere if state.elsewhere.insert(position) => {
-                format!("{name} is worked on elsewhere; it is looked at again")
+                format!("{name} is running in another process; waiting for it")
             }
             Outcome::Elsewhere => return,
         };
@@ -130,7 +130,7 @@ impl Board {
         }
     }
 
-    /// So many jobs cannot run because one that they need has failed.
+    /// This many jobs cannot run because one that they need has failed.
     pub(crate) fn skip(&self, n_jobs: usize) {
         self.state().total -= n_jobs;
     }

@@ -118,7 +118,7 @@ fn contents(folder: &Path, entry: &DatasetEntry, place: &Workplace) -> anyhow::R
         return Ok(Some(sha256.clone()));
     }
     if n_bytes > LARGE {
-        terminal::note(format!("reading {name} once ({}) to know its contents", terminal::megabytes(n_bytes)));
+        terminal::note(format!("reading {name} once ({}) to record its checksum", terminal::megabytes(n_bytes)));
     }
     let mut hash = Sha256::new();
     for file in &files {
@@ -130,7 +130,7 @@ fn contents(folder: &Path, entry: &DatasetEntry, place: &Workplace) -> anyhow::R
     }
     let sha256 = hex::encode(hash.finalize());
     known.insert(stamp, sha256.clone());
-    // A convenience: whoever needs the results folder reports that it cannot be written.
+    // A convenience: if the results folder cannot be written, the next write reports it.
     let _ = c2r_files::write_json(&cache, &known);
     Ok(Some(sha256))
 }

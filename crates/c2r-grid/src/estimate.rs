@@ -1,7 +1,7 @@
 //! How long jobs will take here. `c2r estimate` counts what each command sends through its network and times each network
 //! once; nothing that the commands need has to exist.
 
-use std::{collections::HashMap, io::Write, time::Duration};
+use std::{collections::HashMap, io::Write};
 
 use anyhow::Context;
 use c2r_run::{process, terminal};
@@ -57,7 +57,7 @@ pub(crate) fn times(jobs: &[Job], place: &Workplace) -> anyhow::Result<Times> {
     anyhow::ensure!(n == n_asked, "`c2r estimate` answered {n} of {n_asked} questions");
     let answer = |position: usize| match &answers[position] {
         Answer { seconds: Some(seconds), .. } => Ok(*seconds),
-        Answer { error, .. } => Err(error.clone().unwrap_or_else(|| "no reason given".to_owned())),
+        Answer { error, .. } => Err(error.clone().unwrap_or_else(|| "c2r gave no reason".to_owned())),
     };
     Ok(answered_by.into_iter().map(answer).collect())
 }
@@ -87,14 +87,16 @@ pub(crate) fn print(jobs: &[Job], finished: &[bool], times: &Times, n_at_once: u
         }
     }
     for (name, n, sum) in groups {
-        terminal::note(format!("  {name}: {n} x {} = {}", time(sum / n as f64), time(sum)));
+        let each = terminal::seconds(sum / n as f64);
+        terminal::note(format!("  {name}: {n} x {each} = {}", terminal::seconds(sum)));
     }
     if let Some(first) = unknown.first() {
-        terminal::note(format!("  {} commands of unknown length, the first: {first}", unknown.len()));
+        let n = terminal::counted(unknown.len(), "command");
+        terminal::note(format!("  no estimate for {n}; the first: {first}"));
     }
     terminal::note(format!(
-        "about {} here, {n_at_once} at once, if nothing else runs; Ctrl-C stops it at any time, the same command goes on",
-        time((total / n_at_once.max(1) as f64).max(longest_chain(jobs, finished, times)))
+        "about {} here with {n_at_once} at once, if nothing else runs; Ctrl-C stops it, and the same command resumes",
+        terminal::seconds((total / n_at_once.max(1) as f64).max(longest_chain(jobs, finished, times)))
     ));
 }
 
@@ -118,11 +120,6 @@ fn group(job: &Job) -> String {
         Stage::Train(network) => format!("train {dataset}, {size}, {}", network.protocol),
         Stage::Attack { attack, .. } => format!("attack {dataset}, {attack}"),
     }
-}
-
-/// Seconds for people.
-pub(crate) fn time(seconds: f64) -> String {
-    terminal::duration(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
 }
 
 #[cfg(test)]

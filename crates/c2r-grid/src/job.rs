@@ -186,15 +186,15 @@ impl Workplace {
     /// Which datasets are not here, and what names the folder that should have them.
     pub(crate) fn no_data(&self, absent: &[String]) -> String {
         let looked = match &self.data {
-            Some(folder) => format!("not in {}, which --data or C2R_DATA names", folder.display()),
-            None => "--data DIR or C2R_DATA names the folder that has it".to_owned(),
+            Some(folder) => format!("not in the data folder {}", folder.display()),
+            None => "name the data folder with --data DIR or C2R_DATA".to_owned(),
         };
-        format!("no data: {} ({looked})", absent.join(", "))
+        format!("data not found: {} ({looked})", absent.join(", "))
     }
 
     /// The same for those who wanted to run jobs on them.
     pub fn no_data_to_run(&self, absent: &[String]) -> String {
-        format!("{}; docs/datasets.md says what belongs there, --only leaves datasets out", self.no_data(absent))
+        format!("{}; docs/datasets.md shows what belongs there, and --only leaves datasets out", self.no_data(absent))
     }
 
     /// The folder of a job.

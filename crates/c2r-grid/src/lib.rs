@@ -2,9 +2,10 @@
 //!
 //! **What it is:** a [`Grid`] (one scale of an experiment file) becomes a [`GridPlan`] of [`Job`]s, `c2r` commands that are
 //! named after everything that decides their result. [`run()`] runs what is not finished, [`SlurmArray`] lets Slurm do it,
-//! [`Reproduction`] goes from there to the table, [`list()`] says what there is and how long it takes.
+//! [`Reproduction`] goes from there to the table, [`list()`] prints the experiments with their time, and [`regression()`] compares
+//! the numbers of small experiments with committed ones.
 //!
-//! **What it is not:** it computes nothing itself, knows no tensor and links no libtorch; every job is a child process with
+//! **What it is not:** it computes nothing itself, handles no tensors and links no libtorch; every job is a child process with
 //! the public command line. `cargo xtask reproduce` is the command around it (docs/reproduce.md).
 //!
 //! **Where to start:** [`Reproduction`].
@@ -21,6 +22,7 @@ mod log;
 mod pack;
 mod plan;
 mod record;
+mod regression;
 mod reproduction;
 mod run;
 mod select;
@@ -34,6 +36,7 @@ pub use list::list;
 pub use pack::{MOST_BYTES, Packed, Taken, pack, unpack};
 pub use plan::{Grid, GridPlan};
 pub use record::Failed;
+pub use regression::regression;
 pub use reproduction::Reproduction;
 pub use run::{Failure, Summary, finished, run};
 pub use select::{Shard, Subgrid};

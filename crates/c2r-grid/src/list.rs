@@ -42,23 +42,23 @@ pub fn list(experiment: Option<&str>, scale: Option<&str>, place: &Workplace) ->
         }
     }
     let times = if place.c2r.is_file() {
-        terminal::note("asking c2r how long everything takes here (the first time it measures for a minute)");
+        terminal::note("estimating the times (the first estimate measures this machine for about a minute)");
         estimate::times(&all, &place).map_err(|error| exit::message(&error))
     } else {
         Err("c2r is not built".to_owned())
     };
     if let Err(reason) = &times {
-        terminal::notes(format!("no times: {reason}"));
+        terminal::notes(format!("times are not estimated: {reason}"));
     }
     let mut rest = times.as_deref().unwrap_or_default();
     for (heading, GridPlan { jobs, without_profile, .. }, absent) in &listed {
         let finished = finished(jobs);
         let count = |stage: &str| jobs.iter().filter(|job| job.stage.command() == stage).count();
         let mut line = format!(
-            "    {} distillations, {} trainings, {} attacks; {} of {} commands finished",
-            count("distill"),
-            count("train"),
-            count("attack"),
+            "    {}, {}, {}; {} of {} commands are finished",
+            terminal::counted(count("distill"), "distillation"),
+            terminal::counted(count("train"), "training"),
+            terminal::counted(count("attack"), "attack"),
             finished.iter().filter(|&&done| done).count(),
             jobs.len()
         );
@@ -69,10 +69,10 @@ pub fn list(experiment: Option<&str>, scale: Option<&str>, place: &Workplace) ->
             let (known, unknown): (Vec<_>, Vec<_>) = open.map(|(time, _)| time).partition(|time| time.is_ok());
             if !known.is_empty() {
                 let sum = known.into_iter().flatten().sum();
-                line += &format!(", the rest takes about {} of one core here", estimate::time(sum));
+                line += &format!("; the rest takes about {} on one core of this machine", terminal::seconds(sum));
             }
             if !unknown.is_empty() {
-                line += &format!(" ({} commands of unknown length)", unknown.len());
+                line += &format!(" (no estimate for {})", terminal::counted(unknown.len(), "command"));
             }
         }
         terminal::text(heading);

@@ -73,9 +73,9 @@ impl Grid<'_> {
             return Ok(plan);
         }
         Err(exit::usage(match plan.without_profile.iter().next() {
-            Some(method) => format!("there is nothing to run: `{method}` is not implemented (no profile)"),
+            Some(method) => format!("nothing to run: `{method}` is not implemented (it has no profile)"),
             None => {
-                "the selection leaves nothing of the grid; the reference on all real images is `ipc=all`".to_owned()
+                "nothing to run: the selection matches no part of the grid (the reference on all real images is `ipc=all`)".to_owned()
             }
         }))
     }

@@ -43,7 +43,7 @@ pub struct Failed {
     pub report: String,
 }
 
-/// Whether `job` is finished: the folder says so, and its output is there.
+/// Whether `job` is finished: the folder records it, and its output is there.
 pub(crate) fn is_finished(job: &Job) -> bool {
     let is_its = |record: Finished| record.schema_version == SCHEMA_VERSION && record.id == job.id;
     job.output().is_file() && read_json(&job.folder.join(FINISHED)).is_ok_and(is_its)

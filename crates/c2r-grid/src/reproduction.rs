@@ -46,11 +46,12 @@ impl Reproduction<'_> {
         let (jobs, place) = (&plan.jobs, self.grid.place);
         let (finished, n_open) = self.finished(jobs);
         if n_open == 0 {
-            terminal::note(format!("all {} commands were finished before", jobs.len()));
+            terminal::note(format!("all {} are finished already", terminal::counted(jobs.len(), "command")));
             return Ok(Summary { n_reused: jobs.len(), ..Summary::default() });
         }
         let results = place.show(&place.results);
-        terminal::note(format!("{} commands, {n_open} of them to run; results in {results}", jobs.len()));
+        let n = terminal::counted(jobs.len(), "command");
+        terminal::note(format!("{n}, {n_open} of them still to run; results go to {results}"));
         let summary = if let Some(array) = array {
             array.run(plan, &finished, place)?
         } else {
@@ -62,10 +63,10 @@ impl Reproduction<'_> {
         };
         let others = match summary.n_elsewhere {
             0 => String::new(),
-            n => format!(", {n} of them by others"),
+            n => format!(", {n} by other processes"),
         };
         let (n_done, n_reused) = (summary.n_done(), summary.n_reused);
-        terminal::note(format!("{n_done} commands finished, {n_reused} of them before{others}"));
+        terminal::note(format!("{n_done} commands are finished: {n_reused} were finished before{others}"));
         Ok(summary)
     }
 
@@ -88,7 +89,7 @@ impl Reproduction<'_> {
             Some(Ok(exit::OUTSIDE_TOLERANCE)) => true,
             _ => anyhow::bail!("`c2r table` failed ({status}); see its message above"),
         };
-        let output = process::output(&mut place.command(&report))?.context("there is no c2r")?;
+        let output = process::output(&mut place.command(&report))?.context("c2r is not built")?;
         // It judges the tolerance as `c2r table` has.
         if !matches!(output.status.code().map(u8::try_from), Some(Ok(0 | exit::OUTSIDE_TOLERANCE))) {
             let reason = String::from_utf8_lossy(&output.stderr);
@@ -118,9 +119,13 @@ impl Reproduction<'_> {
             folder.into_iter().for_each(terminal::out);
             self.result_args().iter().for_each(|args| terminal::out(line(args.iter().collect())));
         }
-        terminal::note(format!("to run this by hand: in {}, with `sh -e`", place.root.display()));
+        terminal::note(format!(
+            "to run these commands by hand, save them in a file and run it with `sh -e` in {}",
+            place.root.display()
+        ));
         let (finished, n_open) = self.finished(&plan.jobs);
-        terminal::note(format!("{} commands, {n_open} of them to run", plan.jobs.len()));
+        let n = terminal::counted(plan.jobs.len(), "command");
+        terminal::note(format!("{n}, {n_open} of them still to run"));
         let absent = self.missing_data(plan);
         if !absent.is_empty() {
             terminal::note(place.no_data_to_run(&absent));
@@ -129,9 +134,7 @@ impl Reproduction<'_> {
             let times = estimate::times(&plan.jobs, place)?;
             estimate::print(&plan.jobs, &finished, &times, self.at_once(n_open));
         } else if n_open > 0 {
-            terminal::note(
-                "what they cost is not known before c2r is built: cargo xtask setup && cargo build --release",
-            );
+            terminal::note("to estimate their time, build c2r first: cargo xtask setup && cargo build --release");
         }
         Ok(())
     }

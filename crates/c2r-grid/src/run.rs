@@ -48,7 +48,7 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Jobs that are finished, whoever ran them.
+    /// Jobs that are finished, in this process or another one.
     pub fn n_done(&self) -> usize {
         self.n_finished + self.n_reused + self.n_elsewhere
     }
@@ -66,7 +66,7 @@ impl Summary {
             terminal::notes(format!("\n{}", failures[0].failed.report));
             let others: Vec<String> = failures[1..].iter().map(|failure| jobs[failure.position].name()).collect();
             if !others.is_empty() {
-                terminal::note(format!("  the same in {} more: {}", others.len(), others.join(", ")));
+                terminal::note(format!("  {} more failed in the same way: {}", others.len(), others.join(", ")));
             }
         }
         let codes: BTreeSet<u8> = self.failures.iter().map(|failure| failure.failed.code).collect();
@@ -77,7 +77,7 @@ impl Summary {
         };
         let blocked = match self.n_blocked {
             0 => String::new(),
-            n_blocked => format!(", so {n_blocked} that need them did not run"),
+            n_blocked => format!(", so {n_blocked} that need their results did not run"),
         };
         let n_failed = self.failures.len();
         exit::fail(code, format!("{n_failed} commands failed{blocked}; fix the cause and run the same command again"))
@@ -232,7 +232,7 @@ fn run_job(job: &Job, position: usize, board: &Board, place: &Workplace) -> anyh
         return Ok(Outcome::Stopped);
     }
     let (code, how) = if status.success() {
-        (exit::UNEXPECTED, format!("ended well: did not write {}", job.stage.output()))
+        (exit::UNEXPECTED, format!("ended without an error but did not write {}", job.stage.output()))
     } else {
         let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(exit::UNEXPECTED);
         (code, format!("failed: {status}"))

@@ -126,7 +126,7 @@ impl SlurmArray<'_> {
 fn slurm(mut command: Command) -> anyhow::Result<Output> {
     process::output(&mut command)?.ok_or_else(|| {
         let program = command.get_program().display();
-        exit::usage(format!("Slurm: there is no `{program}` here; run this on a node that submits jobs"))
+        exit::usage(format!("Slurm: `{program}` is not installed here; run this on a node that submits jobs"))
     })
 }
 
@@ -157,7 +157,7 @@ fn wait(array: &str, plan: &GridPlan) -> anyhow::Result<()> {
             Ok(true) => n_silent = 0,
             Err(error) if n_silent < MOST_SILENT => {
                 if n_silent == 0 {
-                    terminal::notes(format!("asking Slurm again: {}", exit::message(&error)));
+                    terminal::notes(format!("Slurm did not answer; asking again: {}", exit::message(&error)));
                 }
                 n_silent += 1;
             }
@@ -195,7 +195,7 @@ fn collect(plan: &GridPlan, before: &[bool], n_shards: usize, folder: &Path) -> 
         }
         let failed = record::failure(job).unwrap_or_else(|| {
             let log = log_path(folder, &(job.chain % n_shards + 1).to_string());
-            let nothing = format!("{} is empty: the task did not start, or could not write there", log.display());
+            let nothing = format!("{} is empty: the task did not start, or it could not write there", log.display());
             let report = log::with_end_of(&log, &format!("{} did not run to its end", job.name()), &nothing);
             Failed { code: exit::UNEXPECTED, report }
         });

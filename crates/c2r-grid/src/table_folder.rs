@@ -41,7 +41,7 @@ pub(crate) fn update(folder: &Path, jobs: &[Job], finished: &[bool], keep: &[Str
         }
         if !is_ours(&old) {
             return Err(exit::usage(format!(
-                "{} was not made by this `cargo xtask reproduce`; move {} away or choose another results folder",
+                "{} was not written by `cargo xtask reproduce`; move {} away, or choose another folder with --results",
                 old.display(),
                 folder.display()
             )));
@@ -226,7 +226,7 @@ mod tests {
         fs::create_dir_all(cell.join("natural")).unwrap();
         fs::write(cell.join("natural/model.safetensors"), "mine").unwrap();
         let message = exit::message(&update(&folder, &[], &[], &[]).unwrap_err());
-        assert!(message.contains("was not made by this"), "{message}");
+        assert!(message.contains("was not written by"), "{message}");
         assert!(cell.join("natural/model.safetensors").is_file());
     }
 }

@@ -265,7 +265,7 @@ pub fn sgd_step(
 /// archive can be loaded by a program that links this crate.
 ///
 /// # Errors
-/// The message of libtorch if `archive` is no TorchScript model, or one that cannot be frozen.
+/// The message of libtorch if `archive` is not a TorchScript model, or cannot be frozen.
 pub fn tune_torchscript(archive: &[u8]) -> Result<Option<(Vec<u8>, usize)>, KernelError> {
     let (mut length, mut n_replaced, mut message) = (0, 0, std::ptr::null_mut());
     // SAFETY: the pointer and the length are those of a slice; what comes back is as `bytes` wants it.

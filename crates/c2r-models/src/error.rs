@@ -9,7 +9,7 @@ pub enum ModelError {
     /// The input description contradicts itself.
     #[error("the model input is not valid: {0}")]
     Input(String),
-    /// Images too small for so many halvings.
+    /// Images too small for this many halvings.
     #[error(
         "{spec} halves its input {depth} times, which leaves nothing of {height}x{width} images; use a smaller depth"
     )]

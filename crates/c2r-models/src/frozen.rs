@@ -9,8 +9,8 @@ use crate::model::Model;
 pub struct Frozen(Model);
 
 impl Frozen {
-    /// Freezes `model`. Handles from [`Model::parameters`] are the same tensors: whoever kept one can still
-    /// write into it and must not.
+    /// Freezes `model`. Handles from [`Model::parameters`] are the same tensors; code that kept one can
+    /// still write into it, but must not.
     pub fn new(model: Model) -> Self {
         model.set_trainable(false);
         Self(model)

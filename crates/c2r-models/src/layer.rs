@@ -42,7 +42,7 @@ pub(crate) enum Layer {
 pub(crate) enum Norm {
     /// One group per channel.
     Instance,
-    /// Groups of channels, so many.
+    /// This many groups of channels.
     Groups(i64),
     /// All of an image, which has this height and width.
     Layer(i64, i64),

@@ -4,7 +4,7 @@
 //! [`signals`], which turns Ctrl-C and SIGTERM into a request to save and stop; [`exit`], the exit codes; and [`terminal`],
 //! lines and progress for people; [`arguments`], the command line; [`process`], programs that a command starts.
 //!
-//! **What it is not:** it knows no stage and no tensor, and links no libtorch. Only [`terminal`] prints.
+//! **What it is not:** it depends on no stage, handles no tensors and links no libtorch. Only [`terminal`] prints.
 //!
 //! **Where to start:** [`Run::open`].
 //!

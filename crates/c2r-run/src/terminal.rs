@@ -1,7 +1,7 @@
-//! The terminal: results on stdout, everything for people on stderr.
+//! The terminal: results on stdout, messages on stderr, and numbers as people write them.
 //!
-//! All text goes through [`escaped`], because much of it comes from files. A stderr that is full or gone costs no result;
-//! a stdout that is full or gone is remembered, and [`conclude`] makes an error of it at the end.
+//! All text goes through [`escaped`], because much of it comes from files. A stderr that is full or closed changes nothing.
+//! If stdout cannot be written, [`conclude`] ends with an error.
 
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
@@ -16,7 +16,7 @@ use std::{
 };
 
 use anyhow::Context;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::{exit, signals};
 
@@ -104,7 +104,7 @@ fn write_all(stream: &mut impl Write, mut bytes: &[u8]) -> io::Result<()> {
     stream.flush()
 }
 
-/// Whether whoever read stdout is gone (`| head`).
+/// Whether the reader of stdout is gone (`| head`).
 fn nobody_reads() -> bool {
     let failed = STDOUT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     failed.as_ref().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
@@ -136,7 +136,7 @@ pub fn catch_panics() {
         let place = info.location().map(ToString::to_string).unwrap_or_default();
         let payload = info.payload();
         let owned = payload.downcast_ref::<String>().map(String::as_str);
-        let reason = owned.or(payload.downcast_ref::<&str>().copied()).unwrap_or("a value that is not a text");
+        let reason = owned.or(payload.downcast_ref::<&str>().copied()).unwrap_or("a value that is not text");
         notes(format!("thread '{}' panicked at {place}:\n{reason}", thread.name().unwrap_or("without a name")));
         let trace = Backtrace::capture();
         if trace.status() == BacktraceStatus::Captured {
@@ -163,6 +163,21 @@ pub fn duration(duration: Duration) -> String {
         8_640_000..94_608_000 => format!("{} days", seconds / 86_400),
         _ => format!("{} years", seconds / 31_536_000),
     }
+}
+
+/// [`duration`] of a number of seconds.
+pub fn seconds(seconds: f64) -> String {
+    duration(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+}
+
+/// `1,234`, rounded.
+pub fn count(number: f64) -> String {
+    HumanCount(number.round() as u64).to_string()
+}
+
+/// `1 image`, `1,234 images`.
+pub fn counted(number: usize, what: &str) -> String {
+    format!("{} {what}{}", HumanCount(number as u64), if number == 1 { "" } else { "s" })
 }
 
 /// `12 MB`, in units of 10^6 bytes as pip prints them.
@@ -278,7 +293,8 @@ impl Progress {
                 let (elapsed, total) = (self.start.elapsed().as_secs_f64(), total.unwrap_or(0));
                 let rest = total.saturating_sub(position) as f64;
                 let left = if position == 0 { 0.0 } else { elapsed / position as f64 * rest };
-                note(format!("{label} {position}/{total} {message} ({elapsed:.0} s, {left:.0} s left)"));
+                let (elapsed, left) = (seconds(elapsed), seconds(left));
+                note(format!("{label} {position}/{total} {message} ({elapsed}, {left} left)"));
             }
         }
         self.bar.set_message(escaped(&message).into_owned());
@@ -349,5 +365,8 @@ mod tests {
         check(273_600.0, "3 days 4 h");
         check(12_000_000.0, "138 days");
         check(9.4e9, "298 years");
+        assert_eq!(seconds(3.46), "3.5 s");
+        assert_eq!([0.4, 1234.5, 1e6].map(count), ["0", "1,235", "1,000,000"]);
+        assert_eq!([1, 1438].map(|n| counted(n, "image")), ["1 image", "1,438 images"]);
     }
 }

@@ -1,4 +1,4 @@
-//! Reference results that lie beside the repository, in `../shared/goldens`. Tests that need them say so and pass where they
+//! Reference results that are next to the repository, in `../shared/goldens`. Tests that need them print a line and pass where they
 //! are missing, and fail in the strict mode of `cargo xtask test --slow` ([`crate::skipped`]).
 
 use std::path::{Path, PathBuf};

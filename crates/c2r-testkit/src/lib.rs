@@ -1,8 +1,8 @@
 //! Test support for the c2r workspace: toy models with closed-form margins, golden readers, tensor asserts.
 //!
 //! **What it is:** [`toys`] (classifiers whose smallest adversarial distance is known on paper),
-//! [`assert_close`] and friends (failures that say where and by how much), [`goldens`] (reference results that lie beside
-//! the repository), and [`skipped`] for tests that lack what they need.
+//! [`assert_close`] and friends (failures that say where and by how much), [`goldens`] (reference results next to the
+//! repository), and [`skipped`] for tests that lack what they need.
 //!
 //! **What it is not:** a dependency of anything but tests, benches and examples; it panics freely.
 //!

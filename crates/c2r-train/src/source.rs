@@ -24,7 +24,7 @@ pub enum Targets<'a> {
     Hard,
     /// Stored distributions, f32 `[N, K]`, rows summing to 1, in the order of the images.
     Soft(&'a Tensor),
-    /// What a network says of each augmented view, made anew at each step.
+    /// The output of a network for each augmented view, computed at each step.
     Teacher(Teacher<'a>),
 }
 
@@ -112,7 +112,7 @@ impl<'a> TrainSource<'a> {
             Images::Tensors(images) => images.image_shape(),
             Images::Bytes(split) => split.shape(),
         };
-        ensure(shape == takes, format!("images are {shape:?}, the network takes {takes:?}"))?;
+        ensure(shape == takes, format!("images are {shape:?}, but the network takes {takes:?}"))?;
         let images = match self.images {
             Images::Tensors(images) => {
                 images.check_classes(classes).map_err(|error| TrainError::Source(error.to_string()))?;
@@ -120,12 +120,12 @@ impl<'a> TrainSource<'a> {
             }
             Images::Bytes(split) => {
                 let n = split.n_classes() as i64;
-                ensure(n <= classes, format!("there are {n} classes, the network tells {classes} apart"))?;
+                ensure(n <= classes, format!("there are {n} classes, but the network has {classes}"))?;
                 Loaded::Bytes(Batches::new(split, device, self.most_bytes))
             }
         };
         let given = self.targets.label_source();
-        let reason = format!("the config asks for {labels:?} labels, the training set brings {given:?} ones");
+        let reason = format!("the configuration asks for {labels:?} labels, but the training set has {given:?} ones");
         ensure(given == labels, reason)?;
         let (soft, teacher) = match self.targets {
             Targets::Hard => (None, None),
@@ -167,7 +167,7 @@ fn check_soft(soft: &Tensor, n: i64, classes: i64) -> Result<(), TrainError> {
     if n_wrong > 0 {
         let first = fits.to_kind(Kind::Int64).argmin(0, false).int64_value(&[]);
         return wrong(format!(
-            "{n_wrong} soft labels are no distributions (negative, or not summing to 1), first {first}"
+            "{n_wrong} soft labels are not distributions (negative, or not summing to 1); the first is {first}"
         ));
     }
     Ok(())

@@ -589,7 +589,7 @@ mod tests {
         let logits = Tensor::full([6, 10], 0.1, (Kind::Float, Device::Cpu));
         let _ = logits.get(2).get(0).fill_(0.7);
         let text = message(&TrainSource::new(&images, Targets::Soft(&logits)), LabelSource::Soft);
-        assert!(text.contains("1 soft labels are no distributions") && text.ends_with("first 2"), "{text}");
+        assert!(text.contains("1 soft labels are not distributions") && text.ends_with("the first is 2"), "{text}");
         let other = ModelInput { n_classes: 3, ..input() };
         let teacher = Frozen::new(Model::new(&ModelSpec::convnet(1, 4), &other, Seed::new(0), Device::Cpu).unwrap());
         let source = TrainSource::new(&images, Targets::Teacher(Teacher { network: &teacher, temperature: 1.0 }));

@@ -155,7 +155,7 @@ def attack(
         elif isinstance(model, torch.jit.ScriptModule):
             request.path = Path(folder) / "model.pt"
             with warnings.catch_warnings():
-                # TorchScript is deprecated, which whoever gives one knows.
+                # TorchScript is deprecated, which its users know.
                 warnings.simplefilter("ignore")
                 torch.jit.save(model, str(request.path))
         else:

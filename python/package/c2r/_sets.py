@@ -161,8 +161,8 @@ def distill(
         name: What results call images in memory.
         classes: Number of classes; the largest label and one more by default.
         data: Folder that holds the downloaded datasets.
-        run_dir: A folder for checkpoints and the set. The same call on the same folder goes on where it was interrupted,
-            and one that is finished is read.
+        run_dir: A folder for checkpoints and the set. The same call on the same folder resumes an interrupted run
+            and reads a finished one.
         force: Discard an earlier run in the folder.
         checkpoint_seconds: Seconds between saved states in ``run_dir``.
         device: Where to compute.

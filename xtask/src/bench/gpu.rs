@@ -137,14 +137,14 @@ pub(super) fn run(
         command.args(["--quiet", "--device", device, "doctor", "--json"]).args(measured.words(tiny));
         for figure in measured.figures(&Profile::read(&mut command)?)? {
             let Figure { what, value, unit } = &figure;
-            ui::note(format!("{:>4.0} s: {what}: {value:.2} {unit}", begun.elapsed().as_secs_f64()));
+            ui::note(format!("{}: {what}: {value:.2} {unit}", ui::duration(begun.elapsed())));
             writeln!(out, "{}", json!({ "device": device, "tiny": tiny, "figure": figure })).with_context(context)?;
             out.flush().with_context(context)?;
             lines.push(format!("| {what} | {value:.2} {unit} |"));
         }
     }
     ui::text(lines.join("\n"));
-    ui::note(format!("{:.0} s in all; figures in {}", begun.elapsed().as_secs_f64(), path.display()));
+    ui::note(format!("{} in all; the figures are in {}", ui::duration(begun.elapsed()), path.display()));
     Ok(())
 }
 

@@ -142,7 +142,7 @@ pub(super) fn run(args: &Peers, checkout: &Checkout) -> anyhow::Result<()> {
 
 fn chosen(only: &[String]) -> anyhow::Result<Vec<&'static str>> {
     if let Some(unknown) = only.iter().find(|name| !ATTACKS.contains(&name.as_str())) {
-        return Err(exit::usage(format!("`{unknown}` is not compared; known are {}", ATTACKS.join(", "))));
+        return Err(exit::usage(format!("`{unknown}` has no reference; choose from {}", ATTACKS.join(", "))));
     }
     Ok(ATTACKS.into_iter().filter(|name| only.is_empty() || only.iter().any(|wanted| wanted == name)).collect())
 }
@@ -250,8 +250,9 @@ fn table(rows: &[Row], bench: &Bench<'_>) -> String {
 }
 
 fn radius(text: &str) -> anyhow::Result<(String, f64)> {
-    let value = c2r_experiment::radius(text)
-        .ok_or_else(|| exit::usage(format!("--eps {text} is not a radius: write 2/255 or 0.0078")))?;
+    let value = c2r_experiment::radius(text).ok_or_else(|| {
+        exit::usage(format!("--eps {text} is not a radius; write a fraction such as 2/255 or a decimal such as 0.0078"))
+    })?;
     Ok((text.to_owned(), value))
 }
 

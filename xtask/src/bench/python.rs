@@ -24,16 +24,15 @@ const ENVIRONMENT: Environment = Environment { folder: "peers-1", requirements: 
 /// What `--peers` takes.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Peers {
-    /// Run ours and the reference's in turn: attacks of torchattacks and pyautoattack, torchvision's ImageFolder, or an update
-    /// of C2R written class by class in PyTorch
+    /// Run c2r and a Python reference in turn
     #[arg(long)]
     pub(super) peers: bool,
 
-    /// A TorchScript model
+    /// TorchScript model [default: reference models in ../shared/goldens, or the digits' network of the tests]
     #[arg(long, value_name = "FILE", requires_all = ["peers", "inputs"])]
     pub(super) model: Option<PathBuf>,
 
-    /// A safetensors file with `images` and `labels`
+    /// File of images: safetensors with `images` and `labels`
     #[arg(long, value_name = "FILE", requires_all = ["peers", "model"])]
     pub(super) inputs: Option<PathBuf>,
 
@@ -41,20 +40,21 @@ pub(crate) struct Peers {
     #[arg(long, value_name = "EPS", requires = "peers")]
     pub(super) eps: Option<String>,
 
-    /// Attack only the first N images [default: 200, and 50 for AutoAttack]; data: make N JPEGs [default: 3000];
-    /// distill: real images per class [default: 256]
+    /// Number of images to attack [default: 200, AutoAttack: 50]
+    ///
+    /// For data: JPEGs to make [default: 3000]. For distill: real images per class [default: 256].
     #[arg(long, value_name = "N", requires = "peers")]
     pub(super) n: Option<usize>,
 
-    /// Only these attacks, separated by commas
+    /// Run only these attacks, separated by commas
     #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "peers")]
     pub(super) only: Vec<String>,
 
-    /// Where both sides compute, and where `gpu` measures: cpu, cuda or cuda:N
+    /// Where to compute: cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = parse_device)]
     pub(super) device: String,
 
-    /// distill: width of the ConvNet-D3 [default: 128]
+    /// For distill: width of the ConvNet-D3 [default: 128]
     #[arg(long, value_name = "N", requires = "peers", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(super) width: Option<u32>,
 
@@ -62,20 +62,23 @@ pub(crate) struct Peers {
     #[arg(long, value_name = "N", requires = "peers")]
     pub(super) threads: Option<usize>,
 
-    /// Rounds of each attack, in turn, each with its own seed; means of the accuracies and medians of the seconds are
-    /// reported. AutoAttack runs once unless this is given [default: 3]
+    /// Rounds, each with its own seed [default: 3, AutoAttack: 1]
+    ///
+    /// The mean of the accuracies and the median of the times are reported.
     #[arg(long, value_name = "N", requires = "peers", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) repeats: Option<u32>,
 
-    /// Scale up the JPEGs and PNGs below this folder [default: noise with the spectrum of photographs]
+    /// For data: scale up the JPEGs and PNGs of this folder [default: noise with the spectrum of photographs]
     #[arg(long, value_name = "DIR", requires = "peers")]
     pub(super) pictures: Option<PathBuf>,
 
-    /// A Python that has the packages already
+    /// Python interpreter that has the packages already
     #[arg(long, value_name = "FILE", requires = "peers")]
     pub(super) python: Option<PathBuf>,
 
-    /// Write every single time here, too; gpu: each figure as a line [default: bench-gpu.jsonl beside c2r]
+    /// Also write every measured time to this file
+    ///
+    /// For gpu: a line for each figure [default: bench-gpu.jsonl in the folder of c2r].
     #[arg(long, value_name = "FILE")]
     pub(super) json: Option<PathBuf>,
 }
@@ -144,7 +147,7 @@ pub(super) fn printed_by(command: &mut Command) -> anyhow::Result<String> {
     process::check_interrupt()?;
     let program = command.get_program().to_string_lossy().into_owned();
     let output = process::output(command)?
-        .ok_or_else(|| exit::usage(format!("`{program}` is not there; give another --python")))?;
+        .ok_or_else(|| exit::usage(format!("`{program}` does not exist; give another --python")))?;
     process::check_interrupt()?;
     anyhow::ensure!(
         output.status.success(),

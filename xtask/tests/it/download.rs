@@ -121,8 +121,8 @@ fn from_a_folder_without_a_network() {
     let record = fs::read_to_string(folder.join(".c2r-download.json")).unwrap();
     assert!(record.contains(&hash) && record.contains(&format!("\"accepted_instead_of\": \"sha256 {published}\"")));
 
-    runs(&words, data, 0, &["is there already", ARCHIVE]);
-    runs(&["cifar10", "--verify"], data, 0, &["as it was unpacked", "accepted by hand instead of"]);
+    runs(&words, data, 0, &["exists already", ARCHIVE]);
+    runs(&["cifar10", "--verify"], data, 0, &["unchanged since it was unpacked", "accepted by hand instead of"]);
     let by_hand = format!("from cifar-10-binary.tar.gz: SHA-256 {hash} accepted by hand instead of sha256 {published}");
     let listed = [FOLDER, &by_hand, "170.1 MB", "https://www.cs.toronto.edu", "licence", "none stated"];
     runs(&["cifar10", "--list"], data, 0, &listed);
@@ -131,21 +131,22 @@ fn from_a_folder_without_a_network() {
     fs::write(folder.join("data_batch_2.bin"), b"changed").unwrap();
     fs::remove_file(folder.join("data_batch_3.bin")).unwrap();
     fs::write(folder.join("extra.bin"), b"").unwrap();
-    let problems = ["data_batch_2.bin: changed", "data_batch_3.bin: gone", "extra.bin: not from the archive", "3 diff"];
+    let problems =
+        ["data_batch_2.bin: changed", "data_batch_3.bin: gone", "extra.bin: not from the archive", "3 files differ"];
     runs(&["cifar10", "--verify"], data, 3, &problems);
 }
 
 #[test]
 fn wrong_words() {
     let data = tempfile::tempdir().unwrap();
-    runs(&["digits"], data.path(), 0, &["nothing to download", "hash checked", "c2r inspect digits"]);
-    runs(&["cifar11"], data.path(), 2, &["`cifar11` is not a dataset; there are digits, cifar10"]);
+    runs(&["digits"], data.path(), 0, &["nothing to download", "hash verified", "c2r inspect digits"]);
+    runs(&["cifar11"], data.path(), 2, &["`cifar11` is not a dataset; the datasets are digits, cifar10"]);
     runs(&["imagefruit"], data.path(), 2, &["your copy of ILSVRC-2012", "imagenet or ILSVRC2012"]);
     runs(&["imagenette", "--archive", "x.zip"], data.path(), 2, &["imagenette2-320.tgz, imagenette2-160.tgz"]);
     runs(&["cifar10", "--accept-sha256", "c4a3"], data.path(), 2, &["64 hexadecimal digits"]);
     runs(&["cifar10", "--mirror", "gopher://x"], data.path(), 2, &["gopher://x"]);
     runs(&["cifar10", "--mirror", &data.path().display().to_string()], data.path(), 3, &["cannot read", ARCHIVE]);
-    runs(&["cifar10", "--verify"], data.path(), 3, &["nothing in", "was downloaded by this command"]);
+    runs(&["cifar10", "--verify"], data.path(), 3, &["this command downloaded nothing"]);
     let mut nowhere = Command::new(env!("CARGO_BIN_EXE_xtask"));
     check(&nowhere.args(["download", "cifar10"]).env_remove("C2R_DATA").output().unwrap(), 2, &["--data DIR"]);
     assert!(names(data.path()).is_empty());
@@ -165,7 +166,7 @@ fn a_rejected_file_is_kept_and_can_be_accepted_without_another_download() {
     assert_eq!(names(data), [kept]);
     runs(&["imagewoof", "--list"], data, 0, &[kept, "with a wrong hash"]);
     // The server is gone.
-    runs(&["imagewoof", "--mirror", &mirror, "--accept-sha256", &hash], data, 0, &["1 files", "accepted by hand"]);
+    runs(&["imagewoof", "--mirror", &mirror, "--accept-sha256", &hash], data, 0, &["1 file,", "accepted by hand"]);
     assert_eq!(names(data), ["imagewoof2-160"]);
 }
 
@@ -219,9 +220,9 @@ fn ctrl_c_keeps_the_part_and_a_second_download_waits() {
     let mut told = String::new();
     let mut lines = BufReader::new(second.stderr.take().unwrap());
     lines.read_line(&mut told).unwrap();
-    assert!(told.contains("another download into this folder is at work; waiting for it"), "{told}");
+    assert!(told.contains("another download into this folder is running; waiting for it"), "{told}");
     interrupt(&first);
-    check(&first.wait_with_output().unwrap(), 130, &["resuming after the 100 bytes", "200 bytes"]);
+    check(&first.wait_with_output().unwrap(), 130, &["resuming after 100 bytes", "200 bytes"]);
     // The one that waited finishes the job.
     lines.read_to_string(&mut told).unwrap();
     assert!(second.wait().unwrap().success() && told.contains("6 files"), "{told}");

@@ -22,7 +22,7 @@ fn a_grid_is_run_once_and_its_table_shown() {
     assert_eq!(checkout.calls().len(), N_COMMANDS);
     assert!(exists(&checkout.path("runs/example-quick/digits/ipc1/one/seed0/natural-fgsm-0.1/attack.json")));
     let (code, said) = ended(&checkout.reproduce(&[]).output().unwrap());
-    assert!(code == Some(0) && said.contains("all 30 commands were finished before"), "{said}");
+    assert!(code == Some(0) && said.contains("all 30 commands are finished already"), "{said}");
     assert_eq!(checkout.calls().len(), N_COMMANDS);
 }
 
@@ -90,8 +90,8 @@ fn a_failure_is_said_once_with_its_code_and_its_cause() {
     checkout.mark("broken");
     let (code, said) = ended(&checkout.reproduce(&[]).output().unwrap());
     assert_eq!(code, Some(3), "{said}");
-    assert!(said.contains("cannot read data_batch_1.bin") && said.contains("the same in 1 more"), "{said}");
-    assert!(said.contains("2 commands failed, so 8 that need them did not run"), "{said}");
+    assert!(said.contains("cannot read data_batch_1.bin") && said.contains("1 more failed in the same way"), "{said}");
+    assert!(said.contains("2 commands failed, so 8 that need their results did not run"), "{said}");
 }
 
 #[test]
@@ -121,13 +121,13 @@ fn missing_data_is_said_before_anything_runs() {
     let checkout = Checkout::new();
     fs::remove_file(checkout.path("data/digits/digits.csv")).unwrap();
     let (code, said) = ended(&checkout.reproduce(&[]).output().unwrap());
-    assert!(code == Some(3) && said.contains("no data: digits"), "{said}");
+    assert!(code == Some(3) && said.contains("data not found: digits"), "{said}");
     assert!(checkout.calls().is_empty());
     // What it would do is shown all the same.
     fs::remove_file(checkout.path("target/release/c2r")).unwrap();
     let output = checkout.reproduce(&["--dry-run"]).output().unwrap();
     let (code, said) = ended(&output);
-    assert!(code == Some(0) && said.contains("30 commands, 30 of them to run"), "{said}");
+    assert!(code == Some(0) && said.contains("30 commands, 30 of them still to run"), "{said}");
     let n_shown = 6 + 12;
     assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), N_COMMANDS + n_shown + 2);
 }
@@ -171,8 +171,8 @@ fn a_changed_grid_is_passed_on_to_table_and_report() {
     let checkout = Checkout::new();
     let (code, said) = ended(&checkout.reproduce(&["--seeds", "0,7", "--methods", "two"]).output().unwrap());
     assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("not the grid of the file: seeds 0, 7 instead of 0, 1, 2"), "{said}");
-    assert!(said.contains("not the grid of the file: methods two, without one"), "{said}");
+    assert!(said.contains("the grid differs from the file: seeds 0, 7 instead of 0, 1, 2"), "{said}");
+    assert!(said.contains("the grid differs from the file: methods two, without one"), "{said}");
     let calls = fs::read_to_string(checkout.path("calls")).unwrap();
     let results: Vec<&str> =
         calls.lines().filter(|line| line.starts_with("table") || line.starts_with("report")).collect();
@@ -200,13 +200,13 @@ fn the_list_is_of_what_was_asked_for() {
     };
     let (code, all, said) = list(&[]);
     assert!(code == Some(0) && all.contains("example: ") && all.contains("other: "), "{all}{said}");
-    assert!(all.contains("no data: cifar10 (--data DIR or C2R_DATA names"), "{all}");
+    assert!(all.contains("data not found: cifar10 (name the data folder with --data DIR"), "{all}");
     for more in [&["example"][..], &["--scale", "quick"]] {
         let (code, listed, said) = list(more);
         assert!(code == Some(0) && listed.contains("example: ") && !listed.contains("other: "), "{listed}{said}");
     }
     let (_, listed, _) = list(&["--scale", "small", "--data", "elsewhere"]);
-    assert!(!listed.contains("example: ") && listed.contains("elsewhere, which --data or C2R_DATA names"), "{listed}");
+    assert!(!listed.contains("example: ") && listed.contains("not in the data folder"), "{listed}");
     for (more, reason) in [
         (&["--scale", "huge"][..], "no scale `huge`; there are: quick, small"),
         (&["others"], "no experiment `others`; there are: example, other"),

@@ -148,7 +148,7 @@ fn a_job_array_fills_the_grid_and_failures_come_back_with_their_logs() {
     assert!(said.contains("submitted array") && said.contains("with 6 tasks"), "{said}");
     assert!(said.contains("seed1 distill failed: exit status: 3"), "{said}");
     assert!(said.contains("error: cannot read data_batch_1.bin"), "the end of its log: {said}");
-    assert!(said.contains("2 commands failed, so 8 that need them did not run"), "{said}");
+    assert!(said.contains("2 commands failed, so 8 that need their results did not run"), "{said}");
     assert_eq!(table, "the table\n", "of what is finished");
     assert_eq!(checkout.n_finished(), 20);
     assert_eq!(checkout.calls().len(), 22);
@@ -157,7 +157,10 @@ fn a_job_array_fills_the_grid_and_failures_come_back_with_their_logs() {
     fs::remove_file(checkout.path("broken")).unwrap();
     let (code, said, _) = array(&["--tasks", "4"]);
     assert_eq!(code, Some(0), "{said}");
-    assert!(said.contains("with 2 tasks") && said.contains("30 commands finished, 20 of them before"), "{said}");
+    assert!(
+        said.contains("with 2 tasks") && said.contains("30 commands are finished: 20 were finished before"),
+        "{said}"
+    );
     assert_eq!(checkout.n_finished(), N_COMMANDS);
     assert_eq!(checkout.calls().len(), 22 + 10);
 
@@ -172,7 +175,7 @@ fn without_slurm_it_says_so() {
     let empty = tempfile::tempdir().unwrap();
     let output = checkout.reproduce(&["--launcher", "slurm"]).env("PATH", empty.path()).output().unwrap();
     let (code, said) = ended(&output);
-    assert!(code == Some(2) && said.contains("there is no `sbatch` here"), "{said}");
+    assert!(code == Some(2) && said.contains("`sbatch` is not installed here"), "{said}");
     let (code, said) = ended(&checkout.reproduce(&["--sbatch", "--time=5"]).output().unwrap());
     assert!(code == Some(2) && said.contains("--sbatch is for --launcher slurm"), "{said}");
 }

@@ -112,8 +112,8 @@ options!(
     }
 );
 options!(
-    /// TPGD (Zhang et al. 2019, arXiv:1901.08573): PGD on the divergence from the clean prediction; knows no
-    /// label. An inner attack of training; weak as an evaluation.
+    /// TPGD (Zhang et al. 2019, arXiv:1901.08573): PGD on the divergence from the clean prediction, without
+    /// labels. An inner attack of training; weak as an evaluation.
     TpgdConfig steps {
         /// Standard deviation of the Gaussian start, pixel units.
         start_std: f64 = TPGD_START_STD,
@@ -311,7 +311,7 @@ enum Start {
 enum Objective {
     /// With the confidence of the CW loss.
     Loss(LossKind, f64),
-    /// Divergence from the clean prediction; knows no label.
+    /// Divergence from the clean prediction, without labels.
     Kl,
     Jitter {
         scale: f64,

@@ -14,7 +14,7 @@ use crate::{error::AttackError, evaluate::report::Flag, oracle::Oracle};
 const CLASSES: i64 = 10;
 /// How far towards the corner. Short of it, so that no image becomes constant, which some normalizations do not take.
 const REACH: f64 = 0.9;
-/// Steps towards the corner, which is looked up anew each time.
+/// Steps towards the corner, which is looked up each time.
 const STEPS: usize = 3;
 /// Ends that differ by less than this share of the range of all outputs are the same.
 const SAME_END: f64 = 0.05;

@@ -40,10 +40,10 @@ pub struct EvaluateOptions {
 
 /// Values of the images of a full batch on a GPU: 1,024 images of CIFAR.
 const BATCH_VALUES_ON_GPU: i64 = 1024 * 3 * 32 * 32;
-/// Data of so many bytes lies on the device while it is attacked; larger data goes there batch by batch.
+/// Data of up to this many bytes is on the device while it is attacked; larger data goes there batch by batch.
 const BYTES_ON_DEVICE: usize = 1 << 30;
 
-/// Samples per pass where nothing else is said, for images of `shape` (`[C, H, W]`): 128 on the CPU, whose cores have
+/// Samples per pass by default, for images of `shape` (`[C, H, W]`): 128 on the CPU, whose cores have
 /// their fill then; up to 1,024 on a GPU, fewer for images larger than CIFAR's.
 pub fn default_batch_size(device: Device, shape: [i64; 3]) -> usize {
     let on_gpu = BATCH_VALUES_ON_GPU / shape.iter().product::<i64>().max(1);

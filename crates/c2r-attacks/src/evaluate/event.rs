@@ -1,4 +1,4 @@
-//! What an observer of an evaluation is told, and what it can collect from that.
+//! What an observer of an evaluation receives, and what it can collect from that.
 
 use c2r_base::LabelledImages;
 use tch::Tensor;

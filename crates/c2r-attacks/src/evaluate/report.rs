@@ -329,7 +329,7 @@ impl fmt::Display for Flag {
             }
             Self::ChangesItsInput { difference } => write!(
                 f,
-                "the model writes into the images that it is given (by up to {difference:.1e}); it got copies, so the results stand; in Python, write x = (x - mean) / std instead of x.sub_(mean).div_(std)"
+                "the model overwrites its input (by up to {difference:.1e}); it got copies, so the results are valid; in Python, write x = (x - mean) / std instead of x.sub_(mean).div_(std)"
             ),
             Self::ProbabilitiesNotLogits => write!(
                 f,
@@ -356,14 +356,14 @@ impl fmt::Display for Flag {
             ),
             Self::BlackBoxBeatsWhiteBox { attack, samples } => write!(
                 f,
-                "`{attack}`, which sees no gradient, broke {samples} samples that the gradient attacks before it did not: gradients may be masked, or those attacks too short"
+                "`{attack}`, which uses no gradients, broke {samples} samples that the gradient attacks before it did not: gradients may be masked, or those attacks may be too short"
             ),
             Self::OneStepBeatsMany { attack, steps, samples } => write!(
                 f,
-                "`fgsm`, one step, breaks {samples} samples more than the {steps} steps of `{attack}`: their step size does not fit epsilon (`{attack}` by itself steps a quarter of it; `--set {attack}.step-size=SIZE` changes a suite's)"
+                "`fgsm` breaks {samples} more samples in one step than `{attack}` in {steps} steps, whose size does not fit epsilon (`{attack}` on its own uses a quarter of epsilon; `--set {attack}.step-size=SIZE` changes it in a suite)"
             ),
             Self::WeakerThanNoise { attack, samples } => {
-                write!(f, "random noise breaks {samples} samples more than `{attack}`")
+                write!(f, "random noise breaks {samples} more samples than `{attack}`")
             }
         }
     }

@@ -354,7 +354,7 @@ fn too_few_classes_and_unknown_norms_are_errors_before_anything_runs() {
     assert!(message("apgd-dlr", Norm::Linf).contains("needs a model with 3 classes"));
     assert!(message("apgd-t", Norm::Linf).contains("needs a model with 4 classes"));
     assert!(message("autoattack-standard", Norm::Linf).contains("apgd-t"));
-    assert!(message("deepfool", Norm::L1).contains("not defined for the norm l1; it knows linf, l2"));
+    assert!(message("deepfool", Norm::L1).contains("not defined for the norm l1; it takes linf, l2"));
 }
 
 #[test]

@@ -125,7 +125,10 @@ pub(crate) fn run(mut args: Args, device: Device, ui: &Ui) -> anyhow::Result<()>
     }
     if let Some(path) = &args.output {
         if args.checkpoint.is_none() && args.dataset.is_some() && target.subject.is_none() {
-            ui.note("note: the report is not a row of a table; --ipc, the images per class that the network saw, makes it one");
+            ui.note(
+                "note: `c2r table` cannot read this report; give --ipc, the number of images per class that the network was \
+                 trained on",
+            );
         }
         output::write_report(path, report, &args, &target, (model, &model_sha256), &inputs, device)?;
     }
@@ -151,13 +154,13 @@ fn check_units(args: &Args, shape: [i64; 3]) -> anyhow::Result<()> {
         }
         let in_255ths = size.value() / 255.0 < diameter && !size.to_string().contains('/');
         let advice = if in_255ths {
-            format!("write {size}/255 if it counts the 255 steps of 8-bit pixels")
+            format!("write {size}/255 if you mean steps of 8-bit pixels")
         } else {
             "choose a smaller one".to_owned()
         };
         let message = format!(
-            "{flag} {size} reaches every image: with pixels in [0, 1], no two images of {}x{}x{} are more than {} apart in \
-             {norm}; {advice}",
+            "{flag} {size} is too large: with pixels in [0, 1], any two images of {}x{}x{} are at most {} apart in {norm}; \
+             {advice}",
             shape[0],
             shape[1],
             shape[2],
@@ -180,26 +183,27 @@ fn check_outputs(args: &Args, place: Option<&Place>) -> anyhow::Result<()> {
     if let (Some(output), Some(save)) = (&args.output, &args.save)
         && real(output) == real(save)
     {
-        return exit::fail(exit::USAGE, "--output and --save are the same file");
+        return exit::fail(exit::USAGE, "--output and --save name the same file; choose two");
     }
     for (flag, path) in args.outputs() {
         let shown = path.display();
         for (read, other) in inputs.iter().filter_map(|(read, other)| Some((read, other.as_deref()?))) {
             if real(path) == real(other) {
-                return exit::fail(exit::USAGE, format!("{flag} {shown} would replace what {read} reads"));
+                return exit::fail(
+                    exit::USAGE,
+                    format!("{flag} {shown} is also the file of {read}; choose another file"),
+                );
             }
         }
         let Ok(data) = fs::metadata(path) else { continue };
         if !data.is_file() {
-            return exit::fail(exit::USAGE, format!("{flag} {shown} is not a regular file; name a file"));
+            return exit::fail(exit::USAGE, format!("{flag} {shown} is not a regular file; choose another name"));
         }
         let ours = place.is_some_and(|place| place.record().exists());
         if !ours && !args.force {
             return exit::fail(
                 exit::USAGE,
-                format!(
-                    "{flag} {shown} exists, and its folder has no record that c2r attack wrote it; --force replaces it"
-                ),
+                format!("{flag} {shown} exists, and c2r attack has no record of writing it; --force replaces it"),
             );
         }
     }
@@ -266,8 +270,8 @@ fn watched(
     }
     result.map_err(|error| match error {
         AttackError::Interrupted => signals::stopped(match record {
-            Some(record) => format!("what is finished is in {record}; run the same command again to resume"),
-            None => "nothing was kept (give --output or --save to be able to resume)".to_owned(),
+            Some(record) => format!("the state is saved in {record}; run the same command again to resume"),
+            None => "nothing was saved (with --output or --save, the command can resume)".to_owned(),
         }),
         AttackError::Config(_) => exit::coded(exit::USAGE, error),
         AttackError::Images(_) => exit::coded(exit::DATA, anyhow::Error::new(error).context(inputs.name.clone())),
@@ -280,7 +284,7 @@ fn watched(
 /// What the command will send through its network.
 pub(crate) fn planned(args: &Args, written: &Written) -> anyhow::Result<Planned> {
     let (Some(name), Some(checkpoint)) = (&args.dataset, &args.checkpoint) else {
-        anyhow::bail!("only attacks with --dataset and --checkpoint are foreseen");
+        anyhow::bail!("attacks have an estimate only with --dataset and --checkpoint");
     };
     let configs = choice::configs(args)?;
     let dataset = c2r_data::spec(name)?;
@@ -351,10 +355,11 @@ fn estimate(
 
 #[cfg(test)]
 mod tests {
+    use c2r_attacks::{ATTACKS, SUITES};
     use c2r_base::{Epsilon, TargetRule};
-    use clap::Parser;
+    use clap::{CommandFactory, Parser};
 
-    use super::{args::parse_rule, choice::configs, *};
+    use super::{choice::configs, *};
 
     #[derive(Parser)]
     struct Line {
@@ -391,7 +396,13 @@ mod tests {
 
     #[test]
     fn target_rules_are_words() {
-        assert_eq!(parse_rule("least-likely"), Ok(TargetRule::LeastLikely));
-        assert!(parse_rule("worst").is_err());
+        assert_eq!(parse(&["--attack", "pgd", "--targets", "least-likely"]).targets, Some(TargetRule::LeastLikely));
+    }
+
+    #[test]
+    fn the_help_names_every_attack() {
+        let help = Line::command().render_long_help().to_string();
+        let words: Vec<&str> = help.split_whitespace().collect();
+        ATTACKS.iter().chain(&SUITES).for_each(|name| assert!(words.contains(name), "{name}"));
     }
 }

@@ -19,101 +19,116 @@ use crate::{
     exit::{self, OrExit},
     run_dir::{self, versions},
     throughput,
-    ui::Ui,
+    ui::{self, Ui},
 };
 
-/// Distil a training set into a few images per class.
+/// Distil a training set into a few images per class
 ///
-/// Leaves RUN_DIR/synthetic.safetensors (images, labels and where they come from),
-/// synthetic.png (a picture of them), pictures/ (how they changed), log.jsonl and curves.svg (losses,
-/// margins, cost) and run.json (resolved configuration, versions, summary). The same command on the same
-/// folder resumes an interrupted run.
+/// Writes to RUN_DIR: synthetic.safetensors (images, labels and their origin), synthetic.png (a picture of them), pictures/
+/// (snapshots during the run), log.jsonl and curves.svg (losses, margins, cost) and run.json (configuration, versions,
+/// summary). The same command on the same folder resumes an interrupted run.
 #[derive(clap::Args)]
-#[command(after_help = "\
+#[command(after_long_help = "\
 Examples:
-  c2r distill --dataset digits --ipc 1 --iterations 300 --seed 7 --run-dir runs/first --checkpoint-every 20
-  c2r distill --dataset cifar10 --data DIR --config plus --ipc 10 --run-dir runs/plus --set images.lr=0.02
-  c2r distill --dataset cifar10 --data DIR --config dm --ipc 10 --run-dir runs/dm
+  # The method C2R on the digits, one image per class
+  c2r distill --dataset digits --ipc 1 --iterations 300 --seed 7 --run-dir runs/first
 
-A configuration is a profile or a TOML file, changed key by key with --set. A file may build on a profile with \
-`base = \"faithful\"`. `--print-config` shows the result and stops. Profiles:
-  faithful                         C2R as the paper describes it
-  plus                             with labels of a stored teacher
-  literal                          the most literal reading of the paper
-  class-mean                       C2R without its two parts; aac: with its curriculum only; crl: with its contrastive
-                                   loss only
-  rome                             attacked class means and cross-entropy (as in ROME, Zhou et al. 2025)
-  mat                              trajectories of adversarially trained networks (arXiv:2503.12069)
-  guard                            sre2l with a curvature penalty (GUARD, arXiv:2403.10045)
-  dm, dc, dsa, mtt, sre2l          distillations that ignore robustness
-  random-real, herding, k-center   real images, chosen; random-real-mosaic: four smaller ones in each stored image
-docs/method.md and docs/baselines.md give equations, sources and differences.")]
+  # CIFAR-10, ten images per class, with a teacher's labels and another learning rate
+  c2r distill --dataset cifar10 --data DIR --config plus --ipc 10 --set images.lr=0.02 \\
+      --run-dir runs/plus
+
+  # How long would distribution matching take on this machine?
+  c2r distill --dataset cifar10 --data DIR --config dm --ipc 10 --estimate
+
+Profiles for --config (docs/method.md and docs/baselines.md have the equations and sources):
+  faithful            C2R as the paper describes it
+  plus                C2R with a stored teacher's labels
+  literal             the most literal reading of the paper
+  class-mean          C2R without its two parts (its backbone)
+  aac                 the backbone and the attack-aware curriculum
+  crl                 the backbone and the contrastive robustness loss
+  rome                attacked class means and cross-entropy, as in ROME (Zhou et al. 2025)
+  mat                 matching adversarial trajectories (arXiv:2503.12069)
+  guard               SRe2L from a network with a curvature penalty (GUARD, arXiv:2403.10045)
+  dm                  distribution matching (arXiv:2110.04181)
+  dc                  gradient matching (arXiv:2006.05929)
+  dsa                 gradient matching with Siamese augmentation (arXiv:2102.08259)
+  mtt                 matching training trajectories (arXiv:2203.11932)
+  sre2l               squeeze, recover, relabel (arXiv:2306.13092)
+  random-real         real images drawn at random
+  random-real-mosaic  the same, four smaller images in each stored image
+  herding             real images close to their class mean (arXiv:1611.07725)
+  k-center            real images that cover their class (arXiv:1708.00489)
+A TOML file may build on a profile: base = \"faithful\".")]
 pub(crate) struct Args {
     #[command(flatten)]
     data: data::DatasetArgs,
 
-    /// Profile (see below) or a TOML file
+    /// Method: a profile (`c2r distill --help` lists them) or a TOML file
     #[arg(long, value_name = "PROFILE", default_value = "faithful", value_parser = any_text())]
     config: String,
 
     /// Change one key of the profile, e.g. --set objective.eta=0.6 (repeatable)
+    ///
+    /// docs/configuration.md describes every key.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+
+    /// Images per class [default: the profile's]
+    #[arg(long, value_name = "N")]
+    ipc: Option<usize>,
+
+    /// Number of updates of the images [default: the profile's]
+    #[arg(long, value_name = "N")]
+    iterations: Option<u64>,
+
+    /// Seed of all randomness [default: the profile's]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+
+    /// Radius of the attack in pixel units, e.g. 2/255 [default: the dataset's]
+    #[arg(long, value_name = "EPS")]
+    eps: Option<Epsilon>,
+
+    /// Folder to write to
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["estimate", "print_config"])]
+    run_dir: Option<PathBuf>,
 
     /// Method name shown in tables [default: derived from the configuration, e.g. c2r]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
 
-    /// Images per class
-    #[arg(long, value_name = "N")]
-    ipc: Option<usize>,
-
-    /// Updates of the images
-    #[arg(long, value_name = "N")]
-    iterations: Option<u64>,
-
-    /// Seed of everything random
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
-
-    /// Radius of the adversary in pixel units, e.g. 2/255 [default: the dataset's]
-    #[arg(long, value_name = "EPS")]
-    eps: Option<Epsilon>,
-
-    /// Folder for everything this run writes
-    #[arg(long, value_name = "DIR", required_unless_present_any = ["estimate", "print_config"])]
-    run_dir: Option<PathBuf>,
-
-    /// Folder in which runs with the same networks, seed and data share trained pools and teachers; results are the same
-    /// without it
+    /// Folder that caches trained networks for other runs
+    ///
+    /// Runs reuse them if settings, seed and data match. The result is the same without the cache.
     #[arg(long, value_name = "DIR")]
     networks: Option<PathBuf>,
 
-    /// Steps between saved states
+    /// Save the state every STEPS steps
     #[arg(long, value_name = "STEPS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     checkpoint_every: u64,
 
-    /// Seconds between saved states
+    /// Save the state every SECONDS seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     checkpoint_seconds: u64,
 
-    /// Pictures of the images to draw during the run, evenly spaced; 0 for none
+    /// Number of evenly spaced snapshots of the images; 0 for none
     #[arg(long, value_name = "N", default_value_t = 10)]
     pictures: u64,
 
-    /// Discard an earlier run in the run folder, also of a different configuration
+    /// Discard an earlier run in the run folder, whatever its configuration
     #[arg(long)]
     force: bool,
 
-    /// Print how long it would take on this machine, from a short measurement, and stop (with --json as one object)
+    /// Print how long the command would take on this machine, then exit
     #[arg(long)]
     estimate: bool,
 
-    /// Print the resolved configuration as TOML and stop
+    /// Print the resolved configuration as TOML, then exit
     #[arg(long, conflicts_with = "estimate")]
     print_config: bool,
 
-    /// Print JSON lines on stdout: one per logged step (loss, margins, speed, time left), one at the end
+    /// Print JSON lines on stdout: one per logged step, one at the end
     #[arg(long)]
     json: bool,
 }
@@ -129,7 +144,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     let spec = args.data.spec()?;
     let (config, left_out) = resolve(&args, &spec)?;
     for section in left_out {
-        let line = format!("[{section}] has no effect with this method and is left out");
+        let line = format!("the section [{section}] has no effect with this method and is left out");
         if config::is_set(&args.set, section) { ui.note(format!("note: {line}")) } else { ui.detail(line) }
     }
     for (key, reason) in config.idle().into_iter().filter(|(key, _)| config::is_set(&args.set, key)) {
@@ -160,14 +175,15 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     }
     let state = run.file("state.safetensors");
     if status == Status::Unfinished && state.exists() {
-        let context = || format!("cannot continue from {}; --force starts again", state.display());
+        let context = || format!("cannot resume from {}; --force starts again", state.display());
         distillation.restore(&TensorFile::read(&state).with_context(context)?).with_context(context)?;
         let (done, total) = distillation.progress();
-        ui.note(format!("going on at step {done} of {total} in {}", path.display()));
+        ui.note(format!("resuming {} at step {done} of {total}", path.display()));
     } else if let Some(shared) = shared_networks(&distillation, &args).filter(|file| file.exists()) {
-        let context = || format!("cannot take the networks of {}; delete it to make them anew", shared.display());
+        let context =
+            || format!("cannot read the trained networks in {}; delete the file to train them again", shared.display());
         distillation.take_networks(&TensorFile::read(&shared).with_context(context)?).with_context(context)?;
-        ui.note(format!("took the trained networks of {}", shared.display()));
+        ui.note(format!("reusing the trained networks in {}", shared.display()));
     }
     if let Some(note) = config.method.note(&config.common) {
         ui.note(format!("note: {note}"));
@@ -236,7 +252,7 @@ fn work(distillation: &mut Distillation, run: &mut Run, args: &Args, ui: &Ui) ->
             }
             _ => "",
         };
-        progress.set(done, format!("{what}{numbers}{:.0} images/s", pace.images(distillation)));
+        progress.set(done, format!("{what}{numbers}{} images/s", ui::count(pace.images(distillation))));
         let interrupted = ui.interrupted();
         let due =
             since_saved >= args.checkpoint_every || saved.elapsed() >= Duration::from_secs(args.checkpoint_seconds);
@@ -337,7 +353,7 @@ fn finish(distillation: &Distillation, run: &mut Run, args: &Args, ui: &Ui) -> a
     if state.exists() {
         std::fs::remove_file(&state).with_context(|| format!("cannot delete {}", state.display()))?;
     }
-    ui.note(format!("wrote {} ({:.0} s)", file.display(), run.seconds()));
+    ui.note(format!("wrote {} ({})", file.display(), ui::seconds(run.seconds())));
     if args.json {
         ui.out(summary.to_string());
     }

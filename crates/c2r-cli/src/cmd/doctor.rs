@@ -13,7 +13,7 @@ use c2r_data::{DatasetFormat, DatasetSpec};
 use c2r_models::ModelSpec;
 use c2r_run::{
     exit::{self, OrExit},
-    terminal::Ui,
+    terminal::{Ui, count, counted},
 };
 use profile::Profiled;
 use serde::Serialize;
@@ -31,31 +31,35 @@ const PATIENCE: f64 = 2.0;
 /// The batch size of the images per second in docs/performance.md.
 const BATCH_SIZE: usize = 128;
 
-/// Check libtorch, CUDA, threads and data, and say how to fix what is missing.
+/// Check libtorch, CUDA, threads and data, and suggest fixes
 #[derive(clap::Args)]
-#[command(after_help = "\
+#[command(after_long_help = "\
 Examples:
+  # What works on this machine, and which datasets are in DIR?
   c2r doctor --data DIR
-  c2r doctor --throughput ConvNet-D3-W128-IN --input 3x32x32 --classes 10
-  c2r doctor --profile distill
+
+  # How many images per second does a network handle?
+  c2r doctor --throughput ConvNet-D3-W128-IN --input 3x32x32
+
+  # What does a training step cost on the GPU?
   c2r doctor --profile train --model ConvNet-D3-W128-IN --input 3x32x32 --device cuda
 
---profile shows, for a step: calls of libtorch's operators, values read back, tensors copied between Rust or the CPU and the \
-device, with their size, images sent through networks, milliseconds, and the share of that time which the step's convolutions \
-alone would take (docs/performance.md).")]
+--profile prints for each step: calls of libtorch's operators, values read back, tensors copied to or from the device and \
+their size, images sent forward and backward, milliseconds, and how much of that time the convolutions alone would take \
+(docs/performance.md).")]
 #[command(group = clap::ArgGroup::new("measured").multiple(true).args(["throughput", "profile"]))]
 pub(crate) struct Args {
-    /// Folder that holds the downloaded datasets
+    /// Folder with the downloaded datasets
     #[arg(long, value_name = "DIR", env = "C2R_DATA")]
     data: Option<PathBuf>,
 
-    /// Also measure how many images per second a network handles: forward, with gradients of the pixels, and in training
-    /// (4 seconds)
+    /// Measure how many images per second this network handles (takes about 4 s)
+    ///
+    /// Forward, forward with gradients of the pixels, and in training.
     #[arg(long, value_name = "MODEL")]
     throughput: Option<ModelSpec>,
 
-    /// Also show what a step of a long command costs: distill (an update of C2R), train (a natural step and one of PGD-AT) or
-    /// attack (a call of the network)
+    /// Show what a step of a long command costs
     #[arg(long, value_name = "WHAT")]
     profile: Option<Profiled>,
 
@@ -63,16 +67,17 @@ pub(crate) struct Args {
     #[arg(long, value_name = "MODEL", requires = "profile")]
     model: Option<ModelSpec>,
 
-    /// Shape of the images for --throughput [default: 3x32x32]; with --profile, random images of this shape instead of the
-    /// digits
+    /// Shape of the images [default: 3x32x32; with --profile, that of the digits]
+    ///
+    /// With --profile, random images of this shape replace the digits.
     #[arg(long, value_name = "CxHxW", value_parser = parse_shape, requires = "measured")]
     input: Option<[i64; 3]>,
 
-    /// Number of classes of these images
+    /// Number of classes
     #[arg(long, value_name = "K", default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..), requires = "measured")]
     classes: u32,
 
-    /// For --profile: real images per class (distill), images per step (train), attacked images [default: 16, 64 and 64]
+    /// For --profile: real images per class (distill), images per step (train) or attacked images [default: 16, 64, 64]
     #[arg(long, value_name = "N", requires = "profile", value_parser = clap::value_parser!(u32).range(1..))]
     n: Option<u32>,
 
@@ -86,11 +91,11 @@ pub(crate) struct Args {
     )]
     attack: Vec<String>,
 
-    /// For --profile distill: change one key of the profile faithful (repeatable)
+    /// For --profile distill: change one key of the profile `faithful` (repeatable)
     #[arg(long, value_name = "KEY=VALUE", requires = "profile")]
     set: Vec<String>,
 
-    /// For --profile distill: write what an update reads and its losses, to compare another implementation with
+    /// For --profile distill: write the inputs and losses of an update, to compare with another implementation
     #[arg(long, value_name = "FILE", requires = "profile")]
     write: Option<PathBuf>,
 
@@ -108,7 +113,7 @@ fn parse_shape(text: &str) -> Result<[i64; 3], String> {
         text.split('x').map(|side| side.parse().ok().filter(|side| (1..=4096).contains(side))).collect();
     sides
         .and_then(|sides| <[i64; 3]>::try_from(sides).ok())
-        .ok_or_else(|| "expected channels, height and width, e.g. 3x32x32".to_owned())
+        .ok_or_else(|| "expected CHANNELSxHEIGHTxWIDTH, e.g. 3x32x32".to_owned())
 }
 
 /// What `--json` prints.
@@ -193,7 +198,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
             cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
         },
         cuda: cuda(),
-        device: device_name(device),
+        device: run_dir::device_name(device),
         precision: run_dir::precision(device),
         data: data(args.data.as_deref()),
         throughput: None,
@@ -218,13 +223,6 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-fn device_name(device: Device) -> String {
-    match device {
-        Device::Cuda(index) => format!("cuda:{index}"),
-        other => format!("{other:?}").to_lowercase(),
-    }
 }
 
 fn libtorch() -> Libtorch {
@@ -309,30 +307,31 @@ fn problems(report: &Report, folder: Option<&Path>) -> Vec<String> {
     {
         problems.push(format!(
             "libtorch {version} was loaded from {}, but c2r was built for {built_for}: unset LD_LIBRARY_PATH, or run \
-             `cargo xtask setup` and build again",
+             `cargo xtask setup` and build c2r again",
             path.display()
         ));
     }
     if cuda.driver && cuda.load_error.is_some() {
         problems.push(
-            "an NVIDIA driver is installed, but no CUDA part of libtorch can be loaded: run `cargo xtask setup --cuda \
-             yes` and build again"
+            "an NVIDIA driver is installed, but the CUDA part of libtorch cannot be loaded: run `cargo xtask setup \
+             --cuda yes` and build c2r again"
                 .to_owned(),
         );
     } else if cuda.driver && cuda.devices == 0 {
         problems.push(
-            "an NVIDIA driver is installed and libtorch's CUDA part is loaded, but no GPU is visible: check \
+            "an NVIDIA driver is installed and the CUDA part of libtorch is loaded, but no GPU is visible: check \
              `nvidia-smi` and CUDA_VISIBLE_DEVICES; the driver may be too old for CUDA 13"
                 .to_owned(),
         );
     }
     match (*used as usize).cmp(cores) {
         Ordering::Less => problems.push(format!(
-            "{used} of {cores} cores are used: --threads {cores} uses all of them, unless OMP_NUM_THREADS or several \
-             processes at once are intended"
+            "{used} of {cores} cores are used: --threads {cores} uses all of them; ignore this if you set \
+             OMP_NUM_THREADS or run several processes at once"
         )),
         Ordering::Greater => {
-            problems.push(format!("{used} threads share {cores} cores: --threads {cores} is usually faster"));
+            problems
+                .push(format!("{used} threads share {}: --threads {cores} is usually faster", counted(*cores, "core")));
         }
         Ordering::Equal => {}
     }
@@ -342,7 +341,7 @@ fn problems(report: &Report, folder: Option<&Path>) -> Vec<String> {
         if !folder.is_dir() {
             problems.push(format!("the data folder {shown} does not exist: check --data and C2R_DATA"));
         } else if !report.data.iter().any(is_in_folder) {
-            problems.push(format!("{shown} contains no dataset that c2r knows: docs/datasets.md shows the layouts"));
+            problems.push(format!("c2r finds no dataset in {shown}: docs/datasets.md shows how the folders must look"));
         }
     }
     problems
@@ -362,7 +361,7 @@ fn measure(model: &ModelSpec, args: &Args, device: Device) -> anyhow::Result<Thr
         model: model.to_string(),
         input,
         classes: args.classes,
-        device: device_name(device),
+        device: run_dir::device_name(device),
         threads: tch::get_num_threads(),
         images_per_second,
     })
@@ -394,12 +393,13 @@ fn lines(report: &Report) -> Vec<(&'static str, String)> {
     let version = |name: &str| report.versions.get(name).map_or("unknown", String::as_str);
     let parts = [("MKL", libtorch.mkl), ("oneDNN", libtorch.mkldnn), ("OpenMP", libtorch.openmp)];
     let parts: Vec<&str> = parts.into_iter().filter_map(|(name, present)| present.then_some(name)).collect();
-    let parts = if parts.is_empty() { "no CPU libraries".to_owned() } else { parts.join(", ") };
-    let loaded = libtorch.version.as_deref().unwrap_or("of unknown version");
-    let path = libtorch.path.as_ref().map_or("an unknown place".to_owned(), |path| path.display().to_string());
+    let parts = if parts.is_empty() { String::new() } else { format!(" with {}", parts.join(", ")) };
+    let loaded = libtorch.version.as_deref().unwrap_or("unknown version");
+    let path = libtorch.path.as_ref().map_or(String::new(), |path| format!(", from {}", path.display()));
     let gpus = match &cuda.load_error {
         _ if cuda.devices > 0 => {
-            format!("{} GPUs, {} cuDNN", cuda.devices, if cuda.cudnn { "with" } else { "without" })
+            let n = counted(cuda.devices as usize, "GPU");
+            format!("{n}, {} cuDNN", if cuda.cudnn { "with" } else { "without" })
         }
         Some(error) if cuda.driver => format!("not available: {error}"),
         Some(error) => format!("not available: {error} (and no NVIDIA driver is installed)"),
@@ -408,8 +408,8 @@ fn lines(report: &Report) -> Vec<(&'static str, String)> {
     };
     let mut lines = vec![
         ("c2r", format!("{} (git {}), tch {}", version("c2r"), version("git"), version("tch"))),
-        ("libtorch", format!("{loaded} with {parts}, from {path}")),
-        ("threads", format!("{} on {} cores", threads.used, threads.cores)),
+        ("libtorch", format!("{loaded}{parts}{path}")),
+        ("threads", format!("{} on {}", threads.used, counted(threads.cores, "core"))),
         ("CUDA", gpus),
         ("device", report.device.clone()),
         (
@@ -422,16 +422,19 @@ fn lines(report: &Report) -> Vec<(&'static str, String)> {
     lines.extend(present.iter().map(|data| ("data", format!("{}: {}", data.dataset, data.found.as_ref().unwrap()))));
     if !missing.is_empty() {
         let names: Vec<&str> = missing.iter().map(|data| data.dataset.as_str()).collect();
-        lines.push(("data", format!("not found: {} (set --data DIR or C2R_DATA)", names.join(", "))));
+        lines.push(("data", format!("not found: {} (name the folder with --data DIR or C2R_DATA)", names.join(", "))));
     }
     if let Some(ThroughputState { model, input, classes, device, images_per_second, .. }) = throughput {
         let ([channels, height, width], speed) = (input, images_per_second);
         lines.push((
             "throughput",
             format!(
-                "{model} on {channels}x{height}x{width}, {classes} classes, batch {}, {device}: {:.0} images/s forward, \
-                 {:.0} input gradient, {:.0} training",
-                speed.batch_size, speed.forward, speed.input_gradient, speed.training
+                "{model} on {channels}x{height}x{width}, {classes} classes, batches of {}, {device}: {} images/s forward, {} with \
+                 gradients of the pixels, {} in training",
+                speed.batch_size,
+                count(speed.forward),
+                count(speed.input_gradient),
+                count(speed.training)
             ),
         ));
     }
@@ -487,7 +490,7 @@ mod tests {
         assert!(none[0].contains("C2R_DATA"), "{none:?}");
         let folder = tempfile::tempdir().unwrap();
         let empty = problems(&healthy(), Some(folder.path()));
-        assert!(empty[0].contains("contains no dataset"), "{empty:?}");
+        assert!(empty[0].contains("finds no dataset"), "{empty:?}");
     }
 
     #[test]

@@ -15,8 +15,9 @@ use tch::Device;
 use crate::{
     data,
     exit::{self, OrExit},
+    run_dir,
     throughput::{self, Throughput},
-    ui::Ui,
+    ui::{self, Ui},
 };
 
 /// Training images of each class, where the registry does not say (ImageNet).
@@ -26,24 +27,28 @@ const IMAGENET_TEST_PER_CLASS: usize = 50;
 /// Pixels in the passes that are timed, as a number of 32x32 images; fewer, larger images take as much memory.
 const BATCH: usize = 16;
 
-/// Estimate how long commands would take here, before anything that they need exists.
+/// Estimate how long a list of commands would take on this machine
 ///
-/// Reads commands, one JSON array of words per line, and prints one JSON object per line: `{"seconds": 12.5}` or
-/// `{"error": "..."}`. A file that an earlier command of the list would write counts as written. No data is read; each
-/// network is timed once for each kind of image (a few seconds each). Other programs on the machine slow the measurement.
+/// Reads one command per line, a JSON array of words, and prints a JSON object per line: `{"seconds": 12.5}` or
+/// `{"error": "..."}`. The files that the commands read need not exist: whatever an earlier command of the list would write
+/// counts as written. Each network is timed for a few seconds; other programs on the machine distort the measurement.
 #[derive(clap::Args)]
-#[command(after_help = "\
+#[command(after_long_help = "\
 Examples:
+  # One command, from standard input
   echo '[\"distill\", \"--dataset\", \"cifar10\", \"--ipc\", \"10\", \"--run-dir\", \"x\"]' | c2r estimate -
+
+  # A file of commands
   c2r estimate commands.jsonl --threads 1
 
-`cargo xtask reproduce --list` and `--dry-run` ask this command for a whole grid.")]
+For a single command, `c2r distill --estimate`, `c2r train --estimate` and `c2r attack --estimate` are simpler. \
+`cargo xtask reproduce --list` and `--dry-run` use this command for whole grids.")]
 pub(crate) struct Args {
-    /// A file of commands, or - for standard input
+    /// File of commands, or - for standard input
     #[arg(value_name = "FILE")]
     commands: PathBuf,
 
-    /// Keep the measured speeds in this file, and measure only what it lacks
+    /// Cache the measured speeds in this file, and measure only what is missing
     #[arg(long, value_name = "FILE")]
     speeds: Option<PathBuf>,
 }
@@ -112,7 +117,9 @@ pub(crate) fn run(args: &Args, planned: Plan, device: Device, ui: &Ui) -> anyhow
             return Err(c2r_run::signals::stopped("run the same command again"));
         }
         let words: Vec<String> = serde_json::from_str(line)
-            .with_context(|| format!("line {number} is not a JSON array of words"))
+            .with_context(|| {
+                format!("line {number} is not a JSON array of words, such as [\"train\", \"--dataset\", \"digits\"]")
+            })
             .or_exit(exit::USAGE)?;
         let answer = match planned(&words, &mut written).and_then(|planned| seconds(&planned, device, &mut speeds)) {
             Ok(seconds) => json!({ "seconds": seconds }),
@@ -141,22 +148,17 @@ pub(crate) fn answer(work: &Work, speed: &Throughput, device: Device, json: bool
         ui.out(answer.to_string());
         return;
     }
-    let threads = if device == Device::Cpu { format!(", {threads} threads") } else { String::new() };
-    let training = if work.training > 0.0 { format!(", {:.0} in training", speed.training) } else { String::new() };
+    let place = match device {
+        Device::Cpu => format!("CPU, {}", ui::counted(threads as usize, "thread")),
+        other => run_dir::device_name(other),
+    };
+    let training = if work.training > 0.0 { format!(", {} in training", ui::count(speed.training)) } else { String::new() };
     ui.out(format!(
-        "about {} here ({device:?}{threads}); images per second: {:.0} forward, {:.0} with gradients of pixels{training}",
-        duration(seconds),
-        speed.forward,
-        speed.input_gradient,
+        "about {} here ({place}); images per second: {} forward, {} with gradients of the pixels{training}",
+        ui::seconds(seconds),
+        ui::count(speed.forward),
+        ui::count(speed.input_gradient),
     ));
-}
-
-fn duration(seconds: f64) -> String {
-    match seconds {
-        s if s < 90.0 => format!("{s:.0} seconds"),
-        s if s < 90.0 * 60.0 => format!("{:.0} minutes", s / 60.0),
-        s => format!("{:.1} hours", s / 3600.0),
-    }
 }
 
 fn seconds(planned: &Planned, device: Device, speeds: &mut BTreeMap<String, Throughput>) -> anyhow::Result<f64> {
@@ -173,16 +175,4 @@ fn seconds(planned: &Planned, device: Device, speeds: &mut BTreeMap<String, Thro
         }
     };
     Ok(speed.seconds(work))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_are_for_people() {
-        for (seconds, said) in [(0.2, "0 seconds"), (89.0, "89 seconds"), (120.0, "2 minutes"), (9000.0, "2.5 hours")] {
-            assert_eq!(duration(seconds), said);
-        }
-    }
 }

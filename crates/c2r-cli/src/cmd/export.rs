@@ -5,31 +5,37 @@ use c2r_files::write_atomically;
 use c2r_models::checkpoint;
 use c2r_run::{
     exit::{self, OrExit},
-    terminal::Ui,
+    terminal::{self as ui, Ui},
 };
 use tch::Device;
 
 use crate::data;
 
-/// Write a distilled set for other programs, or a trained network as TorchScript.
+/// Write a distilled set for other programs, or a trained network as TorchScript
 #[derive(clap::Args)]
-#[command(after_help = "\
+#[command(after_long_help = "\
 Examples:
-  c2r export runs/first --to pt first.pt                 # the set of a run folder, as DC, DSA and DM save theirs
-  c2r export runs/first --to pt first.pt --normalized    # with the pixels normalized, as their scripts expect
+  # For PyTorch, as DC, DSA and DM save theirs; --normalized also normalizes the pixels as they do
+  c2r export runs/first --to pt first.pt --normalized
+
+  # For NumPy
   c2r export runs/first/synthetic.safetensors --to npz first.npz
-  c2r export runs/first/synthetic.safetensors --to png first/ --quantize
-  c2r export runs/first --to safetensors first.safetensors --stored
-  c2r export runs/first/pgd-at --to torchscript first.pt # the network of a run folder of `c2r train`
+
+  # As pictures; --quantize allows rounding to 8 bits
+  c2r export runs/first --to png first/ --quantize
+
+  # The network of a run folder of `c2r train`, as TorchScript
+  c2r export runs/first/pgd-at --to torchscript network.pt
 
 Most sets of c2r store mosaics: each stored image holds 2x2 training images. Export cuts them apart and enlarges them, as \
 `c2r train` does, so that other programs train on the same images. --stored writes the mosaics as they are.
 
-npz, pt and safetensors lose nothing. PNG has 8 bits per channel: other pixels must be rounded, which --quantize allows. \
+npz, pt and safetensors are lossless. PNG has 8 bits per channel: other pixels must be rounded, which --quantize allows. \
 docs/formats.md shows how to read each format in Python.")]
 pub(crate) struct Args {
-    /// A distilled set: safetensors, npz, PNG folder or the run folder of `c2r distill`. For torchscript a network:
-    /// model.safetensors or the run folder of `c2r train`
+    /// Distilled set (safetensors, npz, PNG folder, or the run folder of `c2r distill`), or a network for torchscript
+    ///
+    /// A network is model.safetensors or the run folder of `c2r train`.
     #[arg(value_name = "SET|MODEL")]
     what: PathBuf,
 
@@ -37,7 +43,7 @@ pub(crate) struct Args {
     #[arg(long, value_enum)]
     to: Format,
 
-    /// File, or folder for png, to write
+    /// File to write (a folder for png)
     #[arg(value_name = "OUT")]
     output: PathBuf,
 
@@ -45,12 +51,13 @@ pub(crate) struct Args {
     #[arg(long)]
     stored: bool,
 
-    /// pt: write (pixel - mean) / std, with the mean and std that DC, DSA, DM and MTT use for CIFAR-10, and with the
-    /// set's own for other datasets
+    /// For pt: normalize the pixels as DC, DSA, DM and MTT do
+    ///
+    /// The values are (pixel - mean) / std. For datasets other than CIFAR-10, mean and std are those of the set.
     #[arg(long)]
     normalized: bool,
 
-    /// png: round pixels to multiples of 1/255
+    /// For png: allow rounding to 8 bits
     #[arg(long)]
     quantize: bool,
 
@@ -76,14 +83,14 @@ enum Format {
 pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
     let output = args.output.display();
     if args.output.exists() && (!args.force || args.to == Format::Png) {
-        let advice = if args.to == Format::Png { "move it away first" } else { "say --force to replace it" };
-        return exit::fail(exit::USAGE, format!("{output} is there already; {advice}"));
+        let advice = if args.to == Format::Png { "move it away first" } else { "--force replaces it" };
+        return exit::fail(exit::USAGE, format!("{output} exists already; {advice}"));
     }
     if args.quantize && args.to != Format::Png {
-        return exit::fail(exit::USAGE, "--quantize is about png; the other formats lose nothing");
+        return exit::fail(exit::USAGE, "--quantize is only for --to png; the other formats are lossless");
     }
     if args.normalized && args.to != Format::Pt {
-        return exit::fail(exit::USAGE, "--normalized is about pt; the other formats hold pixels in [0, 1]");
+        return exit::fail(exit::USAGE, "--normalized is only for --to pt; the other formats have pixels in [0, 1]");
     }
     if args.to == Format::Torchscript {
         return network(&args, ui);
@@ -105,7 +112,8 @@ pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
         Format::Torchscript => unreachable!("written above"),
     }
     let (channels, height, width) = (set.images.dim().1, set.images.dim().2, set.images.dim().3);
-    ui.out(format!("{output}: {} images of {}, {channels}x{height}x{width}", set.labels.len(), set.header.dataset));
+    let n = ui::counted(set.labels.len(), "image");
+    ui.out(format!("{output}: {n} of {}, {channels}x{height}x{width}", set.header.dataset));
     Ok(())
 }
 
@@ -113,7 +121,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
 fn set_file(named: &Path) -> anyhow::Result<PathBuf> {
     if checkpoint_file(named).is_some() && !named.join(data::SET_FILE).is_file() {
         let named = named.display();
-        return exit::fail(exit::USAGE, format!("{named} holds a network, not a set: use --to torchscript"));
+        return exit::fail(exit::USAGE, format!("{named} has a network, not a set; use --to torchscript"));
     }
     data::set_file(named)
 }
@@ -152,19 +160,19 @@ fn pt(set: &SyntheticSet, args: &Args, ui: &Ui) -> anyhow::Result<()> {
 
 fn png(set: &SyntheticSet, args: &Args, ui: &Ui) -> anyhow::Result<()> {
     let n_rounded = set.save_png(&args.output, args.quantize).map_err(|error| match error {
-        DataError::Rounds { .. } => exit::coded(exit::DATA, anyhow::anyhow!("{error}; say --quantize to round")),
+        DataError::Rounds { .. } => exit::coded(exit::DATA, anyhow::anyhow!("{error}; --quantize allows rounding")),
         other => exit::coded(exit::DATA, other),
     })?;
     if n_rounded > 0 {
-        let total = set.images.len();
-        ui.note(format!("note: {n_rounded} of {total} pixel values were rounded to multiples of 1/255"));
+        let [rounded, total] = [n_rounded, set.images.len()].map(|n| ui::count(n as f64));
+        ui.note(format!("note: {rounded} of {total} pixel values were rounded to multiples of 1/255"));
     }
     Ok(())
 }
 
 fn network(args: &Args, ui: &Ui) -> anyhow::Result<()> {
     if args.stored {
-        return exit::fail(exit::USAGE, "--stored is about sets; torchscript is a network");
+        return exit::fail(exit::USAGE, "--stored is only for sets, and --to torchscript writes a network");
     }
     let file = checkpoint_file(&args.what).unwrap_or_else(|| args.what.clone());
     let (model, _) = checkpoint::load(&file, Device::Cpu).or_exit(exit::DATA)?;

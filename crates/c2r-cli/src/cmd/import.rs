@@ -10,66 +10,78 @@ use crate::{
     ui::Ui,
 };
 
-/// Convert a distilled set of another project to a synthetic set.
+/// Convert another project's distilled set to a synthetic set
+///
+/// Reads safetensors, .npz, .npy, files of torch.save (torch 1.6 or later) and folders CLASS/*.{png,jpg}. Files are read as data:
+/// nothing in them is run. A file of `c2r export` needs no options but --output.
 #[derive(clap::Args)]
-#[command(after_help = "\
+#[command(after_long_help = "\
 Examples:
-  c2r import res_DM_CIFAR10_ConvNet_10ipc.pt --dataset cifar10 --normalized cifar10-dd --clamp -o dm.safetensors
-  c2r import images_best.pt --labels-from labels_best.pt --dataset cifar100 --normalized cifar100 --clamp -o mtt.safetensors
+  # A set of DC, DSA or DM: normalized images that may leave the range of pixels
+  c2r import res_DM_CIFAR10_ConvNet_10ipc.pt --dataset cifar10 --normalized cifar10-dd --clamp \\
+      -o dm.safetensors
+
+  # A set of MTT: images and labels in a file each
+  c2r import images_best.pt --labels-from labels_best.pt --dataset cifar100 \\
+      --normalized cifar100 --clamp -o mtt.safetensors
+
+  # Tensors of other names, channels last
   c2r import set.npz --dataset digits --images x --labels y --nhwc -o other.safetensors
+
+  # A folder of images for each class
   c2r import d4m/ --dataset imagenette --method d4m -o d4m.safetensors
 
-FILE is safetensors, .npz, .npy, a file of torch.save (torch 1.6 or later; read as data, nothing in it is run), or a \
-folder CLASS/*.{png,jpg}. What c2r export wrote needs no other option. Tensors are found automatically when \
-unambiguous: `images` and `labels`; `data[0][0]` and `data[0][1]`, as DC, DSA and DM save; a file each, as MTT saves. \
-`c2r inspect FILE` lists the tensors. Label rows [N, K] are probabilities or one-hot, or logits with --logits. Labels [N] next \
-to rows say the class, and must agree with them. What is not used is listed.
+Tensors: `images` and `labels`, or `data[0][0]` and `data[0][1]` as DC, DSA and DM save them, are found automatically. \
+`c2r inspect FILE` lists what a file has.
 
-Folders are matched with classes by name (CIFAR's car and plane, too), WordNet id or number from 0; anything else is refused \
-unless --sorted says that their order is right. Other types of images, links to nothing and folders in folders are refused.
+Labels: [N] holds classes; [N, K] holds probabilities, one-hot rows, or logits (--logits). If a file has both, they must agree. \
+Every class needs the same number of images.
 
-Declarations are checked: values outside [0, 1] afterwards are refused with their share and range, and so are options that \
-the file contradicts. Optimized images may leave the range of pixels; --clamp clips them, which the set, `c2r inspect` and, \
-above 1 %, tables record. Every class needs the same number of images.")]
+Folders: they are matched with the classes by name, WordNet id or number from 0. Other names are refused unless you give \
+--sorted. Links to missing files, nested folders and other types of images are refused.
+
+Values: whatever is outside [0, 1] after the options are applied is refused, and so are options that the file contradicts. \
+Clipping (--clamp) is recorded in the set, and in tables if it changed more than 1 % of the values.")]
 pub(crate) struct Args {
-    /// What to read
+    /// File or folder to read
     #[arg(value_name = "FILE|DIR")]
     file: PathBuf,
 
-    /// Where to write the set (safetensors)
+    /// File to write (safetensors)
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
 
-    /// The dataset that was distilled: digits, cifar10, ...; required unless c2r exported the file (then its
-    /// header has everything)
+    /// Dataset that was distilled: digits, cifar10, ...; required unless c2r exported the file
     #[arg(long, value_name = "NAME")]
     dataset: Option<String>,
 
-    /// Tensor with the images
+    /// Name of the tensor with the images
     #[arg(long, requires = "dataset", value_name = "TENSOR")]
     images: Option<String>,
 
-    /// Tensor with the labels
+    /// Name of the tensor with the labels
     #[arg(long, requires = "dataset", value_name = "TENSOR")]
     labels: Option<String>,
 
-    /// Another file with the labels
+    /// File with the labels, if they are in another file
     #[arg(long, requires = "dataset", value_name = "FILE")]
     labels_from: Option<PathBuf>,
 
-    /// The file has no hard labels, and its images are grouped by class, equally many each: labels by position
+    /// Take the labels from the positions: the images are grouped by class, the same number of each
     #[arg(long, requires = "dataset")]
     grouped: bool,
 
-    /// The names of class folders say nothing: their sorted order is that of the classes (numbers count up)
+    /// Take the class folders in sorted order, whatever their names (numbers count up)
     #[arg(long, requires = "dataset")]
     sorted: bool,
 
-    /// Label rows are logits: take their softmax
+    /// The labels are logits; apply softmax
     #[arg(long, requires = "dataset")]
     logits: bool,
 
-    /// Values are (pixel - mean) / std: cifar10-dd (DC, DSA, DM, MTT), a dataset's name, or MEAN/STD
+    /// Undo a normalization: cifar10-dd (DC, DSA, DM, MTT), a dataset's name, or MEAN/STD
+    ///
+    /// The values are (pixel - mean) / std. MEAN and STD have a number per channel, as in 0.5,0.5,0.5/0.25,0.25,0.25.
     #[arg(long, requires = "dataset", value_name = "WHAT", value_parser = parse_normalized, conflicts_with = "of_255")]
     normalized: Option<PixelValues>,
 
@@ -85,7 +97,7 @@ pub(crate) struct Args {
     #[arg(long, requires = "dataset")]
     bgr: bool,
 
-    /// Cut off what is outside [0, 1]: a tenth of the values at most, any part after --normalized
+    /// Clip values to [0, 1]; refused if more than 10 % lie outside, unless --normalized is given
     #[arg(long, requires = "dataset")]
     clamp: bool,
 
@@ -93,15 +105,15 @@ pub(crate) struct Args {
     #[arg(long, requires = "dataset", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(i64).range(1..=2))]
     formation: i64,
 
-    /// What made it, for tables
+    /// Method name shown in tables
     #[arg(long, requires = "dataset", value_name = "NAME", default_value = "imported")]
     method: String,
 
-    /// Seed of its distillation, for tables: sets of one method need different seeds
+    /// Seed of its distillation, which tells sets of one method apart in tables
     #[arg(long, requires = "dataset", value_name = "N", default_value_t = 0)]
     seed: u64,
 
-    /// Replace the output if it is there
+    /// Replace an existing output file
     #[arg(long)]
     force: bool,
 }
@@ -112,10 +124,7 @@ fn parse_normalized(text: &str) -> Result<PixelValues, String> {
 
 pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
     if args.output.exists() && !args.force {
-        return exit::fail(
-            exit::USAGE,
-            format!("{} is there already; say --force to replace it", args.output.display()),
-        );
+        return exit::fail(exit::USAGE, format!("{} exists already; --force replaces it", args.output.display()));
     }
     let set = match &args.dataset {
         Some(name) => foreign(&args, &c2r_data::spec(name).or_exit(exit::USAGE)?, ui)?,
@@ -130,7 +139,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
         header.dataset,
         header.method
     ));
-    ui.note(format!("`c2r inspect {} --grid set.png` shows whether they look right", args.output.display()));
+    ui.note(format!("look at the images: c2r inspect {} --grid set.png", args.output.display()));
     Ok(())
 }
 
@@ -144,7 +153,10 @@ fn ours(file: &Path) -> anyhow::Result<SyntheticSet> {
     if !is_ours {
         return exit::fail(
             exit::USAGE,
-            format!("{} was not written by `c2r export`: say what was distilled with --dataset NAME", file.display()),
+            format!(
+                "{} was not written by `c2r export`: give --dataset NAME, the dataset that was distilled",
+                file.display()
+            ),
         );
     }
     SyntheticSet::load(file).or_exit(exit::DATA)
@@ -164,7 +176,8 @@ fn foreign(args: &Args, spec: &DatasetSpec, ui: &Ui) -> anyhow::Result<Synthetic
     let says_all_itself = |is_ours: bool| {
         if is_ours {
             let file = args.file.display();
-            let reason = format!("{file} was written by `c2r export` and says everything itself: leave --dataset out");
+            let reason =
+                format!("{file} was written by `c2r export` and has everything in its header: leave --dataset out");
             return exit::fail(exit::USAGE, reason);
         }
         Ok(())
@@ -174,16 +187,16 @@ fn foreign(args: &Args, spec: &DatasetSpec, ui: &Ui) -> anyhow::Result<Synthetic
         let ClassFolders { file, order, notes } =
             c2r_data::read_class_folders(&args.file, spec, args.sorted).map_err(flags).or_exit(exit::DATA)?;
         ui.note(match order {
-            ClassOrder::Names => format!("folders are called as the classes of {}", spec.name),
-            ClassOrder::Wnids => format!("folders are called as the WordNet ids of {}", spec.name),
-            ClassOrder::Numbers => "folders are called as the classes' numbers".to_owned(),
-            ClassOrder::Sorted => format!("folders are taken in sorted order for the classes of {}", spec.name),
+            ClassOrder::Names => format!("the folders have the names of the classes of {}", spec.name),
+            ClassOrder::Wnids => format!("the folders have the WordNet ids of the classes of {}", spec.name),
+            ClassOrder::Numbers => "the folders have the numbers of the classes".to_owned(),
+            ClassOrder::Sorted => format!("the folders are taken in sorted order as the classes of {}", spec.name),
         });
         notes.iter().for_each(|note| ui.note(format!("note: {note}")));
         file
     } else {
         if args.sorted {
-            return exit::fail(exit::USAGE, "--sorted is about folders of images; this is a file");
+            return exit::fail(exit::USAGE, "--sorted is for folders of images, and this is a file; leave it out");
         }
         let file = c2r_data::read_tensors(&args.file).or_exit(exit::DATA)?;
         says_all_itself(SyntheticSet::is_header(&file.header))?;

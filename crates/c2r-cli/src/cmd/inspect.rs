@@ -14,7 +14,7 @@ use c2r_files::{open, path_to_text, text_to_path};
 use c2r_run::{
     arguments::any_text,
     exit::{self, OrExit},
-    terminal::Ui,
+    terminal::{Ui, count, counted},
 };
 use dataset::dataset;
 use report::Report;
@@ -24,32 +24,39 @@ use tensors::{safetensors, set_or_doubt, synthetic, tensors, torchscript};
 
 use crate::state_dict::StateDictArgs;
 
-/// Show what a file, folder or dataset is, and what looks wrong with it.
+/// Describe a file, folder or dataset, and report what looks wrong
+///
+/// Reads synthetic sets, checkpoints, safetensors, .npy, .npz, files of torch.save (as data: nothing in them is run), TorchScript
+/// models, attack reports, table.json, run folders, folders of images, and datasets by name.
 #[derive(clap::Args)]
-#[command(after_help = "\
+#[command(after_long_help = "\
 Examples:
+  # A synthetic set, with a picture of it
   c2r inspect runs/first/synthetic.safetensors --grid first.png
+
+  # Another project's set, compared with the dataset that it was distilled from
   c2r inspect res_DM_CIFAR10_ConvNet_10ipc.pt --dataset cifar10 --data DIR
+
+  # A dataset
   c2r inspect cifar10 --data DIR --json
+
+  # Does this state_dict fit the architecture?
   c2r inspect --state-dict net.pt --arch ConvNet-D3-W128-IN --dataset cifar10
 
-It reads synthetic sets (safetensors, npz, PNG folder), checkpoints and other safetensors files, NumPy's .npy and .npz, \
-files of torch.save (as data; nothing in them is run), TorchScript models, attack reports, table.json, run folders, \
-folders of images and datasets by name. Lines that start with `looks wrong` are guesses; docs/formats.md explains what \
-each is based on.")]
+Lines that start with `looks wrong` are guesses; docs/formats.md explains what each is based on.")]
 pub(crate) struct Args {
-    /// A file, a folder, or a dataset: digits, cifar10, ..., folder:PATH
+    /// File, folder, or dataset: digits, cifar10, ... or folder:PATH
     #[arg(value_name = "FILE|DIR|DATASET", value_parser = any_text(), required_unless_present = "state_dict", conflicts_with = "state_dict")]
     what: Option<String>,
 
     #[command(flatten)]
     foreign: StateDictArgs,
 
-    /// Compare images and labels with this dataset [default: what the file names]
+    /// Compare images and labels with this dataset [default: the one that the file names]
     #[arg(long, value_name = "NAME", value_parser = any_text())]
     dataset: Option<String>,
 
-    /// Folder that holds the downloaded datasets; with it, labels are compared with real images
+    /// Folder with the downloaded datasets, whose images the labels are compared with
     #[arg(long, value_name = "DIR", env = "C2R_DATA")]
     data: Option<PathBuf>,
 
@@ -105,13 +112,13 @@ fn inspect(args: &Args) -> anyhow::Result<Report> {
         return exit::fail(
             exit::USAGE,
             format!(
-                "`{what}` is neither a file, nor a folder, nor a dataset; datasets are {}, folder:PATH",
+                "`{what}` is neither a file, nor a folder, nor a dataset; the datasets are {} and folder:PATH",
                 names.join(", ")
             ),
         );
     };
     if grid.is_some() && !drawn {
-        return exit::fail(exit::USAGE, format!("--grid: {what} contains no images to draw"));
+        return exit::fail(exit::USAGE, format!("--grid cannot draw {what}: it does not contain images"));
     }
     Ok(report)
 }
@@ -119,7 +126,7 @@ fn inspect(args: &Args) -> anyhow::Result<Report> {
 /// A network that PyTorch saved, for the images of the dataset that was named.
 fn state_dict(args: &Args) -> anyhow::Result<Report> {
     let Some(name) = &args.dataset else {
-        return exit::fail(exit::USAGE, "--state-dict needs --dataset: the images that the network takes");
+        return exit::fail(exit::USAGE, "--state-dict needs --dataset, the dataset whose images the network takes");
     };
     let spec = if name.starts_with("folder:") {
         c2r_data::load(name, None).or_exit(exit::DATA)?.spec
@@ -130,10 +137,10 @@ fn state_dict(args: &Args) -> anyhow::Result<Report> {
     let path = args.foreign.state_dict.as_deref().unwrap_or(Path::new(""));
     let mut report = Report::new(args.dataset.clone(), args.data.clone());
     report.title("state-dict", path.display(), format!("state_dict of {}", network.architecture()));
-    report.line("parameters", network.n_parameters().to_string());
+    report.line("parameters", count(network.n_parameters() as f64));
     report.line("input", format!("{:?}, {} classes ({name})", spec.shape(), spec.classes.len()));
     report.line("takes", args.foreign.expects());
-    notes.iter().for_each(|note| report.line("beside", note));
+    notes.iter().for_each(|note| report.line("note", note));
     for (name, tensor) in network.state() {
         doubts::values(&mut report, name, tensor);
     }
@@ -190,7 +197,7 @@ fn folder(report: &mut Report, path: &Path, grid: Option<&Path>) -> anyhow::Resu
         exit::USAGE,
         format!(
             "{} is neither a run folder (run.json), nor a data folder (cifar-10-batches-bin/ and so on), nor a folder of \
-             images (train/CLASS/*.png), nor a set (set.json); to read a folder CLASS/*.png, add --dataset NAME",
+             images (train/CLASS/*.png), nor a PNG folder of c2r (set.json); to read a folder CLASS/*.png, add --dataset NAME",
             path.display()
         ),
     )
@@ -214,19 +221,20 @@ fn file(report: &mut Report, path: &Path, grid: Option<&Path>) -> anyhow::Result
                 FileKind::Npz => ("npz", "arrays of NumPy"),
                 _ => ("torch", "file of torch.save"),
             };
-            report.title(name, path.display(), format!("{words} with {} tensors", file.tensors.len()));
+            report.title(name, path.display(), format!("{words} with {}", counted(file.tensors.len(), "tensor")));
             texts(report, &file.header);
             tensors(report, &file, grid)
         }
         // The reader's error says what it is and what to do.
         FileKind::Pickle | FileKind::Empty => c2r_data::read_tensors(path).map(|_| false).or_exit(exit::DATA),
-        FileKind::Png | FileKind::Jpeg => {
-            exit::fail(exit::USAGE, format!("{} is a single picture; inspect reads folders of them", path.display()))
-        }
+        FileKind::Png | FileKind::Jpeg => exit::fail(
+            exit::USAGE,
+            format!("{} is a single picture; `c2r inspect` reads folders of pictures", path.display()),
+        ),
         _ => exit::fail(
             exit::DATA,
             format!(
-                "{} is neither safetensors, nor NumPy, nor of torch.save, nor TorchScript, nor JSON",
+                "{} is not a file that c2r reads: safetensors, NumPy, torch.save, TorchScript or JSON",
                 path.display()
             ),
         ),
@@ -365,11 +373,11 @@ mod tests {
         check(
             &report(&path, None).unwrap(),
             &[],
-            &["1 of 20 images repeat", "1 images have one value", "mean and std"],
+            &["1 of 20 images repeat", "1 image has the same value everywhere", "mean and std"],
         );
         set.header.dataset = "cifar10".into();
         set.save(&path).unwrap();
-        check(&report(&path, None).unwrap(), &[], &["1 of 20", "1 images", "cifar10 images are [3, 32, 32]"]);
+        check(&report(&path, None).unwrap(), &[], &["1 of 20", "1 image has", "cifar10 images are [3, 32, 32]"]);
     }
 
     #[test]
@@ -430,11 +438,11 @@ mod tests {
         let clean = pictures(8, 0.1);
         let nhwc = clean.permute([0, 2, 3, 1]);
         check(&on_tensors("", &[("images", &clean)]), &["f32 [8, 3, 32, 32]"], &[]);
-        check(&on_tensors("", &[("images", &nhwc)]), &["f32 [8, 32, 32, 3]"], &["channels last (NHWC)"]);
+        check(&on_tensors("", &[("images", &nhwc)]), &["f32 [8, 32, 32, 3]"], &["has the channels last"]);
         let colourful = &clean + Tensor::from_slice(&[0.2f32, 0.0, -0.2]).view([1, 3, 1, 1]);
         check(&on_tensors("", &[("images", &colourful)]), &[], &[]);
         let misread = colourful.permute([0, 2, 3, 1]).contiguous().view([8, 3, 32, 32]);
-        check(&on_tensors("", &[("images", &misread)]), &[], &["read as [N, C, H, W]?"]);
+        check(&on_tensors("", &[("images", &misread)]), &[], &["was [N, H, W, C] stored as [N, C, H, W]?"]);
         let noise = Tensor::arange(8 * 3072, (Kind::Double, Device::Cpu)).multiply_scalar(0.754_877_666).fmod(1.0);
         let noise = (noise * 1e4).fmod(1.0).to_kind(Kind::Float).view([8, 3, 32, 32]);
         check(&on_tensors("", &[("images", &noise)]), &[], &[]);
@@ -449,10 +457,14 @@ mod tests {
         assert!(
             clean.lines().join("").contains("10 classes, 2 per class") && clean.lines().join("").contains(ascending)
         );
-        check(&with(&set_labels), &["images and labels", "of 20 labels", "--grouped would be wrong"], &[]);
+        check(&with(&set_labels), &["images and labels", "of 20 labels", "do not use --grouped"], &[]);
         check(&with(&set_labels.to_kind(Kind::Int)), &["i32 [20]"], &[]);
-        check(&with(&(&set_labels + 1)), &[], &["counted from 1?", misfit]);
-        check(&with(&(&set_labels - 1)), &[], &["-1 to 8, outside the classes 0 to 9", misfit]);
+        check(&with(&(&set_labels + 1)), &[], &["the labels go from 1 to 10, but classes go from 0 to 9", misfit]);
+        check(
+            &with(&(&set_labels - 1)),
+            &[],
+            &["the labels go from -1 to 8, but digits has the classes 0 to 9", misfit],
+        );
         check(&with(&(&set_labels + 3).fmod(10)), &[], &[misfit]);
         check(&with(&(9 - &set_labels)), &[], &["shuffled, or another class order?"]);
     }
@@ -467,7 +479,7 @@ mod tests {
         assert_eq!(order(&["cat", "dog"]), "");
         assert_eq!(order(&["0", "1", "2"]), "");
         assert_eq!(order(&["00", "01", "10"]), "");
-        assert!(order(&["0", "1", "10", "2"]).contains("sorted as texts (0, 1, 10, 2, ...)"));
+        assert!(order(&["0", "1", "10", "2"]).contains("sorted as text (0, 1, 10, 2, ...)"));
         let fruit = c2r_data::spec("imagefruit").unwrap();
         let mut sorted: Vec<&str> = fruit.wnids.iter().map(String::as_str).collect();
         assert_eq!(order(&sorted), "");
@@ -535,10 +547,10 @@ mod tests {
             report(&changed, None).unwrap()
         };
         let refused = "other commands refuse this synthetic set";
-        check(&change(4.0, -2.0), &["safetensors file with 2 tensors"], &[refused, "import with --normalized WHAT"]);
-        let of_255 = [refused, "0..255? c2r stores pixels in [0, 1]; import with --of-255"];
+        check(&change(4.0, -2.0), &["safetensors file with 2 tensors"], &[refused, "import it with --normalized"]);
+        let of_255 = [refused, "from 0 to 255, import it with --of-255"];
         check(&change(255.0, 0.0), &["images        f32 [20, 1, 8, 8], 0 to 255"], &of_255);
-        check(&change(1.1, 0.0), &[], &[refused, "values up to 1.100, outside [0, 1]; import with --clamp"]);
+        check(&change(1.1, 0.0), &[], &[refused, "values up to 1.100, but c2r stores pixels in [0, 1]; --clamp"]);
         check(&change(f64::NAN, 0.0), &[], &[refused, "not finite", "images repeat"]);
     }
 
@@ -723,7 +735,7 @@ mod tests {
         let (name, tensor) = file.tensors.pop_first().unwrap();
         file.tensors.insert(name.clone(), tensor * f64::INFINITY);
         file.write(&path).unwrap();
-        check(&report(&path, None).unwrap(), &[], &[&format!("{name} holds values that are not finite")]);
+        check(&report(&path, None).unwrap(), &[], &[&format!("{name} has values that are not finite")]);
         file.tensors.remove(&name);
         file.write(&path).unwrap();
         check(&report(&path, None).unwrap(), &["safetensors file"], &[&format!("`{name}` is missing")]);
@@ -734,7 +746,7 @@ mod tests {
         let digits = report(Path::new("digits"), None).unwrap();
         let lines = [
             "UCI optical digits: dataset `digits`",
-            "1438 images, 139 to 146 per class",
+            "1,438 images, 139 to 146 per class",
             "359 images",
             "CC BY 4.0",
             "provenance    part of c2r",
@@ -747,8 +759,11 @@ mod tests {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             image::RgbImage::from_pixel(4, 4, image::Rgb([value; 3])).save(path).unwrap();
         }
-        let doubts =
-            ["train: 1 images repeat", "test: class 0 (`a`) has no image", "test: 1 images are in the training split"];
+        let doubts = [
+            "train: 1 of 3 images repeat",
+            "test: class 0 (`a`) is empty",
+            "test: 1 of 1 images are also in the training split",
+        ];
         let lines = ["train         3 images, 1 to 2 per class", "provenance    unknown"];
         check(&report(folder.path(), None).unwrap(), &lines, &doubts);
         let grid = folder.path().join("grid.png");

@@ -8,21 +8,26 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use super::table::{Results, Shown, TableFormat, judge, synthetic_sets};
 use crate::ui::Ui;
 
-/// Make a report from folders of attack reports: one page, or the tables alone.
+/// Make a page (or the tables alone) from folders of attack reports
+///
+/// The page is one HTML file: tables next to the published numbers, charts, pictures of the training images, and for every number
+/// its runs, seeds, configurations, commands and files.
 #[derive(clap::Args)]
-#[command(after_help = "\
+#[command(after_long_help = "\
 Examples:
+  # A page for an experiment of the paper
   c2r report runs/table2-quick --experiment data/paper/table2.toml -o report.html
+
+  # The same results as a page, as LaTeX and as CSV, compared with the method class-mean
   c2r report runs/mine --baseline class-mean -o report.html -o report.tex -o report.csv
 
-The page is self-contained: tables next to the published numbers, charts, pictures of the training images, and behind every \
-number its runs, seeds, configurations, commands and files. See docs/report.md.
-Exit code 4: at the scale `paper` a number is farther from the published one than the tolerance.")]
+docs/report.md describes the page.
+Exit code 4: at the scale `paper`, a number is farther from the published one than the tolerance.")]
 pub(crate) struct Args {
     #[command(flatten)]
     results: Results,
 
-    /// What to write, by its ending: .html (the page), .md, .csv, .tex (booktabs, graphicx) or .json (repeatable)
+    /// File to write: .html (the page), .md, .csv, .tex (needs booktabs and graphicx) or .json (repeatable)
     #[arg(short, long, value_name = "FILE", required = true, value_parser = OsStringValueParser::new().try_map(parse_output))]
     output: Vec<Output>,
 
@@ -46,7 +51,7 @@ fn parse_output(word: OsString) -> Result<Output, String> {
         Some("csv") => Some(TableFormat::Csv),
         Some("tex") => Some(TableFormat::Latex),
         Some("json") => Some(TableFormat::Json),
-        _ => return Err("the ending says the format: .html, .md, .csv, .tex or .json".to_owned()),
+        _ => return Err("the name must end in .html, .md, .csv, .tex or .json".to_owned()),
     };
     Ok(Output { path, format })
 }

@@ -23,17 +23,24 @@ const GAP: u32 = 16;
 /// A picture of all methods that would be wider or higher is not made, pixels.
 const LARGEST_SIDE: u32 = 20_000;
 
-/// Make a table from folders of attack reports.
+/// Make a table from folders of attack reports
+///
+/// Reads every attack.json below the folders.
 #[derive(clap::Args)]
-#[command(after_help = "\
+#[command(after_long_help = "\
 Examples:
-  c2r table runs/table2-quick --experiment data/paper/table2.toml --scale quick --output-dir runs/table2-quick
+  # Print a table of your own runs
+  c2r table runs/first
+
+  # Compare every method with class-mean, one line per number
   c2r table runs/mine --baseline class-mean --format csv > cells.csv
 
-Every attack.json below the folders is read. Missing runs are counted against the experiment's grid unless \
---seeds or --methods override it (`cargo xtask reproduce` passes its own), which the table then notes. docs/tables.md \
-explains how to read the result.
-Exit code 4: at the scale `paper` a number is farther from the published one than the tolerance.")]
+  # An experiment of the paper: its labels, rows and published numbers
+  c2r table runs/table2-quick --experiment data/paper/table2.toml --output-dir tables
+
+docs/tables.md explains how to read a table. Missing runs are counted against the experiment's grid, or against the seeds and \
+methods that you give.
+Exit code 4: at the scale `paper`, a number is farther from the published one than the tolerance.")]
 pub(crate) struct Args {
     #[command(flatten)]
     results: Results,
@@ -42,28 +49,29 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     output_dir: Option<PathBuf>,
 
-    /// What to print
+    /// Format to print
     #[arg(long, value_enum, default_value_t = TableFormat::Terminal)]
     format: TableFormat,
 
-    /// Print JSON: the same as --format json
+    /// The same as --format json
     #[arg(long, conflicts_with = "format")]
     json: bool,
 }
 
-/// Which results, and what they are held against.
+/// Which results, and what they are compared with.
 #[derive(clap::Args)]
 pub(crate) struct Results {
-    /// Results folders, searched for attack.json
-    #[arg(required = true, value_name = "ROOT")]
+    /// Folders to search for attack.json
+    #[arg(required = true, value_name = "FOLDER")]
     roots: Vec<PathBuf>,
 
-    /// Labels, order of the rows and published numbers, e.g. data/paper/table2.toml
+    /// Experiment with labels, order of the rows and published numbers, e.g. data/paper/table2.toml
     #[arg(long, value_name = "FILE")]
     experiment: Option<PathBuf>,
 
-    /// Which grid of the experiment these results belong to: marks what is missing, checks tolerances [default: by
-    /// the folder's name, `quick` for table2-quick]
+    /// Grid of the experiment that these results belong to: quick, small or paper [default: by the folder's name]
+    ///
+    /// With it, the table lists missing runs and checks tolerances. The folder table2-quick is of the scale `quick`.
     #[arg(long, value_name = "NAME", requires = "experiment")]
     scale: Option<String>,
 
@@ -71,11 +79,11 @@ pub(crate) struct Results {
     #[arg(long, value_name = "N,..", value_delimiter = ',', requires = "experiment")]
     seeds: Vec<u64>,
 
-    /// Use these methods instead of the experiment file's; `all`: every method of the scale `paper`
+    /// Use these methods instead of the experiment file's; `all` is every method of the scale `paper`
     #[arg(long, value_name = "NAME,..", value_delimiter = ',', requires = "experiment")]
     methods: Vec<String>,
 
-    /// Compare the other methods with this one, seed by seed [default: the experiment's]
+    /// Method to compare the others with, seed by seed [default: the experiment's]
     #[arg(long, value_name = "METHOD")]
     baseline: Option<String>,
 }
@@ -89,7 +97,7 @@ impl Results {
         let scale = self.scale.clone().or(by_name.map(str::to_owned));
         if !(self.seeds.is_empty() && self.methods.is_empty()) {
             let Some((experiment, scale)) = experiment.as_mut().zip(scale.as_deref()) else {
-                return exit::fail(exit::USAGE, "--seeds and --methods change a grid: name it with --scale");
+                return exit::fail(exit::USAGE, "--seeds and --methods change a grid: name the grid with --scale");
             };
             experiment.change_grid(scale, &self.seeds, &self.methods).map_err(|error| coded(error.into()))?;
         }
@@ -106,15 +114,15 @@ impl Results {
 /// A table as text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum TableFormat {
-    /// Drawn tables if they fit into the terminal, else Markdown
+    /// Drawn tables if they fit into the terminal, otherwise Markdown
     Terminal,
-    /// Markdown
+    /// Markdown tables
     Markdown,
     /// One line per number
     Csv,
-    /// Everything, with the files behind every number
+    /// Everything, with the files of every number
     Json,
-    /// For a document that loads the packages booktabs and graphicx
+    /// For a document with the packages booktabs and graphicx
     #[value(alias = "tex")]
     Latex,
 }
@@ -178,25 +186,25 @@ fn coded(error: EvalError) -> anyhow::Error {
 fn advice(error: &EvalError) -> Option<String> {
     let text = match error {
         EvalError::Several(errors) => return errors.iter().find_map(advice),
-        EvalError::Nothing(_) => "`c2r attack --output RUN/PROTOCOL/attack.json` writes one",
+        EvalError::Nothing(_) => "write one with `c2r attack --output FOLDER/attack.json`",
         EvalError::NotACell(_) => {
-            "`c2r attack --checkpoint FILE --dataset NAME --each --output FILE` writes one that is a cell"
+            "write one that a table takes with `c2r attack --checkpoint FILE --dataset NAME --each --output FILE`"
         }
         EvalError::Mixed { .. } => {
-            "give `c2r table` one results folder at a time; of what `cargo xtask reproduce` ran, that of one table, such as \
+            "give `c2r table` the results of one table at a time; for `cargo xtask reproduce`, that is a folder such as \
              runs/table2-quick"
         }
         EvalError::TestImages { files, .. } => {
             let n = files.keys().next().unwrap_or(&0);
             return Some(format!(
-                "attack all networks on the same images (`c2r attack --n-test {n}`, or without --n-test on all), or give \
-                 `c2r table` the files of one number at a time"
+                "attack all networks on the same images (`c2r attack --n-test {n}`, or all images without --n-test), or \
+                 make a table of each"
             ));
         }
         EvalError::OneName { imported: true, .. } => {
-            "import each with a name or a seed of its own (`c2r import --method NAME --seed N`) and train and attack it anew"
+            "import each with its own name or seed (`c2r import --method NAME --seed N`), then train and attack again"
         }
-        EvalError::OneName { .. } => "give each a profile or a seed of its own, or a table",
+        EvalError::OneName { .. } => "give each its own profile, seed or table",
         _ => return None,
     };
     Some(text.to_owned())
@@ -228,7 +236,7 @@ pub(crate) fn judge(table: &Table) -> anyhow::Result<()> {
     exit::fail(
         exit::OUTSIDE_TOLERANCE,
         format!(
-            "{} numbers are farther than {tolerance} points from the published ones:\n  {}",
+            "{} numbers are farther than {tolerance} points from the published numbers:\n  {}",
             outside.len(),
             outside.join("\n  ")
         ),
@@ -275,7 +283,7 @@ pub(crate) fn synthetic_sets(table: &Table, sources: &[Source], ui: &Ui) -> Vec<
                 row.runs.iter().flat_map(|run| &run.files).find_map(|file| synthetic(file, &files))
             else {
                 ui.detail(format!(
-                    "no distill/synthetic.safetensors beside the runs of {} ({dataset}, ipc {ipc})",
+                    "pictures of {} ({dataset}, ipc {ipc}) are left out: its runs have no distill/synthetic.safetensors",
                     row.method
                 ));
                 continue;

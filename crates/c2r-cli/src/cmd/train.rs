@@ -16,6 +16,7 @@ use c2r_train::{
     Best, LrSchedule, Protocol, Targets, Teacher, TrainConfig, TrainEvent, TrainSource, Trainer, layers, model_input,
     state::State,
 };
+use clap::builder::TypedValueParser;
 use serde_json::json;
 use tch::{Device, Tensor};
 use toml::Value;
@@ -24,59 +25,71 @@ use crate::{
     cmd::estimate::{self, Planned, Written},
     config, data,
     exit::{self, OrExit},
-    run_dir, throughput,
-    ui::Ui,
+    help, run_dir, throughput,
+    ui::{self, Ui},
 };
 
-/// Train a network on a synthetic set, or on a real training set as the upper reference.
+/// Train a network on a synthetic set, or on real images as the upper reference
 ///
-/// Leaves RUN_DIR/model.safetensors (weights, architecture and what it was trained on), log.jsonl and
-/// run.json. The last step counts and no test image is looked at, unless --select says otherwise. The same
-/// command on the same folder resumes an interrupted run.
+/// Writes to RUN_DIR: model.safetensors (weights, architecture and what it was trained on), log.jsonl and run.json. The network
+/// of the last step is kept, and test images are not used, unless --select says otherwise. The same command on the same folder
+/// resumes an interrupted run.
 #[derive(clap::Args)]
-#[command(group = clap::ArgGroup::new("images").required(true).args(["synthetic", "dataset"]), after_help = "\
+#[command(group = clap::ArgGroup::new("images").required(true).args(["synthetic", "dataset"]), after_long_help = "\
 Examples:
-  c2r train --synthetic runs/first/synthetic.safetensors --protocol natural --seed 0 --run-dir runs/first/natural
-  # the set in a run folder
+  # On the synthetic set of a run folder
   c2r train --synthetic runs/first --protocol pgd-at --seed 0 --run-dir runs/first/pgd-at
-  c2r train --dataset cifar10 --data DIR --protocol pgd-at --seed 0 --run-dir runs/full --set length={steps=2000}
+
+  # On a file, with another network and number of steps
+  c2r train --synthetic set.safetensors --model ResNet18-IN --set length={steps=2000} \\
+      --run-dir runs/resnet
+
+  # On all training images of CIFAR-10
+  c2r train --dataset cifar10 --data DIR --protocol pgd-at --run-dir runs/full
+
+  # Show every key of a protocol
   c2r train --dataset digits --protocol trades --print-config
 
-The protocols are the files of data/protocols, changed key by key with --set. On a real training set the length and the
-schedule are those of their section [full-data], which trains to convergence.")]
+The protocols are the files in data/protocols; --set changes single keys. On real images, the length and the learning-rate \
+schedule come from the section [full-data] of the file, which trains to convergence.")]
 pub(crate) struct Args {
-    /// Synthetic set to train on: safetensors, npz or PNG folder of c2r, or the run folder of `c2r distill`
+    /// Synthetic set: safetensors, npz or PNG folder of c2r, or the run folder of `c2r distill`
     #[arg(long, value_name = "SET")]
     synthetic: Option<PathBuf>,
 
-    /// Real training set to train on instead (the undistilled upper reference)
-    #[arg(long, value_name = "NAME", value_parser = any_text())]
+    #[arg(
+        long,
+        value_name = "NAME",
+        value_parser = any_text(),
+        help = REAL,
+        long_help = help::long(REAL, &help::long(help::DATASET, help::ABOUT_DATASETS))
+    )]
     dataset: Option<String>,
 
-    /// Folder that holds the downloaded datasets
+    /// Folder with the downloaded datasets
     #[arg(long, value_name = "DIR", env = "C2R_DATA")]
     data: Option<PathBuf>,
 
-    /// Use only the first N real training images of each class (recorded in every result)
+    /// Use only the first N training images of each class
     #[arg(long, value_name = "N", conflicts_with = "synthetic")]
     train_per_class: Option<NonZeroUsize>,
 
-    /// How to train: natural, pgd-at, trades or dd-robustbench; tables never mix results of different protocols
-    #[arg(long, value_name = "PROTOCOL", default_value = "natural")]
+    /// How to train; results under different protocols are never put in one table
+    #[arg(long, value_name = "PROTOCOL", default_value = "natural", value_parser = protocols())]
     protocol: Protocol,
 
     /// Change one key of the protocol, e.g. --set length={steps=500} (repeatable)
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
 
-    /// Learning rate: a number, or `learned` for the rate that the distillation of the set learned (MTT, MAT)
-    /// [default: the protocol's]
+    #[arg(long, value_name = "ARCH", help = format!("{} [default: the dataset's]", help::MODEL))]
+    model: Option<ModelSpec>,
+
+    /// Learning rate: a number, or `learned` [default: the protocol's]
+    ///
+    /// `learned` is the rate that the distillation of the set learned (MTT, MAT).
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     lr: Option<Rate>,
-
-    /// Architecture [default: the dataset's]
-    #[arg(long, value_name = "SPEC")]
-    model: Option<ModelSpec>,
 
     /// Radius of adversarial training in pixel units, e.g. 2/255 [default: the dataset's]
     #[arg(long, value_name = "EPS")]
@@ -86,38 +99,61 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 
-    /// Which step's network to keep: last; held-out (the most accurate on real training images that it is not
-    /// trained on); best-test (the most accurate on the TEST images: optimistic, marked in every output)
-    #[arg(long, value_name = "WHICH", default_value = "last", value_parser = parse_selection)]
-    select: Selection,
-
-    /// Share of the real training images of each class that `--select held-out` keeps aside
-    #[arg(long, value_name = "PART", default_value_t = 0.1, value_parser = parse_part)]
-    held_out_part: f64,
-
-    /// Steps between the networks that `--select` compares [default: a hundredth of the training]
-    #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
-    select_every: Option<u64>,
-
-    /// Folder for everything this run writes
+    /// Folder to write to
     #[arg(long, value_name = "DIR", required_unless_present_any = ["estimate", "print_config"])]
     run_dir: Option<PathBuf>,
 
-    /// Discard an earlier run in the run folder, also of a different configuration
+    /// Which step's network to keep
+    #[arg(long, value_name = "WHICH", default_value = "last", value_parser = selections())]
+    select: Selection,
+
+    /// Share of the real training images of each class that --select held-out sets aside
+    #[arg(long, value_name = "SHARE", default_value_t = 0.1, value_parser = parse_share)]
+    held_out_part: f64,
+
+    /// Steps between the networks that --select compares [default: a hundredth of the training]
+    #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
+    select_every: Option<u64>,
+
+    /// Discard an earlier run in the run folder, whatever its configuration
     #[arg(long)]
     force: bool,
 
-    /// Print how long it would take on this machine, from a short measurement, and stop (with --json as one object)
+    /// Print how long the command would take on this machine, then exit
     #[arg(long)]
     estimate: bool,
 
-    /// Print the resolved configuration as TOML and stop
+    /// Print the resolved configuration as TOML, then exit
     #[arg(long, conflicts_with = "estimate")]
     print_config: bool,
 
-    /// Print JSON on stdout when done
+    /// Print a JSON object on stdout at the end
     #[arg(long)]
     json: bool,
+}
+
+/// What `--dataset` is for.
+const REAL: &str = "Train on a dataset's real images instead (the upper reference): digits, cifar10, ...";
+
+fn protocols() -> impl TypedValueParser<Value = Protocol> {
+    help::one_of([
+        (Protocol::Natural, "natural", "no attacks"),
+        (Protocol::PgdAt, "pgd-at", "adversarial training with PGD"),
+        (Protocol::Trades, "trades", "TRADES (arXiv:1901.08573)"),
+        (Protocol::DdRobustbench, "dd-robustbench", "natural training exactly as in DD-RobustBench's code"),
+    ])
+}
+
+fn selections() -> impl TypedValueParser<Value = Selection> {
+    help::one_of([
+        (Selection::Last, "last", "the last step's"),
+        (Selection::HeldOut, "held-out", "the most accurate one on real training images that are set aside"),
+        (
+            Selection::BestTest,
+            "best-test",
+            "the most accurate one on the TEST images: optimistic, and labelled so everywhere",
+        ),
+    ])
 }
 
 /// A learning rate as the command line gives it.
@@ -140,23 +176,19 @@ fn parse_rate(text: &str) -> Result<Rate, String> {
     }
 }
 
-fn parse_selection(text: &str) -> Result<Selection, String> {
-    serde_json::from_value(json!(text)).map_err(|_| "expected last, held-out or best-test".to_owned())
+fn parse_share(text: &str) -> Result<f64, String> {
+    let share: Option<f64> = text.parse().ok().filter(|share| *share > 0.0 && *share < 1.0);
+    share.ok_or_else(|| "expected a number between 0 and 1, such as 0.1".to_owned())
 }
 
-fn parse_part(text: &str) -> Result<f64, String> {
-    let part: Option<f64> = text.parse().ok().filter(|part| *part > 0.0 && *part < 1.0);
-    part.ok_or_else(|| "expected a number between 0 and 1, such as 0.1".to_owned())
-}
-
-/// Networks that `--select` compares unless told otherwise.
+/// Networks that `--select` compares by default.
 const DEFAULT_COMPARISONS: u64 = 100;
 /// Images per pass when they are compared; changes nothing but memory and speed.
 const JUDGED_AT_ONCE: usize = 256;
 /// Time between saved states.
 const CHECKPOINT: Duration = Duration::from_secs(300);
 
-/// Part of the values that may have been cut off of an imported set without a note in every result.
+/// Share of an imported set's values that may be clipped without a note in every result.
 const NOTED_CUT: f64 = 0.01;
 
 /// What to train on, whichever it is.
@@ -237,7 +269,7 @@ pub(crate) fn run(args: Args, device: Device, bf16: bool, ui: &Ui) -> anyhow::Re
     let learned = || material.learned_lr.ok_or_else(|| no_learned_rate(&args));
     let (config, is_learned) = resolve(&args, epsilon, &material.spec, &material.targets(), &learned)?;
     if args.eps.is_some() && config.adversarial.is_none() {
-        ui.note(format!("note: --eps has no effect: protocol {} attacks nothing", args.protocol));
+        ui.note(format!("note: --eps has no effect: the protocol {} does not attack", args.protocol));
     }
     if args.print_config {
         ui.text(toml::to_string(&config)?.trim_end());
@@ -290,12 +322,12 @@ pub(crate) fn run(args: Args, device: Device, bf16: bool, ui: &Ui) -> anyhow::Re
     let state = run.file("state.safetensors");
     let mut best = Best::default();
     if status == Status::Unfinished && state.exists() {
-        let context = || format!("cannot continue from {}; --force starts again", state.display());
+        let context = || format!("cannot resume from {}; --force starts again", state.display());
         let tensors = TensorFile::read(&state).with_context(context)?.tensors;
         let mut saved = State::reading(&tensors);
         trainer.state(&mut saved).with_context(context)?;
         best.state(&mut saved).with_context(context)?;
-        ui.note(format!("going on at step {} of {} in {}", trainer.steps_done(), trainer.steps(), path.display()));
+        ui.note(format!("resuming {} at step {} of {}", path.display(), trainer.steps_done(), trainer.steps()));
     }
     signals::will_save();
     let mut log = run.log(trainer.steps_done())?;
@@ -351,18 +383,18 @@ pub(crate) fn run(args: Args, device: Device, bf16: bool, ui: &Ui) -> anyhow::Re
         summary["selected"] = json!({ "by": args.select, "step": step, "accuracy": accuracy });
         let percent = 100.0 * accuracy;
         ui.note(format!(
-            "kept step {step} of {total}, {percent:.1} % accurate on what --select {} looks at",
+            "kept the network of step {step} of {total}: {percent:.1} % accuracy on the images of --select {}",
             args.select
         ));
         if args.select == Selection::BestTest {
-            ui.note("best-test: the test images chose this network, so its test accuracies are too good");
+            ui.note("best-test: this network was chosen on the test images, so its test accuracies are optimistic");
         }
     }
     run.finish(summary.clone())?;
     if state.exists() {
         std::fs::remove_file(&state).with_context(|| format!("cannot delete {}", state.display()))?;
     }
-    ui.note(format!("wrote {} ({:.0} s)", file.display(), run.seconds()));
+    ui.note(format!("wrote {} ({})", file.display(), ui::seconds(run.seconds())));
     if args.json {
         ui.out(summary.to_string());
     }
@@ -372,13 +404,13 @@ pub(crate) fn run(args: Args, device: Device, bf16: bool, ui: &Ui) -> anyhow::Re
 /// What the networks are compared on, and the note that every result carries.
 fn judges(args: &Args, test: &Split, held_out: Split, of_a_set: bool) -> (LabelledImages, String) {
     if args.select == Selection::BestTest {
-        let note = "best-test: the step was chosen on the TEST images, so accuracies are too good; for comparison with \
-                    work that does so only";
+        let note = "best-test: the step was chosen on the TEST images, so accuracies are optimistic; use it only to compare \
+                    with work that does the same";
         return (test.to_labelled(), note.to_owned());
     }
     let seen = if of_a_set { ", which the distillation may have seen" } else { "" };
     let note = format!(
-        "held-out: the step was chosen on {} real training images{seen}; no test image was looked at",
+        "held-out: the step was chosen on {} real training images{seen}; test images were not used",
         held_out.len()
     );
     (held_out.to_labelled(), note)
@@ -394,7 +426,9 @@ fn synthetic(file: &Path, args: &Args, device: Device, ui: &Ui) -> anyhow::Resul
     let header = &set.header;
     let origin = header.origin().with_context(|| file.display().to_string()).or_exit(exit::DATA)?;
     let mut spec = c2r_data::spec(&header.dataset)
-        .with_context(|| format!("{} was made from a dataset that this version does not know", file.display()))
+        .with_context(|| {
+            format!("{} was distilled from a dataset that this version of c2r does not know", file.display())
+        })
         .or_exit(exit::DATA)?;
     // The set is the authority on how its pixels are normalized.
     (spec.mean, spec.std) = (header.mean.clone(), header.std.clone());
@@ -402,7 +436,9 @@ fn synthetic(file: &Path, args: &Args, device: Device, ui: &Ui) -> anyhow::Resul
         .then(|| {
             let path = file.with_file_name("teacher.safetensors");
             let (model, _) = checkpoint::load(&path, device)
-                .with_context(|| format!("{} is labelled by a teacher, which belongs beside it", file.display()))
+                .with_context(|| {
+                    format!("{} is labelled by a teacher, whose file has to be in the same folder", file.display())
+                })
                 .or_exit(exit::DATA)?;
             anyhow::Ok((Frozen::new(model), origin.teacher.unwrap_or_default().temperature))
         })
@@ -418,7 +454,7 @@ fn synthetic(file: &Path, args: &Args, device: Device, ui: &Ui) -> anyhow::Resul
         notes.push(format!("decoded from {images_per_class} mosaics of {formation}x{formation} images per class"));
     }
     if let Some(cut) = origin.clamped.filter(|cut| cut.part > NOTED_CUT) {
-        notes.push(format!("imported: {cut}; they were cut off"));
+        notes.push(format!("imported: {cut}; they were clipped"));
     }
     let mut judged_on = None;
     if !args.select.is_last() {
@@ -444,7 +480,7 @@ fn synthetic(file: &Path, args: &Args, device: Device, ui: &Ui) -> anyhow::Resul
     let learned_lr = origin.learned_lr;
     if let Some(rate) = learned_lr.filter(|rate| !(rate.is_finite() && *rate > 0.0)) {
         let file = file.display();
-        return exit::fail(exit::DATA, format!("{file}: the learned learning rate is {rate}, not a positive number"));
+        return exit::fail(exit::DATA, format!("{file}: its learned learning rate is {rate}, and it must be positive"));
     }
     let images = Images::Synthetic(images);
     Ok(Material { spec, images, soft_labels, teacher, learned_lr, subject, judges: judged_on })
@@ -488,13 +524,13 @@ fn real(name: &str, args: &Args, ui: &Ui) -> anyhow::Result<Material> {
     Ok(Material { spec, images, soft_labels: None, teacher: None, learned_lr: None, subject, judges: judged_on })
 }
 
-/// How long a network is trained on real images, for a table's note: that of a reference is not that of the other rows.
+/// How long a network is trained on real images, for a note in tables: a reference is trained longer than the other rows.
 fn how_long(config: &TrainConfig, steps: u64, n_images: usize) -> String {
     let per_epoch = n_images.div_ceil(config.batch_size) as f64;
     let schedule = match &config.lr_schedule {
         LrSchedule::Constant => "constant".to_owned(),
-        LrSchedule::HalfWay => "a tenth from the middle on".to_owned(),
-        LrSchedule::TenthAtEpochs(epochs) => format!("a tenth from each of the epochs {epochs:?} on"),
+        LrSchedule::HalfWay => "divided by 10 at half-time".to_owned(),
+        LrSchedule::TenthAtEpochs(epochs) => format!("divided by 10 at each of the epochs {epochs:?}"),
         LrSchedule::Cosine => "falling to 0 on a cosine".to_owned(),
     };
     let (epochs, lr) = (steps as f64 / per_epoch, config.lr);
@@ -504,8 +540,8 @@ fn how_long(config: &TrainConfig, steps: u64, n_images: usize) -> String {
 fn no_learned_rate(args: &Args) -> anyhow::Error {
     exit::usage(match &args.synthetic {
         Some(set) => format!(
-            "--lr {LEARNED}: {} has no learned learning rate: only MTT and MAT learn one, and sets made before c2r kept it \
-             do not have it; give a number, such as --lr 0.01",
+            "--lr {LEARNED}: {} has no learned learning rate. Only MTT and MAT learn one, and sets of early versions of c2r \
+             did not store it; give a number, such as --lr 0.01",
             set.display()
         ),
         None => format!("--lr {LEARNED} needs --synthetic: real images have no learned learning rate"),

@@ -161,9 +161,9 @@ fn nan_in_gradients_is_flagged_or_an_error_about_gradients() {
 fn a_radius_in_255ths_is_refused_in_every_norm_with_advice_that_is_right() {
     let folder = folder();
     for (norm, eps, said) in [
-        ("linf", "8", &["--eps 8 reaches every image", "more than 1 apart in linf", "write 8/255"][..]),
-        ("l2", "128", &["--eps 128 reaches every image", "1x8x8", "more than 8 apart in l2", "write 128/255"]),
-        ("l1", "3000", &["more than 64 apart in l1", "write 3000/255"]),
+        ("linf", "8", &["--eps 8 is too large", "at most 1 apart in linf", "write 8/255"][..]),
+        ("l2", "128", &["--eps 128 is too large", "1x8x8", "at most 8 apart in l2", "write 128/255"]),
+        ("l1", "3000", &["at most 64 apart in l1", "write 3000/255"]),
         ("l2", "3000", &["choose a smaller one"]),
         ("linf", "300/255", &["choose a smaller one"]),
     ] {
@@ -186,7 +186,7 @@ fn rounding_above_one_and_tensors_beside_are_taken() {
     let _ = file.tensors["images"].get(5).get(0).get(0).get(0).fill_(f64::from(1.0f32.next_up()));
     file.write(&path).unwrap();
     let rounded = json(&attack(folder.path(), "good.pt", &[&PGD[..], &["--json"]].concat()));
-    assert!(rounded["notes"].to_string().contains("1 values outside [0, 1] by less than 1e-6"), "{rounded}");
+    assert!(rounded["notes"].to_string().contains("1 value outside [0, 1] by less than 1e-6"), "{rounded}");
     let _ = file.tensors["images"].get(5).get(0).get(0).get(0).fill_(1.01);
     file.write(&path).unwrap();
     fails(folder.path(), "good.pt", &PGD, 3, &["sample 5 has a pixel of 1.0"]);

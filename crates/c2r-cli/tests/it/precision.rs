@@ -47,7 +47,7 @@ fn float_formats_are_recorded_and_bf16_is_for_training() {
         (attack(&bf16, "fgsm", "again.json"), ["--precision", "bf16"], "for `c2r train` only"),
         (distill(&folder.join("set"), 1, &[]), ["--precision", "bf16"], "for `c2r train` only"),
         (train("x", &[]).1, ["--precision", "tf32"], "needs an NVIDIA GPU"),
-        (train("x", &[]).1, ["--precision", "fp16"], "expected fp32, tf32 or bf16"),
+        (train("x", &[]).1, ["--precision", "fp16"], "[possible values: fp32, tf32, bf16]"),
     ] {
         let mut command = command;
         let (code, said) = fails(command.args(words));

@@ -19,7 +19,7 @@ fn an_imported_set_stands_beside_a_distilled_one() {
     import("data[0][0]", "a.safetensors", "0");
     import("data[1][0]", "b.safetensors", "0");
     let said = text(&run(c2r().arg("inspect").arg(at("a.safetensors"))).stdout);
-    assert!(said.contains("cut off") && said.contains("% of the values lie outside [0, 1]"), "{said}");
+    assert!(said.contains("clipped") && said.contains("% of the values lie outside [0, 1]"), "{said}");
 
     let measure = |set: &str, to: &str| {
         let mut train = c2r();
@@ -36,7 +36,7 @@ fn an_imported_set_stands_beside_a_distilled_one() {
         table
     };
     let said = text(&run(&mut table(&["ours", "a"])).stdout);
-    for part in ["c2r", "imported", "from which real images is not known", "lie outside [0, 1]"] {
+    for part in ["c2r", "imported", "the real images it was distilled from are unknown", "lie outside [0, 1]"] {
         assert!(said.contains(part), "{said}\nlacks {part}");
     }
     let (code, said) = fails(&mut table(&["ours", "a", "b"]));
@@ -99,7 +99,7 @@ fn sets_of_others_come_in_and_go_out() {
 
     for (from, more, code, expected) in [
         (files.join("call.pt"), &digits[..], 3, "will not run"),
-        (files.join("dc.pt"), &digits[..2], 3, "normalized? Say `--normalized"),
+        (files.join("dc.pt"), &digits[..2], 3, "normalized? Use `--normalized"),
         (files.join("dc.pt"), &[], 2, "--dataset NAME"),
         (at("absent.npz"), &digits, 3, "absent.npz"),
         // A file that says all itself is told nothing.
@@ -142,7 +142,7 @@ fn folders_of_others_are_matched_or_refused() {
     };
     let (code, message) = fails(&mut import(&[]));
     assert!(
-        code == 3 && message.contains("no class is called a, b") && message.contains("say `--sorted`"),
+        code == 3 && message.contains("no class is called a, b") && message.contains("use `--sorted`"),
         "{message}"
     );
     run(&mut import(&["--sorted"]));

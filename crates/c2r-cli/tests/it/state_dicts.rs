@@ -31,7 +31,7 @@ fn a_state_dict_is_attacked_wherever_the_file_has_it_and_is_a_row() {
     assert_eq!(plain["samples"], nested["samples"], "the same parameters give the same outcome for every image");
     let notes = nested["notes"].to_string();
     // One momentum for each of the six parameters, and the list of their numbers.
-    assert!(notes.contains("left out 7 tensors") && notes.contains("optimizer.state"), "{notes}");
+    assert!(notes.contains("ignored 7 tensors") && notes.contains("optimizer.state"), "{notes}");
     assert_eq!(plain["subject"]["model"], ARCH);
     assert_eq!(
         (plain["subject"]["images_per_class"].as_u64(), plain["subject"]["n_images"].as_u64()),
@@ -85,7 +85,7 @@ fn inspect_shows_what_it_is() {
     command.args(["inspect", "--arch", ARCH, "--dataset", "digits", "--state-dict"]).arg(file("sd-training.pt"));
     let said = text(&run(&mut command).stdout);
     // 4 x 9 + 4 of the convolution, 8 of the norm, 10 x 64 + 10 of the last layer.
-    for part in ["state_dict of ConvNet-D1-W4-IN", "698", "[1, 8, 8], 10 classes (digits)", "left out 7 tensors"] {
+    for part in ["state_dict of ConvNet-D1-W4-IN", "698", "[1, 8, 8], 10 classes (digits)", "ignored 7 tensors"] {
         assert!(said.contains(part), "{part}: {said}");
     }
     assert!(!said.contains("looks wrong"), "{said}");

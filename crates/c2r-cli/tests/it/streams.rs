@@ -77,7 +77,7 @@ fn signals_that_were_ignored_stay_ignored() {
     kill("-TERM");
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
-    assert!(text(&output.stderr).contains("the state is saved"), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("is saved in"), "{}", text(&output.stderr));
 }
 
 #[test]

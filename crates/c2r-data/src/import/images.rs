@@ -31,7 +31,7 @@ pub(super) fn find_images<'a>(
         file.tensors.iter().filter(|(_, tensor)| tensor.dim() == 4).map(|(name, _)| name).collect();
     match candidates[..] {
         [only] => found(only),
-        _ => wrong(format!("which tensor has the images? Say option `images NAME`; there are {}", contents(file))),
+        _ => wrong(format!("which tensor has the images? Use option `images NAME`; there are {}", contents(file))),
     }
 }
 
@@ -52,7 +52,7 @@ pub(super) fn pixels(
         let [c, h, w] = spec.shape();
         let mut hint = "";
         if !options.nhwc && size.len() == 4 && size[1..] == [h, w, c] {
-            hint = "; the channels come last: say option `nhwc`";
+            hint = "; the channels come last: use option `nhwc`";
         } else if options.nhwc && stored.len() == 4 && stored[1..] == [c, h, w] {
             hint = " after option `nhwc`: the channels come second already, leave it out";
         }
@@ -85,7 +85,7 @@ pub(super) fn pixels(
     }
     let raw = images.to_kind(Kind::Double);
     if raw.isfinite().all().int64_value(&[]) == 0 {
-        return wrong("images hold values that are not finite".to_owned());
+        return wrong("images have values that are not finite".to_owned());
     }
     let values = match &options.values {
         PixelValues::Unit => raw.shallow_clone(),
@@ -124,7 +124,7 @@ pub(super) fn pixels(
         if !options.clamp || (!normalized && cut.part > CLAMPED_UNDECLARED) {
             return wrong(format!("{cut}{}", hint(options, &cut)));
         }
-        notes.push(format!("{cut}: cut off"));
+        notes.push(format!("{cut}: clipped"));
         clamped = Some(cut);
     }
     Ok((values.clamp(0.0, 1.0).to_kind(Kind::Float).contiguous(), clamped))
@@ -149,26 +149,26 @@ fn hint(options: &ImportOptions, cut: &Clamped) -> String {
     let many = cut.part > CLAMPED_UNDECLARED;
     match options.values {
         PixelValues::Unit if cut.low >= 0.0 && cut.high > 2.0 && cut.high <= 255.0 => {
-            ": bytes as floats? Say option `of-255`".to_owned()
+            ": bytes as floats? Use option `of-255`".to_owned()
         }
         PixelValues::Unit if many => {
             let limit = if options.clamp {
-                format!(", and option `clamp` cuts off {:.0} % at most", 100.0 * CLAMPED_UNDECLARED)
+                format!(", and option `clamp` clips {:.0} % at most", 100.0 * CLAMPED_UNDECLARED)
             } else {
                 String::new()
             };
-            format!(": these are not pixels{limit}; normalized? Say option `normalized MEAN/STD`")
+            format!(": these are not pixels{limit}; normalized? Use option `normalized MEAN/STD`")
         }
         PixelValues::Unit => {
-            ": normalized? Say option `normalized MEAN/STD`; pixels that were optimized past their range? option `clamp` cuts that off"
+            ": normalized? Use option `normalized MEAN/STD`; pixels that were optimized past their range? Option `clamp` clips them"
                 .to_owned()
         }
         PixelValues::Bytes if many => {
-            ", after dividing by 255: these are not 0 to 255; normalized? Say option `normalized MEAN/STD` instead of option `of-255`"
+            ", after dividing by 255: these are not 0 to 255; normalized? Use option `normalized MEAN/STD` instead of option `of-255`"
                 .to_owned()
         }
         _ => {
-            ", after undoing what was declared: optimized images may leave the range of pixels, and option `clamp` cuts that off; much outside means another normalization"
+            ", after undoing what was declared: optimized images may leave the range of pixels, and option `clamp` clips them; many values outside mean another normalization"
                 .to_owned()
         }
     }

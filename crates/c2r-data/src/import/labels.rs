@@ -88,7 +88,7 @@ pub(super) fn find_labels(
             return Ok(Labels { hard: wanted.by_position(), soft: None, names, is_largest: false });
         }
         return wrong(format!(
-            "which tensor has the labels? Say option `labels NAME`, option `labels-from FILE`, or option `grouped` where the images are grouped by class; there are {}",
+            "which tensor has the labels? Use option `labels NAME`, option `labels-from FILE`, or option `grouped` where the images are grouped by class; there are {}",
             contents(source)
         ));
     }
@@ -149,7 +149,7 @@ fn largest(soft: &Tensor, name: &str) -> Result<Tensor, DataError> {
     if !rows.is_empty() {
         return wrong(format!(
             "`{name}` does not say the class of {} images, whose largest probability is that of several classes (images {}): \
-             store the classes as `labels` beside it, or say option `grouped` where the images are grouped by class",
+             store the classes as `labels` beside it, or use option `grouped` where the images are grouped by class",
             rows.len(),
             listed(&rows)
         ));
@@ -171,7 +171,7 @@ fn agree(hard: &Tensor, soft: &Tensor, names: &[String]) -> Result<(), DataError
     }
     let (n, names) = (hard.size()[0], names.join("` and `"));
     wrong(format!(
-        "`{names}` disagree about the class of {} of {n} images (images {}): say with option `labels NAME` which of them holds",
+        "`{names}` disagree about the class of {} of {n} images (images {}): choose with option `labels NAME` which of them holds",
         rows.len(),
         listed(&rows)
     ))
@@ -199,16 +199,16 @@ fn hard_labels(name: &str, tensor: &Tensor, wanted: &Wanted<'_>, has_soft: bool)
     };
     if k > exact {
         return wrong(format!(
-            "`{name}` is {:?}, which holds no classes above {exact}: save them as i64",
+            "`{name}` is {:?}, which cannot represent classes above {exact}: save them as i64",
             tensor.kind()
         ));
     }
     let values = tensor.view([n]).to_kind(Kind::Double);
     if !values.equal(&values.round()) {
-        return wrong(format!("`{name}` holds numbers that are no classes"));
+        return wrong(format!("`{name}` has numbers that are not classes"));
     }
     if options.logits && !has_soft {
-        return wrong(format!("`{name}` holds classes, not logits, which are [{n}, {k}]: leave option `logits` out"));
+        return wrong(format!("`{name}` has classes, not logits, which are [{n}, {k}]: leave option `logits` out"));
     }
     if options.grouped {
         return wrong(has_labels(name));
@@ -234,7 +234,7 @@ fn has_labels(name: &str) -> String {
 fn soft_labels(name: &str, tensor: &Tensor, wanted: &Wanted<'_>, notes: &mut Vec<String>) -> Result<Tensor, DataError> {
     let rows = tensor.to_kind(Kind::Double);
     if rows.isfinite().all().int64_value(&[]) == 0 {
-        return wrong(format!("`{name}` holds values that are not finite"));
+        return wrong(format!("`{name}` has values that are not finite"));
     }
     // Each value is rounded by at most its share of this, and so is their sum.
     let tolerance = match tensor.kind() {
@@ -262,7 +262,7 @@ fn soft_labels(name: &str, tensor: &Tensor, wanted: &Wanted<'_>, notes: &mut Vec
         return Ok(&rows / rows.sum_dim_intlist([1i64].as_slice(), true, Kind::Double));
     }
     let advice = if low < 0.0 && (high > 1.0 || high <= 0.0) {
-        "logits? Say option `logits`"
+        "logits? Use option `logits`"
     } else if low >= 0.0 {
         "divide each row by its sum and save the file again"
     } else {
@@ -300,7 +300,7 @@ fn guess(file: &TensorFile, own_file: bool, wanted: &Wanted<'_>) -> Result<Vec<S
         };
         if names.windows(2).any(differ) {
             return wrong(format!(
-                "`{}` differ, and each may hold the labels: say which with option `labels NAME`",
+                "`{}` differ, and each may have the labels: name one with option `labels NAME`",
                 names.join("` and `")
             ));
         }

@@ -295,19 +295,19 @@ fn declarations_are_checked() {
     let digits = ImportOptions { values: PixelValues::normalized("digits").unwrap(), ..import_options() };
 
     refused(&with(pixels()), &digits, "all values are in [0, 1]");
-    refused(&with(expected.tensors["normalized"].copy()), &import_options(), "normalized? Say option `normalized");
-    refused(&with(pixels() * 255.0), &import_options(), "Say option `of-255`");
+    refused(&with(expected.tensors["normalized"].copy()), &import_options(), "normalized? Use option `normalized");
+    refused(&with(pixels() * 255.0), &import_options(), "Use option `of-255`");
     refused(&with((pixels() * 255.0).to_kind(Kind::Uint8)), &digits, "which are pixels already");
     refused(&with(pixels() * f64::NAN), &import_options(), "not finite");
-    refused(&with(pixels().permute([0, 2, 3, 1])), &import_options(), "say option `nhwc`");
+    refused(&with(pixels().permute([0, 2, 3, 1])), &import_options(), "use option `nhwc`");
     refused(&with(pixels().repeat([1, 3, 1, 1])), &import_options(), "are [N, 1, 8, 8], these are [20, 3, 8, 8]");
     refused(&with(pixels().to_kind(Kind::Int64)), &import_options(), "floats or u8");
     refused(
         &tensors([("a", pixels()), ("b", pixels())]),
         &import_options(),
-        "Say option `images NAME`; there are `a` Float",
+        "Use option `images NAME`; there are `a` Float",
     );
-    refused(&tensors([("a", pixels())]), &import_options(), "Say option `labels NAME`");
+    refused(&tensors([("a", pixels())]), &import_options(), "Use option `labels NAME`");
     refused(&TensorFile::default(), &import_options(), "no tensors");
     refused(&with(pixels()), &ImportOptions { images: Some("x".into()), ..import_options() }, "no tensor `x`");
     refused(
@@ -348,8 +348,8 @@ fn declarations_are_checked() {
     let (set, notes) =
         imported(&with(expected.tensors["normalized"].copy()), None, &ImportOptions { clamp: true, ..other }).unwrap();
     assert_eq!(set.images.iter().copied().fold(0.0, f32::max), 1.0);
-    assert!(notes.iter().any(|note| note.contains("cut off")), "{notes:?}");
-    assert!(set.header.config["notes"].to_string().contains("cut off"));
+    assert!(notes.iter().any(|note| note.contains("clipped")), "{notes:?}");
+    assert!(set.header.config["notes"].to_string().contains("clipped"));
 
     let cut = set.header.origin().unwrap().clamped.unwrap();
     assert!(cut.part > 0.0 && (cut.high - 1.425).abs() < 1e-3 && (cut.low - 0.093).abs() < 1e-3, "{cut:?}");
@@ -397,9 +397,9 @@ fn what_is_no_pixel_is_not_cut_to_one() {
     refused(
         &outside(129),
         &clamp,
-        "not pixels, and option `clamp` cuts off 10 % at most; normalized? Say option `normalized",
+        "not pixels, and option `clamp` clips 10 % at most; normalized? Use option `normalized",
     );
-    refused(&with(pixels * 255.0), &clamp, "Say option `of-255`");
+    refused(&with(pixels * 255.0), &clamp, "Use option `of-255`");
     refused(&with(pixels * 2550.0), &ImportOptions { clamp: true, ..of_255 }, "instead of option `of-255`");
     assert_eq!(imported(&with(pixels.copy()), None, &clamp).unwrap().0.header.origin().unwrap().clamped, None);
 }
@@ -414,7 +414,7 @@ fn options_that_the_file_contradicts_are_refused() {
     let one_hot = || labels.one_hot(10);
     refused(&with(labels.copy()), &grouped, "`labels` says the class of each image");
     refused(&with(one_hot()), &grouped, "leave option `grouped` out");
-    refused(&with(labels.copy()), &logits, "`labels` holds classes, not logits, which are [20, 10]");
+    refused(&with(labels.copy()), &logits, "`labels` has classes, not logits, which are [20, 10]");
     refused(&with(one_hot()), &logits, "probabilities or one-hot already: leave option `logits` out");
     let only = tensors([("images", pixels.copy())]);
     refused(&only, &ImportOptions { logits: true, ..grouped.clone() }, "there are no labels");
@@ -434,7 +434,7 @@ fn options_that_the_file_contradicts_are_refused() {
     let weights = tensors([("images", pixels.copy()), ("weights", labels.to_kind(Kind::Float) + 0.5)]);
     imported(&weights, None, &grouped).unwrap();
     let named = ImportOptions { labels: Some("weights".into()), ..grouped };
-    refused(&weights, &named, "`weights` holds numbers that are no classes");
+    refused(&weights, &named, "`weights` has numbers that are not classes");
 }
 
 #[test]

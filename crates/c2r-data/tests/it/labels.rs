@@ -74,7 +74,7 @@ fn advice_is_right_where_it_is_followed() {
     let of = |tensor: &Tensor, options: &ImportOptions| refused(&with([("soft_labels", tensor)]), options);
     let log = rows().log();
     for rows in [&rows() * 20.0 - 8.0, log.shallow_clone()] {
-        assert!(of(&rows, &import_options()).contains("logits? Say option `logits`"));
+        assert!(of(&rows, &import_options()).contains("logits? Use option `logits`"));
         imported(&with([("soft_labels", &rows)]), &logits).unwrap();
     }
     let set = imported(&with([("soft_labels", &log)]), &logits).unwrap().0;
@@ -139,7 +139,7 @@ fn images_are_told_by_name_or_not_at_all() {
     assert!(notes[0].contains("images from `images`"), "{notes:?}");
     assert_eq!(notes.last().unwrap(), "not used: `images_init`, `lr`");
     file.tensors.insert("data[0][0]".to_owned(), images);
-    assert!(refused(&file, &import_options()).contains("which tensor has the images? Say option `images NAME`"));
+    assert!(refused(&file, &import_options()).contains("which tensor has the images? Use option `images NAME`"));
 }
 
 /// White is 2.228 here, which in bf16 is 2.234375, of which 0.0016 is left above 1: no pixel left the range.

@@ -4,7 +4,7 @@ use c2r_base::Goal;
 use c2r_experiment::Selection;
 
 use crate::{
-    columns::{column_heading, fixed, size},
+    columns::{column_heading, fixed, size, thousands},
     table::{Cell, Row, Section},
 };
 
@@ -20,7 +20,7 @@ pub(crate) fn heading(section: &Section) -> String {
     let chosen = match section.selection {
         Selection::Last => "",
         Selection::HeldOut => ", step chosen on held-out training images",
-        Selection::BestTest => ", step chosen on the TEST images (best-test: too good)",
+        Selection::BestTest => ", step chosen on the TEST images (best-test: optimistic)",
     };
     format!("{}, {protocol}{chosen}", section.dataset)
 }
@@ -33,7 +33,7 @@ pub(crate) fn setting(section: &Section) -> String {
     };
     let images = match &section.subset {
         Some(subset) => subset.describe("test images"),
-        None => format!("{} test images", section.n_test),
+        None => format!("{} test images", thousands(section.n_test)),
     };
     format!(
         "{}; attacks: {:?} ball of {} in pixel units{goal}; {images}.",
@@ -56,7 +56,7 @@ impl Notes {
     }
 }
 
-/// What must be said of a cell.
+/// The notes of a cell.
 pub(crate) fn cell_notes(row: &Row, cell: &Cell) -> Vec<String> {
     let caveat = cell.published.as_ref().map(|published| published.caveat.clone()).filter(|caveat| !caveat.is_empty());
     let runs = (cell.summary.n < row.runs.len()).then(|| format!("{} of {} runs", cell.summary.n, row.runs.len()));
@@ -71,11 +71,11 @@ pub(crate) fn cell_notes(row: &Row, cell: &Cell) -> Vec<String> {
 fn meaning(flag: &str) -> &'static str {
     match flag {
         "one-step-beats-many" => {
-            "FGSM breaks more images with one step than this attack with many, whose steps do not fit the radius"
+            "FGSM breaks more images in one step than this attack in many; its step size does not fit the radius"
         }
         "weaker-than-noise" => "random noise breaks more images than this attack",
         "black-box-beats-white-box" => {
-            "this attack, which sees no gradient, breaks images that the attacks with gradients do not; gradients may be masked"
+            "this attack uses no gradients but breaks images that the attacks with gradients do not; gradients may be masked"
         }
         _ => "",
     }

@@ -16,7 +16,7 @@ impl Table {
     /// A sentence for the top of a table whose grid is another than its experiment's; empty where it is that.
     pub(crate) fn changed_grid(&self) -> &'static str {
         let changed = self.experiment.as_ref().is_some_and(|experiment| !experiment.changes.is_empty());
-        if changed { " Another grid than that was asked for, as the notes at the end say." } else { "" }
+        if changed { " The grid was changed; the notes at the end say how." } else { "" }
     }
 
     /// Whether any number has a published one beside it.
@@ -34,58 +34,59 @@ impl Table {
         let absent: BTreeSet<String> = self.sections.iter().filter_map(of_section).collect();
         match absent.len() {
             0 => String::new(),
-            _ => format!(" Not judged here: {}.", absent.into_iter().collect::<Vec<_>>().join("; ")),
+            _ => format!(" Not run here: {}.", absent.into_iter().collect::<Vec<_>>().join("; ")),
         }
     }
 
     pub(crate) fn legend(&self, bold: &str) -> Vec<String> {
         let mut lines = vec![
-            "Accuracies in percent of all judged test images, mean ± sample standard deviation over runs. An image that is wrong without an attack counts as not robust.".to_owned(),
+            "Accuracies are percentages of the test images, mean ± sample standard deviation over runs. An image that is misclassified without an attack counts as not robust.".to_owned(),
         ];
         let shown =
             |column: &str| self.sections.iter().any(|section| section.columns.iter().any(|name| name == column));
         if shown(MEAN_ROBUST) {
             let five = names(PAPER_ATTACKS);
             lines.push(format!(
-                "mean robust: mean over the attacks in parentheses; the paper's are {five}.{}",
+                "mean robust: the mean over the attacks in parentheses. The paper's mean is over {five}.{}",
                 self.absent()
             ));
         }
         if shown(DROP_RATE) {
             let attack = column_label(DROP_RATE_ATTACK);
             lines.push(format!(
-                "DR ({attack}): drop rate, 100 (clean - robust) / clean under {attack}; less is better."
+                "DR ({attack}): drop rate, the percentage of the clean accuracy that is lost under {attack}; lower is better."
             ));
         }
         if self.has_published() {
-            lines.push("In parentheses: the published number.".to_owned());
+            lines.push("The published number is in parentheses.".to_owned());
             lines.push(match &self.experiment {
                 Some(experiment) if experiment.tolerance_applies => format!(
-                    "`!`: farther than {} points from the published number ({} of the numbers here).",
+                    "`!` marks numbers farther than {} points from the published one ({} here).",
                     experiment.tolerance,
                     self.outside_tolerance().count()
                 ),
-                _ => "This is not the paper's setting, so no number is held against a published one.".to_owned(),
+                _ => "This is not the paper's setting, so differences from the published numbers are not marked."
+                    .to_owned(),
             });
         }
         let methods = || self.rows().map(|(_, row)| &row.method);
         lines.push(match &self.baseline {
-            None => "No baseline was named, so no difference here is called significant.".to_owned(),
+            None => "No baseline was named, so differences are not tested for significance.".to_owned(),
             Some(baseline) if !methods().any(|method| method == baseline) => format!(
-                "`{baseline}`, with which the others would be compared, has no row here, so there are no p-values and no difference is called significant."
+                "The baseline `{baseline}` has no row here, so there are no p-values, and differences are not tested for significance."
             ),
             Some(baseline) if methods().all(|method| method == baseline) => {
-                format!("`{baseline}`, the baseline, has no other row beside it to be compared with.")
+                format!("`{baseline}` is the baseline and the only method here, so nothing is compared with it.")
             }
             Some(baseline) if self.cells().all(|(_, _, cell)| cell.comparison.is_none()) => format!(
-                "No row here shares seeds with a row of `{baseline}`, so no difference here is called significant."
+                "No row here shares seeds with a row of `{baseline}`, so differences are not tested for significance."
             ),
             Some(baseline) => format!(
-                "{bold}: better than `{baseline}` by at least {FEWEST_IMAGES} test images, with p < {SIGNIFICANT} in a paired test over seeds and test images together; ↓: worse by the same test. Not corrected for the number of cells; any other difference is not a finding."
+                "{bold} marks numbers that are better than `{baseline}` by at least {FEWEST_IMAGES} test images, with p < {SIGNIFICANT} in a paired test over seeds and test images together; ↓ marks worse ones. The test is not corrected for the number of cells. No other difference is statistically significant."
             ),
         });
         let changes = self.experiment.iter().flat_map(|experiment| &experiment.changes);
-        lines.extend(changes.map(|change| format!("The grid is not that of the experiment's file: {change}.")));
+        lines.extend(changes.map(|change| format!("The grid differs from the experiment's file: {change}.")));
         let missing = self.missing.len();
         if self.planned_rows > 0 && missing == 0 {
             lines.push(format!("All {} rows of the grid have a result.", self.planned_rows));
@@ -99,13 +100,13 @@ impl Table {
             }
             let threat = self.experiment.as_ref().map_or("", |experiment| experiment.threat.as_str());
             lines.push(format!(
-                "Missing: {missing} of {} rows of the grid, which is at {threat}: {}.",
+                "{missing} of {} rows of the grid (at {threat}) have no result: {}.",
                 self.planned_rows,
                 named.join("; ")
             ));
         }
         lines.push(
-            "Every number's files, seeds and configurations: `c2r table --format json`; formulas: docs/tables.md."
+            "`c2r table --format json` lists the files, seeds and configurations of every number; docs/tables.md has the formulas."
                 .to_owned(),
         );
         lines

@@ -115,7 +115,7 @@ fn mean_and_sd(cell: &Cell) -> Markup {
 /// What opens the provenance of a number: works with the keyboard and without scripts.
 fn button(panel: &str, row: &Row, cell: &Cell, inside: Markup) -> Markup {
     let about = format!(
-        "{}, {}, {}: {}{}. Where it is from",
+        "{}, {}, {}: {}{}. Show where it comes from",
         column_label(&cell.column),
         row.label,
         images(row.images_per_class),
@@ -173,10 +173,10 @@ pub(super) fn more_metrics(at: usize, section: &Section) -> Markup {
     let mut columns = [MINIMUM, WORST_CASE].map(str::to_owned).to_vec();
     columns.extend(rates.map(|attack| drop_rate_column(attack)));
     columns.extend(RATIOS.map(str::to_owned));
-    let about = "Percent. Worst-case: right under every attack, the best one picked for each image. RR, CREI: BEARD; I-RR, I-CREI: \
-                 ROME; theirs are of normalized tensors and do not compare with these. AE, CREI and I-CREI contain wall-clock \
-                 times and depend on the hardware; they have no value where the longest attack is not a second longer \
-                 than the clean pass, or AE is outside of 0 to 100.";
+    let about = "All are percentages. Worst-case accuracy counts the images that no attack breaks. RR and CREI are from BEARD, \
+                 I-RR and I-CREI from ROME; the published ones are of normalized tensors and not comparable with these. AE, CREI \
+                 and I-CREI contain wall-clock times and depend on the hardware. They are left out where the longest attack is \
+                 not a second longer than the clean pass, or where AE is outside 0 to 100.";
     folded(at, section, "More metrics", about, &columns)
 }
 
@@ -184,8 +184,8 @@ pub(super) fn margin_quantiles(at: usize, section: &Section) -> Markup {
     let attacks = std::iter::once(CLEAN).chain(section.attacks.iter().map(String::as_str));
     let columns: Vec<String> =
         attacks.flat_map(|attack| MARGIN_QUANTILES.map(|part| margin_column(part, attack))).collect();
-    let about = "Quantiles over the test images of the smallest margin that the attack found, in logits: estimates of the robust \
-                 margin from above, as good as the attack. Networks of different scale do not compare.";
+    let about = "Quantiles over the test images of the smallest margin that the attack found, in logits. They are upper bounds of \
+                 the robust margin, as good as the attack, and not comparable between networks of different logit scales.";
     folded(at, section, "Robust margins", about, &columns)
 }
 
@@ -224,7 +224,7 @@ pub(super) fn classes(section: &Section) -> Markup {
     );
     details(
         title,
-        "Percent of the class's test images, mean over runs; darker is higher.",
+        "Accuracies on the test images of each class in percent, mean over runs; darker is higher.",
         html! { div.heat { (table) } },
     )
 }

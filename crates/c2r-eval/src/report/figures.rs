@@ -156,7 +156,7 @@ fn drop_rates(section: &Section, inks: &Inks, on: &dyn Fn(&Row) -> bool) -> Opti
         legend: inks.legend(rows.iter().map(|(row, _)| *row), true, true),
         drawing: drawing(x, y, marks, &format!("Drop rate against images per class: {}", heading(section))),
         note: format!(
-            "Under {}; less is better. Bars: ± one standard deviation over runs.",
+            "Drop rate under {}; lower is better. Bars show ± one standard deviation over runs.",
             column_label(DROP_RATE_ATTACK)
         ),
     })
@@ -187,8 +187,9 @@ fn trade_off(section: &Section, inks: &Inks, on: &dyn Fn(&Row) -> bool) -> Optio
         title: "Accuracy against robustness".to_owned(),
         legend: inks.legend(rows.iter().map(|(row, ..)| *row), false, true),
         drawing: drawing(x, y, marks, &format!("Clean against {label} accuracy: {}", heading(section))),
-        note: "Up and to the right is better. Numbers: images per class; bars: ± one standard deviation over runs."
-            .to_owned(),
+        note:
+            "Up and to the right is better. Numbers are images per class; bars show ± one standard deviation over runs."
+                .to_owned(),
     })
 }
 
@@ -220,7 +221,7 @@ fn margins(section: &Section, ipc: usize, inks: &Inks, on: &dyn Fn(&Row) -> bool
         legend,
         drawing: drawing(x, y, marks, &format!("Histogram of margins under {name}, ipc {ipc}: {}", heading(section))),
         note: format!(
-            "The smallest margin that {name} found for each test image, all runs together: an estimate of the robust margin from above. The outermost bins hold what lies beyond."
+            "The smallest margin that {name} found for each test image, over all runs: an upper bound of the robust margin. The outermost bins include everything beyond them."
         ),
     })
 }
@@ -287,6 +288,8 @@ fn curve(family: &[&Section], ipc: usize, inks: &Inks, on: &dyn Fn(&Row) -> bool
         title: format!("{}, {}", heading(family[0]), images(Some(ipc))),
         legend: inks.legend(places.iter().map(|place| place.0), true, true),
         drawing: drawing(x, y, marks, &format!("Accuracy under {name} against the radius: {}", heading(family[0]))),
-        note: format!("Accuracy under {name}; at 0 without an attack. Bars: ± one standard deviation over runs."),
+        note: format!(
+            "Accuracy under {name}; radius 0 is without an attack. Bars show ± one standard deviation over runs."
+        ),
     })
 }

@@ -4,7 +4,7 @@ use maud::{Markup, html};
 
 use super::cells::{images, scroll_table};
 use crate::{
-    columns::{column_heading, column_label, fixed, value},
+    columns::{column_heading, column_label, fixed, thousands, value},
     render::{heading, setting},
     stats::Covers,
     table::{Cell, Comparison, Row, Run, Section},
@@ -26,9 +26,9 @@ pub(super) fn provenance(id: &str, section: &Section, row: &Row) -> Markup {
             }
             p.setting { (heading(section)) ". " (setting(section)) }
             ul.facts {
-                li { (row.n_images) " stored training images" @if !row.profile.is_empty() { ", profile " (row.profile) } }
+                li { (thousands(row.n_images)) " stored training images" @if !row.profile.is_empty() { ", profile " (row.profile) } }
                 @if !row.extra_storage.is_empty() { li { "also stored: " (row.extra_storage) } }
-                li { "training data " @if row.data_sha256.is_empty() { "not known" } @else { code { (row.data_sha256) } } }
+                li { "training data " @if row.data_sha256.is_empty() { "unknown" } @else { code { (row.data_sha256) } } }
                 li { "test images " code { (section.test_sha256) } }
                 @for note in &row.notes { li { (note) } }
             }
@@ -96,7 +96,7 @@ fn number_line(section: &Section, cell: &Cell, compared: bool, published: bool, 
     }
 }
 
-/// What is said of an interval or p-value that does not cover the test images.
+/// The note on an interval or p-value that does not cover the test images.
 fn only(covers: Covers) -> &'static str {
     if covers == Covers::Seeds { " (these test images only)" } else { "" }
 }

@@ -104,7 +104,7 @@ fn section(
     let (unknown, all) = (files().filter(|file| file.training.is_none()).count(), files().count());
     if unknown > 0 && unknown < all {
         notes.push(format!(
-            "training settings not compared for {unknown} of {all} attack.json: no run.json beside them"
+            "training settings were not compared for {unknown} of {all} attack.json files, which have no run.json next to them"
         ));
     }
     if let Some(note) = conditional(&made) {
@@ -116,7 +116,7 @@ fn section(
         (found.len() > 1).then(|| found.into_iter().collect::<Vec<_>>().join("; "))
     };
     if let Some(list) = mixed(|file| &file.record.versions) {
-        notes.push(format!("runs of different program versions stand side by side: {list}"));
+        notes.push(format!("the runs come from different program versions: {list}"));
     }
     if let Some(list) = mixed(|file| &file.record.precision) {
         notes.push(format!("attacks were computed in different float formats: {list}"));
@@ -187,7 +187,7 @@ fn different_formations(rows: &[(String, &Row, &Runs<'_>)]) -> Option<String> {
     })
 }
 
-/// What is said where outcomes of images are missing.
+/// The note where outcomes of images are missing.
 fn conditional(rows: &[Row]) -> Option<String> {
     let compared = || rows.iter().flat_map(|row| &row.cells).filter_map(|cell| cell.comparison.as_ref());
     let of_seeds = compared().filter(|one| one.covers == Covers::Seeds && one.p_value.is_some()).count();

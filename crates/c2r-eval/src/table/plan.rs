@@ -201,7 +201,7 @@ impl<'a> Plan<'a> {
         let (number, same) = match candidates().find(|number| ours.is_none_or(|ours| is_over(number, ours))) {
             Some(number) => (number, true),
             None => {
-                // A number that belongs to the other mean of the section stands beside that one only.
+                // A number that belongs to the other mean of the section is shown next to that mean only.
                 let other = |number: &&Published| averages.iter().any(|(_, over)| is_over(number, over));
                 let number = candidates().find(|number| !other(number)).filter(|_| column != MEAN_ROBUST_AUTOATTACK)?;
                 (number, false)
@@ -212,13 +212,17 @@ impl<'a> Plan<'a> {
         let other_training = number.protocol.is_none() && !is_natural(&section.protocol);
         let ours = || names(ours.into_iter().flatten().copied());
         let caveat = if chosen {
-            "ours is of the step that the test images chose (best-test)".to_owned()
+            "our number is for a step that was chosen on the test images (best-test)".to_owned()
         } else if !same && number.over.is_empty() {
             format!("the paper does not say which attacks its mean is over; ours is over {}", ours())
         } else if !same {
-            format!("the paper's mean is over {}, ours over {}", names(number.over.iter().map(String::as_str)), ours())
+            format!(
+                "the paper's mean is over {}, ours is over {}",
+                names(number.over.iter().map(String::as_str)),
+                ours()
+            )
         } else if other_training {
-            "the published number is of natural training (as its drop rate shows), so it stands here for orientation only"
+            "the published number is for natural training (its drop rate shows this), so it is only for orientation"
                 .to_owned()
         } else {
             String::new()

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Note of rows whose sets say nothing of their real training images.
-const ELSEWHERE: &str = "distilled elsewhere: from which real images is not known";
+const ELSEWHERE: &str = "distilled elsewhere; the real images it was distilled from are unknown";
 
 /// What the rows of a section share.
 pub(super) struct Shared<'a> {
@@ -114,7 +114,7 @@ fn notes(runs: &Runs<'_>, first: &Source, undistilled: bool) -> Vec<String> {
     };
     let files = || runs.values().flat_map(|run| run.files.iter().copied());
     if undistilled {
-        note("undistilled: trained on real images, the upper reference and no competitor".to_owned());
+        note("undistilled: trained on real images; an upper reference, not a competitor".to_owned());
     }
     if !first.record.subject.extra_storage.is_empty() {
         note(format!("stores in addition to its images: {}", first.record.subject.extra_storage));
@@ -129,24 +129,20 @@ fn notes(runs: &Runs<'_>, first: &Source, undistilled: bool) -> Vec<String> {
     }
     let distillations = files().filter_map(|file| Some(&file.distillation.as_ref()?.config));
     if let Some(differences) = settings::differences(distillations) {
-        note(format!(
-            "its runs were distilled with DIFFERENT settings, so their mean is of no one method: {differences}"
-        ));
+        note(format!("its runs were distilled with DIFFERENT settings, so their mean mixes methods: {differences}"));
     }
     if let Some(differences) = settings::differences(trainings(runs).iter()) {
-        note(format!(
-            "its runs were trained with DIFFERENT settings, so their mean is of no one protocol: {differences}"
-        ));
+        note(format!("its runs were trained with DIFFERENT settings, so their mean mixes protocols: {differences}"));
     }
     let different = different_sets(runs);
     let seeds: Vec<u64> = runs.keys().filter_map(|(distill, _)| *distill).collect();
     if different > 1 {
         note(format!(
             "its runs are of {different} DIFFERENT sets under one name and seed of distillation, which count as one set; \
-             where they are of several methods, `c2r import --method NAME` tells them apart"
+             if they come from several methods, give each a name with `c2r import --method NAME`"
         ));
     } else if seeds.iter().collect::<BTreeSet<_>>().len() < seeds.len() {
-        note("some runs share a distilled set: interval and p-value are over sets, not over runs".to_owned());
+        note("some runs share a distilled set, so the interval and p-value are over sets, not over runs".to_owned());
     }
     notes
 }

@@ -217,7 +217,7 @@ pub struct PublishedCell {
     pub source: String,
     /// Ours minus the paper's, percentage points.
     pub difference: f64,
-    /// Whether that is more than the tolerance; `None` where the two are not comparable.
+    /// Whether the difference exceeds the tolerance; `None` where the two are not comparable.
     pub outside_tolerance: Option<bool>,
     /// Why the two are not the same quantity; empty where they are.
     pub caveat: String,

@@ -31,8 +31,8 @@ fn a_clear_difference_is_said_with_its_numbers() {
     let expected = "- **cifar10, natural training, 2/255**. C²R: networks trained on 10 distilled images per class are right on \
                     31.0 ± 1.0 % of attacked test images (mean of FGSM, PGD) and on 60.0 ± 0.0 % of clean ones. \
                     All 50,000 real images: 6.0 ± 1.0 % attacked, 90.0 ± 0.0 % clean. The distilled images train the more robust \
-                    networks (the 95 % intervals are apart). As many random-real: 11.0 ± 1.0 % attacked, 60.0 ± 0.0 % clean. \
-                    Beside class means: 10.0 points more, p = 0.001, a significant difference.";
+                    networks (the 95 % intervals do not overlap). As many random-real: 11.0 ± 1.0 % attacked, 60.0 ± 0.0 % clean. \
+                    Compared with class means: 10.0 points more, p = 0.001, a significant difference.";
     let first = text.lines().next().unwrap();
     let (start, p) = first.split_once(", p ").unwrap();
     assert_eq!(start, expected.split_once(", p ").unwrap().0);
@@ -52,7 +52,8 @@ fn a_clear_difference_is_said_with_its_numbers() {
 fn noise_is_no_difference_and_all_images_may_be_better() {
     let text = shown(&rows(&[("full", 90, 60), ("class-mean", 60, 20), ("c2r", 60, 19)]));
     assert!(
-        text.contains("Beside class means: 1.0 points fewer, p = ") && text.contains(", no significant difference."),
+        text.contains("Compared with class means: 1.0 points fewer, p = ")
+            && text.contains(", no significant difference."),
         "{text}"
     );
     assert!(!text.contains("more robust"), "{text}");

@@ -297,7 +297,7 @@ fn what_the_test_images_chose_stands_apart_and_is_marked() {
     assert!(pgd.outside_tolerance.is_none() && pgd.caveat.contains("best-test"), "{pgd:?}");
     assert_eq!(chosen.rows[2].planned_runs, None, "the grid plans last steps");
     for text in [table.markdown(), table.latex(), table.html(&[])] {
-        assert!(text.contains("step chosen on the TEST images (best-test: too good)"), "{text}");
+        assert!(text.contains("step chosen on the TEST images (best-test: optimistic)"), "{text}");
     }
     let csv = table.csv().unwrap();
     for line in csv.lines().skip(1) {

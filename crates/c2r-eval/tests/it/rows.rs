@@ -29,7 +29,7 @@ fn what_cannot_be_compared_is_refused_by_name() {
         c2r(s, |r| r.test_sha256 = "ef".into())
     });
     check("real training data (SHA-256) differ (ab and ef)", &|s| c2r(s, |r| r.subject.data_sha256 = "ef".into()));
-    check("natural are of different numbers of test images", &|s| c2r(s, |r| r.n = 50));
+    check("natural have different numbers of test images", &|s| c2r(s, |r| r.n = 50));
     // Also where both are of one network, whose clean accuracies then differ.
     let message = refusal(|s| {
         let mut fewer = s[6].clone();
@@ -120,7 +120,7 @@ fn elsewhere(seed: u64, images: Option<&str>, clean: usize) -> Source {
 
 #[test]
 fn a_set_of_unknown_origin_stands_beside_any_with_a_note() {
-    let note = "distilled elsewhere: from which real images is not known";
+    let note = "distilled elsewhere; the real images it was distilled from are unknown";
     // First by path, so that the known ones are not compared with it.
     let mut theirs = elsewhere(0, Some("12"), 42);
     theirs.path = "a/attack.json".into();
@@ -137,7 +137,7 @@ fn a_set_of_unknown_origin_stands_beside_any_with_a_note() {
     for text in [made.markdown(), made.terminal(Some(200)), made.latex(), made.html(&[]), made.csv().unwrap()] {
         assert!(text.contains(note), "{text}");
     }
-    assert!(made.html(&[]).contains("training data not known"));
+    assert!(made.html(&[]).contains("training data unknown"));
     assert!(noted(&table(&self::sources(), "quick")).is_empty());
 
     // Two known ones are refused as before, and one unknown run of several is counted.
@@ -160,7 +160,7 @@ fn different_sets_under_one_name_are_named() {
         let error = two(a, b).unwrap_err();
         let message = error.to_string();
         assert!(
-            message.starts_with("a/attack.json and b/attack.json are of different sets under one name"),
+            message.starts_with("a/attack.json and b/attack.json come from different sets under one name"),
             "{message}"
         );
         assert!(
@@ -430,20 +430,20 @@ fn every_differing_setting_of_the_runs_is_named() {
     sources[7].training = train(json!({ "length": { "epochs": 3 }, "lr": 0.05 }));
     sources[7].training.as_mut().unwrap().config["select_every"] = json!(7);
     let row = &table(&sources, "quick").sections[0].rows[2];
-    let note = "its runs were trained with DIFFERENT settings, so their mean is of no one protocol: \
+    let note = "its runs were trained with DIFFERENT settings, so their mean mixes protocols: \
                 length.epochs: 3, nothing; length.steps: 150, nothing; select_every: 7, nothing";
     assert!(row.notes.iter().any(|found| found == note), "{:?}", row.notes);
 
     sources[7].distillation.as_mut().unwrap().config = json!({ "iterations": 30, "images": { "lr": 2 }, "seed": 1 });
     let row = &table(&sources, "quick").sections[0].rows[2];
-    let note = "distilled with DIFFERENT settings, so their mean is of no one method: \
+    let note = "distilled with DIFFERENT settings, so their mean mixes methods: \
                 images.lr: 2, nothing; iterations: 30, 300";
     assert!(row.notes.iter().any(|found| found.ends_with(note)), "{:?}", row.notes);
 
     // What cannot be compared is said, unless nothing can.
     let mut sources = self::sources();
     sources[6].training = None;
-    let note = "training settings not compared for 1 of 9 attack.json: no run.json beside them";
+    let note = "training settings were not compared for 1 of 9 attack.json files, which have no run.json next to them";
     assert!(table(&sources, "quick").sections[0].notes.iter().any(|found| found == note));
     sources.iter_mut().for_each(|source| source.training = None);
     assert!(!table(&sources, "quick").markdown().contains("not compared"));

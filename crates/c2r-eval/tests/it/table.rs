@@ -274,18 +274,15 @@ fn a_changed_grid_is_counted_by_what_was_asked_for() {
         );
     }
     for text in [table.markdown(), table.html(&[])] {
-        assert!(
-            text.contains("Another grid than that was asked for"),
-            "the text of the file speaks of another: {text}"
-        );
+        assert!(text.contains("The grid was changed"), "the text of the file speaks of another: {text}");
     }
     assert_eq!(serde_json::from_str::<Table>(&table.json()).unwrap(), table);
     let baseline: Vec<Source> =
         sources().into_iter().filter(|source| source.record.subject.method == "class-mean").collect();
-    assert!(self::table(&baseline, "quick").markdown().contains("no other row beside it"));
+    assert!(self::table(&baseline, "quick").markdown().contains("the only method here"));
     let usual = self::table(&sources(), "quick");
-    assert!(!usual.markdown().contains("Another grid"));
-    assert!(!usual.markdown().contains("not that of the experiment's file") && !usual.json().contains("changes"));
+    assert!(!usual.markdown().contains("The grid was changed"));
+    assert!(!usual.markdown().contains("differs from the experiment's file") && !usual.json().contains("changes"));
 }
 
 #[test]
@@ -317,7 +314,7 @@ fn the_tolerance_applies_to_the_papers_scale_only() {
     assert_eq!(outside, [("natural", "pgd")]);
     let text = paper.markdown();
     let (natural, adversarial) = text.split_once("adversarial training (PGD-AT)").unwrap();
-    let (clean, why) = ("38.0 (41.5) [2]", "the published number is of natural training");
+    let (clean, why) = ("38.0 (41.5) [2]", "the published number is for natural training");
     assert!(adversarial.contains(clean) && adversarial.contains(why) && !natural.contains(why), "{text}");
     let cell = |section: usize| paper.sections[section].rows.last().unwrap().cell("clean").unwrap();
     let held = |section: usize| cell(section).published.as_ref().unwrap().outside_tolerance;
@@ -451,7 +448,7 @@ fn nothing_is_said_of_what_is_not_there() {
     let whole = table(&sources(), "quick");
     let every = |table: &Table| [table.markdown(), table.terminal(Some(200)), table.latex(), table.html(&[])];
     for text in every(&whole) {
-        assert!(text.contains("in a paired test") && text.contains("In parentheses: the published"), "{text}");
+        assert!(text.contains("in a paired test") && text.contains("The published number is in parentheses"), "{text}");
         assert!(!text.contains("table.json"), "a table that is printed lies beside no table.json: {text}");
     }
     assert!(

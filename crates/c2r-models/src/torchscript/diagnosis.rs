@@ -99,7 +99,7 @@ fn one_tensor(returned: &IValue) -> String {
             let logits = logits.map_or("\"logits\"", String::as_str);
             format!("it returns a dict of {}; return the logits alone: return out[{logits}]", keys.join(", "))
         }
-        _ => "it returns no tensor; return the logits, [N, K]".to_owned(),
+        _ => "it does not return a tensor; return the logits, [N, K]".to_owned(),
     }
 }
 

@@ -14,7 +14,7 @@ struct Given {
 impl Given {
     fn of(args: &Args) -> anyhow::Result<Self> {
         let set = args.set.iter().map(|assignment| {
-            let wrong = || format!("`--set {assignment}` is not ATTACK.OPTION=VALUE");
+            let wrong = || format!("`--set {assignment}` does not have the form ATTACK.OPTION=VALUE");
             let (key, value) = assignment.split_once('=').with_context(wrong)?;
             let (attack, option) = key.split_once('.').with_context(wrong)?;
             Ok((attack.to_owned(), option.to_owned(), value.to_owned()))
@@ -34,7 +34,7 @@ pub(super) fn configs(args: &Args) -> anyhow::Result<Vec<AttackConfig>> {
         ConfigError::NotChosen { attack, option } => {
             let assignment = format!("{attack}.{option}=");
             let assignment = args.set.iter().find(|set| set.starts_with(&assignment)).unwrap_or(&assignment);
-            anyhow::anyhow!("`--set {assignment}` names an attack that is not among --attack or in its suites")
+            anyhow::anyhow!("`--set {assignment}` names an attack that is neither in --attack nor in one of its suites")
         }
         ConfigError::Twice { attack } => anyhow::anyhow!("--attack names `{attack}` twice"),
         _ => error.into(),

@@ -6,7 +6,7 @@ use c2r_experiment::Subset;
 use c2r_files::{path_to_text, sha256_of_file};
 use c2r_run::{
     exit::{self, OrExit},
-    terminal::Ui,
+    terminal::{self as ui, Ui},
 };
 use tch::{Kind, Tensor};
 
@@ -68,7 +68,7 @@ impl Inputs {
         let name = path_to_text(path).into_owned();
         let file = TensorFile::read(path)
             .context(
-                "--inputs takes a safetensors file with `images` and `labels` (folders of images: --dataset folder:DIR)",
+                "--inputs takes a safetensors file with `images` and `labels` (for folders of images, use --dataset folder:DIR)",
             )
             .or_exit(exit::DATA)?;
         let take = |wanted: &str| match file.tensors.get(wanted) {
@@ -93,7 +93,8 @@ impl Inputs {
         let mut notes: Vec<String> = subset.iter().map(|(chosen, _)| chosen.describe("images of the file")).collect();
         let rounded = images.n_clamped();
         if rounded > 0 {
-            notes.push(format!("{name}: {rounded} values outside [0, 1] by less than 1e-6 (rounding) were clamped"));
+            let n = ui::counted(rounded, "value");
+            notes.push(format!("{name}: {n} outside [0, 1] by less than 1e-6 (rounding) were clipped"));
         }
         Ok(Self { images, name, sha256, classes: None, notes, subset })
     }

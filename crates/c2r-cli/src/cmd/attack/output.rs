@@ -6,7 +6,7 @@ use c2r_attacks::{AdversarialImages, AttackConfig, AttackReport, Mode, Outcome};
 use c2r_base::artifact::TensorFile;
 use c2r_eval::{AttackRecord, Evaluation, RecordContext};
 use c2r_files::path_to_text;
-use c2r_run::terminal::{Ui, note};
+use c2r_run::terminal::{Ui, count, counted, note, seconds};
 use serde_json::{Value, json};
 use tch::{Device, Tensor};
 
@@ -142,10 +142,10 @@ pub(super) fn write_report(
 /// Prints on stderr, before the error, what attacks had finished before the evaluation failed; `record` is where it is kept.
 pub(super) fn print_finished(report: &AttackReport, record: Option<&str>) {
     let kept = match record {
-        Some(record) => format!("kept in {record}, and the same command resumes after it"),
-        None => "give --output to keep it".to_owned(),
+        Some(record) => format!("saved in {record}; the same command resumes there"),
+        None => "not saved; --output saves them".to_owned(),
     };
-    note(format!("finished before the failure ({kept}):"));
+    note(format!("attacks that finished before the failure ({kept}):"));
     note(format!("{:<22}{:>11.2} %", "clean", 100.0 * report.clean_accuracy()));
     for entry in &report.attacks {
         note(format!("{:<22}{:>11.2} % left", entry.name, 100.0 * entry.robust_accuracy()));
@@ -161,44 +161,46 @@ pub(super) fn print(summary: &Value, ui: &Ui) {
     let list = |key: &str| summary[key].as_array().cloned().unwrap_or_default();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let percent = |value: &Value| format!("{:.2} %", 100.0 * value.as_f64().unwrap_or(f64::NAN));
-    let seconds = |value: &Value| value["seconds"].as_f64().unwrap_or_default();
+    let took = |value: &Value| seconds(value["seconds"].as_f64().unwrap_or_default());
     list("notes").iter().for_each(|note| ui.out(text(note)));
     // How a step was selected changes what the numbers mean.
     if let Some(notes) = summary["subject"].get("selection").and(summary["subject"]["notes"].as_array()) {
         notes.iter().for_each(|note| ui.out(text(note)));
     }
-    ui.out(format!("{} images, {} {}", summary["n"], text(&summary["norm"]), text(&summary["eps"])));
+    let n = counted(summary["n"].as_u64().unwrap_or_default() as usize, "image");
+    ui.out(format!("{n}, {} radius {}", text(&summary["norm"]), text(&summary["eps"])));
     if let Some(rule) = summary["goal"]["targeted"].as_str() {
-        ui.out(format!("targeted ({rule}): accuracy is the share of images that did not reach their target class"));
+        ui.out(format!("targeted ({rule}): accuracy is the share of images that were not classified as their target"));
     }
     let attacks = list("attacks");
     let cumulative = summary["mode"] == json!(Mode::Suite) && attacks.len() > 1;
     if cumulative {
         ui.out(
-            "each line shows what is left after its attack and those above it: the worst case so far; --each judges \
-             every attack by itself",
+            "each line shows the share that its attack and all above it left, the worst case so far; --each judges every \
+             attack by itself",
         );
     }
     let accuracy = if cumulative { "left so far" } else { "accuracy" };
-    ui.out(format!("{:<22}{accuracy:>12}{:>12}{:>10}", "attack", "broken", "seconds"));
-    let clean_seconds = summary["clean_seconds"].as_f64().unwrap_or_default();
-    ui.out(format!("{:<22}{:>12}{:>12}{clean_seconds:>10.1}", "clean", percent(&summary["clean_accuracy"]), ""));
+    ui.out(format!("{:<22}{accuracy:>12}{:>14}{:>14}", "attack", "broken", "time"));
+    let clean = seconds(summary["clean_seconds"].as_f64().unwrap_or_default());
+    ui.out(format!("{:<22}{:>12}{:>14}{clean:>14}", "clean", percent(&summary["clean_accuracy"]), ""));
     let broken = |attacked: &Value, left: &Value| {
         let attacked = attacked.as_u64().unwrap_or_default();
-        format!("{} of {attacked}", attacked - left.as_u64().unwrap_or(attacked))
+        let broken = attacked - left.as_u64().unwrap_or(attacked);
+        format!("{} of {}", count(broken as f64), count(attacked as f64))
     };
     for entry in &attacks {
         let stages = entry["stages"].as_array().map(Vec::as_slice).unwrap_or_default();
         let left = stages.last().map_or(&Value::Null, |stage| &stage["survivors"]);
         let (name, share) = (text(&entry["attack"]), percent(&entry["robust_accuracy"]));
-        ui.out(format!("{name:<22}{share:>12}{:>12}{:>10.1}", broken(&entry["attacked"], left), seconds(entry)));
+        ui.out(format!("{name:<22}{share:>12}{:>14}{:>14}", broken(&entry["attacked"], left), took(entry)));
         for stage in stages.iter().filter(|_| stages.len() > 1) {
             let broken = broken(&stage["attacked"], &stage["survivors"]);
-            ui.out(format!("  {:<20}{:>12}{broken:>12}{:>10.1}", text(&stage["attack"]), "", seconds(stage)));
+            ui.out(format!("  {:<20}{:>12}{broken:>14}{:>14}", text(&stage["attack"]), "", took(stage)));
         }
     }
     if attacks.len() > 1 {
-        ui.out(format!("{:<22}{:>12}", "all together", percent(&summary["robust_accuracy"])));
+        ui.out(format!("{:<22}{:>12}", "worst case of all", percent(&summary["robust_accuracy"])));
     }
     list("flag_notes").iter().for_each(|note| ui.out(format!("doubtful: {}", text(note))));
 }

@@ -68,8 +68,8 @@ impl Target {
         })?;
         if let (true, Some(reason)) = (needs_gradient, &probed.no_gradient) {
             let message = format!(
-                "{name} cannot be attacked by its gradient: {reason}; use attacks that need none (square, noise), or export \
-                 it without no_grad, detach, argmax and round"
+                "{name} has no gradient to attack with: {reason}; use attacks that need none (square, noise), or export it \
+                 without no_grad, detach, argmax and round"
             );
             return exit::fail(exit::DATA, message);
         }
@@ -106,7 +106,7 @@ impl Target {
         let (network, notes) = args.foreign.load(inputs.images.image_shape(), n_classes, device)?;
         let (model, takes) = (network.architecture().to_string(), args.foreign.expects());
         inputs.notes.extend(notes);
-        inputs.notes.push(format!("{model} takes {takes}"));
+        inputs.notes.push(format!("the {model} takes {takes}"));
         let subject = subject_of(args, model, &takes, sha256, inputs);
         Ok(Self { classifier: Box::new(network), subject, n_tuned: 0 })
     }
@@ -152,7 +152,7 @@ fn check_classes(path: &Path, n_classes: i64, inputs: &Inputs) -> anyhow::Result
     let (name, n) = (path.display(), classes.len());
     ensure!(
         n_classes == n as i64,
-        "{name} returns {n_classes} logits, {} has {n} classes: {}",
+        "{name} returns {n_classes} logits, but {} has {n} classes: {}",
         inputs.name,
         classes.join(", ")
     );

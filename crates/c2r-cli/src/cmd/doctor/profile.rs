@@ -25,11 +25,11 @@ use crate::{
 /// What is profiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Profiled {
-    /// An update of the images by C2R (profile faithful), which ends with a training step of a network of the pool
+    /// An update of the images by C2R (profile `faithful`), with a training step of a network of the pool
     Distill,
-    /// A training step, natural and with PGD-AT
+    /// A natural training step, and one of PGD-AT
     Train,
-    /// Attacks; a step is one call of the network. AutoAttack is run only once
+    /// One call of the network by each attack
     Attack,
 }
 
@@ -46,7 +46,7 @@ pub(super) struct Setting {
     /// Where what an update reads, and its losses, are written for another implementation.
     pub(super) write: Option<PathBuf>,
     pub(super) device: Device,
-    /// Each measurement lasts so many seconds at least.
+    /// The least time of a measurement, in seconds.
     pub(super) patience: f64,
 }
 
@@ -173,7 +173,10 @@ fn measure(
 /// For networks other than the ConvNet, whose convolutions alone are not known here.
 pub(super) fn rows(what: Profiled, setting: &Setting) -> anyhow::Result<Vec<Row>> {
     let ModelSpec::ConvNet(layers) = setting.model else {
-        return Err(exit::usage(format!("--profile measures a ConvNet, not {}", setting.model)));
+        return Err(exit::usage(format!(
+            "--profile takes a ConvNet, and {} is not one; choose another --model",
+            setting.model
+        )));
     };
     match what {
         Profiled::Distill => distill(setting, &layers),

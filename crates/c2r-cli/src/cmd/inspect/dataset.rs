@@ -3,13 +3,14 @@
 use std::{collections::HashSet, path::Path};
 
 use c2r_data::{Dataset, Provenance, Split};
+use c2r_run::terminal::counted;
 
 use super::{
     doubts::{self, GRID_COLUMNS},
     report::{Report, range_of_counts},
 };
 
-/// Reads the dataset as every other command does, so what it refuses is refused here with the same words.
+/// Reads the dataset as every other command does, with the same errors.
 pub(super) fn dataset(
     report: &mut Report,
     name: &str,
@@ -24,9 +25,10 @@ pub(super) fn dataset(
     let mut seen = HashSet::new();
     for ((name, split), images) in [("train", &train), ("test", &test)].into_iter().zip(&pixels) {
         let sizes: Vec<usize> = (0..split.n_classes()).map(|class| split.class_positions(class).len()).collect();
-        report.line(name, format!("{} images, {}, sha256 {}", split.len(), range_of_counts(&sizes), split.sha256()));
+        let n = split.len();
+        report.line(name, format!("{}, {}, sha256 {}", counted(n, "image"), range_of_counts(&sizes), split.sha256()));
         if let Some(class) = sizes.iter().position(|&n| n == 0) {
-            report.doubt(format!("{name}: class {class} (`{}`) has no image", spec.classes[class]));
+            report.doubt(format!("{name}: class {class} (`{}`) is empty", spec.classes[class]));
         }
         let mut in_split = HashSet::new();
         let (mut repeated, mut shared) = (0, 0);
@@ -35,10 +37,10 @@ pub(super) fn dataset(
             repeated += usize::from(!in_split.insert(image));
         }
         if repeated > 0 {
-            report.doubt(format!("{name}: {repeated} images repeat another image of the split"));
+            report.doubt(format!("{name}: {repeated} of {n} images repeat another image of the split"));
         }
         if shared > 0 {
-            report.doubt(format!("{name}: {shared} images are in the training split too"));
+            report.doubt(format!("{name}: {shared} of {n} images are also in the training split"));
         }
         seen.extend(in_split);
     }

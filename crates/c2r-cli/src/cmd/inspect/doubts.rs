@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use c2r_base::artifact::TensorFile;
 use c2r_data::{Dataset, DatasetSpec};
+use c2r_run::terminal::counted;
 use statrs::distribution::{Binomial, DiscreteCDF};
 use tch::{Device, Kind, Tensor};
 
@@ -18,7 +19,7 @@ const SMALLEST_SIDE: i64 = 2;
 const INTERLEAVED_RATIO: f64 = 0.85;
 /// Values outside [0, 1] by less are rounding, which attacks clamp.
 const ROUNDING: f64 = 1e-6;
-/// A difference this many standard errors from 0 is no accident.
+/// A difference this many standard errors from 0 is not an accident.
 const ERRORS_TO_TELL: f64 = 3.0;
 /// Datasets whose red and blue differ by less have no order of channels to tell.
 const LEAST_COLOUR: f64 = 0.01;
@@ -30,7 +31,7 @@ const BASELINE_IMAGES: usize = 1000;
 /// The dataset that images and labels are compared with.
 pub(super) struct Reference {
     pub(super) spec: DatasetSpec,
-    /// Its images, where they are at hand.
+    /// Its images, if they can be read.
     data: Option<Dataset>,
 }
 
@@ -46,7 +47,7 @@ impl Reference {
 /// NaN and infinity.
 pub(super) fn values(report: &mut Report, name: &str, tensor: &Tensor) {
     if tensor.is_floating_point() && tensor.isfinite().all().int64_value(&[]) == 0 {
-        report.doubt(format!("{name} holds values that are not finite"));
+        report.doubt(format!("{name} has values that are not finite (NaN or infinity)"));
     }
 }
 
@@ -76,7 +77,7 @@ pub(super) fn images(report: &mut Report, name: &str, images: &Tensor, reference
     let nhwc = is_nhwc(images);
     if nhwc {
         report.doubt(format!(
-            "{name}: {:?} has the channels last (NHWC): c2r stores [N, C, H, W]; import with --nhwc",
+            "{name}: {:?} has the channels last, but c2r stores [N, C, H, W]; import it with --nhwc",
             images.size()
         ));
     }
@@ -86,20 +87,27 @@ pub(super) fn images(report: &mut Report, name: &str, images: &Tensor, reference
     let (low, high) = (pixels.min().double_value(&[]), pixels.max().double_value(&[]));
     if !is_bytes {
         if low < -ROUNDING {
-            report.doubt(format!("{name}: values down to {low:.3}: normalized? c2r stores pixels in [0, 1]; import with --normalized WHAT"));
+            report.doubt(format!(
+                "{name}: values down to {low:.3}, but c2r stores pixels in [0, 1]; if they are normalized, import it with \
+                 --normalized"
+            ));
         } else if high > 2.0 {
             report.doubt(format!(
-                "{name}: values up to {high:.1}: 0..255? c2r stores pixels in [0, 1]; import with --of-255"
+                "{name}: values up to {high:.1}, but c2r stores pixels in [0, 1]; if they go from 0 to 255, import it with \
+                 --of-255"
             ));
         } else if high > 1.0 + ROUNDING {
-            report.doubt(format!("{name}: values up to {high:.3}, outside [0, 1]; import with --clamp cuts that off"));
+            report.doubt(format!(
+                "{name}: values up to {high:.3}, but c2r stores pixels in [0, 1]; --clamp of `c2r import` clips them"
+            ));
         }
     }
     let flat = pixels.flatten(1, -1);
     let spread = flat.amax([1i64].as_slice(), false) - flat.amin([1i64].as_slice(), false);
     let constant = spread.eq(0.0).sum(Kind::Int64).int64_value(&[]);
     if constant > 0 {
-        report.doubt(format!("{name}: {constant} images have one value everywhere"));
+        let (n, have) = (counted(constant as usize, "image"), if constant == 1 { "has" } else { "have" });
+        report.doubt(format!("{name}: {n} {have} the same value everywhere"));
     }
     let (n, length) = (flat.size()[0] as usize, flat.size()[1] as usize);
     let mut bytes = vec![0u8; n * length * 8];
@@ -133,13 +141,14 @@ fn interleaved(report: &mut Report, name: &str, flat: &Tensor) {
     let (next, third) = (difference(1), difference(3));
     if third < INTERLEAVED_RATIO * next {
         report.doubt(format!(
-            "{name}: neighbouring values differ by {next:.4}, every third by {third:.4}: [N, H, W, C] read as [N, C, H, W]?"
+            "{name}: was [N, H, W, C] stored as [N, C, H, W]? Neighbouring values differ by {next:.4}, but values three apart \
+             only by {third:.4}"
         ));
     }
 }
 
-/// Red and blue against the dataset's means. The evidence is one number, so it is only told where that is far enough
-/// from 0 for the images there are.
+/// Compares red and blue with the dataset's means. The evidence is one number, so there is a verdict only if it is far enough from
+/// 0 for this many images.
 fn channel_order(report: &mut Report, name: &str, pixels: &Tensor, reference: Option<&Reference>) {
     let Some(spec) = reference.map(|reference| &reference.spec).filter(|spec| spec.channels == 3) else { return };
     let expected = spec.mean[0] - spec.mean[2];
@@ -159,7 +168,8 @@ fn channel_order(report: &mut Report, name: &str, pixels: &Tensor, reference: Op
         report.line("channel order", format!("as in {}: {evidence}", spec.name));
     } else {
         report.doubt(format!(
-            "{name}: blue, green, red? {evidence} (distilled images may differ from their dataset; look at --grid); if so, import with --bgr"
+            "{name}: are the channels blue, green, red? {evidence}. Distilled images may differ from their dataset, so look at \
+             --grid; if the colours are wrong, import with --bgr"
         ));
     }
 }
@@ -186,12 +196,16 @@ pub(super) fn labels(report: &mut Report, name: &str, labels: &Tensor, reference
     if let Some(Reference { spec, .. }) = reference {
         let k = spec.classes.len() as i64;
         if low == 1 && high == k {
-            report.doubt(format!("{name}: 1 to {k}: counted from 1? Classes are 0 to {}", k - 1));
+            report.doubt(format!("{name}: the labels go from 1 to {k}, but classes go from 0 to {}", k - 1));
         } else if low < 0 || high >= k {
-            report.doubt(format!("{name}: {low} to {high}, outside the classes 0 to {} of {}", k - 1, spec.name));
+            report.doubt(format!(
+                "{name}: the labels go from {low} to {high}, but {} has the classes 0 to {}",
+                spec.name,
+                k - 1
+            ));
         }
     } else if low < 0 {
-        report.doubt(format!("{name}: {low} is no class"));
+        report.doubt(format!("{name}: {low} is not a class; classes start at 0"));
     }
     let mut counts: HashMap<i64, usize> = HashMap::new();
     labels.iter().for_each(|label| *counts.entry(*label).or_default() += 1);
@@ -203,8 +217,8 @@ pub(super) fn labels(report: &mut Report, name: &str, labels: &Tensor, reference
         name,
         match (grouped, ascending) {
             (_, true) => "grouped by class, in class order",
-            (true, false) => "grouped by class, but not in class order: --grouped would be wrong",
-            (false, false) => "not grouped by class: --grouped would be wrong",
+            (true, false) => "grouped by class, but not in class order, so do not use --grouped",
+            (false, false) => "not grouped by class, so do not use --grouped",
         },
     );
 }
@@ -260,11 +274,11 @@ pub(super) fn labels_fit(
     let (k, n) = (agreeing(&images, labels), images.size()[0] as usize);
     let coarse = if drawn.formation > 1 { " at that resolution" } else { "" };
     let evidence = format!(
-        "the nearest class mean of {} agrees with {k} of {n} labels ({:.0} % of its test images{coarse})",
+        "the nearest class mean of {} agrees with {k} of {n} labels (on its test images{coarse}, with {:.0} %)",
         spec.name,
         100.0 * usual
     );
-    // The probability that at most so many labels agree, where each does so as often as among the test images.
+    // The probability that at most this many labels agree, where each does so as often as among the test images.
     let probability = Binomial::new(usual, n as u64).map_or(1.0, |agreeing| agreeing.cdf(k as u64));
     // The probability that at least so many do by chance.
     let by_chance = Binomial::new(1.0 / spec.classes.len() as f64, n as u64);
@@ -289,7 +303,8 @@ pub(super) fn class_order(report: &mut Report, classes: &[String]) {
     if numbers.is_some_and(|numbers| !numbers.is_sorted()) {
         let start: Vec<&str> = classes.iter().take(4).map(String::as_str).collect();
         report.doubt(format!(
-            "class order: the folders are numbers, sorted as texts ({}, ...): pad them with zeros if class 2 is meant to be 2",
+            "class order: the folders have numbers but are sorted as text ({}, ...); if the number is the class, pad it with \
+             zeros",
             start.join(", ")
         ));
         return;
@@ -302,7 +317,7 @@ pub(super) fn class_order(report: &mut Report, classes: &[String]) {
             own.sort_unstable();
             if own == sorted && known[..] != *classes {
                 report.doubt(format!(
-                    "class order: these are the classes of {} in another order; class 0 is `{}` here and `{}` there",
+                    "class order: these are the classes of {} in another order; class 0 is `{}` here, but `{}` there",
                     spec.name, classes[0], known[0]
                 ));
                 return;

@@ -119,17 +119,36 @@ impl TensorFacts {
     /// Dtype, shape and, where there are values, their range.
     fn text(&self) -> String {
         match self.range {
-            Some([low, high]) => format!("{} {:?}, {low} to {high}", self.dtype, self.shape),
-            None if self.shape.contains(&0) => format!("{} {:?}, no values", self.dtype, self.shape),
+            Some([low, high]) => format!("{} {:?}, {} to {}", self.dtype, self.shape, rounded(low), rounded(high)),
+            None if self.shape.contains(&0) => format!("{} {:?}, empty", self.dtype, self.shape),
             None => format!("{} {:?}, not finite", self.dtype, self.shape),
         }
     }
+}
+
+/// Fractions with four digits.
+fn rounded(value: f64) -> f64 {
+    if value.fract() == 0.0 {
+        return value;
+    }
+    let scale = 10f64.powi(3 - value.abs().log10().floor() as i32);
+    (value * scale).round() / scale
 }
 
 pub(super) fn range_of_counts(counts: &[usize]) -> String {
     match (counts.iter().min(), counts.iter().max()) {
         (Some(low), Some(high)) if low == high => format!("{low} per class"),
         (Some(low), Some(high)) => format!("{low} to {high} per class"),
-        _ => "no classes".to_owned(),
+        _ => "empty".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fractions_are_short_and_whole_numbers_whole() {
+        assert_eq!([0.0, 12345.0, 0.941_176_5, -2.429_065_7].map(rounded), [0.0, 12345.0, 0.9412, -2.429]);
     }
 }

@@ -8,7 +8,10 @@ use c2r_eval::{
 };
 use c2r_experiment::Subject;
 use c2r_files::read_json;
-use c2r_run::exit::{self, OrExit};
+use c2r_run::{
+    exit::{self, OrExit},
+    terminal::{counted, seconds},
+};
 use serde_json::Value;
 
 use super::report::Report;
@@ -35,13 +38,15 @@ pub(super) fn json_file(report: &mut Report, path: &Path) -> anyhow::Result<()> 
 fn attack_report(report: &mut Report, path: &Path) -> anyhow::Result<()> {
     let record = AttackRecord::read_any(path).or_exit(exit::DATA)?;
     let is_cell = record.evaluation.is_none();
-    let title = if is_cell { "attack report" } else { "attack report with every image, not a cell of a table" };
+    let title =
+        if is_cell { "attack report" } else { "attack report with every image, which `c2r table` does not take" };
     report.title("attack-report", path.display(), title);
     if let Some(attacked) = &record.subject {
         subject(report, attacked);
     }
-    let images = if is_cell { "test images" } else { "images" };
-    report.line("threat", format!("{} {}, {} {images}", record.threat.norm, record.threat.epsilon, record.n));
+    let images = if is_cell { "test image" } else { "image" };
+    let n = counted(record.n, images);
+    report.line("threat", format!("{} {}, {n}", record.threat.norm, record.threat.epsilon));
     if let Some(evaluation) = &record.evaluation {
         report.line("model", &evaluation.model);
         report.line("images from", &evaluation.inputs);
@@ -93,7 +98,7 @@ fn table(report: &mut Report, path: &Path) -> anyhow::Result<()> {
                 })
                 .collect();
             let images = row.images_per_class.map_or("all images".to_owned(), |n| format!("{n} per class"));
-            report.line(&row.label, format!("{images}, {} runs: {}", row.runs.len(), cells.join(", ")));
+            report.line(&row.label, format!("{images}, {}: {}", counted(row.runs.len(), "run"), cells.join(", ")));
         }
     }
     Ok(())
@@ -105,7 +110,9 @@ pub(super) fn run_record(report: &mut Report, path: &Path) -> anyhow::Result<()>
         value.get(name).map(|value| value.as_str().map_or(value.to_string(), str::to_owned)).unwrap_or_default()
     };
     report.title("run", path.display(), format!("run of c2r {}, {}", text("stage"), text("status")));
-    for name in ["seconds", "device", "threads", "precision", "versions", "config", "summary"] {
+    report.line("time", value["seconds"].as_f64().map(seconds).unwrap_or_default());
+    report.line("device", text("device").replace("Cpu", "CPU"));
+    for name in ["threads", "precision", "versions", "config", "summary"] {
         report.line(name, text(name));
     }
     Ok(())

@@ -8,7 +8,10 @@ use c2r_data::{
     arrays::{to_array, to_tensor},
 };
 use c2r_models::{ModelError, TorchScript, checkpoint};
-use c2r_run::exit::{self, OrExit};
+use c2r_run::{
+    exit::{self, OrExit},
+    terminal::{count, counted},
+};
 use tch::{Device, Kind};
 
 use super::{
@@ -33,7 +36,8 @@ pub(super) fn safetensors(
         match checkpoint::load(path, Device::Cpu) {
             Ok((model, header)) => {
                 report.title("checkpoint", path.display(), format!("checkpoint of {}", model.spec()));
-                report.line("parameters", format!("{} in {} tensors", model.n_parameters(), file.tensors.len()));
+                let n = count(model.n_parameters() as f64);
+                report.line("parameters", format!("{n} in {}", counted(file.tensors.len(), "tensor")));
                 report.line("input", serde_json::to_string(model.input())?);
                 texts(report, &header);
                 for (name, tensor) in &file.tensors {
@@ -51,10 +55,10 @@ pub(super) fn safetensors(
     let (kind, words) = match file.header.get("format").map(String::as_str) {
         Some("c2r-adversarial") => ("adversarial", "attacked images"),
         Some("c2r distillation state") => ("state", "state of a distillation"),
-        _ if is_inputs => ("attack-inputs", "images and labels, as `c2r attack --inputs` takes them, safetensors file"),
+        _ if is_inputs => ("attack-inputs", "images and labels for `c2r attack --inputs`, safetensors file"),
         _ => ("safetensors", "safetensors file"),
     };
-    report.title(kind, path.display(), format!("{words} with {} tensors", file.tensors.len()));
+    report.title(kind, path.display(), format!("{words} with {}", counted(file.tensors.len(), "tensor")));
     texts(report, &file.header);
     tensors(report, file, grid)
 }
@@ -70,7 +74,8 @@ pub(super) fn set_or_doubt(
         Ok(set) => synthetic(report, path, &set, grid),
         Err(error) => {
             report.doubt(format!("{error}: other commands refuse this synthetic set"));
-            report.title("broken-set", path.display(), format!("safetensors file with {} tensors", file.tensors.len()));
+            let n = counted(file.tensors.len(), "tensor");
+            report.title("broken-set", path.display(), format!("safetensors file with {n}"));
             texts(report, &file.header);
             let named = file.header.get("dataset").cloned();
             report.dataset = report.dataset.take().or(named);
@@ -79,7 +84,7 @@ pub(super) fn set_or_doubt(
     }
 }
 
-/// Lists tensors; those that are images, and their labels, are looked at.
+/// Lists the tensors and checks those that are images, with their labels.
 pub(super) fn tensors(report: &mut Report, file: &TensorFile, grid: Option<&Path>) -> anyhow::Result<bool> {
     let mut drawn = false;
     let reference = doubts::Reference::of(report, "");
@@ -121,7 +126,7 @@ pub(super) fn synthetic(
     let run = match origin.imported {
         Some(_) if header.seed == 0 => "imported".to_owned(),
         Some(_) => format!("imported, seed {}", header.seed),
-        None => format!("seed {}, {} iterations", header.seed, header.iterations),
+        None => format!("seed {}, {} iterations", header.seed, count(header.iterations as f64)),
     };
     // `imported` is also what `c2r import` calls a method that it was not told.
     let method = Some(&header.method).filter(|method| !run.starts_with(method.as_str()));
@@ -145,7 +150,7 @@ pub(super) fn synthetic(
         let confidence = soft.amax([1i64].as_slice(), false).mean(Kind::Double).double_value(&[]);
         report.tensor("soft labels", &soft, &format!(", mean largest probability {confidence:.3}"));
     }
-    report.line("cut off", origin.clamped.map(|cut| cut.to_string()).unwrap_or_default());
+    report.line("clipped", origin.clamped.map(|cut| cut.to_string()).unwrap_or_default());
     report.line("extra storage", &header.extra_storage);
     report.line("mean, std", format!("{:?}, {:?} (for the model)", header.mean, header.std));
     report.line("data sha256", &header.data_sha256);
@@ -156,10 +161,11 @@ pub(super) fn synthetic(
     doubts::images(report, "images", &images, reference.as_ref());
     match c2r_data::spec(&header.dataset) {
         Ok(spec) if spec.shape() != images.size()[1..] => {
-            report.doubt(format!("{} images are {:?}, these are {:?}", spec.name, spec.shape(), &images.size()[1..]));
+            let found = &images.size()[1..];
+            report.doubt(format!("{} images are {:?}, but these are {found:?}", spec.name, spec.shape()));
         }
         Ok(spec) if (&spec.mean, &spec.std) != (&header.mean, &header.std) => {
-            report.doubt(format!("mean and std are not those of {}: {:?}, {:?}", spec.name, spec.mean, spec.std));
+            report.doubt(format!("mean and std differ from those of {}: {:?}, {:?}", spec.name, spec.mean, spec.std));
         }
         _ => {}
     }
@@ -178,7 +184,7 @@ pub(super) fn torchscript(report: &mut Report, path: &Path) -> anyhow::Result<()
     let parameters = model.parameters().or_exit(exit::DATA)?;
     let n: usize = parameters.iter().map(|(_, parameter)| parameter.numel()).sum();
     report.title("torchscript", path.display(), "TorchScript model");
-    report.line("parameters", format!("{n} in {} tensors", parameters.len()));
+    report.line("parameters", format!("{} in {}", count(n as f64), counted(parameters.len(), "tensor")));
     let mut names = Vec::new();
     let mut wrong = BTreeSet::new();
     for name in TRIED_ON {
@@ -202,7 +208,7 @@ pub(super) fn torchscript(report: &mut Report, path: &Path) -> anyhow::Result<()
     wrong.into_iter().for_each(|doubt| report.doubt(doubt));
     let other = parameters.iter().map(|(_, parameter)| parameter.kind()).find(|kind| *kind != Kind::Float);
     if let Some(kind) = other {
-        report.doubt(format!("its parameters are {kind:?} and images are Float: call model.float() before torch.jit"));
+        report.doubt(format!("its parameters are {kind:?}, but images are Float: call model.float() before torch.jit"));
     }
     let none = || {
         let tried = TRIED_ON.join(", ");

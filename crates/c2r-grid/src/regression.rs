@@ -1,17 +1,16 @@
-//! `cargo xtask test --regression`: small experiments whose numbers are committed, run afresh and compared.
+//! Small experiments whose numbers are committed, run again and compared (`cargo xtask test --regression`).
 
 use std::{collections::BTreeMap, env, fs, path::Path, process::Command};
 
 use anyhow::Context;
 use c2r_experiment::{Experiment, results};
-use c2r_grid::{Datasets, Grid, Job, Stage, Workplace};
 use c2r_run::{exit, process, terminal as ui};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::checkout::{self, Checkout};
+use crate::{Datasets, Grid, Job, Stage, Workplace};
 
-/// Where the experiments and the accepted numbers lie.
+/// Where the experiments and the accepted numbers are.
 const FOLDER: &str = "data/regression";
 
 /// The grid of each of the experiments.
@@ -29,7 +28,7 @@ const FLOOR: f64 = 1.5;
 
 /// Stands in every file of accepted numbers.
 const WHY: &str = "A mean may move by its standard error over the seeds (deviation / sqrt(runs)), or by 1.5 points (between \
-six and seven of the digits' 438 held-out images) where that is more. Both sides run the same seeds, so initial images, networks and order \
+six and seven of the digits' 438 held-out images), whichever is larger. Both sides run the same seeds, so initial images, networks and order \
 are the same and only float rounding differs between machines: less than what another seed would change.";
 
 /// Accepted numbers: `data/regression/NAME.json`, written by `--accept` alone.
@@ -84,36 +83,26 @@ struct Measured {
     numbers: Vec<Number>,
 }
 
-/// Runs every experiment whose data is here and compares. `strict` makes missing data a failure.
+/// Runs every experiment whose data is here in a results folder of its own, and compares. `strict` makes missing data a failure.
 ///
 /// # Errors
 /// Exit code 4 if a number has moved and is not accepted.
-pub(crate) fn run(accept: bool, data: Option<&Path>, strict: bool, checkout: &Checkout) -> anyhow::Result<()> {
-    let data = checkout::data_folder(data)?;
-    let results = checkout.root().join("target/regression");
-    // What was computed by other code proves nothing.
-    if results.exists() {
-        fs::remove_dir_all(&results).with_context(|| format!("cannot remove {}", results.display()))?;
+pub fn regression(accept: bool, strict: bool, place: &Workplace) -> anyhow::Result<()> {
+    // Results of other code prove nothing.
+    if place.results.exists() {
+        fs::remove_dir_all(&place.results).with_context(|| format!("cannot remove {}", place.results.display()))?;
     }
     let (mut moved, mut changes) = (Vec::new(), Vec::new());
     for name in ["digits", "cifar10"] {
-        let path = checkout.root().join(FOLDER).join(name);
+        let path = place.root.join(FOLDER).join(name);
         let experiment = Experiment::read(&path.with_extension("toml")).map_err(exit::usage)?;
         let scale = experiment.scale(SCALE).map_err(exit::usage)?;
-        let place = Workplace {
-            root: checkout.root().to_owned(),
-            c2r: checkout.c2r(),
-            results: results.clone(),
-            data: data.clone(),
-            threads: scale.threads,
-            device: Some("cpu".into()),
-            force: false,
-        };
+        let place = Workplace { threads: scale.threads, ..place.clone() };
         let datasets = Datasets::read(&place)?;
         let absent = datasets.missing(&scale.datasets);
         if !absent.is_empty() {
             let text = format!(
-                "SKIPPED: the regression on {name}: no data; --data DIR or C2R_DATA names the folder that has it"
+                "SKIPPED: the regression on {name}, whose data is missing; name its folder with --data DIR or C2R_DATA"
             );
             if strict {
                 return Err(exit::error(exit::DATA, text));
@@ -124,7 +113,7 @@ pub(crate) fn run(accept: bool, data: Option<&Path>, strict: bool, checkout: &Ch
         ui::note(format!("{name}: {}", scale.about));
         let jobs = Grid { experiment: &experiment, scale, place: &place, datasets: &datasets }.whole()?.jobs;
         let n_jobs = std::thread::available_parallelism().map_or(1, usize::from);
-        let summary = c2r_grid::run(&jobs, &vec![false; jobs.len()], n_jobs, &place)?;
+        let summary = crate::run(&jobs, &vec![false; jobs.len()], n_jobs, &place)?;
         if let Some(failure) = summary.failures.first() {
             return Err(exit::error(failure.failed.code, &failure.failed.report));
         }
@@ -134,12 +123,12 @@ pub(crate) fn run(accept: bool, data: Option<&Path>, strict: bool, checkout: &Ch
         let differences = compare(accepted.as_ref(), &measured, &file)?;
         differences.iter().for_each(|difference| ui::out(format!("{name}: {difference}")));
         let beyond: Vec<&Difference> = differences.iter().filter(|difference| difference.is_beyond()).collect();
-        ui::note(format!("{name}: {} numbers, {} beyond their tolerance", measured.numbers.len(), beyond.len()));
+        ui::note(format!("{name}: {} numbers, {} outside their tolerance", measured.numbers.len(), beyond.len()));
         if accept {
             may_accept(accepted.as_ref(), &beyond)?;
             if accepted.is_none() || !beyond.is_empty() {
                 write(&file, &measured)?;
-                ui::note(format!("accepted: {}", checkout.relative(&file).display()));
+                ui::note(format!("accepted: {}", place.show(&file)));
             }
             if !beyond.is_empty() {
                 changes.push(format!("- Regression on {name} (`{ACCEPT}`, {}): {}.", today()?, in_words(&beyond)));
@@ -149,10 +138,11 @@ pub(crate) fn run(accept: bool, data: Option<&Path>, strict: bool, checkout: &Ch
         }
     }
     if !changes.is_empty() {
-        let path = checkout.root().join(CHANGELOG);
+        let path = place.root.join(CHANGELOG);
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         c2r_files::write_atomically(&path, with_results(&text, &changes)?.as_bytes())?;
-        ui::note(format!("{CHANGELOG}: {} lines under Results; say there why the numbers moved", changes.len()));
+        let n = ui::counted(changes.len(), "line");
+        ui::note(format!("{CHANGELOG}: added {n} under Results; explain there why the numbers changed"));
     }
     if moved.is_empty() {
         return Ok(());
@@ -160,7 +150,7 @@ pub(crate) fn run(accept: bool, data: Option<&Path>, strict: bool, checkout: &Ch
     Err(exit::error(
         exit::OUTSIDE_TOLERANCE,
         format!(
-            "{} numbers have moved. If that is meant: raise the version of the stage that moved them \
+            "{} numbers have changed. If that is intended, raise the version of the stage that changed them \
              (crates/c2r-experiment/src/results.rs), then `{ACCEPT}`",
             moved.len()
         ),
@@ -229,7 +219,7 @@ fn compare(accepted: Option<&Accepted>, measured: &Measured, file: &Path) -> any
     {
         return Err(exit::error(
             exit::DATA,
-            format!("{}: its numbers are of other images ({})", file.display(), accepted.test_sha256),
+            format!("{}: its numbers are for other images ({})", file.display(), accepted.test_sha256),
         ));
     }
     let before = accepted.map_or(&none, |accepted| &accepted.numbers);
@@ -272,8 +262,8 @@ fn may_accept(accepted: Option<&Accepted>, beyond: &[&Difference]) -> anyhow::Re
     let moved = beyond.iter().any(|difference| matches!(difference, Difference::Moved { .. }));
     if moved && accepted.is_some_and(|accepted| accepted.results_versions == versions()) {
         return Err(exit::usage(
-            "not accepted: numbers moved, but no stage has another version than before; finished results of the old \
-             numbers would be taken for new ones. Raise it in crates/c2r-experiment/src/results.rs",
+            "not accepted: numbers changed, but no stage has a new version; finished results of the old \
+             numbers would be taken for new ones. Raise the version in crates/c2r-experiment/src/results.rs",
         ));
     }
     Ok(())
@@ -381,9 +371,7 @@ mod tests {
         let new = Difference::New { name: "b".into(), after: 9.0 };
         let same = accepted(&[("a", &[1.0, 1.0])], versions());
         let older = accepted(&[("a", &[1.0, 1.0])], [0, 1, 1]);
-        assert!(
-            exit::message(&may_accept(Some(&same), &[&moved]).unwrap_err()).contains("no stage has another version")
-        );
+        assert!(exit::message(&may_accept(Some(&same), &[&moved]).unwrap_err()).contains("no stage has a new version"));
         assert!(may_accept(Some(&older), &[&moved]).is_ok());
         assert!(may_accept(Some(&same), &[&new]).is_ok() && may_accept(None, &[&new]).is_ok());
     }
@@ -399,9 +387,8 @@ mod tests {
 
     #[test]
     fn the_files_of_the_repository_are_read_and_have_every_number() {
-        let checkout = Checkout::find().unwrap();
         for name in ["digits", "cifar10"] {
-            let path = checkout.root().join(FOLDER).join(name);
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(FOLDER).join(name);
             let experiment = Experiment::read(&path.with_extension("toml")).unwrap();
             let scale = experiment.scale(SCALE).unwrap();
             let accepted = read(&path.with_extension("json")).unwrap().expect("numbers are committed");
