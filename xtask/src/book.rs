@@ -11,12 +11,15 @@ const VERSION: &str = "0.5.4";
 
 /// Build the pages of docs/ as a book with search: target/book/index.html
 #[derive(Debug, Clone, clap::Args)]
-#[command(after_help = "\
-mdBook 0.5.4 does it. The first time, `cargo install` compiles it into the cache folder, which takes minutes.
+#[command(after_long_help = "\
+mdBook 0.5.4 makes it. The first time, `cargo install` compiles mdBook into the cache folder, which takes minutes.
 
 Examples:
+  # Build the book
   cargo xtask book
-  cargo xtask tidy            checks the links of the pages, too")]
+
+  # Check the links of the pages
+  cargo xtask tidy")]
 pub(crate) struct Args {}
 
 /// The command.

@@ -1,6 +1,7 @@
 //! `cargo xtask tidy`: the rules of this repository that no compiler checks.
 
 mod dependencies;
+mod habits;
 mod modules;
 mod pages;
 mod source;
@@ -18,7 +19,7 @@ use crate::checkout::Checkout;
 use c2r_run::{exit, process, terminal as ui};
 use dependencies::{ARCHITECTURE, Metadata};
 
-/// Check the rules that no compiler checks: crate layers, links, file sizes, leftovers
+/// Check the rules that no compiler checks: crate layers, links, file sizes, leftovers, wording
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = include_str!("help/tidy.txt"))]
 pub(crate) struct Args {}
@@ -77,6 +78,10 @@ pub(crate) fn run(_: &Args, checkout: &Checkout) -> anyhow::Result<()> {
         if data.is_file() {
             let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
             problems.extend(check_file(file, &bytes));
+            // The change log is history.
+            if let (Ok(text), true) = (std::str::from_utf8(&bytes), file != "CHANGELOG.md") {
+                problems.extend(habits::check(file, text));
+            }
             // Expected output of tests points at files that the tests make.
             if file.ends_with(".md") && file.split('/').all(|part| part != "tests") {
                 pages.insert(file.clone(), String::from_utf8_lossy(&bytes).into_owned());

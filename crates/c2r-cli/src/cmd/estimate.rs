@@ -152,7 +152,8 @@ pub(crate) fn answer(work: &Work, speed: &Throughput, device: Device, json: bool
         Device::Cpu => format!("CPU, {}", ui::counted(threads as usize, "thread")),
         other => run_dir::device_name(other),
     };
-    let training = if work.training > 0.0 { format!(", {} in training", ui::count(speed.training)) } else { String::new() };
+    let training =
+        if work.training > 0.0 { format!(", {} in training", ui::count(speed.training)) } else { String::new() };
     ui.out(format!(
         "about {} here ({place}); images per second: {} forward, {} with gradients of the pixels{training}",
         ui::seconds(seconds),

@@ -280,7 +280,7 @@ pub(super) fn labels_fit(
     );
     // The probability that at most this many labels agree, where each does so as often as among the test images.
     let probability = Binomial::new(usual, n as u64).map_or(1.0, |agreeing| agreeing.cdf(k as u64));
-    // The probability that at least so many do by chance.
+    // The probability that at least this many do by chance.
     let by_chance = Binomial::new(1.0 / spec.classes.len() as f64, n as u64);
     let by_chance = by_chance.map_or(1.0, |agreeing| if k == 0 { 1.0 } else { agreeing.sf(k as u64 - 1) });
     if probability < UNLIKELY && !(drawn.by_c2r && by_chance < UNLIKELY) {
