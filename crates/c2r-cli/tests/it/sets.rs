@@ -225,9 +225,9 @@ fn mosaics_are_decoded_on_their_way_out() {
     assert!(record.contains("decoded from 2 mosaics of 2x2 images per class"), "{record}");
 
     for (words, expected) in [
-        (&["--to", "npz", "--normalized"][..], "--normalized is about pt"),
-        (&["--to", "pt", "--quantize"], "--quantize is about png"),
-        (&["--to", "torchscript", "--stored"], "--stored is about sets"),
+        (&["--to", "npz", "--normalized"][..], "--normalized is only for --to pt"),
+        (&["--to", "pt", "--quantize"], "--quantize is only for --to png"),
+        (&["--to", "torchscript", "--stored"], "--stored is only for sets"),
     ] {
         let (code, said) = fails(c2r().arg("export").arg(at("run")).args(words).arg(at("refused")));
         assert!(code == 2 && said.contains(expected) && !at("refused").exists(), "{code}: {said}");
