@@ -53,8 +53,6 @@ pub(super) fn check(file: &str, text: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     #[test]
     fn phrases_have_their_line_and_cure() {
         let check = |text: &str, expected: &[&str]| {
