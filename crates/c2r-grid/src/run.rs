@@ -229,6 +229,8 @@ fn run_job(job: &Job, position: usize, board: &Board, place: &Workplace) -> anyh
         return Ok(Outcome::Finished);
     }
     if signals::requests() > 0 {
+        // How far it is.
+        terminal::note(format!("{}: {}", job.name(), log::last_line(&job.log())));
         return Ok(Outcome::Stopped);
     }
     let (code, how) = if status.success() {

@@ -119,7 +119,7 @@ fn notes(runs: &Runs<'_>, first: &Source, undistilled: bool) -> Vec<String> {
     if !first.record.subject.extra_storage.is_empty() {
         note(format!("stores in addition to its images: {}", first.record.subject.extra_storage));
     }
-    if files().any(from_unknown_data) {
+    if !undistilled && files().any(from_unknown_data) {
         note(of_runs(ELSEWHERE, &from_unknown_data));
     }
     let said =
