@@ -32,7 +32,7 @@ fn distil_and_train() {
 #[test]
 fn compare() {
     let said = commands_of(include_str!("../../../../docs/start/compare.md"));
-    assert!(said.contains("mine") && said.contains("C²R"), "{said}");
+    assert!(said.contains("| 1 | mine") && said.contains("| 1 | c2r"), "{said}");
 }
 
 #[test]
