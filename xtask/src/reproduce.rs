@@ -50,8 +50,8 @@ pub(crate) struct Args {
 
     /// Use these methods instead of the experiment's; `all` is every method of the scale `paper`
     ///
-    /// Methods that you do not name are left out of the table, including references and the baseline; without the baseline there
-    /// are no p-values. To run a part of a grid and keep the rest in its table, use --only.
+    /// Methods that you do not name are left out of the table, including references and the baseline; without the baseline, the
+    /// table has no p-values. To run a part of a grid and keep the rest in its table, use --only.
     #[arg(long, value_name = "NAME,..", value_delimiter = ',')]
     methods: Vec<String>,
 

@@ -1,3 +1,5 @@
+mod planned;
+
 use std::{
     num::NonZeroUsize,
     path::{Path, PathBuf},
@@ -7,7 +9,6 @@ use std::{
 use anyhow::Context;
 use c2r_base::{Epsilon, LabelledImages, Seed, artifact::TensorFile};
 use c2r_data::{Dataset, DatasetSpec, Mosaics, SetLabels, Split, SyntheticSet, arrays::to_tensor};
-use c2r_distill::Work;
 use c2r_experiment::{Selection, Subject};
 use c2r_kernels::{Bf16, FloatFormat};
 use c2r_models::{Frozen, Model, ModelSpec, checkpoint};
@@ -22,12 +23,14 @@ use tch::{Device, Tensor};
 use toml::Value;
 
 use crate::{
-    cmd::estimate::{self, Planned, Written},
+    cmd::estimate,
     config, data,
     exit::{self, OrExit},
     help, run_dir, throughput,
     ui::{self, Ui},
 };
+
+pub(crate) use planned::{planned, work};
 
 /// Train a network on a synthetic set, or on real images as the upper reference
 ///
@@ -580,44 +583,6 @@ fn resolve(
     let config: TrainConfig = read.map_err(|error| config::wrong(&error, &args.set, &origin))?;
     config.check().or_exit(exit::USAGE)?;
     Ok((config, is_learned))
-}
-
-/// What the command will send through its network. Labels of a teacher, which cost a forward pass each, are not foreseen.
-pub(crate) fn planned(args: &Args, written: &mut Written) -> anyhow::Result<Planned> {
-    let (dataset, n) = match (&args.synthetic, &args.dataset) {
-        (Some(named), _) => match written.sets.get(named).or_else(|| written.sets.get(&named.join(data::SET_FILE))) {
-            Some((dataset, per_class)) => (dataset.clone(), per_class * dataset.classes.len()),
-            None => {
-                let set = SyntheticSet::load(&data::set_file(named)?).or_exit(exit::DATA)?;
-                let dataset = c2r_data::spec(&set.header.dataset).or_exit(exit::DATA)?;
-                (dataset, set.decode(Device::Cpu).1.numel())
-            }
-        },
-        (None, Some(name)) => {
-            let dataset = c2r_data::spec(name).or_exit(exit::USAGE)?;
-            let wanted = args.train_per_class.map_or(usize::MAX, NonZeroUsize::get);
-            let n = estimate::train_per_class(&dataset).min(wanted) * dataset.classes.len();
-            (dataset, n)
-        }
-        (None, None) => unreachable!("clap requires one of them"),
-    };
-    let model = match &args.model {
-        Some(model) => *model,
-        None => dataset.model.parse()?,
-    };
-    // A set that is not there yet has no learned rate yet; any will do, since it costs nothing.
-    let any_rate = || Ok(args.protocol.config().lr);
-    let epsilon = args.eps.unwrap_or(dataset.epsilon);
-    let (config, _) = resolve(args, epsilon, &dataset, &Targets::Hard, &any_rate)?;
-    written.network(args.run_dir.as_deref(), model);
-    Ok(Planned { dataset, model, work: work(&config, n) })
-}
-
-/// What training on `n` images sends through the network, without a teacher's labels.
-pub(crate) fn work(config: &TrainConfig, n: usize) -> Work {
-    let images = config.length.steps(n, config.batch_size) as f64 * config.batch_size.min(n) as f64;
-    let attacked = config.adversarial.as_ref().map_or(0.0, |adversarial| f64::from(adversarial.steps)) * images;
-    Work { forward: attacked, input_gradient: attacked, training: images }
 }
 
 fn estimate(
