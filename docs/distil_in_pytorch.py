@@ -35,7 +35,7 @@ depth = 3 if channels == 3 else 2
 classes = [images[labels == label] for label in range(int(labels.max()) + 1)]
 
 pixels = torch.cat([real[torch.randperm(len(real))[: args.ipc]] for real in classes]).requires_grad_()
-optimizer = torch.optim.SGD([pixels], lr=0.1 * len(pixels), momentum=0.5)
+optimizer = torch.optim.Adam([pixels], lr=0.01)
 for iteration in range(args.iterations):
     blocks = []  # a network with new random weights in every iteration
     for block in range(depth):

@@ -21,6 +21,9 @@ args = parser.parse_args()
 torch.manual_seed(args.seed)
 device = "cuda" if torch.cuda.is_available() else "cpu"
 distilled = torch.load(args.set, weights_only=True, map_location=device)
+for option, name in (("--stored", "formation"), ("--normalized", "normalized")):
+    if name in distilled:
+        raise SystemExit(f"{args.set} has no plain pixels: export it without {option}")
 images, labels = distilled["data"][0]
 n, channels, side, _ = images.shape
 # What c2r's tables take: a mirrored digit is another digit, and a grey image has no colour.

@@ -45,6 +45,14 @@ pub fn import(
     let _no_grad = tch::no_grad_guard();
     let mut notes = Vec::new();
     let (name, images) = find_images(file, options)?;
+    if let Some(formation) = file.tensors.get("formation").filter(|tensor| tensor.numel() == 1).map(|t| t.int64_value(&[0]))
+        && formation != options.formation
+    {
+        return Err(DataError::Import(format!(
+            "`formation` in the file says that its images are mosaics of {formation}x{formation} tiles: give option \
+             `formation` {formation}"
+        )));
+    }
     notes.push(format!("images from `{name}`, {:?} {:?}", images.kind(), images.size()));
     let (images, clamped) = pixels(images, spec, options, &mut notes)?;
     let n = images.size()[0];

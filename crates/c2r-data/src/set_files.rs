@@ -52,6 +52,9 @@ impl SyntheticSet {
         }
         let mut more = vec![("mean", mean), ("std", std)];
         more.extend(tensors.remove("soft_labels").map(|soft| ("soft_labels", soft)));
+        // So that nobody takes them for pixels, or mosaics for images.
+        more.extend((self.formation > 1).then(|| ("formation", Tensor::from_slice(&[self.formation]))));
+        more.extend(normalized.map(|_| ("normalized", Tensor::from_slice(&[1i64]))));
         torch_write::write_pt(path, [&images, &tensors["labels"]], &more)
     }
 

@@ -154,7 +154,8 @@ fn ours(file: &Path) -> anyhow::Result<SyntheticSet> {
         return exit::fail(
             exit::USAGE,
             format!(
-                "{} was not written by `c2r export`: give --dataset NAME, the dataset that was distilled",
+                "{} does not say which dataset was distilled: give --dataset NAME (npz files and PNG folders of `c2r export` do \
+                 say it, .pt files do not)",
                 file.display()
             ),
         );
