@@ -127,7 +127,7 @@ fn parse_device(text: &str) -> Result<tch::Device, String> {
 fn precisions() -> impl TypedValueParser<Value = FloatFormat> {
     help::one_of([
         (FloatFormat::Fp32, "fp32", "32-bit floats"),
-        (FloatFormat::Tf32, "tf32", "on a GPU: convolutions round their factors to 10 bits"),
+        (FloatFormat::Tf32, "tf32", "on a GPU: TensorFloat-32 in convolutions (10-bit mantissa)"),
         (FloatFormat::Bf16, "bf16", "`c2r train` only; its effect on accuracy has not been studied"),
     ])
 }

@@ -24,10 +24,10 @@ const ONLY_PARAMETERS: &str = "to save only the parameters, run this in the Pyth
 /// A network as a `state_dict`.
 #[derive(clap::Args, Clone)]
 pub(crate) struct StateDictArgs {
-    /// PyTorch state_dict (.pt, .pth or safetensors) of a network from the literature
+    /// PyTorch state_dict (.pt, .pth or safetensors) of a network as defined in dataset-distillation code
     ///
-    /// The networks are those of the repositories of dataset distillation. Names may begin with `module.`, and the tensors may
-    /// be at the top or under state_dict, model or net.
+    /// That is the code of DC, DSA, DM and MTT; --arch lists the networks. Names may begin with `module.`, and the
+    /// tensors may be at the top or under state_dict, model or net.
     #[arg(long, value_name = "FILE", requires = "arch")]
     pub(crate) state_dict: Option<PathBuf>,
 

@@ -42,14 +42,14 @@ Examples:
 
 Profiles for --config (docs/method.md and docs/baselines.md have the equations and sources):
   faithful            C2R as the paper describes it
-  plus                C2R with a stored teacher's labels
+  plus                C2R with labels from a teacher network that is stored with the set
   literal             the most literal reading of the paper
   class-mean          C2R without its two parts (its backbone)
   aac                 the backbone and the attack-aware curriculum
   crl                 the backbone and the contrastive robustness loss
   rome                attacked class means and cross-entropy, as in ROME (Zhou et al. 2025)
   mat                 matching adversarial trajectories (arXiv:2503.12069)
-  guard               SRe2L from a network with a curvature penalty (GUARD, arXiv:2403.10045)
+  guard               SRe2L, with a network trained under a curvature penalty (GUARD, arXiv:2403.10045)
   dm                  distribution matching (arXiv:2110.04181)
   dc                  gradient matching (arXiv:2006.05929)
   dsa                 gradient matching with Siamese augmentation (arXiv:2102.08259)
@@ -86,7 +86,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 
-    /// Radius of the attack in pixel units, e.g. 2/255 [default: the dataset's]
+    /// Radius of the attack that is used while distilling, in pixel units, e.g. 2/255 [default: the dataset's]
     #[arg(long, value_name = "EPS")]
     eps: Option<Epsilon>,
 

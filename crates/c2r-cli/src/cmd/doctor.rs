@@ -44,9 +44,9 @@ Examples:
   # What does a training step cost on the GPU?
   c2r doctor --profile train --model ConvNet-D3-W128-IN --input 3x32x32 --device cuda
 
---profile prints for each step: calls of libtorch's operators, values read back, tensors copied to or from the device and \
-their size, images sent forward and backward, milliseconds, and how much of that time the convolutions alone would take \
-(docs/performance.md).")]
+For each step, --profile prints the number of libtorch operator calls, of values copied to the CPU (which stall a \
+GPU), and of tensors copied to or from the device, with their size. It also prints the images sent forward and \
+backward, the milliseconds, and how much of that time the convolutions alone would take (docs/performance.md).")]
 #[command(group = clap::ArgGroup::new("measured").multiple(true).args(["throughput", "profile"]))]
 pub(crate) struct Args {
     /// Folder with the downloaded datasets
@@ -55,7 +55,7 @@ pub(crate) struct Args {
 
     /// Measure how many images per second this network handles (takes about 4 s)
     ///
-    /// Forward, forward with gradients of the pixels, and in training.
+    /// Measures three cases: forward passes, forward and backward passes to the pixels, and training steps.
     #[arg(long, value_name = "MODEL")]
     throughput: Option<ModelSpec>,
 
@@ -63,7 +63,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "WHAT")]
     profile: Option<Profiled>,
 
-    /// Network for --profile [default: the digits', or ConvNet-D3-W128-IN with --input]
+    /// Network for --profile [default: the default network for the digits; with --input, ConvNet-D3-W128-IN]
     #[arg(long, value_name = "MODEL", requires = "profile")]
     model: Option<ModelSpec>,
 
@@ -77,7 +77,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "K", default_value_t = 10, value_parser = clap::value_parser!(u32).range(2..), requires = "measured")]
     classes: u32,
 
-    /// For --profile: real images per class (distill), images per step (train) or attacked images [default: 16, 64, 64]
+    /// With --profile distill: real images per class [default: 16]; with train: images per step [default: 64]; with
+    /// attack: images [default: 64]
     #[arg(long, value_name = "N", requires = "profile", value_parser = clap::value_parser!(u32).range(1..))]
     n: Option<u32>,
 

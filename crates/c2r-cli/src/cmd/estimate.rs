@@ -30,8 +30,8 @@ const BATCH: usize = 16;
 /// Estimate how long a list of commands would take on this machine
 ///
 /// Reads one command per line, a JSON array of words, and prints a JSON object per line: `{"seconds": 12.5}` or
-/// `{"error": "..."}`. The files that the commands read need not exist: whatever an earlier command of the list would write
-/// counts as written. Each network is timed for a few seconds; other programs on the machine distort the measurement.
+/// `{"error": "..."}`. Input files need not exist if an earlier command in the list would write them. Each network is
+/// timed for a few seconds; other programs on the machine distort the measurement.
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:

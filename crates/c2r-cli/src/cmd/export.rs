@@ -15,7 +15,7 @@ use crate::data;
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:
-  # For PyTorch, as DC, DSA and DM save theirs; --normalized also normalizes the pixels as they do
+  # For PyTorch, in the layout of DC, DSA and DM; --normalized also normalizes the pixels as those projects do
   c2r export runs/first --to pt first.pt --normalized
 
   # For NumPy
@@ -30,8 +30,8 @@ Examples:
 Most sets of c2r store mosaics: each stored image holds 2x2 training images. Export cuts them apart and enlarges them, as \
 `c2r train` does, so that other programs train on the same images. --stored writes the mosaics as they are.
 
-npz, pt and safetensors are lossless. PNG has 8 bits per channel: other pixels must be rounded, which --quantize allows. \
-docs/formats.md shows how to read each format in Python.")]
+npz, pt and safetensors are lossless. PNG has 8 bits per channel: pixels that are not multiples of 1/255 must be \
+rounded, which needs --quantize. docs/formats.md shows how to read each format in Python.")]
 pub(crate) struct Args {
     /// Distilled set (safetensors, npz, PNG folder, or the run folder of `c2r distill`), or a network for torchscript
     ///

@@ -21,7 +21,7 @@ Examples:
   c2r import res_DM_CIFAR10_ConvNet_10ipc.pt --dataset cifar10 --normalized cifar10-dd --clamp \\
       -o dm.safetensors
 
-  # A set of MTT: images and labels in a file each
+  # A set made by MTT: images and labels in separate files
   c2r import images_best.pt --labels-from labels_best.pt --dataset cifar100 \\
       --normalized cifar100 --clamp -o mtt.safetensors
 
@@ -67,11 +67,11 @@ pub(crate) struct Args {
     #[arg(long, requires = "dataset", value_name = "FILE")]
     labels_from: Option<PathBuf>,
 
-    /// Take the labels from the positions: the images are grouped by class, the same number of each
+    /// Derive the labels from the order of the images, which are grouped by class, with the same number in each
     #[arg(long, requires = "dataset")]
     grouped: bool,
 
-    /// Take the class folders in sorted order, whatever their names (numbers count up)
+    /// Assign classes to the folders in sorted order, whatever their names (numeric names are sorted by value)
     #[arg(long, requires = "dataset")]
     sorted: bool,
 
@@ -109,7 +109,7 @@ pub(crate) struct Args {
     #[arg(long, requires = "dataset", value_name = "NAME", default_value = "imported")]
     method: String,
 
-    /// Seed of its distillation, which tells sets of one method apart in tables
+    /// Distillation seed of the set, to give sets of the same method different seeds in tables
     #[arg(long, requires = "dataset", value_name = "N", default_value_t = 0)]
     seed: u64,
 

@@ -56,7 +56,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME", value_parser = any_text())]
     dataset: Option<String>,
 
-    /// Folder with the downloaded datasets, whose images the labels are compared with
+    /// Folder with the downloaded datasets; needed to check the labels against real images
     #[arg(long, value_name = "DIR", env = "C2R_DATA")]
     data: Option<PathBuf>,
 

@@ -38,8 +38,8 @@ Examples:
   # An experiment of the paper: its labels, rows and published numbers
   c2r table runs/table2-quick --experiment data/paper/table2.toml --output-dir tables
 
-docs/tables.md explains how to read a table. Missing runs are counted against the experiment's grid, or against the seeds and \
-methods that you give.
+docs/tables.md explains how to read a table. A run counts as missing if the experiment's grid (or your --seeds and \
+--methods) includes it and no report of it was found.
 Exit code 4: at the scale `paper`, a number is farther from the published one than the tolerance.")]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -69,9 +69,9 @@ pub(crate) struct Results {
     #[arg(long, value_name = "FILE")]
     experiment: Option<PathBuf>,
 
-    /// Grid of the experiment that these results belong to: quick, small or paper [default: by the folder's name]
+    /// Scale of the experiment: quick, small or paper [default: from the folder's name, e.g. quick for table2-quick]
     ///
-    /// With it, the table lists missing runs and checks tolerances. The folder table2-quick is of the scale `quick`.
+    /// With it, the table lists missing runs and checks tolerances.
     #[arg(long, value_name = "NAME", requires = "experiment")]
     scale: Option<String>,
 

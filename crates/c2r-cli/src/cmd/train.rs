@@ -54,7 +54,7 @@ Examples:
   c2r train --dataset digits --protocol trades --print-config
 
 The protocols are the files in data/protocols; --set changes single keys. On real images, the length and the learning-rate \
-schedule come from the section [full-data] of the file, which trains to convergence.")]
+schedule come from the section [full-data] of that file, so that training converges.")]
 pub(crate) struct Args {
     /// Synthetic set: safetensors, npz or PNG folder of c2r, or the run folder of `c2r distill`
     #[arg(long, value_name = "SET")]
@@ -90,7 +90,7 @@ pub(crate) struct Args {
 
     /// Learning rate: a number, or `learned` [default: the protocol's]
     ///
-    /// `learned` is the rate that the distillation of the set learned (MTT, MAT).
+    /// `learned` uses the learning rate that was learned during distillation and stored in the set (MTT and MAT only).
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     lr: Option<Rate>,
 

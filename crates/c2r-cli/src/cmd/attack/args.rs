@@ -47,7 +47,8 @@ Attacks for --attack (docs/attacks has the options of each, their defaults and s
   suites            autoattack-standard autoattack-plus autoattack-rand paper-six
 
 paper-six is fgsm, pgd, cw-linf, vmi-fgsm, jitter and autoattack-standard. Its iterative attacks take 10 steps of 2/255 \
-at every --eps, as in the literature, so above 10/255 they are too weak. Named individually, they use steps of epsilon/4.")]
+at every --eps, as in the literature. Above 10/255 that is too short to cross the epsilon ball; use the attacks by \
+name instead: their default step is epsilon/4.")]
 pub(crate) struct Args {
     /// TorchScript model
     #[arg(long, value_name = "FILE")]
@@ -81,8 +82,8 @@ pub(crate) struct Args {
 
     /// Attacks and suites, separated by commas (`c2r attack --help` lists them)
     ///
-    /// Without --each, every attack runs only on images that the earlier ones failed to break, so the last line is the worst
-    /// case of all.
+    /// Without --each, every attack runs only on images that the earlier ones failed to break, so the accuracy in the
+    /// last line is that against all attacks together (worst case).
     #[arg(long, value_name = "NAMES", value_delimiter = ',', required = true)]
     pub(super) attack: Vec<String>,
 
@@ -94,7 +95,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NORM", default_value = "linf", ignore_case = true, value_parser = norms())]
     pub(super) norm: Norm,
 
-    /// Run every attack by itself, on all images that are classified correctly
+    /// Run every attack independently, on all images that are classified correctly without an attack
     ///
     /// paper-six then counts as six attacks.
     #[arg(long)]
@@ -116,8 +117,8 @@ pub(crate) struct Args {
 
     /// Write a JSON report
     ///
-    /// `c2r table` can read it if it has --dataset, --each, and --checkpoint (or --ipc). Otherwise it also lists the outcome for
-    /// every image.
+    /// For a report that `c2r table` can read, also give --dataset, --each, and --checkpoint or --ipc. Other reports
+    /// have more detail on every image.
     #[arg(long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
 
@@ -177,7 +178,7 @@ pub(crate) struct Args {
 
     /// Images per pass [default: 128 on the CPU, 1024 on a GPU, fewer for images larger than CIFAR's]
     ///
-    /// It bounds the memory and changes results by float rounding only.
+    /// Smaller batches need less memory; results change only by float rounding.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = SETTINGS)]
     pub(super) batch_size: Option<u64>,
 
@@ -219,7 +220,7 @@ fn orders() -> impl TypedValueParser<Value = SubsetOrder> {
 
 /// What a table needs to know about a network that c2r did not train.
 #[derive(clap::Args)]
-#[command(next_help_heading = "Rows of tables")]
+#[command(next_help_heading = "Describe a network for `c2r table`")]
 pub(super) struct RowArgs {
     /// Images per class that the network was trained on, or `all`
     ///
@@ -227,17 +228,17 @@ pub(super) struct RowArgs {
     #[arg(long, value_name = "N", requires = "dataset", conflicts_with = "checkpoint", value_parser = parse_ipc)]
     pub(super) ipc: Option<Ipc>,
 
-    /// Name of its method [default: the file's name and the beginning of its SHA-256]
+    /// Name of the network's method [default: the file's name and the beginning of its SHA-256]
     #[arg(long, value_name = "NAME", requires = "ipc")]
     pub(super) method: Option<String>,
 
-    /// How it was trained; tables never mix protocols
+    /// How the network was trained; tables never mix protocols
     ///
     /// Give the name of one of c2r's protocols to share a table with c2r's networks.
     #[arg(long, value_name = "NAME", requires = "ipc", default_value = "unknown")]
     pub(super) protocol: String,
 
-    /// Seed of its training, which tells networks of one method apart
+    /// Training seed of the network, which tells networks of one method apart
     #[arg(long, value_name = "N", requires = "ipc", default_value_t = 0)]
     pub(super) train_seed: u64,
 
