@@ -45,7 +45,8 @@ pub fn import(
     let _no_grad = tch::no_grad_guard();
     let mut notes = Vec::new();
     let (name, images) = find_images(file, options)?;
-    if let Some(formation) = file.tensors.get("formation").filter(|tensor| tensor.numel() == 1).map(|t| t.int64_value(&[0]))
+    if let Some(formation) =
+        file.tensors.get("formation").filter(|tensor| tensor.numel() == 1).map(|t| t.int64_value(&[0]))
         && formation != options.formation
     {
         return Err(DataError::Import(format!(

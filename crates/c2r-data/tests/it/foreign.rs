@@ -53,6 +53,16 @@ fn close(found: &Tensor, expected: &Tensor) {
 }
 
 #[test]
+fn a_file_that_says_it_holds_mosaics_is_not_taken_for_images() {
+    let (images, labels) =
+        (Tensor::zeros([10, 1, 8, 8], (Kind::Float, Device::Cpu)), Tensor::arange(10, (Kind::Int64, Device::Cpu)));
+    let file = tensors([("images", images), ("labels", labels), ("formation", Tensor::from_slice(&[2i64]))]);
+    refused(&file, &import_options(), "mosaics of 2x2 tiles: give option `formation` 2");
+    let (set, _) = imported(&file, None, &ImportOptions { formation: 2, ..import_options() }).unwrap();
+    assert_eq!(set.decode(Device::Cpu).0.size(), [40, 1, 8, 8]);
+}
+
+#[test]
 fn torch_files_of_the_field() {
     let expected = expected();
     let dc = read_tensors(&made("dc.pt")).unwrap();

@@ -332,7 +332,7 @@ fn a_set_is_written_as_torch_saves() {
     assert_eq!(normalized[pixel], (set.images[pixel] - 0.5) / 0.5);
     assert_eq!(normalized[other], (set.images[other] - 0.25) / 0.25);
     assert_eq!(Vec::<f32>::try_from(&file.tensors["mean"]).unwrap(), [0.5, 0.25, 0.0]);
-    assert_eq!(array::<i64, _>(&file.tensors["normalized"]), array![1]);
+    assert_eq!(array::<i64, _>(&file.tensors["normalized"]), arr1(&[1]));
     let message = set.save_pt(&path, Some((&[0.5], &[0.5]))).unwrap_err().to_string();
     assert!(message.contains("1 values of mean"), "{message}");
 }
