@@ -12,7 +12,7 @@ use c2r_data::{
     arrays::to_tensor, import, read_class_folders, read_tensors,
 };
 use serde_json::json;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::{import_options, values};
 
