@@ -358,11 +358,14 @@ mod tests {
         }
 
         mosaics.header.config = json!({"imported": {"file": "x.pt"}});
-        for (method, made_by) in [("dm", "made by       dm, imported\n"), ("imported", "made by       imported\n")] {
-            mosaics.header.method = method.into();
+        for (method, seed, made_by) in
+            [("dm", 0, "dm, imported\n"), ("dm", 7, "dm, imported, seed 7\n"), ("imported", 0, "imported\n")]
+        {
+            (mosaics.header.method, mosaics.header.seed) = (method.into(), seed);
             mosaics.save(&path).unwrap();
             let text = report(&path, None).unwrap().lines().join("\n");
-            assert!(text.contains(made_by) && !text.contains("iterations"), "{text}");
+            let made_by = format!("made by       {made_by}");
+            assert!(text.contains(&made_by) && !text.contains("iterations"), "{text}");
         }
 
         let fourth = set.images.index_axis(Axis(0), 4).to_owned();
