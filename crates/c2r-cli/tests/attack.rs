@@ -369,7 +369,8 @@ fn an_interrupted_attack_goes_on_where_it_stopped() {
     let whole_result = json(&attack(&checkpoint, &words(&whole)));
     let mut child = command(&checkpoint, &words(&part)).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     wait_for_writes(&folder.path().join("part.run.json"), 1, &mut child);
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    // Not SIGINT, which stays ignored where the tests were started in the background.
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
     let stopped = child.wait_with_output().unwrap();
     assert_eq!(stopped.status.code(), Some(130), "{}", String::from_utf8_lossy(&stopped.stderr));
     assert!(folder.path().join("part.run.json").exists());

@@ -272,7 +272,7 @@ fn several_steps_that_one_step_beats_are_flagged() {
         "{flagged:?}"
     );
     let text = flagged[0].to_string();
-    assert!(text.contains("the 10 steps of `bim`") && text.contains("step size does not fit epsilon"), "{text}");
+    assert!(text.contains("than `bim` in 10 steps") && text.contains("size does not fit epsilon"), "{text}");
     assert_eq!(flags("bim", &[]), [], "the default step reaches the surface");
     assert_eq!(flags("bim", &[short, ("steps", "1")]), [], "one step against one step says nothing");
     assert_eq!(flags("bim", &[short, ("loss", "cw")]), [], "another loss is another attack");
