@@ -518,7 +518,7 @@ mod tests {
         fails(b"\x80\x02NNa.", "takes none");
         fails(b"\x80\x02}(Nu.", "a key without a value");
         fails(b"\x80\x02NNR.", "a tuple was expected");
-        fails(b"\x80\x02N)R.", "no function");
+        fails(b"\x80\x02N)R.", "not a function");
         fails(b"\x80\x02NQ.", "a tuple was expected");
         fails(b"\x80\x02)Q.", "a storage was expected");
         fails(b"\x80\x02]Nb.", "state for something");

@@ -160,7 +160,7 @@ fn hint(options: &ImportOptions, cut: &Clamped) -> String {
             format!(": these are not pixels{limit}; normalized? Use option `normalized MEAN/STD`")
         }
         PixelValues::Unit => {
-            ": normalized? Use option `normalized MEAN/STD`; pixels that were optimized past their range? Option `clamp` clips them"
+            ": normalized? Use option `normalized MEAN/STD`; pixels that were optimized past their range? Use option `clamp`, which clips them"
                 .to_owned()
         }
         PixelValues::Bytes if many => {

@@ -340,7 +340,7 @@ fn declarations_are_checked() {
     refused(
         &tensors([("images", pixels()), ("labels", labels().to_kind(Kind::Float) + 0.5)]),
         &import_options(),
-        "no classes",
+        "not classes",
     );
     refused(
         &tensors([("images", pixels().narrow(0, 0, 19)), ("labels", labels())]),
