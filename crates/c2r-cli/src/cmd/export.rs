@@ -53,7 +53,8 @@ pub(crate) struct Args {
 
     /// For pt: normalize the pixels as DC, DSA, DM and MTT do
     ///
-    /// The values are (pixel - mean) / std. For datasets other than CIFAR-10, mean and std are those of the set.
+    /// The values are (pixel - mean) / std. For datasets other than CIFAR-10, they are the mean and std
+    /// stored in the set.
     #[arg(long)]
     normalized: bool,
 

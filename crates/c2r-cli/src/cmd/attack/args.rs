@@ -47,8 +47,8 @@ Attacks for --attack (docs/attacks has the options of each, their defaults and s
   suites            autoattack-standard autoattack-plus autoattack-rand paper-six
 
 paper-six is fgsm, pgd, cw-linf, vmi-fgsm, jitter and autoattack-standard. Its iterative attacks take 10 steps of 2/255 \
-at every --eps, as in the literature. Above 10/255 that is too short to cross the epsilon ball; use the attacks by \
-name instead: their default step is epsilon/4.")]
+at every --eps, as in the literature. They move a pixel by at most 20/255, so above --eps 10/255 they cannot get from \
+one side of the epsilon ball to the other; use the attacks by name instead: their default step is epsilon/4.")]
 pub(crate) struct Args {
     /// TorchScript model
     #[arg(long, value_name = "FILE")]
@@ -97,7 +97,7 @@ pub(crate) struct Args {
 
     /// Run every attack independently, on all images that are classified correctly without an attack
     ///
-    /// paper-six then counts as six attacks.
+    /// paper-six is then split into its six attacks, each reported by itself.
     #[arg(long)]
     pub(super) each: bool,
 
@@ -117,8 +117,8 @@ pub(crate) struct Args {
 
     /// Write a JSON report
     ///
-    /// For a report that `c2r table` can read, also give --dataset, --each, and --checkpoint or --ipc. Other reports
-    /// have more detail on every image.
+    /// For a report that `c2r table` can read, give --dataset and either --checkpoint with --each, or --ipc (--each is
+    /// then implied for a single attack or suite). Other reports have more detail on every image.
     #[arg(long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
 
