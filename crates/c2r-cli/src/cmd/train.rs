@@ -1,4 +1,4 @@
-mod planned;
+mod values;
 
 use std::{
     num::NonZeroUsize,
@@ -14,23 +14,22 @@ use c2r_kernels::{Bf16, FloatFormat};
 use c2r_models::{Frozen, Model, ModelSpec, checkpoint};
 use c2r_run::{Status, arguments::any_text, process::peak_memory_mb, signals};
 use c2r_train::{
-    Best, LrSchedule, Protocol, Targets, Teacher, TrainConfig, TrainEvent, TrainSource, Trainer, layers, model_input,
-    state::State,
+    Best, Protocol, Targets, Teacher, TrainConfig, TrainEvent, TrainSource, Trainer, layers, model_input, state::State,
 };
-use clap::builder::TypedValueParser;
 use serde_json::json;
 use tch::{Device, Tensor};
 use toml::Value;
 
 use crate::{
-    cmd::estimate,
+    cmd::estimate::{self, Planned, Written},
     config, data,
     exit::{self, OrExit},
     help, run_dir, throughput,
     ui::{self, Ui},
 };
 
-pub(crate) use planned::{planned, work};
+pub(crate) use values::work;
+use values::{LEARNED, Rate, how_long, parse_rate, parse_share, protocols, selections};
 
 /// Train a network on a synthetic set, or on real images as the upper reference
 ///
@@ -137,52 +136,6 @@ pub(crate) struct Args {
 
 /// What `--dataset` is for.
 const REAL: &str = "Train on a dataset's real images instead (the upper reference): digits, cifar10, ...";
-
-fn protocols() -> impl TypedValueParser<Value = Protocol> {
-    help::one_of([
-        (Protocol::Natural, "natural", "no attacks"),
-        (Protocol::PgdAt, "pgd-at", "adversarial training with PGD"),
-        (Protocol::Trades, "trades", "TRADES (arXiv:1901.08573)"),
-        (Protocol::DdRobustbench, "dd-robustbench", "natural training exactly as in DD-RobustBench's code"),
-    ])
-}
-
-fn selections() -> impl TypedValueParser<Value = Selection> {
-    help::one_of([
-        (Selection::Last, "last", "the last step's"),
-        (Selection::HeldOut, "held-out", "the most accurate one on real training images that are set aside"),
-        (
-            Selection::BestTest,
-            "best-test",
-            "the most accurate one on the TEST images: optimistic, and labelled so everywhere",
-        ),
-    ])
-}
-
-/// A learning rate as the command line gives it.
-#[derive(Clone, Copy, Debug)]
-enum Rate {
-    /// The one that the set brings.
-    Learned,
-    /// This one.
-    Of(f64),
-}
-
-/// What `--lr` and `--set lr=` take for [`Rate::Learned`].
-const LEARNED: &str = "learned";
-
-fn parse_rate(text: &str) -> Result<Rate, String> {
-    match text.parse() {
-        _ if text == LEARNED => Ok(Rate::Learned),
-        Ok(rate) if rate > 0.0 => Ok(Rate::Of(rate)),
-        _ => Err(format!("expected a positive number, such as 0.01, or `{LEARNED}`")),
-    }
-}
-
-fn parse_share(text: &str) -> Result<f64, String> {
-    let share: Option<f64> = text.parse().ok().filter(|share| *share > 0.0 && *share < 1.0);
-    share.ok_or_else(|| "expected a number between 0 and 1, such as 0.1".to_owned())
-}
 
 /// Networks that `--select` compares by default.
 const DEFAULT_COMPARISONS: u64 = 100;
@@ -527,19 +480,6 @@ fn real(name: &str, args: &Args, ui: &Ui) -> anyhow::Result<Material> {
     Ok(Material { spec, images, soft_labels: None, teacher: None, learned_lr: None, subject, judges: judged_on })
 }
 
-/// How long a network is trained on real images, for a note in tables: a reference is trained longer than the other rows.
-fn how_long(config: &TrainConfig, steps: u64, n_images: usize) -> String {
-    let per_epoch = n_images.div_ceil(config.batch_size) as f64;
-    let schedule = match &config.lr_schedule {
-        LrSchedule::Constant => "constant".to_owned(),
-        LrSchedule::HalfWay => "divided by 10 at half-time".to_owned(),
-        LrSchedule::TenthAtEpochs(epochs) => format!("divided by 10 at each of the epochs {epochs:?}"),
-        LrSchedule::Cosine => "falling to 0 on a cosine".to_owned(),
-    };
-    let (epochs, lr) = (steps as f64 / per_epoch, config.lr);
-    format!("trained for {epochs:.1} epochs ({steps} steps) at a learning rate of {lr}, {schedule}")
-}
-
 fn no_learned_rate(args: &Args) -> anyhow::Error {
     exit::usage(match &args.synthetic {
         Some(set) => format!(
@@ -583,6 +523,37 @@ fn resolve(
     let config: TrainConfig = read.map_err(|error| config::wrong(&error, &args.set, &origin))?;
     config.check().or_exit(exit::USAGE)?;
     Ok((config, is_learned))
+}
+
+/// What the command will send through its network. Labels of a teacher, which cost a forward pass each, are not foreseen.
+pub(crate) fn planned(args: &Args, written: &mut Written) -> anyhow::Result<Planned> {
+    let (dataset, n) = match (&args.synthetic, &args.dataset) {
+        (Some(named), _) => match written.sets.get(named).or_else(|| written.sets.get(&named.join(data::SET_FILE))) {
+            Some((dataset, per_class)) => (dataset.clone(), per_class * dataset.classes.len()),
+            None => {
+                let set = SyntheticSet::load(&data::set_file(named)?).or_exit(exit::DATA)?;
+                let dataset = c2r_data::spec(&set.header.dataset).or_exit(exit::DATA)?;
+                (dataset, set.decode(Device::Cpu).1.numel())
+            }
+        },
+        (None, Some(name)) => {
+            let dataset = c2r_data::spec(name).or_exit(exit::USAGE)?;
+            let wanted = args.train_per_class.map_or(usize::MAX, NonZeroUsize::get);
+            let n = estimate::train_per_class(&dataset).min(wanted) * dataset.classes.len();
+            (dataset, n)
+        }
+        (None, None) => unreachable!("clap requires one of them"),
+    };
+    let model = match &args.model {
+        Some(model) => *model,
+        None => dataset.model.parse()?,
+    };
+    // A set that is not there yet has no learned rate yet; any will do, since it costs nothing.
+    let any_rate = || Ok(args.protocol.config().lr);
+    let epsilon = args.eps.unwrap_or(dataset.epsilon);
+    let (config, _) = resolve(args, epsilon, &dataset, &Targets::Hard, &any_rate)?;
+    written.network(args.run_dir.as_deref(), model);
+    Ok(Planned { dataset, model, work: work(&config, n) })
 }
 
 fn estimate(
