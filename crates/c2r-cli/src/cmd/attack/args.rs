@@ -63,7 +63,7 @@ pub(crate) struct Args {
 
     /// File of images: safetensors with `images` and `labels`
     ///
-    /// `images` is f32 in [0, 1] or u8, [N, C, H, W]; `labels` is i64 [N].
+    /// `images` is f32 in [0, 1] or u8, [N, C, H, W]; `labels` is i64, one for each image.
     #[arg(long, value_name = "FILE")]
     pub(super) inputs: Option<PathBuf>,
 
