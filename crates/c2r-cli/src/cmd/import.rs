@@ -34,7 +34,7 @@ Examples:
 Tensors: `images` and `labels`, or `data[0][0]` and `data[0][1]` as DC, DSA and DM save them, are found automatically. \
 `c2r inspect FILE` lists what a file has.
 
-Labels: [N] holds classes; [N, K] holds probabilities, one-hot rows, or logits (--logits). If a file has both, they must agree. \
+Labels: [N] holds classes; [N, K] holds probabilities, one-hot rows, or logits (--logits). If a file has classes and probabilities, the two must agree. \
 Every class needs the same number of images.
 
 Folders: they are matched with the classes by name, WordNet id or number from 0. Other names are refused unless you give \

@@ -117,7 +117,7 @@ pub(crate) struct Args {
 
     /// Write a JSON report
     ///
-    /// For a report that `c2r table` can read, give --dataset and either --checkpoint with --each, or --ipc (--each is
+    /// `c2r table` reads reports of --dataset that have either --checkpoint with --each, or --ipc (--each is
     /// then implied for a single attack or suite). Other reports have more detail on every image.
     #[arg(long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
