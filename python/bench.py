@@ -1,8 +1,10 @@
 """`c2r.attack` beside the command, torchattacks and pyautoattack: seconds, robust accuracies and ratios of one run.
 
     python python/bench.py [--n 200] [--eps 4/255] [--threads 2] [--repeats 3] [--workers 2] [--only PGD]
+                            [--width 32] [--norm instance]
 
-The network is eager PyTorch, a ConvNet of three blocks of 64 channels for images of 3x32x32, trained here for a few seconds
+The network is eager PyTorch, a ConvNet of three blocks for images of 3x32x32 (--width channels; instance normalization, as the
+networks of dataset distillation have it, or --norm batch), trained here for a few seconds
 on noisy stripes with FGSM examples; the command attacks its trace on the same libtorch. Both sides take turns, the median of
 the repeats counts, and all take images in batches of 128. The command and `c2r.attack` on TorchScript report their own seconds,
 without the start of a process; the others are timed from outside.
@@ -46,22 +48,22 @@ def stripes(n, generator):
 class Net(nn.Module):
     """Normalization, three blocks, a linear layer."""
 
-    def __init__(self, width=64):
+    def __init__(self, width, norm):
         super().__init__()
         layers = []
         for channels in (3, width, width):
-            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.AvgPool2d(2)]
+            layers += [nn.Conv2d(channels, width, 3, padding=1), norm(width), nn.ReLU(), nn.AvgPool2d(2)]
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * 16, 10))
 
     def forward(self, images):
         return self.layers((images - 0.5) / 0.25)
 
 
-def trained(eps, steps):
+def trained(eps, steps, width, norm):
     """A network that is somewhat robust at eps."""
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    model = Net()
+    model = Net(width, norm)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
     for _ in range(steps):
         images, labels = stripes(100, generator)
@@ -105,12 +107,15 @@ def main():
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, default=None, help="of c2r.attack on the eager network")
+    parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--norm", choices=["batch", "instance"], default="instance")
     parser.add_argument("--only", default="", choices=["PGD", "AutoAttack"], help="this attack alone")
     parser.add_argument("--train-steps", type=int, default=100)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     eps = float(Fraction(arguments.eps))
-    model = trained(eps, arguments.train_steps)
+    norm = nn.BatchNorm2d if arguments.norm == "batch" else lambda width: nn.GroupNorm(width, width)
+    model = trained(eps, arguments.train_steps, arguments.width, norm)
     images, labels = stripes(arguments.n, torch.Generator().manual_seed(1))
     for parameter in model.parameters():
         parameter.requires_grad_(False)
