@@ -85,7 +85,8 @@ impl StateDictArgs {
         }
         let found = StateDict::classes_of(&file.tensors);
         let Some(n_classes) = n_classes.map(|n| n as i64).or(found) else {
-            let reason = "the number of classes is unknown: there is no classifier.bias, fc.bias or linear.bias";
+            let reason =
+                "the number of classes is unknown, because the file has no classifier.bias, fc.bias or linear.bias";
             return exit::fail(exit::DATA, format!("{name}: {reason}; the file has {}", names(&file)));
         };
         let [channels, height, width] = shape;

@@ -186,7 +186,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().to_owned();
         let message = collect(std::slice::from_ref(&root)).unwrap_err().to_string();
-        assert!(message.contains("no attack.json under"), "{message}");
+        assert!(message.contains("no attack.json was found under"), "{message}");
         for name in ["good", "cut", "empty"] {
             example().write(&root.join(name).join("attack.json")).unwrap();
         }

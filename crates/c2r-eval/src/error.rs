@@ -34,7 +34,7 @@ pub enum EvalError {
     #[error(transparent)]
     Experiment(#[from] ExperimentError),
     /// No result was found.
-    #[error("there is no attack.json under {}", .0.iter().map(|root| root.display().to_string()).collect::<Vec<_>>().join(", "))]
+    #[error("no attack.json was found under {}", .0.iter().map(|root| root.display().to_string()).collect::<Vec<_>>().join(", "))]
     Nothing(Vec<PathBuf>),
     /// Two results that would be in one table were not measured on the same thing.
     #[error("{} and {} cannot be in one table: {what} differ ({a} and {b})", a_path.display(), b_path.display())]
@@ -91,7 +91,7 @@ pub enum EvalError {
         b: PathBuf,
     },
     /// The baseline is not a method of the table.
-    #[error("there is no method `{wanted}` to compare with; the results have {methods}")]
+    #[error("the results have no method `{wanted}` to compare with; they have {methods}")]
     NoBaseline {
         /// What was asked for.
         wanted: String,

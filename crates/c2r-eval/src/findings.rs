@@ -127,7 +127,7 @@ fn beside_baseline(section: &Section, row: &Row) -> Option<String> {
     let points = fixed(comparison.difference.abs(), 1);
     let side = if comparison.difference < 0.0 { "fewer" } else { "more" };
     let verdict = match comparison.p_value {
-        None => "there is no p-value, so it may be chance".to_owned(),
+        None => "no p-value could be computed, so this may be chance".to_owned(),
         Some(p) => {
             let p = if p < 0.001 { "p < 0.001".to_owned() } else { format!("p = {}", fixed(p, 3)) };
             match (comparison.significant, comparison.covers) {

@@ -2,9 +2,10 @@
 
 #include <torch/script.h>
 
-#include <cstring>
 #include <map>
 #include <sstream>
+
+#include "text.h"
 
 namespace c2r {
 namespace {
@@ -59,17 +60,5 @@ std::string script(const char* const* names, const at::Tensor* const* tensors, s
 // Bytes that the caller frees, or null and a message.
 extern "C" char* c2r_script(const char* const* names, const at::Tensor* const* tensors, size_t n_parameters, size_t n,
                             const char* forward, size_t* out_length, char** message) {
-  try {
-    const std::string out = c2r::script(names, tensors, n_parameters, n, forward);
-    char* copy = static_cast<char*>(malloc(out.size()));
-    if (copy == nullptr) throw std::bad_alloc();
-    memcpy(copy, out.data(), out.size());
-    *out_length = out.size();
-    return copy;
-  } catch (const c10::Error& error) {
-    *message = strdup(error.what_without_backtrace());
-  } catch (const std::exception& error) {
-    *message = strdup(error.what());
-  }
-  return nullptr;
+  return c2r::handed_over([&] { return c2r::script(names, tensors, n_parameters, n, forward); }, out_length, message);
 }

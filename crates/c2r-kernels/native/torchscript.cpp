@@ -10,9 +10,9 @@
 #include <torch/csrc/jit/serialization/import.h>
 #include <torch/script.h>
 
-#include <cstring>
 #include <sstream>
 
+#include "text.h"
 
 namespace c2r {
 namespace {
@@ -154,18 +154,5 @@ std::string tune(const std::string& bytes, size_t* n_replaced) {
 
 // Bytes that the caller frees, or null: with a message if it failed, without one if there is nothing to rewrite.
 extern "C" char* c2r_tune_torchscript(const char* bytes, size_t length, size_t* out_length, size_t* n_replaced, char** message) {
-  try {
-    const std::string out = c2r::tune(std::string(bytes, length), n_replaced);
-    if (out.empty()) return nullptr;
-    char* copy = static_cast<char*>(malloc(out.size()));
-    if (copy == nullptr) throw std::bad_alloc();
-    memcpy(copy, out.data(), out.size());
-    *out_length = out.size();
-    return copy;
-  } catch (const c10::Error& error) {
-    *message = strdup(error.what_without_backtrace());
-  } catch (const std::exception& error) {
-    *message = strdup(error.what());
-  }
-  return nullptr;
+  return c2r::handed_over([&] { return c2r::tune(std::string(bytes, length), n_replaced); }, out_length, message);
 }

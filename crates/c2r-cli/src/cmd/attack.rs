@@ -37,8 +37,8 @@ use crate::{
     data, run_dir, throughput,
 };
 
-/// Share of the test images that an estimate assumes to be attacked where there is no network yet: one trained on few images
-/// classifies about that many correctly.
+/// Without a network to measure, an estimate assumes that this share of the test images is classified correctly and so
+/// attacked. Networks that were trained on few images reach about that.
 const ASSUMED_ACCURACY: f64 = 0.5;
 
 pub(crate) fn run(mut args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {

@@ -176,6 +176,10 @@ fn network(args: &Args, ui: &Ui) -> anyhow::Result<()> {
         return exit::fail(exit::USAGE, "--stored is only for sets, and --to torchscript writes a network");
     }
     let file = checkpoint_file(&args.what).unwrap_or_else(|| args.what.clone());
+    if file.is_dir() {
+        let reason = "has no model.safetensors; name a network or the run folder of `c2r train`";
+        return exit::fail(exit::USAGE, format!("{} {reason}", file.display()));
+    }
     let (model, _) = checkpoint::load(&file, Device::Cpu).or_exit(exit::DATA)?;
     write_atomically(&args.output, &model.to_torchscript()?)?;
     let input = model.input();

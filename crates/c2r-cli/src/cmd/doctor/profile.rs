@@ -62,7 +62,7 @@ pub(super) struct Row {
     images: Work,
     /// Of the first run in this process.
     first_seconds: f64,
-    /// Median of the later runs, or the time of the first one if there are no later ones.
+    /// Median of all runs but the first, or the time of the first if it is the only one.
     seconds: f64,
     /// What the convolutions of these images take alone.
     convolution_seconds: f64,

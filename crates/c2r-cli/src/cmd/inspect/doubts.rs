@@ -228,8 +228,8 @@ pub(super) fn labels(report: &mut Report, name: &str, labels: &Tensor, reference
 pub(super) struct Drawn {
     /// 2 where they were tiles of 2 x 2 mosaics: real images of that resolution are then the measure.
     pub(super) formation: i64,
-    /// Whether c2r distilled them. Distilled images move away from real ones, so that fewer of their labels agree, but c2r
-    /// does not mix labels up: only what is no better than chance is a reason for doubt.
+    /// Whether c2r distilled them. Distilled images move away from real ones, so fewer of their labels agree. c2r does not
+    /// mix up labels, so its sets are doubted only if the agreement is that of chance.
     pub(super) by_c2r: bool,
 }
 
