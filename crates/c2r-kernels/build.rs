@@ -19,8 +19,8 @@ fn main() {
     };
     // The source of the CUDA kernels as a literal: they are compiled where they run.
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
-    let kernels = fs::read_to_string("native/norm_relu_pool.cu").expect("it is part of this crate");
-    fs::write(out.join("norm_relu_pool.cu.inc"), format!("R\"CUDA({kernels})CUDA\"")).expect("OUT_DIR can be written");
+    let kernels = fs::read_to_string("native/blocks.cu").expect("it is part of this crate");
+    fs::write(out.join("blocks.cu.inc"), format!("R\"CUDA({kernels})CUDA\"")).expect("OUT_DIR can be written");
     build().opt_level(3).file("native/kernels.cpp").compile("c2r_kernels");
     // These only call what was compiled above and libtorch.
     build()
@@ -32,7 +32,7 @@ fn main() {
         .include(root.join("include"))
         .include(root.join("include/torch/csrc/api/include"))
         .files(
-            ["convolution", "count", "cuda", "operators", "precision", "script", "sgd", "torchscript"]
+            ["convolution", "count", "cuda", "operators", "precision", "script", "sgd", "torchscript", "trace"]
                 .map(|name| format!("native/{name}.cpp")),
         )
         .compile("c2r_operators");

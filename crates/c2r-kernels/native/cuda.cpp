@@ -9,11 +9,13 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <map>
 #include <mutex>
 #include <sstream>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 namespace c2r {
@@ -21,10 +23,9 @@ namespace cuda {
 namespace {
 
 const char* const SOURCE =
-#include "norm_relu_pool.cu.inc"
+#include "blocks.cu.inc"
     ;
 
-constexpr int WARPS = 8;
 // Rounding explains no more than this, relative to the largest value.
 constexpr double SAME = 1e-4;
 
@@ -91,7 +92,8 @@ struct Driver {
         load(symbol<int(void**, const void*)>(library, "cuModuleLoadData")),
         function(symbol<int(void**, void*, const char*)>(library, "cuModuleGetFunction")),
         launch(symbol<int(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**, void**)>(
-            library, "cuLaunchKernel")) {}
+            library, "cuLaunchKernel")),
+        set_attribute(symbol<int(void*, int, int)>(library, "cuFuncSetAttribute")) {}
 
   void* library;
   int (*device)(int*, int);
@@ -99,6 +101,7 @@ struct Driver {
   int (*load)(void**, const void*);
   int (*function)(void**, void*, const char*);
   int (*launch)(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**, void**);
+  int (*set_attribute)(void*, int, int);
 };
 
 const Driver& driver() {
@@ -118,129 +121,232 @@ std::string architecture(int index) {
   return "compute_" + std::to_string(major) + std::to_string(minor);
 }
 
+// Warps of a block of threads. blocks.cu has the same number.
+int warps(const Size& size) {
+  const int64_t windows = size.height / 2 * (size.width / 2);
+  if (size.channels > 0) return static_cast<int>(size.height / 2);
+  return windows >= 128 ? 16 : windows >= 32 ? 8 : 4;
+}
+
+// Bytes of shared memory of a block of threads, forward and backward. blocks.cu lays them out.
+std::pair<int, int> shared_bytes(const Size& size) {
+  const int64_t c = size.channels, h = size.height, w = size.width, sums = 32 * warps(size);
+  const int64_t taps = 9 * c, filters = 16;
+  const int64_t forward = c == 0 ? sums : c * (h + 2) * (w + 4) + filters * taps + sums;
+  const int64_t backward = c == 0 ? sums : forward + filters * ((taps + 3) / 4 * 4) + filters * (((h + 2) * (w + 2)) | 1);
+  return {static_cast<int>(4 * forward), static_cast<int>(4 * backward)};
+}
+
+struct Kernel {
+  void* function = nullptr;
+  int threads = 0, bytes = 0;
+};
+
 // The kernels for one device and size; not usable where `reason` says why.
 struct Kernels {
-  void* forward = nullptr;
-  void* backward = nullptr;
+  Kernel forward, backward;
   std::string reason;
 };
 
-using Key = std::tuple<int, int64_t, int64_t>;
+using Key = std::tuple<int, int64_t, int64_t, int64_t>;
 
 std::recursive_mutex mutex;
 std::map<Key, Kernels> compiled;
 
-Key key(const at::Tensor& x) { return {x.get_device(), x.size(2), x.size(3)}; }
+Key key(const at::Tensor& x, const Size& size) { return {x.get_device(), size.channels, size.height, size.width}; }
 
-Kernels kernels_for(const at::Tensor& x) {
+Kernels kernels_for(const at::Tensor& x, const Size& size) {
   const std::lock_guard<std::recursive_mutex> lock(mutex);
-  return compiled.at(key(x));
+  return compiled.at(key(x, size));
 }
 
-Kernels compile(const at::Tensor& x) {
-  Kernels kernels;
-  const std::string code = ptx("", x.size(2), x.size(3), architecture(x.get_device()));
+Kernels compile(const at::Tensor& x, const Size& size) {
+  const std::string code = ptx("", size, architecture(x.get_device()));
   void* module = nullptr;
   check(driver().load(&module, code.c_str()), "cuModuleLoadData");
-  check(driver().function(&kernels.forward, module, "norm_relu_pool_forward"), "cuModuleGetFunction");
-  check(driver().function(&kernels.backward, module, "norm_relu_pool_backward"), "cuModuleGetFunction");
-  return kernels;
+  const auto kernel = [&](const std::string& name, int bytes) {
+    Kernel found;
+    found.threads = 32 * warps(size);
+    found.bytes = bytes;
+    check(driver().function(&found.function, module, name.c_str()), "cuModuleGetFunction");
+    // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: more than 48 KB are asked for, and not every GPU has them.
+    constexpr int DYNAMIC_BYTES = 8;
+    if (bytes > 48 * 1024) check(driver().set_attribute(found.function, DYNAMIC_BYTES, bytes), "cuFuncSetAttribute");
+    return found;
+  };
+  const std::string name = size.channels == 0 ? "norm_relu_pool" : "first_block";
+  const auto [forward, backward] = shared_bytes(size);
+  return {kernel(name + "_forward", forward), kernel(name + "_backward", backward), {}};
 }
 
-void launch(void* function, const at::Tensor& x, void** arguments) {
-  const int64_t planes = x.size(0) * x.size(1);
+void launch(const Kernel& kernel, const at::Tensor& x, int64_t blocks, void** arguments) {
   const c10::impl::VirtualGuardImpl guard(c10::kCUDA);
   void* stream = guard.getStreamNativeHandle(guard.getStream(x.device()));
-  check(driver().launch(function, static_cast<unsigned>((planes + WARPS - 1) / WARPS), 1, 1, 32 * WARPS, 1, 1, 0, stream, arguments,
+  check(driver().launch(kernel.function, static_cast<unsigned>(blocks), 1, 1, kernel.threads, 1, 1, kernel.bytes, stream, arguments,
                         nullptr),
         "cuLaunchKernel");
 }
 
-void run_forward(const Kernels& kernels, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double eps,
-                 at::Tensor& moments, at::Tensor& out) {
-  const void *in = x.const_data_ptr(), *w = weight.const_data_ptr(), *b = bias.const_data_ptr();
-  void *m = moments.mutable_data_ptr(), *to = out.mutable_data_ptr();
+const void* in(const at::Tensor& tensor) { return tensor.const_data_ptr(); }
+void* out_of(const at::Tensor& tensor) { return tensor.defined() ? tensor.mutable_data_ptr() : nullptr; }
+
+Size features(const at::Tensor& x) { return {0, x.size(2), x.size(3)}; }
+Size images(const at::Tensor& x) { return {x.size(1), x.size(2), x.size(3)}; }
+
+int groups_of(int channels) { return (channels + 31) / 32; }
+
+void run_norm_forward(const Kernels& kernels, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double eps,
+                      at::Tensor& moments, at::Tensor& out) {
+  const void *from = in(x), *w = in(weight), *b = in(bias);
+  void *m = out_of(moments), *to = out_of(out);
   float epsilon = static_cast<float>(eps);
-  int channels = static_cast<int>(x.size(1));
-  long long planes = x.size(0) * x.size(1);
-  void* arguments[] = {&in, &w, &b, &epsilon, &channels, &planes, &m, &to};
-  launch(kernels.forward, x, arguments);
+  int channels = static_cast<int>(x.size(1)), groups = groups_of(channels);
+  void* arguments[] = {&from, &w, &b, &epsilon, &channels, &groups, &m, &to};
+  launch(kernels.forward, x, x.size(0) * groups, arguments);
 }
 
-void run_backward(const Kernels& kernels, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
-                  const at::Tensor& moments, const at::Tensor& gradient, at::Tensor& x_gradient, at::Tensor& sums) {
-  const void *in = x.const_data_ptr(), *w = weight.const_data_ptr(), *b = bias.const_data_ptr(), *m = moments.const_data_ptr(),
-             *g = gradient.const_data_ptr();
-  int channels = static_cast<int>(x.size(1));
-  long long planes = x.size(0) * x.size(1);
-  void *to = x_gradient.mutable_data_ptr(), *of_weight = sums.mutable_data_ptr(), *of_bias = static_cast<float*>(of_weight) + planes;
-  void* arguments[] = {&in, &w, &b, &m, &g, &channels, &planes, &to, &of_weight, &of_bias};
-  launch(kernels.backward, x, arguments);
+void run_norm_backward(const Kernels& kernels, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                       const at::Tensor& moments, const at::Tensor& gradient, at::Tensor& x_gradient, at::Tensor& sums) {
+  const void *from = in(x), *w = in(weight), *b = in(bias), *m = in(moments), *g = in(gradient);
+  int channels = static_cast<int>(x.size(1)), groups = groups_of(channels);
+  void *to = out_of(x_gradient), *of_weight = out_of(sums), *of_bias = static_cast<float*>(of_weight) + x.size(0) * channels;
+  void* arguments[] = {&from, &w, &b, &m, &g, &channels, &groups, &to, &of_weight, &of_bias};
+  launch(kernels.backward, x, x.size(0) * groups, arguments);
 }
 
-// Both passes on noise against libtorch's operators. Throws what is wrong.
-void compare(const Kernels& kernels, const at::Tensor& like) {
-  const int64_t n = 5, channels = 3, height = like.size(2), width = like.size(3);
-  const auto noise = [&](at::IntArrayRef shape, double step) {
-    return at::arange(c10::multiply_integers(shape), like.options()).mul(step).frac().sub(0.4).view(shape);
-  };
-  at::Tensor x = noise({n, channels, height, width}, 0.754877666), weight = noise({channels}, 0.61803399) + 0.7,
-             bias = noise({channels}, 0.41421356), gradient = noise({n, channels, height / 2, width / 2}, 0.56984029);
-  at::Tensor out = at::empty_like(gradient), moments = at::empty({n * channels, 2}, like.options()), x_gradient = at::empty_like(x),
-             sums = at::empty({2, n, channels}, like.options());
-  run_forward(kernels, x, weight, bias, 1e-5, moments, out);
-  run_backward(kernels, x, weight, bias, moments, gradient, x_gradient, sums);
-  c10::AutoGradMode with_gradients(true);
-  const torch::autograd::variable_list inputs = {x.requires_grad_(), weight.detach().requires_grad_(), bias.detach().requires_grad_()};
-  const at::Tensor y = at::avg_pool2d(at::relu(at::group_norm(inputs[0], channels, inputs[1], inputs[2], 1e-5)), {2, 2}, {2, 2});
-  const auto theirs = torch::autograd::grad({y}, inputs, {gradient});
-  const std::pair<at::Tensor, at::Tensor> pairs[] = {
-      {out, y.detach()}, {x_gradient, theirs[0]}, {sums.select(0, 0).sum(0), theirs[1]}, {sums.select(0, 1).sum(0), theirs[2]}};
-  for (const auto& [a, b] : pairs) {
-    const double apart = (a - b).abs().max().item<double>(), size = b.abs().max().item<double>();
-    TORCH_CHECK(apart <= SAME * size, "its results differ from libtorch's by ", apart, " of ", size);
+// Blocks of threads for each image: few images share out their filters, so that every multiprocessor has work.
+int parts_of(int64_t n, int filters) {
+  constexpr int64_t BLOCKS = 1024;
+  return static_cast<int>(std::clamp<int64_t>(BLOCKS / n, 1, (filters + 15) / 16));
+}
+
+void run_first_forward(const Kernels& kernels, const First& inputs, double eps, at::Tensor& moments, at::Tensor& out) {
+  const void *x = in(inputs.x), *w = in(inputs.weight), *norm = in(inputs.norm_weight), *bias = in(inputs.norm_bias);
+  void *m = out_of(moments), *to = out_of(out);
+  float epsilon = static_cast<float>(eps);
+  int filters = static_cast<int>(inputs.weight.size(0)), parts = parts_of(inputs.x.size(0), filters);
+  void* arguments[] = {&x, &w, &norm, &bias, &epsilon, &filters, &parts, &m, &to};
+  launch(kernels.forward, inputs.x, inputs.x.size(0) * parts, arguments);
+}
+
+void run_first_backward(const Kernels& kernels, const First& inputs, const at::Tensor& moments, const at::Tensor& gradient,
+                        at::Tensor& x_gradient, at::Tensor& weight_gradient, at::Tensor& sums) {
+  const void *x = in(inputs.x), *w = in(inputs.weight), *norm = in(inputs.norm_weight), *bias = in(inputs.norm_bias),
+             *m = in(moments), *g = in(gradient);
+  int filters = static_cast<int>(inputs.weight.size(0));
+  void *of_x = out_of(x_gradient), *of_w = out_of(weight_gradient), *of_norm = out_of(sums),
+       *of_bias = static_cast<float*>(of_norm) + inputs.x.size(0) * filters;
+  void* arguments[] = {&x, &w, &norm, &bias, &m, &g, &filters, &of_x, &of_w, &of_norm, &of_bias};
+  launch(kernels.backward, inputs.x, inputs.x.size(0), arguments);
+}
+
+// Numbers around zero.
+at::Tensor noise(at::IntArrayRef shape, double step, const at::TensorOptions& options) {
+  return at::arange(c10::multiply_integers(shape), options).mul(step).frac().sub(0.4).view(shape);
+}
+
+void same(const at::Tensor& ours, const at::Tensor& theirs, const char* what) {
+  const double apart = (ours - theirs).abs().max().item<double>(), size = theirs.abs().max().item<double>();
+  TORCH_CHECK(apart <= SAME * size, "its ", what, " differs from that of libtorch's operators by ", apart, " of ", size);
+}
+
+// Both passes on noise against libtorch's operators in double. Throws what is wrong. More channels than a block of threads has,
+// and not a multiple of it.
+void compare(const Kernels& kernels, const Size& size, const at::TensorOptions& options) {
+  const int64_t n = 5, channels = 37, height = size.height, width = size.width;
+  const bool first = size.channels > 0;
+  at::Tensor x = noise({n, first ? size.channels : channels, height, width}, 0.754877666, options);
+  at::Tensor kernel = first ? noise({channels, size.channels, 3, 3}, 0.32471796, options) : at::Tensor();
+  at::Tensor weight = noise({channels}, 0.61803399, options) + 0.7, bias = noise({channels}, 0.41421356, options);
+  const auto last = at::MemoryFormat::ChannelsLast;
+  const at::Tensor gradient = noise({n, channels, height / 2, width / 2}, 0.56984029, options).contiguous(last);
+  at::Tensor out = at::empty_like(gradient), moments = at::empty({n, channels, 2}, options), sums = at::empty({2, n, channels}, options),
+             x_gradient, kernel_gradients;
+  if (first) {
+    x_gradient = at::empty_like(x);
+    kernel_gradients = at::empty({n, channels, size.channels, 3, 3}, options);
+    const First inputs = {x, kernel, weight, bias};
+    run_first_forward(kernels, inputs, 1e-5, moments, out);
+    run_first_backward(kernels, inputs, moments, gradient, x_gradient, kernel_gradients, sums);
+  } else {
+    const at::Tensor turned = x.contiguous(last);
+    x_gradient = at::empty_like(turned);
+    run_norm_forward(kernels, turned, weight, bias, 1e-5, moments, out);
+    run_norm_backward(kernels, turned, weight, bias, moments, gradient, x_gradient, sums);
   }
+  c10::AutoGradMode with_gradients(true);
+  torch::autograd::variable_list inputs;
+  for (const at::Tensor& tensor : {x, weight, bias, kernel})
+    if (tensor.defined()) inputs.push_back(tensor.to(at::kDouble).requires_grad_());
+  const at::Tensor features = first ? at::conv2d(inputs[0], inputs[3], {}, {1, 1}, {1, 1}) : inputs[0];
+  const at::Tensor y = at::avg_pool2d(at::relu(at::group_norm(features, channels, inputs[1], inputs[2], 1e-5)), {2, 2}, {2, 2});
+  const auto theirs = torch::autograd::grad({y}, inputs, {gradient.to(at::kDouble)});
+  same(out, y.detach(), "output");
+  same(x_gradient, theirs[0], "gradient of the input");
+  same(sums.select(0, 0).sum(0), theirs[1], "gradient of the weight");
+  same(sums.select(0, 1).sum(0), theirs[2], "gradient of the bias");
+  if (first) same(kernel_gradients.sum(0), theirs[3], "gradient of the convolution");
+}
+
+// Whether blocks.cu has kernels of this size.
+bool exists(const Size& size) {
+  if (size.channels > 0)
+    return (size.channels == 1 || size.channels == 3) && size.height % 4 == 0 && size.width % 4 == 0 && size.height <= 32 &&
+           size.width <= 32;
+  return size.height % 2 == 0 && size.width % 2 == 0 && size.height * size.width <= 128 * 128;
 }
 
 }  // namespace
 
-bool ready(const at::Tensor& x) {
-  // Two values are read at once.
-  if (x.size(2) % 2 != 0 || x.size(3) % 2 != 0 || x.size(2) * x.size(3) > 128 * 128) return false;
+bool ready(const at::Tensor& x, const Size& size) {
+  if (!exists(size)) return false;
   const std::lock_guard<std::recursive_mutex> lock(mutex);
-  const auto known = compiled.find(key(x));
+  const auto known = compiled.find(key(x, size));
   if (known != compiled.end()) return known->second.reason.empty();
   Kernels kernels;
   try {
     const c10::DeviceGuard device(x.device());
     c10::AutoGradMode no_gradients(false);
-    kernels = compile(x);
-    compare(kernels, at::empty({0, 0, x.size(2), x.size(3)}, x.options().requires_grad(false)));
+    kernels = compile(x, size);
+    compare(kernels, size, x.options().requires_grad(false));
   } catch (const c10::Error& error) {
     kernels.reason = error.what_without_backtrace();
   } catch (const std::exception& error) {
     kernels.reason = error.what();
   }
-  return compiled.emplace(key(x), kernels).first->second.reason.empty();
+  return compiled.emplace(key(x, size), kernels).first->second.reason.empty();
 }
 
-void forward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double eps, at::Tensor& moments, at::Tensor& out) {
+void norm_forward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double eps, at::Tensor& moments,
+                  at::Tensor& out) {
   const c10::DeviceGuard device(x.device());
-  run_forward(kernels_for(x), x, weight, bias, eps, moments, out);
+  run_norm_forward(kernels_for(x, features(x)), x, weight, bias, eps, moments, out);
 }
 
-void backward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& moments,
-              const at::Tensor& gradient, at::Tensor& x_gradient, at::Tensor& sums) {
+void norm_backward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& moments,
+                   const at::Tensor& gradient, at::Tensor& x_gradient, at::Tensor& sums) {
   const c10::DeviceGuard device(x.device());
-  run_backward(kernels_for(x), x, weight, bias, moments, gradient, x_gradient, sums);
+  run_norm_backward(kernels_for(x, features(x)), x, weight, bias, moments, gradient, x_gradient, sums);
+}
+
+void first_forward(const First& inputs, double eps, at::Tensor& moments, at::Tensor& out) {
+  const c10::DeviceGuard device(inputs.x.device());
+  run_first_forward(kernels_for(inputs.x, images(inputs.x)), inputs, eps, moments, out);
+}
+
+void first_backward(const First& inputs, const at::Tensor& moments, const at::Tensor& gradient, at::Tensor& x_gradient,
+                    at::Tensor& weight_gradient, at::Tensor& sums) {
+  const c10::DeviceGuard device(inputs.x.device());
+  run_first_backward(kernels_for(inputs.x, images(inputs.x)), inputs, moments, gradient, x_gradient, weight_gradient, sums);
 }
 
 std::string state() {
   const std::lock_guard<std::recursive_mutex> lock(mutex);
   std::ostringstream lines;
   for (const auto& [at, kernels] : compiled) {
-    const auto& [device, height, width] = at;
-    lines << "cuda:" << device << ", " << height << "x" << width << ": "
+    const auto& [device, channels, height, width] = at;
+    lines << "cuda:" << device << ", " << (channels == 0 ? "features" : channels == 1 ? "grey images" : "color images") << " of "
+          << height << "x" << width << ": "
           << (kernels.reason.empty() ? "fused kernels, compared with libtorch's operators"
                                      : "libtorch's operators, because " + kernels.reason)
           << "\n";
@@ -248,25 +354,27 @@ std::string state() {
   return lines.str();
 }
 
-std::string ptx(const std::string& name, int64_t height, int64_t width, const std::string& architecture) {
+std::string ptx(const std::string& name, const Size& size, const std::string& architecture) {
   const Nvrtc nvrtc(name);
-  const std::string options[] = {"--gpu-architecture=" + architecture, "--std=c++17", "-DC2R_HEIGHT=" + std::to_string(height),
-                                 "-DC2R_WIDTH=" + std::to_string(width)};
-  const char* texts[] = {options[0].c_str(), options[1].c_str(), options[2].c_str(), options[3].c_str()};
+  const auto define = [](const char* macro, int64_t value) { return std::string("-DC2R_") + macro + "=" + std::to_string(value); };
+  const std::string options[] = {"--gpu-architecture=" + architecture, "--std=c++17", define("CHANNELS", size.channels),
+                                 define("HEIGHT", size.height), define("WIDTH", size.width), define("WARPS", warps(size))};
+  std::vector<const char*> texts;
+  for (const std::string& option : options) texts.push_back(option.c_str());
   void* program = nullptr;
-  check(nvrtc.create(&program, SOURCE, "norm_relu_pool.cu", 0, nullptr, nullptr), "nvrtcCreateProgram");
-  const int status = nvrtc.compile(program, 4, texts);
-  size_t size = 0;
+  check(nvrtc.create(&program, SOURCE, "blocks.cu", 0, nullptr, nullptr), "nvrtcCreateProgram");
+  const int status = nvrtc.compile(program, static_cast<int>(texts.size()), texts.data());
+  size_t length = 0;
   std::string text;
   if (status != 0) {
-    nvrtc.log_size(program, &size);
-    text.resize(size);
+    nvrtc.log_size(program, &length);
+    text.resize(length);
     nvrtc.log(program, text.data());
     nvrtc.destroy(&program);
-    TORCH_CHECK(false, "NVRTC does not compile norm_relu_pool.cu: ", text.c_str());
+    TORCH_CHECK(false, "NVRTC does not compile blocks.cu: ", text.c_str());
   }
-  check(nvrtc.ptx_size(program, &size), "nvrtcGetPTXSize");
-  text.resize(size);
+  check(nvrtc.ptx_size(program, &length), "nvrtcGetPTXSize");
+  text.resize(length);
   check(nvrtc.ptx(program, text.data()), "nvrtcGetPTX");
   nvrtc.destroy(&program);
   return text;
@@ -278,9 +386,9 @@ std::string ptx(const std::string& name, int64_t height, int64_t width, const st
 // Texts that the caller frees.
 extern "C" char* c2r_cuda_state() { return strdup(c2r::cuda::state().c_str()); }
 
-extern "C" char* c2r_cuda_ptx(const char* nvrtc, int64_t height, int64_t width, const char* architecture, char** message) {
+extern "C" char* c2r_cuda_ptx(const char* nvrtc, const int64_t* size, const char* architecture, char** message) {
   try {
-    return strdup(c2r::cuda::ptx(nvrtc, height, width, architecture).c_str());
+    return strdup(c2r::cuda::ptx(nvrtc, {size[0], size[1], size[2]}, architecture).c_str());
   } catch (const c10::Error& error) {
     *message = strdup(error.what_without_backtrace());
   } catch (const std::exception& error) {

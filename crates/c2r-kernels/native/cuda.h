@@ -1,5 +1,5 @@
-// norm_relu_pool.cu on a GPU: compiled when first used for a size, and compared with libtorch's operators before it is
-// trusted. Built without CUDA; the driver and NVRTC are found when the program runs.
+// blocks.cu on a GPU: compiled when first used for a size, and compared with libtorch's operators before it is trusted. Built
+// without CUDA; the driver and NVRTC are found when the program runs.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -9,22 +9,38 @@
 namespace c2r {
 namespace cuda {
 
-// Whether the kernels run for x [N, C, H, W] on its device. The first question for a device and a size compiles and
-// compares; the answer stays.
-bool ready(const at::Tensor& x);
+// What a kernel is compiled for: features of any number of channels, or, with `channels`, the first block on images.
+struct Size {
+  int64_t channels, height, width;
+};
 
-// All are contiguous float tensors on one device, with the shapes of norm_relu_pool.cu; sums is [2, N, C], the gradients of weight
-// and bias through each plane.
-void forward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double eps, at::Tensor& moments, at::Tensor& out);
-void backward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& moments,
-              const at::Tensor& gradient, at::Tensor& x_gradient, at::Tensor& sums);
+// Whether the kernels of this size run on x's device. The first question for a device and a size compiles and compares; the
+// answer stays.
+bool ready(const at::Tensor& x, const Size& size);
+
+// Float tensors on one device with the shapes of blocks.cu: x, gradients and outputs [N, C, H, W] are channels last, the
+// others and images contiguous. moments: [N, C, 2]; sums: [2, N, C], the gradients of weight and bias through each image.
+void norm_forward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double eps, at::Tensor& moments,
+                  at::Tensor& out);
+void norm_backward(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& moments,
+                   const at::Tensor& gradient, at::Tensor& x_gradient, at::Tensor& sums);
+
+// The first block: what it reads.
+struct First {
+  at::Tensor x, weight, norm_weight, norm_bias;
+};
+
+void first_forward(const First& inputs, double eps, at::Tensor& moments, at::Tensor& out);
+// x_gradient and weight_gradient [N, F, C, 3, 3] are filled where they are defined.
+void first_backward(const First& inputs, const at::Tensor& moments, const at::Tensor& gradient, at::Tensor& x_gradient,
+                    at::Tensor& weight_gradient, at::Tensor& sums);
 
 // What became of the kernels on each device and size, a line for each; empty before the first question.
 std::string state();
 
-// PTX of the kernels for images of this size and an architecture such as compute_80, by the NVRTC at `nvrtc` (a path, or a
-// name that the loader finds; empty: the one of libtorch). Throws what the compiler says.
-std::string ptx(const std::string& nvrtc, int64_t height, int64_t width, const std::string& architecture);
+// PTX of the kernels of this size for an architecture such as compute_80, by the NVRTC at `nvrtc` (a path, or a name that the
+// loader finds; empty: the one of libtorch). Throws what the compiler says.
+std::string ptx(const std::string& nvrtc, const Size& size, const std::string& architecture);
 
 }  // namespace cuda
 }  // namespace c2r

@@ -1,10 +1,11 @@
-// The operators c2r::norm_relu_pool and c2r::first_block with their gradients: kernels.h for float on the CPU, libtorch's
-// operators for everything else, second derivatives among it; norm_relu_pool on a GPU through cuda.h.
+// The operators c2r::norm_relu_pool and c2r::block with their gradients: kernels.h for float on the CPU, cuda.h on a GPU,
+// libtorch's operators for everything else, second derivatives among it.
 
 #include "operators.h"
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/autocast_mode.h>
 #include <c10/util/Exception.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -30,6 +31,9 @@ at::Tensor plain(const at::Tensor& x, const at::Tensor& weight, const at::Tensor
   return at::avg_pool2d(at::relu(at::group_norm(x, weight.size(0), weight, bias, eps)), {2, 2}, {2, 2});
 }
 
+// Channels last is what convolutions on a GPU compute in.
+at::MemoryFormat layout(const at::Tensor& x) { return x.is_cuda() ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous; }
+
 Planes planes(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
   return {x.size(1), x.size(2), x.size(3), x.const_data_ptr<float>(), weight.const_data_ptr<float>(), bias.const_data_ptr<float>()};
 }
@@ -39,11 +43,11 @@ class NormReluPool : public torch::autograd::Function<NormReluPool> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& given, const at::Tensor& given_weight,
                             const at::Tensor& given_bias, double eps) {
     at::AutoDispatchBelowADInplaceOrView below;
-    const at::Tensor x = given.contiguous(), weight = given_weight.contiguous(), bias = given_bias.contiguous();
-    at::Tensor out = at::empty({x.size(0), x.size(1), x.size(2) / 2, x.size(3) / 2}, x.options());
+    const at::Tensor x = given.contiguous(layout(given)), weight = given_weight.contiguous(), bias = given_bias.contiguous();
+    at::Tensor out = at::empty({x.size(0), x.size(1), x.size(2) / 2, x.size(3) / 2}, x.options(), layout(x));
     at::Tensor moments = at::empty({x.size(0) * x.size(1), 2}, x.options());
     if (x.is_cuda()) {
-      cuda::forward(x, weight, bias, eps, moments, out);
+      cuda::norm_forward(x, weight, bias, eps, moments, out);
     } else {
       const Planes p = planes(x, weight, bias);
       auto* m = reinterpret_cast<Moments*>(moments.mutable_data_ptr<float>());
@@ -73,12 +77,12 @@ class NormReluPool : public torch::autograd::Function<NormReluPool> {
       all.emplace_back();
       return all;
     }
-    const at::Tensor x = given.contiguous(), weight = given_weight.contiguous(), bias = given_bias.contiguous();
-    const at::Tensor gradient = gradients[0].contiguous();
-    at::Tensor out = at::empty_like(x, at::MemoryFormat::Contiguous);
+    const at::Tensor x = given.contiguous(layout(given)), weight = given_weight.contiguous(), bias = given_bias.contiguous();
+    const at::Tensor gradient = gradients[0].contiguous(layout(given));
+    at::Tensor out = at::empty_like(x, layout(x));
     at::Tensor sums = at::empty({2, x.size(0), x.size(1)}, x.options());
     if (x.is_cuda()) {
-      cuda::backward(x, weight, bias, saved[3], gradient, out, sums);
+      cuda::norm_backward(x, weight, bias, saved[3], gradient, out, sums);
     } else {
       const Planes p = planes(x, weight, bias);
       const int64_t n = x.size(0) * p.channels;
@@ -97,11 +101,18 @@ class NormReluPool : public torch::autograd::Function<NormReluPool> {
   }
 };
 
-bool has_kernel(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
-  for (const at::Tensor& t : {x, weight, bias})
+// Float on one device, and something to pool.
+bool fits(const at::Tensor& x, at::TensorList tensors) {
+  for (const at::Tensor& t : tensors)
     if (t.device() != x.device() || t.scalar_type() != at::kFloat || t.is_sparse()) return false;
-  if (x.numel() == 0 || x.size(2) < 2 || x.size(3) < 2) return false;
-  return x.is_cpu() || (x.is_cuda() && cuda::ready(x));
+  return x.dim() == 4 && x.numel() > 0 && x.size(2) >= 2 && x.size(3) >= 2;
+}
+
+// The kernels on a GPU for what a convolution of x gives.
+bool ready_for_features(const at::Tensor& x) { return x.is_cuda() && cuda::ready(x, {0, x.size(2), x.size(3)}); }
+
+bool has_kernel(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+  return fits(x, {x, weight, bias}) && (x.is_cpu() || ready_for_features(x));
 }
 
 }  // namespace
@@ -142,80 +153,165 @@ variable_list contiguous(const variable_list& tensors) {
   return all;
 }
 
-class FirstBlock : public torch::autograd::Function<FirstBlock> {
+// The gradient of a block through libtorch's operators, for a second derivative.
+variable_list differentiable(const variable_list& saved, double eps, const at::Tensor& gradient) {
+  variable_list wanted, found(6);
+  for (size_t i = 0; i < 5; ++i)
+    if (saved[i].requires_grad()) wanted.push_back(saved[i]);
+  const at::Tensor y = one_by_one(saved[0], saved[1], saved[2], saved[3], saved[4], eps);
+  const variable_list all = torch::autograd::grad({y}, wanted, {gradient}, true, true);
+  for (size_t i = 0, at = 0; i < 5; ++i)
+    if (saved[i].requires_grad()) found[i] = all[at++];
+  return found;
+}
+
+// A pass over a block: what it reads, and what it leaves for the gradient.
+struct Passed {
+  at::Tensor out, moments;
+  // What the convolution gave, where that was kept.
+  at::Tensor features;
+};
+
+// What a backward pass finds. weight is of all images; the sums are those of each, [2, N, F].
+struct Gradients {
+  at::Tensor x, weight, sums;
+};
+
+Passed first_on_cpu(const variable_list& inputs, double eps) {
+  FirstBlockPass b = pass_over(inputs, eps);
+  Passed passed;
+  passed.out = at::empty({b.n, b.filters, b.height / 2, b.width / 2}, inputs[0].options());
+  passed.moments = at::empty({b.n, b.filters, 2}, inputs[0].options());
+  b.out = passed.out.mutable_data_ptr<float>();
+  b.moments = reinterpret_cast<Moments*>(passed.moments.mutable_data_ptr<float>());
+  run(first_block_forward, b, inputs[0].size(1));
+  return passed;
+}
+
+Gradients first_on_cpu(const variable_list& inputs, double eps, at::Tensor moments, const at::Tensor& gradient, bool of_x, bool of_weight) {
+  const at::Tensor& x = inputs[0];
+  FirstBlockPass b = pass_over(inputs, eps);
+  Gradients found;
+  at::Tensor weight_gradients;
+  found.sums = at::empty({2, b.n, b.filters}, x.options());
+  b.moments = reinterpret_cast<Moments*>(moments.mutable_data_ptr<float>());
+  b.gradient = gradient.const_data_ptr<float>();
+  b.norm_gradients = found.sums.mutable_data_ptr<float>();
+  if (of_x) {
+    found.x = at::zeros_like(x);
+    b.image_gradient = found.x.mutable_data_ptr<float>();
+  }
+  if (of_weight) {
+    weight_gradients = at::empty({b.n, b.filters, x.size(1), 3, 3}, x.options());
+    b.weight_gradient = weight_gradients.mutable_data_ptr<float>();
+  }
+  run(first_block_backward, b, x.size(1));
+  if (of_weight) found.weight = weight_gradients.sum(0);
+  return found;
+}
+
+constexpr at::MemoryFormat LAST = at::MemoryFormat::ChannelsLast;
+
+// Whether blocks.cu takes the convolution, too.
+bool first_on_gpu(const at::Tensor& x) { return cuda::ready(x, {x.size(1), x.size(2), x.size(3)}); }
+
+cuda::First first_of(const variable_list& inputs) { return {inputs[0], inputs[1], inputs[3], inputs[4]}; }
+
+// Without the bias, which the normalization subtracts again.
+at::Tensor convolved(const at::Tensor& x, const at::Tensor& weight) {
+  return at::conv2d(x.contiguous(LAST), weight.contiguous(LAST), {}, {1, 1}, {1, 1}).contiguous(LAST);
+}
+
+Passed on_gpu(const variable_list& inputs, double eps) {
+  const at::Tensor &x = inputs[0], &weight = inputs[1];
+  const int64_t n = x.size(0), filters = weight.size(0);
+  Passed passed;
+  passed.out = at::empty({n, filters, x.size(2) / 2, x.size(3) / 2}, x.options(), LAST);
+  passed.moments = at::empty({n, filters, 2}, x.options());
+  if (first_on_gpu(x)) {
+    cuda::first_forward(first_of(inputs), eps, passed.moments, passed.out);
+  } else {
+    passed.features = convolved(x, weight);
+    cuda::norm_forward(passed.features, inputs[3], inputs[4], eps, passed.moments, passed.out);
+  }
+  return passed;
+}
+
+Gradients on_gpu(const variable_list& inputs, const at::Tensor& moments, const at::Tensor& features, const at::Tensor& gradient,
+                 bool of_x, bool of_weight) {
+  const at::Tensor &x = inputs[0], &weight = inputs[1];
+  Gradients found;
+  found.sums = at::empty({2, x.size(0), weight.size(0)}, x.options());
+  if (!features.defined()) {
+    at::Tensor weight_gradients;
+    if (of_x) found.x = at::empty_like(x);
+    if (of_weight) weight_gradients = at::empty({x.size(0), weight.size(0), x.size(1), 3, 3}, x.options());
+    cuda::first_backward(first_of(inputs), moments, gradient, found.x, weight_gradients, found.sums);
+    if (of_weight) found.weight = weight_gradients.sum(0);
+    return found;
+  }
+  at::Tensor of_features = at::empty_like(features, LAST);
+  cuda::norm_backward(features, inputs[3], inputs[4], moments, gradient, of_features, found.sums);
+  if (!of_x && !of_weight) return found;
+  std::tie(found.x, found.weight, std::ignore) =
+      at::convolution_backward(of_features, x.contiguous(LAST), weight.contiguous(LAST), std::nullopt, {1, 1}, {1, 1}, {1, 1}, false, {0, 0},
+                               1, {of_x, of_weight, false});
+  if (of_weight) found.weight = found.weight.contiguous();
+  return found;
+}
+
+// On the CPU for a first block that kernels.h has, on a GPU for every block.
+class Block : public torch::autograd::Function<Block> {
  public:
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
                             const at::Tensor& norm_weight, const at::Tensor& norm_bias, double eps) {
     at::AutoDispatchBelowADInplaceOrView below;
     const variable_list inputs = contiguous({x, weight, bias, norm_weight, norm_bias});
-    FirstBlockPass b = pass_over(inputs, eps);
-    at::Tensor out = at::empty({b.n, b.filters, b.height / 2, b.width / 2}, inputs[0].options());
-    at::Tensor moments = at::empty({b.n, b.filters, 2}, inputs[0].options());
-    b.out = out.mutable_data_ptr<float>();
-    b.moments = reinterpret_cast<Moments*>(moments.mutable_data_ptr<float>());
-    run(first_block_forward, b, x.size(1));
-    ctx->save_for_backward({x, weight, bias, norm_weight, norm_bias, moments});
+    const Passed passed = x.is_cuda() ? on_gpu(inputs, eps) : first_on_cpu(inputs, eps);
+    ctx->save_for_backward({x, weight, bias, norm_weight, norm_bias, passed.moments, passed.features});
     ctx->saved_data["eps"] = eps;
-    return out;
+    return passed.out;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
     const variable_list saved = ctx->get_saved_variables();
     const double eps = ctx->saved_data["eps"].toDouble();
-    variable_list found(6);
-    if (at::GradMode::is_enabled()) {
-      // A second derivative will be asked for, which libtorch's operators have.
-      variable_list wanted;
-      for (size_t i = 0; i < 5; ++i)
-        if (saved[i].requires_grad()) wanted.push_back(saved[i]);
-      const at::Tensor y = one_by_one(saved[0], saved[1], saved[2], saved[3], saved[4], eps);
-      const variable_list all = torch::autograd::grad({y}, wanted, {gradients[0]}, true, true);
-      for (size_t i = 0, at = 0; i < 5; ++i)
-        if (saved[i].requires_grad()) found[i] = all[at++];
-      return found;
-    }
+    if (at::GradMode::is_enabled()) return differentiable(saved, eps, gradients[0]);
     const variable_list inputs = contiguous(saved);
-    const at::Tensor &x = inputs[0], &weight = inputs[1], gradient = gradients[0].contiguous();
-    FirstBlockPass b = pass_over(inputs, eps);
-    at::Tensor moments = saved[5], weight_gradients, norm_gradients = at::empty({2, b.n, b.filters}, x.options());
-    b.moments = reinterpret_cast<Moments*>(moments.mutable_data_ptr<float>());
-    b.gradient = gradient.const_data_ptr<float>();
-    b.norm_gradients = norm_gradients.mutable_data_ptr<float>();
-    if (ctx->needs_input_grad(0)) {
-      found[0] = at::zeros_like(x);
-      b.image_gradient = found[0].mutable_data_ptr<float>();
-    }
-    if (ctx->needs_input_grad(1)) {
-      weight_gradients = at::empty({b.n, b.filters, x.size(1), 3, 3}, x.options());
-      b.weight_gradient = weight_gradients.mutable_data_ptr<float>();
-    }
-    run(first_block_backward, b, x.size(1));
-    if (ctx->needs_input_grad(1)) found[1] = weight_gradients.sum(0);
+    const at::Tensor gradient = gradients[0].contiguous(layout(inputs[0]));
+    const bool of_x = ctx->needs_input_grad(0), of_weight = ctx->needs_input_grad(1);
+    const Gradients of = inputs[0].is_cuda() ? on_gpu(inputs, saved[5], saved[6], gradient, of_x, of_weight)
+                                             : first_on_cpu(inputs, eps, saved[5], gradient, of_x, of_weight);
+    variable_list found = {of.x, of.weight, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
     // The normalization subtracts it again.
     if (ctx->needs_input_grad(2)) found[2] = at::zeros_like(inputs[2]);
-    if (ctx->needs_input_grad(3)) found[3] = norm_gradients.select(0, 0).sum(0);
-    if (ctx->needs_input_grad(4)) found[4] = norm_gradients.select(0, 1).sum(0);
+    if (ctx->needs_input_grad(3)) found[3] = of.sums.select(0, 0).sum(0);
+    if (ctx->needs_input_grad(4)) found[4] = of.sums.select(0, 1).sum(0);
     return found;
   }
 };
 
+// Whether Block computes it: what is in bf16 by autocast stays with libtorch.
+bool has_block(const variable_list& inputs) {
+  const at::Tensor &x = inputs[0], &weight = inputs[1];
+  bool all = fits(x, inputs) && weight.dim() == 4 && weight.size(1) == x.size(1) && weight.size(2) == 3 && weight.size(3) == 3;
+  for (size_t i = 2; i < inputs.size(); ++i) all = all && inputs[i].dim() == 1 && inputs[i].size(0) == weight.size(0);
+  if (!all) return false;
+  if (x.is_cpu()) return has_first_block(x.size(1), weight.size(0), x.size(2), x.size(3));
+  return x.is_cuda() && !at::autocast::is_autocast_enabled(at::kCUDA) && (first_on_gpu(x) || ready_for_features(x));
+}
+
 }  // namespace
 
-at::Tensor first_block(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& norm_weight,
-                       const at::Tensor& norm_bias, double eps) {
-  bool fits = x.dim() == 4 && x.numel() > 0 && weight.dim() == 4 && weight.size(1) == x.size(1) && weight.size(2) == 3 &&
-              weight.size(3) == 3 && has_first_block(x.size(1), weight.size(0), x.size(2), x.size(3));
-  for (const at::Tensor& t : {x, weight, bias, norm_weight, norm_bias})
-    fits = fits && t.device().is_cpu() && t.scalar_type() == at::kFloat;
-  for (const at::Tensor& t : {bias, norm_weight, norm_bias}) fits = fits && t.dim() == 1 && t.size(0) == weight.size(0);
-  return fits ? FirstBlock::apply(x, weight, bias, norm_weight, norm_bias, eps)
-              : one_by_one(x, weight, bias, norm_weight, norm_bias, eps);
+at::Tensor block(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& norm_weight,
+                 const at::Tensor& norm_bias, double eps) {
+  return has_block({x, weight, bias, norm_weight, norm_bias}) ? Block::apply(x, weight, bias, norm_weight, norm_bias, eps)
+                                                              : one_by_one(x, weight, bias, norm_weight, norm_bias, eps);
 }
 
 TORCH_LIBRARY(c2r, library) {
   library.def("norm_relu_pool(Tensor x, Tensor weight, Tensor bias, float eps) -> Tensor", &norm_relu_pool);
-  library.def("first_block(Tensor x, Tensor weight, Tensor bias, Tensor norm_weight, Tensor norm_bias, float eps) -> Tensor",
-              &first_block);
+  library.def("block(Tensor x, Tensor weight, Tensor bias, Tensor norm_weight, Tensor norm_bias, float eps) -> Tensor", &block);
 }
 
 }  // namespace c2r
@@ -240,7 +336,7 @@ extern "C" at::Tensor* c2r_norm_relu_pool(const at::Tensor* x, const at::Tensor*
   return guarded(message, [&] { return c2r::norm_relu_pool(*x, *weight, *bias, eps); });
 }
 
-extern "C" at::Tensor* c2r_first_block(const at::Tensor* x, const at::Tensor* weight, const at::Tensor* bias,
-                                       const at::Tensor* norm_weight, const at::Tensor* norm_bias, double eps, char** message) {
-  return guarded(message, [&] { return c2r::first_block(*x, *weight, *bias, *norm_weight, *norm_bias, eps); });
+extern "C" at::Tensor* c2r_block(const at::Tensor* x, const at::Tensor* weight, const at::Tensor* bias, const at::Tensor* norm_weight,
+                                 const at::Tensor* norm_bias, double eps, char** message) {
+  return guarded(message, [&] { return c2r::block(*x, *weight, *bias, *norm_weight, *norm_bias, eps); });
 }

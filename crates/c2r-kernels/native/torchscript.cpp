@@ -1,5 +1,5 @@
 // Rewrites a TorchScript model: what it computes by instance normalization, ReLU and 2x2 average pooling becomes
-// c2r::norm_relu_pool, and with the convolution of the images before it c2r::first_block.
+// c2r::norm_relu_pool, and with a 3x3 convolution before it c2r::block.
 
 #include <torch/csrc/jit/ir/constants.h>
 #include <torch/csrc/jit/ir/subgraph_matcher.h>
@@ -79,12 +79,12 @@ const Norm NORMS[] = {
     {"%groups, %cudnn", "aten::group_norm(%x, %groups, %w, %b, %eps, %cudnn)", is_group_per_channel},
 };
 
-// A 3x3 convolution of images: padding 1, stride 1, one or three channels, constant weights.
-bool is_first_convolution(const Match& match, const Values& names) {
+// A 3x3 convolution: padding 1, stride 1, constant weights.
+bool is_block_convolution(const Match& match, const Values& names) {
   const auto weight = constant(match, names, "cw"), bias = constant(match, names, "cb"), groups = constant(match, names, "groups");
   if (!weight || !bias || !groups || !weight->isTensor() || !bias->isTensor() || !groups->isInt()) return false;
   const at::Tensor w = weight->toTensor();
-  return w.dim() == 4 && (w.size(1) == 1 || w.size(1) == 3) && w.size(2) == 3 && w.size(3) == 3 && groups->toInt() == 1 &&
+  return w.dim() == 4 && w.size(2) == 3 && w.size(3) == 3 && groups->toInt() == 1 &&
          is_list(match, names, "stride", 1) && is_list(match, names, "padding", 1) && is_list(match, names, "dilation", 1);
 }
 
@@ -96,16 +96,16 @@ const std::pair<const char*, const char*> CONVOLUTIONS[] = {
      "%deterministic, %cudnn, %tf32)"},
 };
 
-// Takes the convolution of the images into the operator that follows it.
-void rewrite_first(std::shared_ptr<Graph>& graph) {
+// Takes convolutions into the operator that follows them.
+void rewrite_blocks(std::shared_ptr<Graph>& graph) {
   for (const auto& [more, call] : CONVOLUTIONS) {
     const std::string inputs = std::string("graph(%x, %cw, %cb, %stride, %padding, %dilation, %groups, %w, %b, %eps") + more + "):\n";
     SubgraphRewriter rewriter;
     rewriter.RegisterRewritePattern(inputs + "  %c = " + call + "\n  %p = c2r::norm_relu_pool(%c, %w, %b, %eps)\n  return (%p)",
-                                    inputs + "  %p = c2r::first_block(%x, %cw, %cb, %w, %b, %eps)\n  return (%p)");
+                                    inputs + "  %p = c2r::block(%x, %cw, %cb, %w, %b, %eps)\n  return (%p)");
     const bool traced = *more != 0;
     rewriter.runOnGraph(graph, [traced](const Match& match, const Values& names) {
-      return is_first_convolution(match, names) && (!traced || is(match, names, "transposed", false));
+      return is_block_convolution(match, names) && (!traced || is(match, names, "transposed", false));
     });
   }
 }
@@ -128,7 +128,7 @@ size_t rewrite(std::shared_ptr<Graph>& graph) {
       };
       rewriter.runOnGraph(graph, fits);
     }
-  rewrite_first(graph);
+  rewrite_blocks(graph);
   return n;
 }
 

@@ -3,12 +3,15 @@
 //! * [`norm_relu_pool`] is what the ConvNet of the dataset distillation field does between two convolutions: instance
 //!   normalization, ReLU and 2x2 average pooling, in one pass over each plane. libtorch's three operators read and write
 //!   the features several times from memory; this reads them once and writes a quarter.
-//! * [`first_block`] takes the convolution of the images into it, so that its large output is never written.
-//! * [`count`] says how many operators of libtorch some code runs, and what it copies and reads back.
+//! * [`block`] is that with the convolution before it. For images of one or three channels there are kernels that never write
+//!   the large output of the convolution.
+//! * [`count`] says how many operators of libtorch some code runs, and what it copies and reads back; [`trace()`] writes when
+//!   each of them ran.
 //!
-//! The first two are differentiable; TorchScript knows them as `c2r::norm_relu_pool` and `c2r::first_block`. The fast forms are for
-//! float32 on the CPU and, [`norm_relu_pool`] alone, on a GPU. Everything else, second derivatives among it, runs on
-//! libtorch's operators, with the same result up to rounding. docs/performance.md has the measurements.
+//! The first two are differentiable; TorchScript knows them as `c2r::norm_relu_pool` and `c2r::block`. The fast forms are for
+//! float32 on the CPU and on a GPU, where [`block`] computes in the layout that convolutions like (channels last) and leaves out
+//! the bias that the normalization subtracts. Everything else, second derivatives among it, runs on libtorch's operators, with
+//! the same result up to rounding. docs/performance.md has the measurements.
 //!
 //! The CUDA kernels are compiled by NVRTC when an image size is first met and compared with libtorch's operators on noise
 //! before they are used; if anything fails, libtorch's operators are used, and [`cuda_state`] says why.
@@ -19,10 +22,12 @@
 
 pub mod count;
 mod precision;
+mod trace;
 
 use std::ffi::{CStr, CString, c_char};
 
 pub use precision::{Bf16, FloatFormat, allow_tf32, precision};
+pub use trace::trace;
 
 use tch::Tensor;
 use torch_sys::C_tensor;
@@ -47,7 +52,7 @@ unsafe extern "C" {
         eps: f64,
         message: *mut *mut c_char,
     ) -> *mut C_tensor;
-    fn c2r_first_block(
+    fn c2r_block(
         x: *const C_tensor,
         weight: *const C_tensor,
         bias: *const C_tensor,
@@ -77,8 +82,7 @@ unsafe extern "C" {
     fn c2r_cuda_state() -> *mut c_char;
     fn c2r_cuda_ptx(
         nvrtc: *const c_char,
-        height: i64,
-        width: i64,
+        size: *const i64,
         architecture: *const c_char,
         message: *mut *mut c_char,
     ) -> *mut c_char;
@@ -133,20 +137,22 @@ pub fn cuda_state() -> Vec<String> {
     lines.iter().flat_map(|lines| lines.lines()).map(str::to_owned).collect()
 }
 
-/// The CUDA kernels for images of `height` times `width` (both even) as PTX. Needs no GPU.
+/// CUDA kernels as PTX. Needs no GPU.
 ///
 /// * `nvrtc`: path of the library, or a name that the loader finds; empty for the one of libtorch.
+/// * `size`: channels, height and width. 0 channels: the kernels of [`norm_relu_pool`] for features of any number of channels,
+///   with even sides. 1 or 3: those of [`block`] for images of up to 32x32, with sides that are multiples of 4.
 /// * `architecture`: such as `compute_80`.
 ///
 /// # Errors
 /// If NVRTC cannot be loaded, and what it says of the source.
-pub fn cuda_ptx(nvrtc: &str, height: i64, width: i64, architecture: &str) -> Result<String, KernelError> {
+pub fn cuda_ptx(nvrtc: &str, size: [i64; 3], architecture: &str) -> Result<String, KernelError> {
     let c_text = |text: &str| CString::new(text).map_err(|error| KernelError(error.to_string()));
     let (nvrtc, architecture) = (c_text(nvrtc)?, c_text(architecture)?);
     let mut message = std::ptr::null_mut();
-    // SAFETY: both texts live through the call; what comes back is null or of `strdup`.
+    // SAFETY: the texts and the three numbers live through the call; what comes back is null or of `strdup`.
     unsafe {
-        let ptx = c2r_cuda_ptx(nvrtc.as_ptr(), height, width, architecture.as_ptr(), &mut message);
+        let ptx = c2r_cuda_ptx(nvrtc.as_ptr(), size.as_ptr(), architecture.as_ptr(), &mut message);
         match taken(message) {
             Some(error) => Err(error),
             None => Ok(text(ptx).unwrap_or_default()),
@@ -177,16 +183,17 @@ pub fn norm_relu_pool(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> R
 
 /// [`norm_relu_pool`] of the convolution of `x` with padding 1 and stride 1.
 ///
-/// * `x`: float `[N, C, H, W]`, normalized images.
+/// * `x`: float `[N, C, H, W]`, normalized images or the features of a block before.
 /// * `convolution`: weight `[F, C, 3, 3]` and bias `[F]`; `norm`: weight and bias `[F]`.
 /// * `eps`: added to the variance.
 ///
-/// Returns `[N, F, H / 2, W / 2]`. There is a fast form for grey images 8 or 32 wide and coloured ones 32 or 64 wide. The
-/// bias has no effect, because the normalization subtracts it; its gradient is exactly 0 in the fast form.
+/// Returns `[N, F, H / 2, W / 2]`. Images have a kernel of their own: on the CPU grey ones 8 or 32 wide and coloured ones 32 or
+/// 64 wide, on a GPU those of up to 32x32 with sides that are multiples of 4. The bias has no effect, because the normalization
+/// subtracts it; its gradient is exactly 0 in the fast forms.
 ///
 /// # Errors
 /// As [`norm_relu_pool`].
-pub fn first_block(
+pub fn block(
     x: &Tensor,
     convolution: (&Tensor, &Tensor),
     norm: (&Tensor, &Tensor),
@@ -197,7 +204,7 @@ pub fn first_block(
         [convolution.0, convolution.1, norm.0, norm.1].map(|tensor| tensor.as_ptr());
     // SAFETY: as in `norm_relu_pool`.
     unsafe {
-        let out = c2r_first_block(x.as_ptr(), weight, bias, norm_weight, norm_bias, eps, &mut message);
+        let out = c2r_block(x.as_ptr(), weight, bias, norm_weight, norm_bias, eps, &mut message);
         match taken(message) {
             Some(error) => Err(error),
             None => Ok(Tensor::from_ptr(out)),
@@ -429,7 +436,7 @@ mod tests {
             let (norm_weight, norm_bias) = (&bias + 0.5, 0.4 - &bias);
             let inputs = [x, weight, bias, norm_weight, norm_bias].map(|tensor| tensor.set_requires_grad(true));
             let [x, weight, bias, norm_weight, norm_bias] = &inputs;
-            let ours = first_block(x, (weight, bias), (norm_weight, norm_bias), EPS).unwrap();
+            let ours = block(x, (weight, bias), (norm_weight, norm_bias), EPS).unwrap();
             let theirs = plain(&x.conv2d(weight, Some(bias), 1, 1, 1, 1), norm_weight, norm_bias);
             assert_close(&format!("{what} forward"), &ours, &theirs, 1e-5);
             // But for the bias, whose gradient is rounding noise in the plain operators.
@@ -443,12 +450,12 @@ mod tests {
                 let held: Vec<Tensor> = (0..5)
                     .map(|i| if keep.contains(&i) { inputs[i].shallow_clone() } else { inputs[i].detach() })
                     .collect();
-                let y = first_block(&held[0], (&held[1], &held[2]), (&held[3], &held[4]), EPS).unwrap();
+                let y = block(&held[0], (&held[1], &held[2]), (&held[3], &held[4]), EPS).unwrap();
                 let wanted: Vec<&Tensor> = keep.iter().map(|&i| &held[i]).collect();
                 Tensor::run_backward(&[weighted(&y)], &wanted, false, false)
             };
             let all = Tensor::run_backward(
-                &[weighted(&first_block(x, (weight, bias), (norm_weight, norm_bias), EPS).unwrap())],
+                &[weighted(&block(x, (weight, bias), (norm_weight, norm_bias), EPS).unwrap())],
                 &[x, weight, norm_weight, norm_bias],
                 false,
                 false,
@@ -467,7 +474,7 @@ mod tests {
             let first = Tensor::run_backward(&[weighted(&y)], &[&x], true, true);
             Tensor::run_backward(&[weighted(&first[0].square())], &[&x, &weight], false, false)
         };
-        let ours = second(first_block(&x, (&weight, &bias), (&norm_weight, &norm_bias), EPS).unwrap());
+        let ours = second(block(&x, (&weight, &bias), (&norm_weight, &norm_bias), EPS).unwrap());
         let theirs = second(plain(&x.conv2d(&weight, Some(&bias), 1, 1, 1, 1), &norm_weight, &norm_bias));
         for (got, expected) in ours.iter().zip(&theirs) {
             assert_close("second derivative", got, expected, 1e-4);
@@ -520,7 +527,7 @@ mod tests {
         let mut zip = zip::ZipArchive::new(std::io::Cursor::new(&archive)).unwrap();
         let name = zip.file_names().find(|name| name.contains("/code/") && name.ends_with(".py")).unwrap().to_owned();
         let code = std::io::read_to_string(zip.by_name(&name).unwrap()).unwrap();
-        assert!(code.contains("ops.c2r.first_block(") && code.contains("ops.c2r.norm_relu_pool("), "{code}");
+        assert!(code.matches("ops.c2r.block(").count() == 2, "{code}");
         let tuned = tch::CModule::load_data(&mut archive.as_slice()).unwrap();
         let run = |module: &tch::CModule| {
             let x = images.copy().set_requires_grad(true);

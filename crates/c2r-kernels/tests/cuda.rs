@@ -2,9 +2,9 @@
 
 use std::{path::Path, process::Command};
 
-use c2r_testkit::{assert_close, relative_error, skipped, toys};
+use c2r_testkit::{relative_error, skipped};
 use libloading::{Library, Symbol};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// A Python with the package nvidia-cuda-nvrtc, which is NVRTC; `cargo xtask test` makes one and sets this.
 const PYTHON: &str = "C2R_TEST_PYTHON";
@@ -12,19 +12,12 @@ const FIND_NVRTC: &str = "\
 import glob, sysconfig
 print(glob.glob(sysconfig.get_path('purelib') + '/nvidia/**/libnvrtc.so.*', recursive=True)[0])";
 
-type Forward = unsafe extern "C" fn(*const f32, *const f32, *const f32, f32, i32, i64, *mut f32, *mut f32);
-type Backward = unsafe extern "C" fn(
-    *const f32,
-    *const f32,
-    *const f32,
-    *const f32,
-    *const f32,
-    i32,
-    i64,
-    *mut f32,
-    *mut f32,
-    *mut f32,
-);
+type In = *const f32;
+type Out = *mut f32;
+type Forward = unsafe extern "C" fn(i32, In, In, In, f32, i32, Out, Out);
+type Backward = unsafe extern "C" fn(i32, In, In, In, In, In, i32, Out, Out, Out);
+type FirstForward = unsafe extern "C" fn(i32, In, In, In, In, f32, i32, Out, Out);
+type FirstBackward = unsafe extern "C" fn(i32, In, In, In, In, In, In, i32, Out, Out, Out, Out);
 
 #[test]
 fn nvrtc_compiles_the_kernels() {
@@ -37,75 +30,172 @@ fn nvrtc_compiles_the_kernels() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let nvrtc = String::from_utf8(output.stdout).unwrap();
     let nvrtc = nvrtc.trim();
-    for (height, width) in [(32, 32), (16, 16), (8, 8), (64, 64), (128, 128), (4, 6)] {
-        let ptx = c2r_kernels::cuda_ptx(nvrtc, height, width, "compute_80").unwrap();
-        for kernel in ["norm_relu_pool_forward", "norm_relu_pool_backward"] {
-            assert!(ptx.contains(&format!(".entry {kernel}(")), "{ptx}");
+    let features = [(32, 32), (16, 16), (8, 8), (64, 64), (128, 128), (4, 6)].map(|(height, width)| [0, height, width]);
+    for size in features.into_iter().chain([[3, 32, 32], [1, 8, 8], [1, 28, 28]]) {
+        let ptx = c2r_kernels::cuda_ptx(nvrtc, size, "compute_80").unwrap();
+        let name = if size[0] == 0 { "norm_relu_pool" } else { "first_block" };
+        for kernel in ["forward", "backward"] {
+            assert!(ptx.contains(&format!(".entry {name}_{kernel}(")), "{ptx}");
         }
         // What does not fit into registers would be slow memory.
-        assert!(!ptx.contains(".local "), "{height}x{width} spills");
+        assert!(!ptx.contains(".local "), "{size:?} spills");
     }
-    let error = c2r_kernels::cuda_ptx(nvrtc, 32, 32, "compute_none").unwrap_err().to_string();
+    let error = c2r_kernels::cuda_ptx(nvrtc, [0, 32, 32], "compute_none").unwrap_err().to_string();
     assert!(error.contains("architecture"), "{error}");
 }
 
 #[test]
 fn without_nvrtc_there_is_a_reason() {
-    let error = c2r_kernels::cuda_ptx("/no/libnvrtc.so", 32, 32, "compute_80").unwrap_err().to_string();
+    let error = c2r_kernels::cuda_ptx("/no/libnvrtc.so", [0, 32, 32], "compute_80").unwrap_err().to_string();
     assert!(error.contains("/no/libnvrtc.so"), "{error}");
     assert!(c2r_kernels::cuda_state().is_empty(), "no GPU was asked");
 }
 
-/// Sizes that are kept in registers and one that is not, windows that do not fill a warp, an odd number of planes.
-#[test]
-#[expect(unsafe_code, reason = "calls of the emulated kernels with the pointers of tensors that live through them")]
-fn emulated_warps_give_the_plain_results() {
-    let folder = tempfile::tempdir().unwrap();
-    for (height, width) in [(32, 32), (8, 8), (64, 64), (4, 6)] {
-        let what = format!("{height}x{width}");
-        let (n, channels) = (3, 3);
-        let x = (toys::images(n, [channels, height, width]) - 0.5).set_requires_grad(true);
-        let weight = Tensor::from_slice(&[0.7f32, -1.3, 0.5]).set_requires_grad(true);
-        let bias = Tensor::from_slice(&[0.3f32, 0.1, -0.2]).set_requires_grad(true);
-        let expected = c2r_kernels::norm_relu_pool(&x, &weight, &bias, 1e-5).unwrap();
-        let gradient = toys::images(n, [channels, height / 2, width / 2]) - 0.3;
-        let loss = (&expected * &gradient).sum(Kind::Float);
-        let gradients = Tensor::run_backward(&[loss], &[&x, &weight, &bias], false, false);
+/// Values around zero, the same in every run.
+fn noise(shape: &[i64], step: f64) -> Tensor {
+    let values = Tensor::arange(shape.iter().product::<i64>(), (Kind::Float, Device::Cpu));
+    (values * step).frac().view(shape) - 0.4
+}
 
-        let library = emulated(folder.path(), height, width);
-        let out = expected.detach().zeros_like();
-        let moments = Tensor::zeros([n * channels, 2], (Kind::Float, x.device()));
-        let x_gradient = x.detach().zeros_like();
-        let sums = Tensor::zeros([2, n, channels], (Kind::Float, x.device()));
-        let at = |tensor: &Tensor| tensor.data_ptr().cast::<f32>();
-        let planes = n * channels;
-        // SAFETY: the functions have these signatures, and every tensor is contiguous, of the shape that they expect.
-        unsafe {
-            let forward: Symbol<'_, Forward> = library.get(b"emulate_forward").unwrap();
-            forward(at(&x), at(&weight), at(&bias), 1e-5, channels as i32, planes, at(&moments), at(&out));
-            let backward: Symbol<'_, Backward> = library.get(b"emulate_backward").unwrap();
-            let of_bias = at(&sums).add(planes as usize);
-            let (given, found) = (at(&gradient), at(&x_gradient));
-            let channels = channels as i32;
-            backward(at(&x), at(&weight), at(&bias), at(&moments), given, channels, planes, found, at(&sums), of_bias);
-        }
-        assert_close(&format!("{what} forward"), &out, &expected.detach(), 1e-5);
-        let sums = sums.sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
-        for (got, expected) in [x_gradient, sums.get(0), sums.get(1)].iter().zip(&gradients) {
-            assert!(relative_error(got, expected) < 1e-5, "{what}: {got} {expected}");
-        }
+/// Where the values of a contiguous tensor are.
+fn at(tensor: &Tensor) -> Out {
+    assert!(tensor.is_contiguous());
+    tensor.data_ptr().cast()
+}
+
+/// `[N, C, H, W]` with the channels last in memory, as `[N, H, W, C]`.
+fn last(x: &Tensor) -> Tensor {
+    x.detach().permute([0, 2, 3, 1]).contiguous()
+}
+
+/// The output and all gradients, next to those of libtorch's operators.
+fn same(what: &str, pairs: &[(Tensor, Tensor)]) {
+    for (at, (got, expected)) in pairs.iter().enumerate() {
+        assert_eq!(got.size(), expected.size(), "{what}: {at}");
+        assert!(relative_error(got, expected) < 1e-5, "{what}: {at}: {got} {expected}");
     }
 }
 
-/// The kernels for images of this size as a library for the CPU.
+/// Sizes that are kept in registers and one that is not, fewer windows than warps, two groups of channels.
+#[test]
+#[expect(unsafe_code, reason = "calls of the emulated kernels with the pointers of tensors that live through them")]
+fn emulated_norms_give_the_plain_results() {
+    let folder = tempfile::tempdir().unwrap();
+    for (height, width, warps) in [(32, 32, 16), (8, 8, 4), (64, 64, 16), (4, 6, 4), (2, 2, 4)] {
+        let (n, channels) = (2, 35);
+        let x = noise(&[n, channels, height, width], 0.754_877_666).set_requires_grad(true);
+        let weight = (noise(&[channels], 0.618_033_99) + 0.7).set_requires_grad(true);
+        let bias = noise(&[channels], 0.414_213_56).set_requires_grad(true);
+        let expected = c2r_kernels::norm_relu_pool(&x, &weight, &bias, 1e-5).unwrap();
+        let gradient = noise(&[n, channels, height / 2, width / 2], 0.569_840_29);
+        let loss = (&expected * &gradient).sum(Kind::Float);
+        let gradients = Tensor::run_backward(&[loss], &[&x, &weight, &bias], false, false);
+
+        let library = emulated(folder.path(), [0, height, width], warps);
+        let (input, out, x_gradient) = (last(&x), last(&expected).zeros_like(), last(&x).zeros_like());
+        let moments = Tensor::zeros([n, channels, 2], (Kind::Float, x.device()));
+        let sums = Tensor::zeros([2, n, channels], (Kind::Float, x.device()));
+        let gradient = last(&gradient);
+        // SAFETY: the functions have these signatures, and every tensor is contiguous, of the shape that they expect.
+        unsafe {
+            let forward: Symbol<'_, Forward> = library.get(b"emulate_forward").unwrap();
+            forward(n as i32, at(&input), at(&weight), at(&bias), 1e-5, channels as i32, at(&moments), at(&out));
+            let backward: Symbol<'_, Backward> = library.get(b"emulate_backward").unwrap();
+            let given = [&input, &weight, &bias, &moments, &gradient].map(|tensor| at(tensor).cast_const());
+            let [x, weight, bias, moments, gradient] = given;
+            let (of_weight, of_bias) = (at(&sums), at(&sums.get(1)));
+            let of_x = at(&x_gradient);
+            backward(n as i32, x, weight, bias, moments, gradient, channels as i32, of_x, of_weight, of_bias);
+        }
+        let sums = sums.sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
+        let found = [out, x_gradient, sums.get(0), sums.get(1)];
+        let expected = [last(&expected), last(&gradients[0]), gradients[1].copy(), gradients[2].copy()];
+        same(&format!("{height}x{width}"), &found.into_iter().zip(expected).collect::<Vec<_>>());
+    }
+}
+
+/// Images of every kind; filters that do not fill a group.
+#[test]
+#[expect(unsafe_code, reason = "calls of the emulated kernels with the pointers of tensors that live through them")]
+fn emulated_first_blocks_give_the_plain_results() {
+    let folder = tempfile::tempdir().unwrap();
+    for (channels, height, width) in [(3, 32, 32), (1, 8, 8), (1, 28, 28), (3, 12, 20)] {
+        let (n, filters) = (2, 19);
+        let x = noise(&[n, channels, height, width], 0.754_877_666).set_requires_grad(true);
+        let weight = noise(&[filters, channels, 3, 3], 0.324_717_96).set_requires_grad(true);
+        let zero = Tensor::zeros([filters], (Kind::Float, x.device()));
+        let norm_weight = (noise(&[filters], 0.618_033_99) + 0.7).set_requires_grad(true);
+        let norm_bias = noise(&[filters], 0.414_213_56).set_requires_grad(true);
+        let expected = c2r_kernels::block(&x, (&weight, &zero), (&norm_weight, &norm_bias), 1e-5).unwrap();
+        let gradient = noise(&[n, filters, height / 2, width / 2], 0.569_840_29);
+        let loss = (&expected * &gradient).sum(Kind::Float);
+        let gradients = Tensor::run_backward(&[loss], &[&x, &weight, &norm_weight, &norm_bias], false, false);
+
+        let library = emulated(folder.path(), [channels, height, width], height / 2);
+        let (out, gradient) = (last(&expected).zeros_like(), last(&gradient));
+        let moments = Tensor::zeros([n, filters, 2], (Kind::Float, x.device()));
+        let run = |of_x: Out, of_weight: Out, sums: &Tensor| {
+            let given =
+                [&x, &weight, &norm_weight, &norm_bias, &moments, &gradient].map(|tensor| at(tensor).cast_const());
+            let [x, weight, norm_weight, norm_bias, at_moments, gradient] = given;
+            let (n, filters) = (n as i32, filters as i32);
+            // SAFETY: as above; null pointers are gradients that are not wanted.
+            unsafe {
+                let forward: Symbol<'_, FirstForward> = library.get(b"emulate_forward").unwrap();
+                forward(n, x, weight, norm_weight, norm_bias, 1e-5, filters, at(&moments), at(&out));
+                let backward: Symbol<'_, FirstBackward> = library.get(b"emulate_backward").unwrap();
+                let (of_norm, of_bias) = (at(&sums.get(0)), at(&sums.get(1)));
+                backward(
+                    n,
+                    x,
+                    weight,
+                    norm_weight,
+                    norm_bias,
+                    at_moments,
+                    gradient,
+                    filters,
+                    of_x,
+                    of_weight,
+                    of_norm,
+                    of_bias,
+                );
+            }
+        };
+        let x_gradient = x.detach().zeros_like();
+        let weight_gradients = Tensor::zeros([n, filters, channels, 3, 3], (Kind::Float, x.device()));
+        let sums = Tensor::zeros([2, n, filters], (Kind::Float, x.device()));
+        run(at(&x_gradient), at(&weight_gradients), &sums);
+        let total = |each: &Tensor| each.sum_dim_intlist([0i64].as_slice(), false, Kind::Float);
+        let what = format!("{channels}x{height}x{width}");
+        let found = [
+            out.shallow_clone(),
+            x_gradient.copy(),
+            total(&weight_gradients),
+            total(&sums.get(0)),
+            total(&sums.get(1)),
+        ];
+        let plain = [&expected, &gradients[0], &gradients[1], &gradients[2], &gradients[3]];
+        let plain =
+            plain.into_iter().enumerate().map(|(i, tensor)| if i == 0 { last(tensor) } else { tensor.detach() });
+        same(&what, &found.into_iter().zip(plain).collect::<Vec<_>>());
+        // Only one of the two, as in an attack and in training.
+        let (alone_x, alone_weight) = (x_gradient.zeros_like(), weight_gradients.zeros_like());
+        run(at(&alone_x), std::ptr::null_mut(), &sums);
+        run(std::ptr::null_mut(), at(&alone_weight), &sums);
+        assert_eq!((alone_x, alone_weight), (x_gradient, weight_gradients), "{what}");
+    }
+}
+
+/// The kernels of this size (channels, height, width) as a library for the CPU.
 #[expect(unsafe_code, reason = "loads what was compiled a moment ago")]
-fn emulated(folder: &Path, height: i64, width: i64) -> Library {
-    let path = folder.join(format!("emulated-{height}x{width}.so"));
+fn emulated(folder: &Path, [channels, height, width]: [i64; 3], warps: i64) -> Library {
+    let path = folder.join(format!("emulated-{channels}-{height}-{width}.so"));
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/emulated.cpp");
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+    let defined = [("CHANNELS", channels), ("HEIGHT", height), ("WIDTH", width), ("WARPS", warps)];
     let status = Command::new(compiler)
-        .args(["-std=c++17", "-O1", "-shared", "-fPIC", "-pthread"])
-        .args([format!("-DC2R_HEIGHT={height}"), format!("-DC2R_WIDTH={width}")])
+        .args(["-std=c++17", "-O1", "-shared", "-fPIC", "-pthread", "-Wno-unknown-pragmas"])
+        .args(defined.map(|(name, value)| format!("-DC2R_{name}={value}")))
         .arg(source)
         .arg("-o")
         .arg(&path)

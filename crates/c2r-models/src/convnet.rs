@@ -99,21 +99,20 @@ impl ConvNet {
     /// Normalized images f32 `[N, C, H, W]` to features f32 `[N, D]`; see [`crate::network::Network::features`].
     pub(crate) fn features(&self, images: &Tensor, mut convolutions: Option<&mut Vec<Tensor>>) -> Tensor {
         let mut x = images.shallow_clone();
-        let mut blocks = self.0.iter();
-        if let (None, Some(Block { convolution, norm: Some(norm), .. })) = (&convolutions, self.0.first()) {
-            x = c2r_kernels::first_block(&x, (&convolution.0, &convolution.1), (&norm.0, &norm.1), NORM_EPS)
-                .expect(SHAPES_FIT);
-            blocks.next();
-        }
-        for block in blocks {
-            x = x.conv2d(&block.convolution.0, Some(&block.convolution.1), 1, 1, 1, 1);
+        for Block { convolution, norm, pool } in &self.0 {
+            if let (None, Some(norm)) = (&convolutions, norm) {
+                x = c2r_kernels::block(&x, (&convolution.0, &convolution.1), (&norm.0, &norm.1), NORM_EPS)
+                    .expect(SHAPES_FIT);
+                continue;
+            }
+            x = x.conv2d(&convolution.0, Some(&convolution.1), 1, 1, 1, 1);
             if let Some(convolutions) = &mut convolutions {
                 convolutions.push(x.shallow_clone());
             }
-            x = match &block.norm {
+            x = match norm {
                 Some((weight, bias)) => c2r_kernels::norm_relu_pool(&x, weight, bias, NORM_EPS).expect(SHAPES_FIT),
                 // In place where it may be: the convolution does not need its output for its gradient.
-                None => block.pool.apply(&if convolutions.is_some() { x.relu() } else { x.relu_() }),
+                None => pool.apply(&if convolutions.is_some() { x.relu() } else { x.relu_() }),
             };
         }
         x.flatten(1, -1)

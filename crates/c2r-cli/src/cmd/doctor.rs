@@ -100,6 +100,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", requires = "profile")]
     write: Option<PathBuf>,
 
+    /// With --profile: write timelines of one run per row into this folder, for Perfetto or chrome://tracing
+    #[arg(long, value_name = "DIR", requires = "profile")]
+    trace: Option<PathBuf>,
+
     /// Images per pass for --throughput
     #[arg(long, value_name = "N", default_value_t = BATCH_SIZE as u32, value_parser = clap::value_parser!(u32).range(1..), requires = "throughput")]
     batch_size: u32,
@@ -384,8 +388,11 @@ fn setting(args: &Args, what: Profiled, device: Device) -> anyhow::Result<profil
         Some(shape) => (profile::random_images(shape, args.classes as usize, n)?, ModelSpec::convnet(3, 128)),
     };
     let (model, attacks) = (args.model.unwrap_or(own), args.attack.clone());
-    let (sets, write) = (args.set.clone(), args.write.clone());
-    Ok(profile::Setting { model, dataset, n, attacks, sets, write, device, patience: PATIENCE })
+    if let Some(folder) = &args.trace {
+        fs::create_dir_all(folder).with_context(|| format!("cannot create the folder {}", folder.display()))?;
+    }
+    let (sets, write, trace) = (args.set.clone(), args.write.clone(), args.trace.clone());
+    Ok(profile::Setting { model, dataset, n, attacks, sets, write, trace, device, patience: PATIENCE })
 }
 
 /// The report for people: a subject and what is known of it.

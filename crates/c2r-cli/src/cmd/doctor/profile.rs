@@ -45,6 +45,8 @@ pub(super) struct Setting {
     pub(super) sets: Vec<String>,
     /// Where what an update reads, and its losses, are written for another implementation.
     pub(super) write: Option<PathBuf>,
+    /// Where the timeline of a run of each row is written.
+    pub(super) trace: Option<PathBuf>,
     pub(super) device: Device,
     /// The least time of a measurement, in seconds.
     pub(super) patience: f64,
@@ -148,6 +150,16 @@ fn measure(
         later.push(timed()?.1);
     }
     later.sort_by(f64::total_cmp);
+    if let Some(folder) = &setting.trace {
+        let file = folder.join(format!("{}.json", what.replace(' ', "-")));
+        let traced = || {
+            let done = run();
+            synchronize(setting.device);
+            done
+        };
+        c2r_kernels::trace(setting.device, &file, traced)
+            .with_context(|| format!("cannot write {}", file.display()))??;
+    }
     let mut counts = None;
     if !once {
         let (done, counted) = count::during(setting.device, run);
@@ -372,8 +384,8 @@ mod tests {
         let profiled = |what, attack: &str| {
             let dataset = c2r_data::load("digits", None).unwrap();
             let (model, attacks) = (ModelSpec::convnet(2, 8), vec![attack.to_owned()]);
-            let (sets, write, device) = (vec!["ipc=1".to_owned()], None, Device::Cpu);
-            rows(what, &Setting { model, dataset, n: 8, attacks, sets, write, device, patience: 0.0 }).unwrap()
+            let (sets, write, trace, device) = (vec!["ipc=1".to_owned()], None, None, Device::Cpu);
+            rows(what, &Setting { model, dataset, n: 8, attacks, sets, write, trace, device, patience: 0.0 }).unwrap()
         };
         let images = |forward, input_gradient, training| Work { forward, input_gradient, training };
         let train = profiled(Profiled::Train, "pgd");

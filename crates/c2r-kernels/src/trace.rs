@@ -1,0 +1,55 @@
+//! A timeline of what libtorch runs while a piece of code runs.
+
+use std::{
+    ffi::{CString, c_char},
+    path::Path,
+};
+
+use tch::Device;
+
+use crate::{KernelError, taken};
+
+unsafe extern "C" {
+    fn c2r_trace_begin(gpu: bool) -> *mut c_char;
+    fn c2r_trace_end(path: *const c_char) -> *mut c_char;
+}
+
+/// Runs `work`, which computes on `device`, and writes to `path` when which operator ran, with the kernels of a GPU: JSON of
+/// Chrome's trace format, which Perfetto opens.
+///
+/// Only one piece of code is traced at a time.
+///
+/// # Errors
+/// If the path has a NUL byte, or what libtorch's profiler says: another one is active, or the file cannot be written.
+pub fn trace<T>(device: Device, path: &Path, work: impl FnOnce() -> T) -> Result<T, KernelError> {
+    let path = CString::new(path.to_string_lossy().into_owned()).map_err(|error| KernelError(error.to_string()))?;
+    // SAFETY: what comes back is null or of `strdup`.
+    unsafe { taken(c2r_trace_begin(device.is_cuda())) }.map_or(Ok(()), Err)?;
+    let value = work();
+    // SAFETY: the path outlives the call; what comes back is null or of `strdup`.
+    unsafe { taken(c2r_trace_end(path.as_ptr())) }.map_or(Ok(()), Err)?;
+    Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Kind, Tensor};
+
+    use super::*;
+
+    #[test]
+    fn the_timeline_has_what_ran_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let x = Tensor::ones([2, 3], (Kind::Float, Device::Cpu));
+        let file = folder.path().join("trace.json");
+        let _before = x.sinh();
+        let sum = trace(Device::Cpu, &file, || x.cosh().sum(Kind::Double).double_value(&[])).unwrap();
+        let _after = x.sinh();
+        assert!((sum - 6.0 * 1f64.cosh()).abs() < 1e-5);
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert!(text.contains("\"traceEvents\"") && text.contains("\"aten::cosh\""), "{text}");
+        assert!(!text.contains("aten::sinh"), "{text}");
+        let error = trace(Device::Cpu, Path::new("a\0b"), || ()).unwrap_err().to_string();
+        assert!(error.contains("nul byte"), "{error}");
+    }
+}
