@@ -45,7 +45,7 @@ const N_COMMANDS: usize = 6 * 5;
 
 /// Writes what it was called with into `calls`, fails if it is not alone in its folder, fails in seed 1's distillation while
 /// there is a file `broken`, takes longer while there is a file `slow`. While there is a file `outside`, table and report end
-/// with code 4; while there is `unreadable`, the report cannot be made.
+/// with code 4; while there is `unreadable`, the report cannot be made; while there is `no-device`, no time is estimated.
 const C2R: &str = r#"#!/bin/sh
 echo "$*" >> calls
 command=$1
@@ -57,6 +57,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
+[ "$command" = estimate ] && [ -f no-device ] && { echo "error: --device cuda is not available" >&2; exit 2; }
 [ -f outside ] && verdict=4
 [ "$command" = table ] && { echo "the table"; exit ${verdict:-0}; }
 [ "$command$(ls unreadable 2>/dev/null)" = reportunreadable ] && { echo "error: cannot read it" >&2; exit 3; }
