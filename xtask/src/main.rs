@@ -4,15 +4,11 @@
 
 mod bench;
 mod book;
-mod cache;
 mod checkout;
 mod compiler;
 mod download;
 mod fuzz;
-mod install;
-mod libtorch;
 mod package;
-mod python;
 mod reproduce;
 mod setup;
 mod smoke;
