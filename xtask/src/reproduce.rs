@@ -146,6 +146,10 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     }
     let place = place(args, checkout)?;
     let selection = Subgrid::merge(args.only.clone());
+    // In a checkout, libtorch is linked before c2r is built; an estimate needs it.
+    if checkout.is_unpacked() && (args.list || args.dry_run) {
+        setup::ensure(checkout)?;
+    }
     if args.list {
         return list(args.experiment.as_deref(), args.scale.as_deref(), &selection, &place);
     }

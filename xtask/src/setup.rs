@@ -28,7 +28,9 @@ pub(crate) struct Args {
 
 /// The command.
 pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
-    compiler::check()?;
+    if !checkout.is_unpacked() {
+        compiler::check()?;
+    }
     let found = choose(chosen_by_user(checkout).as_deref(), args.cuda, args.force)?;
     link(&found, &checkout.libtorch_link())?;
     ui::note(format!("{found}, linked to .libtorch"));

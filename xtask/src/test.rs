@@ -70,6 +70,9 @@ pub(crate) struct Args {
 
 /// The command.
 pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
+    if args.device.is_none() {
+        checkout.needs_sources("testing")?;
+    }
     setup::ensure(checkout)?;
     let c2r = checkout.c2r();
     if args.prebuilt && !c2r.is_file() {

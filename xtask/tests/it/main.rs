@@ -1,7 +1,9 @@
 //! The command as separate processes: downloads from a hostile server; `reproduce` killed, side by side, and under a real
-//! Slurm, with a shell script in the place of `c2r`.
+//! Slurm, with a shell script in the place of `c2r`; the archive of `dist`, with the real one.
 #![cfg(unix)]
 
+#[cfg(target_os = "linux")]
+mod dist;
 mod download;
 mod reproduce;
 mod slurm;
