@@ -26,6 +26,37 @@ fn a_grid_is_run_once_and_its_table_shown() {
     assert_eq!(checkout.calls().len(), N_COMMANDS);
 }
 
+/// With several at once, a command waits for nothing but what it needs and those before it.
+#[test]
+fn what_comes_first_is_in_the_file() {
+    for at_once in ["1", "3"] {
+        let checkout = Checkout::new();
+        let file = checkout.path("data/paper/example.toml");
+        let order = "\nseed-by-seed = true\nfirst = [{ methods = [\"two\"], protocols = [\"pgd-at\"] }]\n";
+        fs::write(&file, fs::read_to_string(&file).unwrap() + order).unwrap();
+        let (code, said) = ended(&checkout.reproduce(&["--jobs", at_once]).output().unwrap());
+        assert_eq!(code, Some(0), "{said}");
+        let calls = checkout.calls();
+        let distilled: Vec<&String> = calls.iter().filter(|line| line.starts_with("distill")).collect();
+        let is = |line: &str, seed: usize, name: &str| line.contains(&format!(" --seed {seed} --name {name} "));
+        let mut order: Vec<(usize, &str)> = Vec::new();
+        for line in distilled {
+            order.extend(
+                (0..3).flat_map(|seed| ["two", "one"].map(|name| (seed, name))).filter(|&(s, n)| is(line, s, n)),
+            );
+        }
+        if at_once == "1" {
+            assert_eq!(order, [(0, "two"), (0, "one"), (1, "two"), (1, "one"), (2, "two"), (2, "one")]);
+            // The rest of the first set comes after the first set's part and with the second set.
+            assert!(calls[1].contains("--protocol pgd-at") && calls[2].starts_with("attack"), "{calls:#?}");
+            assert!(calls[3].contains("--protocol natural"), "{calls:#?}");
+        } else {
+            order[..3].sort_unstable();
+            assert_eq!(order[..3], [(0, "one"), (0, "two"), (1, "two")], "{calls:#?}");
+        }
+    }
+}
+
 /// Nothing is lost, and no command runs twice at once, not even beside one that outlived its parent.
 #[test]
 fn killed_again_and_again_it_goes_on() {
