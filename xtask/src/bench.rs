@@ -41,13 +41,16 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     let Peers { device, json, peers, .. } = &args.peers;
     if args.what == "gpu" && !peers {
+        if !args.prebuilt {
+            setup::ensure(checkout)?;
+        }
         return gpu::run(device, args.tiny, args.prebuilt, json.clone(), checkout);
     }
     if args.tiny || args.prebuilt || (!peers && (json.is_some() || device != "cpu")) {
         return Err(exit::usage("--tiny and --prebuilt are for `gpu`; --device and --json are for `gpu` and --peers"));
     }
     let package = format!("c2r-{}", args.what.trim_start_matches("c2r-"));
-    if !checkout.root().join("crates").join(&package).join("benches").is_dir() {
+    if !peers && !checkout.root().join("crates").join(&package).join("benches").is_dir() {
         return Err(exit::usage(format!("`{}` has no benchmarks: crates/{package}/benches does not exist", args.what)));
     }
     if *peers && !["c2r-attacks", "c2r-data", "c2r-distill"].contains(&package.as_str()) {

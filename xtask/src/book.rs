@@ -3,8 +3,9 @@
 use std::{env, path::PathBuf, process::Command};
 
 use c2r_run::terminal as ui;
+use c2r_setup::cache;
 
-use crate::{cache, checkout::Checkout};
+use crate::checkout::Checkout;
 
 /// Version of mdBook.
 const VERSION: &str = "0.5.4";

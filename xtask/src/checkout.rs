@@ -15,19 +15,27 @@ use crate::compiler;
 /// How often a line says that a silent program is still at work.
 const HEARTBEAT: Duration = Duration::from_secs(30);
 
-/// A checkout of the repository.
+/// The file by which a folder that `dist` packed is known.
+pub(crate) const UNPACKED: &str = "dist.json";
+
+/// A checkout of the repository, or what `dist` packed of one, which cannot build anything.
 #[derive(Debug, Clone)]
 pub(crate) struct Checkout {
     root: PathBuf,
     target: PathBuf,
+    is_unpacked: bool,
 }
 
 impl Checkout {
-    /// The checkout that `cargo xtask` was called in.
+    /// The unpacked archive that this program is in, else the checkout that `cargo xtask` was called in.
     ///
     /// # Errors
     /// If no folder above is a c2r checkout.
     pub(crate) fn find() -> anyhow::Result<Self> {
+        let program = env::current_exe().unwrap_or_default();
+        if let Some(root) = program.ancestors().find(|folder| folder.join(UNPACKED).is_file()) {
+            return Ok(Self { root: root.to_owned(), target: root.join("target"), is_unpacked: true });
+        }
         let start = match variable("CARGO_MANIFEST_DIR") {
             Some(folder) => PathBuf::from(folder),
             None => env::current_dir()?,
@@ -37,12 +45,22 @@ impl Checkout {
             .find(|folder| folder.join("xtask/Cargo.toml").is_file())
             .ok_or_else(|| exit::usage(format!("{} is not inside a c2r checkout", start.display())))?;
         let target = variable("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |dir| root.join(dir));
-        Ok(Self { root: root.to_owned(), target })
+        Ok(Self { root: root.to_owned(), target, is_unpacked: false })
     }
 
     /// The top folder.
     pub(crate) fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Whether this is an unpacked archive.
+    pub(crate) fn is_unpacked(&self) -> bool {
+        self.is_unpacked
+    }
+
+    /// Where cargo builds.
+    pub(crate) fn target(&self) -> &Path {
+        &self.target
     }
 
     /// The link to libtorch that `.cargo/config.toml` points at.
@@ -70,11 +88,24 @@ impl Checkout {
         command
     }
 
+    /// Checks that this is not an unpacked archive, in which there is nothing to build.
+    ///
+    /// # Errors
+    /// If it is one.
+    pub(crate) fn needs_sources(&self, doing: &str) -> anyhow::Result<()> {
+        if !self.is_unpacked {
+            return Ok(());
+        }
+        let root = self.root.display();
+        Err(exit::usage(format!("{doing} needs a checkout of the repository, and {root} has only its programs")))
+    }
+
     /// Runs a cargo command, with a line every half minute where there is no terminal.
     ///
     /// # Errors
     /// If it fails; names a C++ compiler if that is what is missing.
     pub(crate) fn run_cargo(&self, command: &mut Command, doing: &str) -> anyhow::Result<()> {
+        self.needs_sources(doing)?;
         let mut next = HEARTBEAT;
         let status = process::foreground(command, |elapsed| {
             if elapsed >= next && !ui::is_terminal() {
@@ -89,11 +120,14 @@ impl Checkout {
         Err(exit::error(exit::UNEXPECTED, format!("{doing} failed ({status}); see its message above")))
     }
 
-    /// Builds the `c2r` command.
+    /// Builds the `c2r` command; an unpacked archive has it.
     ///
     /// # Errors
     /// If the build fails.
     pub(crate) fn build_c2r(&self) -> anyhow::Result<()> {
+        if self.is_unpacked && self.c2r().is_file() {
+            return Ok(());
+        }
         if !self.c2r().is_file() {
             ui::note("building c2r; the first build takes minutes (the bindings to libtorch)");
         }

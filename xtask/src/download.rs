@@ -12,8 +12,9 @@ use c2r_experiment::{DataFile, DatasetEntry};
 use c2r_fetch::{Archive, Event, Fault, FetchError, Patience, Record, Source, Watch, bytes_below, digests_of_file};
 use c2r_files::FileError;
 use c2r_run::{exit, signals, terminal as ui};
+use c2r_setup::cache;
 
-use crate::{cache, checkout::Checkout};
+use crate::checkout::Checkout;
 
 /// Download datasets, verify them and unpack them
 ///

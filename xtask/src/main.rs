@@ -4,15 +4,12 @@
 
 mod bench;
 mod book;
-mod cache;
 mod checkout;
 mod compiler;
+mod dist;
 mod download;
 mod fuzz;
-mod install;
-mod libtorch;
 mod package;
-mod python;
 mod reproduce;
 mod setup;
 mod smoke;
@@ -47,12 +44,16 @@ enum Command {
     Bench(bench::Args),
     Fuzz(fuzz::Args),
     Book(book::Args),
+    Dist(dist::Args),
     Tidy(tidy::Args),
 }
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
     signals::listen(Program::Parent)?;
     let checkout = Checkout::find()?;
+    if matches!(cli.command, Command::Fuzz(_) | Command::Book(_) | Command::Tidy(_) | Command::Dist(_)) {
+        checkout.needs_sources("this command")?;
+    }
     match &cli.command {
         Command::Setup(args) => setup::run(args, &checkout),
         Command::Download(args) => download::run(args, &checkout),
@@ -61,6 +62,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Bench(args) => bench::run(args, &checkout),
         Command::Fuzz(args) => fuzz::run(args, &checkout),
         Command::Book(args) => book::run(args, &checkout),
+        Command::Dist(args) => dist::run(args, &checkout),
         Command::Tidy(args) => tidy::run(args, &checkout),
     }
 }

@@ -3,11 +3,9 @@
 use std::{path::Path, process::Command};
 
 use c2r_run::{exit, terminal as ui};
+use c2r_setup::python::{self, Environment};
 
-use crate::{
-    checkout::Checkout,
-    python::{self, Environment},
-};
+use crate::checkout::Checkout;
 
 /// What the package needs, what builds it, and what its tests use.
 const ENVIRONMENT: Environment = Environment {

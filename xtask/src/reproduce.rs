@@ -28,7 +28,7 @@ pub(crate) struct Args {
     #[arg(required_unless_present = "list")]
     experiment: Option<String>,
 
-    /// Grid of the experiment: quick, small or paper
+    /// Grid of the experiment: tiny, quick, small or paper
     #[arg(long, required_unless_present = "list")]
     scale: Option<String>,
 
@@ -36,7 +36,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
 
-    /// Run only this part of the grid, e.g. dataset=cifar10,ipc=10,method=c2r,seed=0,protocol=natural,attack=pgd
+    /// Run (or list) only this part of the grid, e.g. dataset=cifar10,ipc=10,method=c2r,seed=0,protocol=natural,attack=pgd
     #[arg(long, value_name = "KEY=VALUE,..")]
     only: Vec<Subgrid>,
 
@@ -125,8 +125,8 @@ pub(crate) struct Args {
     #[arg(long)]
     dry_run: bool,
 
-    /// List all experiments (or the one that is named) with their size, progress and remaining time
-    #[arg(long, conflicts_with_all = ["only", "shard", "seeds", "methods", "held_out", "first_images", "force", "dry_run", "pack", "unpack"])]
+    /// List all experiments (or the one that is named, or the part that --only names) with size, progress and remaining time
+    #[arg(long, conflicts_with_all = ["shard", "seeds", "methods", "held_out", "first_images", "force", "dry_run", "pack", "unpack"])]
     list: bool,
 }
 
@@ -145,8 +145,13 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
         signals::set_time_limit(limit);
     }
     let place = place(args, checkout)?;
+    let selection = Subgrid::merge(args.only.clone());
+    // In a checkout, libtorch is linked before c2r is built; an estimate needs it.
+    if checkout.is_unpacked() && (args.list || args.dry_run) {
+        setup::ensure(checkout)?;
+    }
     if args.list {
-        return list(args.experiment.as_deref(), args.scale.as_deref(), &place);
+        return list(args.experiment.as_deref(), args.scale.as_deref(), &selection, &place);
     }
     let (Some(name), Some(scale_name)) = (&args.experiment, &args.scale) else {
         return Err(exit::usage("name an experiment and a --scale; `--list` shows them"));
@@ -174,7 +179,6 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     let grid = Grid { experiment: &experiment, scale: &scale, place: &place, datasets: &datasets };
     let (changes, at_once) = (changes(args), args.jobs.map(usize::from));
     let reproduction = Reproduction { grid, scale_name, changes, at_once };
-    let selection = Subgrid::merge(args.only.clone());
     selection.check(&scale).map_err(|reason| exit::usage(format!("--only: {reason}")))?;
     let plan = grid.plan(&selection, args.shard)?;
     if let Some(method) = args.methods.iter().find(|method| plan.without_profile.contains(*method)) {

@@ -4,12 +4,11 @@ use std::path::PathBuf;
 
 use c2r_grid::Workplace;
 use c2r_run::{exit, terminal as ui};
+use c2r_setup::python::Environment;
 
 use crate::{
     checkout::{self, Checkout},
-    package,
-    python::Environment,
-    setup, smoke,
+    package, setup, smoke,
 };
 
 /// What Python's side of the file formats is tested with, and NVRTC, which compiles the CUDA kernels without a GPU. The
@@ -71,6 +70,9 @@ pub(crate) struct Args {
 
 /// The command.
 pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
+    if args.device.is_none() {
+        checkout.needs_sources("testing")?;
+    }
     setup::ensure(checkout)?;
     let c2r = checkout.c2r();
     if args.prebuilt && !c2r.is_file() {

@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, path::Path};
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use crate::{ExperimentError, SubsetOrder};
+use crate::{ExperimentError, Part, SubsetOrder};
 
 /// Name of the file next to the experiments that holds what they share: `[methods]`, and defaults of their scales.
 pub const COMMON: &str = "common.toml";
@@ -36,7 +36,7 @@ pub struct Experiment {
     /// Methods by name.
     #[serde(default)]
     pub methods: BTreeMap<String, Method>,
-    /// Grids by name: `quick`, `small`, `paper`.
+    /// Grids by name: `tiny`, `quick`, `small`, `paper`.
     pub scales: BTreeMap<String, Scale>,
     /// Published numbers.
     #[serde(default)]
@@ -123,6 +123,14 @@ pub struct Scale {
     pub changes: Vec<String>,
     /// CPU threads of each command; all cores unless given. As many commands run at once as fit.
     pub threads: Option<usize>,
+    /// Whether the whole grid is run for one seed before the next seed begins. It changes the order, and nothing else.
+    #[serde(default)]
+    pub seed_by_seed: bool,
+    /// Parts of the grid that are run first, in this order; what is in none of them comes last. Unless `seed-by-seed`, a part
+    /// has all seeds. Without it, each distilled set is trained on and attacked before the next one is made. It changes the
+    /// order, and nothing else.
+    #[serde(default)]
+    pub first: Vec<Part>,
     /// Settings for a part of the grid, after the ones above.
     #[serde(default)]
     pub overrides: Vec<Override>,
@@ -391,6 +399,19 @@ impl Scale {
             "held-out: no image is held out, since the scale trains on all of them; give train-per-class".to_owned()
         })?;
         ensure(self.threads != Some(0), || "threads must be at least 1".to_owned())?;
+        for (position, part) in self.first.iter().enumerate() {
+            let place = format!("first: part {}", position + 1);
+            ensure(*part != Part::default(), || format!("{place} names nothing"))?;
+            for (key, wanted, there) in [
+                ("datasets", &part.datasets, &self.datasets),
+                ("methods", &part.methods, &self.methods),
+                ("protocols", &part.protocols, &self.protocols),
+                ("attacks", &part.attacks, &self.attacks),
+            ] {
+                in_grid(&place, key, wanted, there)?;
+            }
+            in_grid(&place, "ipcs", &part.ipcs, &self.ipcs)?;
+        }
         for set in self.overrides.iter().flat_map(|part| &part.attack_set).chain(&self.attack_set) {
             ensure(set.split_once('=').is_some_and(|(key, _)| key.contains('.')), || {
                 format!("attack-set: `{set}` is not ATTACK.OPTION=VALUE")
@@ -402,6 +423,15 @@ impl Scale {
 
 fn ensure(holds: bool, reason: impl FnOnce() -> String) -> Result<(), String> {
     if holds { Ok(()) } else { Err(reason()) }
+}
+
+/// Checks that a grid has what a part of it names.
+fn in_grid<T: PartialEq + ToString>(place: &str, key: &str, wanted: &[T], there: &[T]) -> Result<(), String> {
+    wanted.iter().try_for_each(|value| {
+        ensure(there.contains(value), || {
+            format!("{place}: `{}` is not in {key}, which has {}", value.to_string(), list(there))
+        })
+    })
 }
 
 fn without_repetition<T: Clone + PartialEq>(items: &[T]) -> Vec<T> {
@@ -617,6 +647,18 @@ over = ["fgsm", "pgd", "cw"]
         check("threads = 1", "threads = 0", "threads must be at least 1");
         check("threads = 1", "held-out = true", "scales.quick.held-out: no image is held out");
         check("threads = 1", "select = \"best\"", "select is `best`, neither last nor held-out nor best-test");
+        check(
+            "threads = 1",
+            "first = [{ attacks = [\"apgd\"] }]",
+            "first: part 1: `apgd` is not in attacks, which has fgsm, pgd",
+        );
+        check(
+            "threads = 1",
+            "first = [{ ipcs = [10] }, { ipcs = [1] }]",
+            "first: part 2: `1` is not in ipcs, which has 10",
+        );
+        check("threads = 1", "first = [{ attack = [\"pgd\"] }]", "unknown field `attack`");
+        check("threads = 1", "first = [{}]", "first: part 1 names nothing");
         check("pgd.steps=3", "steps=3", "`steps=3` is not ATTACK.OPTION=VALUE");
         check("attack-set", "attack-sets", "attack-sets");
         check("value = 29.12", "value = 129.12", "published number 1 is 129.12");
@@ -680,6 +722,22 @@ about = "an experiment without this scale does not get it"
     }
 
     #[test]
+    fn parts_match_by_every_key_they_give() {
+        let all = Part::default();
+        assert!(all.has_set("digits", None, "full") && all.has_attack("natural", "pgd"));
+        let part = Part {
+            ipcs: vec![1, 10],
+            methods: vec!["c2r".into()],
+            attacks: vec!["fgsm".into(), "pgd".into()],
+            ..Part::default()
+        };
+        assert!(part.has_set("digits", Some(10), "c2r") && part.has_attack("pgd-at", "pgd"));
+        assert!(!part.has_set("digits", Some(5), "c2r") && !part.has_set("digits", Some(10), "aac"));
+        assert!(!part.has_set("digits", None, "c2r"), "the reference is in no part with images per class");
+        assert!(!part.has_attack("pgd-at", "jitter"));
+    }
+
+    #[test]
     fn every_experiment_of_the_repository_is_read() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/paper");
         let mut names = Vec::new();
@@ -689,7 +747,8 @@ about = "an experiment without this scale does not get it"
                 let experiment = Experiment::read(&path).unwrap();
                 let scales: Vec<&String> = experiment.scales.keys().collect();
                 assert!(
-                    !scales.is_empty() && scales.iter().all(|name| ["quick", "small", "paper"].contains(&&***name))
+                    !scales.is_empty()
+                        && scales.iter().all(|name| ["tiny", "quick", "small", "paper"].contains(&&***name))
                 );
                 names.push(experiment.name);
             }

@@ -14,6 +14,7 @@
 mod datasets;
 mod error;
 mod experiment;
+mod part;
 pub mod results;
 mod subject;
 mod subset;
@@ -21,5 +22,6 @@ mod subset;
 pub use datasets::{DataFile, DatasetEntry, DatasetFormat, EmbeddedFile};
 pub use error::ExperimentError;
 pub use experiment::{COMMON, Experiment, Method, MethodKind, Override, Published, Scale, radius};
+pub use part::Part;
 pub use subject::{Selection, Subject};
 pub use subset::{Subset, SubsetOrder};

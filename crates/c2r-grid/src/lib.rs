@@ -19,6 +19,7 @@ mod job;
 mod lease;
 mod list;
 mod log;
+mod order;
 mod pack;
 mod plan;
 mod record;

@@ -6,17 +6,23 @@ use c2r_experiment::Experiment;
 use c2r_run::{exit, terminal};
 
 use crate::{
-    Datasets, Grid, GridPlan, Job, Workplace, estimate,
+    Datasets, Grid, GridPlan, Job, Shard, Subgrid, Workplace, estimate,
     experiments::{experiment_names, read_experiment},
     run::finished,
     select::unknown,
 };
 
-/// Prints all experiments or the one that is named, at all scales or the one that is named.
+/// Prints all experiments or the one that is named, at all scales or the one that is named, and of each only the part that
+/// `selection` takes. A grid that has no such part is left out.
 ///
 /// # Errors
-/// If there is no such experiment or scale, or something cannot be read.
-pub fn list(experiment: Option<&str>, scale: Option<&str>, place: &Workplace) -> anyhow::Result<()> {
+/// If there is no such experiment or scale, no grid has the part, or something cannot be read.
+pub fn list(
+    experiment: Option<&str>,
+    scale: Option<&str>,
+    selection: &Subgrid,
+    place: &Workplace,
+) -> anyhow::Result<()> {
     // Every scale has its own number of threads, and one measurement takes one.
     let place = Workplace { threads: Some(1), ..place.clone() };
     let datasets = Datasets::read(&place)?;
@@ -30,16 +36,28 @@ pub fn list(experiment: Option<&str>, scale: Option<&str>, place: &Workplace) ->
 
     let mut listed: Vec<(String, GridPlan, Vec<String>)> = Vec::new();
     let mut all: Vec<Job> = Vec::new();
+    let mut left_out = None;
     for experiment in &experiments {
         let mut heading = format!("{}: {}\n", experiment.name, experiment.title);
         heading.extend(experiment.missing.iter().map(|text| format!("  missing: {text}\n")));
         for (name, grid) in experiment.scales.iter().filter(|(name, _)| scale.is_none_or(|wanted| wanted == *name)) {
-            let plan = Grid { experiment, scale: grid, place: &place, datasets: &datasets }.whole()?;
+            let whole = Grid { experiment, scale: grid, place: &place, datasets: &datasets };
+            let plan = match whole.plan(selection, Shard::ALL) {
+                Err(error) if *selection != Subgrid::default() && exit::code_of(&error) == exit::USAGE => {
+                    left_out.get_or_insert(error);
+                    continue;
+                }
+                plan => plan?,
+            };
             let first = all.len();
             all.extend(plan.jobs.iter().map(|job| Job { needs: job.needs.map(|n| n + first), ..job.clone() }));
             let heading = format!("{}  --scale {name}: {}", mem::take(&mut heading), grid.about);
-            listed.push((heading, plan, datasets.missing(&grid.datasets)));
+            let datasets = datasets.missing(plan.jobs.iter().map(|job| &job.cell.dataset));
+            listed.push((heading, plan, datasets));
         }
+    }
+    if let Some(error) = left_out.filter(|_| listed.is_empty()) {
+        return Err(exit::usage(format!("--only: {}", exit::message(&error))));
     }
     let times = if place.c2r.is_file() {
         terminal::note("estimating the times (the first estimate measures this machine for about a minute)");
@@ -69,7 +87,10 @@ pub fn list(experiment: Option<&str>, scale: Option<&str>, place: &Workplace) ->
             let (known, unknown): (Vec<_>, Vec<_>) = open.map(|(time, _)| time).partition(|time| time.is_ok());
             if !known.is_empty() {
                 let sum = known.into_iter().flatten().sum();
-                line += &format!("; the rest takes about {} on one core of this machine", terminal::seconds(sum));
+                line += &format!(
+                    "; the rest takes about {} here, one command with one thread at a time",
+                    terminal::seconds(sum)
+                );
             }
             if !unknown.is_empty() {
                 line += &format!(" (no estimate for {})", terminal::counted(unknown.len(), "command"));

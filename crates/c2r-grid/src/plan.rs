@@ -6,7 +6,7 @@ use c2r_experiment::{Experiment, Method, MethodKind, Override, Scale, SubsetOrde
 use c2r_run::exit;
 
 use crate::{
-    Cell, Datasets, Downstream, Job, Shard, Stage, Subgrid, Workplace, datasets::Dataset, identity::Identity,
+    Cell, Datasets, Downstream, Job, Shard, Stage, Subgrid, Workplace, datasets::Dataset, identity::Identity, order,
     select::ALL_IMAGES,
 };
 
@@ -26,7 +26,7 @@ pub struct Grid<'a> {
 /// The jobs of a part of a grid.
 #[derive(Debug, Clone, Default)]
 pub struct GridPlan {
-    /// Each after the one it needs.
+    /// In the order of [`Scale::first`], each after the one it needs.
     pub jobs: Vec<Job>,
     /// Number of distilled sets and references in the wanted part of the grid, those of other shards included.
     pub n_chains: usize,
@@ -35,7 +35,7 @@ pub struct GridPlan {
 }
 
 impl Grid<'_> {
-    /// The jobs of the wanted part of the grid, each after the one it needs.
+    /// The jobs of the wanted part of the grid in the order of [`Scale::first`], each after the one it needs.
     ///
     /// # Errors
     /// If the selection names what the grid does not have, or nothing is left.
@@ -43,6 +43,7 @@ impl Grid<'_> {
         let scale = self.scale;
         selection.check(scale).map_err(exit::usage)?;
         let mut plan = GridPlan::default();
+        let mut cells = Vec::new();
         for dataset in scale.datasets.iter().filter(|dataset| selection.takes("dataset", dataset)) {
             for name in scale.methods.iter().filter(|method| selection.takes("method", method)) {
                 let method = self.experiment.method(name).map_err(exit::usage)?;
@@ -57,18 +58,21 @@ impl Grid<'_> {
                     MethodKind::Full if selection.takes("ipc", ALL_IMAGES) => vec![None],
                     MethodKind::Full => vec![],
                 };
-                for ipc in ipcs {
-                    for &seed in scale.seeds.iter().filter(|seed| selection.takes("seed", seed)) {
-                        let cell = Cell { dataset: dataset.clone(), ipc, method: name.clone(), seed };
-                        if shard.takes(plan.n_chains) {
-                            let dataset = self.datasets.get(dataset)?;
-                            Chain { grid: self, plan: &mut plan, cell, dataset, method }.add(selection)?;
-                        }
-                        plan.n_chains += 1;
-                    }
+                let seeds = || scale.seeds.iter().filter(|seed| selection.takes("seed", seed));
+                for (ipc, &seed) in ipcs.into_iter().flat_map(|ipc| seeds().map(move |seed| (ipc, seed))) {
+                    cells.push((Cell { dataset: dataset.clone(), ipc, method: name.clone(), seed }, method));
                 }
             }
         }
+        cells.sort_by_key(|(cell, _)| order::of_cell(scale, cell));
+        for (cell, method) in cells {
+            if shard.takes(plan.n_chains) {
+                let dataset = self.datasets.get(&cell.dataset)?;
+                Chain { grid: self, plan: &mut plan, cell, dataset, method }.add(selection)?;
+            }
+            plan.n_chains += 1;
+        }
+        plan.jobs = order::sorted(scale, plan.jobs);
         if plan.n_chains > 0 {
             return Ok(plan);
         }

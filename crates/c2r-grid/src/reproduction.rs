@@ -100,10 +100,10 @@ impl Reproduction<'_> {
     }
 
     /// Prints a shell script that does what [`Reproduction::run`] and, if asked for, [`Reproduction::table`] would, and
-    /// what it costs here.
+    /// what it costs here. If that cannot be measured, as for a GPU that is not here, the reason is said in its place.
     ///
     /// # Errors
-    /// If `c2r estimate` fails.
+    /// If the process was asked to stop.
     pub fn dry_run(&self, plan: &GridPlan, with_table: bool) -> anyhow::Result<()> {
         let place = self.grid.place;
         let c2r = place.show(&place.c2r);
@@ -131,8 +131,14 @@ impl Reproduction<'_> {
             terminal::note(place.no_data_to_run(&absent));
         }
         if n_open > 0 && place.c2r.is_file() {
-            let times = estimate::times(&plan.jobs, place)?;
-            estimate::print(&plan.jobs, &finished, &times, self.at_once(n_open));
+            // The commands are what was asked for; the machine that will run them may be another one.
+            match estimate::times(&plan.jobs, place) {
+                Ok(times) => estimate::print(&plan.jobs, &finished, &times, self.at_once(n_open)),
+                Err(error) => {
+                    process::check_interrupt()?;
+                    terminal::note(format!("their time is not known: {}", exit::message(&error)));
+                }
+            }
         } else if n_open > 0 {
             terminal::note("to estimate their time, build c2r first: cargo xtask setup && cargo build --release");
         }

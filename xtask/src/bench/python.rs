@@ -4,9 +4,8 @@ use std::{path::PathBuf, process::Command};
 
 use anyhow::Context;
 use c2r_run::{exit, process};
+use c2r_setup::python::Environment;
 use serde::{Serialize, de::DeserializeOwned};
-
-use crate::python::Environment;
 
 /// What the environment holds. torchattacks and pyautoattack do not pin what they need.
 const REQUIREMENTS: &[&str] = &[

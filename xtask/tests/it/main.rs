@@ -1,7 +1,9 @@
 //! The command as separate processes: downloads from a hostile server; `reproduce` killed, side by side, and under a real
-//! Slurm, with a shell script in the place of `c2r`.
+//! Slurm, with a shell script in the place of `c2r`; the archive of `dist`, with the real one.
 #![cfg(unix)]
 
+#[cfg(target_os = "linux")]
+mod dist;
 mod download;
 mod reproduce;
 mod slurm;
@@ -45,7 +47,7 @@ const N_COMMANDS: usize = 6 * 5;
 
 /// Writes what it was called with into `calls`, fails if it is not alone in its folder, fails in seed 1's distillation while
 /// there is a file `broken`, takes longer while there is a file `slow`. While there is a file `outside`, table and report end
-/// with code 4; while there is `unreadable`, the report cannot be made.
+/// with code 4; while there is `unreadable`, the report cannot be made; while there is `no-device`, no time is estimated.
 const C2R: &str = r#"#!/bin/sh
 echo "$*" >> calls
 command=$1
@@ -57,6 +59,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
+[ "$command" = estimate ] && [ -f no-device ] && { echo "error: --device cuda is not available" >&2; exit 2; }
 [ -f outside ] && verdict=4
 [ "$command" = table ] && { echo "the table"; exit ${verdict:-0}; }
 [ "$command$(ls unreadable 2>/dev/null)" = reportunreadable ] && { echo "error: cannot read it" >&2; exit 3; }

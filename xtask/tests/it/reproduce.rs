@@ -26,6 +26,37 @@ fn a_grid_is_run_once_and_its_table_shown() {
     assert_eq!(checkout.calls().len(), N_COMMANDS);
 }
 
+/// With several at once, a command waits for nothing but what it needs and those before it.
+#[test]
+fn what_comes_first_is_in_the_file() {
+    for at_once in ["1", "3"] {
+        let checkout = Checkout::new();
+        let file = checkout.path("data/paper/example.toml");
+        let order = "\nseed-by-seed = true\nfirst = [{ methods = [\"two\"], protocols = [\"pgd-at\"] }]\n";
+        fs::write(&file, fs::read_to_string(&file).unwrap() + order).unwrap();
+        let (code, said) = ended(&checkout.reproduce(&["--jobs", at_once]).output().unwrap());
+        assert_eq!(code, Some(0), "{said}");
+        let calls = checkout.calls();
+        let distilled: Vec<&String> = calls.iter().filter(|line| line.starts_with("distill")).collect();
+        let is = |line: &str, seed: usize, name: &str| line.contains(&format!(" --seed {seed} --name {name} "));
+        let mut order: Vec<(usize, &str)> = Vec::new();
+        for line in distilled {
+            order.extend(
+                (0..3).flat_map(|seed| ["two", "one"].map(|name| (seed, name))).filter(|&(s, n)| is(line, s, n)),
+            );
+        }
+        if at_once == "1" {
+            assert_eq!(order, [(0, "two"), (0, "one"), (1, "two"), (1, "one"), (2, "two"), (2, "one")]);
+            // The rest of the first set comes after the first set's part and with the second set.
+            assert!(calls[1].contains("--protocol pgd-at") && calls[2].starts_with("attack"), "{calls:#?}");
+            assert!(calls[3].contains("--protocol natural"), "{calls:#?}");
+        } else {
+            order[..3].sort_unstable();
+            assert_eq!(order[..3], [(0, "one"), (0, "two"), (1, "two")], "{calls:#?}");
+        }
+    }
+}
+
 /// Nothing is lost, and no command runs twice at once, not even beside one that outlived its parent.
 #[test]
 fn killed_again_and_again_it_goes_on() {
@@ -166,6 +197,19 @@ fn a_dry_run_is_a_script_that_does_the_same() {
     assert_eq!(contents(&table), by_hand);
 }
 
+/// The machine that will run the commands may be another one.
+#[test]
+fn a_dry_run_needs_no_device() {
+    let checkout = Checkout::new();
+    checkout.mark("no-device");
+    let output = checkout.reproduce(&["--dry-run", "--device", "cuda"]).output().unwrap();
+    let (code, said) = ended(&output);
+    let script = String::from_utf8_lossy(&output.stdout);
+    assert_eq!((code, script.matches(" --device cuda\n").count()), (Some(0), N_COMMANDS), "{script}{said}");
+    let reason = "their time is not known: `c2r estimate` failed: error: --device cuda is not available";
+    assert!(said.contains("30 commands, 30 of them still to run") && said.contains(reason), "{said}");
+}
+
 #[test]
 fn a_changed_grid_is_passed_on_to_table_and_report() {
     let checkout = Checkout::new();
@@ -207,8 +251,17 @@ fn the_list_is_of_what_was_asked_for() {
     }
     let (_, listed, _) = list(&["--scale", "small", "--data", "elsewhere"]);
     assert!(!listed.contains("example: ") && listed.contains("not in the data folder"), "{listed}");
+    // A part; grids that do not have it are left out.
+    let (code, listed, said) = list(&["--only", "dataset=digits,method=one,seed=0", "--only", "protocol=natural"]);
+    assert!(code == Some(0) && !listed.contains("other: "), "{listed}{said}");
+    assert!(listed.contains("1 distillation, 1 training, 1 attack; 0 of 3 commands are finished"), "{listed}");
+    let (_, listed, _) = list(&["--only", "seed=1"]);
+    assert_eq!(listed.matches("2 distillations, 4 trainings, 4 attacks").count(), 2, "{listed}");
     for (more, reason) in [
-        (&["--scale", "huge"][..], "no scale `huge`; there are: quick, small"),
+        (&["--only", "seed=9"][..], "--only: there is no seed `9`; there are: 0, 1, 2"),
+        (&["example", "--only", "ipc=all"], "--only: nothing to run: the selection matches no part of the grid"),
+        (&["--only", "sed=1"], "there is no key `sed`"),
+        (&["--scale", "huge"], "no scale `huge`; there are: quick, small"),
         (&["others"], "no experiment `others`; there are: example, other"),
         (&["--seeds", "1"], "--seeds"),
     ] {

@@ -268,24 +268,30 @@ fn a_subset_is_its_classes() {
     assert_ne!(first(), before);
 }
 
-/// Every experiment of the repository can be planned at every scale, with or without data.
-#[test]
-fn every_experiment_has_a_plan() {
+/// The repository itself, without data, and results in `folder`.
+fn repository(folder: &Path) -> Workplace {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let folder = tempfile::tempdir().unwrap();
-    let place = Workplace {
-        root: root.clone(),
+    Workplace {
         c2r: root.join("c2r"),
-        results: folder.path().to_owned(),
+        results: folder.to_owned(),
         data: None,
+        root,
         threads: None,
         device: None,
         force: false,
-    };
+    }
+}
+
+/// Every experiment of the repository can be planned at every scale, with or without data.
+#[test]
+fn every_experiment_has_a_plan() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = repository(folder.path());
+    let root = &place.root;
     let datasets = Datasets::read(&place).unwrap();
-    let names = experiment_names(&root).unwrap();
+    let names = experiment_names(root).unwrap();
     let ids = |name: &str, scale: &str| -> BTreeSet<String> {
-        let experiment = read_experiment(&root, name).unwrap();
+        let experiment = read_experiment(root, name).unwrap();
         let scale = experiment.scale(scale).unwrap();
         let grid = Grid { experiment: &experiment, scale, place: &place, datasets: &datasets };
         grid.whole().unwrap().jobs.into_iter().map(|job| job.id).collect()
@@ -303,7 +309,7 @@ fn every_experiment_has_a_plan() {
         "table2",
     ] {
         assert!(names.iter().any(|there| there == name), "{name}");
-        for (scale, grid) in read_experiment(&root, name).unwrap().scales {
+        for (scale, grid) in read_experiment(root, name).unwrap().scales {
             assert!(ids(name, &scale).len() > 5, "{name} {scale}");
             for reference in ["full", "random-real"] {
                 assert!(grid.methods.iter().any(|method| method == reference), "{name} {scale} has no {reference}");
@@ -332,20 +338,13 @@ fn every_experiment_has_a_plan() {
 /// A distilled set is trained on for a number of steps that says nothing of a whole training set.
 #[test]
 fn references_have_a_length_of_their_own_in_every_experiment() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let place = Workplace {
-        c2r: root.join("c2r"),
-        results: root.join("runs"),
-        data: Some(root.join("datasets")),
-        root: root.clone(),
-        threads: None,
-        device: None,
-        force: false,
-    };
+    let folder = tempfile::tempdir().unwrap();
+    let place = repository(folder.path());
+    let root = &place.root;
     let datasets = Datasets::read(&place).unwrap();
     let mut n_references = 0;
-    for name in experiment_names(&root).unwrap() {
-        let experiment = read_experiment(&root, &name).unwrap();
+    for name in experiment_names(root).unwrap() {
+        let experiment = read_experiment(root, &name).unwrap();
         for (scale_name, scale) in &experiment.scales {
             let jobs =
                 Grid { experiment: &experiment, scale, place: &place, datasets: &datasets }.whole().unwrap().jobs;
@@ -366,4 +365,87 @@ fn references_have_a_length_of_their_own_in_every_experiment() {
         }
     }
     assert!(n_references > 100, "{n_references}");
+}
+
+/// The names of the jobs of `data/paper/headline.toml`, in their order, without the dataset; and their folders' names.
+fn headline(scale: &str, seeds: &[u64], only: &str, shard: Shard) -> (Vec<String>, BTreeSet<String>) {
+    let folder = tempfile::tempdir().unwrap();
+    let place = repository(folder.path());
+    let datasets = Datasets::read(&place).unwrap();
+    let mut experiment = read_experiment(&place.root, "headline").unwrap();
+    experiment.change_grid(scale, seeds, &[]).unwrap();
+    let scale = experiment.scale(scale).unwrap();
+    let grid = Grid { experiment: &experiment, scale, place: &place, datasets: &datasets };
+    let jobs = grid.plan(&only.parse().unwrap(), shard).unwrap().jobs;
+    for (position, job) in jobs.iter().enumerate() {
+        if let Some(needed) = job.needs {
+            assert!(needed < position, "{} comes before what it needs", job.name());
+            assert!(job.args().any(|word| word.contains(&jobs[needed].id)), "{} needs {needed}", job.name());
+        }
+    }
+    let short = |job: &Job| job.name().split_once("/ipc10/").unwrap().1.replace("-2of255", "").replace("-32of255", "");
+    (jobs.iter().map(short).collect(), jobs.iter().map(|job| job.id.clone()).collect())
+}
+
+/// What matters most comes first: seed 0 of C2R and the backbone, AutoAttack on them, the other methods, the other seeds.
+#[test]
+fn the_headline_comes_in_the_order_in_which_it_matters() {
+    let five = ["fgsm", "pgd", "cw-linf", "vmi-fgsm", "jitter"];
+    let mut expected = Vec::new();
+    for seed in 0..5 {
+        for methods in [&["c2r", "class-mean"][..], &["aac", "crl", "c2r-plus", "rome"]] {
+            for method in methods {
+                expected.push(format!("{method}/seed{seed} distill"));
+                for protocol in ["natural", "pgd-at"] {
+                    expected.push(format!("{method}/seed{seed} train {protocol}"));
+                    expected.extend(five.map(|attack| format!("{method}/seed{seed} attack {protocol}-{attack}")));
+                }
+            }
+            for method in methods {
+                for protocol in ["natural", "pgd-at"] {
+                    expected.push(format!("{method}/seed{seed} attack {protocol}-autoattack-standard"));
+                }
+            }
+        }
+    }
+    let (names, _) = headline("paper", &[], "", Shard::ALL);
+    assert_eq!(names, expected);
+    assert_eq!(headline("tiny", &[], "", Shard::ALL).0, names, "the rehearsal has the same commands");
+
+    // Parts keep the order.
+    let wanted = |name: &&String| name.contains("natural-pgd") || name.contains("natural-auto");
+    let part = headline("paper", &[], "protocol=natural,attack=pgd,attack=autoattack-standard", Shard::ALL).0;
+    let attacks = |names: &[String]| names.iter().filter(wanted).cloned().collect::<Vec<_>>();
+    assert_eq!((part.len(), attacks(&part)), (30 * 4, attacks(&names)));
+    // Shards are dealt in the order, so that with Slurm too the first tasks are those that matter most.
+    let first = headline("paper", &[], "", "1/30".parse().unwrap()).0;
+    assert_eq!(first.len(), 15);
+    assert!(first.iter().all(|name| name.starts_with("c2r/seed0 ")), "{first:?}");
+    let second = headline("paper", &[], "", "2/30".parse().unwrap()).0;
+    assert!(second.iter().all(|name| name.starts_with("class-mean/seed0 ")), "{second:?}");
+    // Other seeds come in the order in which they are named.
+    let other = headline("paper", &[7, 3], "", Shard::ALL).0;
+    assert_eq!((&*other[0], &*other[90]), ("c2r/seed7 distill", "c2r/seed3 distill"));
+}
+
+/// What `headline` runs, `table2` and `ablation` have run, and the other way round.
+#[test]
+fn the_headline_shares_its_commands_with_the_tables() {
+    let (_, ids) = headline("paper", &[], "", Shard::ALL);
+    assert_eq!(ids.len(), 6 * 5 * 15);
+    let folder = tempfile::tempdir().unwrap();
+    let place = repository(folder.path());
+    let datasets = Datasets::read(&place).unwrap();
+    let mut shared = BTreeSet::new();
+    for name in ["table2", "ablation"] {
+        let experiment = read_experiment(&place.root, name).unwrap();
+        let grid = Grid {
+            experiment: &experiment,
+            scale: experiment.scale("paper").unwrap(),
+            place: &place,
+            datasets: &datasets,
+        };
+        shared.extend(grid.whole().unwrap().jobs.into_iter().map(|job| job.id));
+    }
+    assert!(ids.is_subset(&shared));
 }

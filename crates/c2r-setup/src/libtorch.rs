@@ -11,28 +11,28 @@ use std::{
 use anyhow::Context;
 
 /// The libtorch that the pinned `tch` binds; `torch-sys` refuses any other.
-pub(crate) const LIBTORCH_VERSION: &str = "2.11.0";
+pub const LIBTORCH_VERSION: &str = "2.11.0";
 
 /// The `tch` that goes with [`LIBTORCH_VERSION`].
-pub(crate) const TCH_VERSION: &str = "0.24.0";
+pub const TCH_VERSION: &str = "0.24.0";
 
 /// What pip installs for a machine with a GPU: everything, with dependencies.
-pub(crate) const CUDA_WHEELS: &[&str] = &["torch==2.11.0"];
+pub const CUDA_WHEELS: &[&str] = &["torch==2.11.0"];
 
 /// What pip downloads for a machine without a GPU: torch alone, and the two small CUDA libraries
 /// that its CPU part is linked against.
-pub(crate) const CPU_WHEELS: &[&str] = &["torch==2.11.0", "nvidia-cuda-runtime==13.0.*", "nvidia-cuda-cupti==13.0.*"];
+pub const CPU_WHEELS: &[&str] = &["torch==2.11.0", "nvidia-cuda-runtime==13.0.*", "nvidia-cuda-cupti==13.0.*"];
 
 /// The libraries a program on the CPU loads; 90 % of the torch wheel are not among them.
-pub(crate) const CPU_LIBRARIES: &[&str] =
+pub const CPU_LIBRARIES: &[&str] =
     &["libc10.so", "libtorch_cpu.so", "libtorch.so", "libgomp.so.1", "libcudart.so.13", "libcupti.so.13"];
 
 /// The Python whose wheel is downloaded. Only the C++ part is used, so any Python can fetch it.
-pub(crate) const WHEEL_PYTHON: &str = "3.11";
+pub const WHEEL_PYTHON: &str = "3.11";
 
 /// Whether libtorch can use a GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Flavour {
+pub enum Flavour {
     /// CPU part only.
     Cpu,
     /// With `libtorch_cuda`.
@@ -50,13 +50,13 @@ impl fmt::Display for Flavour {
 
 /// A folder with libtorch in it: `include/`, `lib/`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Libtorch {
+pub struct Libtorch {
     /// The folder.
-    pub(crate) folder: PathBuf,
+    pub folder: PathBuf,
     /// Its version without a local part, e.g. `2.11.0`.
-    pub(crate) version: String,
+    pub version: String,
     /// Whether it can use a GPU.
-    pub(crate) flavour: Flavour,
+    pub flavour: Flavour,
 }
 
 impl Libtorch {
@@ -64,7 +64,7 @@ impl Libtorch {
     ///
     /// # Errors
     /// What is missing there.
-    pub(crate) fn inspect(folder: &Path) -> anyhow::Result<Self> {
+    pub fn inspect(folder: &Path) -> anyhow::Result<Self> {
         let library = |name: &str| {
             folder.join("lib").join(format!("{}{name}{}", env::consts::DLL_PREFIX, env::consts::DLL_SUFFIX))
         };
@@ -84,7 +84,7 @@ impl Libtorch {
     }
 
     /// Whether it is the version we build on.
-    pub(crate) fn is_right_version(&self) -> bool {
+    pub fn is_right_version(&self) -> bool {
         self.version == LIBTORCH_VERSION
     }
 }
@@ -198,7 +198,7 @@ pub(crate) mod tests {
 
     #[test]
     fn the_two_sides_of_the_pin_agree() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let root = &Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let manifest: toml::Table = fs::read_to_string(root.join("Cargo.toml")).unwrap().parse().unwrap();
         assert_eq!(manifest["workspace"]["dependencies"]["tch"].as_str(), Some(&*format!("={TCH_VERSION}")));
         for wheels in [CPU_WHEELS, CUDA_WHEELS] {

@@ -15,7 +15,7 @@ const UNFINISHED: &str = ".installing-";
 ///
 /// # Errors
 /// If neither variable is set.
-pub(crate) fn folder() -> anyhow::Result<PathBuf> {
+pub fn folder() -> anyhow::Result<PathBuf> {
     let absolute = |name: &str| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     absolute("XDG_CACHE_HOME")
         .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
@@ -28,7 +28,7 @@ pub(crate) fn folder() -> anyhow::Result<PathBuf> {
 ///
 /// # Errors
 /// Those of `make`, and of the file system. Nothing is left behind then.
-pub(crate) fn make(
+pub fn make(
     cache: &Path,
     name: &str,
     is_there: impl FnOnce() -> bool,
@@ -53,7 +53,7 @@ pub(crate) fn make(
 }
 
 /// Waits until no other process holds the lock in `path`; says `who` does if one has it.
-pub(crate) fn lock(path: &Path, who: &str) -> anyhow::Result<Lock> {
+pub fn lock(path: &Path, who: &str) -> anyhow::Result<Lock> {
     let mut told = false;
     loop {
         if let Some(lock) = Lock::acquire(path)? {
@@ -69,7 +69,7 @@ pub(crate) fn lock(path: &Path, who: &str) -> anyhow::Result<Lock> {
 }
 
 /// Removes folders whose names begin with `prefix`, which `what` left; only under a lock.
-pub(crate) fn remove_left(folder: &Path, prefix: &str, what: &str) -> anyhow::Result<()> {
+pub fn remove_left(folder: &Path, prefix: &str, what: &str) -> anyhow::Result<()> {
     for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
         let path = entry?.path();
         if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix)) {

@@ -18,13 +18,13 @@ print(os.path.dirname(spec.origin) if spec and spec.origin else '')";
 
 /// A Python 3 interpreter.
 #[derive(Debug, Clone)]
-pub(crate) struct Python {
+pub struct Python {
     program: &'static str,
 }
 
 impl Python {
     /// The first of `python3` and `python` that is a Python 3.
-    pub(crate) fn find() -> Option<Self> {
+    pub fn find() -> Option<Self> {
         ["python3", "python"].into_iter().find_map(|program| {
             let output = process::output(Command::new(program).args(["-c", "import sys; print(sys.version_info[0])"]));
             let output = output.ok()??;
@@ -36,7 +36,7 @@ impl Python {
     ///
     /// # Errors
     /// What to install.
-    pub(crate) fn with_pip() -> anyhow::Result<Self> {
+    pub fn with_pip() -> anyhow::Result<Self> {
         let Some(python) = Self::find() else {
             return Err(exit::usage(format!(
                 "no Python 3 was found, and libtorch is downloaded with its pip; {INSTALL}"
@@ -52,17 +52,17 @@ impl Python {
     }
 
     /// The interpreter.
-    pub(crate) fn command(&self) -> Command {
+    pub fn command(&self) -> Command {
         Command::new(self.program)
     }
 
     /// Its pip, see [`pip`].
-    pub(crate) fn pip(&self, workshop: &Path) -> anyhow::Result<Command> {
+    pub fn pip(&self, workshop: &Path) -> anyhow::Result<Command> {
         pip(self.command(), workshop)
     }
 
     /// The folder of its `torch` package, if it has one.
-    pub(crate) fn torch_folder(&self) -> Option<PathBuf> {
+    pub fn torch_folder(&self) -> Option<PathBuf> {
         let output = process::output(self.command().args(["-c", FIND_TORCH])).ok()??;
         let folder = String::from_utf8(output.stdout).ok()?;
         (output.status.success() && !folder.trim().is_empty()).then(|| PathBuf::from(folder.trim()))
@@ -70,7 +70,7 @@ impl Python {
 }
 
 /// The pip of an interpreter, which downloads into `workshop`: /tmp may be too small for it.
-pub(crate) fn pip(mut python: Command, workshop: &Path) -> anyhow::Result<Command> {
+pub fn pip(mut python: Command, workshop: &Path) -> anyhow::Result<Command> {
     let temporary = workshop.join("tmp");
     fs::create_dir_all(&temporary)?;
     python.args(["-m", "pip"]).env("TMPDIR", &temporary).env("PIP_DISABLE_PIP_VERSION_CHECK", "1");
@@ -79,13 +79,13 @@ pub(crate) fn pip(mut python: Command, workshop: &Path) -> anyhow::Result<Comman
 
 /// A virtual environment with pinned packages, in the cache folder.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Environment {
+pub struct Environment {
     /// Its name in the cache folder; another list of requirements is another folder.
-    pub(crate) folder: &'static str,
+    pub folder: &'static str,
     /// What pip installs.
-    pub(crate) requirements: &'static [&'static str],
+    pub requirements: &'static [&'static str],
     /// How much that is, in words.
-    pub(crate) size: &'static str,
+    pub size: &'static str,
 }
 
 impl Environment {
@@ -93,7 +93,7 @@ impl Environment {
     ///
     /// # Errors
     /// What is missing on this machine, or that pip failed. Nothing is left behind then.
-    pub(crate) fn python(self) -> anyhow::Result<PathBuf> {
+    pub fn python(self) -> anyhow::Result<PathBuf> {
         let cache = cache::folder()?;
         let folder = cache.join(self.folder);
         let interpreter = |folder: &Path| folder.join("bin/python");
@@ -130,7 +130,7 @@ impl Environment {
     }
 
     /// Whether [`Environment::python`] has nothing to make.
-    pub(crate) fn is_there(self) -> bool {
+    pub fn is_there(self) -> bool {
         cache::folder().is_ok_and(|cache| self.is_complete(&cache.join(self.folder)))
     }
 
