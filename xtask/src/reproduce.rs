@@ -48,7 +48,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N,..", value_delimiter = ',')]
     seeds: Vec<u64>,
 
-    /// Use these methods instead of the experiment's; `all` is every method of the scale `paper`
+    /// Use these methods instead of the experiment's; `all`: those that it lists at the scale `paper`
     ///
     /// Methods that you do not name are left out of the table, including references and the baseline; without the baseline, the
     /// table has no p-values. To run a part of a grid and keep the rest in its table, use --only.

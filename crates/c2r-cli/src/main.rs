@@ -127,7 +127,11 @@ fn parse_device(text: &str) -> Result<tch::Device, String> {
 fn precisions() -> impl TypedValueParser<Value = FloatFormat> {
     help::one_of([
         (FloatFormat::Fp32, "fp32", "32-bit floats"),
-        (FloatFormat::Tf32, "tf32", "on a GPU: TensorFloat-32 in convolutions (10-bit mantissa)"),
+        (
+            FloatFormat::Tf32,
+            "tf32",
+            "TensorFloat-32 (10-bit mantissa) in convolutions, fp32 in matrix products; GPU only",
+        ),
         (FloatFormat::Bf16, "bf16", "`c2r train` only; its effect on accuracy has not been studied"),
     ])
 }

@@ -26,8 +26,8 @@ const ONLY_PARAMETERS: &str = "to save only the parameters, run this in the Pyth
 pub(crate) struct StateDictArgs {
     /// PyTorch state_dict (.pt, .pth or safetensors) of a network as defined in dataset-distillation code
     ///
-    /// That is the code of DC, DSA, DM and MTT; --arch lists the networks. Names may begin with `module.`, and the
-    /// tensors may be at the top or under state_dict, model or net.
+    /// That is the code of DC, DSA, DM and MTT; --arch lists the networks. Names may begin with `module.` or
+    /// `_orig_mod.`. The tensors may be at the top or under state_dict, model_state_dict, model, net or network.
     #[arg(long, value_name = "FILE", requires = "arch")]
     pub(crate) state_dict: Option<PathBuf>,
 

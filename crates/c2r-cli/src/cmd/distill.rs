@@ -28,7 +28,9 @@ use crate::{
 /// (snapshots during the run), log.jsonl and curves.svg (losses, margins, cost) and run.json (configuration, versions,
 /// summary). The same command on the same folder resumes an interrupted run.
 #[derive(clap::Args)]
-#[command(after_long_help = "\
+#[command(
+    override_usage = "c2r distill [OPTIONS] --dataset <NAME> --run-dir <DIR>",
+    after_long_help = "\
 Examples:
   # The method C2R on the digits, one image per class
   c2r distill --dataset digits --ipc 1 --iterations 300 --seed 7 --run-dir runs/first
@@ -59,7 +61,8 @@ Profiles for --config (docs/method.md and docs/baselines.md have the equations a
   random-real-mosaic  the same, four smaller images in each stored image
   herding             real images close to their class mean (arXiv:1611.07725)
   k-center            real images that cover their class (arXiv:1708.00489)
-A TOML file may build on a profile: base = \"faithful\".")]
+A TOML file may build on a profile: base = \"faithful\"."
+)]
 pub(crate) struct Args {
     #[command(flatten)]
     data: data::DatasetArgs,

@@ -44,9 +44,9 @@ Examples:
   # What does a training step cost on the GPU?
   c2r doctor --profile train --model ConvNet-D3-W128-IN --input 3x32x32 --device cuda
 
-For each step, --profile prints the number of libtorch operator calls, of values copied to the CPU (which stall a \
-GPU), and of tensors copied to or from the device, with their size. It also prints the images sent forward and \
-backward, the milliseconds, and how much of that time the convolutions alone would take (docs/performance.md).")]
+For each step, --profile prints libtorch's operator calls, the values read back to the CPU (each stalls a GPU), and \
+the tensors copied between CPU and device, with their size. It also prints the images sent forward and backward, the \
+milliseconds, and the part of them that the convolutions alone would take (docs/performance.md).")]
 #[command(group = clap::ArgGroup::new("measured").multiple(true).args(["throughput", "profile"]))]
 pub(crate) struct Args {
     /// Folder with the downloaded datasets
@@ -100,7 +100,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", requires = "profile")]
     write: Option<PathBuf>,
 
-    /// With --profile: write timelines of one run per row into this folder, for Perfetto or chrome://tracing
+    /// With --profile: for each printed row, write the timeline of one run into this folder, for Perfetto
     #[arg(long, value_name = "DIR", requires = "profile")]
     trace: Option<PathBuf>,
 

@@ -44,7 +44,7 @@ Examples:
 For a single command, `c2r distill --estimate`, `c2r train --estimate` and `c2r attack --estimate` are simpler. \
 `cargo xtask reproduce --list` and `--dry-run` use this command for whole grids.")]
 pub(crate) struct Args {
-    /// File of commands, or - for standard input
+    /// File with a command per line, each a JSON array of strings; - for standard input
     #[arg(value_name = "FILE")]
     commands: PathBuf,
 

@@ -38,7 +38,7 @@ Labels: [N] holds classes; [N, K] holds probabilities, one-hot rows, or logits (
 Every class needs the same number of images.
 
 Folders: they are matched with the classes by name, WordNet id or number from 0. Other names are refused unless you give \
---sorted. Links to missing files, nested folders and other types of images are refused.
+--sorted. Broken links, nested folders, and images other than PNG or JPEG are refused.
 
 Values: whatever is outside [0, 1] after the options are applied is refused, and so are options that the file contradicts. \
 Clipping (--clamp) is recorded in the set, and in tables if it changed more than 1 % of the values.")]
@@ -97,7 +97,7 @@ pub(crate) struct Args {
     #[arg(long, requires = "dataset")]
     bgr: bool,
 
-    /// Clip values to [0, 1]; refused if more than 10 % lie outside, unless --normalized is given
+    /// Clip values to [0, 1]; without --normalized, an error if more than 10 % lie outside
     #[arg(long, requires = "dataset")]
     clamp: bool,
 

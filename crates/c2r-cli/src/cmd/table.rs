@@ -69,9 +69,9 @@ pub(crate) struct Results {
     #[arg(long, value_name = "FILE")]
     experiment: Option<PathBuf>,
 
-    /// Scale of the experiment: quick, small or paper [default: from the folder's name, e.g. quick for table2-quick]
+    /// Scale of the experiment, e.g. quick, small or paper [default: from the folder's name, e.g. quick for table2-quick]
     ///
-    /// With it, the table lists missing runs and checks tolerances.
+    /// The table then lists missing runs and, at the scale `paper`, checks tolerances.
     #[arg(long, value_name = "NAME", requires = "experiment")]
     scale: Option<String>,
 
@@ -79,7 +79,7 @@ pub(crate) struct Results {
     #[arg(long, value_name = "N,..", value_delimiter = ',', requires = "experiment")]
     seeds: Vec<u64>,
 
-    /// Use these methods instead of the experiment file's; `all` is every method of the scale `paper`
+    /// Use these methods instead of the experiment file's; `all`: those that it lists at the scale `paper`
     #[arg(long, value_name = "NAME,..", value_delimiter = ',', requires = "experiment")]
     methods: Vec<String>,
 

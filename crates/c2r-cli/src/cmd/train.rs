@@ -37,7 +37,10 @@ use values::{LEARNED, Rate, how_long, parse_rate, parse_share, protocols, select
 /// of the last step is kept, and test images are not used, unless --select says otherwise. The same command on the same folder
 /// resumes an interrupted run.
 #[derive(clap::Args)]
-#[command(group = clap::ArgGroup::new("images").required(true).args(["synthetic", "dataset"]), after_long_help = "\
+#[command(group = clap::ArgGroup::new("images").required(true).args(["synthetic", "dataset"]))]
+#[command(
+    override_usage = "c2r train [OPTIONS] --run-dir <DIR> <--synthetic <SET>|--dataset <NAME>>",
+    after_long_help = "\
 Examples:
   # On the synthetic set of a run folder
   c2r train --synthetic runs/first --protocol pgd-at --seed 0 --run-dir runs/first/pgd-at
@@ -53,7 +56,8 @@ Examples:
   c2r train --dataset digits --protocol trades --print-config
 
 The protocols are the files in data/protocols; --set changes single keys. On real images, the length and the learning-rate \
-schedule come from the section [full-data] of that file, so that training converges.")]
+schedule come from the section [full-data] of that file, so that training converges."
+)]
 pub(crate) struct Args {
     /// Synthetic set: safetensors, npz or PNG folder of c2r, or the run folder of `c2r distill`
     #[arg(long, value_name = "SET")]

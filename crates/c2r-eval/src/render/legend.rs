@@ -82,7 +82,7 @@ impl Table {
                 "No row here shares seeds with a row of `{baseline}`, so differences are not tested for significance."
             ),
             Some(baseline) => format!(
-                "{bold} marks numbers that are better than `{baseline}` by at least {FEWEST_IMAGES} test images, with p < {SIGNIFICANT} in a paired test over seeds and test images together; ↓ marks worse ones. The test is not corrected for the number of cells. No other difference is statistically significant."
+                "{bold} marks numbers that are better than `{baseline}` by at least {FEWEST_IMAGES} test images, with p < {SIGNIFICANT} in a paired test over seeds and test images together; ↓ marks worse ones. The test is not corrected for the number of cells. Differences without a mark do not pass this test."
             ),
         });
         let changes = self.experiment.iter().flat_map(|experiment| &experiment.changes);

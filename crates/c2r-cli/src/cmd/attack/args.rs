@@ -43,7 +43,7 @@ Attacks for --attack (docs/attacks has the options of each, their defaults and s
   adaptive          apgd-ce apgd-dlr apgd-t
   minimum norm      fab fab-t deepfool cw-l2
   black box         square
-  reference levels  clean noise
+  no attack         clean noise (random noise within epsilon)
   suites            autoattack-standard autoattack-plus autoattack-rand paper-six
 
 paper-six is fgsm, pgd, cw-linf, vmi-fgsm, jitter and autoattack-standard. Its iterative attacks take 10 steps of 2/255 \
@@ -101,7 +101,7 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(super) each: bool,
 
-    /// Attack only N images, the same number of each class (plus or minus one)
+    /// Attack only N images; --subset says which
     #[arg(long, value_name = "N", alias = "limit", value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) n_test: Option<u64>,
 
@@ -117,8 +117,8 @@ pub(crate) struct Args {
 
     /// Write a JSON report
     ///
-    /// `c2r table` reads reports of --dataset that have either --checkpoint with --each, or --ipc (--each is
-    /// then implied for a single attack or suite). Other reports have more detail on every image.
+    /// For `c2r table`, attack a --dataset, and give either --checkpoint with --each, or --ipc (with several attacks,
+    /// --each too). Reports made otherwise cannot be tabulated, but hold more detail on every image.
     #[arg(long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
 
@@ -213,8 +213,12 @@ pub(super) fn rules() -> impl TypedValueParser<Value = TargetRule> {
 
 fn orders() -> impl TypedValueParser<Value = SubsetOrder> {
     help::one_of([
-        (SubsetOrder::ClassBalanced, "class-balanced", "a fixed random order; the first 200 are among the first 1000"),
-        (SubsetOrder::First, "first", "the order of the files, to compare with results that were made with it"),
+        (
+            SubsetOrder::ClassBalanced,
+            "class-balanced",
+            "equal numbers per class (plus or minus one), the same in every run; 200 are a part of 1000",
+        ),
+        (SubsetOrder::First, "first", "the first N in the order of the files, to compare with older results"),
     ])
 }
 

@@ -25,11 +25,11 @@ use crate::{
 /// What is profiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Profiled {
-    /// An update of the images by C2R (profile `faithful`), with a training step of a network of the pool
+    /// An update of the images by C2R (profile `faithful`), with a training step of one of the networks that it uses
     Distill,
     /// A natural training step, and one of PGD-AT
     Train,
-    /// One call of the network by each attack
+    /// For each attack, one pass through the attacked network
     Attack,
 }
 
