@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// What is taken as it is: files, and folders with everything in them.
-const TAKEN: [&str; 10] = [
+const TAKEN: [&str; 11] = [
     "LICENSE-APACHE",
     "LICENSE-MIT",
     "crates/c2r-attacks/benches/peers.py",
@@ -26,6 +26,7 @@ const TAKEN: [&str; 10] = [
     "data/paper",
     "data/profiles",
     "data/protocols",
+    "data/speeds",
     "tests/peers",
 ];
 

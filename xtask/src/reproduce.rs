@@ -5,7 +5,7 @@ use std::{env, path::PathBuf, time::Duration};
 use c2r_experiment::{Experiment, SubsetOrder};
 use c2r_grid::{
     Datasets, Grid, GridPlan, MOST_BYTES, Reproduction, Shard, SlurmArray, Subgrid, Workplace, list, pack,
-    read_experiment, unpack,
+    read_experiment, speeds_of, unpack,
 };
 use c2r_run::{arguments, exit, signals, terminal};
 
@@ -112,6 +112,10 @@ pub(crate) struct Args {
     /// Unpack an archive of --pack, then continue the grid
     #[arg(long, value_name = "FILE", conflicts_with = "dry_run")]
     unpack: Option<PathBuf>,
+
+    /// With --list or --dry-run: estimate for another machine, a file of data/speeds such as h200
+    #[arg(long, value_name = "NAME")]
+    estimate_for: Option<String>,
 
     /// Do not make a table at the end
     #[arg(long)]
@@ -251,6 +255,7 @@ fn place(args: &Args, checkout: &Checkout) -> anyhow::Result<Workplace> {
         threads: None,
         device: args.device.clone(),
         force: args.force,
+        estimate_for: args.estimate_for.as_ref().map(|name| speeds_of(checkout.root(), name)).transpose()?,
     })
 }
 

@@ -93,6 +93,7 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
             threads: None,
             device: Some("cpu".into()),
             force: false,
+            estimate_for: None,
         };
         return c2r_grid::regression(args.accept, args.slow, &place);
     }

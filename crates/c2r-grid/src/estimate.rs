@@ -37,13 +37,17 @@ pub(crate) fn times(jobs: &[Job], place: &Workplace) -> anyhow::Result<Times> {
     }
     let mut file = tempfile::NamedTempFile::new().context("cannot make a temporary file")?;
     lines.iter().try_for_each(|line| writeln!(file, "{line}")).context("cannot write a temporary file")?;
-    let (questions, speeds) = (file.path(), place.jobs().join(format!("speed-{}.json", lease::host_name())));
-    let mut words =
-        ["estimate", &questions.to_string_lossy(), "--speeds", &speeds.to_string_lossy()].map(String::from).to_vec();
-    for option in ["--threads", "--device"] {
-        let how = jobs.first().map_or(&[][..], |job| &job.how);
-        if let Some(position) = how.iter().position(|word| word == option) {
-            words.extend_from_slice(&how[position..position + 2]);
+    let mut words = vec!["estimate".to_owned(), file.path().display().to_string()];
+    if let Some(measured) = &place.estimate_for {
+        words.extend(["--measured".to_owned(), measured.display().to_string()]);
+    } else {
+        let speeds = place.jobs().join(format!("speed-{}.json", lease::host_name()));
+        words.extend(["--speeds".to_owned(), speeds.display().to_string()]);
+        for option in ["--threads", "--device"] {
+            let how = jobs.first().map_or(&[][..], |job| &job.how);
+            if let Some(position) = how.iter().position(|word| word == option) {
+                words.extend_from_slice(&how[position..position + 2]);
+            }
         }
     }
     let output = process::output(&mut place.command(words))?.context("c2r is not built")?;
@@ -62,6 +66,12 @@ pub(crate) fn times(jobs: &[Job], place: &Workplace) -> anyhow::Result<Times> {
     Ok(answered_by.into_iter().map(answer).collect())
 }
 
+/// Where the times are meant for, as a sentence says it: `here`, or `on h200`.
+pub(crate) fn there(place: &Workplace) -> String {
+    let name = place.estimate_for.as_ref().and_then(|path| path.file_stem());
+    name.map_or_else(|| "here".to_owned(), |name| format!("on {}", name.to_string_lossy()))
+}
+
 /// Jobs of one kind take the same time: they differ in their seed, and in what they read and write.
 fn kind(job: &Job, needs: Option<usize>) -> String {
     let seed = job.what.iter().position(|word| word == "--seed").map(|position| position + 1);
@@ -70,7 +80,7 @@ fn kind(job: &Job, needs: Option<usize>) -> String {
 }
 
 /// Prints the time of what is not finished, by kind of job, and the sum.
-pub(crate) fn print(jobs: &[Job], finished: &[bool], times: &Times, n_at_once: usize) {
+pub(crate) fn print(jobs: &[Job], finished: &[bool], times: &Times, n_at_once: usize, place: &Workplace) {
     let mut groups: Vec<(String, usize, f64)> = Vec::new();
     let (mut total, mut unknown) = (0.0, Vec::new());
     for ((job, _), time) in jobs.iter().zip(finished).zip(times).filter(|((_, done), _)| !**done) {
@@ -95,8 +105,9 @@ pub(crate) fn print(jobs: &[Job], finished: &[bool], times: &Times, n_at_once: u
         terminal::note(format!("  no estimate for {n}; the first: {first}"));
     }
     terminal::note(format!(
-        "about {} here with {n_at_once} at once, if nothing else runs; Ctrl-C stops it, and the same command resumes",
-        terminal::seconds((total / n_at_once.max(1) as f64).max(longest_chain(jobs, finished, times)))
+        "about {} {} with {n_at_once} at once, if nothing else runs; Ctrl-C stops it, and the same command resumes",
+        terminal::seconds((total / n_at_once.max(1) as f64).max(longest_chain(jobs, finished, times))),
+        there(place)
     ));
 }
 
@@ -151,6 +162,21 @@ mod tests {
         let seconds: Vec<f64> = times.into_iter().map(Result::unwrap).collect();
         assert_eq!(seconds[..7], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
         assert_eq!(seconds[7..14], seconds[..7], "another seed takes the same time");
+    }
+
+    /// Without the device and the threads of this machine.
+    #[cfg(unix)]
+    #[test]
+    fn the_speeds_of_another_machine_are_passed_on() {
+        let mut example = Example::new();
+        let script = "#!/bin/sh\n[ \"$# $3 $4\" = \"4 --measured there.json\" ] || exit 1\n\
+                      while read -r line; do echo '{\"seconds\": 3}'; done < \"$2\"\n";
+        example.program(script);
+        let jobs = example.jobs("dataset=digits,ipc=1,method=c2r,seed=0");
+        assert!(times(&jobs, &example.place).is_err());
+        example.place.estimate_for = Some("there.json".into());
+        assert_eq!(there(&example.place), "on there");
+        assert!(times(&jobs, &example.place).unwrap().iter().all(|time| *time == Ok(3.0)));
     }
 
     #[test]

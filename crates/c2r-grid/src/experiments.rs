@@ -1,6 +1,9 @@
 //! The experiments of a checkout.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context;
 use c2r_experiment::{COMMON, Experiment};
@@ -28,12 +31,31 @@ pub fn read_experiment(root: &Path, name: &str) -> anyhow::Result<Experiment> {
 /// # Errors
 /// If the folder cannot be read.
 pub fn experiment_names(root: &Path) -> anyhow::Result<Vec<String>> {
-    let folder = root.join(FOLDER);
+    let mut names = stems(&root.join(FOLDER), "toml")?;
+    names.retain(|name| !Path::new(COMMON).file_stem().is_some_and(|common| common == name.as_str()));
+    Ok(names)
+}
+
+/// The file of the speeds that were measured on the machine called `name`, such as `h200`.
+///
+/// # Errors
+/// If there is none, with the names of those that there are.
+pub fn speeds_of(root: &Path, name: &str) -> anyhow::Result<PathBuf> {
+    let folder = root.join("data/speeds");
+    let there = stems(&folder, "json")?;
+    if there.iter().any(|other| other == name) {
+        return Ok(folder.join(name).with_extension("json"));
+    }
+    Err(exit::usage(unknown("machine in data/speeds", name, there)))
+}
+
+/// Names of the files of `folder` that end in `end`, without it, sorted.
+fn stems(folder: &Path, end: &str) -> anyhow::Result<Vec<String>> {
     let mut names = Vec::new();
-    for entry in fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
         let path = entry?.path();
-        let is_experiment = path.extension().is_some_and(|end| end == "toml") && !path.ends_with(COMMON);
-        names.extend(path.file_stem().filter(|_| is_experiment).map(|stem| stem.to_string_lossy().into_owned()));
+        let fits = path.extension().is_some_and(|other| other == end);
+        names.extend(path.file_stem().filter(|_| fits).map(|stem| stem.to_string_lossy().into_owned()));
     }
     names.sort();
     Ok(names)

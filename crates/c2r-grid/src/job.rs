@@ -167,6 +167,8 @@ pub struct Workplace {
     pub device: Option<String>,
     /// Whether finished jobs are run again.
     pub force: bool,
+    /// Where times are estimated for: a file of speeds that were measured on another machine; `None` is this one.
+    pub estimate_for: Option<PathBuf>,
 }
 
 impl Workplace {

@@ -31,7 +31,7 @@ mod slurm;
 mod table_folder;
 
 pub use datasets::Datasets;
-pub use experiments::{experiment_names, read_experiment};
+pub use experiments::{experiment_names, read_experiment, speeds_of};
 pub use job::{Cell, Downstream, Job, Stage, Workplace};
 pub use list::list;
 pub use pack::{MOST_BYTES, Packed, Taken, pack, unpack};

@@ -60,7 +60,9 @@ pub fn list(
         return Err(exit::usage(format!("--only: {}", exit::message(&error))));
     }
     let times = if place.c2r.is_file() {
-        terminal::note("estimating the times (the first estimate measures this machine for about a minute)");
+        if place.estimate_for.is_none() {
+            terminal::note("estimating the times (the first estimate measures this machine for about a minute)");
+        }
         estimate::times(&all, &place).map_err(|error| exit::message(&error))
     } else {
         Err("c2r is not built".to_owned())
@@ -87,9 +89,11 @@ pub fn list(
             let (known, unknown): (Vec<_>, Vec<_>) = open.map(|(time, _)| time).partition(|time| time.is_ok());
             if !known.is_empty() {
                 let sum = known.into_iter().flatten().sum();
+                let at_once = if place.estimate_for.is_none() { " with one thread" } else { "" };
                 line += &format!(
-                    "; the rest takes about {} here, one command with one thread at a time",
-                    terminal::seconds(sum)
+                    "; the rest takes about {} {}, one command{at_once} at a time",
+                    terminal::seconds(sum),
+                    estimate::there(&place)
                 );
             }
             if !unknown.is_empty() {

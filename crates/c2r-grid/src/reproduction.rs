@@ -57,7 +57,7 @@ impl Reproduction<'_> {
         } else {
             let at_once = self.at_once(n_open);
             if with_estimate {
-                estimate::print(jobs, &finished, &estimate::times(jobs, place)?, at_once);
+                estimate::print(jobs, &finished, &estimate::times(jobs, place)?, at_once, place);
             }
             run::run(jobs, &finished, at_once, place)?
         };
@@ -133,7 +133,7 @@ impl Reproduction<'_> {
         if n_open > 0 && place.c2r.is_file() {
             // The commands are what was asked for; the machine that will run them may be another one.
             match estimate::times(&plan.jobs, place) {
-                Ok(times) => estimate::print(&plan.jobs, &finished, &times, self.at_once(n_open)),
+                Ok(times) => estimate::print(&plan.jobs, &finished, &times, self.at_once(n_open), place),
                 Err(error) => {
                     process::check_interrupt()?;
                     terminal::note(format!("their time is not known: {}", exit::message(&error)));

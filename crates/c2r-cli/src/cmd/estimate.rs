@@ -41,6 +41,9 @@ Examples:
   # A file of commands
   c2r estimate commands.jsonl --threads 1
 
+  # The same on a GPU that is not here
+  c2r estimate commands.jsonl --measured data/speeds/h200.json
+
 For a single command, `c2r distill --estimate`, `c2r train --estimate` and `c2r attack --estimate` are simpler. \
 `cargo xtask reproduce --list` and `--dry-run` use this command for whole grids.")]
 pub(crate) struct Args {
@@ -51,6 +54,21 @@ pub(crate) struct Args {
     /// Cache the measured speeds in this file, and measure only what is missing
     #[arg(long, value_name = "FILE")]
     speeds: Option<PathBuf>,
+
+    /// Estimate for another machine: a file of speeds measured there, such as data/speeds/h200.json
+    #[arg(long, value_name = "FILE", conflicts_with = "speeds")]
+    measured: Option<PathBuf>,
+}
+
+/// A file of `--measured`.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Measured {
+    /// Machine, command and date.
+    #[serde(rename = "about")]
+    _about: String,
+    /// By [`network`].
+    images_per_second: BTreeMap<String, Throughput>,
 }
 
 /// What a command will send through which network.
@@ -112,6 +130,21 @@ pub(crate) fn run(args: &Args, planned: Plan, device: Device, ui: &Ui) -> anyhow
         _ => BTreeMap::new(),
     };
     let n_known = speeds.len();
+    let elsewhere = match &args.measured {
+        Some(path) => Some((path, artifact::read_json::<Measured>(path).or_exit(exit::DATA)?.images_per_second)),
+        None => None,
+    };
+    let mut speed_of = |planned: &Planned| match &elsewhere {
+        Some((path, known)) => known.get(&network(planned)).copied().with_context(|| {
+            format!(
+                "{} has no speed of {}; it has {}",
+                path.display(),
+                network(planned),
+                known.keys().cloned().collect::<Vec<_>>().join("; ")
+            )
+        }),
+        None => measured(planned, device, &mut speeds),
+    };
     for (number, line) in (1..).zip(text.lines()) {
         if ui.interrupted() {
             return Err(c2r_run::signals::stopped("run the same command again"));
@@ -121,7 +154,8 @@ pub(crate) fn run(args: &Args, planned: Plan, device: Device, ui: &Ui) -> anyhow
                 format!("line {number} is not a JSON array of words, such as [\"train\", \"--dataset\", \"digits\"]")
             })
             .or_exit(exit::USAGE)?;
-        let answer = match planned(&words, &mut written).and_then(|planned| seconds(&planned, device, &mut speeds)) {
+        let seconds = |planned: Planned| anyhow::Ok(speed_of(&planned)?.seconds(&planned.work));
+        let answer = match planned(&words, &mut written).and_then(seconds) {
             Ok(seconds) => json!({ "seconds": seconds }),
             Err(error) => json!({ "error": error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": ") }),
         };
@@ -162,18 +196,24 @@ pub(crate) fn answer(work: &Work, speed: &Throughput, device: Device, json: bool
     ));
 }
 
-fn seconds(planned: &Planned, device: Device, speeds: &mut BTreeMap<String, Throughput>) -> anyhow::Result<f64> {
-    let Planned { dataset, model, work } = planned;
-    let (shape, n_classes, threads) = (dataset.shape(), dataset.classes.len(), tch::get_num_threads());
-    let key = format!("{model} on {shape:?}, {n_classes} classes, {device:?}, {threads} threads");
-    let speed = match speeds.get(&key) {
-        Some(speed) => *speed,
-        None => {
-            let batch = (BATCH * 32 * 32 / (shape[1] * shape[2]) as usize).clamp(2, 256);
-            let speed = throughput::measure(model, dataset, batch, device)?;
-            speeds.insert(key, speed);
-            speed
-        }
-    };
-    Ok(speed.seconds(work))
+/// The network and what it sees: `ConvNet-D3-W128-IN on [3, 32, 32], 10 classes`.
+fn network(Planned { dataset, model, .. }: &Planned) -> String {
+    format!("{model} on {:?}, {} classes", dataset.shape(), dataset.classes.len())
+}
+
+/// The speed here, measured unless it is known.
+fn measured(
+    planned: &Planned,
+    device: Device,
+    speeds: &mut BTreeMap<String, Throughput>,
+) -> anyhow::Result<Throughput> {
+    let key = format!("{}, {device:?}, {} threads", network(planned), tch::get_num_threads());
+    if let Some(speed) = speeds.get(&key) {
+        return Ok(*speed);
+    }
+    let [_, height, width] = planned.dataset.shape();
+    let batch = (BATCH * 32 * 32 / (height * width) as usize).clamp(2, 256);
+    let speed = throughput::measure(&planned.model, &planned.dataset, batch, device)?;
+    speeds.insert(key, speed);
+    Ok(speed)
 }

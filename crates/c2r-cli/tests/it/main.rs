@@ -482,6 +482,22 @@ fn times_of_commands_whose_inputs_do_not_exist_are_estimated() {
     assert!(answers[4]["error"].as_str().unwrap().contains("c/model.safetensors"), "{}", answers[4]);
     assert!(answers[5]["error"].as_str().unwrap().contains("only distill, train and attack"), "{}", answers[5]);
     assert_eq!(estimate(), answers, "what was measured is not measured again");
+    // Another machine: 400 images are 100 a second there; the network that it does not know is named.
+    fs::write(&file, lines[1]).unwrap();
+    let measured = folder.join("there.json");
+    let speed = r#"{"forward": 400, "input_gradient": 200, "training": 100, "batch_size": 1}"#;
+    let known = |network: &str| format!(r#"{{"about": "x", "images_per_second": {{"{network}": {speed}}}}}"#);
+    fs::write(folder.join("commands"), [lines[0], lines[1]].join("\n")).unwrap();
+    let there = |network: &str| {
+        fs::write(&measured, known(network)).unwrap();
+        let said = text(&run(c2r().arg("estimate").arg(&file).arg("--measured").arg(&measured)).stdout);
+        serde_json::from_str::<Value>(said.lines().last().unwrap()).unwrap()
+    };
+    assert_eq!(there("ConvNet-D2-W32-IN on [1, 8, 8], 10 classes")["seconds"], 10.0, "ten epochs of 100 images");
+    let reason = there("ConvNet-D2-W8-IN on [1, 8, 8], 10 classes")["error"].to_string();
+    assert!(
+        reason.contains("no speed of ConvNet-D2-W32-IN on [1, 8, 8]") && reason.contains("it has ConvNet-D2-W8-IN")
+    );
     fs::write(&file, "distill").unwrap();
     let (code, said) = fails(c2r().arg("estimate").arg(&file));
     assert!(code == 2 && said.contains("line 1 is not a JSON array"), "{code} {said}");

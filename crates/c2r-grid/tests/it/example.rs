@@ -117,6 +117,7 @@ impl Example {
             threads: Some(1),
             device: None,
             force: false,
+            estimate_for: None,
         };
         Self { folder, experiment, place }
     }

@@ -279,6 +279,7 @@ fn repository(folder: &Path) -> Workplace {
         threads: None,
         device: None,
         force: false,
+        estimate_for: None,
     }
 }
 
