@@ -1,11 +1,15 @@
 """What the tests share: models, images and, where the checkout has it, the command."""
 
 import os
+import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+
+import c2r
 
 # The networks here are too small to share.
 torch.set_num_threads(1)
@@ -60,3 +64,15 @@ def command() -> Path:
     if not path.is_file():
         pytest.skip(f"SKIPPED: there is no {path}; `cargo build --release` makes it")
     return path
+
+
+@pytest.fixture
+def robustbench(monkeypatch):
+    """RobustBench with c2r in the place of autoattack, and without the dataset that it would download."""
+    for name in ("autoattack", "autoattack.state"):
+        monkeypatch.setitem(sys.modules, name, None)
+    c2r.autoattack.install()
+    with warnings.catch_warnings():
+        # It imports pkg_resources.
+        warnings.simplefilter("ignore")
+        return pytest.importorskip("robustbench")

@@ -154,3 +154,35 @@ def test_the_same_set_and_the_same_network(command, tmp_path):
     parameters = load_file(tmp_path / "network" / "model.safetensors")
     assert set(parameters) == set(state) - {"mean", "std"}
     assert all(torch.equal(parameters[name], state[name]) for name in parameters)
+
+
+@pytest.mark.filterwarnings("ignore::c2r.Doubtful")
+def test_an_exported_network_elsewhere(command, tmp_path, robustbench, monkeypatch):
+    """RobustBench takes it, and the authors' AutoAttack leaves as many images as c2r's."""
+    from pyautoattack import AutoAttack
+
+    torch.set_num_threads(1)
+    network, exported = tmp_path / "network", tmp_path / "network.pt"
+    for words in (
+        f"train --dataset digits --set length={{steps=60}} --run-dir {network}",
+        f"export {network} --to torchscript {exported}",
+    ):
+        ran = run(command, *words.split())
+        assert ran.returncode == 0, ran.stderr
+    model = torch.jit.load(exported).eval()
+    real = c2r.distill("digits", 2, "random-real", seed=1, progress=False)
+    images, labels = real.images, real.labels
+    expected = c2r.attack(model, images, labels, "apgd-ce,apgd-t", eps=0.1, progress=False)
+    assert 0.2 < expected.robust_accuracy < 0.9
+    theirs = AutoAttack(model, norm="Linf", eps=0.1, version="custom", attacks=["apgd-ce", "apgd-t"], device="cpu", seed=0)
+    found, _ = theirs.run_standard_evaluation(images, labels, batch_size=len(images))
+    with torch.no_grad():
+        robust = (model(found).argmax(1) == labels).float().mean().item()
+    assert robust == pytest.approx(expected.robust_accuracy, abs=0.051), "one image of 20"
+    few = images[:6], labels[:6]
+    monkeypatch.setattr(robustbench.eval, "load_clean_dataset", lambda *_: few)
+    # So large that the first attack of the suite breaks every image.
+    call = {"n_examples": 6, "dataset": "cifar10", "threat_model": "Linf", "eps": 0.5, "batch_size": 6}
+    with torch.no_grad():
+        right = (model(few[0]).argmax(1) == few[1]).float().mean().item()
+    assert robustbench.benchmark(model, **call) == (pytest.approx(right), 0)

@@ -1,7 +1,6 @@
 """The names of torchattacks and autoattack."""
 
 import inspect
-import sys
 import warnings
 
 import pytest
@@ -149,18 +148,6 @@ def test_autoattack_says_what_it_lacks(net, images, labels, adversary):
         adversary.run_standard_evaluation(images, labels, state_path="x")
     with pytest.raises(ValueError, match="custom"):
         c2r.autoattack.AutoAttack(net, attacks_to_run=["fab"])
-
-
-@pytest.fixture
-def robustbench(monkeypatch):
-    """RobustBench with c2r in the place of autoattack, and without the dataset that it would download."""
-    for name in ("autoattack", "autoattack.state"):
-        monkeypatch.setitem(sys.modules, name, None)
-    c2r.autoattack.install()
-    with warnings.catch_warnings():
-        # It imports pkg_resources.
-        warnings.simplefilter("ignore")
-        return pytest.importorskip("robustbench")
 
 
 def test_robustbench_runs_with_it(net, images, labels, robustbench, monkeypatch):

@@ -14,6 +14,7 @@ const ENVIRONMENT: Environment = Environment {
         "torch==2.11.0",
         "torchvision==0.26.0",
         "torchattacks==3.5.1",
+        "pyautoattack==0.2.0",
         "robustbench==1.1.1",
         "numpy==2.4.6",
         "safetensors==0.8.0",

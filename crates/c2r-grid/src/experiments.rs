@@ -32,7 +32,7 @@ pub fn read_experiment(root: &Path, name: &str) -> anyhow::Result<Experiment> {
 /// If the folder cannot be read.
 pub fn experiment_names(root: &Path) -> anyhow::Result<Vec<String>> {
     let mut names = stems(&root.join(FOLDER), "toml")?;
-    names.retain(|name| !Path::new(COMMON).file_stem().is_some_and(|common| common == name.as_str()));
+    names.retain(|name| Path::new(COMMON).file_stem().is_none_or(|common| common != name.as_str()));
     Ok(names)
 }
 
