@@ -106,6 +106,10 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     let mut command = checkout.cargo();
     command.args(cargo_words(args));
     checkout::with_libtorch(&mut command, &checkout.libtorch_link());
+    // Tests run side by side, one for each core: more threads within each only wait for one another.
+    if checkout::variable("OMP_NUM_THREADS").is_none() {
+        command.env("OMP_NUM_THREADS", "1");
+    }
     if args.slow {
         command.env("C2R_TEST_STRICT", "1");
     }
