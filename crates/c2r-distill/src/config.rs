@@ -373,7 +373,7 @@ impl CommonConfig {
         self.ipc * (self.images.formation * self.images.formation) as usize
     }
 
-    /// What the adversary may do where nothing else is said.
+    /// What the adversary may do by default.
     pub const fn threat(&self) -> ThreatModel {
         ThreatModel { norm: self.threat.norm, epsilon: self.threat.epsilon, goal: Goal::Untargeted }
     }

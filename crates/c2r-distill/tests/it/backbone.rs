@@ -163,6 +163,9 @@ fn networks_join_by_time_and_the_first_ones_leave() {
         grown.iter().all(|steps| steps % 10 == 0 && *steps <= 60) && trained.iter().any(|age| *age > 20),
         "{grown:?}"
     );
+    // By default it is the one that was drawn, not always the same.
+    let [_, drawn] = pool(&[("pool.push-every", 0.into()), ("pool.max-steps", 40.into())]);
+    assert!(drawn.iter().zip([2, 40, 2, 40]).filter(|(age, before)| *age != before).count() > 1, "{drawn:?}");
     // More than there are: all of them.
     let all = [("pool.networks-per-iteration", 99.into()), ("pool.steps-per-iteration", 1.into())];
     assert_eq!(pool(&all)[1], [8, 11, 8, 11, 8, 6, 4]);

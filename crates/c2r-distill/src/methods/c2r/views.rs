@@ -51,16 +51,18 @@ impl Views {
 fn class_by_class(images: &Tensor, classes: &[i64], each: impl Fn(&Tensor, usize) -> Tensor) -> Tensor {
     let mut order: Vec<i64> = (0..classes.len() as i64).collect();
     order.sort_by_key(|&at| classes[at as usize]);
-    let sorted = order.is_sorted();
     let chunks = order.chunk_by(|&a, &b| classes[a as usize] == classes[b as usize]);
     let (present, sizes): (Vec<usize>, Vec<i64>) =
         chunks.map(|chunk| (classes[chunk[0] as usize] as usize, chunk.len() as i64)).unzip();
-    let order = send(&Tensor::from_slice(&order), images.device());
-    let rows = if sorted { images.shallow_clone() } else { images.index_select(0, &order) };
+    let index = (!order.is_sorted()).then(|| send(&Tensor::from_slice(&order), images.device()));
+    let rows = index.as_ref().map_or_else(|| images.shallow_clone(), |index| images.index_select(0, index));
     let parts = rows.split_with_sizes(sizes.as_slice(), 0);
     let made: Vec<Tensor> = parts.iter().zip(present).map(|(rows, class)| each(rows, class)).collect();
     let made = Tensor::cat(&made, 0);
-    if sorted { made } else { made.index_select(0, &order.argsort(0, false)) }
+    match index {
+        Some(index) => made.index_select(0, &index.argsort(0, false)),
+        None => made,
+    }
 }
 
 #[cfg(test)]
