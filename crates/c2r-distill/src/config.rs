@@ -299,7 +299,7 @@ pub enum CompanionConfig {
     Pgd(MultiStepConfig),
     /// One signed-gradient step of length epsilon.
     Fgsm(FgsmConfig),
-    /// The attack of ROME's and BEARD's code, **an error of the field**: PGD on normalized values that are clamped to `[0, 1]`,
+    /// The attack of ROME's code, **an error of the field**: PGD on normalized values that are clamped to `[0, 1]`,
     /// targeted at the next class, `(y + 1) mod K`. Its radius is in normalized values. The clamp moves most of the values
     /// much farther than the radius and lowers the contrast, so what it makes is in no threat set at all. It is here to
     /// repeat such results, and no profile uses it.

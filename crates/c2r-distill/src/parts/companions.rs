@@ -177,7 +177,7 @@ impl CompanionAttack {
     }
 }
 
-/// See [`CompanionConfig::ClampedNormalizedPgd`]: `torchattacks.PGD` on normalized images, as ROME's and BEARD's code calls it.
+/// See [`CompanionConfig::ClampedNormalizedPgd`]: `torchattacks.PGD` on normalized images, as ROME's code calls it.
 #[derive(Debug)]
 struct ClampedNormalized {
     config: MultiStepConfig,
