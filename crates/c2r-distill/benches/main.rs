@@ -19,7 +19,7 @@ use c2r_models::{Frozen, Model, ModelInput};
 use c2r_testkit::toys;
 use cpu_time::CpuTime;
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group};
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 
 const N: i64 = 100;
 const N_CLASSES: i64 = 10;
@@ -35,10 +35,11 @@ fn companions(c: &mut Criterion<CpuTime>) {
     let threat = ThreatModel::untargeted(Norm::Linf, "2/255".parse().expect("a radius"));
     let ls_pgd = config("faithful", &[]).common.companions.expect("faithful has companions");
     let pgd = CompanionConfig::Pgd(MultiStepConfig { steps: 10, rel_step_size: 0.25, random_start: true });
+    let [mean, std] = [0.5, 0.25].map(|value| Tensor::full([1, 3, 1, 1], value, (Kind::Float, Device::Cpu)));
     let mut group = c.benchmark_group("companions");
     group.throughput(Throughput::Elements(N as u64)).sample_size(10);
     for (name, kind) in [("ls-pgd", ls_pgd), ("pgd-10", pgd), ("fgsm", CompanionConfig::Fgsm(FgsmConfig {}))] {
-        let attack = CompanionAttack::new(&kind, threat).expect("valid options");
+        let attack = CompanionAttack::new(&kind, threat, &mean, &std).expect("valid options");
         let attacked = Attacked { images: &images, labels: &labels, positions: &positions };
         group.bench_function(BenchmarkId::new(name, "W32/3x32x32/n100"), |b| {
             b.iter(|| attack.companions(&model, attacked, Seed::new(1), None));

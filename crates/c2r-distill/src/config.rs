@@ -9,9 +9,10 @@ use c2r_data::dsa::Dsa;
 use c2r_models::ModelSpec;
 use c2r_train::{
     LrSchedule,
+    layers::KeyError,
     ranges::{RangeError, at_least_one, below_one, in_range, not_negative, positive},
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
 use crate::error::ConfigError;
 
@@ -43,6 +44,9 @@ pub struct CommonConfig {
     pub pool: Option<PoolConfig>,
     /// How adversarial companions are made.
     pub companions: Option<CompanionConfig>,
+    /// Where images are attacked in another way than `companions` and `threat` say.
+    #[serde(default)]
+    pub attacks: AttacksConfig,
     /// Labels that come with the images.
     pub labels: LabelKind,
     /// The networks that make soft labels; required unless labels are hard.
@@ -55,8 +59,82 @@ pub struct CommonConfig {
 pub struct ThreatConfig {
     /// LS-PGD, and with it the method, is defined for `linf`.
     pub norm: Norm,
-    /// Radius in pixel units, e.g. `2/255`.
+    /// Radius in pixel units, e.g. `2/255`; `0` leaves images as they are.
+    #[serde(deserialize_with = "radius")]
     pub epsilon: Epsilon,
+}
+
+/// A radius as [`Epsilon`] reads it, and 0, which is none. A number needs no quotes.
+fn radius<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Epsilon, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a radius in pixel units, e.g. 2/255")]
+    enum Radius {
+        Text(String),
+        Number(f64),
+    }
+    let text = match Radius::deserialize(deserializer)? {
+        Radius::Text(text) => text,
+        Radius::Number(number) => number.to_string(),
+    };
+    if text == "0" { Ok(Epsilon::ZERO) } else { text.parse().map_err(D::Error::custom) }
+}
+
+fn some_radius<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Epsilon>, D::Error> {
+    radius(deserializer).map(Some)
+}
+
+/// Where C²R attacks images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The synthetic images: their companions and their scores.
+    Synthetic,
+    /// The real images that networks are trained on: those of the pool, and a teacher.
+    Pool,
+    /// The real images of an update, whose class means are matched and which the contrastive loss sees.
+    Matching,
+}
+
+/// What differs from `companions` and `threat` at each [`Place`]; nothing by default.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct AttacksConfig {
+    /// At [`Place::Synthetic`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub synthetic: Option<PlaceConfig>,
+    /// At [`Place::Pool`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PlaceConfig>,
+    /// At [`Place::Matching`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub matching: Option<PlaceConfig>,
+}
+
+/// The attack at one place; what is absent is that of `companions` and `threat`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct PlaceConfig {
+    /// Its radius, in the unit of `threat.epsilon`.
+    #[serde(default, deserialize_with = "some_radius", skip_serializing_if = "Option::is_none")]
+    pub epsilon: Option<Epsilon>,
+    /// How companions are made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub companions: Option<CompanionConfig>,
+}
+
+impl AttacksConfig {
+    /// Whether nothing differs anywhere.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// What differs at `place`.
+    pub const fn at(&self, place: Place) -> Option<&PlaceConfig> {
+        match place {
+            Place::Synthetic => self.synthetic.as_ref(),
+            Place::Pool => self.pool.as_ref(),
+            Place::Matching => self.matching.as_ref(),
+        }
+    }
 }
 
 /// The synthetic images as parameters.
@@ -78,9 +156,22 @@ pub struct ImagesConfig {
     /// the field, whose rates can then be taken over.
     #[serde(default)]
     pub space: ImageSpace,
+    /// Clamp the images to `[0, 1]` after each update (`true`), or when they are stored alone (as ROME, which does not
+    /// even then).
+    #[serde(default = "yes", skip_serializing_if = "is_true")]
+    pub clamp: bool,
     /// Decoded images per class in one iteration; 0 means all of them. AAC orders what an epoch of
     /// such batches sees first.
     pub batch_per_class: usize,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+const fn is_true(value: &bool) -> bool {
+    *value
 }
 
 /// A default for serde.
@@ -88,9 +179,8 @@ fn number<const N: u16, T: From<u16>>() -> T {
     T::from(N)
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
-const fn is<const N: u32>(value: &u32) -> bool {
-    *value == N
+fn is<const N: u16, T: From<u16> + PartialEq>(value: &T) -> bool {
+    *value == T::from(N)
 }
 
 /// First values of the synthetic images.
@@ -117,7 +207,7 @@ pub enum ImageSpace {
     Normalized,
 }
 
-/// Update rule of the synthetic images; the images are clamped to `[0, 1]` after each update.
+/// Update rule of the synthetic images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ImageOptimizer {
@@ -135,6 +225,10 @@ pub enum ImageOptimizer {
 /// pool, at ages evenly spaced from `min-steps` to `max-steps`. An iteration draws one network, and
 /// trains it `steps-per-iteration` steps further; past `max-steps` a new network of age `min-steps`
 /// takes its place.
+///
+/// With `push-every`, as in IDM (Zhao et al. 2023, arXiv:2307.09742) and ROME, networks come and go by time instead: one of
+/// age `min-steps` joins before every `push-every`-th update, the first included, and leaves when `alive` others have
+/// joined after it, however old it is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct PoolConfig {
@@ -149,8 +243,18 @@ pub struct PoolConfig {
     /// Age of the oldest.
     #[serde(default = "number::<1000, _>")]
     pub max_steps: u64,
-    /// Further training of the drawn network, in steps.
+    /// Further training in an iteration of each network that is trained then, in steps.
     pub steps_per_iteration: u64,
+    /// How many networks are trained in an iteration: as many random ones, or all if there are fewer (ROME: 2); 0 means
+    /// the one that was drawn.
+    #[serde(default, skip_serializing_if = "is::<0, _>")]
+    pub networks_per_iteration: usize,
+    /// Updates from one new network to the next (ROME: 30); 0 means that networks are replaced by age instead.
+    #[serde(default, skip_serializing_if = "is::<0, _>")]
+    pub push_every: u64,
+    /// Networks that stay, with `push-every`: the one that joined first leaves (ROME: 100); absent means all stay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alive: Option<usize>,
     /// Real images per training step.
     #[serde(default = "number::<256, _>")]
     pub batch_size: usize,
@@ -195,6 +299,11 @@ pub enum CompanionConfig {
     Pgd(MultiStepConfig),
     /// One signed-gradient step of length epsilon.
     Fgsm(FgsmConfig),
+    /// The attack of ROME's code, **an error of the field**: PGD on normalized values that are clamped to `[0, 1]`,
+    /// targeted at the next class, `(y + 1) mod K`. Its radius is in normalized values. The clamp moves most of the values
+    /// much farther than the radius and lowers the contrast, so what it makes is in no threat set at all. It is here to
+    /// repeat such results, and no profile uses it.
+    ClampedNormalizedPgd(MultiStepConfig),
 }
 
 /// Options of multi-step PGD companions.
@@ -247,7 +356,7 @@ pub enum LabelKind {
 pub struct TeacherConfig {
     /// How many networks: stored soft labels are the mean of their probabilities. One where the network itself is stored
     /// and where images are recovered without soft labels.
-    #[serde(default = "number::<1, _>", skip_serializing_if = "is::<1>")]
+    #[serde(default = "number::<1, _>", skip_serializing_if = "is::<1, _>")]
     pub count: u32,
     /// Training steps of each.
     pub steps: u64,
@@ -264,9 +373,25 @@ impl CommonConfig {
         self.ipc * (self.images.formation * self.images.formation) as usize
     }
 
-    /// The threat model of the companions.
+    /// What the adversary may do by default.
     pub const fn threat(&self) -> ThreatModel {
         ThreatModel { norm: self.threat.norm, epsilon: self.threat.epsilon, goal: Goal::Untargeted }
+    }
+
+    /// What the adversary may do at `place`.
+    pub fn threat_at(&self, place: Place) -> ThreatModel {
+        let own = self.attacks.at(place).and_then(|at| at.epsilon);
+        ThreatModel { epsilon: own.unwrap_or(self.threat.epsilon), ..self.threat() }
+    }
+
+    /// How companions are made at `place`.
+    pub fn companions_at(&self, place: Place) -> Option<&CompanionConfig> {
+        self.attacks.at(place).and_then(|at| at.companions.as_ref()).or(self.companions.as_ref())
+    }
+
+    /// Whether perturbations are remembered from one visit to the next at `place`.
+    pub fn remembers_at(&self, place: Place) -> bool {
+        matches!(self.companions_at(place), Some(CompanionConfig::LsPgd(ls)) if ls.warm_start)
     }
 
     /// Checks everything that does not depend on the method.
@@ -277,6 +402,18 @@ impl CommonConfig {
         let epsilon = self.threat.epsilon;
         let expected = "below 1 (pixels are in [0, 1]; write 8/255 for 8)";
         in_range(epsilon.value() < 1.0, "threat.epsilon", expected, epsilon)?;
+        for (place, keys) in [
+            (Place::Synthetic, ["attacks.synthetic.epsilon", "attacks.synthetic.companions"]),
+            (Place::Pool, ["attacks.pool.epsilon", "attacks.pool.companions"]),
+            (Place::Matching, ["attacks.matching.epsilon", "attacks.matching.companions"]),
+        ] {
+            let Some(at) = self.attacks.at(place) else { continue };
+            let threat = self.threat_at(place);
+            in_range(threat.epsilon.value() < 1.0, keys[0], expected, threat.epsilon)?;
+            // The messages of the options name keys of [companions].
+            let own = at.companions.iter().try_for_each(|companions| companions.validate(threat));
+            own.map_err(|error| KeyError::new(keys[1].to_owned(), error.to_string()))?;
+        }
         let images = &self.images;
         in_range(matches!(images.formation, 1 | 2), "images.formation", "1 or 2", images.formation)?;
         positive("images.lr", images.lr)?;
@@ -291,6 +428,8 @@ impl PoolConfig {
         at_least_one("pool.trajectories", self.trajectories as u64)?;
         at_least_one("pool.snapshots", self.snapshots as u64)?;
         at_least_one("pool.batch-size", self.batch_size as u64)?;
+        let (alive, first) = (self.alive.unwrap_or(usize::MAX), self.trajectories * self.snapshots);
+        in_range(alive >= first, "pool.alive", "at least pool.trajectories times pool.snapshots", alive)?;
         in_range(self.min_steps <= self.max_steps, "pool.min-steps", "at most pool.max-steps", self.min_steps)?;
         not_negative("pool.lr", self.lr)?;
         below_one("pool.momentum", self.momentum)?;
@@ -306,7 +445,7 @@ impl CompanionConfig {
     fn validate(&self, threat: ThreatModel) -> Result<(), ConfigError> {
         match self {
             Self::LsPgd(config) => LsPgd::new(config.clone(), threat).map(drop).map_err(ConfigError::from),
-            Self::Pgd(config) => {
+            Self::Pgd(config) | Self::ClampedNormalizedPgd(config) => {
                 at_least_one("companions.steps", u64::from(config.steps))?;
                 Ok(positive("companions.rel-step-size", config.rel_step_size)?)
             }

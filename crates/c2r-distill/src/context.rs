@@ -11,9 +11,9 @@ use c2r_train::Augmentation;
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    config::CommonConfig,
+    config::{CommonConfig, Place},
     error::{ConfigError, DistillError},
-    parts::companions::{Attacked, CompanionAttack, pieces},
+    parts::companions::{Attacked, Attacks, pieces},
     passes::RunPasses,
 };
 
@@ -34,7 +34,7 @@ pub struct Context {
     pub device: Device,
     /// Seed of everything random in the run.
     pub seed: Seed,
-    pub(crate) companions: Option<CompanionAttack>,
+    pub(crate) attacks: Attacks,
     /// The same images, for batches of them.
     pub(crate) batches: Batches,
     /// Mean and deviation of each channel, f32 `[1, C, 1, 1]`.
@@ -58,24 +58,21 @@ impl Context {
         ConfigError::SectionMissing { section, method: self.method }
     }
 
-    /// Whether perturbations can be remembered from one attack to the next.
-    pub fn remembers(&self) -> bool {
-        self.companions.as_ref().is_some_and(CompanionAttack::remembers)
-    }
-
-    /// Adversarial companions of any number of images, with their scores; counted in `passes`.
+    /// Adversarial companions of any number of images as `place` asks for them, with their scores; counted in `passes`.
+    /// Places differ only where the configuration has `[attacks]`.
     ///
     /// # Errors
     /// [`ConfigError::SectionMissing`] without `[companions]`, otherwise what the network or the attack returns.
     pub fn attack(
         &self,
+        place: Place,
         model: &dyn Classifier,
         attacked: Attacked<'_>,
         seed: Seed,
         cache: Option<&mut PerturbationCache>,
         passes: &mut RunPasses,
     ) -> Result<Companions, DistillError> {
-        let attack = self.companions.as_ref().ok_or_else(|| self.missing("companions"))?;
+        let attack = self.attacks.at(place).ok_or_else(|| self.missing("companions"))?;
         let companions = attack.companions(model, attacked, seed, cache)?;
         *passes += &companions;
         Ok(companions)

@@ -2,7 +2,7 @@
 
 use c2r_core::curriculum::Curriculum;
 
-use crate::config::{CommonConfig, CompanionConfig, PoolConfig};
+use crate::config::{CommonConfig, CompanionConfig, Place, PoolConfig};
 
 /// Images that a distillation will send through networks, by kind of pass, as their speed is measured. The numbers are
 /// estimates, and so not whole; a run counts its own ([`crate::RunPasses`]).
@@ -17,12 +17,14 @@ pub struct Work {
 }
 
 impl Work {
-    /// Adds companions of `images` images. Early stops are not foreseen: where companions are reused, this is an upper
+    /// Adds companions of `images` images at `place`. Early stops are not foreseen: where companions are reused, this is an upper
     /// bound.
-    pub fn add_attacked(&mut self, common: &CommonConfig, images: f64) {
-        let (forward, backward) = match &common.companions {
+    pub fn add_attacked(&mut self, common: &CommonConfig, place: Place, images: f64) {
+        let (forward, backward) = match common.companions_at(place) {
             Some(CompanionConfig::LsPgd(ls)) => (1.0 + f64::from(ls.candidates), 1.0),
-            Some(CompanionConfig::Pgd(pgd)) => (f64::from(pgd.steps) + 1.0, f64::from(pgd.steps)),
+            Some(CompanionConfig::Pgd(pgd) | CompanionConfig::ClampedNormalizedPgd(pgd)) => {
+                (f64::from(pgd.steps) + 1.0, f64::from(pgd.steps))
+            }
             Some(CompanionConfig::Fgsm(_)) => (2.0, 1.0),
             None => (0.0, 0.0),
         };
@@ -46,7 +48,7 @@ impl Work {
         let weighs = matches!(curriculum, Curriculum::Weight(_));
         let scores = curriculum.needs_scores() && !weighs;
         let epochs = images / n_train.max(1) as f64;
-        self.add_attacked(common, if scores { epochs.ceil() * n_train as f64 } else { 0.0 });
-        self.add_attacked(common, if pool.adversarial || weighs { images } else { 0.0 });
+        self.add_attacked(common, Place::Pool, if scores { epochs.ceil() * n_train as f64 } else { 0.0 });
+        self.add_attacked(common, Place::Pool, if pool.adversarial || weighs { images } else { 0.0 });
     }
 }

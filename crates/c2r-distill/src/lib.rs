@@ -40,15 +40,19 @@ mod run;
 
 pub use c2r_train::ranges;
 pub use config::{
-    CommonConfig, CompanionConfig, CurvatureConfig, FgsmConfig, ImageOptimizer, ImageSpace, ImagesConfig, Init,
-    LabelKind, MatchingConfig, MultiStepConfig, PoolConfig, TeacherConfig, ThreatConfig,
+    AttacksConfig, CommonConfig, CompanionConfig, CurvatureConfig, FgsmConfig, ImageOptimizer, ImageSpace,
+    ImagesConfig, Init, LabelKind, MatchingConfig, MultiStepConfig, Place, PlaceConfig, PoolConfig, TeacherConfig,
+    ThreatConfig,
 };
 pub use context::Context;
 pub use cost::Work;
 pub use error::{ConfigError, DistillError};
 pub use method::{Effect, Measured, Method, MethodConfig, MethodEntry, Needs, Sections, Step, StepReport};
 pub use methods::{
-    c2r::{AacConfig, Anchors, C2rConfig, ObjectiveConfig, RealCandidates, Remember, RobustTerm, Weighted},
+    c2r::{
+        AacConfig, Anchors, C2rConfig, Distance, ObjectiveConfig, RealCandidates, Reduction, Remember, RobustTerm,
+        Weighted,
+    },
     coreset::Coreset,
     dm::DmConfig,
     gradient_matching::{GradientMatchingConfig, GradientsConfig},

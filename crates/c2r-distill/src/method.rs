@@ -77,6 +77,8 @@ pub struct Needs {
     pub takes_batches: bool,
     /// Real images of each class that one update takes.
     pub real_per_class: usize,
+    /// It attacks pool, matched and synthetic images by `[attacks]`.
+    pub places: bool,
     /// In which order its networks and the teacher see real images.
     pub curriculum: Curriculum,
     /// Real images per training step of its networks, where that is not the pool's.
@@ -160,7 +162,7 @@ pub struct Step<'a> {
 }
 
 impl Step<'_> {
-    /// Moves the images against `gradient` by the configured rule and clamps them to `[0, 1]`.
+    /// Moves the images against `gradient` by the configured rule.
     ///
     /// * `gradient`: of the loss by the stored images; `loss`: its value, a scalar.
     ///

@@ -150,6 +150,9 @@ impl DistillConfig {
                 return Err(ConfigError::SectionMissing { section, method });
             }
         }
+        if !common.attacks.is_empty() && !needs.places {
+            return Err(ConfigError::SectionUnused { section: "attacks", method });
+        }
         common.validate()?;
         own.validate(common)?;
         let per_class = common.images.batch_per_class;
@@ -183,6 +186,21 @@ impl DistillConfig {
         let mut idle = self.method.idle(&self.common);
         if matches!(&self.common.companions, Some(CompanionConfig::LsPgd(ls)) if ls.candidates == 1) {
             idle.push(("companions.growth", "companions.candidates = 1 tries one step length"));
+        }
+        if let Some(pool) = &self.common.pool {
+            let attacks = pool.adversarial || self.method.needs().curriculum.needs_scores();
+            if !attacks {
+                idle.push(("attacks.pool", "no image that the pool is trained on is attacked (pool.adversarial)"));
+            }
+            if pool.steps_per_iteration == 0 {
+                idle.push((
+                    "pool.networks-per-iteration",
+                    "an update trains them for pool.steps-per-iteration = 0 steps",
+                ));
+            }
+            if pool.push_every == 0 {
+                idle.push(("pool.alive", "networks are replaced by age (pool.push-every = 0)"));
+            }
         }
         idle
     }
@@ -240,6 +258,9 @@ impl Serialize for DistillConfig {
         map.serialize_entry("images", &common.images)?;
         common.pool.iter().try_for_each(|pool| map.serialize_entry("pool", pool))?;
         common.companions.iter().try_for_each(|companions| map.serialize_entry("companions", companions))?;
+        if !common.attacks.is_empty() {
+            map.serialize_entry("attacks", &common.attacks)?;
+        }
         for (name, section) in self.method.sections() {
             map.serialize_entry(name, section)?;
         }

@@ -20,7 +20,7 @@ use crate::{
     context::{Context, per_channel},
     error::DistillError,
     method::{Effect, Measured, Method, Step, StepReport, TRAINING_LOSS, Watch},
-    parts::{companions::CompanionAttack, images::SyntheticImages, pool::NetworkTraining},
+    parts::{companions::Attacks, images::SyntheticImages, pool::NetworkTraining},
     passes::RunPasses,
     resolve::DistillConfig,
 };
@@ -110,15 +110,16 @@ impl Distillation {
             enough(needs.real_per_class, "matching.real-per-class")?;
         }
         let seed = Seed::new(common.seed);
-        let companions = common.companions.as_ref().map(|companions| CompanionAttack::new(companions, common.threat()));
+        let [mean, std] = [&spec.mean, &spec.std].map(|values| per_channel(values, device));
+        let attacks = Attacks::new(&common, &mean, &std)?;
         let context = Context {
             input: model_input(&spec),
             device,
             seed,
-            companions: companions.transpose()?,
+            attacks,
             batches: Batches::new(&data, device, None),
-            mean: per_channel(&spec.mean, device),
-            std: per_channel(&spec.std, device),
+            mean,
+            std,
             method: config.method.entry().name,
             common,
             spec,
@@ -412,8 +413,8 @@ impl Distillation {
     }
 
     /// The images as they are stored, f32 `[M, C, H, W]` in `[0, 1]`, class by class.
-    pub const fn images(&self) -> &Tensor {
-        self.images.images()
+    pub fn images(&self) -> Tensor {
+        self.images.stored()
     }
 
     /// The synthetic set at this point of the run.
@@ -430,7 +431,7 @@ impl Distillation {
         let soft_labels = match (common.labels, &common.teacher) {
             (LabelKind::Soft, Some(TeacherConfig { temperature, .. })) => {
                 let _no_grad = tch::no_grad_guard();
-                let decoded = decode_formation(self.images(), formation)?;
+                let decoded = decode_formation(&self.images(), formation)?;
                 let of = |teacher: &Model| {
                     let logits = teacher.classify(&self.context.embed(teacher, &decoded, None)) / *temperature;
                     logits.softmax(1, Kind::Float).to_device(Device::Cpu)

@@ -49,7 +49,7 @@ Profiles for --config (docs/method.md and docs/baselines.md have the equations a
   class-mean          C2R without its two parts (its backbone)
   aac                 the backbone and the attack-aware curriculum
   crl                 the backbone and the contrastive robustness loss
-  rome                attacked class means and cross-entropy, as in ROME (Zhou et al. 2025)
+  rome                ROME as its code does it: attacked class means and cross-entropy (Zhou et al. 2025)
   mat                 matching adversarial trajectories (arXiv:2503.12069)
   guard               SRe2L, with a network trained under a curvature penalty (GUARD, arXiv:2403.10045)
   dm                  distribution matching (arXiv:2110.04181)
@@ -89,7 +89,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 
-    /// Radius of the attack that is used while distilling, in pixel units, e.g. 2/255 [default: the dataset's]
+    /// Radius of the attacks that are used while distilling, in pixel units, e.g. 2/255 [default: the dataset's]
+    ///
+    /// It is that of all of them but those for which the configuration has a radius of their own (attacks.PLACE.epsilon).
     #[arg(long, value_name = "EPS")]
     eps: Option<Epsilon>,
 

@@ -217,7 +217,7 @@ fn the_weight_of_the_loss_follows_images_per_class_dataset_profile_and_command()
     assert_eq!(weights("cifar10", "faithful", &["--ipc", "1"]), (5.0, 1.0));
     assert_eq!(weights("digits", "faithful", &["--ipc", "10"]), (5.0, 1.0));
     assert_eq!(weights("cifar10", "plus", &["--ipc", "10"]), (5.0, 1.0));
-    assert_eq!(weights("cifar10", "rome", &["--ipc", "10"]).0, 0.5);
+    assert_eq!(weights("cifar10", "rome", &["--ipc", "10"]).0, 40.0);
     assert_eq!(weights("cifar10", "faithful", &["--set", "objective.weight=2.0"]), (2.0, 6.0));
 }
 

@@ -19,7 +19,7 @@ use serde::Deserialize;
 use tch::{Kind, Tensor};
 
 use crate::{
-    config::{CommonConfig, MatchingConfig},
+    config::{CommonConfig, MatchingConfig, Place},
     context::Context,
     cost::Work,
     error::{ConfigError, DistillError},
@@ -62,7 +62,7 @@ impl MethodConfig for DmConfig {
     fn add_work(&self, common: &CommonConfig, n_classes: usize, _: usize, total: &mut Work) {
         let (iterations, decoded) = (common.iterations as f64, (n_classes * common.decoded_per_class()) as f64);
         let real = (self.matching.real_per_class * n_classes) as f64;
-        total.add_attacked(common, if self.matching.attacked { iterations * real } else { 0.0 });
+        total.add_attacked(common, Place::Matching, if self.matching.attacked { iterations * real } else { 0.0 });
         total.forward += iterations * (real + decoded);
         total.input_gradient += iterations * decoded;
     }
@@ -94,7 +94,8 @@ impl Method for Dm {
         let mut real_margins = None;
         if self.matching.attacked {
             let attacked = Attacked { images: &real, labels: &labels, positions: &rows.positions };
-            let companions = context.attack(&model, attacked, seed.child("real", 0), None, step.passes)?;
+            let companions =
+                context.attack(Place::Matching, &model, attacked, seed.child("real", 0), None, step.passes)?;
             (real, real_margins) = (companions.images, Some(companions.margins));
         }
         // Every class has its own draw.

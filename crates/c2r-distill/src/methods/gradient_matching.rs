@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::{
-    config::{CommonConfig, MatchingConfig},
+    config::{CommonConfig, MatchingConfig, Place},
     context::Context,
     cost::Work,
     error::{ConfigError, DistillError},
@@ -122,7 +122,7 @@ impl MethodConfig for GradientMatchingConfig {
     fn add_work(&self, common: &CommonConfig, n_classes: usize, _: usize, total: &mut Work) {
         let (iterations, decoded) = (common.iterations as f64, (n_classes * common.decoded_per_class()) as f64);
         let real = (self.matching.real_per_class * n_classes) as f64;
-        total.add_attacked(common, if self.matching.attacked { iterations * real } else { 0.0 });
+        total.add_attacked(common, Place::Matching, if self.matching.attacked { iterations * real } else { 0.0 });
         // Twice differentiated: a training pass and about as much again.
         total.training += iterations * (real + 2.0 * decoded);
         let learned = 1.0 - 1.0 / self.gradients.outer as f64;
@@ -231,7 +231,8 @@ impl Method for GradientMatching {
             let (mut real, labels) = context.real(&rows);
             if config.matching.attacked {
                 let attacked = Attacked { images: &real, labels: &labels, positions: &rows.positions };
-                let companions = context.attack(model, attacked, seed.child("real", 0), None, step.passes)?;
+                let companions =
+                    context.attack(Place::Matching, model, attacked, seed.child("real", 0), None, step.passes)?;
                 margins.push(companions.margins);
                 real = companions.images;
             }

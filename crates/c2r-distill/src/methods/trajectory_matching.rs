@@ -36,7 +36,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use crate::{
-    config::{CommonConfig, PoolConfig},
+    config::{CommonConfig, Place, PoolConfig},
     context::Context,
     cost::Work,
     error::{ConfigError, DistillError},
@@ -147,7 +147,7 @@ impl MethodConfig for TrajectoryMatchingConfig {
         let Self { experts, student } = self;
         let images = (experts.count as u64 * experts.epochs) as f64 * n_train as f64;
         total.training += images;
-        total.add_attacked(common, if experts.adversarial { images } else { 0.0 });
+        total.add_attacked(common, Place::Pool, if experts.adversarial { images } else { 0.0 });
         let decoded = (n_classes * common.decoded_per_class()) as f64;
         let batch = if student.batch_size == 0 { decoded } else { decoded.min(student.batch_size as f64) };
         total.training += common.iterations as f64 * student.steps as f64 * 2.0 * batch;
@@ -163,6 +163,9 @@ impl MethodConfig for TrajectoryMatchingConfig {
                 min_steps: 0,
                 max_steps: experts.epochs * steps_per_epoch,
                 steps_per_iteration: 0,
+                networks_per_iteration: 0,
+                push_every: 0,
+                alive: None,
                 batch_size: experts.batch_size,
                 lr: experts.lr,
                 momentum: experts.momentum,

@@ -3,13 +3,15 @@
 use std::ops::Range;
 
 use c2r_attacks::{Attack, AttackBatch, AttackConfig, AttackError, Oracle, PgdConfig};
-use c2r_base::{Classifier, Passes, Seed, ThreatModel};
+use c2r_base::{
+    Classifier, ClassifierError, Norm, Passes, Seed, ThreatModel, grad::try_input_gradient, host::send, loss,
+};
 use c2r_core::ls_pgd::{Companions, LsPgd, PerturbationCache};
 use c2r_train::ranges::RangeError;
 use tch::Tensor;
 
 use crate::{
-    config::CompanionConfig,
+    config::{CommonConfig, CompanionConfig, MultiStepConfig, Place},
     error::{ConfigError, DistillError},
 };
 
@@ -35,6 +37,37 @@ pub struct Attacked<'a> {
     pub positions: &'a [usize],
 }
 
+/// The attack at each [`Place`].
+#[derive(Debug)]
+pub(crate) struct Attacks {
+    /// That of `[companions]` and `[threat]`.
+    all: Option<CompanionAttack>,
+    /// Those of `[attacks]`.
+    own: [(Place, Option<CompanionAttack>); 3],
+}
+
+impl Attacks {
+    /// * `mean`, `std`: of each channel, f32 `[1, C, 1, 1]`.
+    pub(crate) fn new(common: &CommonConfig, mean: &Tensor, std: &Tensor) -> Result<Self, ConfigError> {
+        let new = |companions: Option<&CompanionConfig>, threat| {
+            companions.map(|companions| CompanionAttack::new(companions, threat, mean, std)).transpose()
+        };
+        let own = |place| {
+            let companions = common.attacks.at(place).and_then(|_| common.companions_at(place));
+            Ok::<_, ConfigError>((place, new(companions, common.threat_at(place))?))
+        };
+        Ok(Self {
+            all: new(common.companions.as_ref(), common.threat())?,
+            own: [own(Place::Synthetic)?, own(Place::Pool)?, own(Place::Matching)?],
+        })
+    }
+
+    pub(crate) fn at(&self, place: Place) -> Option<&CompanionAttack> {
+        let own = self.own.iter().find(|(at, _)| *at == place);
+        own.and_then(|(_, own)| own.as_ref()).or(self.all.as_ref())
+    }
+}
+
 /// An attack that makes companions, checked.
 pub struct CompanionAttack {
     rule: Rule,
@@ -44,6 +77,7 @@ pub struct CompanionAttack {
 enum Rule {
     LsPgd(LsPgd),
     Other(Box<dyn Attack>),
+    ClampedNormalized(ClampedNormalized),
 }
 
 impl std::fmt::Debug for CompanionAttack {
@@ -51,6 +85,7 @@ impl std::fmt::Debug for CompanionAttack {
         match &self.rule {
             Rule::LsPgd(attack) => attack.fmt(f),
             Rule::Other(attack) => f.debug_tuple("CompanionAttack").field(&attack.name()).finish(),
+            Rule::ClampedNormalized(attack) => attack.fmt(f),
         }
     }
 }
@@ -58,9 +93,16 @@ impl std::fmt::Debug for CompanionAttack {
 impl CompanionAttack {
     /// Checks the options.
     ///
+    /// * `mean`, `std`: of each channel, f32 `[1, C, 1, 1]`, for [`CompanionConfig::ClampedNormalizedPgd`].
+    ///
     /// # Errors
     /// [`ConfigError`].
-    pub fn new(config: &CompanionConfig, threat: ThreatModel) -> Result<Self, ConfigError> {
+    pub fn new(
+        config: &CompanionConfig,
+        threat: ThreatModel,
+        mean: &Tensor,
+        std: &Tensor,
+    ) -> Result<Self, ConfigError> {
         let pgd = |steps, rel_step_size: f64, random_start| {
             let config = PgdConfig { steps, rel_step_size: Some(rel_step_size), random_start, ..PgdConfig::default() };
             AttackConfig::Pgd(config).build().map_err(|error| RangeError {
@@ -73,16 +115,14 @@ impl CompanionAttack {
             CompanionConfig::LsPgd(config) => Rule::LsPgd(LsPgd::new(config.clone(), threat)?),
             CompanionConfig::Pgd(config) => Rule::Other(pgd(config.steps, config.rel_step_size, config.random_start)?),
             CompanionConfig::Fgsm(_) => Rule::Other(pgd(1, 1.0, false)?),
+            CompanionConfig::ClampedNormalizedPgd(config) => Rule::ClampedNormalized(ClampedNormalized {
+                config: config.clone(),
+                radius: threat.epsilon.value(),
+                mean: mean.shallow_clone(),
+                std: std.shallow_clone(),
+            }),
         };
         Ok(Self { rule, threat })
-    }
-
-    /// Whether a [`PerturbationCache`] is of any use.
-    pub(crate) const fn remembers(&self) -> bool {
-        match &self.rule {
-            Rule::LsPgd(attack) => attack.remembers(),
-            Rule::Other(_) => false,
-        }
     }
 
     /// Companions and perturbation scores of any number of images; see [`LsPgd::attack`] for `cache`.
@@ -106,6 +146,7 @@ impl CompanionAttack {
             parts.push(match &self.rule {
                 Rule::LsPgd(attack) => attack.attack(model, &images, &labels, &ids, seed, cache.as_deref_mut())?,
                 Rule::Other(attack) => self.other(&**attack, model, &images, &labels, &ids, seed)?,
+                Rule::ClampedNormalized(attack) => attack.companions(model, &images, &labels, &ids, seed)?,
             });
         }
         Ok(if parts.len() == 1 { parts.swap_remove(0) } else { Companions::cat(&parts) })
@@ -136,6 +177,52 @@ impl CompanionAttack {
     }
 }
 
+/// See [`CompanionConfig::ClampedNormalizedPgd`]: `torchattacks.PGD` on normalized images, as ROME's code calls it.
+#[derive(Debug)]
+struct ClampedNormalized {
+    config: MultiStepConfig,
+    /// In normalized values.
+    radius: f64,
+    /// Of each channel, f32 `[1, C, 1, 1]`.
+    mean: Tensor,
+    std: Tensor,
+}
+
+impl ClampedNormalized {
+    fn companions(
+        &self,
+        model: &dyn Classifier,
+        images: &Tensor,
+        labels: &Tensor,
+        ids: &[u64],
+        seed: Seed,
+    ) -> Result<Companions, ClassifierError> {
+        let _no_grad = tch::no_grad_guard();
+        let pixels = |normalized: &Tensor| normalized * &self.std + &self.mean;
+        let normalized = (images - &self.mean) / &self.std;
+        // The library's order: into the ball around the unclamped image, then into [0, 1].
+        let clamped = |change: Tensor| (&normalized + change.clamp(-self.radius, self.radius)).clamp(0.0, 1.0);
+        let mut x = normalized.shallow_clone();
+        if self.config.random_start {
+            let noise = Norm::Linf.random_in_ball(&images.size()[1..], ids, self.radius, seed, "clamped-pgd/start");
+            x = clamped(send(&noise, images.device()));
+        }
+        let step = self.config.rel_step_size * self.radius;
+        for _ in 0..self.config.steps {
+            let (gradient, _) = try_input_gradient(&x, |x| {
+                let logits = model.logits(&pixels(x))?;
+                Ok::<_, ClassifierError>(loss::ce(&logits, &(labels + 1).remainder(logits.size()[1])))
+            })?;
+            x = clamped(&x - gradient.sign() * step - &normalized);
+        }
+        let images = pixels(&x);
+        let logits = model.logits(&images)?;
+        let n = ids.len() as u64;
+        let steps = (0..self.config.steps).flat_map(|_| [Passes::forward(n), Passes::backward(n)]);
+        Ok(Companions::new(images, &logits, labels, steps.chain([Passes::forward(n)]).sum(), 0))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use tch::{Device, Kind};
@@ -153,5 +240,48 @@ mod tests {
         // 2^22 values each: four at once.
         assert_eq!(of(&[9, 1, 2048, 2048]), [(0, 4), (4, 8), (8, 9)]);
         assert_eq!(of(&[2, 2, 4096, 4096]), [(0, 1), (1, 2)]);
+    }
+
+    /// Logits `[-x, x]` of images of one pixel, brighter or darker.
+    struct Brightness;
+
+    impl Classifier for Brightness {
+        fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+            let x = images.view([-1, 1]);
+            Ok(Tensor::cat(&[-&x, x], 1))
+        }
+
+        fn device(&self) -> Device {
+            Device::Cpu
+        }
+    }
+
+    /// Mean 0.5, deviation 0.25, radius 0.1. Class 0 is attacked towards class 1, brighter. Normalized 0.4 goes to 0.5; 1.6 and
+    /// -1.6 go to the ends of [0, 1], whatever the radius is; class 1 is attacked towards class 0 and goes to 0.3.
+    #[test]
+    fn clamped_normalized_pgd_by_hand() {
+        let scale = [0.5, 0.25].map(|value| Tensor::full([1, 1, 1, 1], value, (Kind::Float, Device::Cpu)));
+        let steps = MultiStepConfig { steps: 2, rel_step_size: 0.5, random_start: false };
+        let attack = |config: MultiStepConfig| {
+            let threat = ThreatModel::untargeted(Norm::Linf, "0.1".parse().unwrap());
+            let config = CompanionConfig::ClampedNormalizedPgd(config);
+            let attack = CompanionAttack::new(&config, threat, &scale[0], &scale[1]).unwrap();
+            let images = Tensor::from_slice(&[0.6f32, 0.9, 0.1, 0.6]).view([4, 1, 1, 1]);
+            let labels = Tensor::from_slice(&[0i64, 0, 0, 1]);
+            let attacked = Attacked { images: &images, labels: &labels, positions: &[0, 1, 2, 3] };
+            attack.companions(&Brightness, attacked, Seed::new(0), None).unwrap()
+        };
+        let made = attack(steps);
+        let got = Vec::<f32>::try_from(made.images.view(-1)).unwrap();
+        for (got, expected) in got.iter().zip([0.625, 0.75, 0.5, 0.575]) {
+            assert!((got - expected).abs() < 1e-6, "{got} instead of {expected}");
+        }
+        assert_eq!((made.passes.forward_images, made.passes.backward_images), (4 * 3, 4 * 2));
+        // A random start, and a step too short to reach the end of the ball.
+        let random = attack(MultiStepConfig { steps: 1, rel_step_size: 0.1, random_start: true }).images;
+        let normalized = (random - 0.5) / 0.25;
+        assert!(normalized.min().double_value(&[]) >= 0.0 && normalized.max().double_value(&[]) <= 1.0);
+        let first = normalized.double_value(&[0, 0, 0, 0]);
+        assert!((first - 0.4).abs() <= 0.1 + 1e-6 && (first - 0.41).abs() > 1e-3, "{first}");
     }
 }

@@ -19,7 +19,7 @@ const CLUSTERING_ROUNDS: usize = 30;
 /// The synthetic images of a run: what methods look at and move.
 #[derive(Debug)]
 pub struct SyntheticImages {
-    /// The stored images, f32 `[M, C, H, W]` in `[0, 1]`.
+    /// The images, f32 `[M, C, H, W]`; in `[0, 1]` unless the update does not clamp them.
     images: Tensor,
     /// Class of each decoded image, `M * formation^2` of them.
     labels: Vec<i64>,
@@ -55,9 +55,9 @@ impl SyntheticImages {
         })
     }
 
-    /// The stored images, f32 `[M, C, H, W]` in `[0, 1]`, class by class.
-    pub const fn images(&self) -> &Tensor {
-        &self.images
+    /// The images as they are stored, f32 `[M, C, H, W]` in `[0, 1]`, class by class.
+    pub fn stored(&self) -> Tensor {
+        if self.config.clamp { self.images.shallow_clone() } else { self.images.clamp(0.0, 1.0) }
     }
 
     /// Class of each decoded image.
@@ -80,7 +80,7 @@ impl SyntheticImages {
         self.iteration as f64 / self.iterations.saturating_sub(1).max(1) as f64
     }
 
-    /// A handle of the stored images that tracks gradients, and the images that it decodes to
+    /// A handle of the images that tracks gradients, and the images that it decodes to
     /// (`[M * formation^2, C, H, W]`), through which they flow.
     ///
     /// # Errors
@@ -91,8 +91,7 @@ impl SyntheticImages {
         Ok((tracked, decoded))
     }
 
-    /// Moves the images against `gradient`, of the loss by the stored images, by the configured rule and clamps them to
-    /// `[0, 1]`.
+    /// Moves the images against `gradient`, of the loss by the stored images, by the configured rule.
     pub(crate) fn descend(&mut self, gradient: &Tensor) {
         let lr = learning_rate(&self.config, self.iteration, self.iterations);
         self.iteration += 1;
@@ -114,7 +113,7 @@ impl SyntheticImages {
     pub(crate) fn state(&mut self, state: &mut State<'_>) -> Result<(), StateError> {
         state.tensor("images", &mut self.images)?;
         let [least, most] = [self.images.min(), self.images.max()].map(|value| value.double_value(&[]));
-        if least < 0.0 || most > 1.0 {
+        if self.config.clamp && (least < 0.0 || most > 1.0) {
             return Err(StateError::wrong("images", "in 0..=1", format!("{least} to {most}")));
         }
         state.integer("iteration", &mut self.iteration, 0..=self.iterations as i64)?;

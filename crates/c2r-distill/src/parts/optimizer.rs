@@ -20,6 +20,7 @@ pub(crate) struct ImageUpdate {
     rule: ImageOptimizer,
     /// Pixels per unit of the space that the learning rate is about, where that is not pixels.
     unit: Option<Tensor>,
+    clamp: bool,
     /// SGD's velocity is the first.
     moments: Adam,
 }
@@ -29,10 +30,10 @@ impl ImageUpdate {
     pub(crate) fn new(config: &ImagesConfig, images: &Tensor, std: &[f64]) -> Self {
         let unit = (config.space == ImageSpace::Normalized).then(|| per_channel(std, images.device()));
         let betas = if config.optimizer == ImageOptimizer::AdamShort { SHORT_BETAS } else { (0.9, 0.999) };
-        Self { rule: config.optimizer, unit, moments: Adam::new(images, betas) }
+        Self { rule: config.optimizer, unit, clamp: config.clamp, moments: Adam::new(images, betas) }
     }
 
-    /// Moves `images` against `gradient` and clamps them to `[0, 1]`; `step` counts from 1.
+    /// Moves `images` against `gradient` and, unless that is switched off, clamps them to `[0, 1]`; `step` counts from 1.
     pub(crate) fn apply(&mut self, images: &mut Tensor, gradient: &Tensor, lr: f64, step: u64) {
         let _no_grad = tch::no_grad_guard();
         let scaled = |values: Tensor| match &self.unit {
@@ -47,8 +48,8 @@ impl ImageUpdate {
                 self.moments.first.shallow_clone()
             }
         });
-        let moved = (&*images - change * lr).clamp(0.0, 1.0);
-        images.copy_(&moved);
+        let moved = &*images - change * lr;
+        images.copy_(&if self.clamp { moved.clamp(0.0, 1.0) } else { moved });
     }
 
     /// Visits the moments; SGD has one.
@@ -85,6 +86,7 @@ mod tests {
             lr: 0.1,
             final_lr: 0.02,
             space: ImageSpace::Pixel,
+            clamp: true,
             batch_per_class: 0,
         }
     }
@@ -98,6 +100,21 @@ mod tests {
         let got: Vec<f32> = Vec::try_from(&images).unwrap();
         for (got, expected) in got.iter().zip([0.4, 0.6, 1.0]) {
             assert!((got - expected).abs() < 1e-5, "{got} instead of {expected}");
+        }
+    }
+
+    /// From 0.8 by 0.3 beyond white, and back by 0.15.
+    #[test]
+    fn without_the_clamp_an_image_comes_back_from_where_it_went() {
+        for (clamp, expected) in [(false, [1.1, 0.95]), (true, [1.0, 0.85])] {
+            let mut images = Tensor::from_slice(&[0.8f32]);
+            let config = ImagesConfig { clamp, ..config(ImageOptimizer::Sgd) };
+            let mut update = ImageUpdate::new(&config, &images, &[]);
+            for (step, (gradient, expected)) in [-3.0f32, 3.0].into_iter().zip(expected).enumerate() {
+                // The velocity: -3, then 3 - 1.5.
+                update.apply(&mut images, &Tensor::from_slice(&[gradient]), 0.1, step as u64 + 1);
+                assert!((images.double_value(&[0]) - expected).abs() < 1e-6, "{images:?}");
+            }
         }
     }
 

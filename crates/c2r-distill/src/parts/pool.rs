@@ -10,10 +10,11 @@ use c2r_train::{
     Augmentation, LrSchedule, Sgd, SgdConfig, parameter_gradients, read,
     state::{State, StateError},
 };
+use rand::Rng;
 use tch::{Kind, Tensor};
 
 use crate::{
-    config::{CurvatureConfig, PoolConfig},
+    config::{CurvatureConfig, Place, PoolConfig},
     context::Context,
     error::DistillError,
     method::{TRAINING_LOSS, Watch},
@@ -80,10 +81,22 @@ impl Pool {
         config.trajectories as u64 * config.max_steps
     }
 
-    /// Networks that are replaced in `iterations` updates, if each is drawn equally often.
-    pub(crate) fn replacements(config: &PoolConfig, iterations: u64) -> u64 {
+    /// Networks that each of `iterations` updates trains; the first ones may have fewer.
+    pub(crate) fn trained_per_iteration(config: &PoolConfig, iterations: u64) -> u64 {
+        let pushed = if config.push_every > 0 { Self::newcomers(config, iterations) as usize } else { 0 };
+        let most = config.alive.unwrap_or(usize::MAX).min(config.trajectories * config.snapshots + pushed);
+        config.networks_per_iteration.clamp(1, most.max(1)) as u64
+    }
+
+    /// Networks that join the pool in `iterations` updates: by time, or in place of one that is too old, if each is trained
+    /// equally often.
+    pub(crate) fn newcomers(config: &PoolConfig, iterations: u64) -> u64 {
+        if config.push_every > 0 {
+            return iterations.div_ceil(config.push_every);
+        }
         let n_networks = (config.trajectories * config.snapshots).max(1) as u64;
-        let steps = iterations * config.steps_per_iteration / n_networks;
+        let n_trained = Self::trained_per_iteration(config, iterations);
+        let steps = iterations * n_trained * config.steps_per_iteration / n_networks;
         // A network is replaced by the step that takes it past `max_steps`.
         let life = config.max_steps + 1 - config.min_steps;
         let of = |age: u64| (steps + life).saturating_sub(config.max_steps + 1 - age) / life;
@@ -94,15 +107,17 @@ impl Pool {
     pub(crate) fn filling(&self) -> (u64, u64) {
         let config = &self.recipe.config;
         let complete = self.next_trajectory.saturating_sub(u64::from(self.growing.is_some()));
-        let complete = complete.min(config.trajectories as u64) * config.max_steps;
+        // A trajectory of no steps is a unit of work, too.
+        let unit = config.max_steps.max(1);
+        let complete = complete.min(config.trajectories as u64) * unit;
         let done = complete + self.growing.as_ref().map_or(0, |network| network.age);
-        let total = Self::steps_to_fill(config);
+        let total = config.trajectories as u64 * unit;
         (done.min(total), total)
     }
 
+    /// Whether the first networks are there.
     pub(crate) const fn is_full(&self) -> bool {
-        let config = &self.recipe.config;
-        self.growing.is_none() && self.networks.len() == config.trajectories * config.snapshots
+        self.growing.is_none() && self.next_trajectory >= self.recipe.config.trajectories as u64
     }
 
     pub(crate) fn network(&self, index: usize) -> &Model {
@@ -143,7 +158,47 @@ impl Pool {
         Ok(())
     }
 
-    /// Trains the drawn network further; a network past its age makes room for a young one.
+    /// Lets a young network join where one is due before update `t`, with `push-every`.
+    ///
+    /// Returns whether the one that joined first has left: the others have moved up by one.
+    pub(crate) fn push(
+        &mut self,
+        t: u64,
+        context: &Context,
+        cache: Option<&mut PerturbationCache>,
+        passes: &mut RunPasses,
+        watch: &mut Watch,
+    ) -> Result<bool, DistillError> {
+        let PoolConfig { push_every, alive, .. } = self.recipe.config;
+        if push_every == 0 || !t.is_multiple_of(push_every) {
+            return Ok(false);
+        }
+        self.networks.push(self.recipe.young_network(self.next_trajectory, context, cache, passes, watch)?);
+        self.next_trajectory += 1;
+        let full = alive.is_some_and(|alive| self.networks.len() > alive);
+        if full {
+            self.networks.remove(0);
+        }
+        Ok(full)
+    }
+
+    /// The networks that an update trains: the one that was drawn, or `networks-per-iteration` random ones.
+    pub(crate) fn to_train(&self, drawn: usize, rng: &mut impl Rng) -> Vec<usize> {
+        let n = self.recipe.config.networks_per_iteration;
+        if n == 0 {
+            return vec![drawn];
+        }
+        let mut all: Vec<usize> = (0..self.networks.len()).collect();
+        let n = n.min(all.len());
+        for at in 0..n {
+            let other = rng.random_range(at..all.len());
+            all.swap(at, other);
+        }
+        all.truncate(n);
+        all
+    }
+
+    /// Trains a network further; without `push-every`, one past its age makes room for a young one.
     ///
     /// Returns whether the network was replaced: whatever is remembered of its embeddings is void then.
     pub(crate) fn grow(
@@ -159,13 +214,11 @@ impl Pool {
         for _ in 0..recipe.config.steps_per_iteration {
             recipe.train_step(network, context, cache.as_deref_mut(), passes, watch)?;
         }
-        let replaced = recipe.config.steps_per_iteration > 0 && network.age > recipe.config.max_steps;
+        let PoolConfig { steps_per_iteration, push_every, max_steps, .. } = recipe.config;
+        let replaced = push_every == 0 && steps_per_iteration > 0 && network.age > max_steps;
         if replaced {
-            *network = recipe.new_network(context, *next_trajectory)?;
+            *network = recipe.young_network(*next_trajectory, context, cache, passes, watch)?;
             *next_trajectory += 1;
-            while network.age < recipe.config.min_steps {
-                recipe.train_step(network, context, cache.as_deref_mut(), passes, watch)?;
-            }
         }
         Ok(replaced)
     }
@@ -173,8 +226,15 @@ impl Pool {
     /// Visits all networks.
     pub(crate) fn state(&mut self, context: &Context, state: &mut State<'_>) -> Result<(), DistillError> {
         let PoolConfig { trajectories, snapshots, max_steps, .. } = self.recipe.config;
-        // An update replaces one network at most.
-        let most = trajectories as u64 + context.common.iterations;
+        let PoolConfig { networks_per_iteration, push_every, alive, steps_per_iteration, .. } = self.recipe.config;
+        let iterations = context.common.iterations;
+        // An update adds one network at most, or replaces those that it trains.
+        let most = trajectories as u64 + iterations * networks_per_iteration.max(1) as u64;
+        let oldest = if push_every > 0 {
+            max_steps.saturating_add(iterations.saturating_mul(steps_per_iteration))
+        } else {
+            max_steps
+        };
         state.integer("pool.next-trajectory", &mut self.next_trajectory, 0..=most as i64)?;
         let newest = self.next_trajectory as i64 - 1;
         let prefix = |index: usize| format!("pool.{index:04}.");
@@ -184,7 +244,7 @@ impl Pool {
         }
         let n = context.data.len();
         for (index, network) in self.networks.iter_mut().enumerate() {
-            state.section(&prefix(index), |state| network.state(state, n, max_steps, 0..=newest))?;
+            state.section(&prefix(index), |state| network.state(state, n, oldest, 0..=newest))?;
         }
         state.optional("pool.growing.age", &mut self.growing, || self.recipe.new_network(context, 0))?;
         if let Some(network) = &mut self.growing {
@@ -193,7 +253,9 @@ impl Pool {
         }
         // With another number the pool would never be full.
         let n_complete = self.next_trajectory.min(trajectories as u64) as usize;
-        let n_expected = self.growing.as_ref().map_or(n_complete * snapshots, |growing| {
+        let n_pushed = if push_every > 0 { self.next_trajectory as usize - n_complete } else { 0 };
+        let n_now = (n_complete * snapshots + n_pushed).min(alive.unwrap_or(usize::MAX));
+        let n_expected = self.growing.as_ref().map_or(n_now, |growing| {
             let n_taken = snapshot_ages(&self.recipe.config).iter().filter(|&&age| age <= growing.age).count();
             n_complete.saturating_sub(1) * snapshots + n_taken
         });
@@ -213,6 +275,22 @@ impl Recipe {
         let accuracy = Tensor::zeros([], (Kind::Double, context.device));
         let (epoch, augmentation) = (Epoch::default(), self.augmentation(context));
         Ok(PoolNetwork { model, optimizer, age: 0, trajectory, accuracy, epoch, augmentation })
+    }
+
+    /// A network of `min-steps`.
+    fn young_network(
+        &self,
+        trajectory: u64,
+        context: &Context,
+        mut cache: Option<&mut PerturbationCache>,
+        passes: &mut RunPasses,
+        watch: &mut Watch,
+    ) -> Result<PoolNetwork, DistillError> {
+        let mut network = self.new_network(context, trajectory)?;
+        while network.age < self.config.min_steps {
+            self.train_step(&mut network, context, cache.as_deref_mut(), passes, watch)?;
+        }
+        Ok(network)
     }
 
     fn augmentation(&self, context: &Context) -> Augmentation {
@@ -254,21 +332,23 @@ impl Recipe {
         let (age, trained) = (network.age, seed.child("pool/train", network.trajectory));
         let seed = trained.child("step", age);
         if network.epoch.is_finished() {
-            let progress = network.age as f64 / config.max_steps.max(1) as f64;
+            let progress = (network.age as f64 / config.max_steps.max(1) as f64).min(1.0);
             network.epoch =
                 Epoch::new(epoch_order(&network.model, curriculum, context, progress, seed, cache, passes)?);
         }
         let rows = network.epoch.next(config.batch_size, context.device);
         let (images, labels) = context.real(&rows);
         let dsa_rng = |age| trained.child("step", age).stream("dsa", 0);
-        let mut images = network.augmentation.apply(&images, age, config.max_steps + 1, dsa_rng);
+        // With `push-every` nobody knows when the last step is.
+        let end = if config.push_every > 0 { u64::MAX } else { config.max_steps + 1 };
+        let mut images = network.augmentation.apply(&images, age, end, dsa_rng);
         let mut weights = None;
         let weighs = matches!(curriculum, Curriculum::Weight(_));
         if config.adversarial || weighs {
             // Augmentation may leave the box; attacks live inside it.
             images = images.clamp(0.0, 1.0);
             let attacked = Attacked { images: &images, labels: &labels, positions: &rows.positions };
-            let companions = context.attack(&network.model, attacked, seed, None, passes)?;
+            let companions = context.attack(Place::Pool, &network.model, attacked, seed, None, passes)?;
             weights = weighs.then(|| curriculum.weights(&companions.scores));
             if config.adversarial {
                 images = companions.images;
@@ -408,7 +488,7 @@ fn epoch_order(
             let rows = all.part(start, SCORING_BATCH.min(n - start));
             let (images, labels) = context.real(&rows);
             let attacked = Attacked { images: &images, labels: &labels, positions: &rows.positions };
-            scored.push(context.attack(model, attacked, seed, cache.as_deref_mut(), passes)?.scores);
+            scored.push(context.attack(Place::Pool, model, attacked, seed, cache.as_deref_mut(), passes)?.scores);
         }
         scores = read(&scored).into_iter().map(|score| score as f32).collect();
     }

@@ -1,5 +1,6 @@
 //! Distillation on the embedded digits, with networks small enough to run in seconds.
 
+mod backbone;
 mod methods;
 mod switches;
 
@@ -174,18 +175,23 @@ fn everything() -> DistillConfig {
 
 #[test]
 fn a_run_that_is_stopped_anywhere_ends_with_the_same_bytes() {
-    let config = everything();
-    let mut whole = start(&config);
+    for config in [everything(), backbone::freedom()] {
+        stops_anywhere(&config);
+    }
+}
+
+fn stops_anywhere(config: &DistillConfig) {
+    let mut whole = start(config);
     finish(&mut whole);
     let expected = bytes(&whole);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("state.safetensors");
     let (_, total) = whole.progress();
-    let mut distillation = start(&config);
+    let mut distillation = start(config);
     for stop in 0..total {
         // Stop before every single step: save, drop, load, go on.
         distillation.state().unwrap().write(&path).unwrap();
-        distillation = start(&config);
+        distillation = start(config);
         distillation.restore(&TensorFile::read(&path).unwrap()).unwrap();
         assert_eq!(distillation.progress().0, stop);
         distillation.step().unwrap();
@@ -511,6 +517,7 @@ fn the_page_of_the_keys_is_complete() {
     let mut configs: Vec<DistillConfig> = c2r_distill::profiles::names().map(|name| profile(name, &[])).collect();
     configs.extend([
         everything(),
+        backbone::freedom(),
         config(&[
             ("name", "x".into()),
             ("companions", table("attack = \"pgd\"\nsteps = 3\nrel-step-size = 0.5\nrandom-start = true")),
@@ -527,6 +534,8 @@ fn the_page_of_the_keys_is_complete() {
         keys.extend(settings.into_iter().map(|(key, _)| match key.split('.').collect::<Vec<_>>()[..] {
             // The three places of the curriculum have the same keys.
             ["aac", _, last] if last != "mode" => format!("aac.PLACE.{last}"),
+            ["attacks", _, "companions", ..] => "attacks.PLACE.companions".to_owned(),
+            ["attacks", _, last] => format!("attacks.PLACE.{last}"),
             _ => key,
         }));
     }

@@ -228,9 +228,14 @@ fn a_hostile_state_is_refused_or_harmless() {
         ("mat", 1),
         ("mat", 5),
         ("sre2l", 1),
+        ("backbone", 1),
     ];
     for (name, before_end) in cases {
-        let mut config = if name.is_empty() { everything() } else { profile(name, &[]) };
+        let mut config = match name {
+            "" => everything(),
+            "backbone" => backbone::freedom(),
+            name => profile(name, &[]),
+        };
         config.common.ipc = 1;
         let mut distillation = start(&config);
         while distillation.progress().0 + before_end < distillation.progress().1 {
@@ -285,8 +290,9 @@ fn attack_state(method: &str, config: &DistillConfig, whole: &TensorFile) {
         let integers = tensor.kind() == Kind::Int64;
         if tensor.numel() > 0 {
             let of = |value: f64| tensor.full_like(value);
-            refused(name, Some(of(-1e9)), integers || name == "images" || name == "update.second");
-            refused(name, Some(of(1e18)), integers && !name.ends_with(".pushed") || name == "images");
+            let clamped = name == "images" && config.common.images.clamp;
+            refused(name, Some(of(-1e9)), integers || clamped || name == "update.second");
+            refused(name, Some(of(1e18)), integers && !name.ends_with(".pushed") || clamped);
             if !integers {
                 refused(name, Some(of(f64::NAN)), !name.ends_with(".losses"));
             }

@@ -5,13 +5,13 @@ use c2r_testkit::max_difference;
 use super::*;
 
 /// The reports of a run of the faithful profile with `changes`, and its images.
-fn run(changes: &[(&str, toml::Value)]) -> (Vec<StepReport>, Tensor) {
+pub(super) fn run(changes: &[(&str, toml::Value)]) -> (Vec<StepReport>, Tensor) {
     let mut distillation = start(&config(changes));
     let reports = finish(&mut distillation);
     (reports, images(&distillation))
 }
 
-fn off() -> toml::Value {
+pub(super) fn off() -> toml::Value {
     table("mode = \"off\"")
 }
 
@@ -21,10 +21,14 @@ fn idle_keys_are_named_and_change_nothing() {
     let named = |changes: &[(&str, toml::Value)]| -> Vec<&str> {
         config(changes).idle().into_iter().map(|(key, _)| key).collect()
     };
-    assert_eq!(named(&[]), ["aac.remember"]);
-    assert_eq!(named(&[("companions.warm-start", true.into())]), [""; 0]);
+    assert_eq!(named(&[]), ["aac.remember", "pool.alive"]);
+    assert_eq!(named(&[("companions.warm-start", true.into()), ("pool.push-every", 1.into())]), [""; 0]);
     let without_crl = ("objective.robust", toml::Value::from("class-mean"));
     type Change = (&'static str, toml::Value);
+    let unmatched: Change = ("matching.weight", 0.0.into());
+    let clean: Vec<Change> = vec![("matching.attacked", false.into()), without_crl.clone()];
+    let untrained: Vec<Change> = vec![("pool.steps-per-iteration", 0.into())];
+    let alone: Vec<Change> = vec![("objective.robust", "none".into()), ("aac.synthetic", off())];
     let cases: Vec<(&str, Vec<Change>, Change)> = vec![
         ("aac.remember", vec![], ("aac.remember", "real".into())),
         ("companions.growth", vec![("companions.candidates", 1.into())], ("companions.growth", 3.0.into())),
@@ -36,6 +40,14 @@ fn idle_keys_are_named_and_change_nothing() {
         ("objective.eta", vec![("objective.weight", 0.0.into())], ("objective.eta", 0.9.into())),
         ("objective.robust", vec![("objective.weight", 0.0.into())], ("objective.robust", "class-mean".into())),
         ("aac.synthetic", vec![("objective.eta", 1.0.into())], ("aac.synthetic", off())),
+        ("matching.attacked", vec![unmatched.clone()], ("matching.attacked", false.into())),
+        ("aac.matching", vec![unmatched.clone()], ("aac.matching", table("mode = \"weight\"\nfloor = 0.05"))),
+        ("objective.distance", vec![unmatched], ("objective.distance", "squared-l1".into())),
+        ("pool.networks-per-iteration", untrained, ("pool.networks-per-iteration", 2.into())),
+        ("pool.alive", vec![], ("pool.alive", 4.into())),
+        ("attacks.pool", vec![("pool.adversarial", false.into())], ("attacks.pool.epsilon", "4/255".into())),
+        ("attacks.matching", clean.clone(), ("attacks.matching.epsilon", "4/255".into())),
+        ("attacks.synthetic", alone, ("attacks.synthetic.epsilon", "4/255".into())),
     ];
     for (key, setting, change) in cases {
         assert!(named(&setting).contains(&key), "`{key}` is not named");

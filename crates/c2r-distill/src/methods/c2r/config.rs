@@ -54,9 +54,49 @@ pub struct ObjectiveConfig {
     /// What the anchors are compared with besides the synthetic images and their companions.
     #[serde(default)]
     pub candidates: RealCandidates,
-    /// Multiply the cross-entropy by the network's accuracy on its own training batches (ROME and IDM).
+    /// Multiply the cross-entropy by the network's accuracy on its own training batches, in `[0, 1]` (ROME and IDM, whose
+    /// accuracy is in percent: 100 times the weight).
     #[serde(default)]
     pub by_accuracy: bool,
+    /// What `L_DM` measures.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub distance: Distance,
+    /// Whether the loss of all classes is the mean or the sum of theirs.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub reduction: Reduction,
+    /// One augmentation draw for each class (DM, ROME) instead of one for all images of an update.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub dsa_per_class: bool,
+    /// Attack images after they are augmented (ROME), clamped to `[0, 1]` for that, instead of before.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub attack_after_dsa: bool,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// Distance of the mean embedding of synthetic images from that of real ones, for one class.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Distance {
+    /// Squared L2 distance, divided by the variance of the real embeddings.
+    #[default]
+    ScaledL2,
+    /// The square of half the L1 distance: `total_variation_2` of ROME's code. It depends on the scale and the length of the
+    /// embedding.
+    SquaredL1,
+}
+
+/// How the losses of the classes become one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reduction {
+    /// Their mean. Adam does not care.
+    #[default]
+    Mean,
+    /// Their sum: the number of classes times the mean (DM, ROME).
+    Sum,
 }
 
 /// Which images are the anchors of the contrastive loss.
@@ -140,6 +180,12 @@ pub enum Remember {
 }
 
 impl C2rConfig {
+    /// Whether `matching.attacked` and `aac.matching` can act: through `L_DM`, or through the variance that the class means
+    /// of the robust term are divided by.
+    pub(super) fn matches(&self) -> bool {
+        self.matching.weight > 0.0 || self.objective.robust == RobustTerm::ClassMean
+    }
+
     /// Whether the contrastive loss is a term.
     pub(super) fn contrasts(&self) -> bool {
         self.objective.robust == RobustTerm::Crl

@@ -22,12 +22,13 @@ use serde_json::json;
 use tch::{Kind, Tensor};
 
 use super::{
-    config::{C2rConfig, Remember, RobustTerm, Weighted},
+    config::{C2rConfig, Reduction, Remember, RobustTerm, Weighted},
     real::{Embedded, RealImages},
     terms::{contrast, match_means, weighted_mean},
+    views::Views,
 };
 use crate::{
-    config::CommonConfig,
+    config::{Place, ThreatConfig},
     context::Context,
     error::DistillError,
     method::{Effect, Measured, Method, Step, quantiles},
@@ -66,7 +67,7 @@ struct Memory {
 impl C2r {
     pub(super) fn new(config: C2rConfig, context: &Context) -> Result<Self, DistillError> {
         let pool = context.common.pool.clone().ok_or_else(|| context.missing("pool"))?;
-        let remembers_real = context.remembers() && config.aac.remember != Remember::Synthetic;
+        let remembers_real = context.common.remembers_at(Place::Matching) && config.aac.remember != Remember::Synthetic;
         Ok(Self {
             real: RealRows::new(context, config.matching.real_per_class),
             pool: Pool::new(pool, config.aac.pool.clone(), context.seed.child("pool", 0)),
@@ -79,7 +80,7 @@ impl C2r {
 
     /// Whether perturbations of synthetic images are remembered.
     fn remembers_synthetic(&self, context: &Context) -> bool {
-        context.remembers() && self.config.aac.remember != Remember::Real
+        context.common.remembers_at(Place::Synthetic) && self.config.aac.remember != Remember::Real
     }
 
     fn queue_config(&self) -> Option<QueueConfig> {
@@ -101,7 +102,8 @@ impl C2r {
         if curriculum.needs_scores() {
             let attacked = Attacked { images: decoded, labels: step.images.targets(), positions: &all };
             let cache = self.memories[network].cache.as_mut();
-            let companions = context.attack(self.pool.network(network), attacked, seed, cache, step.passes)?;
+            let model = self.pool.network(network);
+            let companions = context.attack(Place::Synthetic, model, attacked, seed, cache, step.passes)?;
             scores = to_vec(&companions.scores);
         }
         Ok(curriculum.order(&scores, labels, step.images.progress(), &mut seed.stream("order", 0)))
@@ -117,7 +119,8 @@ impl C2r {
             let model = self.pool.network(network);
             let seed = context.seed.child("claims", network as u64);
             let attacked = Attacked { images: &decoded, labels, positions: &positions };
-            let companions = context.attack(model, attacked, seed, None, &mut Default::default())?;
+            let uncounted = &mut Default::default();
+            let companions = context.attack(Place::Synthetic, model, attacked, seed, None, uncounted)?;
             let [clean, attacked] = [&decoded, &companions.images].map(|images| context.embed(model, images, None));
             let candidates = [&clean, &attacked].map(|embeddings| Candidates { embeddings, labels });
             let nearest: Vec<Tensor> = clean
@@ -148,8 +151,9 @@ impl Method for C2r {
     }
 
     fn prepared_from(&self, context: &Context) -> Option<serde_json::Value> {
-        let CommonConfig { pool, companions, threat, .. } = &context.common;
-        let order = &self.config.aac.pool;
+        let (common, order) = (&context.common, &self.config.aac.pool);
+        let (pool, companions) = (&common.pool, common.companions_at(Place::Pool));
+        let threat = ThreatConfig { epsilon: common.threat_at(Place::Pool).epsilon, ..common.threat };
         // Perturbations of real images that are remembered go on into the updates.
         self.real_cache.is_none().then(
             || json!({"method": "c2r", "pool": pool, "companions": companions, "threat": threat, "aac.pool": order}),
@@ -159,6 +163,10 @@ impl Method for C2r {
     fn update(&mut self, step: &mut Step<'_>) -> Result<Measured, DistillError> {
         let context = step.context;
         let seed = context.seed.child("iteration", step.images.iteration());
+        let t = step.images.iteration();
+        if self.pool.push(t, context, self.real_cache.as_mut(), step.passes, step.watch)? && !self.memories.is_empty() {
+            self.memories.remove(0);
+        }
         let network = seed.stream("network", 0).random_range(0..self.pool.len());
         if self.memories.len() < self.pool.len() {
             self.memories.resize_with(self.pool.len(), Memory::default);
@@ -169,6 +177,7 @@ impl Method for C2r {
         }
 
         // Synthetic side: the next batch in curriculum order, its companions and scores.
+        let augmentation = Views::new(&self.config.objective, context, seed);
         let (tracked, decoded) = step.images.tracked()?;
         let batch_size = match context.common.images.batch_per_class {
             0 => n_decoded,
@@ -181,38 +190,47 @@ impl Method for C2r {
             (synthetic, labels) = (decoded, step.images.targets().shallow_clone());
         } else {
             if self.epoch.is_finished() {
-                self.epoch = Epoch::new(self.synthetic_order(step, network, &decoded.detach(), seed)?);
+                let decoded = augmentation.to_attack(context, &decoded);
+                self.epoch = Epoch::new(self.synthetic_order(step, network, &decoded, seed)?);
             }
             let rows = self.epoch.next(batch_size, context.device);
             synthetic = tch::with_grad(|| decoded.index_select(0, &rows.index));
             labels = step.images.targets().index_select(0, &rows.index);
             batch = rows.positions;
         }
-        let mut companions = None;
+        let classes: Vec<i64> = batch.iter().map(|&position| step.images.labels()[position]).collect();
+        let model = self.pool.network(network);
+        let (mut views, mut companions) = (synthetic, None);
+        if augmentation.attack_after {
+            views = tch::with_grad(|| augmentation.augment(context, &views, &classes));
+        }
         if self.config.attacks_synthetic() {
-            let attacked = Attacked { images: &synthetic.detach(), labels: &labels, positions: &batch };
+            let clean = augmentation.to_attack(context, &views);
+            let attacked = Attacked { images: &clean, labels: &labels, positions: &batch };
             let cache = self.memories[network].cache.as_mut();
-            companions = Some(context.attack(self.pool.network(network), attacked, seed, cache, step.passes)?);
+            let made = context.attack(Place::Synthetic, model, attacked, seed, cache, step.passes)?;
+            // The perturbation is a constant: gradients reach the image through x + d as through x.
+            views = tch::with_grad(|| Tensor::cat(&[&views, &(&views + (&made.images - clean))], 0));
+            companions = Some(made);
         }
 
-        // Real side, the same augmentation draw.
-        let draw = context.common.dsa.draw(&mut seed.stream("dsa", 0));
-        let model = self.pool.network(network);
+        // Real side, the same augmentation.
         let cache = self.real_cache.as_mut();
-        let rows = self.real.of(context, step.images.iteration());
-        let real = RealImages::new(&self.config, &rows, model, cache, step, seed, &draw)?;
+        let rows = self.real.of(context, t);
+        let real = RealImages::new(&self.config, &rows, model, cache, step, seed, &augmentation)?;
 
         // The loss, and the gradient of the images.
         let C2rConfig { matching: matching_config, objective, aac, .. } = &self.config;
         let n = batch.len() as i64;
         let n_classes = context.input.n_classes;
+        let n_views = if companions.is_some() { 2 } else { 1 };
         let (value, terms) = tch::with_grad(|| {
-            let views = match &companions {
-                // The perturbation is a constant: gradients reach the image through x + d as through x.
-                Some(made) => Tensor::cat(&[&synthetic, &(&synthetic + (&made.images - synthetic.detach()))], 0),
-                None => synthetic.shallow_clone(),
+            let views = if augmentation.attack_after {
+                views
+            } else {
+                augmentation.augment(context, &views, &classes.repeat(n_views))
             };
-            let embeddings = model.features(&context.augmented(&views, &draw));
+            let embeddings = model.features(&views);
             let clean = Embedded { embeddings: embeddings.narrow(0, 0, n), labels: labels.shallow_clone() };
             let perturbed = companions.as_ref().map(|_| embeddings.narrow(0, n, n));
             let (matching, spread) = match_means(&self.config, &clean, &real, n_classes);
@@ -248,13 +266,16 @@ impl Method for C2r {
             };
             let value = &matching * matching_config.weight
                 + (confident * (1.0 - objective.eta) + &robust * robust_share) * objective.weight;
+            let value = match objective.reduction {
+                Reduction::Mean => value,
+                Reduction::Sum => value * n_classes as f64,
+            };
             let robust = (objective.robust != RobustTerm::None).then_some(robust);
             (value, [Some(matching), Some(performance), robust, similarity])
         });
         let gradient = gradients(&value, &[&tracked]).swap_remove(0);
-        let n_views = n as u64 * if companions.is_some() { 2 } else { 1 };
-        step.passes.forward += n_views;
-        step.passes.backward += n_views;
+        step.passes.forward += n as u64 * n_views as u64;
+        step.passes.backward += n as u64 * n_views as u64;
         let [matching, performance, robust, impostor_similarity] =
             terms.map(|scalar| scalar.map(|scalar| scalar.detach()));
         step.descend(&gradient, &value);
@@ -277,8 +298,10 @@ impl Method for C2r {
                 .get_or_insert_with(|| new_queue(config, context, dimension))
                 .push(&attacked.embeddings, &real.classes);
         }
-        if self.pool.grow(network, context, self.real_cache.as_mut(), step.passes, step.watch)? {
-            self.memories[network] = Memory::default();
+        for index in self.pool.to_train(network, &mut seed.stream("trained", 0)) {
+            if self.pool.grow(index, context, self.real_cache.as_mut(), step.passes, step.watch)? {
+                self.memories[index] = Memory::default();
+            }
         }
         Ok(measured)
     }
@@ -321,7 +344,7 @@ impl Method for C2r {
         }
         let first = first_images(&context.common, &context.spec, &context.data, context.seed, context.device)?;
         let before = self.measure(context, images.targets(), &first)?;
-        let after = self.measure(context, images.targets(), images.images())?;
+        let after = self.measure(context, images.targets(), &images.stored())?;
         Ok(Some(Effect {
             margin_quantiles_before: before.0,
             margin_quantiles_after: after.0,

@@ -7,15 +7,18 @@ mod config;
 mod iteration;
 mod real;
 mod terms;
+mod views;
 
 use std::sync::Arc;
 
 use c2r_core::curriculum::Curriculum;
 use c2r_train::ranges::{in_range, not_negative};
-pub use config::{AacConfig, Anchors, C2rConfig, ObjectiveConfig, RealCandidates, Remember, RobustTerm, Weighted};
+pub use config::{
+    AacConfig, Anchors, C2rConfig, Distance, ObjectiveConfig, RealCandidates, Reduction, Remember, RobustTerm, Weighted,
+};
 
 use crate::{
-    config::{CommonConfig, CompanionConfig},
+    config::{CommonConfig, Place},
     context::Context,
     cost::Work,
     error::{ConfigError, DistillError},
@@ -83,6 +86,20 @@ impl MethodConfig for C2rConfig {
             aac.matching.mode(),
             "class means are taken over the whole batch, so only a choice (`prefix`, `pace`) or weights can act",
         )?;
+        let remembers = [Place::Synthetic, Place::Matching].map(|place| common.remembers_at(place));
+        conflict(
+            objective.attack_after_dsa && remembers != [false; 2],
+            "objective.attack-after-dsa",
+            "true",
+            "with companions.warm-start an attack begins at the perturbation of an image that was augmented otherwise",
+        )?;
+        let apart = common.attacks.pool != common.attacks.matching;
+        conflict(
+            apart && remembers[1] && aac.remember != Remember::Synthetic,
+            "aac.remember",
+            if aac.remember == Remember::Both { "both" } else { "real" },
+            "perturbations of real images are shared by two places that [attacks] tells apart, pool and matching",
+        )?;
         conflict(
             is_order(&aac.synthetic) && common.images.batch_per_class == 0,
             "aac.synthetic",
@@ -93,12 +110,12 @@ impl MethodConfig for C2rConfig {
 
     fn needs(&self) -> Needs {
         let (real_per_class, curriculum) = (self.matching.real_per_class, self.aac.pool.clone());
-        Needs { attacks: true, takes_batches: true, real_per_class, curriculum, ..Needs::default() }
+        Needs { attacks: true, places: true, takes_batches: true, real_per_class, curriculum, ..Needs::default() }
     }
 
     fn idle(&self, common: &CommonConfig) -> Vec<(&'static str, &'static str)> {
         let Self { objective, aac, .. } = self;
-        let remembers = matches!(&common.companions, Some(CompanionConfig::LsPgd(ls)) if ls.warm_start);
+        let remembers = common.remembers_at(Place::Synthetic) || common.remembers_at(Place::Matching);
         let mut idle = Vec::new();
         let mut note = |when: bool, keys: &[&'static str], reason| {
             if when {
@@ -106,6 +123,16 @@ impl MethodConfig for C2rConfig {
             }
         };
         note(!remembers, &["aac.remember"], "perturbations are remembered only with companions.warm-start = true");
+        note(self.matching.weight == 0.0, &["objective.distance"], "matching.weight is 0");
+        note(!self.matches(), &["aac.matching", "matching.attacked"], "matching.weight is 0");
+        let (attacked, _) = self.embeds_real();
+        let at_matching = attacked || aac.matching.needs_scores();
+        note(
+            !at_matching,
+            &["attacks.matching"],
+            "no real image is attacked (matching.attacked, objective.candidates)",
+        );
+        note(!self.attacks_synthetic(), &["attacks.synthetic"], "no synthetic image is attacked (objective.robust)");
         let keys = ["crl", "objective.anchors", "objective.candidates"];
         note(!self.contrasts(), &keys, "objective.robust is not \"crl\"");
         note(
@@ -139,8 +166,9 @@ impl MethodConfig for C2rConfig {
         if let Some(pool) = &common.pool {
             let order = &self.aac.pool;
             total.add_training(common, pool, order, Pool::steps_to_fill(pool) as f64, n_train);
-            let replaced = Pool::replacements(pool, common.iterations) * pool.min_steps;
-            let grown = iterations * pool.steps_per_iteration as f64 + replaced as f64;
+            let young = Pool::newcomers(pool, common.iterations) * pool.min_steps;
+            let trained = Pool::trained_per_iteration(pool, common.iterations) * pool.steps_per_iteration;
+            let grown = iterations * trained as f64 + young as f64;
             total.add_training(common, pool, order, grown, n_train);
         }
         let decoded = n_classes * common.decoded_per_class();
@@ -152,17 +180,17 @@ impl MethodConfig for C2rConfig {
         let views = if companions { 2.0 } else { 1.0 };
         total.forward += iterations * batch * views;
         total.input_gradient += iterations * batch * views;
-        total.add_attacked(common, if companions { iterations * batch } else { 0.0 });
+        total.add_attacked(common, Place::Synthetic, if companions { iterations * batch } else { 0.0 });
         // An epoch that has an order or a choice begins with scoring all of its images.
         let curriculum = &self.aac.synthetic;
         let scored = curriculum.needs_scores() && (batch < decoded as f64 || curriculum.chooses());
-        total.add_attacked(common, if scored { iterations * batch } else { 0.0 });
+        total.add_attacked(common, Place::Synthetic, if scored { iterations * batch } else { 0.0 });
 
         let real = (self.matching.real_per_class * n_classes) as f64;
         let (attacked, clean) = self.embeds_real();
         total.forward += iterations * real * (f64::from(u8::from(attacked)) + f64::from(u8::from(clean)));
         let attacked = attacked || self.aac.matching.needs_scores();
-        total.add_attacked(common, if attacked { iterations * real } else { 0.0 });
+        total.add_attacked(common, Place::Matching, if attacked { iterations * real } else { 0.0 });
     }
 
     fn build(&self, context: &Context) -> Result<Box<dyn Method>, DistillError> {

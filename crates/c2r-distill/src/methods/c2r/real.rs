@@ -2,12 +2,12 @@
 
 use c2r_base::{Seed, host::to_vec};
 use c2r_core::{crl::Candidates, curriculum::Curriculum, ls_pgd::PerturbationCache};
-use c2r_data::{Rows, dsa::DsaDraw};
+use c2r_data::Rows;
 use c2r_models::Model;
 use tch::Tensor;
 
-use super::config::C2rConfig;
-use crate::{error::DistillError, method::Step, parts::companions::Attacked};
+use super::{config::C2rConfig, views::Views};
+use crate::{config::Place, error::DistillError, method::Step, parts::companions::Attacked};
 
 /// Embeddings f32 `[A, D]` with their labels i64 `[A]`.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ pub(super) struct RealImages {
 }
 
 impl RealImages {
-    /// Attacks those at `rows` where anything needs that, and embeds them under the augmentation `draw`.
+    /// Attacks those at `rows` where anything needs that, and embeds them under the augmentation of the update.
     pub(super) fn new(
         config: &C2rConfig,
         rows: &Rows,
@@ -46,20 +46,24 @@ impl RealImages {
         cache: Option<&mut PerturbationCache>,
         step: &mut Step<'_>,
         seed: Seed,
-        draw: &DsaDraw,
+        augmentation: &Views,
     ) -> Result<Self, DistillError> {
         let _no_grad = tch::no_grad_guard();
         let context = step.context;
         let positions = &rows.positions;
         let (images, labels) = context.real(rows);
         let classes: Vec<i64> = positions.iter().map(|&position| context.data.labels()[position]).collect();
+        let augment = |images: Tensor| augmentation.augment(context, &images, &classes);
+        let images = if augmentation.attack_after { augment(images) } else { images };
         let curriculum = &config.aac.matching;
         let (needs_attacked, needs_clean) = config.embeds_real();
         let mut views = Vec::new();
         let (mut kept, mut weights, mut margins) = (None, None, None);
         if needs_attacked || curriculum.needs_scores() {
-            let attacked = Attacked { images: &images, labels: &labels, positions };
-            let companions = context.attack(model, attacked, seed.child("real", 0), cache, step.passes)?;
+            let clean = augmentation.to_attack(context, &images);
+            let attacked = Attacked { images: &clean, labels: &labels, positions };
+            let noise = seed.child("real", 0);
+            let companions = context.attack(Place::Matching, model, attacked, noise, cache, step.passes)?;
             if curriculum.chooses() {
                 let scores = to_vec::<f32>(&companions.scores);
                 let progress = step.images.progress();
@@ -79,7 +83,11 @@ impl RealImages {
             views.push(images);
         }
         step.passes.forward += (positions.len() * views.len()) as u64;
-        let embeddings = context.embed(model, &Tensor::cat(&views, 0), Some(draw));
+        let draw = augmentation.shared().filter(|_| !augmentation.attack_after);
+        if draw.is_none() && !augmentation.attack_after {
+            views = views.into_iter().map(augment).collect();
+        }
+        let embeddings = context.embed(model, &Tensor::cat(&views, 0), draw);
         let mut embedded = embeddings
             .split(positions.len() as i64, 0)
             .into_iter()
