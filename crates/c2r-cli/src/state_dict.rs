@@ -24,9 +24,9 @@ const ONLY_PARAMETERS: &str = "to save only the parameters, run this in the Pyth
 /// A network as a `state_dict`.
 #[derive(clap::Args, Clone)]
 pub(crate) struct StateDictArgs {
-    /// PyTorch state_dict (.pt, .pth or safetensors) of a network as defined in dataset-distillation code
+    /// PyTorch state_dict (.pt, .pth or safetensors) of a network of DC, DSA, DM or MTT; --arch lists them
     ///
-    /// That is the code of DC, DSA, DM and MTT; --arch lists the networks. Names may begin with `module.` or
+    /// Names may begin with `module.` or
     /// `_orig_mod.`. The tensors may be at the top or under state_dict, model_state_dict, model, net or network.
     #[arg(long, value_name = "FILE", requires = "arch")]
     pub(crate) state_dict: Option<PathBuf>,

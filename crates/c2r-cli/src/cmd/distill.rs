@@ -43,15 +43,15 @@ Examples:
   c2r distill --dataset cifar10 --data DIR --config dm --ipc 10 --estimate
 
 Profiles for --config (docs/method.md and docs/baselines.md have the equations and sources):
-  faithful            C2R as the paper describes it
+  faithful            C2R; our reading where the paper is ambiguous
   plus                C2R with labels from a teacher network that is stored with the set
-  literal             the most literal reading of the paper
+  literal             C2R; ambiguous passages taken word for word
   class-mean          C2R without its two parts (its backbone)
   aac                 the backbone and the attack-aware curriculum
   crl                 the backbone and the contrastive robustness loss
-  rome                ROME as its code does it: attacked class means and cross-entropy (Zhou et al. 2025)
+  rome                ROME as its code does it (Zhou et al. 2025)
   mat                 matching adversarial trajectories (arXiv:2503.12069)
-  guard               SRe2L, with a network trained under a curvature penalty (GUARD, arXiv:2403.10045)
+  guard               SRe2L with a curvature penalty (GUARD, arXiv:2403.10045)
   dm                  distribution matching (arXiv:2110.04181)
   dc                  gradient matching (arXiv:2006.05929)
   dsa                 gradient matching with Siamese augmentation (arXiv:2102.08259)

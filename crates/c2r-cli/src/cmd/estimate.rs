@@ -45,7 +45,7 @@ Examples:
   c2r estimate commands.jsonl --measured data/speeds/h200.json
 
 For a single command, `c2r distill --estimate`, `c2r train --estimate` and `c2r attack --estimate` are simpler. \
-`cargo xtask reproduce --list` and `--dry-run` use this command for whole grids.")]
+`cargo xtask reproduce --list` and `--dry-run` use this command for whole experiments.")]
 pub(crate) struct Args {
     /// File with a command per line, each a JSON array of strings; - for standard input
     #[arg(value_name = "FILE")]

@@ -15,7 +15,7 @@ use crate::data;
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:
-  # For PyTorch, in the layout of DC, DSA and DM; --normalized also normalizes the pixels as those projects do
+  # For PyTorch, in the layout of DC, DSA and DM, normalized as theirs
   c2r export runs/first --to pt first.pt --normalized
 
   # For NumPy
@@ -53,8 +53,8 @@ pub(crate) struct Args {
 
     /// For pt: normalize the pixels as DC, DSA, DM and MTT do
     ///
-    /// The values are (pixel - mean) / std. For datasets other than CIFAR-10, they are the mean and std
-    /// stored in the set.
+    /// Values become (pixel - mean) / std: with these projects' mean and std for CIFAR-10, and with those stored in the
+    /// set for other datasets.
     #[arg(long)]
     normalized: bool,
 

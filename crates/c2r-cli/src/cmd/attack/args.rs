@@ -117,8 +117,8 @@ pub(crate) struct Args {
 
     /// Write a JSON report
     ///
-    /// For `c2r table`, attack a --dataset, and give either --checkpoint with --each, or --ipc (with several attacks,
-    /// --each too). Reports made otherwise cannot be tabulated, but hold more detail on every image.
+    /// `c2r table` reads it if you give --dataset and either --checkpoint and --each, or --ipc (and --each if there are
+    /// several attacks). Other reports have more detail on every image.
     #[arg(long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
 
@@ -216,7 +216,7 @@ fn orders() -> impl TypedValueParser<Value = SubsetOrder> {
         (
             SubsetOrder::ClassBalanced,
             "class-balanced",
-            "equal numbers per class (plus or minus one), the same in every run; 200 are a part of 1000",
+            "equal numbers per class (plus or minus one), the same images in every run",
         ),
         (SubsetOrder::First, "first", "the first N in the order of the files, to compare with older results"),
     ])
