@@ -91,7 +91,7 @@ pub(crate) struct Args {
 
     /// Radius of the attacks that are used while distilling, in pixel units, e.g. 2/255 [default: the dataset's]
     ///
-    /// It is that of all of them but those for which the configuration has a radius of their own (attacks.PLACE.epsilon).
+    /// Applies to every attack whose radius the configuration does not set itself (attacks.PLACE.epsilon).
     #[arg(long, value_name = "EPS")]
     eps: Option<Epsilon>,
 

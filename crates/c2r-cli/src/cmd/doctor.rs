@@ -45,8 +45,8 @@ Examples:
   c2r doctor --profile train --model ConvNet-D3-W128-IN --input 3x32x32 --device cuda
 
 For each step, --profile prints libtorch's operator calls, the values read back to the CPU (each stalls a GPU), and \
-the tensors copied between CPU and device, with their size. It also prints the images sent forward and backward, the \
-milliseconds, and the part of them that the convolutions alone would take (docs/performance.md).")]
+the tensors copied between CPU and device, with their size. It also prints the number of images sent forward and backward, \
+the time, and how much of that time the convolutions alone would take (docs/performance.md).")]
 #[command(group = clap::ArgGroup::new("measured").multiple(true).args(["throughput", "profile"]))]
 pub(crate) struct Args {
     /// Folder with the downloaded datasets

@@ -117,8 +117,8 @@ pub(crate) struct Args {
 
     /// Write a JSON report
     ///
-    /// `c2r table` reads it if you give --dataset and either --checkpoint and --each, or --ipc (and --each if there are
-    /// several attacks). Other reports have more detail on every image.
+    /// `c2r table` reads it if you give --dataset and, for --checkpoint, --each; for other networks, --ipc (and --each
+    /// for several attacks). Other reports have more detail on every image.
     #[arg(long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
 
