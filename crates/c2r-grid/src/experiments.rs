@@ -46,7 +46,7 @@ pub fn speeds_of(root: &Path, name: &str) -> anyhow::Result<PathBuf> {
     if there.iter().any(|other| other == name) {
         return Ok(folder.join(name).with_extension("json"));
     }
-    Err(exit::usage(unknown("machine in data/speeds", name, there)))
+    Err(exit::usage(unknown("machine", name, there)))
 }
 
 /// Names of the files of `folder` that end in `end`, without it, sorted.

@@ -16,7 +16,7 @@ use crate::{
 /// `selection` takes. A grid that has no such part is left out.
 ///
 /// # Errors
-/// If there is no such experiment or scale, no grid has the part, or something cannot be read.
+/// If the experiment or the scale does not exist, no grid has the part, or a file cannot be read.
 pub fn list(
     experiment: Option<&str>,
     scale: Option<&str>,

@@ -66,6 +66,20 @@ __device__ static void load(float (&v)[4], const float* in, int channels, int wi
   v[3] = at[(C2R_WIDTH + 1) * channels];
 }
 
+// What a thread works on.
+struct Place {
+  int lane, warp, channel;
+  bool writes;
+  long long image;
+};
+
+// Lanes without a channel go along with the last one and write nothing.
+__device__ static Place place(int channels, int groups) {
+  const int lane = threadIdx.x % 32, own = static_cast<int>(blockIdx.x % groups) * 32 + lane;
+  const bool writes = own < channels;
+  return {lane, static_cast<int>(threadIdx.x / 32), writes ? own : channels - 1, writes, blockIdx.x / groups};
+}
+
 // The sum of this lane's values over all warps.
 __device__ static float over_warps(float value, int warp, int lane) {
   shared[32 * warp + lane] = value;
@@ -79,14 +93,9 @@ __device__ static float over_warps(float value, int warp, int lane) {
 // * x: [images, height, width, channels]; weight, bias: [channels]; groups: of 32 channels.
 // * moments: [images, channels, 2], mean and inverse deviation; out: [images, height/2, width/2, channels].
 extern "C" __global__ void __launch_bounds__(32 * C2R_WARPS)
-    norm_relu_pool_forward(const float* x, const float* weight, const float* bias, float eps, int channels,
-                                                  int groups, float* moments, float* out) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const long long image = blockIdx.x / groups;
-  const int own = static_cast<int>(blockIdx.x % groups) * 32 + lane;
-  // Lanes without a channel go along with the last one and write nothing.
-  const bool writes = own < channels;
-  const int channel = writes ? own : channels - 1;
+    norm_relu_pool_forward(const float* x, const float* weight, const float* bias, float eps, int channels, int groups, float* moments,
+                           float* out) {
+  const auto [lane, warp, channel, writes, image] = place(channels, groups);
   const float* in = x + image * PIXELS * channels + channel;
   LOAD_ALL
   float sum = 0;
@@ -119,14 +128,9 @@ extern "C" __global__ void __launch_bounds__(32 * C2R_WARPS)
 // * gradient: of out. x_gradient: [images, height, width, channels].
 // * weight_gradient, bias_gradient: through each image, [images, channels].
 extern "C" __global__ void __launch_bounds__(32 * C2R_WARPS)
-    norm_relu_pool_backward(const float* x, const float* weight, const float* bias, const float* moments,
-                                                   const float* gradient, int channels, int groups, float* x_gradient,
-                                                   float* weight_gradient, float* bias_gradient) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const long long image = blockIdx.x / groups;
-  const int own = static_cast<int>(blockIdx.x % groups) * 32 + lane;
-  const bool writes = own < channels;
-  const int channel = writes ? own : channels - 1;
+    norm_relu_pool_backward(const float* x, const float* weight, const float* bias, const float* moments, const float* gradient,
+                            int channels, int groups, float* x_gradient, float* weight_gradient, float* bias_gradient) {
+  const auto [lane, warp, channel, writes, image] = place(channels, groups);
   const float* in = x + image * PIXELS * channels + channel;
   const float* from = gradient + image * WINDOWS * channels + channel;
   const float* at = moments + 2 * (image * channels + channel);
