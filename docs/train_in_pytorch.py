@@ -16,6 +16,7 @@ parser.add_argument("set", help="what `c2r export --to pt` wrote")
 parser.add_argument("net", help="the TorchScript model to write, from pixels in [0, 1] to logits")
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--epochs", type=int, default=1000)
+parser.add_argument("--width", type=int, help="channels of each layer (default: 32 for grey images, 128 for colour)")
 args = parser.parse_args()
 
 torch.manual_seed(args.seed)
@@ -30,6 +31,7 @@ n, channels, side, _ = images.shape
 depth, width, ops = (2, 32, ["crop", "scale", "rotate"])
 if channels == 3:
     depth, width, ops = (3, 128, [*ops, "color", "cutout", "flip"])
+width = args.width or width
 
 
 def augment(x):

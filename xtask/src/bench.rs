@@ -21,18 +21,18 @@ use python::Peers;
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = include_str!("help/bench.txt"))]
 pub(crate) struct Args {
-    /// What to measure: a crate's name without `c2r-`, such as attacks, or gpu
+    /// What to measure: attacks, data, distill or models (crates, without `c2r-`), or gpu (every figure of a GPU)
     #[arg(value_name = "CRATE")]
     what: String,
 
     #[command(flatten)]
     peers: Peers,
 
-    /// For gpu: a rehearsal on the digits
+    /// With `bench gpu`: a rehearsal on the digits
     #[arg(long)]
     tiny: bool,
 
-    /// For gpu: use c2r as it was built last
+    /// With `bench gpu`: use c2r as it was built last
     #[arg(long)]
     prebuilt: bool,
 }

@@ -42,8 +42,8 @@ const PRESET: u32 = 8;
 
 /// Make an archive that runs c2r on machines without Rust
 ///
-/// The archive holds c2r and this program without their symbols, profiles, protocols, experiments, the digits, and the scripts of
-/// `bench --peers`. Its README.md says how to use it. docs/install.md explains what the other machine needs.
+/// The archive holds c2r and this program (both stripped of symbols), the profiles, protocols and experiments, the digits, and
+/// the scripts of `bench --peers`. Its README.md says how to use it. docs/install.md explains what the other machine needs.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = "\
 Examples:

@@ -48,7 +48,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N,..", value_delimiter = ',')]
     seeds: Vec<u64>,
 
-    /// Use these methods instead of the experiment's; `all`: those that it lists at the scale `paper`
+    /// Use these methods instead of the experiment's; `all` means every method that its file lists at the scale `paper`
     ///
     /// Methods that you do not name are left out of the table, including references and the baseline; without the baseline, the
     /// table has no p-values. To run a part of a grid and keep the rest in its table, use --only.
@@ -125,7 +125,9 @@ pub(crate) struct Args {
     #[arg(long)]
     prebuilt: bool,
 
-    /// Print the commands as a shell script that ends in the same table and report, and their time on this machine
+    /// Run nothing; print the commands as a shell script, and estimate how long they would take on this machine
+    ///
+    /// The script makes the same table and report at its end.
     #[arg(long)]
     dry_run: bool,
 

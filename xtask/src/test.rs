@@ -56,7 +56,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DEVICE", conflicts_with_all = ["slow", "package", "filter"])]
     device: Option<String>,
 
-    /// With --regression, --device or --python: take c2r as it was built last, by the tests, say
+    /// With --regression, --device or --python: use c2r as it was built last, for example by the tests
     #[arg(long, requires = "commands")]
     prebuilt: bool,
 

@@ -28,6 +28,14 @@ pub(crate) fn is_set(sets: &[String], key: &str) -> bool {
     from_set(sets, key).is_some()
 }
 
+/// Checks that the option `flag` and `--set KEY=` do not say the same thing twice.
+pub(crate) fn not_both(sets: &[String], key: &str, flag: &str) -> anyhow::Result<()> {
+    if is_set(sets, key) {
+        return Err(exit::usage(format!("give {flag} or --set {key}=, not both")));
+    }
+    Ok(())
+}
+
 fn from_set<'a>(sets: &'a [String], key: &str) -> Option<&'a String> {
     sets.iter().rfind(|set| layers::concerns(set.split('=').next().unwrap_or_default().trim(), key))
 }

@@ -24,7 +24,7 @@ const ONLY_PARAMETERS: &str = "to save only the parameters, run this in the Pyth
 /// A network as a `state_dict`.
 #[derive(clap::Args, Clone)]
 pub(crate) struct StateDictArgs {
-    /// PyTorch state_dict (.pt, .pth or safetensors) of a network of DC, DSA, DM or MTT; --arch lists them
+    /// PyTorch state_dict (.pt, .pth or safetensors) of a network that DC, DSA, DM or MTT use (those under --arch)
     ///
     /// Names may begin with `module.` or
     /// `_orig_mod.`. The tensors may be at the top or under state_dict, model_state_dict, model, net or network.

@@ -41,7 +41,7 @@ pub(crate) struct Peers {
 
     /// Number of images to attack [default: 200, AutoAttack: 50]
     ///
-    /// For data: JPEGs to make [default: 3000]. For distill: real images per class [default: 256].
+    /// With `bench data`: JPEGs to make [default: 3000]. For distill: real images per class [default: 256].
     #[arg(long, value_name = "N", requires = "peers")]
     pub(super) n: Option<usize>,
 
@@ -53,7 +53,7 @@ pub(crate) struct Peers {
     #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = parse_device)]
     pub(super) device: String,
 
-    /// For distill: width of the ConvNet-D3 [default: 128]
+    /// With `bench distill`: width of the ConvNet-D3 [default: 128]
     #[arg(long, value_name = "N", requires = "peers", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(super) width: Option<u32>,
 
@@ -67,7 +67,7 @@ pub(crate) struct Peers {
     #[arg(long, value_name = "N", requires = "peers", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) repeats: Option<u32>,
 
-    /// For data: scale up the JPEGs and PNGs of this folder [default: noise with the spectrum of photographs]
+    /// With `bench data`: scale up the JPEGs and PNGs of this folder [default: noise with the spectrum of photographs]
     #[arg(long, value_name = "DIR", requires = "peers")]
     pub(super) pictures: Option<PathBuf>,
 
@@ -77,7 +77,7 @@ pub(crate) struct Peers {
 
     /// Also write every measured time to this file
     ///
-    /// For gpu: a line for each figure [default: bench-gpu.jsonl in the folder of c2r].
+    /// With `bench gpu`: a line for each figure [default: bench-gpu.jsonl in the folder of c2r].
     #[arg(long, value_name = "FILE")]
     pub(super) json: Option<PathBuf>,
 }

@@ -44,7 +44,7 @@ Examples:
 
 Profiles for --config (docs/method.md and docs/baselines.md have the equations and sources):
   faithful            C2R; our reading where the paper is ambiguous
-  plus                C2R with labels from a teacher network that is stored with the set
+  plus                C2R; a teacher network, stored with the set, labels the images in training
   literal             C2R; ambiguous passages taken word for word
   class-mean          C2R without its two parts (its backbone)
   aac                 the backbone and the attack-aware curriculum
@@ -91,7 +91,8 @@ pub(crate) struct Args {
 
     /// Radius of the attacks that are used while distilling, in pixel units, e.g. 2/255 [default: the dataset's]
     ///
-    /// Applies to every attack whose radius the configuration does not set itself (attacks.PLACE.epsilon).
+    /// An attack that has a radius of its own in the configuration (attacks.PLACE.epsilon, where PLACE is synthetic, pool or
+    /// matching) keeps it.
     #[arg(long, value_name = "EPS")]
     eps: Option<Epsilon>,
 
@@ -378,13 +379,20 @@ fn resolve(args: &Args, spec: &DatasetSpec) -> anyhow::Result<(DistillConfig, Ve
     let origin = format!("--config {}", args.config);
     let table = table.context(origin.clone()).or_exit(exit::USAGE)?;
     let mut changes = config::assignments(&args.set)?;
-    let mut option = |key: &str, value: Option<Value>| changes.extend(value.map(|value| (key.to_owned(), value)));
-    option("name", args.name.clone().map(Value::String));
-    option("ipc", args.ipc.map(|n| Value::Integer(n as i64)));
-    option("iterations", args.iterations.map(|n| Value::Integer(n as i64)));
-    option("seed", args.seed.map(|n| Value::Integer(n as i64)));
-    option("threat.epsilon", args.eps.map(|epsilon| Value::String(epsilon.to_string())));
-    option("train-per-class", args.data.train_per_class.map(|n| Value::Integer(n.get() as i64)));
+    let options = [
+        ("--name", "name", args.name.clone().map(Value::String)),
+        ("--ipc", "ipc", args.ipc.map(|n| Value::Integer(n as i64))),
+        ("--iterations", "iterations", args.iterations.map(|n| Value::Integer(n as i64))),
+        ("--seed", "seed", args.seed.map(|n| Value::Integer(n as i64))),
+        ("--eps", "threat.epsilon", args.eps.map(|epsilon| Value::String(epsilon.to_string()))),
+        ("--train-per-class", "train-per-class", args.data.train_per_class.map(|n| Value::Integer(n.get() as i64))),
+    ];
+    for (flag, key, value) in options {
+        if let Some(value) = value {
+            config::not_both(&args.set, key, flag)?;
+            changes.push((key.to_owned(), value));
+        }
+    }
     DistillConfig::resolve_with(METHODS, table, spec, &changes).map_err(|error| match &error {
         ConfigError::Key(key) => config::wrong(key, &args.set, &origin),
         _ => exit::coded(exit::USAGE, error),

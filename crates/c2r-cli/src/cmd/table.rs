@@ -79,7 +79,7 @@ pub(crate) struct Results {
     #[arg(long, value_name = "N,..", value_delimiter = ',', requires = "experiment")]
     seeds: Vec<u64>,
 
-    /// Use these methods instead of the experiment file's; `all`: those that it lists at the scale `paper`
+    /// Use these methods instead of the experiment file's; `all` means every method that the file lists at the scale `paper`
     #[arg(long, value_name = "NAME,..", value_delimiter = ',', requires = "experiment")]
     methods: Vec<String>,
 

@@ -509,9 +509,14 @@ fn resolve(
     if let Some(adversarial) = &mut preset.adversarial {
         adversarial.epsilon = epsilon;
     }
+    if args.eps.is_some() {
+        config::not_both(&args.set, "adversarial.epsilon", "--eps")?;
+    }
+    if args.lr.is_some() {
+        config::not_both(&args.set, "lr", "--lr")?;
+    }
     let mut changes = config::assignments(&args.set)?;
     match args.lr {
-        Some(_) if config::is_set(&args.set, "lr") => return Err(exit::usage("give --lr or --set lr=, not both")),
         Some(Rate::Of(rate)) => changes.push(("lr".to_owned(), Value::Float(rate))),
         Some(Rate::Learned) => changes.push(("lr".to_owned(), Value::String(LEARNED.to_owned()))),
         None => {}

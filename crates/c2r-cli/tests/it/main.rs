@@ -221,6 +221,14 @@ fn the_weight_of_the_loss_follows_images_per_class_dataset_profile_and_command()
     assert_eq!(weights("cifar10", "faithful", &["--set", "objective.weight=2.0"]), (2.0, 6.0));
 }
 
+#[test]
+fn an_option_and_its_key_are_not_given_together() {
+    let print = ["distill", "--dataset", "digits", "--print-config", "--set", "ipc=5"];
+    run(c2r().args(print));
+    let (code, said) = fails(c2r().args(print).args(["--ipc", "10"]));
+    assert!(code == 2 && said.contains("give --ipc or --set ipc=, not both"), "{code} {said}");
+}
+
 /// The set, not the command, says how soft a teacher's labels are.
 #[test]
 fn a_teachers_temperature_reaches_the_training() {

@@ -56,7 +56,12 @@ fn a_learned_rate_is_taken_from_the_set() {
         (&plain, &["--lr", "learned"][..], "has no learned learning rate"),
         (&plain, &["--set", "lr=learned"], "has no learned learning rate"),
         (&learned, &["--lr", "0"], "expected a positive number"),
-        (&learned, &["--lr", "0.1", "--set", "lr=0.2"], "give --lr or --set lr="),
+        (&learned, &["--lr", "0.1", "--set", "lr=0.2"], "give --lr or --set lr=, not both"),
+        (
+            &plain,
+            &["--protocol", "pgd-at", "--eps", "0.1", "--set", "adversarial.epsilon=0.2"],
+            "give --eps or --set adversarial.epsilon=, not both",
+        ),
     ] {
         let (code, said) = fails(train(set, more).arg("--print-config"));
         assert!(code == 2 && said.contains(part), "{code} {said}");

@@ -43,7 +43,7 @@ Attacks for --attack (docs/attacks has the options of each, their defaults and s
   adaptive          apgd-ce apgd-dlr apgd-t
   minimum norm      fab fab-t deepfool cw-l2
   black box         square
-  no attack         clean noise (random noise within epsilon)
+  no attack         clean (the images as they are), noise (random, within epsilon)
   suites            autoattack-standard autoattack-plus autoattack-rand paper-six
 
 paper-six is fgsm, pgd, cw-linf, vmi-fgsm, jitter and autoattack-standard. Its iterative attacks take 10 steps of 2/255 \
@@ -117,8 +117,9 @@ pub(crate) struct Args {
 
     /// Write a JSON report
     ///
-    /// `c2r table` reads it if you give --dataset and, for --checkpoint, --each; for other networks, --ipc (and --each
-    /// for several attacks). Other reports have more detail on every image.
+    /// `c2r table` can read the report if you give --dataset and one of these: --checkpoint and --each; or --ipc with any
+    /// other network, and --each too if there are several attacks (a suite counts as one). `c2r table` cannot read
+    /// other reports, but they have more detail on every image.
     #[arg(long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
 
