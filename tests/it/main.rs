@@ -2,8 +2,9 @@
 
 mod attack_counts;
 mod counts;
+#[cfg(target_os = "linux")]
+mod memory;
 mod outside;
-mod outside_method;
 
 use std::{collections::BTreeMap, sync::OnceLock};
 

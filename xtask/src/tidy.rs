@@ -1,6 +1,7 @@
 //! `cargo xtask tidy`: the rules of this repository that no compiler checks.
 
 mod dependencies;
+mod features;
 mod habits;
 mod modules;
 mod pages;
@@ -79,6 +80,7 @@ pub(crate) fn run(_: &Args, checkout: &Checkout) -> anyhow::Result<()> {
                 .with_context(|| format!("cannot read {ARCHITECTURE}"))?;
             problems.extend(dependencies::check_edges(&metadata, &page));
             problems.extend(dependencies::check_used(&metadata, checkout)?);
+            problems.extend(features::check(checkout)?);
             let name = |path: &Path| checkout.relative(path).display().to_string();
             for target in metadata.packages.iter().flat_map(|package| &package.targets) {
                 if target.kind.iter().any(|kind| kind == "lib" || kind == "bin") {

@@ -14,6 +14,9 @@
 //! entries, bytes or compression than [`Limits`] allow. Memory does not grow with what an archive claims: unpacking keeps
 //! nothing but the names of files ([`Unpacked::files`]).
 
+// For their features (Cargo.toml of the workspace).
+use {crc32fast as _, simd_adler32 as _};
+
 mod error;
 mod format;
 mod limits;

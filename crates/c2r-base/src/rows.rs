@@ -1,5 +1,6 @@
 //! Values that are drawn row by row, each row from a generator of its own.
 
+use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
 /// Values that are worth a thread: fewer are drawn where the caller is.
@@ -40,10 +41,14 @@ pub fn fill_rows<'a>(
     });
 }
 
+/// `n` values in `[-bound, bound)`. Here, where loops are optimized (Cargo.toml of the workspace), for networks, which have
+/// millions.
+pub fn uniform(generator: &mut ChaCha8Rng, bound: f64, n: usize) -> Vec<f32> {
+    (0..n).map(|_| ((2.0 * generator.random::<f64>() - 1.0) * bound) as f32).collect()
+}
+
 #[cfg(test)]
 mod tests {
-    use rand::Rng;
-
     use super::*;
     use crate::Seed;
 

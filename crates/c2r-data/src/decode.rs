@@ -6,11 +6,8 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
 };
 
-use fast_image_resize::{
-    FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer,
-    images::{Image, ImageRef},
-};
-use image::{DynamicImage, ImageDecoder, ImageReader, RgbImage};
+use c2r_resize::Resizer;
+use image::{DynamicImage, ImageDecoder, ImageReader};
 use rayon::prelude::*;
 
 use crate::DataError;
@@ -43,14 +40,18 @@ pub(crate) fn read_into(paths: &[PathBuf], size: Size, out: &mut [u8]) -> Result
     let n_lost = AtomicUsize::new(0);
     let (Size::Exact(h, w) | Size::Resize(h, w)) = size;
     let plane = (h * w) as usize;
-    let read = |workshop: &mut Workshop, out: &mut [u8], path: &PathBuf| -> Result<(), DataError> {
+    let read = |resizer: &mut Resizer, out: &mut [u8], path: &PathBuf| -> Result<(), DataError> {
         let image = match size {
             Size::Exact(h, w) => read_sized(path, (h, w))?,
             Size::Resize(..) => read(path)?,
         };
         n_lost.fetch_add(usize::from(loss(&image).is_some()), Ordering::Relaxed);
         let image = image.into_rgb8();
-        let rgb = if image.dimensions() == (w, h) { image.as_raw() } else { workshop.resize(&image) };
+        let rgb = if image.dimensions() == (w, h) {
+            image.as_raw()
+        } else {
+            resizer.resize(image.width(), image.height(), &image)
+        };
         let (red, rest) = out.split_at_mut(plane);
         let (green, blue) = rest.split_at_mut(plane);
         for (((pixel, r), g), b) in rgb.chunks_exact(3).zip(red).zip(green).zip(blue) {
@@ -61,31 +62,10 @@ pub(crate) fn read_into(paths: &[PathBuf], size: Size, out: &mut [u8]) -> Result
     let failure = out
         .par_chunks_mut(3 * plane)
         .zip(paths)
-        .map_init(|| Workshop::new(h, w), |workshop, (out, path)| read(workshop, out, path).err())
+        .map_init(|| Resizer::new(w, h), |resizer, (out, path)| read(resizer, out, path).err())
         .flatten();
     let failure = failure.find_first(|_| true);
     failure.map_or(Ok(n_lost.into_inner()), Err)
-}
-
-/// What a thread needs to resize one image after the other.
-struct Workshop {
-    resizer: Resizer,
-    resized: Image<'static>,
-}
-
-impl Workshop {
-    fn new(height: u32, width: u32) -> Self {
-        Self { resizer: Resizer::new(), resized: Image::new(width, height, PixelType::U8x3) }
-    }
-
-    /// The bytes R, G, B of each pixel.
-    fn resize(&mut self, image: &RgbImage) -> &[u8] {
-        let from =
-            ImageRef::new(image.width(), image.height(), image.as_raw(), PixelType::U8x3).expect("three bytes each");
-        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Bilinear)).use_alpha(false);
-        self.resizer.resize(&from, &mut self.resized, &options).expect("both are RGB");
-        self.resized.buffer()
-    }
 }
 
 /// What is lost of an image in 8 bits without transparency.

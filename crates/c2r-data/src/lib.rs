@@ -28,6 +28,9 @@
 //! # Ok::<(), c2r_data::DataError>(())
 //! ```
 
+// For its features (Cargo.toml of the workspace).
+use either as _;
+
 pub mod arrays;
 mod batches;
 mod cache;

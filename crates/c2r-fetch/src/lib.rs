@@ -10,6 +10,9 @@
 //!
 //! **Where to start:** [`Archive::fetch`].
 
+// For their features (Cargo.toml of the workspace).
+use {base64 as _, getrandom_0_2 as _};
+
 mod archive;
 mod download;
 mod error;

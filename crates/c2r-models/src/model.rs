@@ -1,7 +1,6 @@
 use std::collections::BTreeMap;
 
 use c2r_base::{Classifier, ClassifierError, Seed, host::send};
-use rand::Rng;
 use tch::{Device, Kind, Tensor};
 
 use crate::{
@@ -44,7 +43,7 @@ impl Model {
                 Init::Uniform { fan_in } => {
                     let bound = 1.0 / (fan_in as f64).sqrt();
                     let mut rng = seed.stream(&format!("model/init/{}", parameter.name), 0);
-                    (0..n).map(|_| ((2.0 * rng.random::<f64>() - 1.0) * bound) as f32).collect()
+                    c2r_base::uniform(&mut rng, bound, n)
                 }
             };
             Tensor::from_slice(&values).view(parameter.shape.as_slice())

@@ -187,6 +187,12 @@ impl Names {
             all.iter().filter_map(|other| other.manifest_path.parent()).filter(|other| *other != folder).collect();
         let mut files = Vec::new();
         rust_files(folder, &others, &mut files)?;
+        // An example of another crate that is a program of this one.
+        let programs =
+            package.targets.iter().filter(|target| target.kind == ["bin"] && !target.src_path.starts_with(&source));
+        for program in programs {
+            crate_names(source::tokens(&program.src_path)?, &mut names.code);
+        }
         for file in files {
             let tokens = source::tokens(&file)?;
             if file.starts_with(&source) {

@@ -420,3 +420,102 @@ fn estimate(config: &DistillConfig, dataset: &Dataset, device: Device, json: boo
     estimate::answer(&work, &speed, device, json, ui);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, fs, path::Path};
+
+    use c2r_experiment::Experiment;
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Distill {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    /// What `--print-config` prints: a process for each would take most of the time of all tests of the command.
+    fn printed<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
+        let args = Distill::parse_from(["distill", "--print-config"].into_iter().chain(words)).args;
+        let (config, _) = resolve(&args, &args.data.spec().unwrap()).unwrap();
+        toml::to_string(&config).unwrap()
+    }
+
+    /// Every distillation that an experiment file plans has a configuration that resolves.
+    #[test]
+    fn every_planned_distillation_resolves() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        // Each configuration with one dataset, and each dataset with one configuration.
+        let mut planned: BTreeMap<(PathBuf, Vec<String>), (String, String)> = BTreeMap::new();
+        let mut datasets: BTreeMap<String, (PathBuf, Vec<String>, String)> = BTreeMap::new();
+        for entry in fs::read_dir(root.join("data/paper")).unwrap() {
+            let path = entry.unwrap().path();
+            if path.ends_with(c2r_experiment::COMMON) {
+                continue;
+            }
+            let experiment = Experiment::read(&path).unwrap();
+            for scale in experiment.scales.values() {
+                for name in &scale.methods {
+                    let method = experiment.method(name).unwrap();
+                    // A method whose profile is not there is not implemented yet.
+                    let Some(profile) =
+                        method.profile.as_ref().map(|path| root.join(path)).filter(|path| path.is_file())
+                    else {
+                        continue;
+                    };
+                    for dataset in &scale.datasets {
+                        let overrides =
+                            scale.overrides.iter().filter(|part| part.matches(dataset, part.ipc, name, None));
+                        let sets = overrides.flat_map(|part| part.distill_set.clone());
+                        let sets: Vec<String> =
+                            [scale.distill_set.clone(), method.set.clone(), sets.collect()].concat();
+                        datasets.insert(dataset.clone(), (profile.clone(), sets.clone(), name.clone()));
+                        planned.insert((profile.clone(), sets), (dataset.clone(), name.clone()));
+                    }
+                }
+            }
+        }
+        assert!(planned.len() >= 30 && datasets.len() == 10, "{} {}", planned.len(), datasets.len());
+        for (dataset, (profile, sets, name)) in datasets {
+            planned.insert((profile, sets), (dataset, name));
+        }
+        for ((profile, sets), (dataset, name)) in planned {
+            let words = ["--dataset", &dataset, "--name", &name, "--config", profile.to_str().unwrap()];
+            let printed = printed(words.into_iter().chain(sets.iter().flat_map(|set| ["--set", set])));
+            assert!(printed.contains(&format!("name = \"{name}\"")), "{printed}");
+        }
+    }
+
+    /// Every profile is complete with what a dataset adds, what a method does not read is not recorded, and the library
+    /// resolves to the same as the command.
+    #[test]
+    fn every_profile_resolves_with_every_dataset() {
+        let profiles = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/profiles")).unwrap();
+        let mut names: Vec<String> =
+            profiles.map(|entry| entry.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned()).collect();
+        names.sort();
+        assert!(names.len() >= 17, "{names:?}");
+        for name in names {
+            for dataset in ["digits", "cifar10"] {
+                let printed =
+                    |more: &[&str]| printed(["--dataset", dataset, "--config", &name].iter().chain(more).copied());
+                for ipc in [1, 10, 50] {
+                    let spec = c2r_data::spec(dataset).unwrap();
+                    let ours = DistillConfig::resolve(&name, &spec, [("ipc", ipc)]).unwrap();
+                    assert_eq!(
+                        printed(&["--ipc", &ipc.to_string()]),
+                        toml::to_string(&ours).unwrap(),
+                        "{name} {dataset}"
+                    );
+                }
+                // A setting that methods share.
+                let printed = printed(&["--set", "crl.temperature=0.5"]);
+                let config: toml::Table = printed.parse().unwrap();
+                assert_eq!(config["profile"].as_str(), Some(name.as_str()));
+                assert_eq!(config.contains_key("crl"), config["method"].as_str() == Some("c2r"), "{printed}");
+            }
+        }
+    }
+}

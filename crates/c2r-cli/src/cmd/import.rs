@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::{
     exit::{self, OrExit},
-    ui::Ui,
+    ui::{self, Ui},
 };
 
 /// Convert another project's distilled set to a synthetic set
@@ -133,9 +133,9 @@ pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
     set.save(&args.output).or_exit(exit::DATA)?;
     let header = &set.header;
     ui.out(format!(
-        "{}: {} images per class of {}, method {}",
+        "{}: {} per class of {}, method {}",
         args.output.display(),
-        header.images_per_class,
+        ui::counted(header.images_per_class, "image"),
         header.dataset,
         header.method
     ));

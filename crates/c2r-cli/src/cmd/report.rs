@@ -78,9 +78,7 @@ fn pictures(table: &Table, sources: &[Source], ui: &Ui) -> anyhow::Result<Vec<Em
         let path = folder.path().join(&shown.file);
         shown.draw(&path)?;
         let png = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let images = if shown.ipc == 1 { "image" } else { "images" };
-        let group = format!("{}, {} {images} per class", shown.dataset, shown.ipc);
-        Ok(EmbeddedPicture { group, caption: shown.label, png, sources: vec![shown.source] })
+        Ok(EmbeddedPicture { group: shown.group(), caption: shown.label, png, sources: vec![shown.source] })
     };
     synthetic_sets(table, sources, ui).into_iter().map(picture).collect()
 }

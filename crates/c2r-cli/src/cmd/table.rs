@@ -15,7 +15,7 @@ use image::RgbImage;
 
 use crate::{
     exit::{self, OrExit},
-    ui::Ui,
+    ui::{self, Ui},
 };
 
 /// White pixels between two methods' pictures.
@@ -256,6 +256,11 @@ pub(crate) struct Shown {
 }
 
 impl Shown {
+    /// What it is shown with: `digits, 10 images per class`.
+    pub(crate) fn group(&self) -> String {
+        format!("{}, {} per class", self.dataset, ui::counted(self.ipc, "image"))
+    }
+
     /// Writes the picture.
     pub(crate) fn draw(&self, path: &Path) -> anyhow::Result<()> {
         SyntheticSet::load(&self.set).or_exit(exit::DATA)?.grid_png(path).map_err(anyhow::Error::from)
@@ -324,17 +329,15 @@ fn pictures(table: &Table, sources: &[Source], folder: &Path, ui: &Ui) -> anyhow
             let parts: Vec<PathBuf> = group.iter().map(|one| folder.join(&one.file)).collect();
             if side_by_side(&parts, &folder.join(&file))? {
                 let labels: Vec<&str> = group.iter().map(|one| one.label.as_str()).collect();
-                let caption = format!(
-                    "{dataset}, {ipc} images per class, one row per class; from left to right: {}",
-                    labels.join(", ")
-                );
+                let labels = labels.join(", ");
+                let caption = format!("{}, one row per class; from left to right: {labels}", group[0].group());
                 pictures.push(Picture { file, caption, sources: group.iter().map(|one| one.source.clone()).collect() });
                 continue;
             }
         }
         pictures.extend(group.iter().map(|one| Picture {
             file: one.file.clone(),
-            caption: format!("{dataset}, {ipc} images per class, {}", one.label),
+            caption: format!("{}, {}", one.group(), one.label),
             sources: vec![one.source.clone()],
         }));
     }
@@ -442,6 +445,19 @@ mod tests {
         check("table2-huge", None);
         check("table20-quick", None);
         check("quick", None);
+    }
+
+    #[test]
+    fn a_group_of_pictures_counts_its_images() {
+        let shown = |ipc| Shown {
+            dataset: "digits".into(),
+            ipc,
+            file: String::new(),
+            label: String::new(),
+            set: PathBuf::new(),
+            source: String::new(),
+        };
+        assert_eq!([1, 10].map(|ipc| shown(ipc).group()), ["digits, 1 image per class", "digits, 10 images per class"]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The `c2r` command as a person uses it: separate processes, real files, exit codes.
 
+mod attack;
 #[cfg(unix)]
 mod long_runs;
 mod models;
@@ -13,7 +14,6 @@ mod state_dicts;
 mod streams;
 
 use std::{
-    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -21,8 +21,6 @@ use std::{
 };
 
 use c2r_base::artifact::TensorFile;
-use c2r_distill::DistillConfig;
-use c2r_experiment::Experiment;
 use serde_json::Value;
 
 /// Keys that make a distillation of the digits take a second or two.
@@ -417,50 +415,6 @@ fn mistakes_have_an_exit_code_and_say_what_to_do() {
     assert!(code == 3 && said.contains("cut.safetensors"), "{code} {said}");
 }
 
-/// Every distillation that an experiment file plans has a configuration that resolves.
-#[test]
-fn every_planned_distillation_resolves() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    // Each configuration with one dataset, and each dataset with one configuration.
-    let mut planned: BTreeMap<(PathBuf, Vec<String>), (String, String)> = BTreeMap::new();
-    let mut datasets: BTreeMap<String, (PathBuf, Vec<String>, String)> = BTreeMap::new();
-    for entry in fs::read_dir(root.join("data/paper")).unwrap() {
-        let path = entry.unwrap().path();
-        if path.ends_with(c2r_experiment::COMMON) {
-            continue;
-        }
-        let experiment = Experiment::read(&path).unwrap();
-        for scale in experiment.scales.values() {
-            for name in &scale.methods {
-                let method = experiment.method(name).unwrap();
-                // A method whose profile is not there is not implemented yet.
-                let Some(profile) = method.profile.as_ref().map(|path| root.join(path)).filter(|path| path.is_file())
-                else {
-                    continue;
-                };
-                for dataset in &scale.datasets {
-                    let overrides = scale.overrides.iter().filter(|part| part.matches(dataset, part.ipc, name, None));
-                    let sets = overrides.flat_map(|part| part.distill_set.clone());
-                    let sets: Vec<String> = [scale.distill_set.clone(), method.set.clone(), sets.collect()].concat();
-                    datasets.insert(dataset.clone(), (profile.clone(), sets.clone(), name.clone()));
-                    planned.insert((profile.clone(), sets), (dataset.clone(), name.clone()));
-                }
-            }
-        }
-    }
-    assert!(planned.len() >= 30 && datasets.len() == 10, "{} {}", planned.len(), datasets.len());
-    for (dataset, (profile, sets, name)) in datasets {
-        planned.insert((profile, sets), (dataset, name));
-    }
-    for ((profile, sets), (dataset, name)) in planned {
-        let mut command = c2r();
-        command.args(["distill", "--print-config", "--dataset", &dataset, "--name", &name, "--config"]);
-        command.arg(profile).args(sets.iter().flat_map(|set| ["--set", set]));
-        let printed = text(&run(&mut command).stdout);
-        assert!(printed.contains(&format!("name = \"{name}\"")), "{printed}");
-    }
-}
-
 /// A whole cell is foreseen before any of it exists: a set by the command that makes it, a network by its training.
 #[test]
 fn times_of_commands_whose_inputs_do_not_exist_are_estimated() {
@@ -522,36 +476,6 @@ fn an_estimate_is_a_line_for_people_and_an_object_for_programs() {
     assert!(said.starts_with("about ") && said.contains(" here (CPU, 1 thread); images per second: "), "{said}");
     let object: Value = serde_json::from_str(&estimate(&["--json"])).unwrap();
     assert!(object["seconds"].as_f64().unwrap() > 0.0 && object["work"]["forward"].as_f64().unwrap() > 0.0);
-}
-
-/// Every profile is complete with what a dataset adds, what a method does not read is not recorded, and the library
-/// resolves to the same as the command.
-#[test]
-fn every_profile_resolves_with_every_dataset() {
-    let profiles = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/profiles")).unwrap();
-    let mut names: Vec<String> =
-        profiles.map(|entry| entry.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned()).collect();
-    names.sort();
-    assert!(names.len() >= 17, "{names:?}");
-    for name in names {
-        for dataset in ["digits", "cifar10"] {
-            let printed = |more: &[&str]| {
-                let mut command = c2r();
-                command.args(["distill", "--print-config", "--dataset", dataset, "--config", &name]).args(more);
-                text(&run(&mut command).stdout)
-            };
-            for ipc in [1, 10, 50] {
-                let spec = c2r_data::spec(dataset).unwrap();
-                let ours = DistillConfig::resolve(&name, &spec, [("ipc", ipc)]).unwrap();
-                assert_eq!(printed(&["--ipc", &ipc.to_string()]), toml::to_string(&ours).unwrap(), "{name} {dataset}");
-            }
-            // A setting that methods share.
-            let printed = printed(&["--set", "crl.temperature=0.5"]);
-            let config: toml::Table = printed.parse().unwrap();
-            assert_eq!(config["profile"].as_str(), Some(name.as_str()));
-            assert_eq!(config.contains_key("crl"), config["method"].as_str() == Some("c2r"), "{printed}");
-        }
-    }
 }
 
 #[test]

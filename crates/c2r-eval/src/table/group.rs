@@ -194,6 +194,7 @@ fn one_name(differ: String, a: &Source, b: &Source) -> EvalError {
     let subject = &a.record.subject;
     EvalError::OneName {
         name: match subject.images_per_class {
+            Some(1) => format!("{}, 1 image per class", subject.method),
             Some(ipc) => format!("{}, {ipc} images per class", subject.method),
             None => subject.method.clone(),
         },

@@ -119,7 +119,8 @@ pub(super) fn run_record(report: &mut Report, path: &Path) -> anyhow::Result<()>
 }
 
 fn subject(report: &mut Report, subject: &Subject) {
-    let images = subject.images_per_class.map_or("all images".to_owned(), |n| format!("{n} images per class"));
+    let images =
+        subject.images_per_class.map_or("all images".to_owned(), |n| format!("{} per class", counted(n, "image")));
     let Subject { dataset, method, profile, protocol, model, train_seed, .. } = subject;
     let profile = if profile.is_empty() { String::new() } else { format!(" ({profile})") };
     report.line("subject", format!("{model}, {protocol} on {method}{profile}, {dataset}, {images}, seed {train_seed}"));

@@ -2,13 +2,14 @@
 
 use std::{
     path::Path,
-    process::{Child, Command, Output, Stdio},
-    time::{Duration, Instant},
+    process::{Command, Output, Stdio},
 };
 
 use c2r_base::{Seed, artifact::TensorFile};
 use serde_json::Value;
 use tch::{Kind, Tensor};
+
+use super::wait_for_writes;
 
 /// A small network after a few steps of training: right now and then, and quick.
 fn checkpoint_in(folder: &Path) -> String {
@@ -356,7 +357,7 @@ fn an_interrupted_attack_goes_on_where_it_stopped() {
             "--attack",
             "pgd,square",
             "--set",
-            "square.queries=4000",
+            "square.queries=600",
             "--batch-size",
             "4",
             "--checkpoint-seconds",
@@ -379,19 +380,6 @@ fn an_interrupted_attack_goes_on_where_it_stopped() {
         assert_eq!(resumed[key], whole_result[key], "{key}");
     }
     assert_eq!(std::fs::read(&whole).unwrap(), std::fs::read(&part).unwrap(), "the same images, byte for byte");
-}
-
-/// Returns when `file` was written `n` times since the call, or the child has ended.
-fn wait_for_writes(file: &Path, n: u64, child: &mut Child) {
-    let written = || std::fs::metadata(file).and_then(|data| data.modified()).ok();
-    let (begun, mut last, mut seen) = (Instant::now(), written(), 0);
-    while seen < n && child.try_wait().unwrap().is_none() {
-        assert!(begun.elapsed() < Duration::from_secs(120), "{} is not written", file.display());
-        std::thread::sleep(Duration::from_millis(1));
-        let now = written();
-        seen += u64::from(now != last);
-        last = now;
-    }
 }
 
 /// A report without what a clock measured.
