@@ -1,7 +1,10 @@
 //! How long jobs will take here. `c2r estimate` counts what each command sends through its network and times each network
 //! once; nothing that the commands need has to exist.
 
-use std::{collections::HashMap, io::Write};
+use std::{
+    collections::{BTreeSet, HashMap},
+    io::Write,
+};
 
 use anyhow::Context;
 use c2r_run::{process, terminal};
@@ -13,6 +16,8 @@ use crate::{Job, Stage, Workplace, lease};
 #[derive(Debug, Deserialize)]
 struct Answer {
     seconds: Option<f64>,
+    /// The network, and the one whose measured speed was scaled.
+    scaled: Option<String>,
     error: Option<String>,
 }
 
@@ -59,6 +64,9 @@ pub(crate) fn times(jobs: &[Job], place: &Workplace) -> anyhow::Result<Times> {
         answers.lines().map(serde_json::from_str).collect::<Result<_, _>>().context("reading `c2r estimate`")?;
     let (n, n_asked) = (answers.len(), lines.len());
     anyhow::ensure!(n == n_asked, "`c2r estimate` answered {n} of {n_asked} questions");
+    for scaled in answers.iter().filter_map(|answer| answer.scaled.as_ref()).collect::<BTreeSet<_>>() {
+        terminal::note(format!("  not measured {}; scaled by multiplications: {scaled}", there(place)));
+    }
     let answer = |position: usize| match &answers[position] {
         Answer { seconds: Some(seconds), .. } => Ok(*seconds),
         Answer { error, .. } => Err(error.clone().unwrap_or_else(|| "c2r gave no reason".to_owned())),

@@ -8,7 +8,7 @@ use anyhow::Context;
 use c2r_base::artifact;
 use c2r_data::DatasetSpec;
 use c2r_distill::Work;
-use c2r_models::ModelSpec;
+use c2r_models::{ConvNetSpec, ModelSpec};
 use serde_json::json;
 use tch::Device;
 
@@ -31,7 +31,8 @@ const BATCH: usize = 16;
 ///
 /// Reads one command per line, a JSON array of words, and prints a JSON object per line: `{"seconds": 12.5}` or
 /// `{"error": "..."}`. Input files need not exist if an earlier command in the list would write them. Each network is
-/// timed for a few seconds; other programs on the machine distort the measurement.
+/// timed for a few seconds; other programs on the machine distort the measurement. With --measured, a ConvNet whose speed is not
+/// in the file gets that of one of the same width, scaled by the multiplications of their convolutions; `scaled` names the two.
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -135,7 +136,7 @@ pub(crate) fn run(args: &Args, planned: Plan, device: Device, ui: &Ui) -> anyhow
         None => None,
     };
     let mut speed_of = |planned: &Planned| match &elsewhere {
-        Some((path, known)) => known.get(&network(planned)).copied().with_context(|| {
+        Some((path, known)) => there(planned, known).with_context(|| {
             format!(
                 "{} has no speed of {}; it has {}",
                 path.display(),
@@ -143,7 +144,7 @@ pub(crate) fn run(args: &Args, planned: Plan, device: Device, ui: &Ui) -> anyhow
                 known.keys().cloned().collect::<Vec<_>>().join("; ")
             )
         }),
-        None => measured(planned, device, &mut speeds),
+        None => Ok((measured(planned, device, &mut speeds)?, None)),
     };
     for (number, line) in (1..).zip(text.lines()) {
         if ui.interrupted() {
@@ -154,9 +155,13 @@ pub(crate) fn run(args: &Args, planned: Plan, device: Device, ui: &Ui) -> anyhow
                 format!("line {number} is not a JSON array of words, such as [\"train\", \"--dataset\", \"digits\"]")
             })
             .or_exit(exit::USAGE)?;
-        let seconds = |planned: Planned| anyhow::Ok(speed_of(&planned)?.seconds(&planned.work));
+        let seconds = |planned: Planned| {
+            let (speed, scaled) = speed_of(&planned)?;
+            anyhow::Ok((speed.seconds(&planned.work), scaled))
+        };
         let answer = match planned(&words, &mut written).and_then(seconds) {
-            Ok(seconds) => json!({ "seconds": seconds }),
+            Ok((seconds, None)) => json!({ "seconds": seconds }),
+            Ok((seconds, Some(scaled))) => json!({ "seconds": seconds, "scaled": scaled }),
             Err(error) => json!({ "error": error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": ") }),
         };
         ui.out(answer.to_string());
@@ -199,6 +204,37 @@ pub(crate) fn answer(work: &Work, speed: &Throughput, device: Device, json: bool
 /// The network and what it sees: `ConvNet-D3-W128-IN on [3, 32, 32], 10 classes`.
 fn network(Planned { dataset, model, .. }: &Planned) -> String {
     format!("{model} on {:?}, {} classes", dataset.shape(), dataset.classes.len())
+}
+
+/// The speed on another machine: measured, or that of the measured ConvNet of the same width and norm that is closest in
+/// multiplications, in proportion to them; then with the two networks.
+fn there(planned: &Planned, known: &BTreeMap<String, Throughput>) -> Option<(Throughput, Option<String>)> {
+    let name = network(planned);
+    if let Some(speed) = known.get(&name) {
+        return Some((*speed, None));
+    }
+    let ModelSpec::ConvNet(wanted) = planned.model else { return None };
+    let products = multiplications(&wanted, planned.dataset.shape());
+    let ratio = |other: &str| {
+        let (model, rest) = other.split_once(" on ")?;
+        let ModelSpec::ConvNet(layers) = model.parse().ok()? else { return None };
+        let shape = serde_json::from_str(rest.rsplit_once(", ")?.0).ok()?;
+        ((layers.width, layers.norm) == (wanted.width, wanted.norm)).then(|| multiplications(&layers, shape) / products)
+    };
+    let ratios = known.iter().filter_map(|(other, speed)| Some((other, speed, ratio(other)?)));
+    let (other, speed, ratio) = ratios.min_by(|(_, _, a), (_, _, b)| a.ln().abs().total_cmp(&b.ln().abs()))?;
+    let Throughput { forward, input_gradient, training, batch_size } = *speed;
+    let [forward, input_gradient, training] = [forward, input_gradient, training].map(|speed| speed * ratio);
+    Some((Throughput { forward, input_gradient, training, batch_size }, Some(format!("{name} from {other}"))))
+}
+
+/// Multiplications of the convolutions for one image.
+fn multiplications(layers: &ConvNetSpec, [channels, height, width]: [i64; 3]) -> f64 {
+    let of = |block: i64| {
+        let inputs = if block == 0 { channels } else { layers.width };
+        (height >> block) * (width >> block) * inputs * layers.width * 9
+    };
+    (0..layers.depth).map(|block| of(block) as f64).sum()
 }
 
 /// The speed here, measured unless it is known.

@@ -456,6 +456,11 @@ fn times_of_commands_whose_inputs_do_not_exist_are_estimated() {
         serde_json::from_str::<Value>(said.lines().last().unwrap()).unwrap()
     };
     assert_eq!(there("ConvNet-D2-W32-IN on [1, 8, 8], 10 classes")["seconds"], 10.0, "ten epochs of 100 images");
+    // A ninth of the multiplications: 8 x 8 x 9 x 32 without the second block's 4 x 4 x 9 x 32 x 32.
+    let scaled = there("ConvNet-D1-W32-IN on [1, 8, 8], 10 classes");
+    assert!((scaled["seconds"].as_f64().unwrap() - 90.0).abs() < 1e-9, "{scaled}");
+    let both = "ConvNet-D2-W32-IN on [1, 8, 8], 10 classes from ConvNet-D1-W32-IN on [1, 8, 8], 10 classes";
+    assert_eq!(scaled["scaled"], both);
     let reason = there("ConvNet-D2-W8-IN on [1, 8, 8], 10 classes")["error"].to_string();
     assert!(
         reason.contains("no speed of ConvNet-D2-W32-IN on [1, 8, 8]") && reason.contains("it has ConvNet-D2-W8-IN")

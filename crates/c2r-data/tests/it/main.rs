@@ -5,6 +5,7 @@ mod cifar_python;
 mod dsa;
 mod foreign;
 mod formation;
+mod generated;
 mod labels;
 mod picture;
 mod python;
