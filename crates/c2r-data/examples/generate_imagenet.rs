@@ -1,4 +1,4 @@
-//! Writes pictures in the layout of ILSVRC-2012 where the real ones are not at hand: the ten classes of ImageNette, JPEGs of the
+//! Writes pictures in the layout of ILSVRC-2012 for machines without the real ones: the ten classes of ImageNette, JPEGs of the
 //! sizes that are usual there, the same in every run.
 //!
 //! ```sh
@@ -35,7 +35,7 @@ fn picture(class: usize, n_classes: usize, index: usize) -> RgbImage {
     let (w, h) = SIZES[rng.random_range(0..SIZES.len())];
     let place = class as f32 / n_classes as f32;
     // Neighbours in direction differ in width.
-    let (angle, wave) = (PI * place + rng.random_range(-0.15..0.15), if class % 2 == 0 { 14.0 } else { 36.0 });
+    let (angle, wave) = (PI * place + rng.random_range(-0.15..0.15), if class.is_multiple_of(2) { 14.0 } else { 36.0 });
     let (sin, cos) = angle.sin_cos();
     let (wave, phase) = (wave * rng.random_range(0.8f32..1.2), rng.random_range(0.0..TAU));
     let tint = [0.0, 1.0, 2.0].map(|channel| 25.0 * (TAU * (place + channel / 3.0)).cos());
