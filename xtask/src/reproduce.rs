@@ -28,7 +28,7 @@ pub(crate) struct Args {
     #[arg(required_unless_present = "list")]
     experiment: Option<String>,
 
-    /// Grid of the experiment: tiny, quick, small or paper
+    /// Grid of the experiment: tiny, quick, small, medium or paper
     #[arg(long, required_unless_present = "list")]
     scale: Option<String>,
 

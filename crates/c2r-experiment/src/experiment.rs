@@ -36,7 +36,7 @@ pub struct Experiment {
     /// Methods by name.
     #[serde(default)]
     pub methods: BTreeMap<String, Method>,
-    /// Grids by name: `tiny`, `quick`, `small`, `paper`.
+    /// Grids by name: `tiny`, `quick`, `small`, `medium`, `paper`.
     pub scales: BTreeMap<String, Scale>,
     /// Published numbers.
     #[serde(default)]
@@ -748,7 +748,7 @@ about = "an experiment without this scale does not get it"
                 let scales: Vec<&String> = experiment.scales.keys().collect();
                 assert!(
                     !scales.is_empty()
-                        && scales.iter().all(|name| ["tiny", "quick", "small", "paper"].contains(&&***name))
+                        && scales.iter().all(|name| ["tiny", "quick", "small", "medium", "paper"].contains(&&***name))
                 );
                 names.push(experiment.name);
             }

@@ -300,6 +300,7 @@ fn every_experiment_has_a_plan() {
     for name in [
         "ablation",
         "autoattack",
+        "cifar100",
         "cross-arch",
         "drop-rate",
         "eta",
@@ -308,6 +309,7 @@ fn every_experiment_has_a_plan() {
         "ls-pgd",
         "negatives",
         "table2",
+        "tiny-imagenet",
     ] {
         assert!(names.iter().any(|there| there == name), "{name}");
         for (scale, grid) in read_experiment(root, name).unwrap().scales {
@@ -427,6 +429,19 @@ fn the_headline_comes_in_the_order_in_which_it_matters() {
     // Other seeds come in the order in which they are named.
     let other = headline("paper", &[7, 3], "", Shard::ALL).0;
     assert_eq!((&*other[0], &*other[90]), ("c2r/seed7 distill", "c2r/seed3 distill"));
+}
+
+/// On generated images every command of the scale paper is run, for one subset, size and seed.
+#[test]
+fn the_rehearsal_of_the_imagenet_subsets_leaves_no_command_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let experiment = read_experiment(&repository(folder.path()).root, "imagenet-subsets").unwrap();
+    let [tiny, paper] = ["tiny", "paper"].map(|name| experiment.scale(name).unwrap());
+    assert_eq!((&tiny.methods, &tiny.protocols), (&paper.methods, &paper.protocols));
+    assert_eq!(tiny.attacks, paper.attacks);
+    let options =
+        |sets: &[String]| -> Vec<String> { sets.iter().map(|set| set.split('=').next().unwrap().to_owned()).collect() };
+    assert_eq!(options(&tiny.attack_set), options(&paper.attack_set));
 }
 
 /// What `headline` runs, `table2` and `ablation` have run, and the other way round.
