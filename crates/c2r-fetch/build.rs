@@ -1,4 +1,4 @@
-//! Empty: what this crate builds with is named here for its features (Cargo.toml of the workspace).
+//! Does nothing. It names a crate that `ring`'s build script uses, for its features; see the workspace's Cargo.toml.
 
 use cc as _;
 

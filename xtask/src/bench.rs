@@ -21,7 +21,7 @@ use python::Peers;
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = include_str!("help/bench.txt"))]
 pub(crate) struct Args {
-    /// What to measure: attacks, data, distill or models (crates, without `c2r-`), or gpu (every figure of a GPU)
+    /// What to measure: attacks, data, distill or models (crates, without `c2r-`), or gpu (all times of a GPU in docs/performance.md)
     #[arg(value_name = "CRATE")]
     what: String,
 

@@ -14,7 +14,7 @@
 //! entries, bytes or compression than [`Limits`] allow. Memory does not grow with what an archive claims: unpacking keeps
 //! nothing but the names of files ([`Unpacked::files`]).
 
-// For their features (Cargo.toml of the workspace).
+// Used only for their features; see the workspace's Cargo.toml.
 use {crc32fast as _, simd_adler32 as _};
 
 mod error;

@@ -41,8 +41,9 @@ pub fn fill_rows<'a>(
     });
 }
 
-/// `n` values in `[-bound, bound)`. Here, where loops are optimized (Cargo.toml of the workspace), for networks, which have
-/// millions.
+/// `n` random values, uniform in `[-bound, bound)`.
+///
+/// This is here and not beside the networks because they draw millions of values, and this crate is optimized.
 pub fn uniform(generator: &mut ChaCha8Rng, bound: f64, n: usize) -> Vec<f32> {
     (0..n).map(|_| ((2.0 * generator.random::<f64>() - 1.0) * bound) as f32).collect()
 }

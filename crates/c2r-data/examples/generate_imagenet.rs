@@ -1,13 +1,13 @@
-//! Writes pictures in the layout of ILSVRC-2012 for machines without the real ones: the ten classes of ImageNette, JPEGs of the
-//! sizes that are usual there, the same in every run.
+//! Generates images in the layout of ILSVRC-2012, for machines that do not have it: JPEGs of the ten classes of ImageNette, in
+//! sizes that are common in ILSVRC-2012. Every run makes the same images.
 //!
 //! ```sh
 //! cargo run --release -p c2r-data --example generate_imagenet -- DIR 1300
 //! ```
 //!
-//! `DIR/imagenet/` gets that many training images per class and up to 50 test images. An ellipse with stripes lies on a plain
-//! ground under grain. A class has its own direction and width of the stripes and its own tint, each with some spread, so that a
-//! network can learn the classes. What it learns says nothing about photographs.
+//! `DIR/imagenet/` gets that many training images per class and up to 50 test images. Each image shows an ellipse with stripes on
+//! a plain ground, with noise over all. Each class has stripes of its own direction and width and a tint of its own, with some
+//! spread, so a network can learn the classes. What it learns says nothing about photographs.
 
 use std::{
     error::Error,
@@ -22,19 +22,19 @@ use image::{Rgb, RgbImage, codecs::jpeg::JpegEncoder};
 use rand::{Rng, RngCore};
 use rayon::prelude::*;
 
-/// Width and height of pictures; in ILSVRC-2012 the first is the commonest.
+/// Widths and heights in pixels; the first is the most common in ILSVRC-2012.
 const SIZES: [(u32, u32); 4] = [(500, 375), (375, 500), (500, 333), (400, 300)];
-/// Of each class, as in ILSVRC-2012.
+/// Test images of each class, as in ILSVRC-2012.
 const N_TEST: usize = 50;
-/// About 45 kB for a picture.
+/// JPEG quality; an image then has about 45 kB.
 const QUALITY: u8 = 85;
 
-/// The picture number `index` of all.
+/// Image number `index`, counted over all classes.
 fn picture(class: usize, n_classes: usize, index: usize) -> RgbImage {
     let mut rng = Seed::new(0).stream("examples/generate_imagenet", index as u64);
     let (w, h) = SIZES[rng.random_range(0..SIZES.len())];
     let place = class as f32 / n_classes as f32;
-    // Neighbours in direction differ in width.
+    // Classes whose stripes have similar directions have stripes of different widths.
     let (angle, wave) = (PI * place + rng.random_range(-0.15..0.15), if class.is_multiple_of(2) { 14.0 } else { 36.0 });
     let (sin, cos) = angle.sin_cos();
     let (wave, phase) = (wave * rng.random_range(0.8f32..1.2), rng.random_range(0.0..TAU));
@@ -52,7 +52,7 @@ fn picture(class: usize, n_classes: usize, index: usize) -> RgbImage {
         let noise = (f32::from(grain[(y * w + x) as usize]) - 127.5) / 5.0;
         Rgb([0, 1, 2].map(|channel| {
             let stripes = dark[channel] + share * (bright[channel] - dark[channel]);
-            // Rounds, and keeps 0 to 255.
+            // `as` keeps the value within 0 to 255.
             ((if is_inside { stripes } else { ground[channel] }) + noise).round() as u8
         }))
     })

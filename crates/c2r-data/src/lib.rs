@@ -28,7 +28,7 @@
 //! # Ok::<(), c2r_data::DataError>(())
 //! ```
 
-// For its features (Cargo.toml of the workspace).
+// Used only for its features; see the workspace's Cargo.toml.
 use either as _;
 
 pub mod arrays;

@@ -10,7 +10,7 @@
 //!
 //! **Where to start:** [`Archive::fetch`].
 
-// For their features (Cargo.toml of the workspace).
+// Used only for their features; see the workspace's Cargo.toml.
 use {base64 as _, getrandom_0_2 as _};
 
 mod archive;

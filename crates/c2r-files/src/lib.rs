@@ -14,7 +14,7 @@
 //! assert_eq!(c2r_files::read_json::<Vec<u8>>(&path).unwrap(), [1, 2, 3]);
 //! ```
 
-// For their features (Cargo.toml of the workspace).
+// Used only for their features; see the workspace's Cargo.toml.
 use {digest as _, getrandom as _, serde_core as _};
 
 mod error;

@@ -16,7 +16,7 @@ use crate::{Job, Stage, Workplace, lease};
 #[derive(Debug, Deserialize)]
 struct Answer {
     seconds: Option<f64>,
-    /// The network, and the one whose measured speed was scaled.
+    /// Names the network and the one whose speed was scaled, unless the network itself was measured.
     scaled: Option<String>,
     error: Option<String>,
 }

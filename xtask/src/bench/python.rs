@@ -67,7 +67,7 @@ pub(crate) struct Peers {
     #[arg(long, value_name = "N", requires = "peers", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) repeats: Option<u32>,
 
-    /// With `bench data`: scale up the JPEGs and PNGs of this folder [default: noise with the spectrum of photographs]
+    /// With `bench data`: make the JPEGs from enlarged pictures of this folder [default: from noise with the spectrum of photographs]
     #[arg(long, value_name = "DIR", requires = "peers")]
     pub(super) pictures: Option<PathBuf>,
 

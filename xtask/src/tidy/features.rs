@@ -1,4 +1,4 @@
-//! Features: what one command asks of a crate, every command must, or cargo compiles it, and what uses it, once for each.
+//! Every command must ask for the same features of a crate. Otherwise cargo compiles the crate, and all that use it, again.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,14 +7,14 @@ use c2r_run::process;
 
 use crate::checkout::Checkout;
 
-/// What is built on its own before the tests are, and the edges to follow. Of what build scripts use, `cargo tree` shows
-/// features that they are not built with in `c2r-cli`, where programs use the same crates.
+/// The packages that are built before the tests, and the edges of `cargo tree` to follow. For `c2r-cli` build scripts are
+/// left out: `cargo tree` shows wrong features for crates that programs and build scripts both use.
 const BUILT_FIRST: [(&str, &str); 2] = [("xtask", "normal,build"), ("c2r-cli", "normal")];
 
-/// The features of each crate, one set or, where build scripts use it with others, two.
+/// The sets of features of each crate: one, or two if build scripts use it with other features.
 type Features = BTreeMap<String, BTreeSet<String>>;
 
-/// Crates that the tests would compile again.
+/// The crates that the tests would compile again, as problems.
 pub(super) fn check(checkout: &Checkout) -> anyhow::Result<Vec<String>> {
     let tests = read(checkout, &["--workspace", "--edges", "normal,build,dev"])?;
     let mut problems = Vec::new();

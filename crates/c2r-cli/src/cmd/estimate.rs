@@ -136,7 +136,7 @@ pub(crate) fn run(args: &Args, planned: Plan, device: Device, ui: &Ui) -> anyhow
         None => None,
     };
     let mut speed_of = |planned: &Planned| match &elsewhere {
-        Some((path, known)) => there(planned, known).with_context(|| {
+        Some((path, known)) => known_or_scaled(planned, known).with_context(|| {
             format!(
                 "{} has no speed of {}; it has {}",
                 path.display(),
@@ -206,9 +206,9 @@ fn network(Planned { dataset, model, .. }: &Planned) -> String {
     format!("{model} on {:?}, {} classes", dataset.shape(), dataset.classes.len())
 }
 
-/// The speed on another machine: measured, or that of the measured ConvNet of the same width and norm that is closest in
-/// multiplications, in proportion to them; then with the two networks.
-fn there(planned: &Planned, known: &BTreeMap<String, Throughput>) -> Option<(Throughput, Option<String>)> {
+/// The speed on another machine, as measured there. If the network was not measured, its speed is scaled from the measured
+/// ConvNet of the same width and norm that is closest in multiplications, and the text names both networks.
+fn known_or_scaled(planned: &Planned, known: &BTreeMap<String, Throughput>) -> Option<(Throughput, Option<String>)> {
     let name = network(planned);
     if let Some(speed) = known.get(&name) {
         return Some((*speed, None));
@@ -228,7 +228,7 @@ fn there(planned: &Planned, known: &BTreeMap<String, Throughput>) -> Option<(Thr
     Some((Throughput { forward, input_gradient, training, batch_size }, Some(format!("{name} from {other}"))))
 }
 
-/// Multiplications of the convolutions for one image.
+/// How many multiplications the convolutions take for one image.
 fn multiplications(layers: &ConvNetSpec, [channels, height, width]: [i64; 3]) -> f64 {
     let of = |block: i64| {
         let inputs = if block == 0 { channels } else { layers.width };

@@ -51,7 +51,7 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
 
-    /// Dataset that was distilled: digits, cifar10, ...; required unless c2r exported the file
+    /// Dataset that was distilled: digits, cifar10, ... (not needed for an npz, PNG folder or safetensors file of c2r)
     #[arg(long, value_name = "NAME")]
     dataset: Option<String>,
 

@@ -1,4 +1,4 @@
-//! The example that generates pictures in the layout of ILSVRC-2012.
+//! The example that generates images in the layout of ILSVRC-2012.
 
 use std::fs;
 

@@ -117,9 +117,9 @@ pub(crate) struct Args {
 
     /// Write a JSON report
     ///
-    /// `c2r table` can read the report if you give --dataset and one of these: --checkpoint and --each; or --ipc with any
-    /// other network, and --each too if there are several attacks (a suite counts as one). `c2r table` cannot read
-    /// other reports, but they have more detail on every image.
+    /// `c2r table` can read the report if you give --dataset and also, for a network of c2r, --checkpoint and --each. For
+    /// any other network, it also needs --ipc, and --each if there are several attacks (a suite counts as one). Other
+    /// reports have more detail on every image, but `c2r table` cannot read them.
     #[arg(long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
 
