@@ -121,6 +121,10 @@ pub(crate) struct Args {
     #[arg(long)]
     no_table: bool,
 
+    /// Run no command of the grid; only make the table of those that are finished
+    #[arg(long, conflicts_with_all = ["no_table", "dry_run", "list", "pack", "force", "time_limit", "shard", "launcher"])]
+    no_run: bool,
+
     /// Neither set up nor build; use c2r as it was built last
     #[arg(long)]
     prebuilt: bool,
@@ -217,6 +221,10 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     }
     terminal::note(format!("{}, scale {scale_name}: {}", experiment.title, scale.about));
     let name = reproduction.name();
+    if args.no_run {
+        let nothing = || exit::usage(format!("no attack of {name} is finished in {}", place.results.display()));
+        return judged(reproduction.table()?.ok_or_else(nothing)?);
+    }
     let array = (args.launcher == Launcher::Slurm).then(|| SlurmArray {
         name: &name,
         arguments: task_arguments(args, &place),
@@ -231,8 +239,13 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     }
     let with_estimate = scale_name == LONG_SCALE && !args.no_estimate;
     let summary = reproduction.run(&plan, with_estimate, array.as_ref())?;
-    let outside = summary.n_done() > 0 && !args.no_table && reproduction.table()?;
+    let outside = summary.n_done() > 0 && !args.no_table && reproduction.table()?.unwrap_or(false);
     summary.conclude(&plan.jobs)?;
+    judged(outside)
+}
+
+/// The error of a table with numbers `outside` the tolerance.
+fn judged(outside: bool) -> anyhow::Result<()> {
     if outside {
         let message = "finished, but numbers are outside the tolerance (marked in the table)";
         return exit::fail(exit::OUTSIDE_TOLERANCE, message);

@@ -102,8 +102,11 @@ pub fn list(
         }
         terminal::text(heading);
         terminal::out(line);
+        if experiment.is_some() && scale.is_some() {
+            begun(jobs, &finished).into_iter().for_each(terminal::out);
+        }
         if !absent.is_empty() {
-            terminal::out(format!("    {}", place.no_data(absent)));
+            terminal::out(format!("    to run this: {}", place.no_data(absent)));
         }
         if !without_profile.is_empty() {
             let names: Vec<&str> = without_profile.iter().map(String::as_str).collect();
@@ -111,4 +114,39 @@ pub fn list(
         }
     }
     Ok(())
+}
+
+/// A line for each distilled set that has finished commands.
+fn begun(jobs: &[Job], finished: &[bool]) -> Vec<String> {
+    let mut sets: Vec<(String, usize, usize)> = Vec::new();
+    for (job, &done) in jobs.iter().zip(finished) {
+        let set = job.cell.folder();
+        let position = sets.iter().position(|(name, ..)| *name == set).unwrap_or_else(|| {
+            sets.push((set, 0, 0));
+            sets.len() - 1
+        });
+        sets[position].1 += usize::from(done);
+        sets[position].2 += 1;
+    }
+    let begun = sets.into_iter().filter(|(_, done, _)| *done > 0);
+    begun.map(|(set, done, n)| format!("      {set}: {done} of {n} commands are finished")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::example::Example;
+
+    #[test]
+    fn sets_with_finished_commands_are_listed() {
+        let mut jobs = Example::new().jobs("dataset=digits,ipc=1,method=c2r,seed=0,protocol=natural,attack=pgd");
+        let mut other = jobs[0].clone();
+        other.cell.seed = 1;
+        jobs.push(other);
+        assert!(begun(&jobs, &[false; 4]).is_empty());
+        assert_eq!(
+            begun(&jobs, &[true, true, false, false]),
+            ["      digits/ipc1/c2r/seed0: 2 of 3 commands are finished"]
+        );
+    }
 }

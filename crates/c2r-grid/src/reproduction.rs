@@ -71,16 +71,16 @@ impl Reproduction<'_> {
     }
 
     /// Prints the table of what is finished of the whole grid and writes the page; `true` if numbers are outside the
-    /// tolerance.
+    /// tolerance, and nothing if no attack is finished.
     ///
     /// # Errors
     /// If the table's folder cannot be made, or `c2r table` or `c2r report` fails.
-    pub fn table(&self) -> anyhow::Result<bool> {
+    pub fn table(&self) -> anyhow::Result<Option<bool>> {
         let Grid { scale, place, datasets, .. } = self.grid;
         let jobs = self.grid.whole()?.jobs;
         let absent = datasets.missing(&scale.datasets);
         if table_folder::update(&self.table_folder(), &jobs, &finished(&jobs), &absent)? == 0 {
-            return Ok(false);
+            return Ok(None);
         }
         let [table, report] = self.result_args();
         let status = process::foreground(&mut place.command(&table), |_| {})?;
@@ -96,7 +96,7 @@ impl Reproduction<'_> {
             anyhow::bail!("`c2r report` failed ({}): {}", output.status, reason.trim());
         }
         terminal::note(format!("report: {}", report.last().map_or(PAGE, String::as_str)));
-        Ok(outside)
+        Ok(Some(outside))
     }
 
     /// Prints a shell script that does what [`Reproduction::run`] and, if asked for, [`Reproduction::table`] would, and

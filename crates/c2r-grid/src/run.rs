@@ -230,7 +230,9 @@ fn run_job(job: &Job, position: usize, board: &Board, place: &Workplace) -> anyh
     }
     if signals::requests() > 0 {
         // How far it is.
-        terminal::note(format!("{}: {}", job.name(), log::last_line(&job.log())));
+        let line = log::last_line(&job.log());
+        let said = if line.is_empty() { "stopped before it printed anything" } else { &line };
+        terminal::note(format!("{}: {said}", job.name()));
         return Ok(Outcome::Stopped);
     }
     let (code, how) = if status.success() {

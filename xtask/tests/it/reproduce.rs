@@ -197,6 +197,23 @@ fn a_dry_run_is_a_script_that_does_the_same() {
     assert_eq!(contents(&table), by_hand);
 }
 
+#[test]
+fn no_run_makes_the_table_of_what_is_finished() {
+    let checkout = Checkout::new();
+    let (code, said) = ended(&checkout.reproduce(&["--no-run"]).output().unwrap());
+    assert!(code == Some(2) && said.contains("no attack of example-quick is finished in"), "{said}");
+    assert_eq!(ended(&checkout.reproduce(&["--only", "method=one,seed=0"]).output().unwrap()).0, Some(0));
+    let n_finished = checkout.n_finished();
+    fs::remove_dir_all(checkout.path("runs/example-quick")).unwrap();
+    let (code, said) = ended(&checkout.reproduce(&["--no-run"]).output().unwrap());
+    assert!(code == Some(0) && said.contains("report: runs/example-quick/report.html"), "{said}");
+    assert!(n_finished < N_COMMANDS && checkout.n_finished() == n_finished);
+    assert!(checkout.path("runs/example-quick/digits/ipc1/one/seed0").is_dir());
+    let list = checkout.xtask(&["reproduce", "example", "--scale", "quick", "--list"]).output().unwrap();
+    let listed = String::from_utf8_lossy(&list.stdout);
+    assert!(listed.contains("      digits/ipc1/one/seed0: 5 of 5 commands are finished"), "{listed}");
+}
+
 /// The machine that will run the commands may be another one.
 #[test]
 fn a_dry_run_needs_no_device() {
@@ -244,7 +261,7 @@ fn the_list_is_of_what_was_asked_for() {
     };
     let (code, all, said) = list(&[]);
     assert!(code == Some(0) && all.contains("example: ") && all.contains("other: "), "{all}{said}");
-    assert!(all.contains("data not found: cifar10 (name the data folder with --data DIR"), "{all}");
+    assert!(all.contains("to run this: data not found: cifar10 (name the data folder with --data DIR"), "{all}");
     for more in [&["example"][..], &["--scale", "quick"]] {
         let (code, listed, said) = list(more);
         assert!(code == Some(0) && listed.contains("example: ") && !listed.contains("other: "), "{listed}{said}");

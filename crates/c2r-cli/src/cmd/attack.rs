@@ -225,7 +225,7 @@ fn watched(
     let mut progress = ui.progress("clean", inputs.images.len() as u64);
     let mut running = (usize::MAX, String::new());
     let mut failure = None;
-    let record = journal.as_ref().map(|journal| journal.run.record().display().to_string());
+    let record = journal.as_ref().map(|journal| journal.run.record().to_owned());
     // With a failure, what had finished is kept.
     let mut last = None;
     let result = evaluate_with(target.classifier.as_ref(), &inputs.images, attacks, threat, options, &mut |event| {
@@ -270,7 +270,10 @@ fn watched(
     }
     result.map_err(|error| match error {
         AttackError::Interrupted => signals::stopped(match record {
-            Some(record) => format!("the state is saved in {record}; run the same command again to resume"),
+            Some(record) if record.is_file() => {
+                format!("the state is saved in {}; run the same command again to resume", record.display())
+            }
+            Some(_) => "nothing was finished yet; the same command starts from the beginning".to_owned(),
             None => "nothing was saved (with --output or --save, the command can resume)".to_owned(),
         }),
         AttackError::Config(_) => exit::coded(exit::USAGE, error),
