@@ -22,7 +22,9 @@ use crate::checkout::Checkout;
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = include_str!("help/download.txt"))]
 pub(crate) struct Args {
-    /// Datasets: digits, cifar10, cifar100, tiny-imagenet, imagenette, imagewoof
+    /// Datasets: cifar10, cifar100, tiny-imagenet, imagenette, imagewoof (digits is built in)
+    ///
+    /// The other subsets of ImageNet need ImageNet itself, which you get from its publisher: docs/datasets.md.
     #[arg(value_name = "NAME", required_unless_present = "list")]
     names: Vec<String>,
 
@@ -38,7 +40,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     archive: Option<String>,
 
-    /// Do not download; compare the files with those that were unpacked
+    /// Download nothing; check that the files have not changed since they were unpacked
     #[arg(long, conflicts_with_all = ["list", "mirror", "archive", "accept_sha256"])]
     verify: bool,
 
@@ -54,7 +56,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: u64,
 
-    /// Give up a connection that is slower than this, in bytes per second over the time of --timeout
+    /// Give up a connection if its mean speed over --timeout seconds is below this many bytes per second
     #[arg(long, value_name = "BYTES", default_value_t = 1000)]
     min_speed: u64,
 

@@ -28,9 +28,9 @@ const LARGEST_INPUT: u32 = 20_000;
 /// Where the wrapper around rustc lies, from the top folder.
 const WRAPPER: &str = "tests/fuzz/rustc-with-coverage";
 
-/// Change files at random until a reader panics, hangs or uses too much memory
+/// Feed randomly changed files to the code that reads them, to find crashes, hangs and excessive memory
 ///
-/// Starts from the files in tests/fuzz/corpus/TARGET. Files that break a reader are kept in target/fuzz/findings, with the command
+/// Starts from the files in tests/fuzz/corpus/TARGET. Files that cause a failure are kept in target/fuzz/findings, with the command
 /// that repeats the failure; once it is fixed, the file belongs in tests/fuzz/corpus. Works with the stable compiler on Linux and macOS.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = include_str!("help/fuzz.txt"))]

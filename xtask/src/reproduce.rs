@@ -28,7 +28,7 @@ pub(crate) struct Args {
     #[arg(required_unless_present = "list")]
     experiment: Option<String>,
 
-    /// Grid of the experiment: tiny, quick, small, medium or paper
+    /// Size of the experiment, smallest first: tiny, quick, small, medium or paper (--list shows which it has)
     #[arg(long, required_unless_present = "list")]
     scale: Option<String>,
 
@@ -50,6 +50,7 @@ pub(crate) struct Args {
 
     /// Use these methods instead of the experiment's; `all` means every method that its file lists at the scale `paper`
     ///
+    /// They are called as in data/paper/common.toml, e.g. c2r (its profile is `faithful`) or class-mean, the backbone.
     /// Methods that you do not name are left out of the table, including references and the baseline; without the baseline, the
     /// table has no p-values. To run a part of a grid and keep the rest in its table, use --only.
     #[arg(long, value_name = "NAME,..", value_delimiter = ',')]
@@ -103,9 +104,10 @@ pub(crate) struct Args {
     #[arg(long)]
     no_estimate: bool,
 
-    /// Write the finished and unfinished work of the grid to an archive of at most 60 MB, then exit
+    /// Write the results and saved states of the grid to an archive of at most 60 MB, then exit
     ///
-    /// --unpack continues it on another machine.
+    /// If they are larger, the commands with the largest files are left out and listed. --unpack continues the work on
+    /// another machine.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["unpack", "dry_run", "time_limit"])]
     pack: Option<PathBuf>,
 

@@ -44,7 +44,7 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with_all = ["package", "filter"])]
     regression: bool,
 
-    /// Accept numbers that have changed, and add them to CHANGELOG.md
+    /// Replace the committed numbers by the new ones, and list what changed in CHANGELOG.md
     #[arg(long, requires = "regression")]
     accept: bool,
 

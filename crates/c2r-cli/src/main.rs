@@ -76,7 +76,8 @@ pub(crate) struct Global {
 
     /// Stop after this time, e.g. 90s, 9m or 1h30m
     ///
-    /// The state is saved, the exit code is 124, and the same command resumes.
+    /// The exit code is then 124. `distill` and `train` save their state, and the same command resumes; so does `attack` with
+    /// --output or --save.
     #[arg(long, global = true, value_name = "TIME", value_parser = arguments::duration)]
     time_limit: Option<Duration>,
 

@@ -40,7 +40,7 @@ pub(crate) struct StateDictArgs {
 
     /// Normalization that --state-dict expects: cifar10-dd, a dataset's name, or MEAN/STD [default: none]
     ///
-    /// The network then gets (pixel - mean) / std; images and epsilon stay in [0, 1]. cifar10-dd is the normalization of DC, DSA,
+    /// The network gets (pixel - mean) / std; pixels themselves are always in [0, 1]. cifar10-dd is the normalization of DC, DSA,
     /// DM and MTT. MEAN and STD have a number per channel, as in 0.5,0.5,0.5/0.25,0.25,0.25.
     #[arg(long, value_name = "WHAT", requires = "state_dict", value_parser = normalized())]
     pub(crate) normalized: Option<Normalized>,

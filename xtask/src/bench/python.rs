@@ -27,7 +27,7 @@ pub(crate) struct Peers {
     #[arg(long)]
     pub(super) peers: bool,
 
-    /// TorchScript model [default: reference models in ../shared/goldens, or the digits' network of the tests]
+    /// TorchScript model [default: reference models in ../shared/goldens if it exists, otherwise the small digits network of the tests]
     #[arg(long, value_name = "FILE", requires_all = ["peers", "inputs"])]
     pub(super) model: Option<PathBuf>,
 
@@ -77,7 +77,7 @@ pub(crate) struct Peers {
 
     /// Also write every measured time to this file
     ///
-    /// With `bench gpu`: a line for each figure [default: bench-gpu.jsonl in the folder of c2r].
+    /// With `bench gpu`: one line of JSON for each measured time [default: bench-gpu.jsonl next to the program c2r].
     #[arg(long, value_name = "FILE")]
     pub(super) json: Option<PathBuf>,
 }

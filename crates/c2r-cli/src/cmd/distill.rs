@@ -91,12 +91,12 @@ pub(crate) struct Args {
 
     /// Radius of the attacks that are used while distilling, in pixel units, e.g. 2/255 [default: the dataset's]
     ///
-    /// An attack that has a radius of its own in the configuration (attacks.PLACE.epsilon, where PLACE is synthetic, pool or
-    /// matching) keeps it.
+    /// It does not change attacks that have a radius of their own in the configuration: attacks.synthetic.epsilon,
+    /// attacks.pool.epsilon or attacks.matching.epsilon (docs/configuration.md). The profiles set none of these.
     #[arg(long, value_name = "EPS")]
     eps: Option<Epsilon>,
 
-    /// Folder to write to
+    /// Folder to write to; not needed with --estimate or --print-config
     #[arg(long, value_name = "DIR", required_unless_present_any = ["estimate", "print_config"])]
     run_dir: Option<PathBuf>,
 

@@ -40,8 +40,8 @@ Every class needs the same number of images.
 Folders: they are matched with the classes by name, WordNet id or number from 0. Other names are refused unless you give \
 --sorted. Broken links, nested folders, and images other than PNG or JPEG are refused.
 
-Values: whatever is outside [0, 1] after the options are applied is refused, and so are options that the file contradicts. \
-Clipping (--clamp) is recorded in the set, and in tables if it changed more than 1 % of the values.")]
+Values: after all options, a value outside [0, 1] is an error. So is an option that does not fit the values. The set records \
+that --clamp was used; tables have a note if it changed more than 1 % of the values.")]
 pub(crate) struct Args {
     /// File or folder to read
     #[arg(value_name = "FILE|DIR")]
@@ -97,7 +97,7 @@ pub(crate) struct Args {
     #[arg(long, requires = "dataset")]
     bgr: bool,
 
-    /// Clip values to [0, 1]; without --normalized, an error if more than 10 % lie outside
+    /// Clip values to [0, 1]. More than 10 % of values outside are an error, unless you give --normalized, too
     #[arg(long, requires = "dataset")]
     clamp: bool,
 

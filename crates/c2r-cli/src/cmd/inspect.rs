@@ -53,6 +53,8 @@ pub(crate) struct Args {
     foreign: StateDictArgs,
 
     /// Compare images and labels with this dataset [default: the one that the file names]
+    ///
+    /// With --state-dict: take the shape of the images and the number of classes from it.
     #[arg(long, value_name = "NAME", value_parser = any_text())]
     dataset: Option<String>,
 

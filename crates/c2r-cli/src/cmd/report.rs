@@ -31,7 +31,7 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "FILE", required = true, value_parser = OsStringValueParser::new().try_map(parse_output))]
     output: Vec<Output>,
 
-    /// Leave out the pictures of the training images
+    /// Leave out the pictures of the synthetic images
     #[arg(long)]
     no_pictures: bool,
 }

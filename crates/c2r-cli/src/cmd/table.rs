@@ -71,7 +71,8 @@ pub(crate) struct Results {
 
     /// Scale of the experiment, e.g. quick, small or paper [default: from the folder's name, e.g. quick for table2-quick]
     ///
-    /// The table then lists missing runs and, at the scale `paper`, checks tolerances.
+    /// With a known scale, the table also lists missing runs. At the scale `paper`, it also compares numbers with the
+    /// published ones.
     #[arg(long, value_name = "NAME", requires = "experiment")]
     scale: Option<String>,
 

@@ -55,8 +55,8 @@ Examples:
   # Show every key of a protocol
   c2r train --dataset digits --protocol trades --print-config
 
-The protocols are the files in data/protocols; --set changes single keys. On real images, the length and the learning-rate \
-schedule come from the section [full-data] of that file, so that training converges."
+Each protocol is a file in data/protocols; --set changes single keys. On real images (--dataset), length and learning rate come \
+from the section [full-data] of that file, so that training converges; --set length=... changes them, too."
 )]
 pub(crate) struct Args {
     /// Synthetic set: safetensors, npz or PNG folder of c2r, or the run folder of `c2r distill`
@@ -105,7 +105,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
 
-    /// Folder to write to
+    /// Folder to write to; not needed with --estimate or --print-config
     #[arg(long, value_name = "DIR", required_unless_present_any = ["estimate", "print_config"])]
     run_dir: Option<PathBuf>,
 

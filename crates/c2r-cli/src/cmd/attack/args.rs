@@ -117,9 +117,9 @@ pub(crate) struct Args {
 
     /// Write a JSON report
     ///
-    /// `c2r table` can read the report if you give --dataset and also, for a network of c2r, --checkpoint and --each. For
-    /// any other network, it also needs --ipc, and --each if there are several attacks (a suite counts as one). Other
-    /// reports have more detail on every image, but `c2r table` cannot read them.
+    /// `c2r table` and `c2r report` read files that are called attack.json and were written with --dataset. For a network of
+    /// c2r (--checkpoint), also give --each. For any other network, also give --ipc, and --each if --attack names more than
+    /// one attack or suite. Other reports have more detail on every image.
     #[arg(long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
 

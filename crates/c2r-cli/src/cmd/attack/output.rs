@@ -140,9 +140,9 @@ pub(super) fn write_report(
 }
 
 /// Prints on stderr, before the error, what attacks had finished before the evaluation failed; `record` is where it is kept.
-pub(super) fn print_finished(report: &AttackReport, record: Option<&str>) {
+pub(super) fn print_finished(report: &AttackReport, record: Option<&Path>) {
     let kept = match record {
-        Some(record) => format!("saved in {record}; the same command resumes there"),
+        Some(record) => format!("saved in {}; the same command resumes there", record.display()),
         None => "not saved; --output saves them".to_owned(),
     };
     note(format!("attacks that finished before the failure ({kept}):"));
