@@ -1,5 +1,9 @@
-// Which vectors this processor has. Kernels are compiled once for each level and chosen when first used.
+// Which vectors this processor has. Kernels are compiled once for each level and chosen when first used. libtorch's environment
+// variable ATEN_CPU_CAPABILITY (avx2, default) lowers the level here, too.
 #pragma once
+
+#include <cstdlib>
+#include <cstring>
 
 namespace c2r {
 
@@ -14,8 +18,11 @@ inline Level level() {
   static const Level chosen = [] {
 #if defined(__x86_64__)
     __builtin_cpu_init();
+    const char* limit = std::getenv("ATEN_CPU_CAPABILITY");
+    const auto limited = [limit](const char* to) { return limit && std::strcmp(limit, to) == 0; };
+    if (limited("default")) return Level::any;
     if (__builtin_cpu_supports("fma") && __builtin_cpu_supports("avx2")) {
-      const bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+      const bool wide = !limited("avx2") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
       return wide ? Level::avx512 : Level::avx2;
     }

@@ -45,6 +45,7 @@ impl std::fmt::Display for KernelError {
 impl std::error::Error for KernelError {}
 
 unsafe extern "C" {
+    safe fn c2r_vectors() -> i32;
     fn c2r_norm_relu_pool(
         x: *const C_tensor,
         weight: *const C_tensor,
@@ -127,6 +128,16 @@ unsafe fn text(text: *mut c_char) -> Option<String> {
 unsafe fn taken(message: *mut c_char) -> Option<KernelError> {
     // SAFETY: the same conditions.
     unsafe { text(message) }.map(KernelError)
+}
+
+/// Which vectors of the processor the kernels use: AVX-512, AVX2, or none that were chosen for them. As for libtorch itself, the
+/// environment variable `ATEN_CPU_CAPABILITY` lowers the level: `avx2`, or `default` for none.
+pub fn vectors() -> &'static str {
+    match c2r_vectors() {
+        2 => "AVX-512",
+        1 => "AVX2",
+        _ => "none",
+    }
 }
 
 /// What became of the CUDA kernels, a line for each device and size that was met, such as
@@ -560,5 +571,20 @@ mod tests {
         let error = norm_relu_pool(&x.get(0), &weight, &bias, EPS).unwrap_err().to_string();
         assert!(error.contains("3 dimensions"), "{error}");
         assert!(tune_torchscript(b"no archive").is_err());
+    }
+
+    /// Each level of vectors has code of its own, and a processor runs one of them: the tests of this file run again with less.
+    #[test]
+    fn kernels_for_other_processors_give_the_same() {
+        const LIMIT: &str = "ATEN_CPU_CAPABILITY";
+        if let Ok(limit) = std::env::var(LIMIT) {
+            assert_eq!(vectors(), if limit == "avx2" { "AVX2" } else { "none" });
+            return;
+        }
+        let program = std::env::current_exe().unwrap();
+        for limit in ["avx2", "default"].into_iter().skip(usize::from(vectors() != "AVX-512")) {
+            let output = std::process::Command::new(&program).arg("tests::").env(LIMIT, limit).output().unwrap();
+            assert!(output.status.success(), "{limit}: {}", String::from_utf8_lossy(&output.stdout));
+        }
     }
 }

@@ -162,6 +162,8 @@ struct Threads {
     used: i32,
     /// Cores that this process may use.
     cores: usize,
+    /// Vectors of the processor that c2r's kernels use: AVX-512, AVX2 or none.
+    vectors: &'static str,
 }
 
 #[derive(Serialize)]
@@ -201,6 +203,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         threads: Threads {
             used: tch::get_num_threads(),
             cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            vectors: c2r_kernels::vectors(),
         },
         cuda: cuda(),
         device: run_dir::device_name(device),
@@ -305,7 +308,7 @@ fn data(folder: Option<&Path>) -> Vec<DataState> {
 
 fn problems(report: &Report, folder: Option<&Path>) -> Vec<String> {
     let mut problems = Vec::new();
-    let Report { libtorch, cuda, threads: Threads { used, cores }, .. } = report;
+    let Report { libtorch, cuda, threads: Threads { used, cores, .. }, .. } = report;
     let built_for = report.versions.get("libtorch").map_or("", String::as_str);
     if let (Some(version), Some(path)) = (&libtorch.version, &libtorch.path)
         && !version.starts_with(built_for)
@@ -417,7 +420,7 @@ fn lines(report: &Report) -> Vec<(&'static str, String)> {
     let mut lines = vec![
         ("c2r", format!("{} (git {}), tch {}", version("c2r"), version("git"), version("tch"))),
         ("libtorch", format!("{loaded}{parts}{path}")),
-        ("threads", format!("{} on {}", threads.used, counted(threads.cores, "core"))),
+        ("threads", format!("{} on {}, vectors: {}", threads.used, counted(threads.cores, "core"), threads.vectors)),
         ("CUDA", gpus),
         ("device", report.device.clone()),
         (
@@ -468,7 +471,7 @@ mod tests {
                 mkl: true,
                 openmp: true,
             },
-            threads: Threads { used: 4, cores: 4 },
+            threads: Threads { used: 4, cores: 4, vectors: "AVX2" },
             cuda: CudaState { devices: 0, cudnn: false, driver: false, load_error: Some("no such file".into()) },
             device: "cpu".into(),
             precision: BTreeMap::new(),
