@@ -28,7 +28,7 @@ pub(crate) struct Args {
     #[arg(required_unless_present = "list")]
     experiment: Option<String>,
 
-    /// Size of the experiment, smallest first: tiny, quick, small, medium or paper (--list shows which it has)
+    /// Size of the experiment, smallest first: tiny, quick, small, medium or paper; needed unless --list is given
     #[arg(long, required_unless_present = "list")]
     scale: Option<String>,
 

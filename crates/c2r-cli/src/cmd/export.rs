@@ -27,7 +27,7 @@ Examples:
   # The network of a run folder of `c2r train`, as TorchScript
   c2r export runs/first/pgd-at --to torchscript network.pt
 
-Except on the digits, sets of C2R's profiles and of ROME store mosaics: each stored image holds 2x2 training images. Export \
+Except on the digits, sets of C2R's profiles, `rome` and `random-real-mosaic` store mosaics: each stored image holds 2x2 training images. Export \
 cuts them apart and enlarges them, as `c2r train` does, so that other programs train on the same images. --stored writes \
 the mosaics as they are.
 

@@ -118,14 +118,14 @@ pub(crate) struct Args {
     /// Write a JSON report
     ///
     /// `c2r table` and `c2r report` read files that are called attack.json and were written with --dataset. For a network of
-    /// c2r (--checkpoint), also give --each. For any other network, also give --ipc, and --each if --attack names more than
-    /// one attack or suite. Other reports have more detail on every image.
+    /// c2r (--checkpoint), also give --each. For any other network, also give --ipc, and --each if --attack lists two or more
+    /// names (a suite is one name). A report that `c2r table` cannot read has more detail on every image.
     #[arg(long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
 
     /// Write the attacked images as a file that --inputs takes
     ///
-    /// With several attacks and --each, those of each attack are called `images.NAME`.
+    /// With several attacks and --each, those of each attack are called `images.NAME`; --inputs reads `images`, so rename one.
     #[arg(long, value_name = "FILE")]
     pub(super) save: Option<PathBuf>,
 

@@ -29,7 +29,7 @@ pub(super) enum Profiled {
     Distill,
     /// A natural training step, and one of PGD-AT
     Train,
-    /// For each attack, its cost for each time that it calls the attacked network
+    /// What each attack costs per call of the attacked network
     Attack,
 }
 
