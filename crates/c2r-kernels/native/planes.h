@@ -58,6 +58,21 @@ C2R_INLINE Moments forward(const float* x, int64_t height, int64_t any_width, fl
   const Moments m = moments(x, height * width, eps);
   const float scale = weight * m.inverse_deviation;
   const float shift = bias - m.mean * scale;
+  // Pairs of rows that are pooled together, so that narrow planes fill the registers, too.
+  constexpr int64_t PAIRS = W == 16 || W == 8 ? 4 : W == 4 ? 2 : 1;
+  if (PAIRS > 1 && height % (2 * PAIRS) == 0) {
+    for (int64_t row = 0; row < height; row += 2 * PAIRS) {
+      float sums[PAIRS * W + 1];
+      for (int64_t pair = 0; pair < PAIRS; ++pair) {
+        const float* above = x + (row + 2 * pair) * W;
+        for (int64_t j = 0; j < W; ++j)
+          sums[pair * W + j] = relu(above[j] * scale + shift) + relu(above[W + j] * scale + shift);
+      }
+      float* to = out + row / 2 * half;
+      for (int64_t j = 0; j < PAIRS * W / 2; ++j) to[j] = 0.25f * (sums[2 * j] + sums[2 * j + 1]);
+    }
+    return m;
+  }
   for (int64_t row = 0; row + 1 < height; row += 2) {
     const float* above = x + row * width;
     const float* below = above + width;
@@ -71,6 +86,60 @@ C2R_INLINE Moments forward(const float* x, int64_t height, int64_t any_width, fl
   return m;
 }
 
+// What the backward pass adds up: gradients behind ReLU, and these times the distance from the mean.
+struct Sums {
+  float g[LANES] = {}, gx[LANES] = {};
+};
+
+C2R_INLINE float through_relu(float x, float gradient, float scale, float shift) {
+  return x * scale + shift <= 0 ? 0.0f : gradient;
+}
+
+// Writes to out what of the output's gradient passes ReLU, and adds it up. A quarter goes to each of four values.
+C2R_INLINE void behind_relu(const float* x, const float* gradient, int64_t height, int64_t width, float scale, float shift,
+                            float mean, float* out, Sums& sums) {
+  const int64_t half = width / 2, n = height * width, whole = n - n % LANES;
+  for (int64_t row = 0; row + 1 < height; row += 2)
+    for (int64_t j = 0; j < half; ++j) {
+      float* to = out + row * width + 2 * j;
+      to[0] = to[1] = to[width] = to[width + 1] = 0.25f * gradient[row / 2 * half + j];
+    }
+  if (width % 2)
+    for (int64_t row = 0; row < height; ++row) out[row * width + width - 1] = 0;
+  if (height % 2)
+    for (int64_t j = 0; j < width; ++j) out[(height - 1) * width + j] = 0;
+  const auto add = [&](int64_t at, int64_t lane) {
+    const float g = through_relu(x[at], out[at], scale, shift);
+    out[at] = g;
+    sums.g[lane] += g;
+    sums.gx[lane] += g * (x[at] - mean);
+  };
+  for (int64_t at = 0; at < whole; at += LANES)
+    for (int i = 0; i < LANES; ++i) add(at + i, i);
+  for (int64_t at = whole; at < n; ++at) add(at, at - whole);
+}
+
+// The same for ROWS rows of a width that the compiler knows; their values fill all lanes evenly.
+template <int64_t W, int64_t ROWS>
+C2R_INLINE void rows_behind_relu(const float* x, const float* gradient, float scale, float shift, float mean, float* out, Sums& sums) {
+  float quarters[ROWS * W];
+  for (int64_t pair = 0; pair < ROWS / 2; ++pair) {
+    float* to = quarters + 2 * pair * W;
+    for (int64_t j = 0; j < W / 2; ++j) {
+      const float quarter = 0.25f * gradient[pair * (W / 2) + j];
+      to[2 * j] = to[2 * j + 1] = quarter;
+      to[W + 2 * j] = to[W + 2 * j + 1] = quarter;
+    }
+  }
+  for (int64_t at = 0; at < ROWS * W; at += LANES)
+    for (int i = 0; i < LANES; ++i) {
+      const float g = through_relu(x[at + i], quarters[at + i], scale, shift);
+      out[at + i] = g;
+      sums.g[i] += g;
+      sums.gx[i] += g * (x[at + i] - mean);
+    }
+}
+
 // Gradients of the plane, and of weight and bias through this plane.
 //
 // * gradient: of the output, height/2 x width/2.
@@ -78,42 +147,19 @@ C2R_INLINE Moments forward(const float* x, int64_t height, int64_t any_width, fl
 template <int64_t W>
 C2R_INLINE void backward(const float* x, const float* gradient, int64_t height, int64_t any_width, float weight, float bias,
                          Moments m, float* out, float* weight_gradient, float* bias_gradient) {
-  const int64_t width = W ? W : any_width, half = width / 2, n = height * width;
+  const int64_t width = W ? W : any_width, n = height * width;
   const float scale = weight * m.inverse_deviation;
   const float shift = bias - m.mean * scale;
-  // A quarter of an output's gradient goes to each of its four values. Kept in out until the sums are known.
-  for (int64_t row = 0; row + 1 < height; row += 2) {
-    const float* from = gradient + row / 2 * half;
-    float* above = out + row * width;
-    float* below = above + width;
-    for (int64_t j = 0; j < half; ++j) {
-      const float quarter = 0.25f * from[j];
-      above[2 * j] = quarter;
-      above[2 * j + 1] = quarter;
-      below[2 * j] = quarter;
-      below[2 * j + 1] = quarter;
-    }
-    if (width % 2) above[width - 1] = below[width - 1] = 0;
+  constexpr int64_t ROWS = W == 0 || W >= LANES / 2 ? 2 : LANES / W;
+  Sums sums;
+  if (W && height % ROWS == 0) {
+    constexpr int64_t KNOWN = W ? W : LANES;
+    for (int64_t row = 0; row < height; row += ROWS)
+      rows_behind_relu<KNOWN, ROWS>(x + row * W, gradient + row / 2 * (W / 2), scale, shift, m.mean, out + row * W, sums);
+  } else {
+    behind_relu(x, gradient, height, width, scale, shift, m.mean, out, sums);
   }
-  if (height % 2)
-    for (int64_t j = 0; j < width; ++j) out[(height - 1) * width + j] = 0;
-  // None of it passes where ReLU is flat.
-  float sum[LANES] = {}, sum_x[LANES] = {};
-  const int64_t whole = n - n % LANES;
-  for (int64_t at = 0; at < whole; at += LANES)
-    for (int i = 0; i < LANES; ++i) {
-      const float g = x[at + i] * scale + shift <= 0 ? 0.0f : out[at + i];
-      out[at + i] = g;
-      sum[i] += g;
-      sum_x[i] += g * (x[at + i] - m.mean);
-    }
-  for (int64_t at = whole; at < n; ++at) {
-    const float g = x[at] * scale + shift <= 0 ? 0.0f : out[at];
-    out[at] = g;
-    sum[at - whole] += g;
-    sum_x[at - whole] += g * (x[at] - m.mean);
-  }
-  const float all = total(sum), all_x = total(sum_x) * m.inverse_deviation;
+  const float all = total(sums.g), all_x = total(sums.gx) * m.inverse_deviation;
   *weight_gradient = all_x;
   *bias_gradient = all;
   const float mean_g = all / static_cast<float>(n);
