@@ -124,8 +124,10 @@ C2R_INLINE void backward_images(const FirstBlockPass& b, int64_t from, int64_t t
     typedef VectorOf<WIDE>::type VW;                                                                   \
     if (channels == 1)                                                                                 \
       b.width == 8 ? NAME<V8, 8, 1>(b, from, to, room) : NAME<VW, 32, 1>(b, from, to, room);           \
+    else if (b.width == 32)                                                                            \
+      NAME<VW, 32, 3>(b, from, to, room);                                                              \
     else                                                                                               \
-      b.width == 32 ? NAME<VW, 32, 3>(b, from, to, room) : NAME<VW, 64, 3>(b, from, to, room);         \
+      b.width == 64 ? NAME<VW, 64, 3>(b, from, to, room) : NAME<VW, 128, 3>(b, from, to, room);        \
   }
 
 #define C2R_PASSES(SUFFIX, ATTRIBUTE, WIDE)         \
@@ -173,7 +175,8 @@ void norm_relu_pool_backward(const Planes& p, int64_t from, int64_t to, const Mo
 
 // The field's grey and coloured images; a tile is at most four rows high.
 bool has_first_block(int64_t channels, int64_t filters, int64_t height, int64_t width) {
-  const bool grey = channels == 1 && (width == 8 || width == 32), coloured = channels == 3 && (width == 32 || width == 64);
+  const bool grey = channels == 1 && (width == 8 || width == 32);
+  const bool coloured = channels == 3 && (width == 32 || width == 64 || width == 128);
   return (grey || coloured) && height % 4 == 0 && filters % GROUP == 0;
 }
 
