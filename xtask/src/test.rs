@@ -44,7 +44,7 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with_all = ["package", "filter"])]
     regression: bool,
 
-    /// Replace the committed numbers by the new ones, and list what changed in CHANGELOG.md
+    /// Replace the committed numbers by the new ones, and add what changed to CHANGELOG.md
     #[arg(long, requires = "regression")]
     accept: bool,
 

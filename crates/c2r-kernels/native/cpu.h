@@ -1,5 +1,5 @@
-// Which vectors this processor has. Kernels are compiled once for each level and chosen when first used. libtorch's environment
-// variable ATEN_CPU_CAPABILITY (avx2, default) lowers the level here, too.
+// Which vectors this processor has. Kernels are compiled once for each level and chosen when first used. The environment variable
+// ATEN_CPU_CAPABILITY (avx2 or default) limits the level, as it limits libtorch.
 #pragma once
 
 #include <cstdlib>

@@ -62,7 +62,7 @@ C2R_INLINE Moments forward(const float* x, int64_t height, int64_t any_width, fl
   constexpr int64_t PAIRS = W == 16 || W == 8 ? 4 : W == 4 ? 2 : 1;
   if (PAIRS > 1 && height % (2 * PAIRS) == 0) {
     for (int64_t row = 0; row < height; row += 2 * PAIRS) {
-      float sums[PAIRS * W + 1];
+      float sums[PAIRS * W + 1];  // Not empty where W is 0.
       for (int64_t pair = 0; pair < PAIRS; ++pair) {
         const float* above = x + (row + 2 * pair) * W;
         for (int64_t j = 0; j < W; ++j)

@@ -130,8 +130,8 @@ unsafe fn taken(message: *mut c_char) -> Option<KernelError> {
     unsafe { text(message) }.map(KernelError)
 }
 
-/// Which vectors of the processor the kernels use: AVX-512, AVX2, or none that were chosen for them. As for libtorch itself, the
-/// environment variable `ATEN_CPU_CAPABILITY` lowers the level: `avx2`, or `default` for none.
+/// The vector instructions that the CPU kernels use: `AVX-512`, `AVX2` or `none`, which means what the compiler chooses for any
+/// processor. The environment variable `ATEN_CPU_CAPABILITY` (`avx2` or `default`) limits them, as it limits libtorch.
 pub fn vectors() -> &'static str {
     match c2r_vectors() {
         2 => "AVX-512",
@@ -574,7 +574,7 @@ mod tests {
         assert!(tune_torchscript(b"no archive").is_err());
     }
 
-    /// Each level of vectors has code of its own, and a processor runs one of them: the tests of this file run again with less.
+    /// Each level of vectors has code of its own, and a processor uses one. So the tests of this file run again at the lower levels.
     #[test]
     fn kernels_for_other_processors_give_the_same() {
         const LIMIT: &str = "ATEN_CPU_CAPABILITY";

@@ -27,8 +27,8 @@ Examples:
   # The network of a run folder of `c2r train`, as TorchScript
   c2r export runs/first/pgd-at --to torchscript network.pt
 
-Except on the digits, sets of C2R's profiles, `rome` and `random-real-mosaic` store mosaics: each stored image holds 2x2 training images. Export \
-cuts them apart and enlarges them, as `c2r train` does, so that other programs train on the same images. --stored writes \
+On every dataset but the digits, C2R's profiles, its backbone, `rome` and `random-real-mosaic` store mosaics: each stored \
+image holds 2x2 training images. Export cuts them apart and enlarges them, as `c2r train` does, so that other programs train on the same images. --stored writes \
 the mosaics as they are.
 
 npz, pt and safetensors are lossless. PNG has 8 bits per channel: pixels that are not multiples of 1/255 must be \

@@ -117,9 +117,9 @@ pub(crate) struct Args {
 
     /// Write a JSON report
     ///
-    /// `c2r table` and `c2r report` read files that are called attack.json and were written with --dataset. For a network of
-    /// c2r (--checkpoint), also give --each. For any other network, also give --ipc, and --each if --attack lists two or more
-    /// names (a suite is one name). A report that `c2r table` cannot read has more detail on every image.
+    /// For `c2r table` and `c2r report`, call the file attack.json and give --dataset. With --checkpoint, always add --each.
+    /// With --model or --state-dict, add --ipc, and --each if --attack lists several names (a suite is one name). Otherwise
+    /// the report has another format with more detail on every image, which `c2r table` cannot read.
     #[arg(long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
 
