@@ -100,7 +100,7 @@ pub(crate) struct Args {
     #[arg(long)]
     force: bool,
 
-    /// Do not estimate first how long the scale `paper` will take
+    /// Start the scale `paper` without estimating first how long it will take
     #[arg(long)]
     no_estimate: bool,
 
@@ -115,7 +115,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", conflicts_with = "dry_run")]
     unpack: Option<PathBuf>,
 
-    /// With --list or --dry-run: estimate for another machine, a file of data/speeds such as h200
+    /// With --list or --dry-run: estimate for another machine, e.g. h200 (the name of a file in data/speeds)
     #[arg(long, value_name = "NAME")]
     estimate_for: Option<String>,
 

@@ -1,6 +1,7 @@
 //! The attacks: options, checks, cost and code of one family in one file.
 
 pub(crate) mod apgd;
+pub(crate) mod at_hand;
 pub(crate) mod cw_l2;
 pub(crate) mod deepfool;
 pub(crate) mod fab;

@@ -152,6 +152,18 @@ impl<'a> Oracle<'a> {
         Ok(self.logits_and_copy(images, rows)?.0)
     }
 
+    /// [`Oracle::logits`] as values, row by row, where they are at hand ([`host::is_at_hand`]).
+    pub(crate) fn logit_values(&mut self, images: &Tensor, rows: &[usize]) -> Result<Vec<f32>, AttackError> {
+        let _no_grad = tch::no_grad_guard();
+        let logits = self.model.logits(&images.copy()).map_err(|error| self.model_failed(rows, error))?;
+        self.check_shape(&logits, rows)?;
+        let values = host::to_vec::<f32>(&logits);
+        if !values.iter().all(|value| value.is_finite()) {
+            self.check_values(images, &logits, rows)?;
+        }
+        Ok(values)
+    }
+
     /// [`Oracle::logits`], and the copy of the images that the model was given, as it left it.
     pub(crate) fn logits_and_copy(&mut self, images: &Tensor, rows: &[usize]) -> Result<(Tensor, Tensor), AttackError> {
         let _no_grad = tch::no_grad_guard();
@@ -253,6 +265,13 @@ impl<'a> Oracle<'a> {
 
     /// Counts a forward pass and checks what came out.
     fn check(&mut self, images: &Tensor, logits: &Tensor, rows: &[usize]) -> Result<(), AttackError> {
+        self.check_shape(logits, rows)?;
+        // The sum of finite f32 values cannot overflow in f64.
+        if self.is_finite(logits.sum(Kind::Double)) { Ok(()) } else { self.check_values(images, logits, rows) }
+    }
+
+    /// Counts a forward pass and checks the form of what came out.
+    fn check_shape(&mut self, logits: &Tensor, rows: &[usize]) -> Result<(), AttackError> {
         self.passes += Passes::forward(rows.len() as u64);
         for &row in rows {
             self.queries[row] += 1;
@@ -264,10 +283,11 @@ impl<'a> Oracle<'a> {
         if logits.kind() != Kind::Float {
             return Err(AttackError::LogitsKind(logits.kind()));
         }
-        // The sum of finite f32 values cannot overflow in f64.
-        if self.is_finite(logits.sum(Kind::Double)) {
-            return Ok(());
-        }
+        Ok(())
+    }
+
+    /// Finds the first logit that is not finite.
+    fn check_values(&self, images: &Tensor, logits: &Tensor, rows: &[usize]) -> Result<(), AttackError> {
         if let Some(row) = first_not_finite(logits) {
             let (sample, attack) = (self.ids[rows[row]], self.attack.to_owned());
             let image = images.get(row as i64);

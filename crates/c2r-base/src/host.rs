@@ -9,6 +9,27 @@ use tch::{Device, Tensor, kind::Element};
 
 thread_local! {
     static READ: Cell<Read> = const { Cell::new(Read { calls: 0, bytes: 0 }) };
+    static FAR: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether Rust reads values on `device` without waiting: on the CPU, but not within [`far`].
+///
+/// Where it does, small steps are faster as loops over plain arrays than as a dozen operators.
+pub fn is_at_hand(device: Device) -> bool {
+    device == Device::Cpu && !FAR.get()
+}
+
+/// Runs `work` as if the CPU were a GPU: what this thread does in it never takes a form that only [`is_at_hand`] allows.
+pub fn far<T>(work: impl FnOnce() -> T) -> T {
+    /// Restores it when `work` panics, too.
+    struct Before(bool);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            FAR.set(self.0);
+        }
+    }
+    let _before = Before(FAR.replace(true));
+    work()
 }
 
 /// What a thread has read with [`to_vec`] from tensors on the CPU.
@@ -55,6 +76,17 @@ pub fn send(host: &Tensor, device: Device) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_cpu_is_at_hand_but_not_within_far() {
+        assert!(is_at_hand(Device::Cpu) && !is_at_hand(Device::Cuda(0)));
+        assert_eq!(
+            far(|| (is_at_hand(Device::Cpu), far(|| is_at_hand(Device::Cpu)), is_at_hand(Device::Cpu))),
+            (false, false, false)
+        );
+        assert!(is_at_hand(Device::Cpu));
+        assert!(std::panic::catch_unwind(|| far(|| panic!("on purpose"))).is_err() && is_at_hand(Device::Cpu));
+    }
 
     #[test]
     fn values_come_row_by_row_and_are_counted() {

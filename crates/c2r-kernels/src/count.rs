@@ -17,7 +17,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use c2r_base::host::Read;
+use c2r_base::host::{self, Read};
 use tch::Device;
 
 /// What [`during`] counts.
@@ -41,8 +41,8 @@ unsafe extern "C" {
 
 /// Runs `work`, which computes on `device`, and counts what this thread does in it.
 ///
-/// Threads that `work` starts itself are not counted. On the CPU, copies are those that a GPU would need: every tensor
-/// made of a slice, every tensor read.
+/// Threads that `work` starts itself are not counted. On the CPU, everything is as on a GPU ([`c2r_base::host::far`]), and copies are
+/// those that a GPU would need: every tensor made of a slice, every tensor read.
 ///
 /// Only one piece of code counts at a time: a call from another thread waits, and one inside `work` never returns.
 pub fn during<T>(device: Device, work: impl FnOnce() -> T) -> (T, Counts) {
@@ -59,7 +59,7 @@ pub fn during<T>(device: Device, work: impl FnOnce() -> T) -> (T, Counts) {
     let before = Read::so_far();
     // SAFETY: no preconditions but that nobody else counts.
     let begun = Begun(unsafe { c2r_count_begin(device.is_cuda()) });
-    let value = work();
+    let value = host::far(work);
     let handle = begun.0;
     std::mem::forget(begun);
     let mut counted = [0; 4];

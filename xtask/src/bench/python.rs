@@ -27,7 +27,7 @@ pub(crate) struct Peers {
     #[arg(long)]
     pub(super) peers: bool,
 
-    /// TorchScript model [default: reference models in ../shared/goldens if it exists, otherwise the small digits network of the tests]
+    /// TorchScript model; needs --inputs [default: the small digits network of the tests, or the reference network in ../shared/goldens if that folder exists]
     #[arg(long, value_name = "FILE", requires_all = ["peers", "inputs"])]
     pub(super) model: Option<PathBuf>,
 

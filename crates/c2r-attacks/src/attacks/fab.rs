@@ -1,6 +1,6 @@
 //! FAB: walks along the decision boundary towards the clean image.
 
-use c2r_base::{Norm, Passes, ThreatModel, grad::in_range};
+use c2r_base::{Norm, Passes, ThreatModel, grad::in_range, host};
 use tch::{Kind, Tensor};
 
 use crate::{
@@ -9,6 +9,7 @@ use crate::{
     attack::{AttackBatch, Family},
     attacks::{
         apgd::{STEPS, TARGETS},
+        at_hand::hyperplane_moves,
         deepfool::{nearest_boundary, scaled},
     },
     draws::{Draws, Request},
@@ -281,6 +282,10 @@ impl Fab {
 /// `u_i`, and brings `|w_i|` per unit. The best moves are `min(t, u_i)` (Linf), `min(t |w_i|, u_i)` (L2) for
 /// the multiplier t at which they add up, and whole rooms in the order of `|w_i|` (L1).
 pub fn project_on_hyperplane(norm: Norm, points: &Tensor, w: &Tensor, b: &Tensor) -> Tensor {
+    if norm != Norm::L1 && host::is_at_hand(points.device()) {
+        let moves = hyperplane_moves(norm, [points, w, b].map(host::to_vec).each_ref().map(Vec::as_slice));
+        return Tensor::from_slice(&moves).view_as(points);
+    }
     let gap = sum(w * points) - b.unsqueeze(1);
     let sign = (w * gap.sign()).sign();
     let weight = w.abs();
@@ -310,7 +315,7 @@ fn sum(values: Tensor) -> Tensor {
 }
 
 /// Steps of Newton's method in [`multiplier`].
-const NEWTON_STEPS: usize = 8;
+pub(super) const NEWTON_STEPS: usize = 8;
 
 /// The t of each row at which the gains `min(t rate_i, gain_i)` add up to what is needed: f32 `[.., N, 1]`, the
 /// largest f32 where they never do.

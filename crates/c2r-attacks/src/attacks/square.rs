@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use c2r_base::{Norm, Passes, Seed, ThreatModel};
+use c2r_base::{Norm, Passes, Seed, ThreatModel, host};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Kind, Tensor};
@@ -10,6 +10,7 @@ use tch::{Device, Kind, Tensor};
 use crate::{
     active::{Active, Leaving, Samples},
     attack::{AttackBatch, Family},
+    attacks::at_hand::square_search,
     error::{AttackError, ConfigError},
     options::{ALL_NORMS, Check, Options, Search, Task, options, passes},
     oracle::Oracle,
@@ -80,6 +81,13 @@ impl Search for SquareConfig {
             }
         }
         Ok(found)
+    }
+}
+
+impl SquareConfig {
+    /// Side of the window of a query, pixels.
+    pub(super) fn side(&self, query: u32, norm: Norm, height: i64, width: i64) -> i64 {
+        side(norm, share(self.p_init, query, self.queries, self.rescale_schedule), height, width)
     }
 }
 
@@ -181,32 +189,42 @@ impl SquareDraws {
         }
     }
 
-    /// Windows of these `sides` at uniform places, each for all rows, drawn one after the other and moved together.
-    fn windows(&mut self, rows: &[usize], sides: &[i64], image: &[i64], device: Device) -> Vec<Window> {
-        let (channels, height, width) = (image[0] as usize, image[1], image[2]);
-        let (mut first, mut signs) = (Vec::new(), Vec::new());
-        for &row in rows {
-            for (at, side) in sides.iter().enumerate() {
-                match &mut self.0 {
-                    Source::Recorded { corners, signs: recorded, next, .. } => {
-                        let (top, left) = corners[*next + at];
-                        first.push(top * width + left);
-                        signs.extend(&recorded[*next + at]);
-                        signs.push(-1.0);
-                    }
-                    Source::Streams(streams) => {
-                        let stream = &mut streams[row];
-                        let (top, left) =
-                            (stream.random_range(0..=height - side), stream.random_range(0..=width - side));
-                        first.push(top * width + left);
-                        signs.extend((0..=channels).map(|_| sign(stream)));
-                    }
-                }
+    /// A window of `row` at a uniform place, the one `ahead` after the next: the position of its first pixel in a flattened plane.
+    /// Appends the signs of its channels and that of its pattern to `signs`.
+    pub(super) fn window(&mut self, row: usize, ahead: usize, side: i64, image: &[i64], signs: &mut Vec<f32>) -> i64 {
+        let (channels, height, width) = (image[0], image[1], image[2]);
+        match &mut self.0 {
+            Source::Recorded { corners, signs: recorded, next, .. } => {
+                let (top, left) = corners[*next + ahead];
+                signs.extend(&recorded[*next + ahead]);
+                signs.push(-1.0);
+                top * width + left
+            }
+            Source::Streams(streams) => {
+                let stream = &mut streams[row];
+                let (top, left) = (stream.random_range(0..=height - side), stream.random_range(0..=width - side));
+                signs.extend((0..=channels).map(|_| sign(stream)));
+                top * width + left
             }
         }
+    }
+
+    /// After `n` windows of every row.
+    pub(super) fn advance(&mut self, n: usize) {
         if let Source::Recorded { next, .. } = &mut self.0 {
-            *next += sides.len();
+            *next += n;
         }
+    }
+
+    /// Windows of these `sides`, each for all rows, drawn one after the other and moved together.
+    fn windows(&mut self, rows: &[usize], sides: &[i64], image: &[i64], device: Device) -> Vec<Window> {
+        let (mut first, mut signs) = (Vec::new(), Vec::new());
+        for &row in rows {
+            for (ahead, &side) in sides.iter().enumerate() {
+                first.push(self.window(row, ahead, side, image, &mut signs));
+            }
+        }
+        self.advance(sides.len());
         let (n, each, channels) = (rows.len() as i64, sides.len() as i64, image[0]);
         let first = Tensor::from_slice(&first).view([n, each, 1]).to_device(device);
         let signs = Tensor::from_slice(&signs).view([n, each, channels + 1, 1]).to_device(device);
@@ -282,6 +300,9 @@ pub(crate) fn search(
     draws: &mut SquareDraws,
 ) -> Result<End, AttackError> {
     let norm = threat.norm;
+    if norm == Norm::Linf && host::is_at_hand(batch.images.device()) {
+        return square_search(oracle, batch, threat, config, open, draws);
+    }
     let mut active = Active::new(open);
     let mut samples = Samples::of(batch, open);
     let image = samples.clean.size()[1..].to_vec();
@@ -292,10 +313,7 @@ pub(crate) fn search(
     let mut range = Range::new(&samples.clean, threat);
 
     let mut best = match norm {
-        Norm::Linf => {
-            let stripes = draws.signs(open, &[image[0], 1, width], device);
-            threat.project(&samples.clean, &(&samples.clean + stripes * threat.epsilon.value()))
-        }
+        Norm::Linf => stripes(draws, open, &samples.clean, threat),
         Norm::L2 | Norm::L1 => tiles(draws, open, &samples.clean, threat),
     };
     let logits = oracle.logits(&best, open)?;
@@ -314,10 +332,7 @@ pub(crate) fn search(
             active.keep(&left, samples.tensors().chain([&mut best, &mut margin]));
             range = Range::new(&samples.clean, threat);
         }
-        let side_at = |query| {
-            let p = share(config.p_init, query, config.queries, config.rescale_schedule);
-            side(norm, p, height, width)
-        };
+        let side_at = |query| config.side(query, norm, height, width);
         if windows.len() == 0 {
             // No row leaves before this many queries.
             let last = config.queries.min(query + active.steps_to_reading().max(1));
@@ -363,6 +378,13 @@ impl Range {
         let [low, high] = self.0.each_ref().map(|limit| limit.gather(2, &here, false));
         flat.scatter(2, &here, &moved.clamp_tensor(Some(low), Some(high))).view_as(best)
     }
+}
+
+/// Linf: the start, vertical stripes with random signs.
+pub(super) fn stripes(draws: &mut SquareDraws, rows: &[usize], clean: &Tensor, threat: &ThreatModel) -> Tensor {
+    let (size, device) = (clean.size(), clean.device());
+    let signs = draws.signs(rows, &[size[1], 1, size[3]], device);
+    threat.project(clean, &(clean + signs * threat.epsilon.value()))
 }
 
 /// L2 and L1: the start, a grid of windows with random signs.

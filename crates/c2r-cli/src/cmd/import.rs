@@ -40,7 +40,8 @@ Every class needs the same number of images.
 Folders: they are matched with the classes by name, WordNet id or number from 0. Other names are refused unless you give \
 --sorted. Broken links, nested folders, and images other than PNG or JPEG are refused.
 
-Values: after all options, a value outside [0, 1] is an error. So is an option that does not fit the values. The set records \
+Values: a value that is outside [0, 1] after all options have been applied is an error. So is an option that the values \
+contradict, such as --of-255 if no value is above 1. The set records \
 that --clamp was used; tables have a note if it changed more than 1 % of the values.")]
 pub(crate) struct Args {
     /// File or folder to read

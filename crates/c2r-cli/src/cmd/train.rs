@@ -56,7 +56,7 @@ Examples:
   c2r train --dataset digits --protocol trades --print-config
 
 Each protocol is a file in data/protocols; --set changes single keys. On real images (--dataset), length and learning rate come \
-from the section [full-data] of that file, so that training converges; --set length=... changes them, too."
+from the section [full-data] of that file, so that training converges; --set and --lr override these, too."
 )]
 pub(crate) struct Args {
     /// Synthetic set: safetensors, npz or PNG folder of c2r, or the run folder of `c2r distill`

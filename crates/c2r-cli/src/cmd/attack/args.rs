@@ -117,9 +117,9 @@ pub(crate) struct Args {
 
     /// Write a JSON report
     ///
-    /// For `c2r table` and `c2r report`, call the file attack.json and give --dataset. With --checkpoint, always add --each.
-    /// With --model or --state-dict, add --ipc, and --each if --attack lists several names (a suite is one name). Otherwise
-    /// the report has another format with more detail on every image, which `c2r table` cannot read.
+    /// `c2r table` and `c2r report` can read it if the file is called attack.json and these options are given: --dataset; with
+    /// --checkpoint, --each; with --model or --state-dict, --ipc, and --each if --attack lists several names (a suite is one
+    /// name). Without them, the report has another format, with more detail on every image.
     #[arg(long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
 
