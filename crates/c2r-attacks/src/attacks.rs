@@ -9,6 +9,7 @@ pub(crate) mod floors;
 pub(crate) mod iterative;
 pub(crate) mod square;
 pub(crate) mod suite;
+pub(crate) mod windows;
 
 pub use apgd::{ApgdConfig, ApgdTConfig};
 pub use cw_l2::CwL2Config;

@@ -152,7 +152,7 @@ impl<'a> Oracle<'a> {
         Ok(self.logits_and_copy(images, rows)?.0)
     }
 
-    /// [`Oracle::logits`] as values, row by row, where they are at hand ([`host::is_at_hand`]).
+    /// [`Oracle::logits`] as values, row by row, for loops on the CPU ([`host::is_at_hand`]).
     pub(crate) fn logit_values(&mut self, images: &Tensor, rows: &[usize]) -> Result<Vec<f32>, AttackError> {
         let _no_grad = tch::no_grad_guard();
         let logits = self.model.logits(&images.copy()).map_err(|error| self.model_failed(rows, error))?;

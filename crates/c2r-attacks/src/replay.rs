@@ -27,7 +27,8 @@ pub use crate::{
         cw_l2::clipped_margin,
         fab::{Nearest, project_on_hyperplane as fab_projection},
         iterative::next_momentum as momentum,
-        square::{SquareDraws, share as square_p, side as square_side, window as square_window},
+        square::window as square_window,
+        windows::{SquareDraws, share as square_p, side as square_side},
     },
     draws::Draws,
 };

@@ -9,13 +9,18 @@ use tch::Tensor;
 use crate::{
     active::Samples,
     attack::AttackBatch,
-    attacks::{
-        fab::NEWTON_STEPS,
-        square::{End, SquareConfig, SquareDraws, stripes},
-    },
+    attacks::windows::{SquareDraws, stripes},
     error::AttackError,
     oracle::Oracle,
 };
+
+/// What Square ends with, one entry per sample.
+pub(crate) struct End {
+    pub(crate) images: Tensor,
+    /// f32 `[N]`.
+    pub(crate) margins: Tensor,
+    pub(crate) reached: Vec<bool>,
+}
 
 /// A sample that Square has not broken yet.
 struct Open {
@@ -26,23 +31,24 @@ struct Open {
     margin: f32,
 }
 
-/// Square's search in Linf; a sample leaves at once when it reaches the goal. See [`super::square::search`].
+/// Square's search in Linf for the samples `open` of the batch; a sample leaves at once when it reaches the goal.
+///
+/// `queries` has their number and the side of the window of each.
 pub(super) fn square_search(
     oracle: &mut Oracle<'_>,
     batch: &AttackBatch<'_>,
     threat: &ThreatModel,
-    config: &SquareConfig,
     open: &[usize],
+    queries: (u32, &dyn Fn(u32) -> i64),
     draws: &mut SquareDraws,
 ) -> Result<End, AttackError> {
     let samples = Samples::of(batch, open);
     let size = samples.clean.size();
-    let [image, height, width] = [&size[1..], &size[2..3], &size[3..]];
-    let (height, width) = (height[0], width[0]);
-    let plane = (height * width) as usize;
-    let length = plane * image[0] as usize;
+    let image = &size[1..];
+    let plane = (image[1] * image[2]) as usize;
+    let length = image[0] as usize * plane;
     let start = stripes(draws, open, &samples.clean, threat);
-    let [low, high] = threat.ball(&samples.clean).range().expect("Linf").map(|limit| host::to_vec::<f32>(&limit));
+    let [low, high] = threat.ball(&samples.clean).range().expect("Linf").map(host::to_vec::<f32>);
     let step = (2.0 * threat.epsilon.value()) as f32;
     let goals = host::to_vec::<i64>(samples.targets.as_ref().unwrap_or(&samples.labels));
     let judged = |slot: usize, logits: &[f32]| {
@@ -57,29 +63,27 @@ pub(super) fn square_search(
         open.iter().enumerate().map(|(slot, &sample)| Open { slot, sample, margin: f32::INFINITY }).collect();
     let mut candidates = best.clone();
     let mut signs = Vec::new();
-    for query in 0..=config.queries {
+    for query in 0..=queries.0 {
         // The first pass judges the start.
         if query > 0 {
-            let side = config.side(query - 1, Norm::Linf, height, width) as usize;
+            let side = queries.1(query - 1) as usize;
             for (row, candidate) in rows.iter().zip(candidates.chunks_exact_mut(length)) {
                 let at = row.slot * length;
                 candidate.copy_from_slice(&best[at..at + length]);
                 signs.clear();
                 let first = draws.window(row.sample, 0, side as i64, image, &mut signs) as usize;
-                for (channel, sign) in signs[..image[0] as usize].iter().enumerate() {
-                    for line in 0..side {
-                        let from = channel * plane + first + line * width as usize;
-                        for pixel in from..from + side {
-                            candidate[pixel] =
-                                (candidate[pixel] + sign * step).max(low[at + pixel]).min(high[at + pixel]);
-                        }
+                let limits = [&low, &high].map(|limit| &limit[at..at + length]);
+                for pixels in lines(first, side, image) {
+                    let shift = signs[pixels.start / plane] * step;
+                    for pixel in pixels {
+                        candidate[pixel] = (candidate[pixel] + shift).max(limits[0][pixel]).min(limits[1][pixel]);
                     }
                 }
             }
             draws.advance(1);
         }
         let used = &candidates[..rows.len() * length];
-        let images = Tensor::from_slice(used).view([rows.len() as i64, image[0], height, width]);
+        let images = Tensor::from_slice(used).view([rows.len() as i64, image[0], image[1], image[2]]);
         let of_batch: Vec<usize> = rows.iter().map(|row| row.sample).collect();
         let logits = oracle.logit_values(&images, &of_batch)?;
         let n_classes = logits.len() / rows.len();
@@ -103,6 +107,15 @@ pub(super) fn square_search(
     Ok(End { images, margins: Tensor::from_slice(&margins), reached })
 }
 
+/// The pixels of a window in every channel of a flattened `image`, line by line.
+fn lines(first: usize, side: usize, image: &[i64]) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let [channels, height, width] = [0, 1, 2].map(|axis| image[axis] as usize);
+    (0..channels).flat_map(move |channel| {
+        let from = channel * height * width + first;
+        (0..side).map(move |line| from + line * width..from + line * width + side)
+    })
+}
+
 /// `z_class - max_other`, and whether `class` is the first of the largest logits.
 fn margin(logits: &[f32], class: usize) -> (f32, bool) {
     let own = logits[class];
@@ -110,6 +123,9 @@ fn margin(logits: &[f32], class: usize) -> (f32, bool) {
     let after = logits[class + 1..].iter().copied().fold(f32::NEG_INFINITY, f32::max);
     (own - before.max(after), own > before && own >= after)
 }
+
+/// Steps of Newton's method in [`multiplier`].
+pub(super) const NEWTON_STEPS: usize = 8;
 
 /// Values that are added up side by side, so that the compiler uses vectors.
 const LANES: usize = 16;
@@ -190,82 +206,7 @@ fn multiplier(gains: &[f32], rates: &[f32], needed: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use c2r_base::{Classifier, ClassifierError, Seed};
-    use tch::{Device, Kind};
-
     use super::*;
-    use crate::{
-        attacks::{fab::project_on_hyperplane, square::search},
-        oracle::unhurried,
-    };
-
-    /// Fixed numbers without structure in `[0, 1)`.
-    fn noise(shape: &[i64], stride: f64) -> Tensor {
-        let n: i64 = shape.iter().product();
-        (Tensor::arange(n, (Kind::Float, Device::Cpu)) * stride).frac().view(shape)
-    }
-
-    /// Logits with a bend, of each image by itself: the same whichever images are in the batch.
-    struct Bent(Tensor);
-
-    impl Classifier for Bent {
-        fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
-            let each = images.flatten(1, -1).unbind(0).into_iter();
-            let logits = each.map(|x| (x * &self.0).square().sum_dim_intlist([1i64].as_slice(), false, Kind::Float));
-            Ok(Tensor::stack(&logits.collect::<Vec<_>>(), 0))
-        }
-
-        fn device(&self) -> Device {
-            Device::Cpu
-        }
-    }
-
-    /// Some samples are broken at the start, some on the way, some never; with targets, too, and only a part of the batch.
-    #[test]
-    fn square_is_the_same_as_on_a_gpu() {
-        let model = Bent(noise(&[5, 48], 0.754_877_666) - 0.4);
-        let images = noise(&[12, 3, 4, 4], 0.569_840_291) * 0.9 + 0.05;
-        let labels = model.logits(&images).unwrap().argmax(1, false);
-        let others = (&labels + 1).remainder(5);
-        let ids: Vec<u64> = (100..112).collect();
-        let open = [0, 2, 3, 4, 5, 7, 8, 9, 10, 11];
-        let config = SquareConfig { queries: 150, ..SquareConfig::default() };
-        for (targets, epsilon) in [(None, "0.01"), (Some(&others), "0.02")] {
-            let threat = ThreatModel::untargeted(Norm::Linf, epsilon.parse().unwrap());
-            let batch = AttackBatch { images: &images, labels: &labels, ids: &ids, targets };
-            let run = || {
-                let from_start = |oracle: &mut Oracle<'_>| {
-                    let mut draws = SquareDraws::streams(Seed::new(3), &ids);
-                    search(oracle, &batch, &threat, &config, &open, &mut draws)
-                };
-                let (end, oracle) = unhurried(&model, "square", &ids, from_start).unwrap();
-                (end, oracle.finish(images.shallow_clone()).queries)
-            };
-            let ((ours, our_queries), (theirs, their_queries)) = (run(), host::far(run));
-            assert_eq!(ours.reached, theirs.reached);
-            let n_reached = ours.reached.iter().filter(|reached| **reached).count();
-            assert!((2..9).contains(&n_reached), "{n_reached} of 10 are broken, which shows little");
-            assert_eq!((ours.images, ours.margins), (theirs.images, theirs.margins));
-            assert_eq!(our_queries, their_queries);
-        }
-    }
-
-    /// Hyperplanes near and far, one that misses the box, one through the point, one without a normal.
-    #[test]
-    fn projections_are_the_same_as_on_a_gpu() {
-        let points = noise(&[2, 6, 3001], 0.754_877_666);
-        let w = noise(&[6, 3001], 0.569_840_291) - 0.5;
-        let _zeros = w.get(5).fill_(0.0);
-        let here = (&w * points.get(0)).sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
-        let b = here + Tensor::from_slice(&[1e-3f32, -0.7, 40.0, -1e6, 0.0, 0.2]);
-        for norm in [Norm::Linf, Norm::L2] {
-            let ours = project_on_hyperplane(norm, &points, &w, &b);
-            let theirs = host::far(|| project_on_hyperplane(norm, &points, &w, &b));
-            let apart = (&ours - &theirs).abs().max().double_value(&[]);
-            assert!(apart < 2e-6, "{norm}: {apart}");
-            assert!(ours.get(0).get(1).abs().max().double_value(&[]) > 1e-4, "it moves");
-        }
-    }
 
     #[test]
     fn the_first_of_equal_logits_is_the_prediction() {

@@ -9,7 +9,7 @@ use crate::{
     attack::{AttackBatch, Family},
     attacks::{
         apgd::{STEPS, TARGETS},
-        at_hand::hyperplane_moves,
+        at_hand::{NEWTON_STEPS, hyperplane_moves},
         deepfool::{nearest_boundary, scaled},
     },
     draws::{Draws, Request},
@@ -314,9 +314,6 @@ fn sum(values: Tensor) -> Tensor {
     values.sum_dim_intlist([-1i64].as_slice(), true, Kind::Float)
 }
 
-/// Steps of Newton's method in [`multiplier`].
-pub(super) const NEWTON_STEPS: usize = 8;
-
 /// The t of each row at which the gains `min(t rate_i, gain_i)` add up to what is needed: f32 `[.., N, 1]`, the
 /// largest f32 where they never do.
 ///
@@ -387,6 +384,29 @@ mod tests {
         for norm in [Norm::Linf, Norm::L2, Norm::L1] {
             let moved = project_on_hyperplane(norm, &points, &points.zeros_like(), &Tensor::from_slice(&[0.3f32]));
             assert_eq!(moved.abs().max().double_value(&[]), 0.0, "{norm}");
+        }
+    }
+
+    /// Fixed numbers without structure in `[0, 1)`.
+    fn noise(shape: &[i64], stride: f64) -> Tensor {
+        let n: i64 = shape.iter().product();
+        (Tensor::arange(n, (Kind::Float, tch::Device::Cpu)) * stride).frac().view(shape)
+    }
+
+    /// Hyperplanes near and far, one that misses the box, one through the point, one without a normal.
+    #[test]
+    fn projections_are_the_same_as_on_a_gpu() {
+        let points = noise(&[2, 6, 3001], 0.754_877_666);
+        let w = noise(&[6, 3001], 0.569_840_291) - 0.5;
+        let _zeros = w.get(5).fill_(0.0);
+        let here = (&w * points.get(0)).sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
+        let b = here + Tensor::from_slice(&[1e-3f32, -0.7, 40.0, -1e6, 0.0, 0.2]);
+        for norm in [Norm::Linf, Norm::L2] {
+            let ours = project_on_hyperplane(norm, &points, &w, &b);
+            let theirs = host::far(|| project_on_hyperplane(norm, &points, &w, &b));
+            let apart = (&ours - &theirs).abs().max().double_value(&[]);
+            assert!(apart < 2e-6, "{norm}: {apart}");
+            assert!(ours.get(0).get(1).abs().max().double_value(&[]) > 1e-4, "it moves");
         }
     }
 }

@@ -2,29 +2,24 @@
 
 use std::collections::BTreeMap;
 
-use c2r_base::{Norm, Passes, Seed, ThreatModel, host};
-use rand::Rng;
-use rand_chacha::ChaCha8Rng;
+use c2r_base::{Norm, Passes, ThreatModel, host};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
     active::{Active, Leaving, Samples},
     attack::{AttackBatch, Family},
-    attacks::at_hand::square_search,
+    attacks::{
+        at_hand::{End, square_search},
+        windows::{SquareDraws, Window, share, side, stripes},
+    },
     error::{AttackError, ConfigError},
     options::{ALL_NORMS, Check, Options, Search, Task, options, passes},
     oracle::Oracle,
-    rows::{attempt_seed, index, per_image, pick, where_true, write_rows},
+    rows::{attempt_seed, per_image, pick, where_true, write_rows},
 };
 
-/// The schedule of window sizes is made for this many queries. Andriushchenko et al. 2020, section 3.
-const SCHEDULE_QUERIES: f64 = 10_000.0;
-/// After how many queries the share of the image is halved. Their section 3 and code.
-const HALVE_AFTER: [u32; 9] = [10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000];
 /// L2 and L1: the start is a grid of this many windows a side. Their code.
 const START_TILES: i64 = 5;
-/// L2 and L1: smallest window. Their code.
-const LEAST_SIDE: i64 = 3;
 
 /// Queries of Square in AutoAttack. Croce & Hein 2020 (arXiv:2003.01690), section 5.
 const QUERIES: u32 = 5000;
@@ -91,25 +86,6 @@ impl SquareConfig {
     }
 }
 
-/// Share of the image that the window of a query covers; `query` counts from 0.
-pub fn share(p_init: f64, query: u32, queries: u32, rescaled: bool) -> f64 {
-    let at = if rescaled { (f64::from(query) / f64::from(queries) * SCHEDULE_QUERIES) as u32 } else { query };
-    p_init / f64::from(1u32 << HALVE_AFTER.iter().filter(|&&after| at > after).count())
-}
-
-/// Side of a window that covers the share `p`, pixels; odd in L2 and L1.
-pub fn side(norm: Norm, p: f64, height: i64, width: i64) -> i64 {
-    let side = (p * (height * width) as f64).sqrt().round_ties_even() as i64;
-    let fits = height.min(width);
-    match norm {
-        Norm::Linf => side.max(1).min(fits),
-        Norm::L2 | Norm::L1 => {
-            let odd = side.max(LEAST_SIDE) | 1;
-            if odd <= fits { odd } else { fits }
-        }
-    }
-}
-
 /// The window of the L2 attack, f32 `[side, side]`, Euclidean length 1: two halves of opposite sign, each
 /// falling off from its centre.
 pub fn window(side: i64) -> Tensor {
@@ -139,104 +115,6 @@ fn falling_off(height: i64, width: i64) -> Tensor {
     }
     let length = sum.square().sum(Kind::Float).sqrt();
     sum / length
-}
-
-/// Where Square's windows come from: one stream per sample, or a recording.
-pub struct SquareDraws(Source);
-
-enum Source {
-    Streams(Vec<ChaCha8Rng>),
-    Recorded { start: Tensor, corners: Vec<(i64, i64)>, signs: Vec<Vec<f32>>, next: usize },
-}
-
-/// One window per row: where it begins, and what is in it.
-struct Window {
-    /// Position of its first pixel in a flattened plane: i64 `[N, 1]`.
-    first: Tensor,
-    /// Sign of each channel, f32 `[N, C, 1]`.
-    signs: Tensor,
-    /// Positive where the L2 pattern is transposed, f32 `[N, 1, 1]`.
-    turned: Tensor,
-}
-
-impl SquareDraws {
-    pub(crate) fn streams(seed: Seed, ids: &[u64]) -> Self {
-        Self(Source::Streams(ids.iter().map(|&id| seed.stream("square", id)).collect()))
-    }
-
-    /// A recorded Linf run in which all samples share their windows.
-    ///
-    /// * `start`: f32 `[N, C, 1, W]`, the signs of the first stripes; `corners`: row and column of each
-    ///   query's window; `signs`: sign of each channel in it.
-    pub fn recorded(start: Tensor, corners: Vec<(i64, i64)>, signs: Vec<Vec<f32>>) -> Self {
-        Self(Source::Recorded { start, corners, signs, next: 0 })
-    }
-
-    /// Random signs, f32 `[rows, shape..]`.
-    fn signs(&mut self, rows: &[usize], shape: &[i64], device: Device) -> Tensor {
-        let mut size = vec![rows.len() as i64];
-        size.extend_from_slice(shape);
-        match &mut self.0 {
-            Source::Recorded { start, .. } => start.index_select(0, &index(rows, start)).to_device(device),
-            Source::Streams(streams) => {
-                let per_row = shape.iter().product::<i64>();
-                let mut values = Vec::with_capacity(rows.len() * per_row as usize);
-                for &row in rows {
-                    values.extend((0..per_row).map(|_| sign(&mut streams[row])));
-                }
-                Tensor::from_slice(&values).view(size.as_slice()).to_device(device)
-            }
-        }
-    }
-
-    /// A window of `row` at a uniform place, the one `ahead` after the next: the position of its first pixel in a flattened plane.
-    /// Appends the signs of its channels and that of its pattern to `signs`.
-    pub(super) fn window(&mut self, row: usize, ahead: usize, side: i64, image: &[i64], signs: &mut Vec<f32>) -> i64 {
-        let (channels, height, width) = (image[0], image[1], image[2]);
-        match &mut self.0 {
-            Source::Recorded { corners, signs: recorded, next, .. } => {
-                let (top, left) = corners[*next + ahead];
-                signs.extend(&recorded[*next + ahead]);
-                signs.push(-1.0);
-                top * width + left
-            }
-            Source::Streams(streams) => {
-                let stream = &mut streams[row];
-                let (top, left) = (stream.random_range(0..=height - side), stream.random_range(0..=width - side));
-                signs.extend((0..=channels).map(|_| sign(stream)));
-                top * width + left
-            }
-        }
-    }
-
-    /// After `n` windows of every row.
-    pub(super) fn advance(&mut self, n: usize) {
-        if let Source::Recorded { next, .. } = &mut self.0 {
-            *next += n;
-        }
-    }
-
-    /// Windows of these `sides`, each for all rows, drawn one after the other and moved together.
-    fn windows(&mut self, rows: &[usize], sides: &[i64], image: &[i64], device: Device) -> Vec<Window> {
-        let (mut first, mut signs) = (Vec::new(), Vec::new());
-        for &row in rows {
-            for (ahead, &side) in sides.iter().enumerate() {
-                first.push(self.window(row, ahead, side, image, &mut signs));
-            }
-        }
-        self.advance(sides.len());
-        let (n, each, channels) = (rows.len() as i64, sides.len() as i64, image[0]);
-        let first = Tensor::from_slice(&first).view([n, each, 1]).to_device(device);
-        let signs = Tensor::from_slice(&signs).view([n, each, channels + 1, 1]).to_device(device);
-        let turned = signs.narrow(2, channels, 1).unbind(1);
-        let signs = signs.narrow(2, 0, channels).unbind(1);
-        let parts = first.unbind(1).into_iter().zip(signs).zip(turned);
-        parts.map(|((first, signs), turned)| Window { first, signs, turned }).collect()
-    }
-}
-
-fn sign(rng: &mut ChaCha8Rng) -> f32 {
-    if rng.random::<bool>() { 1.0 } else { -1.0 }
 }
 
 /// What windows of one side share, made when the side is first met.
@@ -282,14 +160,6 @@ impl Window {
     }
 }
 
-/// What [`search`] ends with, one entry per sample.
-pub(crate) struct End {
-    pub(crate) images: Tensor,
-    /// f32 `[N]`.
-    pub(crate) margins: Tensor,
-    pub(crate) reached: Vec<bool>,
-}
-
 /// Random search for the samples `open` of the batch; a sample stops when it reaches the goal.
 pub(crate) fn search(
     oracle: &mut Oracle<'_>,
@@ -301,7 +171,9 @@ pub(crate) fn search(
 ) -> Result<End, AttackError> {
     let norm = threat.norm;
     if norm == Norm::Linf && host::is_at_hand(batch.images.device()) {
-        return square_search(oracle, batch, threat, config, open, draws);
+        let size = batch.images.size();
+        let side_at = |query| config.side(query, norm, size[2], size[3]);
+        return square_search(oracle, batch, threat, open, (config.queries, &side_at), draws);
     }
     let mut active = Active::new(open);
     let mut samples = Samples::of(batch, open);
@@ -380,13 +252,6 @@ impl Range {
     }
 }
 
-/// Linf: the start, vertical stripes with random signs.
-pub(super) fn stripes(draws: &mut SquareDraws, rows: &[usize], clean: &Tensor, threat: &ThreatModel) -> Tensor {
-    let (size, device) = (clean.size(), clean.device());
-    let signs = draws.signs(rows, &[size[1], 1, size[3]], device);
-    threat.project(clean, &(clean + signs * threat.epsilon.value()))
-}
-
 /// L2 and L1: the start, a grid of windows with random signs.
 fn tiles(draws: &mut SquareDraws, rows: &[usize], clean: &Tensor, threat: &ThreatModel) -> Tensor {
     let size = clean.size();
@@ -462,4 +327,63 @@ fn moved_mass(
     };
     let delta = flat.scatter_value(2, &there, 0.0).scatter(2, &here, &new).view_as(clean);
     filled(clean, &delta, threat)
+}
+
+#[cfg(test)]
+mod tests {
+    use c2r_base::{Classifier, ClassifierError, Seed};
+
+    use super::*;
+    use crate::oracle::unhurried;
+
+    /// Fixed numbers without structure in `[0, 1)`.
+    fn noise(shape: &[i64], stride: f64) -> Tensor {
+        let n: i64 = shape.iter().product();
+        (Tensor::arange(n, (Kind::Float, Device::Cpu)) * stride).frac().view(shape)
+    }
+
+    /// Logits with a bend, of each image by itself: the same whichever images are in the batch.
+    struct Bent(Tensor);
+
+    impl Classifier for Bent {
+        fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+            let each = images.flatten(1, -1).unbind(0).into_iter();
+            let logits = each.map(|x| (x * &self.0).square().sum_dim_intlist([1i64].as_slice(), false, Kind::Float));
+            Ok(Tensor::stack(&logits.collect::<Vec<_>>(), 0))
+        }
+
+        fn device(&self) -> Device {
+            Device::Cpu
+        }
+    }
+
+    /// Some samples are broken at the start, some on the way, some never; with targets, too, and only a part of the batch.
+    #[test]
+    fn square_is_the_same_as_on_a_gpu() {
+        let model = Bent(noise(&[5, 48], 0.754_877_666) - 0.4);
+        let images = noise(&[12, 3, 4, 4], 0.569_840_291) * 0.9 + 0.05;
+        let labels = model.logits(&images).unwrap().argmax(1, false);
+        let others = (&labels + 1).remainder(5);
+        let ids: Vec<u64> = (100..112).collect();
+        let open = [0, 2, 3, 4, 5, 7, 8, 9, 10, 11];
+        let config = SquareConfig { queries: 150, ..SquareConfig::default() };
+        for (targets, epsilon) in [(None, "0.01"), (Some(&others), "0.02")] {
+            let threat = ThreatModel::untargeted(Norm::Linf, epsilon.parse().unwrap());
+            let batch = AttackBatch { images: &images, labels: &labels, ids: &ids, targets };
+            let run = || {
+                let from_start = |oracle: &mut Oracle<'_>| {
+                    let mut draws = SquareDraws::streams(Seed::new(3), &ids);
+                    search(oracle, &batch, &threat, &config, &open, &mut draws)
+                };
+                let (end, oracle) = unhurried(&model, "square", &ids, from_start).unwrap();
+                (end, oracle.finish(images.shallow_clone()).queries)
+            };
+            let ((ours, our_queries), (theirs, their_queries)) = (run(), host::far(run));
+            assert_eq!(ours.reached, theirs.reached);
+            let n_reached = ours.reached.iter().filter(|reached| **reached).count();
+            assert!((2..9).contains(&n_reached), "{n_reached} of 10 are broken, which shows little");
+            assert_eq!((ours.images, ours.margins), (theirs.images, theirs.margins));
+            assert_eq!(our_queries, their_queries);
+        }
+    }
 }
