@@ -31,7 +31,7 @@ const WRAPPER: &str = "tests/fuzz/rustc-with-coverage";
 /// Feed randomly changed files to the code that reads them, to find crashes, hangs and excessive memory
 ///
 /// Starts from the files in tests/fuzz/corpus/TARGET. Files that cause a failure are kept in target/fuzz/findings, with the command
-/// that repeats the failure; once it is fixed, the file belongs in tests/fuzz/corpus. Works with the stable compiler on Linux and macOS.
+/// that repeats the failure; once it is fixed, the file belongs in tests/fuzz/corpus. Works with the stable compiler.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = include_str!("help/fuzz.txt"))]
 pub(crate) struct Args {

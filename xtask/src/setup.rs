@@ -12,8 +12,9 @@ use crate::{
 
 /// Find or install libtorch, and link it to `.libtorch`, where cargo looks for it
 ///
-/// Takes the first of: LIBTORCH; `torch` of your Python; the folder c2r in $XDG_CACHE_HOME or ~/.cache, where pip installs it if it
-/// is missing. docs/install.md says more.
+/// Takes the first that it finds: the libtorch that the environment variable LIBTORCH names, the one in `torch` of your Python, or the
+/// one in the cache folder (c2r in $XDG_CACHE_HOME or ~/.cache). If there is none, pip installs libtorch into the cache folder.
+/// docs/install.md says more.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = include_str!("help/setup.txt"))]
 pub(crate) struct Args {

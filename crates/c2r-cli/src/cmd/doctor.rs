@@ -100,7 +100,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE", requires = "profile")]
     write: Option<PathBuf>,
 
-    /// With --profile: for each printed row, write the timeline of one run into this folder, for Perfetto
+    /// With --profile: also write a timeline of each printed row into this folder, for the trace viewer Perfetto
     #[arg(long, value_name = "DIR", requires = "profile")]
     trace: Option<PathBuf>,
 

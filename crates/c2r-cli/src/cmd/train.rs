@@ -113,7 +113,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "WHICH", default_value = "last", value_parser = selections())]
     select: Selection,
 
-    /// Share of the real training images of each class that --select held-out sets aside
+    /// Share of the real training images of each class on which --select held-out compares the networks
     #[arg(long, value_name = "SHARE", default_value_t = 0.1, value_parser = parse_share)]
     held_out_part: f64,
 
