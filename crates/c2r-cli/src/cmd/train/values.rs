@@ -19,7 +19,11 @@ pub(super) fn protocols() -> impl TypedValueParser<Value = Protocol> {
 pub(super) fn selections() -> impl TypedValueParser<Value = Selection> {
     help::one_of([
         (Selection::Last, "last", "the last step's"),
-        (Selection::HeldOut, "held-out", "the most accurate one on a part of the real training images, which --dataset leaves out of the training; distilled sets may have seen it"),
+        (
+            Selection::HeldOut,
+            "held-out",
+            "the most accurate one on a part of the real training images, which --dataset leaves out of the training; distilled sets may have seen it",
+        ),
         (
             Selection::BestTest,
             "best-test",
