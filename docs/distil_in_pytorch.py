@@ -29,6 +29,8 @@ torch.manual_seed(args.seed)
 device = "cuda" if torch.cuda.is_available() else "cpu"
 saved = torch.load(args.real, weights_only=True, map_location=device)
 images, labels = saved["data"][0]
+if images.shape[-1] <= 8:
+    torch.set_num_threads(1)  # networks as small as those for the digits gain nothing from more
 mean, std = (saved[name].view(1, -1, 1, 1) for name in ("mean", "std"))
 (_, channels, side, _), width = images.shape, 128 if images.shape[1] == 3 else 32
 depth = 3 if channels == 3 else 2
@@ -46,6 +48,8 @@ for iteration in range(args.iterations):
     for real, synthetic in zip(classes, pixels.split(args.ipc)):
         batch = real[torch.randint(len(real), (64,))]
         total = total + loss(network((batch - mean) / std), network((synthetic - mean) / std))
+    if not torch.isfinite(total):
+        raise SystemExit(f"iteration {iteration}: the loss is {total.item()}, so nothing was saved")
     optimizer.zero_grad()
     total.backward()
     optimizer.step()

@@ -112,6 +112,10 @@ impl FromStr for ModelSpec {
         if let Some(deep) = DeepSpec::ALL.into_iter().find(|deep| deep.name() == text) {
             return Ok(Self::Deep(deep));
         }
+        let is_other = |deep: &DeepSpec| deep.name().split('-').next() == text.split('-').next();
+        if let Some(deep) = DeepSpec::ALL.into_iter().find(is_other) {
+            return Err(wrong(format!("the one of this family is called {}", deep.name())));
+        }
         let parts: Vec<&str> = text.split('-').collect();
         let &[family, depth, width, norm] = parts.as_slice() else {
             return Err(wrong(format!("it has {} parts instead of 4", parts.len())));

@@ -352,7 +352,7 @@ fn estimate(
     };
     let work = Work { forward, input_gradient: backward, training: 0.0 };
     estimate::answer(&work, &speed, device, args.json, ui);
-    ui.note("this counts every step for every image; an image that an attack breaks takes no further steps");
+    ui.note("at most: this counts every step for each image that is classified correctly; one that an attack breaks takes no further steps");
     Ok(())
 }
 

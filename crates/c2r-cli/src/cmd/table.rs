@@ -1,5 +1,5 @@
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::IsTerminal,
     path::{Path, PathBuf},
 };
@@ -87,6 +87,12 @@ pub(crate) struct Results {
     /// Method to compare the others with, seed by seed [default: the experiment's]
     #[arg(long, value_name = "METHOD")]
     baseline: Option<String>,
+
+    /// Put networks of different architectures into one table, where each row names its network
+    ///
+    /// A row is then called `METHOD, NETWORK`, also in --baseline if one method has several networks.
+    #[arg(long, conflicts_with = "experiment")]
+    across_networks: bool,
 }
 
 impl Results {
@@ -102,12 +108,13 @@ impl Results {
             };
             experiment.change_grid(scale, &self.seeds, &self.methods).map_err(|error| coded(error.into()))?;
         }
-        let sources = collect(&self.roots).map_err(coded)?;
-        let options = TableOptions {
-            experiment: experiment.as_ref(),
-            scale: scale.as_deref(),
-            baseline: self.baseline.as_deref(),
-        };
+        let mut sources = collect(&self.roots).map_err(coded)?;
+        let mut baseline = self.baseline.clone();
+        if self.across_networks {
+            name_networks(&mut sources, &mut baseline);
+        }
+        let options =
+            TableOptions { experiment: experiment.as_ref(), scale: scale.as_deref(), baseline: baseline.as_deref() };
         Ok((Table::build(&sources, &options).map_err(coded)?, sources))
     }
 }
@@ -158,6 +165,23 @@ pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
     let format = if args.json { TableFormat::Json } else { args.format };
     ui.text(format.render(&table)?.trim_end());
     judge(&table)
+}
+
+/// Makes the network a part of the method's name, in the baseline, too, if it has only one.
+fn name_networks(sources: &mut [Source], baseline: &mut Option<String>) {
+    let mut of_baseline = BTreeSet::new();
+    for source in sources {
+        let subject = &mut source.record.subject;
+        let name = format!("{}, {}", subject.method, subject.model);
+        if baseline.as_ref() == Some(&subject.method) {
+            of_baseline.insert(name.clone());
+        }
+        subject.method = name;
+        "several networks".clone_into(&mut subject.model);
+    }
+    if of_baseline.len() == 1 {
+        *baseline = of_baseline.pop_first();
+    }
 }
 
 /// `cargo xtask reproduce` gives the results folder the names of the experiment and of the scale.

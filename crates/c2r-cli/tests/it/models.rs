@@ -318,6 +318,23 @@ fn a_foreign_model_is_a_row_beside_networks_of_c2r() {
     assert!(table.contains("mine") && table.contains("c2r"), "{table}");
     assert_eq!(table.matches("ConvNet-D2-W8-IN").count(), 1, "one section: {table}");
 
+    // The same network under another architecture's name is in a table of its own, unless both are to be in one.
+    fs::create_dir(at("other")).unwrap();
+    let renamed = row.map(|word| if word == "ConvNet-D2-W8-IN" { "Other" } else { word });
+    run(theirs("fgsm", &renamed).arg(at("other/attack.json")));
+    let tables = |more: &[&str]| {
+        let mut command = c2r();
+        command.arg("table").arg(at("ours")).arg(at("other")).args(["--baseline", "mine"]).args(more);
+        text(&run(&mut command).stdout)
+    };
+    let apart = tables(&[]);
+    assert_eq!(apart.matches("digits, natural training\n").count(), 2, "{apart}");
+    let together = tables(&["--across-networks"]);
+    assert_eq!(together.matches("digits, natural training\n").count(), 1, "{together}");
+    for row in ["mine, Other", "c2r, ConvNet-D2-W8-IN", "several networks; attacks"] {
+        assert!(together.contains(row), "{row}: {together}");
+    }
+
     // Another name is another row, and is not taken for the one that is there.
     let renamed = theirs("fgsm", &row).args([output.as_str(), "--train-seed", "1"]).output().unwrap();
     assert!(renamed.status.code() == Some(2) && text(&renamed.stderr).contains("row"), "{}", text(&renamed.stderr));

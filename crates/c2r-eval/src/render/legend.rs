@@ -34,7 +34,8 @@ impl Table {
         let absent: BTreeSet<String> = self.sections.iter().filter_map(of_section).collect();
         match absent.len() {
             0 => String::new(),
-            _ => format!(" Not run here: {}.", absent.into_iter().collect::<Vec<_>>().join("; ")),
+            1 => format!(" Not run here: {}.", absent.into_iter().collect::<String>()),
+            _ => " Not all tables here have all of these; their columns show which.".to_owned(),
         }
     }
 
