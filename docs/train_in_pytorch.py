@@ -27,6 +27,8 @@ for option, name in (("--stored", "formation"), ("--normalized", "normalized")):
         raise SystemExit(f"{args.set} has no plain pixels: export it without {option}")
 images, labels = distilled["data"][0]
 n, channels, side, _ = images.shape
+if side <= 8:
+    torch.set_num_threads(1)  # networks as small as those for the digits gain nothing from more
 # What c2r's tables take: a mirrored digit is another digit, and a grey image has no colour.
 depth, width, ops = (2, 32, ["crop", "scale", "rotate"])
 if channels == 3:
@@ -85,5 +87,7 @@ for epoch in range(args.epochs):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    if epoch % 100 == 99:
+        print(f"epoch {epoch + 1}: loss {loss.item():.4f}", flush=True)
 torch.jit.script(nn.Sequential(normalize, net).cpu().eval()).save(args.net)
 print(f"{args.net}: trained on {n} images for {args.epochs} epochs, last loss {loss.item():.4f}")

@@ -59,6 +59,12 @@ impl Packed {
             let (most, bytes) = (mb(MOST_BYTES), mb(*bytes));
             terminal::note(format!("left out, because an archive holds at most {most} MB: {name} ({bytes:.1} MB)"));
         }
+        if !self.left_out.is_empty() {
+            terminal::note(
+                "what is left out stays here, and tables made of the archive lack it: pack a part of the grid at a time (--only), or \
+                 copy the folder of the results",
+            );
+        }
         for name in &self.busy {
             terminal::note(format!("left out, because another process works on it: {name}"));
         }

@@ -181,9 +181,9 @@ pub(super) fn print(summary: &Value, ui: &Ui) {
         );
     }
     let accuracy = if cumulative { "left so far" } else { "accuracy" };
-    ui.out(format!("{:<22}{accuracy:>12}{:>14}{:>14}", "attack", "broken", "time"));
+    ui.out(format!("{:<22}{accuracy:>12}{:>18}{:>14}", "attack", "broken", "time"));
     let clean = seconds(summary["clean_seconds"].as_f64().unwrap_or_default());
-    ui.out(format!("{:<22}{:>12}{:>14}{clean:>14}", "clean", percent(&summary["clean_accuracy"]), ""));
+    ui.out(format!("{:<22}{:>12}{:>18}{clean:>14}", "clean", percent(&summary["clean_accuracy"]), ""));
     let broken = |attacked: &Value, left: &Value| {
         let attacked = attacked.as_u64().unwrap_or_default();
         let broken = attacked - left.as_u64().unwrap_or(attacked);
@@ -193,10 +193,10 @@ pub(super) fn print(summary: &Value, ui: &Ui) {
         let stages = entry["stages"].as_array().map(Vec::as_slice).unwrap_or_default();
         let left = stages.last().map_or(&Value::Null, |stage| &stage["survivors"]);
         let (name, share) = (text(&entry["attack"]), percent(&entry["robust_accuracy"]));
-        ui.out(format!("{name:<22}{share:>12}{:>14}{:>14}", broken(&entry["attacked"], left), took(entry)));
+        ui.out(format!("{name:<22}{share:>12}{:>18}{:>14}", broken(&entry["attacked"], left), took(entry)));
         for stage in stages.iter().filter(|_| stages.len() > 1) {
             let broken = broken(&stage["attacked"], &stage["survivors"]);
-            ui.out(format!("  {:<20}{:>12}{broken:>14}{:>14}", text(&stage["attack"]), "", took(stage)));
+            ui.out(format!("  {:<20}{:>12}{broken:>18}{:>14}", text(&stage["attack"]), "", took(stage)));
         }
     }
     if attacks.len() > 1 {

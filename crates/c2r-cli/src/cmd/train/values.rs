@@ -22,7 +22,7 @@ pub(super) fn selections() -> impl TypedValueParser<Value = Selection> {
         (
             Selection::HeldOut,
             "held-out",
-            "the most accurate one on a part of the real training images, which --dataset leaves out of the training; distilled sets may have seen it",
+            "the most accurate one on a part of the real training images; a network of --dataset is not trained on that part, but the set of --synthetic may have been distilled from it",
         ),
         (
             Selection::BestTest,
