@@ -19,7 +19,7 @@ pub fn is_at_hand(device: Device) -> bool {
     device == Device::Cpu && !FAR.get()
 }
 
-/// Runs `work` as if the CPU were a GPU: what this thread does in it never takes a form that only [`is_at_hand`] allows.
+/// Runs `work` as if the CPU were a GPU: while it runs, [`is_at_hand`] returns false on this thread.
 pub fn far<T>(work: impl FnOnce() -> T) -> T {
     /// Restores it when `work` panics, too.
     struct Before(bool);

@@ -61,8 +61,8 @@ impl Packed {
         }
         if !self.left_out.is_empty() {
             terminal::note(
-                "what is left out stays here, and tables made of the archive lack it: pack a part of the grid at a time (--only), or \
-                 copy the folder of the results",
+                "what is left out stays here, and tables made from the archive lack it. Pack a part of the grid at a time (--only), or \
+                 copy the folder of the results.",
             );
         }
         for name in &self.busy {

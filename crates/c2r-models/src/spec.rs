@@ -112,8 +112,8 @@ impl FromStr for ModelSpec {
         if let Some(deep) = DeepSpec::ALL.into_iter().find(|deep| deep.name() == text) {
             return Ok(Self::Deep(deep));
         }
-        let is_other = |deep: &DeepSpec| deep.name().split('-').next() == text.split('-').next();
-        if let Some(deep) = DeepSpec::ALL.into_iter().find(is_other) {
+        let is_relative = |deep: &DeepSpec| deep.name().split('-').next() == text.split('-').next();
+        if let Some(deep) = DeepSpec::ALL.into_iter().find(is_relative) {
             return Err(wrong(format!("the one of this family is called {}", deep.name())));
         }
         let parts: Vec<&str> = text.split('-').collect();

@@ -3,6 +3,8 @@
 //! Square works on a few images at a time, and FAB's projection reads its rows many times. As operators of libtorch, the first
 //! spends as long on calls as on the model, and the second moves every row through memory at each step.
 
+use std::iter;
+
 use c2r_base::{Norm, ThreatModel, host};
 use tch::Tensor;
 
@@ -33,13 +35,13 @@ struct Open {
 
 /// Square's search in Linf for the samples `open` of the batch; a sample leaves at once when it reaches the goal.
 ///
-/// `queries` has their number and the side of the window of each.
+/// `sides`: side of the window of each query, pixels.
 pub(super) fn square_search(
     oracle: &mut Oracle<'_>,
     batch: &AttackBatch<'_>,
     threat: &ThreatModel,
     open: &[usize],
-    queries: (u32, &dyn Fn(u32) -> i64),
+    sides: impl Iterator<Item = i64>,
     draws: &mut SquareDraws,
 ) -> Result<End, AttackError> {
     let samples = Samples::of(batch, open);
@@ -63,17 +65,16 @@ pub(super) fn square_search(
         open.iter().enumerate().map(|(slot, &sample)| Open { slot, sample, margin: f32::INFINITY }).collect();
     let mut candidates = best.clone();
     let mut signs = Vec::new();
-    for query in 0..=queries.0 {
-        // The first pass judges the start.
-        if query > 0 {
-            let side = queries.1(query - 1) as usize;
+    // The first pass judges the start.
+    for side in iter::once(None).chain(sides.map(Some)) {
+        if let Some(side) = side {
             for (row, candidate) in rows.iter().zip(candidates.chunks_exact_mut(length)) {
                 let at = row.slot * length;
                 candidate.copy_from_slice(&best[at..at + length]);
                 signs.clear();
-                let first = draws.window(row.sample, 0, side as i64, image, &mut signs) as usize;
+                let first = draws.window(row.sample, 0, side, image, &mut signs) as usize;
                 let limits = [&low, &high].map(|limit| &limit[at..at + length]);
-                for pixels in lines(first, side, image) {
+                for pixels in lines(first, side as usize, image) {
                     let shift = signs[pixels.start / plane] * step;
                     for pixel in pixels {
                         candidate[pixel] = (candidate[pixel] + shift).max(limits[0][pixel]).min(limits[1][pixel]);

@@ -172,8 +172,8 @@ pub(crate) fn search(
     let norm = threat.norm;
     if norm == Norm::Linf && host::is_at_hand(batch.images.device()) {
         let size = batch.images.size();
-        let side_at = |query| config.side(query, norm, size[2], size[3]);
-        return square_search(oracle, batch, threat, open, (config.queries, &side_at), draws);
+        let sides = (0..config.queries).map(|query| config.side(query, norm, size[2], size[3]));
+        return square_search(oracle, batch, threat, open, sides, draws);
     }
     let mut active = Active::new(open);
     let mut samples = Samples::of(batch, open);
