@@ -12,6 +12,7 @@ TorchScript specialize itself, come before.
 """
 
 import json
+import statistics
 import sys
 import time
 
@@ -127,16 +128,20 @@ def bound(path, inputs, device):
 
     for _ in range(5):
         gradient()
-    rounds = 20
-    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu) as trace:
-        for _ in range(rounds):
-            gradient()
-        now(device)
-    total = "device_time_total" if on_gpu else "cpu_time_total"
-    seconds = {event.key: getattr(event, total) / 1e6 / rounds / len(images) for event in trace.key_averages()}
+    rounds, total = 20, "device_time_total" if on_gpu else "cpu_time_total"
+
+    def profiled():
+        with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu) as trace:
+            for _ in range(rounds):
+                gradient()
+            now(device)
+        return {event.key: getattr(event, total) / 1e6 / rounds / len(images) for event in trace.key_averages()}
+
+    traces = [profiled() for _ in range(5)]
     # TorchScript calls the operator below the one that a Python program calls.
-    forward = seconds.get("aten::convolution") or seconds["aten::_convolution"]
-    print(json.dumps({"forward": forward, "backward": seconds["aten::convolution_backward"]}))
+    name = "aten::convolution" if "aten::convolution" in traces[0] else "aten::_convolution"
+    forward, backward = (statistics.median(trace[key] for trace in traces) for key in (name, "aten::convolution_backward"))
+    print(json.dumps({"forward": forward, "backward": backward}))
 
 
 if __name__ == "__main__":

@@ -180,6 +180,9 @@ impl Global {
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
+    if !matches!(cli.command, Command::Distill(_)) {
+        allocator::use_small_pages();
+    }
     signals::listen(Program::Command)?;
     if let Some(limit) = cli.global.time_limit {
         signals::set_time_limit(limit);

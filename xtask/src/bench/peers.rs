@@ -102,9 +102,6 @@ pub(super) fn run(args: &Peers, checkout: &Checkout) -> anyhow::Result<()> {
     let (threads, device) = (args.threads(), args.device.clone());
     let bench = Bench { checkout, script, threads, device, model, inputs, epsilon };
 
-    ui::note("the convolutions alone");
-    let (model, inputs) = (bench.model.to_string_lossy(), bench.inputs.to_string_lossy());
-    let convolutions: Convolutions = bench.script.json(&["bound", &model, &inputs, &bench.device])?;
     let sharers = if bench.device == "cpu" { bench.threads } else { 1 };
     let mut rows = Vec::new();
     for attack in attacks {
@@ -113,8 +110,11 @@ pub(super) fn run(args: &Peers, checkout: &Checkout) -> anyhow::Result<()> {
         let repeats = args.repeats.unwrap_or(if slow { 1 } else { 3 });
         let images = workshop.path().join(format!("first-{n}.safetensors"));
         if !images.exists() {
-            bench.script.call(&["cut", &inputs, &n.to_string(), &images.to_string_lossy()])?;
+            bench.script.call(&["cut", &bench.inputs.to_string_lossy(), &n.to_string(), &images.to_string_lossy()])?;
         }
+        // For every attack again: a machine that others use, too, is not equally fast all the time.
+        ui::note(format!("{attack}: the convolutions alone"));
+        let convolutions = bench.convolutions()?;
         let (mut ours, mut reference) = (Vec::new(), Vec::new());
         let mut passes = None;
         for round in 1..=repeats {
@@ -169,6 +169,10 @@ fn material(
 }
 
 impl Bench<'_> {
+    fn convolutions(&self) -> anyhow::Result<Convolutions> {
+        self.script.json(&["bound", &self.model.to_string_lossy(), &self.inputs.to_string_lossy(), &self.device])
+    }
+
     fn reference(&self, attack: &str, images: &Path, seed: &str) -> anyhow::Result<Round> {
         let (model, images) = (self.model.to_string_lossy(), images.to_string_lossy());
         let (epsilon, step) = (self.epsilon.1.to_string(), (self.epsilon.1 / 4.0).to_string());
