@@ -135,6 +135,7 @@ pub(crate) fn attack(py: Python<'_>, request: Request) -> PyResult<Answer> {
         model_sha256: None,
         test_sha256: fingerprint(&data),
         subset: None,
+        held_out: false,
         notes,
         precision: precision(device),
         argv: vec!["c2r.attack".to_owned()],

@@ -90,10 +90,11 @@ fn accuracies(section: &Section, row: &Row) -> Option<Vec<String>> {
     let over = over.map(|over| format!(" (mean of {over})")).unwrap_or_default();
     let images = if per_class == 1 { "image" } else { "images" };
     let mut sentences = vec![format!(
-        "{}: networks trained on {per_class} distilled {images} per class are right on {} of attacked test images{over} and on {} \
-         of clean ones.",
+        "{}: networks trained on {per_class} distilled {images} per class are right on {} of attacked {}{over} and on {} of \
+         clean ones.",
         row.label,
         percent(subject),
+        section.kind(),
         percent(clean),
     )];
     let others = section.rows.iter().filter(|other| {

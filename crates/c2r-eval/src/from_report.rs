@@ -25,6 +25,8 @@ pub struct RecordContext<S = Subject> {
     pub test_sha256: String,
     /// Which images were judged, and the position of each in the split, where they are not all.
     pub subset: Option<(Subset, Vec<usize>)>,
+    /// [`AttackRecord::held_out`].
+    pub held_out: bool,
     /// Reductions and oddities of the evaluation to print under a table, e.g. `cifar10: 1000 of 10000 test images, class-balanced sample, seed 0`.
     pub notes: Vec<String>,
     /// [`AttackRecord::precision`].
@@ -95,6 +97,7 @@ impl AttackRecord<Option<Subject>> {
             model_sha256: None,
             test_sha256: keys.inputs_sha256,
             subset: None,
+            held_out: false,
             notes: keys.notes,
             precision: BTreeMap::new(),
             argv: keys.command,
@@ -157,6 +160,7 @@ impl<S: Serialize + DeserializeOwned> AttackRecord<S> {
             model_sha256: context.model_sha256,
             test_sha256: context.test_sha256,
             subset,
+            held_out: context.held_out,
             flag_notes: report.flags.iter().map(ToString::to_string).collect(),
             notes: context.notes,
             versions: report.versions.clone(),
@@ -243,6 +247,7 @@ mod tests {
             model_sha256: Some("ef".into()),
             test_sha256: "cd".into(),
             subset: None,
+            held_out: false,
             notes: vec!["5 images".into()],
             precision: BTreeMap::new(),
             argv: vec!["c2r".into()],

@@ -49,6 +49,9 @@ pub struct AttackRecord<S = Subject> {
     /// Which of its images were judged; `None` for all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subset: Option<Subset>,
+    /// Whether these are not test images but training images that nothing was trained on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub held_out: bool,
     /// The reasons for doubt in words, with their numbers.
     #[serde(default)]
     pub flag_notes: Vec<String>,
@@ -408,6 +411,7 @@ pub(crate) mod tests {
             model_sha256: Some("ef".into()),
             test_sha256: "cd".into(),
             subset: None,
+            held_out: false,
             flag_notes: vec![],
             notes: vec![],
             versions: BTreeMap::from([("c2r".into(), "0.1.0".into())]),

@@ -98,6 +98,7 @@ fn a_report_for_tables() {
     assert!(attack(&checkpoint, &held_out).status.success());
     let held_out = c2r_eval::AttackRecord::read(&output).unwrap();
     // The digits have 1438 training images, at least 139 in each of ten classes.
+    assert!(held_out.held_out && !record.held_out);
     assert_eq!(held_out.n, 438);
     assert!(held_out.notes[0].contains("not on test images"), "{:?}", held_out.notes);
     assert_ne!(held_out.test_sha256, record.test_sha256);

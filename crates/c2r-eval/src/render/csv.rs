@@ -65,7 +65,7 @@ const FIELDS: [Field; 42] = [
     ("freedom", |_, _, cell| text(errors(cell).map(|errors| errors.freedom))),
     ("significant", |_, _, cell| text(cell.comparison.as_ref().map(|comparison| comparison.significant))),
     ("n_test", |section, _, _| section.n_test.to_string()),
-    ("test_subset", |section, _, _| text(section.subset.as_ref().map(|subset| subset.describe("test images")))),
+    ("test_subset", |section, _, _| text(section.subset.as_ref().map(|_| section.images()))),
     ("n_images", |_, row, _| row.n_images.to_string()),
     ("extra_storage", |_, row, _| row.extra_storage.clone()),
     ("flags", |_, _, cell| cell.flags.join("; ")),

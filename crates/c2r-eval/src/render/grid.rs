@@ -4,7 +4,7 @@ use c2r_base::Goal;
 use c2r_experiment::Selection;
 
 use crate::{
-    columns::{column_heading, fixed, size, thousands},
+    columns::{column_heading, fixed, size},
     table::{Cell, Row, Section},
 };
 
@@ -31,13 +31,12 @@ pub(crate) fn setting(section: &Section) -> String {
         Goal::Untargeted => "",
         Goal::Targeted(_) => ", targeted",
     };
-    let images = match &section.subset {
-        Some(subset) => subset.describe("test images"),
-        None => format!("{} test images", thousands(section.n_test)),
-    };
     format!(
-        "{}; attacks: {:?} ball of {} in pixel units{goal}; {images}.",
-        section.model, section.norm, section.epsilon
+        "{}; attacks: {:?} ball of {} in pixel units{goal}; {}.",
+        section.model,
+        section.norm,
+        section.epsilon,
+        section.images()
     )
 }
 

@@ -40,9 +40,10 @@ impl Table {
     }
 
     pub(crate) fn legend(&self, bold: &str) -> Vec<String> {
-        let mut lines = vec![
-            "Accuracies are percentages of the test images, mean ± sample standard deviation over runs. An image that is misclassified without an attack counts as not robust.".to_owned(),
-        ];
+        let images = self.sections.first().map_or("test images", Section::kind);
+        let mut lines = vec![format!(
+            "Accuracies are percentages of the {images}, mean ± sample standard deviation over runs. An image that is misclassified without an attack counts as not robust."
+        )];
         let shown =
             |column: &str| self.sections.iter().any(|section| section.columns.iter().any(|name| name == column));
         if shown(MEAN_ROBUST) {

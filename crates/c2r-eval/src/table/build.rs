@@ -131,6 +131,7 @@ fn section(
         goal: first.record.threat.goal,
         n_test: first.record.n,
         subset: first.record.subset.clone(),
+        held_out: first.record.held_out,
         test_sha256: first.record.test_sha256.clone(),
         averages: averages(&attacks)
             .into_iter()

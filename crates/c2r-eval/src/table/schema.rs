@@ -7,7 +7,10 @@ use c2r_experiment::{Selection, Subset};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::stats::{Covers, Summary};
+use crate::{
+    columns::thousands,
+    stats::{Covers, Summary},
+};
 
 /// Everything that `table.json` holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -92,6 +95,9 @@ pub struct Section {
     /// Which of the test images these are; `None` for all of them, and for files of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subset: Option<Subset>,
+    /// Whether they are not test images but training images that nothing was trained on.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub held_out: bool,
     /// SHA-256 of the test split.
     pub test_sha256: String,
     /// Attacks in the order of their columns; sanity floors are last.
@@ -309,6 +315,17 @@ impl Section {
     /// The radius, pixel units.
     pub(crate) fn radius(&self) -> f64 {
         self.epsilon.parse::<Epsilon>().map_or(0.0, Epsilon::value)
+    }
+
+    /// The judged images in words, such as `1,000 test images`.
+    pub fn images(&self) -> String {
+        let all = || format!("{} {}", thousands(self.n_test), self.kind());
+        self.subset.as_ref().map_or_else(all, |subset| subset.describe(self.kind()))
+    }
+
+    /// What they are called.
+    pub(crate) fn kind(&self) -> &'static str {
+        if self.held_out { "held-out training images" } else { "test images" }
     }
 }
 

@@ -105,6 +105,25 @@ fn a_sample_and_the_first_images_do_not_mix() {
     }
 }
 
+/// Held-out training images are not called test images.
+#[test]
+fn a_table_says_that_its_images_are_held_out() {
+    for subset in [None, Some(Subset { n: 100, of: 40_000, order: SubsetOrder::ClassBalanced, seed: Some(0) })] {
+        let mut sources = with_images();
+        for source in &mut sources {
+            source.record.held_out = true;
+            source.record.subset = subset.clone();
+            source.record.samples.as_mut().unwrap().positions = subset.as_ref().map(|_| (0..100).collect());
+            source.record.check().unwrap();
+        }
+        let table = Table::build(&sources, &TableOptions::default()).unwrap();
+        for text in [table.markdown(), table.latex(), table.html(&[])] {
+            assert!(text.contains("held-out training images") && !text.contains("100 test images"), "{text}");
+            assert!(!text.contains("40000 test images"), "{text}");
+        }
+    }
+}
+
 /// A source of a set that `c2r import` made: its real images are not known, its seed is 0.
 fn elsewhere(seed: u64, images: Option<&str>, clean: usize) -> Source {
     let mut source = source("theirs", "natural", seed, clean, 25, 24);

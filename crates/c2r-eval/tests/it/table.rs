@@ -133,6 +133,7 @@ pub(crate) fn source(method: &str, protocol: &str, seed: u64, clean: usize, fgsm
         model_sha256: None,
         test_sha256: "cd".into(),
         subset: None,
+        held_out: false,
         flag_notes: vec![],
         notes: vec![],
         versions: BTreeMap::from([("c2r".into(), "0.1.0".into())]),

@@ -116,11 +116,11 @@ pub(super) fn write_report(
     device: Device,
 ) -> anyhow::Result<()> {
     let (test_sha256, notes, subset) = (inputs.sha256.clone(), inputs.notes.clone(), inputs.subset.clone());
-    let (argv, precision) = (c2r_run::argv(), run_dir::precision(device));
+    let (argv, precision, held_out) = (c2r_run::argv(), run_dir::precision(device), args.held_out_after.is_some());
     match target.subject.clone() {
         Some(subject) if args.each && args.dataset.is_some() => {
             let model_sha256 = Some(model_sha256.to_owned());
-            let context = RecordContext { subject, model_sha256, test_sha256, subset, notes, precision, argv };
+            let context = RecordContext { subject, model_sha256, test_sha256, subset, held_out, notes, precision, argv };
             AttackRecord::from_report(&report, context).map_err(anyhow::Error::msg)?.write(path)?;
         }
         subject => {
@@ -132,7 +132,8 @@ pub(super) fn write_report(
                 inputs: inputs.name.clone(),
                 report,
             };
-            let context = RecordContext { subject, model_sha256: None, test_sha256, subset, notes, precision, argv };
+            let model_sha256 = None;
+            let context = RecordContext { subject, model_sha256, test_sha256, subset, held_out, notes, precision, argv };
             AttackRecord::from_evaluation(evaluation, context).map_err(anyhow::Error::msg)?.write(path)?;
         }
     }

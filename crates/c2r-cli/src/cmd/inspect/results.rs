@@ -77,11 +77,7 @@ fn table(report: &mut Report, path: &Path) -> anyhow::Result<()> {
     report.line("rows missing", table.missing.len().to_string());
     for section in &table.sections {
         let (model, threat) = (&section.model, format!("{} {}", section.norm, section.epsilon));
-        let images = match &section.subset {
-            Some(subset) => subset.describe("test images"),
-            None => format!("{} test images", section.n_test),
-        };
-        let of = format!("{}, {}, {model}, {threat}, {images}", section.dataset, section.protocol);
+        let of = format!("{}, {}, {model}, {threat}, {}", section.dataset, section.protocol, section.images());
         report.line("section", of);
         for row in &section.rows {
             let main = |column: &str| {
