@@ -352,6 +352,7 @@ pub(crate) fn attack_json() -> Seeds {
         model_sha256: None,
         test_sha256: String::new(),
         subset: None,
+        held_out: true,
         flag_notes: vec![],
         notes: vec![],
         versions: BTreeMap::new(),

@@ -609,6 +609,7 @@ mod tests {
             model_sha256: None,
             test_sha256: String::new(),
             subset: None,
+            held_out: false,
             flag_notes: vec!["pgd: 3 images have a zero gradient".into()],
             notes: vec![],
             versions: BTreeMap::new(),
