@@ -227,6 +227,7 @@ impl Job {
             images.observe(event);
             let (name, done, total, text) = match event {
                 Event::Clean { done, total } => ("clean", *done, *total, String::new()),
+                Event::Started { attack, done, total, .. } => (*attack, *done, *total, String::new()),
                 Event::Judged { entry, attack, done, total, report, .. } => {
                     let robust = 100.0 * report.attacks[*entry].robust_accuracy();
                     (*attack, *done, *total, format!("{robust:.1} % robust"))

@@ -10,7 +10,7 @@ use std::{
     io::{self, ErrorKind, IsTerminal, Write},
     panic::{self, PanicHookInfo},
     process::ExitCode,
-    sync::Mutex,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -237,15 +237,11 @@ enum Unit {
     Bytes,
 }
 
-/// How far something is: a bar on a terminal, a plain line now and then elsewhere. Dropped without
-/// [`Progress::finish`], the bar disappears, too.
+/// How far something is: a bar on a terminal, a plain line now and then elsewhere, whether or not it has moved. Dropped
+/// without [`Progress::finish`], the bar disappears, too.
 pub struct Progress {
     bar: ProgressBar,
-    label: String,
-    unit: Unit,
-    quiet: bool,
-    start: Instant,
-    last: Instant,
+    lines: Option<Lines>,
 }
 
 impl Progress {
@@ -266,36 +262,26 @@ impl Progress {
         };
         let style = ProgressStyle::with_template(template).expect("the templates are constants");
         let bar = ProgressBar::with_draw_target(total, target).with_style(style.progress_chars("=> "));
-        let now = Instant::now();
-        Self {
-            bar: bar.with_prefix(escaped(label).into_owned()),
-            label: label.to_owned(),
-            unit,
-            quiet,
-            start: now,
-            last: now,
-        }
+        let lines = (hidden && !quiet).then(|| {
+            let shown = Shown {
+                label: label.to_owned(),
+                total,
+                unit,
+                start: Instant::now(),
+                position: 0,
+                message: String::new(),
+            };
+            Lines::new(shown, if unit == Unit::Bytes { BYTES_EVERY } else { STEPS_EVERY }, note)
+        });
+        Self { bar: bar.with_prefix(escaped(label).into_owned()), lines }
     }
 
     /// Moves to `position` and shows `message`.
     pub fn set(&mut self, position: u64, message: impl Into<String>) {
         let message = message.into();
         self.bar.set_position(position);
-        // Without a terminal, one plain line per this long.
-        let interval = Duration::from_secs(if self.unit == Unit::Bytes { 10 } else { 30 });
-        if self.bar.is_hidden() && !self.quiet && self.last.elapsed() >= interval {
-            self.last = Instant::now();
-            let (label, total) = (&self.label, self.bar.length());
-            if self.unit == Unit::Bytes {
-                let of = total.map(|total| format!(" of {}", megabytes(total))).unwrap_or_default();
-                note(format!("... {label}: {}{of}", megabytes(position)));
-            } else {
-                let (elapsed, total) = (self.start.elapsed().as_secs_f64(), total.unwrap_or(0));
-                let rest = total.saturating_sub(position) as f64;
-                let left = if position == 0 { 0.0 } else { elapsed / position as f64 * rest };
-                let (elapsed, left) = (seconds(elapsed), seconds(left));
-                note(format!("{label} {position}/{total} {message} ({elapsed}, {left} left)"));
-            }
+        if let Some(lines) = &self.lines {
+            lines.set(position, &message);
         }
         self.bar.set_message(escaped(&message).into_owned());
     }
@@ -304,6 +290,83 @@ impl Progress {
     pub fn finish(self) {
         self.bar.finish_and_clear();
     }
+}
+
+/// Without a terminal, progress in bytes has one plain line per this long.
+const BYTES_EVERY: Duration = Duration::from_secs(10);
+/// And progress in steps.
+const STEPS_EVERY: Duration = Duration::from_secs(30);
+
+/// What a line of progress says.
+struct Shown {
+    label: String,
+    total: Option<u64>,
+    unit: Unit,
+    start: Instant,
+    position: u64,
+    message: String,
+}
+
+impl Shown {
+    fn line(&self) -> String {
+        let Self { label, total, unit, position, message, .. } = self;
+        if *unit == Unit::Bytes {
+            let of = total.map(|total| format!(" of {}", megabytes(total))).unwrap_or_default();
+            return format!("... {label}: {}{of}", megabytes(*position));
+        }
+        let (elapsed, total) = (self.start.elapsed().as_secs_f64(), total.unwrap_or(0));
+        let left = (*position > 0).then(|| elapsed / *position as f64 * total.saturating_sub(*position) as f64);
+        let left = left.map_or_else(String::new, |left| format!(", {} left", seconds(left)));
+        let message = if message.is_empty() { String::new() } else { format!(" {message}") };
+        format!("{label} {position}/{total}{message} ({}{left})", seconds(elapsed))
+    }
+}
+
+/// A thread that prints a line now and then, until it is dropped.
+struct Lines {
+    shared: Arc<(Mutex<(Shown, bool)>, Condvar)>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Lines {
+    fn new(shown: Shown, every: Duration, print: impl Fn(String) + Send + 'static) -> Self {
+        let shared = Arc::new((Mutex::new((shown, false)), Condvar::new()));
+        let watched = Arc::clone(&shared);
+        let thread = thread::spawn(move || {
+            let (state, stopped) = &*watched;
+            let mut guard = locked(state);
+            loop {
+                let waited = stopped.wait_timeout_while(guard, every, |(_, over)| !*over);
+                guard = waited.unwrap_or_else(PoisonError::into_inner).0;
+                if guard.1 {
+                    return;
+                }
+                print(guard.0.line());
+            }
+        });
+        Self { shared, thread: Some(thread) }
+    }
+
+    fn set(&self, position: u64, message: &str) {
+        let shown = &mut locked(&self.shared.0).0;
+        shown.position = position;
+        message.clone_into(&mut shown.message);
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        locked(&self.shared.0).1 = true;
+        self.shared.1.notify_all();
+        if let Some(thread) = self.thread.take() {
+            // It prints, and a panic of its own has said so.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -351,6 +414,28 @@ mod tests {
         assert_eq!(busy.0, b"seven b");
         let full = write_all(&mut [0u8; 3].as_mut_slice(), b"four").unwrap_err();
         assert_eq!(full.kind(), ErrorKind::WriteZero);
+    }
+
+    #[test]
+    fn lines_come_whether_or_not_something_moves() {
+        let shown = |unit, position, total| {
+            let (label, start, message) = ("apgd-t".to_owned(), Instant::now(), String::new());
+            Shown { label, total, unit, start, position, message }
+        };
+        let (sender, lines) = std::sync::mpsc::channel();
+        let progress = Lines::new(shown(Unit::Steps, 0, Some(39)), Duration::from_millis(1), move |line| {
+            let _ = sender.send(line);
+        });
+        let first: String = lines.iter().next().unwrap();
+        assert!(first.starts_with("apgd-t 0/39 (") && !first.contains("left"), "{first}");
+        progress.set(13, "25.0 % robust");
+        let moved = lines.iter().find(|line| line.contains("13/39")).unwrap();
+        assert!(moved.starts_with("apgd-t 13/39 25.0 % robust (") && moved.ends_with(" left)"), "{moved}");
+        drop(progress);
+        // The thread is over, so the channel is closed.
+        assert!(lines.iter().all(|line| line.contains("13/39")));
+        assert_eq!(shown(Unit::Bytes, 3_000_000, Some(9_000_000)).line(), "... apgd-t: 3 MB of 9 MB");
+        assert_eq!(shown(Unit::Bytes, 3_000_000, None).line(), "... apgd-t: 3 MB");
     }
 
     #[test]

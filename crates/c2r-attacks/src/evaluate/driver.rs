@@ -186,7 +186,11 @@ impl Evaluation<'_> {
                 repaired_gradients: 0,
             });
         }
-        let total = report.attacks[entry].stages[stage].attacked + open.len();
+        let done = report.attacks[entry].stages[stage].attacked;
+        let total = done + open.len();
+        if !open.is_empty() {
+            self.tell(&Event::Started { entry, attack: attack.name(), done, total })?;
+        }
         for part in open.chunks(self.batch_size) {
             let start = Instant::now();
             let tasks = workers

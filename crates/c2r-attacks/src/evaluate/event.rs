@@ -20,6 +20,17 @@ pub enum Event<'a> {
         /// Altogether.
         total: usize,
     },
+    /// An attack of an entry is about to run.
+    Started {
+        /// Index of the entry in the report.
+        entry: usize,
+        /// Name of the stage.
+        attack: &'a str,
+        /// Samples that this stage has been run on, before a resumption.
+        done: usize,
+        /// Samples that it will be run on.
+        total: usize,
+    },
     /// A batch was attacked and judged.
     Judged {
         /// Index of the entry in the report.

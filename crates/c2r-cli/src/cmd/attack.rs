@@ -223,7 +223,6 @@ fn watched(
     ui: &Ui,
 ) -> anyhow::Result<AttackReport> {
     let mut progress = ui.progress("clean", inputs.images.len() as u64);
-    let mut running = (usize::MAX, String::new());
     let mut failure = None;
     let record = journal.as_ref().map(|journal| journal.run.record().to_owned());
     // With a failure, what had finished is kept.
@@ -236,12 +235,14 @@ fn watched(
         let interrupted = ui.interrupted();
         match event {
             Event::Clean { done, .. } => progress.set(*done as u64, ""),
-            Event::Judged { entry, attack, done, total, report, .. } => {
-                if (running.0, running.1.as_str()) != (*entry, *attack) {
-                    running = (*entry, (*attack).to_owned());
-                    let next = ui.progress(attack, *total as u64);
-                    std::mem::replace(&mut progress, next).finish();
-                }
+            Event::Started { attack, done, total, .. } => {
+                let next = ui.progress(attack, *total as u64);
+                std::mem::replace(&mut progress, next).finish();
+                progress.set(*done as u64, "");
+                // A request to stop waits for the next batch, after which the state is saved.
+                return ControlFlow::Continue(());
+            }
+            Event::Judged { entry, done, total, report, .. } => {
                 progress.set(*done as u64, format!("{:.1} % robust", 100.0 * report.attacks[*entry].robust_accuracy()));
                 if done == total {
                     last = Some((*report).clone());

@@ -120,7 +120,8 @@ pub(super) fn write_report(
     match target.subject.clone() {
         Some(subject) if args.each && args.dataset.is_some() => {
             let model_sha256 = Some(model_sha256.to_owned());
-            let context = RecordContext { subject, model_sha256, test_sha256, subset, held_out, notes, precision, argv };
+            let context =
+                RecordContext { subject, model_sha256, test_sha256, subset, held_out, notes, precision, argv };
             AttackRecord::from_report(&report, context).map_err(anyhow::Error::msg)?.write(path)?;
         }
         subject => {
@@ -133,7 +134,8 @@ pub(super) fn write_report(
                 report,
             };
             let model_sha256 = None;
-            let context = RecordContext { subject, model_sha256, test_sha256, subset, held_out, notes, precision, argv };
+            let context =
+                RecordContext { subject, model_sha256, test_sha256, subset, held_out, notes, precision, argv };
             AttackRecord::from_evaluation(evaluation, context).map_err(anyhow::Error::msg)?.write(path)?;
         }
     }
