@@ -113,7 +113,7 @@ def run(path, inputs, name, eps, step_size, seed, threads, device):
 
 
 def bound(path, inputs, device):
-    """Seconds per image that PyTorch's profiler finds in the convolutions: forward, and the gradient of the pixels."""
+    """Seconds per image in the convolutions, forward and for the pixels' gradient: the median of five profiles by PyTorch."""
     from torch.profiler import ProfilerActivity, profile
 
     torch.set_num_threads(1)

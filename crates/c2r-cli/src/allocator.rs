@@ -18,8 +18,8 @@ pub(crate) fn keep_memory() {
 
 /// Makes the system give out memory in small pages.
 ///
-/// mimalloc asks for huge ones. They make long computations up to 5 % faster, but a virtual machine may have to get each from its
-/// host before it can be used, which costs a short command more than it gains (docs/performance.md).
+/// mimalloc asks for huge ones. They make long computations a few percent faster, but a virtual machine may have to get each
+/// from its host before it can be used, which costs a short command more than it gains (docs/performance.md).
 pub(crate) fn use_small_pages() {
     // Where this is not possible, commands are slower and results the same.
     #[cfg(target_os = "linux")]

@@ -292,9 +292,9 @@ impl Progress {
     }
 }
 
-/// Without a terminal, progress in bytes has one plain line per this long.
+/// How often progress in bytes prints a line where there is no terminal.
 const BYTES_EVERY: Duration = Duration::from_secs(10);
-/// And progress in steps.
+/// How often progress in steps does.
 const STEPS_EVERY: Duration = Duration::from_secs(30);
 
 /// What a line of progress says.
@@ -322,7 +322,7 @@ impl Shown {
     }
 }
 
-/// A thread that prints a line now and then, until it is dropped.
+/// A thread that prints a line of progress at intervals, until this is dropped.
 struct Lines {
     shared: Arc<(Mutex<(Shown, bool)>, Condvar)>,
     thread: Option<thread::JoinHandle<()>>,
@@ -359,7 +359,7 @@ impl Drop for Lines {
         locked(&self.shared.0).1 = true;
         self.shared.1.notify_all();
         if let Some(thread) = self.thread.take() {
-            // It prints, and a panic of its own has said so.
+            // If it has panicked, the panic has printed its own message.
             let _ = thread.join();
         }
     }

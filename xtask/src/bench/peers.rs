@@ -112,7 +112,7 @@ pub(super) fn run(args: &Peers, checkout: &Checkout) -> anyhow::Result<()> {
         if !images.exists() {
             bench.script.call(&["cut", &bench.inputs.to_string_lossy(), &n.to_string(), &images.to_string_lossy()])?;
         }
-        // For every attack again: a machine that others use, too, is not equally fast all the time.
+        // A machine that others use, too, is not equally fast all the time, so each attack has its own bound.
         ui::note(format!("{attack}: the convolutions alone"));
         let convolutions = bench.convolutions()?;
         let (mut ours, mut reference) = (Vec::new(), Vec::new());

@@ -26,7 +26,7 @@ pub enum Event<'a> {
         entry: usize,
         /// Name of the stage.
         attack: &'a str,
-        /// Samples that this stage has been run on, before a resumption.
+        /// Samples that this stage was run on before the evaluation was resumed.
         done: usize,
         /// Samples that it will be run on.
         total: usize,

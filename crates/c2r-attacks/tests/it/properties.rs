@@ -443,6 +443,30 @@ fn resume_equals_never_stopped() {
 }
 
 #[test]
+fn each_attack_is_announced_before_its_batches() {
+    let (model, data) = toy();
+    let attacks = ["fgsm", "pgd"].map(|name| config(name, &[]).build().unwrap());
+    let options = EvaluateOptions { batch_size: 4, mode: Mode::Each, ..Default::default() };
+    let (mut announced, mut order) = (None, Vec::new());
+    evaluate_with(&model, &data, &attacks, &threat(Norm::Linf, 0.02), &options, &mut |event| {
+        match event {
+            c2r_attacks::Event::Started { attack, done, total, .. } => {
+                assert_eq!(*done, 0);
+                announced = Some(((*attack).to_owned(), *total));
+                order.push((*attack).to_owned());
+            }
+            c2r_attacks::Event::Judged { attack, total, .. } => {
+                assert_eq!(announced, Some(((*attack).to_owned(), *total)));
+            }
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert_eq!(order, ["fgsm", "pgd"]);
+}
+
+#[test]
 fn report_round_trips_through_json() {
     let (model, data) = toy();
     let attacks = [config("pgd", &[]).build().unwrap()];

@@ -323,7 +323,7 @@ impl Section {
         self.subset.as_ref().map_or_else(all, |subset| subset.describe(self.kind()))
     }
 
-    /// What they are called.
+    /// What the judged images are called.
     pub(crate) fn kind(&self) -> &'static str {
         if self.held_out { "held-out training images" } else { "test images" }
     }
