@@ -83,6 +83,7 @@ pub(crate) fn attack(py: Python<'_>, request: Request) -> PyResult<Answer> {
     let data = LabelledImages::new(images, labels).map_err(value_error)?;
     check_epsilon(&threat, data.image_shape())?;
     let mode = if request.each { Mode::Each } else { Mode::Suite };
+    let (raised, stop) = (Raised::default(), Stop::default());
     let options = EvaluateOptions {
         seed: Seed::new(request.seed),
         batch_size: request.batch_size,
@@ -90,9 +91,9 @@ pub(crate) fn attack(py: Python<'_>, request: Request) -> PyResult<Answer> {
         self_check: request.self_check,
         workers: request.workers.max(1),
         resume: None,
+        stop: stop.clone(),
     };
     let device = device(&request.device)?;
-    let (raised, stop) = (Raised::default(), Stop::default());
     let (job, model_sha256, n_tuned) = match (request.model, &request.path) {
         (Some(model), _) => {
             let grad = request.grad;

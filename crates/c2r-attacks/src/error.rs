@@ -207,7 +207,7 @@ pub enum AttackError {
     /// The evaluation does not agree with itself.
     #[error("self-check failed: {0}")]
     SelfCheck(String),
-    /// The observer stopped the run.
+    /// The observer or [`crate::EvaluateOptions::stop`] stopped the run.
     #[error("interrupted")]
     Interrupted,
     /// A report to continue from that belongs to another evaluation.

@@ -3,7 +3,7 @@
 
 use std::{
     sync::{
-        OnceLock,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
     thread,
@@ -20,6 +20,8 @@ static REQUESTS: AtomicU8 = AtomicU8::new(0);
 static START: OnceLock<Instant> = OnceLock::new();
 /// Milliseconds from [`START`] to the last request, plus 1; 0 before the first one.
 static LAST: AtomicU64 = AtomicU64::new(0);
+/// [`flag`], once somebody has asked for it.
+static FLAG: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 /// Whether a request ends the process where it has nothing to save.
 static ENDS: AtomicBool = AtomicBool::new(false);
 /// Whether there is a state to save.
@@ -56,6 +58,21 @@ pub fn will_save() {
     SAVES.store(true, Ordering::SeqCst);
 }
 
+/// A flag that is set once the process is asked to stop, for work that can look at nothing else.
+pub fn flag() -> Arc<AtomicBool> {
+    let flag = FLAG.get_or_init(Arc::default);
+    // A request before it was there.
+    flag.fetch_or(requests() > 0, Ordering::SeqCst);
+    Arc::clone(flag)
+}
+
+/// Safe in a handler.
+fn set_flag() {
+    if let Some(flag) = FLAG.get() {
+        flag.store(true, Ordering::SeqCst);
+    }
+}
+
 /// How many times the process was asked to stop.
 pub fn requests() -> u8 {
     REQUESTS.load(Ordering::SeqCst)
@@ -73,6 +90,7 @@ pub fn set_time_limit(limit: Duration) {
             return;
         }
         OUT_OF_TIME.store(true, Ordering::SeqCst);
+        set_flag();
         if ENDS.load(Ordering::SeqCst) && !SAVES.load(Ordering::SeqCst) {
             end_now(b"the time limit is over\n", exit::TIME_LIMIT);
         }
@@ -119,7 +137,7 @@ mod unix {
         sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
     };
 
-    use super::{ENDS, LAST, Ordering, REQUESTS, SAVES, START, end_now, is_new};
+    use super::{ENDS, LAST, Ordering, REQUESTS, SAVES, START, end_now, is_new, set_flag};
     use crate::exit;
 
     /// Handles every signal that asks a process to stop and was not ignored until now.
@@ -143,6 +161,7 @@ mod unix {
         }
         let before = REQUESTS.load(Ordering::SeqCst);
         REQUESTS.store(before.saturating_add(1), Ordering::SeqCst);
+        set_flag();
         let is_last = before > 0 || !SAVES.load(Ordering::SeqCst);
         if ENDS.load(Ordering::SeqCst) && is_last {
             end_now(b"interrupted\n", exit::INTERRUPTED);

@@ -1,6 +1,14 @@
 //! Runs attacks on the samples that are left and reports what happened to each.
 
-use std::{collections::BTreeMap, ops::ControlFlow, time::Instant};
+use std::{
+    collections::BTreeMap,
+    ops::ControlFlow,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
 
 use c2r_base::{Classifier, Goal, LabelledImages, Passes, Seed, TargetRule, ThreatModel, host, loss};
 use rand::Rng;
@@ -34,8 +42,12 @@ pub struct EvaluateOptions {
     /// replicated ([`Classifier::replica`]). While they run, each of them computes with one thread of
     /// libtorch. Changes no result but for float rounding.
     pub workers: usize,
-    /// A report that [`Event::Judged`] showed, to continue from.
+    /// A report that [`Event::Judged`] or [`Event::Stopped`] showed, to continue from.
     pub resume: Option<AttackReport>,
+    /// Set it from another thread or a signal handler to stop at the next pass through the model. The evaluation tells
+    /// [`Event::Stopped`] and returns [`AttackError::Interrupted`]; the work on the batch that it was attacking is lost. A
+    /// `Break` of the observer stops after a batch instead, which can take minutes.
+    pub stop: Arc<AtomicBool>,
 }
 
 /// Values of the images of a full batch on a GPU: 1,024 images of CIFAR.
@@ -60,6 +72,7 @@ impl Default for EvaluateOptions {
             self_check: true,
             workers,
             resume: None,
+            stop: Arc::default(),
         }
     }
 }
@@ -88,7 +101,7 @@ pub fn evaluate(
 /// [`evaluate`] that tells `observer` about every batch; its `Break` stops the run.
 ///
 /// # Errors
-/// As [`evaluate`]; [`AttackError::Interrupted`] if the observer stops the run.
+/// As [`evaluate`]; [`AttackError::Interrupted`] if the observer or [`EvaluateOptions::stop`] stops the run.
 pub fn evaluate_with(
     model: &dyn Classifier,
     data: &LabelledImages,
@@ -114,7 +127,7 @@ pub fn evaluate_with(
         attack.check(threat, report.classes)?;
     }
 
-    let mut workers = Workers::new(model, report.classes, options.workers);
+    let mut workers = Workers::new(model, report.classes, options.workers, &options.stop);
     for (entry, attack) in attacks.iter().enumerate() {
         if report.attacks.len() == entry {
             let samples = first_outcomes(&report, options.mode);
@@ -197,8 +210,12 @@ impl Evaluation<'_> {
                 .split(part)
                 .map(|part| Task::new(part, self.data, report.targets.as_deref(), workers.device()))
                 .collect();
-            let Judged { images, broken, predictions, distances, margins, queries, passes, repaired } =
-                workers.run(attack, self.threat, self.options.seed, tasks)?;
+            let judged = workers.run(attack, self.threat, self.options.seed, tasks);
+            if judged.is_err() && self.options.stop.load(Ordering::Relaxed) {
+                self.tell(&Event::Stopped { entry, report: &*report })?;
+                return Err(AttackError::Interrupted);
+            }
+            let Judged { images, broken, predictions, distances, margins, queries, passes, repaired } = judged?;
 
             let result = &mut report.attacks[entry];
             for (row, &position) in part.iter().enumerate() {
@@ -265,6 +282,9 @@ impl Evaluation<'_> {
                 targets.extend(host::to_vec::<i64>(&chosen));
             }
             self.tell(&Event::Clean { done: clean_predictions.len(), total: n })?;
+            if options.stop.load(Ordering::Relaxed) {
+                return Err(AttackError::Interrupted);
+            }
         }
         Ok(AttackReport {
             subject: None,

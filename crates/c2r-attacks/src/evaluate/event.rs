@@ -48,6 +48,13 @@ pub enum Event<'a> {
         /// The report so far; complete enough to resume from.
         report: &'a AttackReport,
     },
+    /// [`crate::EvaluateOptions::stop`] was set while a batch was attacked. The evaluation ends, whatever the observer returns.
+    Stopped {
+        /// Index of the entry in the report.
+        entry: usize,
+        /// The report without this batch; complete enough to resume from.
+        report: &'a AttackReport,
+    },
 }
 
 /// Collects the images that were judged, for a re-evaluation that gives the same accuracy: the last

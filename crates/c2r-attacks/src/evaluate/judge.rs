@@ -1,5 +1,7 @@
 //! Attacks some samples, projects what comes back into the threat set, and judges it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use c2r_base::{Classifier, ClassifierError, LabelledImages, Passes, Seed, ThreatModel, grad::GradientError, loss};
 use tch::{Device, Kind, Tensor};
 
@@ -32,14 +34,18 @@ pub(crate) struct Judged {
     pub(crate) repaired: Vec<bool>,
 }
 
-/// A model that must keep the number of classes that it had on the clean images.
-struct SameClasses<'a> {
+/// A model that must keep the number of classes that it had on the clean images, and that fails once `stop` is set.
+struct Watched<'a> {
     model: &'a dyn Classifier,
     classes: i64,
+    stop: &'a AtomicBool,
 }
 
-impl Classifier for SameClasses<'_> {
+impl Classifier for Watched<'_> {
     fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(ClassifierError::new(AttackError::Interrupted));
+        }
         let logits = self.model.logits(images)?;
         match logits.size()[..] {
             [_, got] if got != self.classes => {
@@ -98,6 +104,9 @@ impl Judged {
 }
 
 /// Attacks and judges the samples of `task`; the model has `classes` classes.
+///
+/// # Errors
+/// Once `stop` is set, any error at the next pass through the model.
 pub(crate) fn attack_and_judge(
     model: &dyn Classifier,
     classes: i64,
@@ -105,9 +114,10 @@ pub(crate) fn attack_and_judge(
     threat: &ThreatModel,
     seed: Seed,
     task: &Task,
+    stop: &AtomicBool,
 ) -> Result<Judged, AttackError> {
     let _no_grad = tch::no_grad_guard();
-    let model = &SameClasses { model, classes };
+    let model = &Watched { model, classes, stop };
     let Task { images, labels, ids, targets } = task;
     let batch = AttackBatch { images, labels, ids, targets: targets.as_ref() };
     let proposal = attack.perturb(model, &batch, threat, seed)?;

@@ -1,5 +1,7 @@
 //! Runs parts of a batch side by side.
 
+use std::sync::atomic::AtomicBool;
+
 use c2r_base::{Classifier, Seed, ThreatModel};
 use tch::Device;
 
@@ -17,15 +19,16 @@ pub(crate) struct Workers<'a> {
     model: &'a dyn Classifier,
     /// What the model returns for clean images.
     classes: i64,
+    stop: &'a AtomicBool,
     /// Empty if everything runs on the caller's thread.
     replicas: Vec<Box<dyn Classifier + Send>>,
 }
 
 impl<'a> Workers<'a> {
-    pub(crate) fn new(model: &'a dyn Classifier, classes: i64, workers: usize) -> Self {
+    pub(crate) fn new(model: &'a dyn Classifier, classes: i64, workers: usize, stop: &'a AtomicBool) -> Self {
         let side_by_side = workers > 1 && model.device() == Device::Cpu;
         let replicas = if side_by_side { (0..workers).map_while(|_| model.replica()).collect() } else { Vec::new() };
-        Self { model, classes, replicas }
+        Self { model, classes, stop, replicas }
     }
 
     pub(crate) fn device(&self) -> Device {
@@ -38,7 +41,7 @@ impl<'a> Workers<'a> {
         (0..parts).map(move |part| &batch[batch.len() * part / parts..batch.len() * (part + 1) / parts])
     }
 
-    /// Attacks and judges every task; results in order.
+    /// Attacks and judges every task; results in order. Once the flag is set, any error.
     pub(crate) fn run(
         &mut self,
         attack: &dyn Attack,
@@ -46,8 +49,9 @@ impl<'a> Workers<'a> {
         seed: Seed,
         tasks: Vec<Task>,
     ) -> Result<Judged, AttackError> {
+        let stop = self.stop;
         if self.replicas.is_empty() {
-            let judge = |task: Task| attack_and_judge(self.model, self.classes, attack, threat, seed, &task);
+            let judge = |task: Task| attack_and_judge(self.model, self.classes, attack, threat, seed, &task, stop);
             return tasks.into_iter().map(judge).collect::<Result<_, _>>().map(Judged::join);
         }
         let (threads, classes) = (tch::get_num_threads(), self.classes);
@@ -58,7 +62,7 @@ impl<'a> Workers<'a> {
                 .map(|(task, replica)| {
                     scope.spawn(move || {
                         tch::set_num_threads(1);
-                        attack_and_judge(replica.as_ref(), classes, attack, threat, seed, &task)
+                        attack_and_judge(replica.as_ref(), classes, attack, threat, seed, &task, stop)
                     })
                 })
                 .collect();

@@ -113,6 +113,7 @@ pub(crate) fn run(mut args: Args, device: Device, ui: &Ui) -> anyhow::Result<()>
         mode,
         self_check: true,
         resume,
+        stop: signals::flag(),
         ..EvaluateOptions::default()
     };
     signals::will_save();
@@ -227,6 +228,7 @@ fn watched(
     let record = journal.as_ref().map(|journal| journal.run.record().to_owned());
     // With a failure, what had finished is kept.
     let mut last = None;
+    let mut judged = false;
     let result = evaluate_with(target.classifier.as_ref(), &inputs.images, attacks, threat, options, &mut |event| {
         if let Some(images) = journal.as_mut().and_then(|journal| journal.images.as_mut()) {
             images.observe(event);
@@ -239,10 +241,11 @@ fn watched(
                 let next = ui.progress(attack, *total as u64);
                 std::mem::replace(&mut progress, next).finish();
                 progress.set(*done as u64, "");
-                // A request to stop waits for the next batch, after which the state is saved.
+                // After a request to stop, the next event saves the state.
                 return ControlFlow::Continue(());
             }
             Event::Judged { entry, done, total, report, .. } => {
+                judged = true;
                 progress.set(*done as u64, format!("{:.1} % robust", 100.0 * report.attacks[*entry].robust_accuracy()));
                 if done == total {
                     last = Some((*report).clone());
@@ -252,6 +255,9 @@ fn watched(
                     failure = Some(error);
                     return ControlFlow::Break(());
                 }
+            }
+            Event::Stopped { report, .. } => {
+                failure = journal.as_mut().and_then(|journal| journal.save(report, true).err());
             }
             _ => {}
         }
@@ -272,7 +278,9 @@ fn watched(
     result.map_err(|error| match error {
         AttackError::Interrupted => signals::stopped(match record {
             Some(record) if record.is_file() => {
-                format!("the state is saved in {}; run the same command again to resume", record.display())
+                let saved = format!("the state is saved in {}; run the same command again to resume", record.display());
+                let no_batch = " (no batch was finished this time; a smaller --batch-size makes shorter ones)";
+                saved + if judged { "" } else { no_batch }
             }
             Some(_) => "nothing was finished yet; the same command starts from the beginning".to_owned(),
             None => "nothing was saved (with --output or --save, the command can resume)".to_owned(),

@@ -383,6 +383,28 @@ fn an_interrupted_attack_goes_on_where_it_stopped() {
     assert_eq!(std::fs::read(&whole).unwrap(), std::fs::read(&part).unwrap(), "the same images, byte for byte");
 }
 
+#[test]
+fn a_time_limit_stops_inside_a_long_batch() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = checkpoint_in(folder.path());
+    let report = folder.path().join("report.json").display().to_string();
+    // One batch of Square would take minutes.
+    let words = ["--attack", "fgsm,square", "--set", "square.queries=1000000", "--checkpoint-seconds", "0"];
+    let limit = ["--time-limit", "3s", "--output", &report];
+    let said: Vec<String> = (0..10)
+        .map(|_| {
+            let stopped = attack(&checkpoint, &with(&[&words[..], &limit[..]].concat()));
+            assert_eq!(stopped.status.code(), Some(124), "{}", String::from_utf8_lossy(&stopped.stderr));
+            String::from_utf8_lossy(&stopped.stderr).into_owned()
+        })
+        .take_while(|said| !said.contains("no batch was finished this time; a smaller --batch-size"))
+        .collect();
+    // FGSM is finished the first time, and nothing more afterwards.
+    assert!(said.len() < 10, "{said:?}");
+    let record = std::fs::read_to_string(folder.path().join("report.run.json")).unwrap();
+    assert!(record.contains("square"), "{record}");
+}
+
 /// A report without what a clock measured.
 fn without_seconds(mut report: Value) -> Value {
     fn strip(value: &mut Value) {
