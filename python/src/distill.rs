@@ -136,6 +136,7 @@ impl Job {
                 precision: precision(self.device),
             },
             outputs: Vec::new(),
+            main: Some(SET),
         };
         let discard = || [STATE, SET, TEACHER, LOG].iter().try_for_each(|name| remove_if_present(&path.join(name)));
         Run::open(Place::folder(path), plan, self.force, discard).map(Some).map_err(|error| {
@@ -143,6 +144,7 @@ impl Job {
                 RunError::Busy { .. } => "wait for it, or choose another run_dir",
                 RunError::Unreadable { .. } => "delete it, or choose another run_dir",
                 RunError::Different { .. } => "choose another run_dir, or discard the run with force=True",
+                RunError::OtherCommand { .. } => "choose another run_dir, or delete this folder",
                 other => return value_error(other),
             };
             PyValueError::new_err(format!("{error}; {advice}"))

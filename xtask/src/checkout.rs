@@ -44,7 +44,8 @@ impl Checkout {
             .ancestors()
             .find(|folder| folder.join("xtask/Cargo.toml").is_file())
             .ok_or_else(|| exit::usage(format!("{} is not inside a c2r checkout", start.display())))?;
-        let target = variable("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), |dir| root.join(dir));
+        let named = variable("CARGO_TARGET_DIR").map(|dir| root.join(dir));
+        let target = named.or_else(|| target_of(&program, root)).unwrap_or_else(|| root.join("target"));
         Ok(Self { root: root.to_owned(), target, is_unpacked: false })
     }
 
@@ -133,6 +134,15 @@ impl Checkout {
         }
         self.run_cargo(self.cargo().args(["build", "--release", "--package", "c2r-cli"]), "building c2r")
     }
+}
+
+/// Cargo's target folder: that in which this `program` lies, if it was built from the checkout `root`. A setting in a user's
+/// configuration of cargo can move it.
+fn target_of(program: &Path, root: &Path) -> Option<PathBuf> {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).parent()?;
+    let folder = program.parent()?;
+    let is_ours = variable("CARGO_MANIFEST_DIR").is_some() && own == root && folder.ends_with("release");
+    is_ours.then(|| folder.parent().map(Path::to_owned)).flatten()
 }
 
 /// An environment variable; one that is empty is not set.

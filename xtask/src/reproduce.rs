@@ -76,9 +76,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
 
-    /// Folder for the results, which processes and machines can share
-    #[arg(long, value_name = "DIR", default_value = "runs")]
-    results: PathBuf,
+    /// Folder for the results, which processes and machines can share [default: runs in the checkout]
+    #[arg(long, value_name = "DIR")]
+    results: Option<PathBuf>,
 
     /// Where to run the commands
     #[arg(long, value_enum, default_value_t = Launcher::Local)]
@@ -96,7 +96,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TIME", value_parser = arguments::duration)]
     time_limit: Option<Duration>,
 
-    /// Run finished commands again and discard their results
+    /// Discard what there is of these commands, finished or not, and run them from the beginning
     #[arg(long)]
     force: bool,
 
@@ -156,6 +156,12 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     if let Some(limit) = args.time_limit {
         signals::set_time_limit(limit);
     }
+    if args.tasks.is_some() && args.launcher != Launcher::Slurm {
+        return Err(exit::usage("--tasks is for --launcher slurm; --shard I/N runs one of N parts here"));
+    }
+    if args.estimate_for.is_some() && !args.dry_run && !args.list {
+        return Err(exit::usage("--estimate-for is for --list and --dry-run"));
+    }
     let place = place(args, checkout)?;
     let selection = Subgrid::merge(args.only.clone());
     // In a checkout, libtorch is linked before c2r is built; an estimate needs it.
@@ -187,7 +193,7 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
         )));
     }
     let place = Workplace { threads: scale.threads, ..place };
-    let datasets = Datasets::read(&place)?;
+    let datasets = Datasets::read(&place, &scale.datasets)?;
     let grid = Grid { experiment: &experiment, scale: &scale, place: &place, datasets: &datasets };
     let (changes, at_once) = (changes(args), args.jobs.map(usize::from));
     let reproduction = Reproduction { grid, scale_name, changes, at_once };
@@ -241,9 +247,14 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     }
     let with_estimate = scale_name == LONG_SCALE && !args.no_estimate;
     let summary = reproduction.run(&plan, with_estimate, array.as_ref())?;
-    let outside = summary.n_done() > 0 && !args.no_table && reproduction.table()?.unwrap_or(false);
-    summary.conclude(&plan.jobs)?;
-    judged(outside)
+    let table = if summary.n_done() > 0 && !args.no_table { reproduction.table() } else { Ok(None) };
+    // A table that cannot be made does not hide why commands failed.
+    let concluded = summary.conclude(&plan.jobs);
+    if let (Err(error), Err(_)) = (&table, &concluded) {
+        terminal::notes(exit::message(error));
+    }
+    concluded?;
+    judged(table?.unwrap_or(false))
 }
 
 /// The error of a table with numbers `outside` the tolerance.
@@ -258,9 +269,20 @@ fn judged(outside: bool) -> anyhow::Result<()> {
 /// Where everything is, according to the options.
 fn place(args: &Args, checkout: &Checkout) -> anyhow::Result<Workplace> {
     let user_folder = env::current_dir()?;
-    // Relative to where the user stands, except for the default, which belongs to the checkout.
-    let is_default = args.results.as_os_str() == "runs";
-    let results = if is_default { checkout.root().join(&args.results) } else { user_folder.join(&args.results) };
+    let results = match &args.results {
+        Some(folder) => user_folder.join(folder),
+        None => checkout.root().join("runs"),
+    };
+    let data = checkout::data_folder(args.data.as_deref())?;
+    // Commands and their records are texts.
+    for (option, folder) in [("--results", Some(&results)), ("the data folder", data.as_ref())] {
+        if let Some(folder) = folder.filter(|folder| folder.to_str().is_none()) {
+            let folder = folder.display();
+            return Err(exit::usage(format!(
+                "{option} {folder}: reproduce needs a path in UTF-8; rename it, or make a link to it"
+            )));
+        }
+    }
     if results.exists() && !results.is_dir() {
         return Err(exit::usage(format!("--results {}: this is not a folder; name another one", results.display())));
     }
@@ -268,7 +290,7 @@ fn place(args: &Args, checkout: &Checkout) -> anyhow::Result<Workplace> {
         root: checkout.root().to_owned(),
         c2r: checkout.c2r(),
         results,
-        data: checkout::data_folder(args.data.as_deref())?,
+        data,
         threads: None,
         device: args.device.clone(),
         force: args.force,
@@ -311,8 +333,8 @@ fn task_arguments(args: &Args, place: &Workplace) -> Vec<String> {
     option("--seeds", joined(&args.seeds));
     args.only.iter().for_each(|only| option("--only", Some(only.to_string())));
     words.extend(["--prebuilt", "--no-table", "--no-estimate"].map(String::from));
-    for (flag, given) in [("--held-out", args.held_out), ("--first-images", args.first_images), ("--force", args.force)]
-    {
+    // Not --force: what there was is discarded before the array is submitted.
+    for (flag, given) in [("--held-out", args.held_out), ("--first-images", args.first_images)] {
         words.extend(given.then(|| flag.to_owned()));
     }
     words

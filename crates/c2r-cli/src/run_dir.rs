@@ -50,23 +50,24 @@ pub(crate) fn environment(device: tch::Device) -> Environment {
     }
 }
 
-/// Opens or creates the folder for a run of `stage` with `config`.
+/// Opens or creates the folder for a run of `stage` with `config`, which makes the file `main` there.
 ///
 /// # Errors
 /// Those of [`Run::open`], with what to do about them.
 pub(crate) fn open(
     path: &Path,
-    stage: &'static str,
+    (stage, main): (&'static str, &'static str),
     config: Value,
     device: tch::Device,
     force: bool,
 ) -> anyhow::Result<(Run, Status)> {
-    let plan = Plan { stage, config, environment: environment(device), outputs: Vec::new() };
+    let plan = Plan { stage, config, environment: environment(device), outputs: Vec::new(), main: Some(main) };
     let (run, status) = Run::open(Place::folder(path), plan, force, || discard(path)).map_err(|error| {
         let (code, advice) = match error {
             RunError::Busy { .. } => (exit::USAGE, "wait for it, or choose another --run-dir"),
             RunError::Unreadable { .. } => (exit::UNEXPECTED, "delete it, or choose another --run-dir"),
             RunError::Different { .. } => (exit::USAGE, "choose another --run-dir, or discard the run with --force"),
+            RunError::OtherCommand { .. } => (exit::USAGE, "choose another --run-dir, or delete this folder"),
             other => return other.into(),
         };
         exit::coded(code, with_advice(error, advice))
@@ -75,7 +76,12 @@ pub(crate) fn open(
     Ok((run, status))
 }
 
-/// `error: advice`, with the error's causes.
+/// What to do about a run that was stopped. With --force, the same command would discard what it has saved.
+pub(crate) fn how_to_resume(force: bool) -> &'static str {
+    if force { "to resume, run the same command without --force" } else { "run the same command again to resume" }
+}
+
+/// `error; advice`, with the error's causes.
 pub(crate) fn with_advice(error: RunError, advice: &str) -> anyhow::Error {
     let message = format!("{error}; {advice}");
     match error {

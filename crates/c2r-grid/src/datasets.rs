@@ -9,7 +9,10 @@ use std::{
 
 use anyhow::Context;
 use c2r_experiment::{DatasetEntry, DatasetFormat};
-use c2r_run::{exit, process, terminal};
+use c2r_run::{
+    exit::{self, OrExit},
+    process, terminal,
+};
 use sha2::{Digest, Sha256};
 
 use crate::{Workplace, select::unknown};
@@ -49,17 +52,18 @@ impl Dataset {
     }
 }
 
-/// All datasets of the registry, and which of them are here.
+/// All datasets of the registry, and which of those that were asked for are here.
 #[derive(Debug, Clone)]
 pub struct Datasets(BTreeMap<String, Dataset>);
 
 impl Datasets {
-    /// Reads the registry and finds every dataset in the data folder of `place`. Contents are hashed once: the hash of
-    /// files of the same names, sizes and times is kept in the results folder.
+    /// Reads the registry and finds the datasets of these `names` in the data folder of `place`; the others count as not here.
+    /// Contents are hashed once: the hash of files of the same names, sizes and times is kept in the results folder.
     ///
     /// # Errors
     /// If files cannot be read, or the process was asked to stop.
-    pub fn read(place: &Workplace) -> anyhow::Result<Self> {
+    pub fn read<'a>(place: &Workplace, names: impl IntoIterator<Item = &'a String>) -> anyhow::Result<Self> {
+        let names: BTreeSet<&String> = names.into_iter().collect();
         let entries = DatasetEntry::read_all(&place.root.join(DatasetEntry::REGISTRY)).map_err(exit::usage)?;
         let datasets = entries.into_iter().map(|entry| {
             let folder = match &entry.embedded {
@@ -69,6 +73,7 @@ impl Datasets {
                     entry.folders.iter().filter_map(inside).find(|folder| folder.is_dir())
                 }
             };
+            let folder = folder.filter(|_| names.contains(&entry.name));
             let sha256 = folder.map(|folder| contents(&folder, &entry, place)).transpose()?.flatten();
             Ok((entry.name.clone(), Dataset { entry, sha256 }))
         });
@@ -91,7 +96,7 @@ impl Datasets {
 /// Hash of a dataset's files; `None` if the folder holds none.
 fn contents(folder: &Path, entry: &DatasetEntry, place: &Workplace) -> anyhow::Result<Option<String>> {
     let mut files = Vec::new();
-    list(folder, &mut files)?;
+    list(folder, &mut files).or_exit(exit::DATA)?;
     if entry.format == DatasetFormat::ClassFolders {
         // One folder holds the classes of many subsets.
         let wnids: BTreeSet<&str> = entry.wnids.iter().map(String::as_str).collect();
@@ -103,7 +108,7 @@ fn contents(folder: &Path, entry: &DatasetEntry, place: &Workplace) -> anyhow::R
     files.sort();
     let (mut stamp, mut n_bytes) = (Sha256::new(), 0);
     for file in &files {
-        let data = fs::metadata(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let data = fs::metadata(file).with_context(|| format!("cannot read {}", file.display())).or_exit(exit::DATA)?;
         let time = data.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
         stamp.update(format!("{} {} {}\n", file.display(), data.len(), time.as_nanos()));
         n_bytes += data.len();
@@ -126,7 +131,7 @@ fn contents(folder: &Path, entry: &DatasetEntry, place: &Workplace) -> anyhow::R
         let inside = file.strip_prefix(folder).unwrap_or(file);
         hash.update(inside.to_string_lossy().as_bytes());
         hash.update([0]);
-        hash.update(hex::decode(c2r_files::sha256_of_file(file)?)?);
+        hash.update(hex::decode(c2r_files::sha256_of_file(file).or_exit(exit::DATA)?)?);
     }
     let sha256 = hex::encode(hash.finalize());
     known.insert(stamp, sha256.clone());

@@ -9,6 +9,9 @@ use c2r_experiment::results;
 
 use crate::select::ALL_IMAGES;
 
+/// The option of every command that discards what there is.
+const FORCE: &str = "--force";
+
 /// One row of the table for one seed: what is distilled once and then trained and attacked per protocol.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cell {
@@ -139,6 +142,13 @@ impl Job {
         self.what.iter().chain(&self.how)
     }
 
+    /// The same without the option that discards what there is of it.
+    pub(crate) fn unforced(&self) -> Self {
+        let mut job = self.clone();
+        job.how.retain(|word| word != FORCE);
+        job
+    }
+
     /// The file that exists once it is done.
     pub fn output(&self) -> PathBuf {
         self.folder.join(self.stage.output())
@@ -165,7 +175,7 @@ pub struct Workplace {
     pub threads: Option<usize>,
     /// Device of each command.
     pub device: Option<String>,
-    /// Whether finished jobs are run again.
+    /// Whether what there is of the jobs is discarded and they are run again.
     pub force: bool,
     /// Where times are estimated for: a file of speeds that were measured on another machine; `None` is this one.
     pub estimate_for: Option<PathBuf>,
@@ -216,9 +226,6 @@ impl Workplace {
         let threads = self.threads.iter().map(|threads| ("--threads", threads.to_string()));
         let device = self.device.iter().map(|device| ("--device", device.clone()));
         let options = paths.chain(data).chain(threads).chain(device);
-        options
-            .flat_map(|(flag, value)| [flag.to_owned(), value])
-            .chain(self.force.then(|| "--force".to_owned()))
-            .collect()
+        options.flat_map(|(flag, value)| [flag.to_owned(), value]).chain(self.force.then(|| FORCE.to_owned())).collect()
     }
 }

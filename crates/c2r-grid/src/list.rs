@@ -25,7 +25,6 @@ pub fn list(
 ) -> anyhow::Result<()> {
     // Every scale has its own number of threads, and one measurement takes one.
     let place = Workplace { threads: Some(1), ..place.clone() };
-    let datasets = Datasets::read(&place)?;
     let names = experiment.map_or_else(|| experiment_names(&place.root), |name| Ok(vec![name.to_owned()]))?;
     let experiments: Vec<Experiment> =
         names.iter().map(|name| read_experiment(&place.root, name)).collect::<Result<_, _>>()?;
@@ -34,13 +33,16 @@ pub fn list(
         return Err(exit::usage(unknown("scale", wanted, scales)));
     }
 
+    let is_asked = |name: &str| scale.is_none_or(|wanted| wanted == name);
+    let asked = || experiments.iter().flat_map(|experiment| &experiment.scales).filter(|(name, _)| is_asked(name));
+    let datasets = Datasets::read(&place, asked().flat_map(|(_, scale)| &scale.datasets))?;
     let mut listed: Vec<(String, GridPlan, Vec<String>)> = Vec::new();
     let mut all: Vec<Job> = Vec::new();
     let mut left_out = None;
     for experiment in &experiments {
         let mut heading = format!("{}: {}\n", experiment.name, experiment.title);
         heading.extend(experiment.missing.iter().map(|text| format!("  missing: {text}\n")));
-        for (name, grid) in experiment.scales.iter().filter(|(name, _)| scale.is_none_or(|wanted| wanted == *name)) {
+        for (name, grid) in experiment.scales.iter().filter(|(name, _)| is_asked(name)) {
             let whole = Grid { experiment, scale: grid, place: &place, datasets: &datasets };
             let plan = match whole.plan(selection, Shard::ALL) {
                 Err(error) if *selection != Subgrid::default() && exit::code_of(&error) == exit::USAGE => {

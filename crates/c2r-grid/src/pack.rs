@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context;
 use c2r_archive::{ArchiveFormat, Limits, WORKSHOP, unpack as unpack_archive};
-use c2r_files::{AtomicFile, create_folder};
+use c2r_files::{AtomicFile, create_folder, read_json};
 use c2r_run::{
     exit::{self, OrExit},
     terminal,
@@ -42,8 +42,10 @@ pub struct Taken {
     pub n_finished: usize,
     /// Jobs that were begun.
     pub n_unfinished: usize,
-    /// Jobs that were as far or busy here, and stayed as they are.
+    /// Jobs that are finished here, or on which another process works, and that stayed as they are.
     pub n_kept: usize,
+    /// Jobs that are unfinished on both sides and were not taken, because they are as far here.
+    pub as_far: Vec<String>,
 }
 
 impl Packed {
@@ -74,17 +76,26 @@ impl Packed {
 impl Taken {
     /// Says what was taken from `file`.
     pub fn say(&self, file: &Path) {
-        let Self { n_finished, n_unfinished, n_kept } = self;
+        let Self { n_finished, n_unfinished, n_kept, as_far } = self;
         let kept = if *n_kept > 0 { format!("; {n_kept} more were here already") } else { String::new() };
         terminal::note(format!(
             "took {n_finished} finished and {n_unfinished} unfinished commands from {}{kept}",
             file.display()
         ));
+        for name in as_far {
+            terminal::note(format!("not taken, because as much time was spent on it here: {name}"));
+        }
     }
 }
 
+/// Wall-clock seconds that were spent on a job so far, over all sessions and machines, as its command has recorded them.
+fn seconds(job: &Job) -> f64 {
+    let record = |name: &str| read_json::<serde_json::Value>(&job.folder.join(name)).ok()?["seconds"].as_f64();
+    ["run.json", "attack.run.json"].into_iter().find_map(record).unwrap_or(0.0)
+}
+
 /// Files of a job, relative to its folder, without locks and leases.
-fn files(job: &Job) -> anyhow::Result<Vec<(PathBuf, u64)>> {
+pub(crate) fn files(job: &Job) -> anyhow::Result<Vec<(PathBuf, u64)>> {
     let mut files = Vec::new();
     let mut folders = vec![job.folder.clone()];
     while let Some(folder) = folders.pop() {
@@ -148,8 +159,8 @@ pub fn pack(jobs: &[Job], file: &Path, most: u64) -> anyhow::Result<Packed> {
     Ok(packed)
 }
 
-/// Takes the work on `jobs` from an archive of [`pack`] into the folder `into` of all jobs. What is finished here stays, and so
-/// does what is unfinished on both sides.
+/// Takes the work on `jobs` from an archive of [`pack`] into the folder `into` of all jobs. What is finished here stays. Of what
+/// is unfinished on both sides, the side on which more time was spent in all is kept.
 ///
 /// # Errors
 /// If the archive is not one of `pack`, or a file cannot be written. What was taken before the error is whole.
@@ -170,8 +181,13 @@ pub fn unpack(jobs: &[Job], file: &Path, into: &Path) -> anyhow::Result<Taken> {
         }
         let finished = record::is_finished(&there);
         let lease = Lease::claim(&job.folder)?;
-        if lease.is_none() || record::is_finished(job) || (!finished && !files(job)?.is_empty()) {
+        if lease.is_none() || record::is_finished(job) {
             taken.n_kept += 1;
+            continue;
+        }
+        let begun = !files(job)?.is_empty();
+        if !finished && begun && seconds(&there) <= seconds(job) {
+            taken.as_far.push(job.name());
             continue;
         }
         fs::rename(&job.folder, replaced.join(&job.id))

@@ -98,7 +98,7 @@ pub fn regression(accept: bool, strict: bool, place: &Workplace) -> anyhow::Resu
         let experiment = Experiment::read(&path.with_extension("toml")).map_err(exit::usage)?;
         let scale = experiment.scale(SCALE).map_err(exit::usage)?;
         let place = Workplace { threads: scale.threads, ..place.clone() };
-        let datasets = Datasets::read(&place)?;
+        let datasets = Datasets::read(&place, &scale.datasets)?;
         let absent = datasets.missing(&scale.datasets);
         if !absent.is_empty() {
             let text = format!(

@@ -59,7 +59,14 @@ impl Reproduction<'_> {
             if with_estimate {
                 estimate::print(jobs, &finished, &estimate::times(jobs, place)?, at_once, place);
             }
-            run::run(jobs, &finished, at_once, place)?
+            if place.force {
+                run::discard(jobs)?;
+                // What is discarded need not be forced, and a command that is stopped can be resumed.
+                let unforced: Vec<Job> = jobs.iter().map(Job::unforced).collect();
+                run::run(&unforced, &finished, at_once, place)?
+            } else {
+                run::run(jobs, &finished, at_once, place)?
+            }
         };
         let others = match summary.n_elsewhere {
             0 => String::new(),

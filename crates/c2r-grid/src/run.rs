@@ -7,13 +7,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use c2r_files::remove_if_present;
 use c2r_run::{exit, process, signals, terminal};
 
 use crate::{
     Job, Workplace,
     board::{Board, Outcome},
     lease::Lease,
-    log,
+    log, pack,
     record::{self, Failed},
 };
 
@@ -58,17 +59,7 @@ impl Summary {
     /// # Errors
     /// If a job failed; the exit code is theirs where they agree.
     pub fn conclude(&self, jobs: &[Job]) -> anyhow::Result<()> {
-        let mut by_reason: BTreeMap<String, Vec<&Failure>> = BTreeMap::new();
-        for failure in &self.failures {
-            by_reason.entry(log::last_line(&jobs[failure.position].log())).or_default().push(failure);
-        }
-        for failures in by_reason.values() {
-            terminal::notes(format!("\n{}", failures[0].failed.report));
-            let others: Vec<String> = failures[1..].iter().map(|failure| jobs[failure.position].name()).collect();
-            if !others.is_empty() {
-                terminal::note(format!("  {} more failed in the same way: {}", others.len(), others.join(", ")));
-            }
-        }
+        self.say_failures(jobs);
         let codes: BTreeSet<u8> = self.failures.iter().map(|failure| failure.failed.code).collect();
         let code = match codes.first() {
             None => return Ok(()),
@@ -81,6 +72,20 @@ impl Summary {
         };
         let n_failed = self.failures.len();
         exit::fail(code, format!("{n_failed} commands failed{blocked}; fix the cause and run the same command again"))
+    }
+
+    fn say_failures(&self, jobs: &[Job]) {
+        let mut by_reason: BTreeMap<String, Vec<&Failure>> = BTreeMap::new();
+        for failure in &self.failures {
+            by_reason.entry(log::last_line(&jobs[failure.position].log())).or_default().push(failure);
+        }
+        for failures in by_reason.values() {
+            terminal::notes(format!("\n{}", failures[0].failed.report));
+            let others: Vec<String> = failures[1..].iter().map(|failure| jobs[failure.position].name()).collect();
+            if !others.is_empty() {
+                terminal::note(format!("  {} more failed in the same way: {}", others.len(), others.join(", ")));
+            }
+        }
     }
 }
 
@@ -145,6 +150,35 @@ pub fn finished(jobs: &[Job]) -> Vec<bool> {
     finished
 }
 
+/// Deletes what there is of `jobs`, finished or not.
+///
+/// # Errors
+/// If another process works on one of them (nothing is deleted then), or a file cannot be deleted.
+pub(crate) fn discard(jobs: &[Job]) -> anyhow::Result<()> {
+    let distinct: BTreeMap<&str, &Job> = jobs.iter().map(|job| (job.id.as_str(), job)).collect();
+    let mut begun = Vec::new();
+    for job in distinct.into_values() {
+        if pack::files(job)?.is_empty() {
+            continue;
+        }
+        if Lease::claim(&job.folder)?.is_none() {
+            return Err(exit::usage(format!(
+                "--force: another process works on {}; wait for it, or stop it",
+                job.name()
+            )));
+        }
+        begun.push(job);
+    }
+    for job in begun {
+        let _lease = Lease::claim(&job.folder)?;
+        record::forget(job)?;
+        for (file, _) in pack::files(job)? {
+            remove_if_present(&job.folder.join(file))?;
+        }
+    }
+    Ok(())
+}
+
 /// Runs what is not finished. A failing job does not stop the others, and what another process works on is waited for.
 ///
 /// # Errors
@@ -163,9 +197,19 @@ pub fn run(jobs: &[Job], finished: &[bool], n_at_once: usize, place: &Workplace)
     board.close();
     let summary = queue.into_inner().expect("no worker panics").summary;
     if signals::requests() > 0 {
+        summary.say_failures(jobs);
         let (n_done, n) = (summary.n_done(), jobs.len());
-        let rest = format!("{n_done} of {n} commands are finished; run the same command again to resume");
-        return Err(signals::stopped(rest));
+        let failed = match summary.failures.len() {
+            0 => String::new(),
+            n_failed => format!(", {n_failed} failed (see above)"),
+        };
+        // The same command would discard what is finished now.
+        let resume = if place.force {
+            "to resume, run the same command without --force"
+        } else {
+            "run the same command again to resume"
+        };
+        return Err(signals::stopped(format!("{n_done} of {n} commands are finished{failed}; {resume}")));
     }
     Ok(summary)
 }
@@ -207,7 +251,7 @@ fn work(jobs: &[Job], queue: &Mutex<Queue>, changed: &Condvar, board: &Board, pl
 /// Runs one job to its end, unless another process does. An error if it failed.
 fn run_job(job: &Job, position: usize, board: &Board, place: &Workplace) -> anyhow::Result<Outcome> {
     let Some(lease) = Lease::claim(&job.folder)? else { return Ok(Outcome::Elsewhere) };
-    if !place.force && record::is_finished(job) {
+    if record::is_finished(job) {
         return Ok(Outcome::FinishedElsewhere);
     }
     board.start(position, job);

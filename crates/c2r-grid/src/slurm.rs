@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     GridPlan, Workplace, log,
     record::{self, Failed},
-    run::{Failure, Summary, finished},
+    run::{Failure, Summary, discard, finished},
 };
 
 /// Slurm's own default for the number of tasks in an array is 1001.
@@ -82,6 +82,9 @@ impl SlurmArray<'_> {
                 old
             }
             None => {
+                if place.force {
+                    discard(&plan.jobs)?;
+                }
                 let submission = self.submit(plan, before, &folder, place)?;
                 write_json(&note, &submission)?;
                 submission

@@ -3,6 +3,7 @@ mod export;
 mod tune;
 
 use std::{
+    fs::File,
     io::Cursor,
     path::{Path, PathBuf},
     sync::Arc,
@@ -51,7 +52,14 @@ impl TorchScript {
     /// [`ModelError::TorchScript`] naming the file, if libtorch cannot load it, with what it is instead if it is another
     /// file of PyTorch.
     pub fn load(path: &Path, device: Device) -> Result<Self, ModelError> {
-        let module = CModule::load_on_device(path, device).map_err(|error| {
+        // Libtorch opens only paths that are UTF-8.
+        let loaded = match path.to_str() {
+            Some(_) => CModule::load_on_device(path, device),
+            None => File::open(path)
+                .map_err(TchError::from)
+                .and_then(|mut file| CModule::load_data_on_device(&mut file, device)),
+        };
+        let module = loaded.map_err(|error| {
             let reason = diagnosis::instead(path).unwrap_or_else(|| diagnosis::message(&error));
             ModelError::TorchScript { path: path.to_owned(), reason }
         })?;
@@ -416,6 +424,13 @@ mod tests {
         CModule::create_by_tracing("Net", "forward", &example, &mut forward).unwrap().save(&path).unwrap();
         let model = TorchScript::load(&path, Device::Cpu).unwrap();
         assert!(model.tuned([1, 2, 2]).unwrap().is_none());
+        #[cfg(unix)]
+        {
+            use std::os::unix::ffi::OsStrExt;
+            let odd = folder.path().join(std::ffi::OsStr::from_bytes(b"n\xe9t.pt"));
+            std::fs::rename(&path, &odd).unwrap();
+            assert_eq!(TorchScript::load(&odd, Device::Cpu).unwrap().probe([1, 2, 2]).unwrap().n_classes, 4);
+        }
     }
 
     #[test]

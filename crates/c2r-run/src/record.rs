@@ -52,6 +52,9 @@ pub(crate) struct Record {
     /// How far an unfinished run is, where no file of its own holds that.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub(crate) state: Value,
+    /// Names of the files outside a folder of its own that the run writes. Empty in records of earlier versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) outputs: Vec<String>,
     /// SHA-256 of the outputs of a finished run, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) written: BTreeMap<String, String>,
@@ -79,6 +82,7 @@ impl Record {
             seconds: 0.0,
             summary: Value::Null,
             state: Value::Null,
+            outputs: Vec::new(),
             written: BTreeMap::new(),
         }
     }

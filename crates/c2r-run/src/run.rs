@@ -4,7 +4,7 @@ use std::{
     time::Instant,
 };
 
-use c2r_files::{FileError, read_json, remove_parts, sha256_of_file, write_json};
+use c2r_files::{FileError, path_to_text, read_json, remove_parts, sha256_of_file, write_json};
 use serde_json::Value;
 
 use crate::{
@@ -38,6 +38,14 @@ pub enum RunError {
         path: PathBuf,
         /// The first key that differs, with both values.
         difference: String,
+    },
+    /// The record belongs to a run of another command.
+    #[error("{} belongs to a run of `c2r {stage}`", path.display())]
+    OtherCommand {
+        /// The run's folder, or the record.
+        path: PathBuf,
+        /// The command.
+        stage: String,
     },
     /// An output of a finished run is not what the run wrote.
     #[error("{} was changed after it was written", path.display())]
@@ -93,6 +101,14 @@ impl Place {
     pub fn record(&self) -> &Path {
         &self.record
     }
+
+    /// Whether the record that is there says that its run writes `file`. One that cannot be read or is of an earlier version
+    /// does not say what it writes; it counts as one that does.
+    pub fn claims(&self, file: &Path) -> bool {
+        let Ok(record) = read_json::<Record>(&self.record) else { return self.record.exists() };
+        let name = file.file_name().map(path_to_text);
+        record.outputs.is_empty() || name.is_some_and(|name| record.outputs.iter().any(|output| *output == name))
+    }
 }
 
 /// What a run is about to do.
@@ -107,6 +123,8 @@ pub struct Plan {
     /// Files outside a folder of its own that the run writes, by name: it only counts as finished while they are there
     /// and unchanged.
     pub outputs: Vec<(&'static str, PathBuf)>,
+    /// The file in the run's own folder without which it does not count as finished.
+    pub main: Option<&'static str>,
 }
 
 /// An open run; locked against other processes until it is dropped.
@@ -120,8 +138,9 @@ pub struct Run {
 }
 
 impl Run {
-    /// Starts the run that is planned, or takes up what an earlier process left of it. With `force` an earlier run, also
-    /// of another configuration, is thrown away after `discard` has deleted what it wrote besides its record.
+    /// Starts the run that is planned, or takes up what an earlier process left of it. With `force` an earlier run of the
+    /// same command, also with another configuration, is thrown away after `discard` has deleted what it wrote besides its
+    /// record.
     ///
     /// # Errors
     /// Any [`RunError`]; [`RunError::Different`] names the first key that differs.
@@ -138,27 +157,32 @@ impl Run {
             // Ours alone while the lock is held: what a kill in the middle of a write has left.
             remove_parts(&place.path)?;
         }
-        let Plan { stage, config, environment, outputs } = plan;
+        let Plan { stage, config, environment, outputs, main } = plan;
         let mut record = Record::new(stage, config, environment);
+        record.outputs =
+            outputs.iter().filter_map(|(_, path)| Some(path_to_text(path.file_name()?).into_owned())).collect();
         let mut status = Status::New;
-        if place.record.exists() && force {
-            discard()?;
-        } else if place.record.exists() {
-            let old: Record = read_json(&place.record)
-                .map_err(|source| RunError::Unreadable { path: place.record.clone(), source })?;
-            let difference = match first_difference(&old.config, &record.config, "") {
-                _ if old.stage != stage => Some(format!("it is a `{}` run", old.stage)),
-                difference => difference,
-            };
-            if let Some(difference) = difference {
-                let path = if place.is_folder { place.path } else { place.record };
-                return Err(RunError::Different { path, difference });
+        if place.record.exists() {
+            let read = read_json::<Record>(&place.record);
+            let about = || if place.is_folder { place.path.clone() } else { place.record.clone() };
+            if let Ok(old) = &read
+                && old.stage != stage
+            {
+                return Err(RunError::OtherCommand { path: about(), stage: old.stage.clone() });
             }
-            if !old.is_finished() {
-                status = Status::Unfinished;
-                (record.seconds, record.state) = (old.seconds, old.state);
-            } else if is_written(&outputs, &old)? {
-                (status, record) = (Status::Finished, old);
+            if force {
+                discard()?;
+            } else {
+                let old = read.map_err(|source| RunError::Unreadable { path: place.record.clone(), source })?;
+                if let Some(difference) = first_difference(&old.config, &record.config, "") {
+                    return Err(RunError::Different { path: about(), difference });
+                }
+                if !old.is_finished() {
+                    status = Status::Unfinished;
+                    (record.seconds, record.state) = (old.seconds, old.state);
+                } else if main.is_none_or(|name| place.path.join(name).exists()) && is_written(&outputs, &old)? {
+                    (status, record) = (Status::Finished, old);
+                }
             }
         }
         let run = Self { place, outputs, record, opened: Instant::now(), _lock: lock };
@@ -263,7 +287,7 @@ mod tests {
 
     fn plan(config: &Value, outputs: &[&Path]) -> Plan {
         let outputs = ["--output", "--save"].into_iter().zip(outputs.iter().map(|path| path.to_path_buf())).collect();
-        Plan { stage: "distill", config: config.clone(), environment: Environment::default(), outputs }
+        Plan { stage: "distill", config: config.clone(), environment: Environment::default(), outputs, main: None }
     }
 
     #[test]
@@ -285,11 +309,18 @@ mod tests {
         let Err(RunError::Different { difference, .. }) = open(&other) else { panic!("{config} is not {other}") };
         assert_eq!(difference, "a.b is 1 there and 2 here");
         let stage = Plan { stage: "train", ..plan(&config, &[]) };
-        let error = Run::open(Place::folder(&path), stage, false, || unreachable!()).unwrap_err();
-        assert!(
-            matches!(&error, RunError::Different { difference, .. } if difference.contains("`distill`")),
-            "{error}"
-        );
+        for force in [false, true] {
+            let error = Run::open(Place::folder(&path), stage.clone(), force, || unreachable!()).unwrap_err();
+            assert!(matches!(&error, RunError::OtherCommand { stage, .. } if stage == "distill"), "{error}");
+        }
+        let with_main = || {
+            let plan = Plan { main: Some("set"), ..plan(&config, &[]) };
+            Run::open(Place::folder(&path), plan, false, || unreachable!()).unwrap().1
+        };
+        std::fs::write(path.join("set"), "images").unwrap();
+        assert_eq!(with_main(), Status::Finished);
+        std::fs::remove_file(path.join("set")).unwrap();
+        assert_eq!(with_main(), Status::New, "what it made is gone");
 
         let mut discarded = false;
         let (run, status) = Run::open(Place::folder(&path), plan(&other, &[]), true, || {
@@ -310,9 +341,12 @@ mod tests {
         let open = || Run::open(Place::beside(&output), plan(&json!(1), &[&output]), false, || unreachable!());
         let (mut run, status) = open().unwrap();
         let record = folder.path().join("attack.run.json");
+        let claims = |name: &str| Place::beside(&output).claims(&folder.path().join(name));
+        assert!(!claims("attack.json"));
         assert!(status == Status::New && run.record() == record && !record.exists(), "nothing is saved yet");
         run.save(json!({"done": 3})).unwrap();
         drop(run);
+        assert!(claims("attack.json") && !claims("attack.txt"));
         let (mut run, status) = open().unwrap();
         assert_eq!((status, run.take_state()), (Status::Unfinished, json!({"done": 3})));
         std::fs::write(&output, "result").unwrap();

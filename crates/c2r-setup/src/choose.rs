@@ -36,12 +36,12 @@ pub fn choose(named: Option<&Path>, cuda: Cuda, force: bool) -> anyhow::Result<L
         Cuda::Auto if has_nvidia_driver() => Flavour::Cuda,
         Cuda::Auto | Cuda::No => Flavour::Cpu,
     };
+    if !force && let Some(found) = in_python(wanted) {
+        return Ok(found);
+    }
     let cache = cache::folder()?;
     if force {
         return install::install(&cache, wanted, true);
-    }
-    if let Some(found) = in_python(wanted) {
-        return Ok(found);
     }
     // A libtorch with CUDA runs on the CPU as well, but an explicit `no` means the small one.
     let enough: &[Flavour] = match (wanted, cuda) {

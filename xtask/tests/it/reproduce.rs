@@ -98,6 +98,45 @@ fn a_time_limit_stops_the_grid_and_says_what_is_left() {
 }
 
 #[test]
+fn what_is_forced_begins_again_once_and_can_be_resumed() {
+    let checkout = Checkout::new();
+    let (code, said) = ended(&checkout.reproduce(&[]).output().unwrap());
+    assert_eq!((code, checkout.n_finished()), (Some(0), N_COMMANDS), "{said}");
+    checkout.mark("slow");
+    let (code, said) = ended(&checkout.reproduce(&["--force", "--jobs", "1", "--time-limit", "1s"]).output().unwrap());
+    assert!(code == Some(124) && said.contains("to resume, run the same command without --force"), "{said}");
+    assert!(checkout.n_finished() < N_COMMANDS, "old results do not count as new ones");
+    fs::remove_file(checkout.path("slow")).unwrap();
+    let (code, said) = ended(&checkout.reproduce(&[]).output().unwrap());
+    assert_eq!((code, checkout.n_finished()), (Some(0), N_COMMANDS), "{said}");
+    let calls = checkout.calls();
+    assert!(calls.len() <= 2 * N_COMMANDS + 1 && !calls.iter().any(|call| call.contains("--force")), "{calls:#?}");
+}
+
+#[test]
+fn failures_are_told_when_the_time_is_over() {
+    let checkout = Checkout::new();
+    checkout.mark("broken");
+    checkout.mark("slow");
+    let (code, said) = ended(&checkout.reproduce(&["--jobs", "4", "--time-limit", "1s"]).output().unwrap());
+    assert!(code == Some(124) && said.contains("failed (see above)"), "{said}");
+    assert!(said.contains("cannot read data_batch_1.bin"), "{said}");
+}
+
+#[test]
+fn options_that_would_change_nothing_are_refused() {
+    let checkout = Checkout::new();
+    for (words, reason) in [
+        (["--tasks", "3"], "--tasks is for --launcher slurm"),
+        (["--estimate-for", "h200"], "--estimate-for is for --list and --dry-run"),
+    ] {
+        let (code, said) = ended(&checkout.reproduce(&words).output().unwrap());
+        assert!(code == Some(2) && said.contains(reason), "{said}");
+    }
+    assert!(checkout.calls().is_empty());
+}
+
+#[test]
 fn shards_and_others_share_a_results_folder() {
     let checkout = Checkout::new();
     checkout.mark("slow");

@@ -117,10 +117,14 @@ pub(crate) fn run(mut args: Args, device: Device, ui: &Ui) -> anyhow::Result<()>
         ..EvaluateOptions::default()
     };
     signals::will_save();
-    let mut report = watched(&target, model, &inputs, &attacks, &threat, &options, journal.as_mut(), ui)?;
+    let mut report = watched(&target, model, &inputs, &attacks, &threat, &options, args.force, journal.as_mut(), ui)?;
     report.versions.extend(run_dir::versions());
     inputs.notes.extend(doubts::chance_level(&report));
     let summary = output::summary(&report, &args, &target, (model, &model_sha256), &inputs, device);
+    // A kill while the files are written must leave a record that claims them.
+    if let Some(journal) = &mut journal {
+        journal.save(&report, true)?;
+    }
     if let (Some(path), Some(images)) = (&args.save, journal.as_ref().and_then(|journal| journal.images.as_ref())) {
         output::save(path, images, &configs, mode, &inputs, &summary, &key)?;
     }
@@ -200,7 +204,7 @@ fn check_outputs(args: &Args, place: Option<&Place>) -> anyhow::Result<()> {
         if !data.is_file() {
             return exit::fail(exit::USAGE, format!("{flag} {shown} is not a regular file; choose another name"));
         }
-        let ours = place.is_some_and(|place| place.record().exists());
+        let ours = place.is_some_and(|place| place.claims(path));
         if !ours && !args.force {
             return exit::fail(
                 exit::USAGE,
@@ -220,10 +224,12 @@ fn watched(
     attacks: &[Box<dyn Attack>],
     threat: &ThreatModel,
     options: &EvaluateOptions,
+    force: bool,
     mut journal: Option<&mut Journal>,
     ui: &Ui,
 ) -> anyhow::Result<AttackReport> {
     let mut progress = ui.progress("clean", inputs.images.len() as u64);
+    let resume = run_dir::how_to_resume(force);
     let mut failure = None;
     let record = journal.as_ref().map(|journal| journal.run.record().to_owned());
     // With a failure, what had finished is kept.
@@ -278,7 +284,7 @@ fn watched(
     result.map_err(|error| match error {
         AttackError::Interrupted => signals::stopped(match record {
             Some(record) if record.is_file() => {
-                let saved = format!("the state is saved in {}; run the same command again to resume", record.display());
+                let saved = format!("the state is saved in {}; {resume}", record.display());
                 let no_batch = " (no batch was finished this time; a smaller --batch-size makes shorter ones)";
                 saved + if judged { "" } else { no_batch }
             }

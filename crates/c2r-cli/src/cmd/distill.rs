@@ -171,7 +171,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         "data_sha256": dataset.train.sha256(),
         "distill": config,
     });
-    let (mut run, status) = run_dir::open(path, "distill", record, device, args.force)?;
+    let (mut run, status) = run_dir::open(path, ("distill", "synthetic.safetensors"), record, device, args.force)?;
     if status == Status::Finished {
         ui.note(format!("{} is finished; nothing to do", run.file("synthetic.safetensors").display()));
         if args.json {
@@ -273,8 +273,9 @@ fn work(distillation: &mut Distillation, run: &mut Run, args: &Args, ui: &Ui) ->
             progress.finish();
             let (done, total) = distillation.progress();
             return Err(signals::stopped(format!(
-                "step {done} of {total} is saved in {}; run the same command again to resume",
-                run.path().display()
+                "step {done} of {total} is saved in {}; {}",
+                run.path().display(),
+                run_dir::how_to_resume(args.force)
             )));
         }
     }

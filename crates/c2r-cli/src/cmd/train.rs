@@ -265,7 +265,7 @@ pub(crate) fn run(args: Args, device: Device, bf16: bool, ui: &Ui) -> anyhow::Re
     }
     let (mut run, status) = {
         let _bf16 = in_bf16();
-        run_dir::open(path, "train", record, device, args.force)?
+        run_dir::open(path, ("train", "model.safetensors"), record, device, args.force)?
     };
     let file = run.file("model.safetensors");
     if status == Status::Finished {
@@ -323,9 +323,8 @@ pub(crate) fn run(args: Args, device: Device, bf16: bool, ui: &Ui) -> anyhow::Re
         }
         if interrupted {
             progress.finish();
-            let (path, total) = (path.display(), trainer.steps());
-            let rest = format!("step {done} of {total} is saved in {path}; run the same command again to resume");
-            return Err(signals::stopped(rest));
+            let (path, total, resume) = (path.display(), trainer.steps(), run_dir::how_to_resume(args.force));
+            return Err(signals::stopped(format!("step {done} of {total} is saved in {path}; {resume}")));
         }
     }
     progress.finish();

@@ -384,6 +384,27 @@ fn an_interrupted_attack_goes_on_where_it_stopped() {
 }
 
 #[test]
+fn a_resumed_attack_replaces_only_its_own_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = checkpoint_in(folder.path());
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let [report, mine, foreign] = ["report.json", "mine.safetensors", "foreign.safetensors"].map(file);
+    let words = ["--attack", "fgsm,square", "--checkpoint-seconds", "0", "--output", &report, "--save"];
+    let with_save = |save, more: &[&'static str]| attack(&checkpoint, &with(&[&words[..], &[save], more].concat()));
+    let stopped = with_save(&mine, &["--set", "square.queries=1000000", "--time-limit", "3s"]);
+    assert_eq!(stopped.status.code(), Some(124), "{}", String::from_utf8_lossy(&stopped.stderr));
+    std::fs::write(&foreign, "precious").unwrap();
+    let refused = with_save(&foreign, &["--set", "square.queries=1000000"]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(2) && said.contains("foreign.safetensors exists"), "{said}");
+    assert_eq!(std::fs::read(&foreign).unwrap(), b"precious");
+    // What it had written itself when it was killed.
+    std::fs::write(&mine, "half").unwrap();
+    let resumed = with_save(&mine, &["--set", "square.queries=1000000", "--time-limit", "2s"]);
+    assert_eq!(resumed.status.code(), Some(124), "{}", String::from_utf8_lossy(&resumed.stderr));
+}
+
+#[test]
 fn a_time_limit_stops_inside_a_long_batch() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = checkpoint_in(folder.path());

@@ -91,6 +91,11 @@ homepage = "none"
 classes = ["a", "b"]
 "#;
 
+/// The datasets of the example, or those of the same names.
+pub(crate) fn datasets(place: &Workplace) -> Datasets {
+    Datasets::read(place, &["digits", "cifar10"].map(String::from)).unwrap()
+}
+
 /// A checkout with the example, one profile and two small datasets, in a temporary folder.
 pub(crate) struct Example {
     pub(crate) folder: tempfile::TempDir,
@@ -123,7 +128,7 @@ impl Example {
     }
 
     pub(crate) fn plan_in(&self, place: &Workplace, selection: &Subgrid, shard: Shard) -> anyhow::Result<GridPlan> {
-        let datasets = Datasets::read(place).unwrap();
+        let datasets = datasets(place);
         let scale = self.experiment.scale("quick").unwrap();
         Grid { experiment: &self.experiment, scale, place, datasets: &datasets }.plan(selection, shard)
     }

@@ -6,7 +6,7 @@ use c2r_experiment::{Scale, SubsetOrder};
 use c2r_grid::{Datasets, Grid, Job, Shard, Subgrid, Workplace, experiment_names, read_experiment};
 use c2r_run::{exit, process::shell_line};
 
-use super::example::Example;
+use super::example::{Example, datasets};
 
 #[test]
 fn the_whole_grid_and_what_is_not_implemented() {
@@ -73,7 +73,7 @@ fn the_last_of_several_settings_counts() {
 fn held_out_images_are_judged_after_the_same_training() {
     let example = Example::new();
     let only = "dataset=digits,ipc=1,method=c2r,seed=0,protocol=natural,attack=pgd";
-    let datasets = Datasets::read(&example.place).unwrap();
+    let datasets = datasets(&example.place);
     let scale = Scale { held_out: true, ..example.experiment.scale("quick").unwrap().clone() };
     let grid = Grid { experiment: &example.experiment, scale: &scale, place: &example.place, datasets: &datasets };
     let held_out = grid.plan(&only.parse().unwrap(), Shard::ALL).unwrap().jobs;
@@ -88,7 +88,7 @@ fn held_out_images_are_judged_after_the_same_training() {
 fn the_first_images_are_judged_where_that_is_asked_for() {
     let example = Example::new();
     let only = "dataset=digits,ipc=1,method=c2r,seed=0,protocol=natural,attack=pgd";
-    let datasets = Datasets::read(&example.place).unwrap();
+    let datasets = datasets(&example.place);
     let jobs = |subset, n_test| {
         let scale = Scale { subset, n_test, ..example.experiment.scale("quick").unwrap().clone() };
         let grid = Grid { experiment: &example.experiment, scale: &scale, place: &example.place, datasets: &datasets };
@@ -244,8 +244,15 @@ fn contents_of_a_dataset_decide_and_what_is_not_here_is_named() {
     assert_eq!(first(&example), before);
 
     let without = Workplace { data: None, ..example.place.clone() };
-    let missing = Datasets::read(&without).unwrap().missing(&["digits", "cifar10"].map(String::from));
+    let missing = datasets(&without).missing(&["digits", "cifar10"].map(String::from));
     assert_eq!(missing, ["cifar10"]);
+
+    // Data that nobody asked for is not read.
+    std::os::unix::fs::symlink("/nowhere", example.folder.path().join("cifar/cifar-10-batches-bin/broken.bin"))
+        .unwrap();
+    assert!(Datasets::read(&example.place, &["digits".to_owned()]).is_ok());
+    let error = Datasets::read(&example.place, &["cifar10".to_owned()]).unwrap_err();
+    assert!(exit::code_of(&error) == exit::DATA && exit::message(&error).contains("broken.bin"), "{error:#}");
 }
 
 #[test]
@@ -289,7 +296,7 @@ fn every_experiment_has_a_plan() {
     let folder = tempfile::tempdir().unwrap();
     let place = repository(folder.path());
     let root = &place.root;
-    let datasets = Datasets::read(&place).unwrap();
+    let datasets = datasets(&place);
     let names = experiment_names(root).unwrap();
     let ids = |name: &str, scale: &str| -> BTreeSet<String> {
         let experiment = read_experiment(root, name).unwrap();
@@ -344,7 +351,7 @@ fn references_have_a_length_of_their_own_in_every_experiment() {
     let folder = tempfile::tempdir().unwrap();
     let place = repository(folder.path());
     let root = &place.root;
-    let datasets = Datasets::read(&place).unwrap();
+    let datasets = datasets(&place);
     let mut n_references = 0;
     for name in experiment_names(root).unwrap() {
         let experiment = read_experiment(root, &name).unwrap();
@@ -374,7 +381,7 @@ fn references_have_a_length_of_their_own_in_every_experiment() {
 fn headline(scale: &str, seeds: &[u64], only: &str, shard: Shard) -> (Vec<String>, BTreeSet<String>) {
     let folder = tempfile::tempdir().unwrap();
     let place = repository(folder.path());
-    let datasets = Datasets::read(&place).unwrap();
+    let datasets = datasets(&place);
     let mut experiment = read_experiment(&place.root, "headline").unwrap();
     experiment.change_grid(scale, seeds, &[]).unwrap();
     let scale = experiment.scale(scale).unwrap();
@@ -451,7 +458,7 @@ fn the_headline_shares_its_commands_with_the_tables() {
     assert_eq!(ids.len(), 6 * 5 * 15);
     let folder = tempfile::tempdir().unwrap();
     let place = repository(folder.path());
-    let datasets = Datasets::read(&place).unwrap();
+    let datasets = datasets(&place);
     let mut shared = BTreeSet::new();
     for name in ["table2", "ablation"] {
         let experiment = read_experiment(&place.root, name).unwrap();

@@ -109,7 +109,7 @@ fn a_grid_travels() {
 
     let into = there.place.results.join("jobs");
     let taken = unpack(&other, &file, &into).unwrap();
-    assert_eq!(taken, Taken { n_finished: 14, n_unfinished: 1, n_kept: 0 });
+    assert_eq!(taken, Taken { n_finished: 14, n_unfinished: 1, ..Taken::default() });
     let names = |folder: &Path| {
         let mut names: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
@@ -121,8 +121,17 @@ fn a_grid_travels() {
     assert_eq!((rest.n_reused, rest.n_finished, n_calls(&there)), (14, 0, 1), "only seed 1 is tried again");
     // What is here stays, and nothing of the archive is left over.
     fs::write(to.join("state.safetensors"), "mine").unwrap();
-    assert_eq!(unpack(&other, &file, &into).unwrap(), Taken { n_kept: 15, ..Taken::default() });
+    let kept = Taken { n_kept: 14, as_far: vec![other[begun].name()], ..Taken::default() };
+    assert_eq!(unpack(&other, &file, &into).unwrap(), kept);
     assert_eq!(fs::read(to.join("state.safetensors")).unwrap(), b"mine");
+    // Of what is unfinished on both sides, the side with more time in it stays.
+    for (there, taken) in [(21.0, false), (20.0, false), (19.5, true)] {
+        fs::write(from.join("run.json"), r#"{"seconds": 20.0}"#).unwrap();
+        fs::write(to.join("run.json"), format!(r#"{{"seconds": {there}}}"#)).unwrap();
+        pack(&jobs, &file, MOST_BYTES).unwrap();
+        assert_eq!(unpack(&other, &file, &into).unwrap().n_unfinished, usize::from(taken), "{there} s there");
+        assert_eq!(fs::read(to.join("state.safetensors")).unwrap() == [7; 5000], taken);
+    }
     assert!(!names(&into).iter().any(|name| name.to_string_lossy().starts_with('.')), "{:?}", names(&into));
 }
 

@@ -38,13 +38,14 @@ impl Journal {
     ) -> anyhow::Result<(Self, Status)> {
         let part = place.record().with_extension("").with_extension("part.safetensors");
         let outputs = args.outputs().map(|(flag, path)| (flag, path.to_owned())).collect();
-        let plan = Plan { stage: "attack", config, environment: run_dir::environment(device), outputs };
+        let plan = Plan { stage: "attack", config, environment: run_dir::environment(device), outputs, main: None };
         let opened = Run::open(place, plan, args.force, || remove_if_present(&part));
         let (run, status) = opened.map_err(|error| {
             let (code, advice) = match error {
                 RunError::Busy { .. } => (exit::USAGE, "wait for it, or choose another file"),
                 RunError::Unreadable { .. } => (exit::UNEXPECTED, "--force starts again"),
                 RunError::Different { .. } => (exit::USAGE, "choose another file, or discard the run with --force"),
+                RunError::OtherCommand { .. } => (exit::USAGE, "choose another file"),
                 RunError::Changed { .. } => (exit::USAGE, "--force replaces it"),
                 other => return other.into(),
             };
