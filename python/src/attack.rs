@@ -184,8 +184,9 @@ impl Job {
             if beside { self.run_beside(&raised, &stop) } else { self.run_caught() }
         });
         match (raised.take(), finished) {
+            // An exception that the evaluation got over, such as that of a model without gradients, is no reason to lose it.
+            (_, Ok(Ok(finished))) => Ok(finished),
             (Some(exception), _) => Err(exception),
-            (None, Ok(Ok(finished))) => Ok(finished),
             (None, Ok(Err(error))) => Err(of_attack(error)),
             (None, Err(panic)) => {
                 let text = panic.downcast_ref::<String>().map(String::as_str);

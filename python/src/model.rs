@@ -10,7 +10,11 @@ use std::{
 
 use c2r_base::{Classifier, ClassifierError, grad::GradientError};
 use c2r_models::TorchScript;
-use pyo3::{exceptions::PyTypeError, prelude::*, types::PyTuple};
+use pyo3::{
+    exceptions::{PyException, PyTypeError},
+    prelude::*,
+    types::PyTuple,
+};
 use pyo3_tch::PyTensor;
 use tch::{Device, Tensor};
 
@@ -51,10 +55,21 @@ impl Callable {
     }
 }
 
+impl Callable {
+    /// Keeps an exception. `KeyboardInterrupt` and its like end the evaluation wherever they come, also in a check that would
+    /// get over an error of the model.
+    fn failed(&self, py: Python<'_>, error: PyErr) -> ClassifierError {
+        if !error.is_instance_of::<PyException>(py) {
+            self.stop.store(true, Ordering::Relaxed);
+        }
+        self.raised.keep(error)
+    }
+}
+
 impl Classifier for Callable {
     fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
         stopped(&self.stop)?;
-        Python::with_gil(|py| self.call(py, images).map_err(|error| self.raised.keep(error)))
+        Python::with_gil(|py| self.call(py, images).map_err(|error| self.failed(py, error)))
     }
 
     fn device(&self) -> Device {
@@ -85,7 +100,7 @@ impl Classifier for Callable {
         match found {
             Ok(Some(gradient)) => Ok(gradient.0),
             Ok(None) => Err(GradientError::Unused),
-            Err(error) => Err(GradientError::Failed(self.raised.keep(error).to_string())),
+            Err(error) => Err(GradientError::Failed(Python::with_gil(|py| self.failed(py, error)).to_string())),
         }
     }
 }

@@ -271,3 +271,25 @@ def test_targets(net, images, labels):
         right = net(images).argmax(1) == labels
     assert torch.equal(result.robust, right & (predicted != targets))
     assert result.robust_accuracy < result.clean_accuracy
+
+
+def test_a_radius_of_numpy_is_a_number(net, images, labels):
+    numpy = pytest.importorskip("numpy")
+    result = c2r.attack(net, images, labels, "fgsm", eps=numpy.float64(8 / 255), progress=False)
+    assert result.robust_accuracy == c2r.attack(net, images, labels, "fgsm", eps=8 / 255, progress=False).robust_accuracy
+
+
+def test_an_error_that_the_check_gets_over_costs_no_result(images, labels):
+    class NoGradient(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.flatten(1)[:, :3] * 1.0
+
+        @staticmethod
+        def backward(ctx, gradient):
+            raise RuntimeError("no way back")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = c2r.attack(NoGradient.apply, images, labels, "square", eps=0.1, queries=5, progress=False)
+    assert any(flag.name == "no-gradient" for flag in result.flags)

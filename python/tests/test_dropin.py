@@ -132,6 +132,27 @@ def test_autoattack(net, images, labels, adversary):
     assert torch.equal(standard.result.adversarial, direct.adversarial)
 
 
+def test_single_attacks_have_the_options_of_their_suite(net, images, labels):
+    few = images[3:6], labels[3:6]
+    for version, norm, name, option, value in [
+        ("rand", "Linf", "apgd-ce", "samples", 20),
+        ("plus", "Linf", "fab", "restarts", 5),
+        ("standard", "L1", "apgd-t", "targets", 5),
+        ("standard", "Linf", "apgd-ce", "restarts", 1),
+    ]:
+        adversary = c2r.autoattack.AutoAttack(net, norm=norm, eps=0.1, version=version, verbose=False)
+        adversary.attacks_to_run = [name]
+        adversary.run_standard_evaluation_individual(*few)
+        assert adversary.result.report["evaluation"]["report"]["attacks"][0]["config"][option] == value, version
+
+
+def test_tpgd_leaves_a_model_in_training_as_it_is(images):
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(images[0].numel()), nn.Linear(images[0].numel(), 3)).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    c2r.torchattacks.TPGD(model, steps=2)(images)
+    assert model.training and all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
 def test_autoattack_prints_and_logs(net, images, labels, tmp_path, capsys):
     log = tmp_path / "log.txt"
     adversary = c2r.autoattack.AutoAttack(net, eps=0.1, version="rand", log_path=str(log))

@@ -48,21 +48,15 @@ impl Choice<'_> {
         for (attack, option, value) in self.set {
             let mut is_known = false;
             for config in &mut configs {
-                // A suite as a whole, or the members of one.
-                let members = match config {
-                    AttackConfig::Suite(suite) if suite.name != *attack => &mut suite.attacks[..],
-                    other => std::slice::from_mut(other),
-                };
-                for config in members.iter_mut().filter(|config| config.name() == attack) {
-                    config.set(option, value)?;
-                    is_known = true;
-                }
+                is_known |= set_on(config, attack, option, value)?;
             }
             if !is_known {
                 return Err(ConfigError::NotChosen { attack: attack.clone(), option: option.clone() });
             }
         }
-        match (1..configs.len()).find(|&at| configs[..at].contains(&configs[at])) {
+        // Judged each by itself, attacks are told apart by their names.
+        let same = |a: &AttackConfig, b: &AttackConfig| a == b || self.each && a.name() == b.name();
+        match (1..configs.len()).find(|&at| configs[..at].iter().any(|other| same(other, &configs[at]))) {
             Some(at) => Err(ConfigError::Twice { attack: configs[at].name().to_owned() }),
             None => Ok(configs),
         }
@@ -85,10 +79,53 @@ impl Choice<'_> {
     }
 }
 
+/// Sets an option on `config` if it is `attack`, else on its members of that name; whether there was one.
+fn set_on(config: &mut AttackConfig, attack: &str, option: &str, value: &str) -> Result<bool, ConfigError> {
+    if config.name() == attack {
+        return config.set(option, value).map(|()| true);
+    }
+    let AttackConfig::Suite(suite) = config else { return Ok(false) };
+    let mut is_known = false;
+    for member in &mut suite.attacks {
+        is_known |= set_on(member, attack, option, value)?;
+    }
+    Ok(is_known)
+}
+
 /// Whether an attack, or one of a suite's, follows gradients.
 pub fn needs_gradient(attack: &dyn Attack) -> bool {
     match attack.stages() {
         Some(stages) => stages.iter().any(|stage| needs_gradient(stage.as_ref())),
         None => matches!(attack.family(), Family::Gradient | Family::MinimumNorm),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn configs(names: &[&str], each: bool, set: &[(&str, &str, &str)]) -> Result<Vec<AttackConfig>, ConfigError> {
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        let set: Vec<_> = set.iter().map(|&(a, b, c)| (a.to_owned(), b.to_owned(), c.to_owned())).collect();
+        Choice { names: &names, norm: Norm::Linf, each, options: &[], set: &set }.configs()
+    }
+
+    #[test]
+    fn options_reach_the_members_of_a_suite_in_a_suite() {
+        for each in [false, true] {
+            let changed = configs(&["paper-six"], each, &[("square", "queries", "10")]).unwrap();
+            assert!(serde_json::to_string(&changed).unwrap().contains(r#""queries":10"#), "{changed:?}");
+        }
+        assert!(matches!(
+            configs(&["paper-six"], false, &[("deepfool", "steps", "9")]),
+            Err(ConfigError::NotChosen { .. })
+        ));
+    }
+
+    #[test]
+    fn attacks_that_are_judged_apart_have_names_of_their_own() {
+        let twice = |each| configs(&["paper-six", "pgd"], each, &[]);
+        assert!(matches!(twice(true), Err(ConfigError::Twice { attack }) if attack == "pgd"));
+        assert!(twice(false).is_ok(), "a suite and another attack");
     }
 }

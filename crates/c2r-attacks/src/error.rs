@@ -45,7 +45,7 @@ pub enum ConfigError {
         /// Which option.
         option: String,
     },
-    /// One attack with the same options, twice.
+    /// One attack with the same options, twice; or, where each attack is judged by itself, of the same name.
     #[error("`{attack}` is chosen twice")]
     Twice {
         /// Which attack.

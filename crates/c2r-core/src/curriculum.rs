@@ -56,7 +56,13 @@ pub struct PrefixConfig {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct WeightConfig {
     /// Added to every score, so that samples with a margin of 1 or more keep some weight.
+    #[serde(default = "floor")]
     pub floor: f64,
+}
+
+/// The default of [`WeightConfig::floor`].
+fn floor() -> f64 {
+    0.05
 }
 
 /// Options of [`Curriculum::Pace`]: which part of each class, sorted from easy (0) to hard (1), is kept.
@@ -128,6 +134,11 @@ impl Curriculum {
     /// Whether scores are needed at all.
     pub const fn needs_scores(&self) -> bool {
         !matches!(self, Self::Off(_))
+    }
+
+    /// Whether the order depends on scores.
+    pub const fn sorts(&self) -> bool {
+        !matches!(self, Self::Off(_) | Self::Weight(_))
     }
 
     /// Whether some samples are left out.

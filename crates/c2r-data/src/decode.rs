@@ -78,6 +78,9 @@ pub(crate) fn loss(image: &DynamicImage) -> Option<&'static str> {
     is_transparent.then_some("transparent pixels")
 }
 
+/// What stands before the coded pixels of a JPEG, once or several times.
+const START_OF_SCAN: &[u8] = b"\xff\xda";
+
 /// One image file, by its content, whatever it is called.
 pub(crate) fn read(path: &Path) -> Result<DynamicImage, DataError> {
     decode(path, None)
@@ -95,7 +98,10 @@ fn decode(path: &Path, expected: Option<(u32, u32)>) -> Result<DynamicImage, Dat
     let ends: [(&str, &[u8], &[u8]); 2] =
         [("JPEG", b"\xff\xd8", b"\xff\xd9"), ("PNG", b"\x89PNG", b"\0\0\0\0IEND\xae\x42\x60\x82")];
     for (format, start, end) in ends {
-        if bytes.starts_with(start) && !bytes.windows(end.len()).rev().any(|window| window == end) {
+        let last = |marker: &[u8]| bytes.windows(marker.len()).rposition(|window| window == marker);
+        // A thumbnail in the header of a JPEG has an end marker, too; coded pixels hold neither marker.
+        let pixels = if format == "JPEG" { last(START_OF_SCAN).unwrap_or(0) } else { 0 };
+        if bytes.starts_with(start) && last(end).is_none_or(|end| end < pixels) {
             return Err(wrong(format!("the {format} is cut short after {} bytes (no end marker)", bytes.len())));
         }
     }

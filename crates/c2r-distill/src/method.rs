@@ -348,6 +348,39 @@ pub struct Effect {
 
 /// 10, 50 and 90 % quantiles of f32 `[N]`, f32 `[3]`.
 pub(crate) fn quantiles(values: &Tensor) -> Tensor {
-    let levels = Tensor::from_slice(&[0.1f32, 0.5, 0.9]).to_device(values.device());
-    values.quantile(&levels, None::<i64>, false, "linear")
+    const LEVELS: [f32; 3] = [0.1, 0.5, 0.9];
+    if values.numel() <= MOST_QUANTILE {
+        let levels = Tensor::from_slice(&LEVELS).to_device(values.device());
+        return values.quantile(&levels, None::<i64>, false, "linear");
+    }
+    sorted_quantiles(values, &LEVELS)
+}
+
+/// The most values that libtorch's `quantile` takes.
+const MOST_QUANTILE: usize = 1 << 24;
+
+/// Quantiles of any number of values, interpolated linearly.
+fn sorted_quantiles(values: &Tensor, levels: &[f32]) -> Tensor {
+    let (sorted, _) = values.flatten(0, -1).sort(0, false);
+    let last = sorted.size()[0] - 1;
+    let of_level = |&level: &f32| {
+        let place = f64::from(level) * last as f64;
+        let (below, above) = (sorted.get(place.floor() as i64), sorted.get((place.ceil() as i64).min(last)));
+        &below + (&above - &below) * place.fract()
+    };
+    Tensor::stack(&levels.iter().map(of_level).collect::<Vec<_>>(), 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_of_many_values_are_those_of_few() {
+        for n in [1, 2, 7, 1000] {
+            let values = (Tensor::arange(n, (Kind::Float, tch::Device::Cpu)) * 0.754_877_7).fmod(1.0);
+            let many = sorted_quantiles(&values, &[0.1, 0.5, 0.9]);
+            assert!((many - quantiles(&values)).abs().max().double_value(&[]) < 1e-6, "{n}");
+        }
+    }
 }

@@ -184,6 +184,16 @@ impl DistillConfig {
     /// to a user who sets one.
     pub fn idle(&self) -> Vec<(&'static str, &'static str)> {
         let mut idle = self.method.idle(&self.common);
+        let needs = self.method.needs();
+        if needs.selects {
+            let keys =
+                ["iterations", "images.init", "images.optimizer", "images.lr", "images.final-lr", "images.clamp"];
+            idle.extend(keys.map(|key| (key, "real images are chosen and left as they are")));
+        }
+        let trains_on_attacked = self.common.pool.as_ref().is_some_and(|pool| pool.adversarial);
+        if !needs.attacks && !trains_on_attacked {
+            idle.push(("threat", "nothing is attacked"));
+        }
         if matches!(&self.common.companions, Some(CompanionConfig::LsPgd(ls)) if ls.candidates == 1) {
             idle.push(("companions.growth", "companions.candidates = 1 tries one step length"));
         }

@@ -355,7 +355,7 @@ impl Distillation {
     pub fn networks_id(&self) -> Option<String> {
         let Context { common, spec, .. } = &self.context;
         let method = self.method.prepared_from(&self.context)?;
-        let all = json!({
+        let mut all = json!({
             "schema": STATE_SCHEMA,
             "method": method,
             "model": common.model,
@@ -365,6 +365,10 @@ impl Distillation {
             "mean": spec.mean,
             "std": spec.std,
         });
+        // Another device rounds differently, and after hundreds of steps the networks are others.
+        if self.context.device.is_cuda() {
+            all["device"] = json!("cuda");
+        }
         Some(artifact::sha256_hex(all.to_string().as_bytes()))
     }
 

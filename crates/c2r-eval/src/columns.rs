@@ -30,6 +30,11 @@ const HARDWARE_COLUMNS: [&str; 3] = ["ae", "crei", "i-crei"];
 /// Sanity floors that an attack must beat; no mean or minimum includes them.
 const SANITY: [&str; 2] = ["clean", "noise"];
 
+/// Whether a column is a share of the clean accuracy: a drop rate, or a ratio that is made of them.
+pub(crate) fn is_share_of_clean(column: &str) -> bool {
+    column.starts_with(DROP_RATE) || RATIOS.contains(&column)
+}
+
 /// Whether an attack is a floor that every real attack must beat.
 pub(crate) fn is_sanity(attack: &str) -> bool {
     SANITY.contains(&attack)

@@ -3,6 +3,8 @@
 use c2r_attacks::AttackReport;
 use c2r_base::ThreatModel;
 
+/// How the note on a network that only guesses begins.
+pub(crate) const GUESSING: &str = "doubtful: the clean accuracy is no better than guessing";
 /// With fewer images, an accuracy near chance has no meaning.
 const FEWEST: usize = 50;
 
@@ -22,7 +24,7 @@ pub fn chance_level(report: &AttackReport) -> Option<String> {
     let chance = 1.0 / report.classes as f64;
     (report.n() >= FEWEST && report.clean_accuracy() < 1.5 * chance).then(|| {
         format!(
-            "doubtful: the clean accuracy is no better than guessing among {} classes; check that the model takes pixels in \
+            "{GUESSING} among {} classes; check that the model takes pixels in \
              [0, 1] (normalization belongs inside it) and that the labels are in its class order",
             report.classes
         )

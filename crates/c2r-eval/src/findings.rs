@@ -7,14 +7,16 @@ use crate::{
     Table,
     columns::{AUTOATTACK, CLEAN, MEAN_ROBUST, MEAN_ROBUST_AUTOATTACK, fixed, names, thousands},
     render::heading,
-    stats::Covers,
+    stats::{Covers, FEWEST_IMAGES, SIGNIFICANT},
     table::{Cell, Row, Section},
 };
 
 /// The method that this project is about.
 const SUBJECT: &str = "c2r";
-/// How the methods that store real images as they are begin.
+/// How the names of random real images begin, as they are and in mosaics.
 const REAL_IMAGES: &str = "random-real";
+/// Other methods that store real images, which they choose.
+const CHOSEN_REAL_IMAGES: [&str; 3] = ["herding", "k-center", "plus-real"];
 /// With fewer runs than this, a note asks for more.
 const ENOUGH_RUNS: usize = 5;
 
@@ -39,8 +41,18 @@ impl Table {
 
     /// What the table does not show, though a reader may think so; empty without [`Table::findings`].
     pub(crate) fn not_shown(&self) -> Vec<String> {
-        let subjects: Vec<&Row> = self.sections.iter().filter_map(|section| self.subject(section)).collect();
-        let Some(fewest) = subjects.iter().map(|row| row.runs.len()).min() else { return Vec::new() };
+        if self.findings().is_empty() {
+            return Vec::new();
+        }
+        // Of the rows that the sentences name.
+        let named = self.sections.iter().filter_map(|section| Some((section, self.subject(section)?))).flat_map(
+            |(section, subject)| {
+                let baseline = section.rows.iter().filter(|row| Some(&row.method) == self.baseline.as_ref());
+                let baseline = baseline.filter(|row| row.images_per_class == subject.images_per_class);
+                baseline.chain(references(section, subject)).chain([subject])
+            },
+        );
+        let fewest = named.map(|row| row.runs.len()).min().unwrap_or(0);
         let mut lines = Vec::new();
         if !self.sections.iter().any(|section| section.attacks.iter().any(|attack| attack == AUTOATTACK)) {
             lines.push(
@@ -64,6 +76,7 @@ impl Table {
             !row.undistilled
                 && row.images_per_class.is_some()
                 && !row.method.starts_with(REAL_IMAGES)
+                && !CHOSEN_REAL_IMAGES.contains(&row.method.as_str())
                 && self.baseline.as_ref() != Some(&row.method)
         };
         let largest = section.rows.iter().filter(distilled).filter_map(|row| row.images_per_class).max();
@@ -97,10 +110,7 @@ fn accuracies(section: &Section, row: &Row) -> Option<Vec<String>> {
         section.kind(),
         percent(clean),
     )];
-    let others = section.rows.iter().filter(|other| {
-        other.undistilled || other.images_per_class == row.images_per_class && other.method.starts_with(REAL_IMAGES)
-    });
-    for other in others {
+    for other in references(section, row) {
         let (Some(robust), Some(clean)) = (other.cell(&subject.column), other.cell(CLEAN)) else { continue };
         let label = if other.undistilled {
             format!("All {} real images", thousands(other.n_images))
@@ -119,6 +129,13 @@ fn accuracies(section: &Section, row: &Row) -> Option<Vec<String>> {
     Some(sentences)
 }
 
+/// All real images, and as many of them as `row` has.
+fn references<'a>(section: &'a Section, row: &'a Row) -> impl Iterator<Item = &'a Row> {
+    section.rows.iter().filter(|other| {
+        other.undistilled || other.images_per_class == row.images_per_class && other.method.starts_with(REAL_IMAGES)
+    })
+}
+
 /// Whether the method differs from the baseline.
 fn beside_baseline(section: &Section, row: &Row) -> Option<String> {
     let comparison = robust(row)?.comparison.as_ref()?;
@@ -130,13 +147,21 @@ fn beside_baseline(section: &Section, row: &Row) -> Option<String> {
     let verdict = match comparison.p_value {
         None => "no p-value could be computed, so this may be chance".to_owned(),
         Some(p) => {
-            let p = if p < 0.001 { "p < 0.001".to_owned() } else { format!("p = {}", fixed(p, 3)) };
+            let passes = p < SIGNIFICANT;
+            // Rounding must not decide on which side of the limit it is.
+            let digits = if fixed(p, 3) == fixed(SIGNIFICANT, 3) { 5 } else { 3 };
+            let p = if p < 0.001 { "p < 0.001".to_owned() } else { format!("p = {}", fixed(p, digits)) };
             match (comparison.significant, comparison.covers) {
                 (true, _) => format!("{p}, a significant difference"),
+                (false, Covers::SeedsAndImages) if passes => {
+                    format!("{p}, but worth fewer than {FEWEST_IMAGES} test images, so not marked")
+                }
                 (false, Covers::SeedsAndImages) => format!("{p}, no significant difference"),
                 (false, Covers::Seeds) => format!("{p} over the seeds alone, so it may be chance"),
             }
         }
     };
-    Some(format!("Compared with {name}: {points} points {side}, {verdict}."))
+    let whole = [Some(row), baseline].into_iter().flatten().all(|row| row.n_units() <= comparison.n_pairs);
+    let on = if whole { String::new() } else { format!(" on the {} seeds that both have", comparison.n_pairs) };
+    Some(format!("Compared with {name}{on}: {points} points {side}, {verdict}."))
 }

@@ -82,7 +82,7 @@ impl Stage {
         match self {
             Self::Distill => results::DISTILL,
             Self::Train(_) => results::TRAIN,
-            Self::Attack { .. } => results::ATTACK,
+            Self::Attack { attack, .. } => results::attack(attack),
         }
     }
 

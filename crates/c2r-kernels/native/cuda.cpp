@@ -291,8 +291,9 @@ void compare(const Kernels& kernels, const Size& size, const at::TensorOptions& 
 // Whether blocks.cu has kernels of this size.
 bool exists(const Size& size) {
   if (size.channels > 0)
+    // Narrower planes of 28 or 32 rows would need more shared memory than the kernel reserves.
     return (size.channels == 1 || size.channels == 3) && size.height % 4 == 0 && size.width % 4 == 0 && size.height <= 32 &&
-           size.width <= 32;
+           size.width >= 8 && size.width <= 32;
   return size.height % 2 == 0 && size.width % 2 == 0 && size.height * size.width <= 128 * 128;
 }
 

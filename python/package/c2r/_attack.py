@@ -240,7 +240,8 @@ def _text(value: Any) -> str:
     """A value as the command line has it."""
     if isinstance(value, bool):
         return str(value).lower()
-    return repr(value) if isinstance(value, float) else str(value)
+    # Not repr(value): that of NumPy's floats names their type.
+    return float.__repr__(value) if isinstance(value, float) else str(value)
 
 
 def _positive(name: str, value: int) -> int:

@@ -127,8 +127,7 @@ class AutoAttack:
             images,
             labels,
             f"autoattack-{self.version}" if ready else names,
-            # As in the suites: a perturbation inside the ball is enough.
-            set={f"{name}.minimize": False for name in names if name.startswith("fab")},
+            set=self._options(names, ready),
             norm=self.norm.lower(),
             eps=self.epsilon,
             seed=0 if self.seed is None else self.seed,
@@ -138,6 +137,22 @@ class AutoAttack:
         )
         self._log(self.result)
         return self.result
+
+    def _options(self, names: Sequence[str], is_suite: bool) -> dict[str, Any]:
+        """What the suite of this version changes in its attacks, for those that are run without the suite."""
+        # A perturbation inside the ball is enough.
+        options: dict[str, Any] = {f"{name}.minimize": False for name in names if name.startswith("fab")}
+        if is_suite:
+            return options
+        changes: list[tuple[str, str, int]] = []
+        if self.version == "rand":
+            changes = [("apgd-ce", "samples", 20), ("apgd-dlr", "samples", 20)]
+        elif self.version == "plus":
+            changes = [("apgd-ce", "restarts", 5), ("apgd-dlr", "restarts", 5), ("fab", "restarts", 5)]
+        elif self.norm == "L1":
+            changes = [("apgd-ce", "restarts", 5), ("apgd-t", "targets", 5)]
+        options.update({f"{name}.{option}": value for name, option, value in changes if name in names})
+        return options
 
     def _log(self, result: Result) -> None:
         lines = [f"initial accuracy: {result.clean_accuracy:.2%}"]
@@ -177,6 +192,8 @@ class AutoAttack:
         """The images that were broken; the others clean, as autoattack returns them."""
         robust = result.robust.to(images.device).view(-1, 1, 1, 1)
         assert isinstance(result.adversarial, torch.Tensor), "a suite has one set of images"
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
         adversarial = torch.where(robust, images, result.adversarial)
         if not return_labels:
             return adversarial

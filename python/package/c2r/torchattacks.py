@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from c2r._attack import Doubtful
+from c2r._attack import Doubtful, _device, _evaluating
 from c2r._attack import attack as _attack
 
 __all__ = [
@@ -79,8 +79,9 @@ class Attack:
         """
         model, pixels = self.model, images
         if self._mean is not None and self._std is not None:
-            mean, std = self._mean.to(images.device), self._std.to(images.device)
-            pixels = (images * std + mean).clamp(0, 1)
+            device = _device(self.model, images)
+            mean, std = self._mean.to(device), self._std.to(device)
+            pixels = (images.to(device) * std + mean).clamp(0, 1)
             model = _Normalized(self.model, mean, std)
         eps = self.eps
         if eps is None:
@@ -105,7 +106,9 @@ class Attack:
             )
         adversarial = result.adversarial
         assert isinstance(adversarial, torch.Tensor), "one attack has one set of images"
-        return adversarial if self._mean is None else (adversarial - mean) / std
+        if self._mean is None:
+            return adversarial
+        return ((adversarial.to(mean.device) - mean) / std).to(images.device)
 
     forward = __call__
 
@@ -291,8 +294,8 @@ class TPGD(_Steps):
 
     def __call__(self, images: Images, labels: torch.Tensor | None = None) -> Images:
         if labels is None:
-            with torch.no_grad():
-                labels = self.model(images).argmax(1)
+            with torch.no_grad(), _evaluating(self.model):
+                labels = self.model(images.to(_device(self.model, images))).argmax(1).to(images.device)
         return super().__call__(images, labels)
 
     forward = __call__

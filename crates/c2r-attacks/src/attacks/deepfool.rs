@@ -75,7 +75,7 @@ impl Search for DeepFoolConfig {
             let moved = if self.overshoot_each_step {
                 (&x + change * (1.0 + self.overshoot)).clamp(0.0, 1.0)
             } else {
-                total += change;
+                total += change + threat.norm.steepest(&gradient) * push(threat.norm);
                 (&samples.clean + &total * (1.0 + self.overshoot)).clamp(0.0, 1.0)
             };
             x = active.kept(&x, moved);
@@ -91,6 +91,15 @@ impl Search for DeepFoolConfig {
         let all: Vec<usize> = (0..active.len()).collect();
         active.store(&mut found, &all, &x);
         Ok(found)
+    }
+}
+
+/// What is added to the length of every step: in L2 as in the authors' code, which has no other norm. Without it, an image that
+/// comes to lie on the boundary stays there, because the next step is too short for f32.
+const fn push(norm: Norm) -> f64 {
+    match norm {
+        Norm::Linf => 1e-5,
+        Norm::L2 | Norm::L1 => 1e-4,
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! Longer than 600 lines: a third of it documents the options of twelve attacks, which one loop runs.
 
-use c2r_base::{Norm, Seed, ThreatModel, grad::in_range, loss};
+use c2r_base::{Goal, Norm, Seed, ThreatModel, grad::in_range, loss};
 use tch::{Kind, Tensor};
 
 use crate::{
@@ -367,6 +367,10 @@ impl Search for Iterative {
         check.norm(self.norms, threat)?;
         match self.objective {
             Objective::Loss(kind, _) => check.classes(kind.classes_needed(threat.goal), classes),
+            // It moves away from the clean prediction, wherever that leads.
+            Objective::Kl if threat.goal != Goal::Untargeted => {
+                Err(ConfigError::UnsupportedGoal { attack: check.0.to_owned() })
+            }
             Objective::Kl | Objective::Jitter { .. } => Ok(()),
         }
     }

@@ -211,9 +211,13 @@ impl Evaluation<'_> {
                 .map(|part| Task::new(part, self.data, report.targets.as_deref(), workers.device()))
                 .collect();
             let judged = workers.run(attack, self.threat, self.options.seed, tasks);
-            if judged.is_err() && self.options.stop.load(Ordering::Relaxed) {
-                self.tell(&Event::Stopped { entry, report: &*report })?;
-                return Err(AttackError::Interrupted);
+            if judged.is_err() {
+                let stopped = self.options.stop.load(Ordering::Relaxed);
+                // The evaluation ends here, whatever the observer returns.
+                let _ = (self.observer)(&Event::Stopped { entry, report: &*report });
+                if stopped {
+                    return Err(AttackError::Interrupted);
+                }
             }
             let Judged { images, broken, predictions, distances, margins, queries, passes, repaired } = judged?;
 

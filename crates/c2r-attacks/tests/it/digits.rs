@@ -56,6 +56,22 @@ impl Classifier for Digits {
     }
 }
 
+/// An image that comes to lie on the boundary must not stay there.
+#[test]
+fn deepfool_leaves_no_image_where_the_radius_is_no_limit() {
+    let digits = Digits::load();
+    let n = digits.number("n") as i64;
+    let data = digits.data(n);
+    for (norm, epsilon) in [(Norm::L2, 7.0), (Norm::Linf, 0.9)] {
+        let outcomes = |batch_size| {
+            let options = EvaluateOptions { batch_size, ..Default::default() };
+            run(&digits, &data, &[config("deepfool", &[]).build().unwrap()], &threat(norm, epsilon), &options)
+        };
+        let (whole, single) = (outcomes(128), outcomes(1));
+        assert_eq!((whole.robust_accuracy(), single.robust_accuracy()), (0.0, 0.0), "{norm}");
+    }
+}
+
 #[test]
 fn deterministic_attacks() {
     let digits = Digits::load();

@@ -172,6 +172,15 @@ fn outcomes_do_not_depend_on_the_batch_size_and_floors_hold() {
 }
 
 #[test]
+fn tpgd_refuses_a_target() {
+    let (model, data) = toy();
+    let attacks = [config("tpgd", &[]).build().unwrap()];
+    let threat = ThreatModel { goal: Goal::Targeted(TargetRule::Next), ..threat(Norm::Linf, 0.02) };
+    let refused = evaluate(&model, &data, &attacks, &threat, &EvaluateOptions::default());
+    assert!(matches!(refused, Err(AttackError::Config(_))), "{refused:?}");
+}
+
+#[test]
 fn epsilon_zero_is_clean_accuracy() {
     let (model, data) = toy();
     for (norm, _) in NORMS {

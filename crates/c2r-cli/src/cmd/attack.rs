@@ -276,9 +276,6 @@ fn watched(
     if let (Err(error), Some(report)) = (&result, &last)
         && !matches!(error, AttackError::Interrupted)
     {
-        if let Some(journal) = journal.as_mut() {
-            journal.save(report, true)?;
-        }
         output::print_finished(report, record.as_deref());
     }
     result.map_err(|error| match error {

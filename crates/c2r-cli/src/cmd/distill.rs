@@ -153,8 +153,14 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         let line = format!("the section [{section}] has no effect with this method and is left out");
         if config::is_set(&args.set, section) { ui.note(format!("note: {line}")) } else { ui.detail(line) }
     }
-    for (key, reason) in config.idle().into_iter().filter(|(key, _)| config::is_set(&args.set, key)) {
-        ui.note(format!("note: {key} has no effect: {reason}"));
+    for (key, reason) in config.idle() {
+        let option = match key {
+            "threat" if args.eps.is_some() => "--eps",
+            "iterations" if args.iterations.is_some() => "--iterations",
+            _ if config::is_set(&args.set, key) => key,
+            _ => continue,
+        };
+        ui.note(format!("note: {option} has no effect: {reason}"));
     }
     if args.print_config {
         ui.text(toml::to_string(&config)?.trim_end());

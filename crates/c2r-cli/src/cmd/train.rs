@@ -231,6 +231,9 @@ pub(crate) fn run(args: Args, device: Device, bf16: bool, ui: &Ui) -> anyhow::Re
     if args.eps.is_some() && config.adversarial.is_none() {
         ui.note(format!("note: --eps has no effect: the protocol {} does not attack", args.protocol));
     }
+    if args.select_every.is_some() && args.select.is_last() {
+        ui.note("note: --select-every has no effect: --select last compares no networks");
+    }
     if args.print_config {
         ui.text(toml::to_string(&config)?.trim_end());
         return Ok(());
@@ -412,8 +415,9 @@ fn synthetic(file: &Path, args: &Args, device: Device, ui: &Ui) -> anyhow::Resul
     if let Some(Mosaics { formation, images_per_class }) = origin.decoded_from {
         notes.push(format!("decoded from {images_per_class} mosaics of {formation}x{formation} images per class"));
     }
-    if let Some(cut) = origin.clamped.filter(|cut| cut.part > NOTED_CUT) {
-        notes.push(format!("imported: {cut}; they were clipped"));
+    // The numbers of each set, which `c2r inspect` shows, would make a note of each seed.
+    if origin.clamped.is_some_and(|cut| cut.part > NOTED_CUT) {
+        notes.push(format!("imported: over {} % of its values lay outside [0, 1] and were clipped", 100.0 * NOTED_CUT));
     }
     let mut judged_on = None;
     if !args.select.is_last() {

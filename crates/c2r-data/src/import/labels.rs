@@ -131,7 +131,20 @@ fn join(
             notes.push(format!("the class of each image from `{}`", names[0]));
             hard
         }
-        None if grouped => wanted.by_position(),
+        None if grouped => {
+            let hard = wanted.by_position();
+            let n = hard.size()[0];
+            let own = soft.gather(1, &hard.unsqueeze(1), false).squeeze_dim(1);
+            let fitting = own.ge_tensor(&soft.amax([1i64].as_slice(), false)).sum(Kind::Int64).int64_value(&[]);
+            if 2 * fitting < n {
+                return wrong(format!(
+                    "by option `grouped`, the images are sorted by class, but `{}` has its largest value at that class for only {fitting} \
+                     of {n} images; without the option, this largest value is the class",
+                    names[0]
+                ));
+            }
+            hard
+        }
         None => largest(&soft, &names[0])?,
     };
     if one_hot && soft.argmax(1, false).equal(&hard) {

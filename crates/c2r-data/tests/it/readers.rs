@@ -317,6 +317,20 @@ fn tiny_imagenet_errors_name_file_and_place() {
         },
         &["cut short"],
     );
+    // A thumbnail in the header is a whole JPEG.
+    check(
+        image,
+        &|path| {
+            save(path.into(), &picture(64, 64, 0), ImageFormat::Jpeg);
+            let bytes = fs::read(path).unwrap();
+            let header = [&b"Exif\0\0"[..], &bytes].concat();
+            let length = u16::try_from(header.len() + 2).unwrap().to_be_bytes();
+            let whole = [&bytes[..2], b"\xff\xe1", &length, &header, &bytes[2..]].concat();
+            // A few of the pixels' bytes are missing.
+            fs::write(path, &whole[..whole.len() - 40]).unwrap();
+        },
+        &["cut short"],
+    );
     check(
         image,
         &|path| {

@@ -15,6 +15,16 @@ pub(super) fn off() -> toml::Value {
     table("mode = \"off\"")
 }
 
+/// Keys of methods that do not read them.
+#[test]
+fn methods_without_updates_or_attacks_name_what_they_do_not_read() {
+    let named = |name: &str| -> Vec<&str> { profile(name, &[]).idle().into_iter().map(|(key, _)| key).collect() };
+    let chosen = named("random-real");
+    assert!(["iterations", "images.init", "images.lr", "threat"].iter().all(|key| chosen.contains(key)), "{chosen:?}");
+    assert_eq!(named("dm").iter().filter(|key| **key == "threat").count(), 1);
+    assert!(!named("faithful").contains(&"threat"));
+}
+
 /// What `idle` names does nothing, and nothing that acts is named.
 #[test]
 fn idle_keys_are_named_and_change_nothing() {

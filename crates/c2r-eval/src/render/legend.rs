@@ -40,7 +40,12 @@ impl Table {
     }
 
     pub(crate) fn legend(&self, bold: &str) -> Vec<String> {
-        let images = self.sections.first().map_or("test images", Section::kind);
+        let kinds: BTreeSet<&str> = self.sections.iter().map(Section::kind).collect();
+        let images = match kinds.len() {
+            0 => "test images".to_owned(),
+            1 => kinds.into_iter().collect(),
+            _ => "images that each table names".to_owned(),
+        };
         let mut lines = vec![format!(
             "Accuracies are percentages of the {images}, mean ± sample standard deviation over runs. An image that is misclassified without an attack counts as not robust."
         )];
@@ -81,17 +86,17 @@ impl Table {
                 format!("`{baseline}` is the baseline and the only method here, so nothing is compared with it.")
             }
             Some(baseline) if self.cells().all(|(_, _, cell)| cell.comparison.is_none()) => format!(
-                "No row here shares seeds with a row of `{baseline}`, so differences are not tested for significance."
+                "No row here has a row of `{baseline}` of the same size, protocol and seeds beside it, so differences are not tested for significance."
             ),
             Some(baseline) => format!(
-                "{bold} marks numbers that are better than `{baseline}` by at least {FEWEST_IMAGES} test images, with p < {SIGNIFICANT} in a paired test over seeds and test images together; ↓ marks worse ones. The test is not corrected for the number of cells. Differences without a mark do not pass this test."
+                "{bold} marks numbers that are better than `{baseline}` by at least {FEWEST_IMAGES} test images, with p < {SIGNIFICANT} in a paired test over seeds and test images together; ↓ marks worse ones. The test is not corrected for the number of cells. A number without a mark did not pass this test, or has nothing to be compared with."
             ),
         });
         let changes = self.experiment.iter().flat_map(|experiment| &experiment.changes);
         lines.extend(changes.map(|change| format!("The grid differs from the experiment's file: {change}.")));
         let missing = self.missing.len();
         if self.planned_rows > 0 && missing == 0 {
-            lines.push(format!("All {} rows of the grid have a result.", self.planned_rows));
+            lines.push(format!("All {} rows of the grid have at least one result.", self.planned_rows));
         } else if self.planned_rows > 0 {
             let name = |row: &PlannedRow| {
                 format!("{} {} ipc {} {}", row.dataset, row.protocol, size(row.images_per_class), row.method)

@@ -230,7 +230,8 @@ fn margins(section: &Section, ipc: usize, inks: &Inks, on: &dyn Fn(&Row) -> bool
 pub(super) fn over_radii(table: &Table, inks: &Inks) -> Vec<Figure> {
     let key = |section: &Section| {
         let goal = format!("{:?} {:?}", section.norm, section.goal);
-        (section.dataset.clone(), section.protocol.clone(), section.selection, section.model.clone(), goal)
+        let images = (section.n_test, section.subset.clone(), section.held_out, section.test_sha256.clone());
+        (section.dataset.clone(), section.protocol.clone(), section.selection, section.model.clone(), goal, images)
     };
     let mut families: Vec<Vec<&Section>> = Vec::new();
     for section in &table.sections {
@@ -251,6 +252,11 @@ pub(super) fn over_radii(table: &Table, inks: &Inks) -> Vec<Figure> {
     figures
 }
 
+/// What tells the rows of one size apart.
+fn name_of(row: &Row) -> (&str, &str) {
+    (&row.method, &row.profile)
+}
+
 fn curve(family: &[&Section], ipc: usize, inks: &Inks, on: &dyn Fn(&Row) -> bool) -> Option<Figure> {
     let everywhere = |attack: &str| family.iter().all(|section| section.attacks.iter().any(|other| other == attack));
     let attack = shown_attack(family[0], everywhere)?;
@@ -258,7 +264,7 @@ fn curve(family: &[&Section], ipc: usize, inks: &Inks, on: &dyn Fn(&Row) -> bool
     let mut places: Vec<(&Row, f64, &Cell)> = Vec::new();
     for section in family {
         for row in section.rows.iter().filter(|row| row.images_per_class.is_none_or(|size| size == ipc)) {
-            let same = |other: &(&Row, f64, &Cell)| other.1 == 0.0 && inks.ink(other.0) == inks.ink(row);
+            let same = |other: &(&Row, f64, &Cell)| other.1 == 0.0 && name_of(other.0) == name_of(row);
             if let Some(cell) = row.cell(CLEAN).filter(|_| !places.iter().any(same)) {
                 places.push((row, 0.0, cell));
             }
@@ -271,8 +277,16 @@ fn curve(family: &[&Section], ipc: usize, inks: &Inks, on: &dyn Fn(&Row) -> bool
     places.retain(|(row, ..)| on(row));
     places.iter().find(|(row, ..)| row.images_per_class.is_some())?;
     let mut marks = Vec::new();
-    for ink in inks.inks(places.iter().map(|(row, ..)| *row)) {
-        let mut points: Vec<_> = places.iter().filter(|(row, ..)| inks.ink(row) == ink).collect();
+    // Several references have one ink, and a line each.
+    let mut lines: Vec<&Row> = Vec::new();
+    for (row, ..) in &places {
+        if !lines.iter().any(|other| name_of(other) == name_of(row)) {
+            lines.push(row);
+        }
+    }
+    for first in lines {
+        let ink = inks.ink(first);
+        let mut points: Vec<_> = places.iter().filter(|(row, ..)| name_of(row) == name_of(first)).collect();
         points.sort_by(|a, b| a.1.total_cmp(&b.1));
         let line = points.iter().map(|(_, radius, cell)| (*radius, cell.summary.mean)).collect();
         marks.push(Mark::Line { ink, points: line, shift: 0.0 });

@@ -157,6 +157,7 @@ impl<'a> Plan<'a> {
         norm(scale).is_some_and(|norm| format!("{norm:?}") == section.norm)
             && scale.radii().contains(&f64::from_bits(section.epsilon))
             && section.selection == selection.unwrap_or_default()
+            && is_network_of(scale, &section.model)
             && planned.dataset == section.dataset
             && planned.protocol == section.protocol
             && planned.method == row.method
@@ -210,9 +211,12 @@ impl<'a> Plan<'a> {
         let difference = mean - number.value;
         let chosen = section.selection == Selection::BestTest;
         let other_training = number.protocol.is_none() && !is_natural(&section.protocol);
+        let other_network = self.scale.is_some_and(|scale| !is_network_of(scale, &section.model));
         let ours = || names(ours.into_iter().flatten().copied());
         let caveat = if chosen {
             "our number is for a step that was chosen on the test images (best-test)".to_owned()
+        } else if other_network {
+            format!("our number is for {}, a network that the experiment does not name", section.model)
         } else if !same && number.over.is_empty() {
             format!("the paper does not say which attacks its mean is over; ours is over {}", ours())
         } else if !same {
@@ -227,7 +231,7 @@ impl<'a> Plan<'a> {
         } else {
             String::new()
         };
-        let comparable = same && !chosen && !other_training;
+        let comparable = same && !chosen && !other_training && !other_network;
         Some(PublishedCell {
             value: number.value,
             source: number.source.clone(),
@@ -242,6 +246,14 @@ impl<'a> Plan<'a> {
 /// drop rates are those of natural training (docs/tables.md).
 fn is_natural(protocol: &str) -> bool {
     ["natural", "dd-robustbench"].contains(&protocol)
+}
+
+/// Whether a network is one of the grid's. Where the grid leaves the choice to the dataset, that is a ConvNet of some depth.
+fn is_network_of(scale: &Scale, model: &str) -> bool {
+    scale
+        .downstream()
+        .into_iter()
+        .any(|planned| planned.map_or_else(|| model.starts_with("ConvNet-"), |name| name == model))
 }
 
 /// The norm of the grid, where it is one.

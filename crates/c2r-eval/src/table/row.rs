@@ -16,7 +16,8 @@ use super::{
 };
 use crate::{
     EvalError, Source,
-    columns::{caveat, is_comparable},
+    columns::{caveat, is_comparable, is_share_of_clean},
+    doubts::GUESSING,
 };
 
 /// Note of rows whose sets say nothing of their real training images.
@@ -69,7 +70,7 @@ pub(super) fn make_row(
         cells: cells(shared, key),
         per_class: classes_of(runs, attacks),
         margin_counts: margin_counts(runs, attacks, margin_edges),
-        notes: notes(runs, first, undistilled),
+        notes: notes(shared, key, first, undistilled),
     })
 }
 
@@ -96,7 +97,8 @@ fn describe((distill_seed, train_seed): Seeds, run: &Measured<'_>, configs: &mut
 }
 
 /// What is true of a row as a whole, each said once.
-fn notes(runs: &Runs<'_>, first: &Source, undistilled: bool) -> Vec<String> {
+fn notes(shared: &Shared<'_>, key: &RowKey, first: &Source, undistilled: bool) -> Vec<String> {
+    let runs = &shared.rows[key];
     let mut notes: Vec<String> = Vec::new();
     let mut note = |text: String| {
         if !notes.contains(&text) {
@@ -144,7 +146,30 @@ fn notes(runs: &Runs<'_>, first: &Source, undistilled: bool) -> Vec<String> {
     } else if seeds.iter().collect::<BTreeSet<_>>().len() < seeds.len() {
         note("some runs share a distilled set, so the interval and p-value are over sets, not over runs".to_owned());
     }
+    if let Some((baseline, theirs)) = baseline_of(shared, key) {
+        let common = units(runs.keys().filter(|seeds| theirs.contains_key(seeds)));
+        if common > 0 && common < units(runs.keys()).max(units(theirs.keys())) {
+            let seeds = if common == 1 { "the one seed" } else { &format!("the {common} seeds") };
+            note(format!("compared with `{baseline}` only on {seeds} that both rows have; the means are over all"));
+        }
+    }
     notes
+}
+
+/// How many independent units these runs are: distilled sets, or trainings without one.
+fn units<'a>(runs: impl Iterator<Item = &'a Seeds>) -> usize {
+    runs.map(|(distill, train)| (distill.is_some(), distill.unwrap_or(*train))).collect::<BTreeSet<_>>().len()
+}
+
+/// The baseline and its row of the same size.
+fn baseline_of<'a>(shared: &Shared<'a>, key: &RowKey) -> Option<(&'a str, &'a Runs<'a>)> {
+    let Shared { plan, rows, .. } = shared;
+    let baseline = plan.baseline.filter(|baseline| *baseline != key.method)?;
+    let candidates =
+        || rows.iter().filter(|(other, _)| other.method == baseline && other.images_per_class == key.images_per_class);
+    let same_profile = candidates().find(|(other, _)| other.profile == key.profile);
+    let only = || candidates().next().filter(|_| candidates().count() == 1);
+    same_profile.or_else(only).map(|(_, runs)| (baseline, runs))
 }
 
 /// The training's settings of every file of a row that has its `run.json`.
@@ -166,21 +191,18 @@ fn different_sets(runs: &Runs<'_>) -> usize {
 fn cells(shared: &Shared<'_>, key: &RowKey) -> Vec<Cell> {
     let Shared { plan, section, rows, attacks, .. } = shared;
     let runs = &rows[key];
-    let baseline = plan.baseline.filter(|baseline| *baseline != key.method).and_then(|baseline| {
-        let candidates = || {
-            rows.iter().filter(|(other, _)| other.method == baseline && other.images_per_class == key.images_per_class)
-        };
-        let same_profile = candidates().find(|(other, _)| other.profile == key.profile);
-        let only = || candidates().next().filter(|_| candidates().count() == 1);
-        same_profile.or_else(only).map(|(_, runs)| (baseline, runs, values_of(runs, attacks)))
-    });
+    let baseline = baseline_of(shared, key).map(|(baseline, runs)| (baseline, runs, values_of(runs, attacks)));
+    // A network that only guesses has nothing to lose: shares of its accuracy say nothing.
+    let guesses = only_guesses(runs) || baseline.as_ref().is_some_and(|(_, runs, _)| only_guesses(runs));
     let found: Vec<_> = runs.values().map(contradictions).collect();
     let cell = |(column, values): (String, Values)| {
         let present = by_seeds(runs, &values);
         let (summary, ci95_covers) = summary(&present)?;
         let comparison = baseline.as_ref().filter(|_| is_comparable(&column)).and_then(|(name, runs, theirs)| {
             let (_, theirs) = theirs.iter().find(|(other, _)| *other == column)?;
-            compare(name, &column, &present, &by_seeds(runs, theirs))
+            let mut comparison = compare(name, &column, &present, &by_seeds(runs, theirs))?;
+            comparison.significant &= !guesses || !is_share_of_clean(&column);
+            Some(comparison)
         });
         Some(Cell {
             published: plan.published(section, key, &column, attacks, summary.mean),
@@ -211,6 +233,11 @@ fn contradictions(run: &Measured<'_>) -> BTreeMap<String, BTreeSet<&'static str>
         }
     }
     found
+}
+
+/// Whether a network of these runs classifies clean images no better than by guessing.
+fn only_guesses(runs: &Runs<'_>) -> bool {
+    runs.values().flat_map(|run| &run.files).any(|file| file.record.notes.iter().any(|note| note.starts_with(GUESSING)))
 }
 
 /// `zero-gradient (2 of 3 runs)`, ...: what the files say, and what their results say together.

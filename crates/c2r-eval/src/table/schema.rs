@@ -1,6 +1,6 @@
 //! What `table.json` holds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use c2r_base::{Epsilon, Goal, Norm};
 use c2r_experiment::{Selection, Subset};
@@ -330,6 +330,12 @@ impl Section {
 }
 
 impl Row {
+    /// How many independent runs it has: those of one distilled set count once.
+    pub(crate) fn n_units(&self) -> usize {
+        let unit = |run: &Run| (run.distill_seed.is_some(), run.distill_seed.unwrap_or(run.train_seed));
+        self.runs.iter().map(unit).collect::<BTreeSet<_>>().len()
+    }
+
     /// The cell of a column.
     pub fn cell(&self, column: &str) -> Option<&Cell> {
         self.cells.iter().find(|cell| cell.column == column)

@@ -309,6 +309,19 @@ fn what_the_test_images_chose_stands_apart_and_is_marked() {
 }
 
 #[test]
+fn radii_of_other_images_are_another_curve() {
+    let title = "Accuracy under PGD against the radius";
+    let curves = |sources: &[Source]| table(sources, "quick").html(&[]).matches(title).count();
+    let mut sources = with_radii();
+    let together = curves(&sources);
+    assert!(together > 0);
+    for source in sources.iter_mut().filter(|source| source.path.contains("eps8")) {
+        source.record.held_out = true;
+    }
+    assert_eq!(curves(&sources), 0, "each radius is of other images");
+}
+
+#[test]
 fn margins_by_hand() {
     let table = table(&with_images(), "quick");
     let section = &table.sections[0];

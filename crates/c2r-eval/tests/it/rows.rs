@@ -122,6 +122,13 @@ fn a_table_says_that_its_images_are_held_out() {
             assert!(!text.contains("40000 test images"), "{text}");
         }
     }
+    // Where only some tables are about them, the legend does not speak for all.
+    let mut sources = with_images();
+    for source in sources.iter_mut().filter(|source| source.record.subject.protocol == "natural") {
+        source.record.held_out = true;
+    }
+    let text = Table::build(&sources, &TableOptions::default()).unwrap().markdown();
+    assert!(text.contains("Accuracies are percentages of the images that each table names"), "{text}");
 }
 
 /// A source of a set that `c2r import` made: its real images are not known, its seed is 0.
@@ -287,6 +294,46 @@ fn radii_and_architectures_are_never_mixed() {
     assert_eq!(sections, expected.map(|(model, rest, rows)| (model.to_owned(), rest.to_owned(), rows)));
     let published: Vec<bool> = table.sections[1].rows[0].cells.iter().map(|cell| cell.published.is_some()).collect();
     assert!(published.iter().all(|published| !published), "published numbers are at 2/255");
+}
+
+#[test]
+fn published_numbers_do_not_judge_another_architecture() {
+    let mut sources = sources();
+    for source in &mut sources {
+        source.record.subject.model = "ResNet18-IN".into();
+    }
+    let table = table(&sources, "paper");
+    assert_eq!(table.outside_tolerance().count(), 0);
+    let cell = table.sections[0].rows[2].cell("pgd").unwrap();
+    let published = cell.published.as_ref().unwrap();
+    assert!(published.outside_tolerance.is_none() && published.caveat.contains("ResNet18-IN"), "{published:?}");
+    assert!(table.sections[0].rows.iter().all(|row| row.planned_runs.is_none()));
+    assert_eq!(table.missing.len(), 3, "none of these rows is the grid's");
+}
+
+#[test]
+fn a_network_that_guesses_has_no_better_drop_rate() {
+    let significant = |guesses: bool| {
+        let mut sources = crate::report::outcomes(
+            (0..3)
+                .flat_map(|seed| {
+                    let mut ours = source("c2r", "natural", seed, 10, 10, 10);
+                    if guesses {
+                        let note = "doubtful: the clean accuracy is no better than guessing among 10 classes; check it";
+                        ours.record.notes.push(note.to_owned());
+                    }
+                    [ours, source("class-mean", "natural", seed, 60, 20, 20)]
+                })
+                .collect(),
+        );
+        sources.sort_by(|a, b| a.path.cmp(&b.path));
+        let table = table(&sources, "quick");
+        let row = table.sections[0].rows.iter().find(|row| row.method == "c2r").unwrap();
+        let of = |column: &str| row.cell(column).unwrap().comparison.as_ref().unwrap().significant;
+        (of("drop-rate"), of("clean"))
+    };
+    assert_eq!(significant(false), (true, true));
+    assert_eq!(significant(true), (false, true));
 }
 
 #[test]

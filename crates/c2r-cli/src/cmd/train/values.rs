@@ -2,7 +2,7 @@
 
 use c2r_distill::Work;
 use c2r_experiment::Selection;
-use c2r_train::{LrSchedule, Protocol, TrainConfig};
+use c2r_train::{Length, LrSchedule, Protocol, TrainConfig};
 use clap::builder::TypedValueParser;
 
 use crate::help;
@@ -72,7 +72,10 @@ pub(super) fn how_long(config: &TrainConfig, steps: u64, n_images: usize) -> Str
 
 /// What training on `n` images sends through the network, without a teacher's labels.
 pub(crate) fn work(config: &TrainConfig, n: usize) -> Work {
-    let images = config.length.steps(n, config.batch_size) as f64 * config.batch_size.min(n) as f64;
+    let images = match config.length {
+        Length::Epochs(epochs) => epochs as f64 * n as f64,
+        Length::Steps(steps) => steps as f64 * config.batch_size.min(n) as f64,
+    };
     let attacked = config.adversarial.as_ref().map_or(0.0, |adversarial| f64::from(adversarial.steps)) * images;
     Work { forward: attacked, input_gradient: attacked, training: images }
 }

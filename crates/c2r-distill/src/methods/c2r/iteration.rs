@@ -99,7 +99,7 @@ impl C2r {
         let curriculum = &self.config.aac.synthetic;
         let all: Vec<usize> = (0..labels.len()).collect();
         let mut scores = vec![0.0f32; labels.len()];
-        if curriculum.needs_scores() {
+        if curriculum.sorts() {
             let attacked = Attacked { images: decoded, labels: step.images.targets(), positions: &all };
             let cache = self.memories[network].cache.as_mut();
             let model = self.pool.network(network);

@@ -86,6 +86,12 @@ impl MethodConfig for C2rConfig {
             aac.matching.mode(),
             "class means are taken over the whole batch, so only a choice (`prefix`, `pace`) or weights can act",
         )?;
+        conflict(
+            matches!(aac.pool, Curriculum::Pace(_)) && common.pool.as_ref().is_some_and(|pool| pool.push_every > 0),
+            "aac.pool",
+            "pace",
+            "with pool.push-every nobody knows when a network has learnt enough",
+        )?;
         let remembers = [Place::Synthetic, Place::Matching].map(|place| common.remembers_at(place));
         conflict(
             objective.attack_after_dsa && remembers != [false; 2],
@@ -183,7 +189,7 @@ impl MethodConfig for C2rConfig {
         total.add_attacked(common, Place::Synthetic, if companions { iterations * batch } else { 0.0 });
         // An epoch that has an order or a choice begins with scoring all of its images.
         let curriculum = &self.aac.synthetic;
-        let scored = curriculum.needs_scores() && (batch < decoded as f64 || curriculum.chooses());
+        let scored = curriculum.sorts() && (batch < decoded as f64 || curriculum.chooses());
         total.add_attacked(common, Place::Synthetic, if scored { iterations * batch } else { 0.0 });
 
         let real = (self.matching.real_per_class * n_classes) as f64;
