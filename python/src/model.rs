@@ -53,9 +53,7 @@ impl Callable {
             PyTypeError::new_err(format!("the model must return a tensor of logits [N, K], got {kind}{advice}"))
         })
     }
-}
 
-impl Callable {
     /// Keeps an exception. `KeyboardInterrupt` and its like end the evaluation wherever they come, also in a check that would
     /// get over an error of the model.
     fn failed(&self, py: Python<'_>, error: PyErr) -> ClassifierError {
