@@ -184,7 +184,7 @@ impl Job {
             if beside { self.run_beside(&raised, &stop) } else { self.run_caught() }
         });
         match (raised.take(), finished) {
-            // An exception that the evaluation got over, such as that of a model without gradients, is no reason to lose it.
+            // The evaluation may get over an exception, such as that of a model without gradients; its result is kept.
             (_, Ok(Ok(finished))) => Ok(finished),
             (Some(exception), _) => Err(exception),
             (None, Ok(Err(error))) => Err(of_attack(error)),

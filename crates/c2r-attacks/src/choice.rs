@@ -54,7 +54,7 @@ impl Choice<'_> {
                 return Err(ConfigError::NotChosen { attack: attack.clone(), option: option.clone() });
             }
         }
-        // Judged each by itself, attacks are told apart by their names.
+        // Judged each by itself, attacks differ by their names.
         let same = |a: &AttackConfig, b: &AttackConfig| a == b || self.each && a.name() == b.name();
         match (1..configs.len()).find(|&at| configs[..at].iter().any(|other| same(other, &configs[at]))) {
             Some(at) => Err(ConfigError::Twice { attack: configs[at].name().to_owned() }),

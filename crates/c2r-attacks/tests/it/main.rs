@@ -6,6 +6,7 @@ mod foreign;
 mod models;
 mod properties;
 mod stochastic;
+mod stopping;
 mod support;
 mod traces;
 mod units;

@@ -1,0 +1,170 @@
+//! What an observer is told, and what stopping costs.
+
+use std::{
+    ops::ControlFlow,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use c2r_attacks::{AttackConfig, AttackError, EvaluateOptions, Mode, evaluate, evaluate_with};
+use c2r_base::{Classifier, ClassifierError, Norm, Seed};
+use c2r_testkit::toys::Tanh;
+use tch::{Device, Tensor};
+
+use crate::{
+    properties::toy,
+    support::{config, run, threat},
+};
+
+#[test]
+fn resume_equals_never_stopped() {
+    let (model, data) = toy();
+    let attacks = || {
+        ["fgsm", "autoattack-standard"].map(|name| {
+            let mut config = name.parse::<AttackConfig>().unwrap();
+            if name != "fgsm" {
+                config.set("queries", "20").unwrap();
+                config.set("steps", "5").unwrap();
+            }
+            config.build().unwrap()
+        })
+    };
+    let threat = threat(Norm::Linf, 0.02);
+    for mode in [Mode::Suite, Mode::Each] {
+        let options = EvaluateOptions { batch_size: 4, mode, ..Default::default() };
+        let whole = run(&model, &data, &attacks(), &threat, &options);
+        let n_events = {
+            let mut n = 0;
+            evaluate_with(&model, &data, &attacks(), &threat, &options, &mut |_| {
+                n += 1;
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+            n
+        };
+        for stop_after in 3..n_events {
+            let (mut seen, mut state) = (0, None);
+            let stopped = evaluate_with(&model, &data, &attacks(), &threat, &options, &mut |event| {
+                seen += 1;
+                if let c2r_attacks::Event::Judged { report, .. } = event {
+                    state = Some(serde_json::to_string(report).unwrap());
+                }
+                if seen > stop_after { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+            assert!(matches!(stopped, Err(AttackError::Interrupted)));
+            let Some(state) = state else { continue };
+            let resumed = EvaluateOptions { resume: Some(serde_json::from_str(&state).unwrap()), ..options.clone() };
+            let resumed = run(&model, &data, &attacks(), &threat, &resumed);
+            let strip = |report: &c2r_attacks::AttackReport| -> Vec<_> {
+                report.attacks.iter().map(|entry| entry.samples.clone()).collect()
+            };
+            assert_eq!(strip(&whole), strip(&resumed), "{mode:?} after {stop_after}");
+            assert_eq!(whole.flags, resumed.flags);
+        }
+        let other = EvaluateOptions { seed: Seed::new(9), resume: Some(whole.clone()), ..options.clone() };
+        let refused = evaluate(&model, &data, &attacks(), &threat, &other);
+        assert!(matches!(refused, Err(AttackError::Resume(_))));
+    }
+}
+
+/// A model that sets a flag at its `at`-th pass.
+struct StopsAt<'a> {
+    model: &'a Tanh,
+    at: usize,
+    passes: AtomicUsize,
+    flag: Arc<AtomicBool>,
+}
+
+impl Classifier for StopsAt<'_> {
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+        if self.passes.fetch_add(1, Ordering::Relaxed) + 1 == self.at {
+            self.flag.store(true, Ordering::Relaxed);
+        }
+        Ok(self.model.logits(images))
+    }
+
+    fn device(&self) -> Device {
+        self.model.device()
+    }
+}
+
+#[test]
+fn a_flag_stops_inside_a_batch_and_loses_only_that() {
+    let (model, data) = toy();
+    let attacks = [("fgsm", "", ""), ("pgd", "steps", "9"), ("square", "queries", "30"), ("apgd-t", "steps", "6")].map(
+        |(name, option, value)| {
+            let options: &[(&str, &str)] = if option.is_empty() { &[] } else { &[(option, value)] };
+            config(name, options).build().unwrap()
+        },
+    );
+    let options = EvaluateOptions { batch_size: 5, mode: Mode::Each, ..Default::default() };
+    let threat = threat(Norm::Linf, 0.02);
+    let passes = |at: usize, flag: &Arc<AtomicBool>| StopsAt {
+        model: &model,
+        at,
+        passes: AtomicUsize::new(0),
+        flag: Arc::clone(flag),
+    };
+    let counted = passes(0, &Arc::default());
+    let whole = run(&counted, &data, &attacks, &threat, &options);
+    let all = counted.passes.into_inner();
+    let (mut inside, mut before) = (0, 0);
+    for at in (1..all).step_by(3) {
+        let flag: Arc<AtomicBool> = Arc::default();
+        let stopping = passes(at, &flag);
+        let stoppable = EvaluateOptions { stop: flag, ..options.clone() };
+        let mut state = None;
+        let stopped = evaluate_with(&stopping, &data, &attacks, &threat, &stoppable, &mut |event| {
+            if let c2r_attacks::Event::Stopped { report, .. } = event {
+                state = Some(serde_json::to_string(report).unwrap());
+            }
+            ControlFlow::Continue(())
+        });
+        assert!(matches!(stopped, Err(AttackError::Interrupted)), "at pass {at}: {stopped:?}");
+        // The pass that set the flag was the last one, but for what the clean images had left of their batch.
+        let done = stopping.passes.into_inner();
+        assert!(done <= at + 20, "{done} passes, stopped at {at}");
+        let Some(state) = state else {
+            before += 1;
+            continue;
+        };
+        inside += 1;
+        let resume = Some(serde_json::from_str(&state).unwrap());
+        let resumed = run(&model, &data, &attacks, &threat, &EvaluateOptions { resume, ..options.clone() });
+        for (a, b) in whole.attacks.iter().zip(&resumed.attacks) {
+            assert_eq!(a.samples, b.samples, "stopped at pass {at}");
+            let counted = |entry: &c2r_attacks::AttackEntry| -> Vec<_> {
+                entry.stages.iter().map(|stage| (stage.attacked, stage.survivors, stage.counts)).collect()
+            };
+            assert_eq!(counted(a), counted(b), "stopped at pass {at}");
+        }
+        assert_eq!(whole.flags, resumed.flags);
+    }
+    assert!(inside > 10 && before > 0, "{inside} inside a batch, {before} before the first attack");
+}
+
+#[test]
+fn each_attack_is_announced_before_its_batches() {
+    let (model, data) = toy();
+    let attacks = ["fgsm", "pgd"].map(|name| config(name, &[]).build().unwrap());
+    let options = EvaluateOptions { batch_size: 4, mode: Mode::Each, ..Default::default() };
+    let (mut announced, mut order) = (None, Vec::new());
+    evaluate_with(&model, &data, &attacks, &threat(Norm::Linf, 0.02), &options, &mut |event| {
+        match event {
+            c2r_attacks::Event::Started { attack, done, total, .. } => {
+                assert_eq!(*done, 0);
+                announced = Some(((*attack).to_owned(), *total));
+                order.push((*attack).to_owned());
+            }
+            c2r_attacks::Event::Judged { attack, total, .. } => {
+                assert_eq!(announced, Some(((*attack).to_owned(), *total)));
+            }
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert_eq!(order, ["fgsm", "pgd"]);
+}
