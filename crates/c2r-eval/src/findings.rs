@@ -154,7 +154,7 @@ fn beside_baseline(section: &Section, row: &Row) -> Option<String> {
             match (comparison.significant, comparison.covers) {
                 (true, _) => format!("{p}, a significant difference"),
                 (false, Covers::SeedsAndImages) if passes => {
-                    format!("{p}, but worth fewer than {FEWEST_IMAGES} test images, so not marked")
+                    format!("{p}, but the difference is fewer than {FEWEST_IMAGES} test images, so it is not marked")
                 }
                 (false, Covers::SeedsAndImages) => format!("{p}, no significant difference"),
                 (false, Covers::Seeds) => format!("{p} over the seeds alone, so it may be chance"),

@@ -44,7 +44,7 @@ pub struct Taken {
     pub n_unfinished: usize,
     /// Jobs that are finished here, or on which another process works, and that stayed as they are.
     pub n_kept: usize,
-    /// Jobs that are unfinished on both sides and were not taken, because they are as far here.
+    /// Jobs unfinished on both sides, not taken because at least as much time was spent on them here.
     pub as_far: Vec<String>,
 }
 
@@ -83,7 +83,7 @@ impl Taken {
             file.display()
         ));
         for name in as_far {
-            terminal::note(format!("not taken, because as much time was spent on it here: {name}"));
+            terminal::note(format!("not taken: {name} (at least as much time was spent on it here)"));
         }
     }
 }

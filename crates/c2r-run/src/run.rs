@@ -102,8 +102,8 @@ impl Place {
         &self.record
     }
 
-    /// Whether the record that is there says that its run writes `file`. One that cannot be read or is of an earlier version
-    /// does not say what it writes; it counts as one that does.
+    /// Whether the record that is there says that its run writes `file`. An unreadable record, or one of an earlier version, counts
+    /// as claiming every file.
     pub fn claims(&self, file: &Path) -> bool {
         let Ok(record) = read_json::<Record>(&self.record) else { return self.record.exists() };
         let name = file.file_name().map(path_to_text);

@@ -58,10 +58,10 @@ pub fn will_save() {
     SAVES.store(true, Ordering::SeqCst);
 }
 
-/// A flag that is set once the process is asked to stop, for work that can look at nothing else.
+/// A flag that becomes true when the process is asked to stop, for code that cannot call [`requests`].
 pub fn flag() -> Arc<AtomicBool> {
     let flag = FLAG.get_or_init(Arc::default);
-    // A request before it was there.
+    // A stop may have been requested before the flag existed.
     flag.fetch_or(requests() > 0, Ordering::SeqCst);
     Arc::clone(flag)
 }

@@ -94,8 +94,8 @@ impl Search for DeepFoolConfig {
     }
 }
 
-/// What is added to the length of every step: in L2 as in the authors' code, which has no other norm. Without it, an image that
-/// comes to lie on the boundary stays there, because the next step is too short for f32.
+/// What is added to the length of every step. The L2 value is that of the authors' code, which has only L2; the Linf value is
+/// ours. Without it, an image that comes to lie on the boundary stays there, because the next step is too short for f32.
 const fn push(norm: Norm) -> f64 {
     match norm {
         Norm::Linf => 1e-5,

@@ -282,7 +282,7 @@ fn watched(
         AttackError::Interrupted => signals::stopped(match record {
             Some(record) if record.is_file() => {
                 let saved = format!("the state is saved in {}; {resume}", record.display());
-                let no_batch = " (no batch was finished this time; a smaller --batch-size makes shorter ones)";
+                let no_batch = " (no batch was finished this time: allow more time, or use a smaller --batch-size, which resumes, too)";
                 saved + if judged { "" } else { no_batch }
             }
             Some(_) => "nothing was finished yet; the same command starts from the beginning".to_owned(),

@@ -417,7 +417,7 @@ fn synthetic(file: &Path, args: &Args, device: Device, ui: &Ui) -> anyhow::Resul
     }
     // The numbers of each set, which `c2r inspect` shows, would make a note of each seed.
     if origin.clamped.is_some_and(|cut| cut.part > NOTED_CUT) {
-        notes.push(format!("imported: over {} % of its values lay outside [0, 1] and were clipped", 100.0 * NOTED_CUT));
+        notes.push(format!("imported: over {} % of its values lie outside [0, 1] and were clipped", 100.0 * NOTED_CUT));
     }
     let mut judged_on = None;
     if !args.select.is_last() {

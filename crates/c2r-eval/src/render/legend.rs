@@ -86,7 +86,7 @@ impl Table {
                 format!("`{baseline}` is the baseline and the only method here, so nothing is compared with it.")
             }
             Some(baseline) if self.cells().all(|(_, _, cell)| cell.comparison.is_none()) => format!(
-                "No row here has a row of `{baseline}` of the same size, protocol and seeds beside it, so differences are not tested for significance."
+                "No row shares size, protocol and seeds with a row of `{baseline}`, so differences are not tested for significance."
             ),
             Some(baseline) => format!(
                 "{bold} marks numbers that are better than `{baseline}` by at least {FEWEST_IMAGES} test images, with p < {SIGNIFICANT} in a paired test over seeds and test images together; ↓ marks worse ones. The test is not corrected for the number of cells. A number without a mark did not pass this test, or has nothing to be compared with."

@@ -98,6 +98,6 @@ fn a_small_p_value_over_few_images_is_no_contradiction() {
         sources.extend((0..3).map(|seed| source(method, "natural", seed, 100, robust, robust)));
     }
     let text = shown(&outcomes(sources));
-    let verdict = "but worth fewer than 5 test images, so not marked";
+    let verdict = "but the difference is fewer than 5 test images, so it is not marked";
     assert!(text.contains(verdict), "{text}");
 }

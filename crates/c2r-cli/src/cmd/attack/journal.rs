@@ -51,6 +51,10 @@ impl Journal {
             };
             exit::coded(code, run_dir::with_advice(error, advice))
         })?;
+        if status == Status::Finished {
+            // A kill right after the last write of the record.
+            remove_if_present(&part)?;
+        }
         let interval = Duration::from_secs(args.checkpoint_seconds);
         Ok((Self { run, images, part, interval, saved: Instant::now() }, status))
     }
