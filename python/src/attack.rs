@@ -184,7 +184,9 @@ impl Job {
             if beside { self.run_beside(&raised, &stop) } else { self.run_caught() }
         });
         match (raised.take(), finished) {
-            // The evaluation may get over an exception, such as that of a model without gradients; its result is kept.
+            // Ctrl-C after the last pass.
+            (Some(interrupt), Ok(Ok(_))) if stop.load(Ordering::Relaxed) => Err(interrupt),
+            // The evaluation survives some exceptions, such as that of a model without gradients.
             (_, Ok(Ok(finished))) => Ok(finished),
             (Some(exception), _) => Err(exception),
             (None, Ok(Err(error))) => Err(of_attack(error)),

@@ -54,8 +54,8 @@ impl Callable {
         })
     }
 
-    /// Keeps an exception. `KeyboardInterrupt` and its like end the evaluation wherever they come, also in a check that would
-    /// get over an error of the model.
+    /// Keeps an exception. `KeyboardInterrupt` and the like end the evaluation wherever they come, also in a check that an
+    /// error of the model does not end.
     fn failed(&self, py: Python<'_>, error: PyErr) -> ClassifierError {
         if !error.is_instance_of::<PyException>(py) {
             self.stop.store(true, Ordering::Relaxed);

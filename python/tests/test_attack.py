@@ -279,7 +279,7 @@ def test_a_radius_of_numpy_is_a_number(net, images, labels):
     assert result.robust_accuracy == c2r.attack(net, images, labels, "fgsm", eps=8 / 255, progress=False).robust_accuracy
 
 
-def test_an_error_that_the_check_gets_over_costs_no_result(images, labels):
+def test_an_error_that_the_check_survives_costs_no_result(images, labels):
     class NoGradient(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):

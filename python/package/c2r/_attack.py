@@ -240,7 +240,7 @@ def _text(value: Any) -> str:
     """A value as the command line has it."""
     if isinstance(value, bool):
         return str(value).lower()
-    # Not repr(value): that of NumPy's floats names their type.
+    # repr(value) of NumPy's floats would contain the name of their type.
     return float.__repr__(value) if isinstance(value, float) else str(value)
 
 
