@@ -96,7 +96,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TIME", value_parser = arguments::duration)]
     time_limit: Option<Duration>,
 
-    /// Discard what there is of these commands, finished or not, and run them from the beginning
+    /// Delete all work on these commands, finished or not, and run them from the beginning
     #[arg(long)]
     force: bool,
 
@@ -274,7 +274,7 @@ fn place(args: &Args, checkout: &Checkout) -> anyhow::Result<Workplace> {
         None => checkout.root().join("runs"),
     };
     let data = checkout::data_folder(args.data.as_deref())?;
-    // Commands and their records are texts.
+    // The commands of jobs and their records are stored as text.
     for (option, folder) in [("--results", Some(&results)), ("the data folder", data.as_ref())] {
         if let Some(folder) = folder.filter(|folder| folder.to_str().is_none()) {
             let folder = folder.display();
@@ -333,7 +333,7 @@ fn task_arguments(args: &Args, place: &Workplace) -> Vec<String> {
     option("--seeds", joined(&args.seeds));
     args.only.iter().for_each(|only| option("--only", Some(only.to_string())));
     words.extend(["--prebuilt", "--no-table", "--no-estimate"].map(String::from));
-    // Not --force: what there was is discarded before the array is submitted.
+    // --force is left out: old results are discarded before the array is submitted.
     for (flag, given) in [("--held-out", args.held_out), ("--first-images", args.first_images)] {
         words.extend(given.then(|| flag.to_owned()));
     }

@@ -54,7 +54,7 @@ impl Choice<'_> {
                 return Err(ConfigError::NotChosen { attack: attack.clone(), option: option.clone() });
             }
         }
-        // Judged each by itself, attacks differ by their names.
+        // If each attack is judged by itself, its name is all that identifies its result.
         let same = |a: &AttackConfig, b: &AttackConfig| a == b || self.each && a.name() == b.name();
         match (1..configs.len()).find(|&at| configs[..at].iter().any(|other| same(other, &configs[at]))) {
             Some(at) => Err(ConfigError::Twice { attack: configs[at].name().to_owned() }),
@@ -79,7 +79,7 @@ impl Choice<'_> {
     }
 }
 
-/// Sets an option on `config` if it is `attack`, else on its members of that name; whether there was one.
+/// Sets an option on `config` if it is `attack`, else on its members of that name. Returns whether there was one.
 fn set_on(config: &mut AttackConfig, attack: &str, option: &str, value: &str) -> Result<bool, ConfigError> {
     if config.name() == attack {
         return config.set(option, value).map(|()| true);

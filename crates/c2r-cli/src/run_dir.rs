@@ -76,11 +76,6 @@ pub(crate) fn open(
     Ok((run, status))
 }
 
-/// What to do about a run that was stopped. With --force, the same command would discard what it has saved.
-pub(crate) fn how_to_resume(force: bool) -> &'static str {
-    if force { "to resume, run the same command without --force" } else { "run the same command again to resume" }
-}
-
 /// `error; advice`, with the error's causes.
 pub(crate) fn with_advice(error: RunError, advice: &str) -> anyhow::Error {
     let message = format!("{error}; {advice}");

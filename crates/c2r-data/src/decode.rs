@@ -78,7 +78,7 @@ pub(crate) fn loss(image: &DynamicImage) -> Option<&'static str> {
     is_transparent.then_some("transparent pixels")
 }
 
-/// What stands before the coded pixels of a JPEG, once or several times.
+/// The marker before the coded pixels of a JPEG. There can be several.
 const START_OF_SCAN: &[u8] = b"\xff\xda";
 
 /// One image file, by its content, whatever it is called.

@@ -365,7 +365,7 @@ impl Distillation {
             "mean": spec.mean,
             "std": spec.std,
         });
-        // Another device rounds differently, and after hundreds of steps the networks are others.
+        // Another device rounds differently, and after hundreds of steps its networks differ.
         if self.context.device.is_cuda() {
             all["device"] = json!("cuda");
         }

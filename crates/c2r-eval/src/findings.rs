@@ -44,7 +44,7 @@ impl Table {
         if self.findings().is_empty() {
             return Vec::new();
         }
-        // Of the rows that the sentences name.
+        // These are the rows that the sentences name.
         let named = self.sections.iter().filter_map(|section| Some((section, self.subject(section)?))).flat_map(
             |(section, subject)| {
                 let baseline = section.rows.iter().filter(|row| Some(&row.method) == self.baseline.as_ref());

@@ -16,10 +16,9 @@ pub const TRAIN: u32 = 1;
 /// `c2r attack`.
 pub const ATTACK: u32 = 2;
 
-/// `c2r attack` with one attack: an attack that alone has changed has a version of its own, so that the results of all others stay.
+/// `c2r attack` with the attack `name`. If one attack alone changes, its version is raised here, and the results of the others stay.
 pub fn attack(name: &str) -> u32 {
     match name {
-        // Since 2026-11-28, its steps are a little longer.
         "deepfool" => ATTACK + 1,
         _ => ATTACK,
     }

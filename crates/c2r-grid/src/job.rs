@@ -9,7 +9,7 @@ use c2r_experiment::results;
 
 use crate::select::ALL_IMAGES;
 
-/// The option of every command that discards what there is.
+/// The option of every command that deletes earlier work.
 const FORCE: &str = "--force";
 
 /// One row of the table for one seed: what is distilled once and then trained and attacked per protocol.
@@ -142,7 +142,7 @@ impl Job {
         self.what.iter().chain(&self.how)
     }
 
-    /// The same without the option that discards what there is of it.
+    /// The same job without the option that deletes earlier work.
     pub(crate) fn unforced(&self) -> Self {
         let mut job = self.clone();
         job.how.retain(|word| word != FORCE);
@@ -175,7 +175,7 @@ pub struct Workplace {
     pub threads: Option<usize>,
     /// Device of each command.
     pub device: Option<String>,
-    /// Whether what there is of the jobs is discarded and they are run again.
+    /// Whether earlier work on the jobs is deleted first.
     pub force: bool,
     /// Where times are estimated for: a file of speeds that were measured on another machine; `None` is this one.
     pub estimate_for: Option<PathBuf>,

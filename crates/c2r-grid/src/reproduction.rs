@@ -61,7 +61,7 @@ impl Reproduction<'_> {
             }
             if place.force {
                 run::discard(jobs)?;
-                // What is discarded need not be forced, and a command that is stopped can be resumed.
+                // Nothing is left to discard; without the option, a command that is stopped can be resumed.
                 let unforced: Vec<Job> = jobs.iter().map(Job::unforced).collect();
                 run::run(&unforced, &finished, at_once, place)?
             } else {

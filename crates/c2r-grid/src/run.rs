@@ -150,7 +150,7 @@ pub fn finished(jobs: &[Job]) -> Vec<bool> {
     finished
 }
 
-/// Deletes what there is of `jobs`, finished or not.
+/// Deletes all work on `jobs`, finished or not.
 ///
 /// # Errors
 /// If another process works on one of them (nothing is deleted then), or a file cannot be deleted.
@@ -203,12 +203,7 @@ pub fn run(jobs: &[Job], finished: &[bool], n_at_once: usize, place: &Workplace)
             0 => String::new(),
             n_failed => format!(", {n_failed} failed (see above)"),
         };
-        // The same command would discard what is finished now.
-        let resume = if place.force {
-            "to resume, run the same command without --force"
-        } else {
-            "run the same command again to resume"
-        };
+        let resume = signals::how_to_resume(place.force);
         return Err(signals::stopped(format!("{n_done} of {n} commands are finished{failed}; {resume}")));
     }
     Ok(summary)

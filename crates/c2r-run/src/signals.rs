@@ -106,6 +106,11 @@ pub fn stopped(rest: impl std::fmt::Display) -> anyhow::Error {
     }
 }
 
+/// What to do about a run that was stopped. With `--force`, the same command would discard what it has saved.
+pub fn how_to_resume(force: bool) -> &'static str {
+    if force { "to resume, run the same command without --force" } else { "run the same command again to resume" }
+}
+
 /// Ends the process without the destructors that other threads may need. Safe in a handler.
 fn end_now(text: &[u8], code: u8) -> ! {
     #[cfg(unix)]

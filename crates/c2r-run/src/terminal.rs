@@ -292,7 +292,7 @@ impl Progress {
     }
 }
 
-/// How often progress in bytes prints a line where there is no terminal.
+/// How often progress in bytes prints a line if stderr is not a terminal.
 const BYTES_EVERY: Duration = Duration::from_secs(10);
 /// How often progress in steps does.
 const STEPS_EVERY: Duration = Duration::from_secs(30);

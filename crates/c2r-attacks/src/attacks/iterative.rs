@@ -367,7 +367,7 @@ impl Search for Iterative {
         check.norm(self.norms, threat)?;
         match self.objective {
             Objective::Loss(kind, _) => check.classes(kind.classes_needed(threat.goal), classes),
-            // It moves away from the clean prediction, wherever that leads.
+            // The loss moves away from the clean prediction, wherever that leads.
             Objective::Kl if threat.goal != Goal::Untargeted => {
                 Err(ConfigError::UnsupportedGoal { attack: check.0.to_owned() })
             }

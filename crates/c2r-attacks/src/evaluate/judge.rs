@@ -106,7 +106,7 @@ impl Judged {
 /// Attacks and judges the samples of `task`; the model has `classes` classes.
 ///
 /// # Errors
-/// Once `stop` is set, any error at the next pass through the model.
+/// Those of the attack and the model. Once `stop` is set, the next pass through the model fails; the error may be of any kind.
 pub(crate) fn attack_and_judge(
     model: &dyn Classifier,
     classes: i64,

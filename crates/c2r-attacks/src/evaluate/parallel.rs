@@ -41,7 +41,7 @@ impl<'a> Workers<'a> {
         (0..parts).map(move |part| &batch[batch.len() * part / parts..batch.len() * (part + 1) / parts])
     }
 
-    /// Attacks and judges every task; results in order. Once the flag is set, any error.
+    /// Attacks and judges every task; results in order, errors as those of [`attack_and_judge`].
     pub(crate) fn run(
         &mut self,
         attack: &dyn Attack,

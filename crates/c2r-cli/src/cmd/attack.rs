@@ -229,7 +229,7 @@ fn watched(
     ui: &Ui,
 ) -> anyhow::Result<AttackReport> {
     let mut progress = ui.progress("clean", inputs.images.len() as u64);
-    let resume = run_dir::how_to_resume(force);
+    let resume = signals::how_to_resume(force);
     let mut failure = None;
     let record = journal.as_ref().map(|journal| journal.run.record().to_owned());
     // With a failure, what had finished is kept.

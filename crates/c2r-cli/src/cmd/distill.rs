@@ -281,7 +281,7 @@ fn work(distillation: &mut Distillation, run: &mut Run, args: &Args, ui: &Ui) ->
             return Err(signals::stopped(format!(
                 "step {done} of {total} is saved in {}; {}",
                 run.path().display(),
-                run_dir::how_to_resume(args.force)
+                signals::how_to_resume(args.force)
             )));
         }
     }

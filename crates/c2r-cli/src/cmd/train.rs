@@ -326,7 +326,7 @@ pub(crate) fn run(args: Args, device: Device, bf16: bool, ui: &Ui) -> anyhow::Re
         }
         if interrupted {
             progress.finish();
-            let (path, total, resume) = (path.display(), trainer.steps(), run_dir::how_to_resume(args.force));
+            let (path, total, resume) = (path.display(), trainer.steps(), signals::how_to_resume(args.force));
             return Err(signals::stopped(format!("step {done} of {total} is saved in {path}; {resume}")));
         }
     }
@@ -415,7 +415,7 @@ fn synthetic(file: &Path, args: &Args, device: Device, ui: &Ui) -> anyhow::Resul
     if let Some(Mosaics { formation, images_per_class }) = origin.decoded_from {
         notes.push(format!("decoded from {images_per_class} mosaics of {formation}x{formation} images per class"));
     }
-    // The numbers of each set, which `c2r inspect` shows, would make a note of each seed.
+    // `c2r inspect` shows the numbers of the set. Here they would give a row of a table one note for each seed.
     if origin.clamped.is_some_and(|cut| cut.part > NOTED_CUT) {
         notes.push(format!("imported: over {} % of its values lie outside [0, 1] and were clipped", 100.0 * NOTED_CUT));
     }

@@ -52,7 +52,7 @@ impl Journal {
             exit::coded(code, run_dir::with_advice(error, advice))
         })?;
         if status == Status::Finished {
-            // A kill right after the last write of the record.
+            // A kill right after the last write of the record leaves it there.
             remove_if_present(&part)?;
         }
         let interval = Duration::from_secs(args.checkpoint_seconds);
