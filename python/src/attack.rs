@@ -229,6 +229,10 @@ impl Job {
         };
         let report = evaluate_with(model.as_ref(), &data, &attacks, &threat, &options, &mut |event| {
             images.observe(event);
+            if matches!(event, Event::Clean { .. }) {
+                // The check of the model is over, which survives exceptions such as that of a model without gradients.
+                raised.forget_survived();
+            }
             let (name, done, total, text) = match event {
                 Event::Clean { done, total } => ("clean", *done, *total, String::new()),
                 Event::Started { attack, done, total, .. } => (*attack, *done, *total, String::new()),

@@ -6,11 +6,12 @@ use c2r_attacks::AttackError;
 use c2r_base::ClassifierError;
 use c2r_run::exit;
 use pyo3::{
-    exceptions::{PyRuntimeError, PyValueError},
+    exceptions::{PyException, PyRuntimeError, PyValueError},
     prelude::*,
 };
 
-/// The first exception that Python code raised while c2r ran: the caller gets it back as it is.
+/// The first exception that Python code raised while c2r ran, or the first that ends everything (`KeyboardInterrupt` and
+/// the like): the caller gets it back as it is.
 #[derive(Clone, Default)]
 pub(crate) struct Raised(Arc<Mutex<Option<PyErr>>>);
 
@@ -18,14 +19,35 @@ impl Raised {
     /// Keeps `error`; the result goes to the driver of the attacks instead.
     pub(crate) fn keep(&self, error: PyErr) -> ClassifierError {
         let text = error.to_string();
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        Python::with_gil(|py| {
+            let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let goes_first = |kept: &PyErr| is_ordinary(kept, py) && !is_ordinary(&error, py);
+            if kept.as_ref().is_none_or(goes_first) {
+                *kept = Some(error);
+            }
+        });
         ClassifierError::new(text)
+    }
+
+    /// Forgets an exception that the evaluation has survived.
+    pub(crate) fn forget_survived(&self) {
+        Python::with_gil(|py| {
+            let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if kept.as_ref().is_some_and(|kept| is_ordinary(kept, py)) {
+                *kept = None;
+            }
+        });
     }
 
     /// The exception, if there was one.
     pub(crate) fn take(&self) -> Option<PyErr> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
+}
+
+/// Whether it is no `KeyboardInterrupt`, `SystemExit` or the like.
+fn is_ordinary(error: &PyErr, py: Python<'_>) -> bool {
+    error.is_instance_of::<PyException>(py)
 }
 
 /// `ValueError` with the error's causes.

@@ -292,4 +292,10 @@ def test_an_error_that_the_check_survives_costs_no_result(images, labels):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = c2r.attack(NoGradient.apply, images, labels, "square", eps=0.1, queries=5, progress=False)
-    assert any(flag.name == "no-gradient" for flag in result.flags)
+        assert any(flag.name == "no-gradient" for flag in result.flags)
+
+        def watch(*line):
+            raise ValueError("of the caller")
+
+        with pytest.raises(ValueError, match="of the caller"):
+            c2r.attack(NoGradient.apply, images, labels, "square", eps=0.1, queries=5, progress=watch)

@@ -112,7 +112,7 @@ pub(crate) struct Args {
     pack: Option<PathBuf>,
 
     /// Unpack an archive of --pack, then continue the grid
-    #[arg(long, value_name = "FILE", conflicts_with = "dry_run")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["dry_run", "force"])]
     unpack: Option<PathBuf>,
 
     /// With --list or --dry-run: estimate for another machine, e.g. h200 (the name of a file in data/speeds)

@@ -61,7 +61,7 @@ pub(crate) fn load(name: &str, folder: Option<&Path>, ui: &Ui) -> anyhow::Result
         LoadEvent::Decoding { n_images, cache } => {
             let n = ui::counted(n_images, "image");
             ui.note(format!("decoding {n} into {}; the next run reads them from there", cache.display()));
-            progress = Some(ui.progress("decoding", n_images as u64));
+            progress = Some(ui.progress("decoding", 0, n_images as u64));
         }
         LoadEvent::Decoded { n_images } => {
             if let Some(progress) = &mut progress {

@@ -133,7 +133,7 @@ fn precisions() -> impl TypedValueParser<Value = FloatFormat> {
             "tf32",
             "TensorFloat-32 (10-bit mantissa) in convolutions, fp32 in matrix products; GPU only",
         ),
-        (FloatFormat::Bf16, "bf16", "`c2r train` only; its effect on accuracy has not been studied"),
+        (FloatFormat::Bf16, "bf16", "`c2r train` only; docs/cli.md says what it does to accuracy"),
     ])
 }
 

@@ -78,9 +78,6 @@ pub(crate) fn loss(image: &DynamicImage) -> Option<&'static str> {
     is_transparent.then_some("transparent pixels")
 }
 
-/// The marker before the coded pixels of a JPEG. There can be several.
-const START_OF_SCAN: &[u8] = b"\xff\xda";
-
 /// One image file, by its content, whatever it is called.
 pub(crate) fn read(path: &Path) -> Result<DynamicImage, DataError> {
     decode(path, None)
@@ -91,19 +88,44 @@ pub(crate) fn read_sized(path: &Path, size: (u32, u32)) -> Result<DynamicImage, 
     decode(path, Some(size))
 }
 
+/// Whether a JPEG has its own end marker: not that of a thumbnail in its header, and whatever follows it, such as the
+/// film of a motion photo.
+fn jpeg_ends(bytes: &[u8]) -> bool {
+    let mut at = 2;
+    while let Some(&[first, kind]) = bytes.get(at..at + 2) {
+        match (first, kind) {
+            (0xff, 0xd9) => return true,
+            (0xff, 0xff) => at += 1,
+            // Markers without a segment.
+            (0xff, 0x00 | 0x01 | 0xd0..=0xd8) => at += 2,
+            (0xff, _) => {
+                let Some(&[high, low]) = bytes.get(at + 2..at + 4) else { return false };
+                at += 2 + usize::from(u16::from_be_bytes([high, low]));
+                let is_scan = kind == 0xda;
+                // Coded pixels, in which 0xff stands before 0x00 or a restart marker only.
+                let goes_on = |pair: &[u8]| pair[0] != 0xff || matches!(pair[1], 0x00 | 0xd0..=0xd7);
+                while is_scan && bytes.get(at..at + 2).is_some_and(goes_on) {
+                    at += 1;
+                }
+            }
+            // Decoders skip what is between segments.
+            _ => at += 1,
+        }
+    }
+    false
+}
+
 fn decode(path: &Path, expected: Option<(u32, u32)>) -> Result<DynamicImage, DataError> {
     let bytes = c2r_files::read(path)?;
     let wrong = |reason: String| DataError::Image { path: path.to_owned(), reason };
     // The decoders fill what is missing with grey, or do not look past the last pixel, and say nothing.
-    let ends: [(&str, &[u8], &[u8]); 2] =
-        [("JPEG", b"\xff\xd8", b"\xff\xd9"), ("PNG", b"\x89PNG", b"\0\0\0\0IEND\xae\x42\x60\x82")];
-    for (format, start, end) in ends {
-        let last = |marker: &[u8]| bytes.windows(marker.len()).rposition(|window| window == marker);
-        // A thumbnail in the header of a JPEG has an end marker, too; coded pixels hold neither marker.
-        let pixels = if format == "JPEG" { last(START_OF_SCAN).unwrap_or(0) } else { 0 };
-        if bytes.starts_with(start) && last(end).is_none_or(|end| end < pixels) {
-            return Err(wrong(format!("the {format} is cut short after {} bytes (no end marker)", bytes.len())));
-        }
+    let is_cut = |format| wrong(format!("the {format} is cut short after {} bytes (no end marker)", bytes.len()));
+    if bytes.starts_with(b"\xff\xd8") && !jpeg_ends(&bytes) {
+        return Err(is_cut("JPEG"));
+    }
+    let png_end = b"\0\0\0\0IEND\xae\x42\x60\x82";
+    if bytes.starts_with(b"\x89PNG") && !bytes.windows(png_end.len()).any(|window| window == png_end) {
+        return Err(is_cut("PNG"));
     }
     let failed = |error: image::ImageError| wrong(format!("{error} ({} bytes)", bytes.len()));
     let reader = ImageReader::new(Cursor::new(&bytes)).with_guessed_format().map_err(DataError::io(path))?;

@@ -17,6 +17,12 @@ pub struct Work {
 }
 
 impl Work {
+    /// About how many forward passes of one image take as long. A backward pass to the images takes somewhat longer than a
+    /// forward pass; with one to the parameters, all three passes take about as long as three.
+    pub fn in_forward_passes(&self) -> f64 {
+        self.forward + 1.3 * self.input_gradient + 3.0 * self.training
+    }
+
     /// Adds companions of `images` images at `place`. Early stops are not foreseen: where companions are reused, this is an upper
     /// bound.
     pub fn add_attacked(&mut self, common: &CommonConfig, place: Place, images: f64) {

@@ -23,6 +23,12 @@ use crate::{
 /// The sections that methods share; a teacher is trained by them, too.
 const SHARED: [&str; 2] = ["pool", "companions"];
 
+/// How many networks a pool has, and how old they are.
+const SIZES_OF_POOL: [&str; 4] = ["pool.trajectories", "pool.snapshots", "pool.min-steps", "pool.max-steps"];
+/// How a pool changes from update to update.
+const CHANGES_OF_POOL: [&str; 4] =
+    ["pool.steps-per-iteration", "pool.networks-per-iteration", "pool.push-every", "pool.alive"];
+
 /// Everything that decides what a distillation produces, except the data itself.
 ///
 /// In TOML and JSON it is one table, without a trace of this division: a profile (`data/profiles/*.toml`) is one, with
@@ -202,13 +208,21 @@ impl DistillConfig {
             if !attacks {
                 idle.push(("attacks.pool", "no image that the pool is trained on is attacked (pool.adversarial)"));
             }
-            if pool.steps_per_iteration == 0 {
+            let (serves_teacher, chooses) =
+                (!self.method.entry().sections.contains(&"pool") || needs.teacher, needs.selects);
+            if serves_teacher {
+                let reason = "[pool] only says how the teacher is trained";
+                idle.extend(SIZES_OF_POOL.iter().chain(&CHANGES_OF_POOL).map(|key| (*key, reason)));
+            } else if chooses {
+                idle.extend(CHANGES_OF_POOL.map(|key| (key, "the images are chosen by one network, trained once")));
+            }
+            if pool.steps_per_iteration == 0 && !serves_teacher && !chooses {
                 idle.push((
                     "pool.networks-per-iteration",
                     "an update trains them for pool.steps-per-iteration = 0 steps",
                 ));
             }
-            if pool.push_every == 0 {
+            if pool.push_every == 0 && !serves_teacher && !chooses {
                 idle.push(("pool.alive", "networks are replaced by age (pool.push-every = 0)"));
             }
         }

@@ -182,6 +182,24 @@ impl Distillation {
         (prepared + taught + self.iteration(), preparation + teaching + self.iterations())
     }
 
+    /// What [`Distillation::progress`] says in forward passes of an image, as the configuration foretells them: an update
+    /// takes longer than a training step.
+    pub fn work_progress(&self) -> (f64, f64) {
+        let (n_classes, n_train) = (self.context.n_classes(), self.context.data.len());
+        let cost = |iterations| {
+            let mut config = self.config.clone();
+            config.common.iterations = iterations;
+            config.work(n_classes, n_train).in_forward_passes()
+        };
+        let (done, total) = self.progress();
+        let (updated, updates) = (self.iteration(), self.iterations());
+        let before = cost(0);
+        let share = |done: u64, total: u64| if total == 0 { 0.0 } else { done as f64 / total as f64 };
+        let updating = cost(updates) - before;
+        let trained = before * share(done - updated, total - updates);
+        (trained + updating * share(updated, updates), before + updating)
+    }
+
     /// Training steps of all teachers, done and in all.
     fn teaching(&self) -> (u64, u64) {
         let sum = |of: fn(&NetworkTraining) -> u64| self.teachers.iter().map(of).sum();

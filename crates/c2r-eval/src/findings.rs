@@ -3,6 +3,8 @@
 //! The sentences are about one method of each section at its largest size: C²R where it has a row, else the last method
 //! that the experiment lists.
 
+use std::collections::BTreeSet;
+
 use crate::{
     Table,
     columns::{AUTOATTACK, CLEAN, MEAN_ROBUST, MEAN_ROBUST_AUTOATTACK, fixed, names, thousands},
@@ -162,6 +164,13 @@ fn beside_baseline(section: &Section, row: &Row) -> Option<String> {
         }
     };
     let whole = [Some(row), baseline].into_iter().flatten().all(|row| row.n_units() <= comparison.n_pairs);
-    let on = if whole { String::new() } else { format!(" on the {} seeds that both have", comparison.n_pairs) };
+    let seeds = |row: &Row| -> BTreeSet<_> { row.runs.iter().map(|run| (run.distill_seed, run.train_seed)).collect() };
+    let on = if !whole {
+        format!(" on the {} seeds that both have", comparison.n_pairs)
+    } else if baseline.is_some_and(|baseline| seeds(baseline) != seeds(row)) {
+        " on the pairs of seeds (distillation and training) that both have".to_owned()
+    } else {
+        String::new()
+    };
     Some(format!("Compared with {name}{on}: {points} points {side}, {verdict}."))
 }

@@ -93,10 +93,13 @@ impl Lease {
         let number = old.last().map_or(1, |(number, _)| number + 1);
         let path = folder.join(format!("{PREFIX}{number:06}"));
         let token = token();
-        match File::create_new(&path).and_then(|mut file| file.write_all(token.as_bytes())) {
+        let written = match File::create_new(&path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
-            result => result.with_context(|| format!("cannot write {}", path.display()))?,
-        }
+            // Without its text, it would keep everyone from the job until it expires.
+            created => created
+                .and_then(|mut file| file.write_all(token.as_bytes()).inspect_err(|_| drop(fs::remove_file(&path)))),
+        };
+        written.with_context(|| format!("cannot write {}", path.display()))?;
         // Those before it are dead.
         old.iter().try_for_each(|(_, path)| remove_if_present(path))?;
         let lost = Arc::new(AtomicBool::new(false));

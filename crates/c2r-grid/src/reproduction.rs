@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, path::PathBuf, thread};
 
 use anyhow::Context;
 use c2r_experiment::SubsetOrder;
-use c2r_run::{exit, process, terminal};
+use c2r_run::{exit, process, signals, terminal};
 
 use crate::{
     Grid, GridPlan, Job, SlurmArray, estimate,
@@ -90,7 +90,10 @@ impl Reproduction<'_> {
             return Ok(None);
         }
         let [table, report] = self.result_args();
-        let status = process::foreground(&mut place.command(&table), |_| {})?;
+        let status = process::foreground(&mut place.command(&table), |_| {}).map_err(|error| {
+            // What is finished is not to be discarded again.
+            if signals::requests() > 0 { signals::stopped(signals::how_to_resume(place.force)) } else { error }
+        })?;
         let outside = match status.code().map(u8::try_from) {
             Some(Ok(0)) => false,
             Some(Ok(exit::OUTSIDE_TOLERANCE)) => true,

@@ -153,24 +153,25 @@ pub fn finished(jobs: &[Job]) -> Vec<bool> {
 /// Deletes all work on `jobs`, finished or not.
 ///
 /// # Errors
-/// If another process works on one of them (nothing is deleted then), or a file cannot be deleted.
+/// If another process works on one of them (nothing is deleted then, unless it began in this moment), or a file cannot be
+/// deleted.
 pub(crate) fn discard(jobs: &[Job]) -> anyhow::Result<()> {
+    let claim = |job: &Job| {
+        let taken =
+            || exit::usage(format!("--force: another process works on {}; wait for it, or stop it", job.name()));
+        Lease::claim(&job.folder)?.ok_or_else(taken)
+    };
     let distinct: BTreeMap<&str, &Job> = jobs.iter().map(|job| (job.id.as_str(), job)).collect();
     let mut begun = Vec::new();
     for job in distinct.into_values() {
         if pack::files(job)?.is_empty() {
             continue;
         }
-        if Lease::claim(&job.folder)?.is_none() {
-            return Err(exit::usage(format!(
-                "--force: another process works on {}; wait for it, or stop it",
-                job.name()
-            )));
-        }
+        drop(claim(job)?);
         begun.push(job);
     }
     for job in begun {
-        let _lease = Lease::claim(&job.folder)?;
+        let _lease = claim(job)?;
         record::forget(job)?;
         for (file, _) in pack::files(job)? {
             remove_if_present(&job.folder.join(file))?;

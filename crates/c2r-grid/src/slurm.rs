@@ -77,20 +77,24 @@ impl SlurmArray<'_> {
                     self.name
                 )));
             }
+            Some(Submission { array, .. }) if place.force => {
+                return Err(exit::usage(format!(
+                    "--force: array {array} for {} is still queued; the command without --force waits for it, and `scancel \
+                     {array}` stops it",
+                    self.name
+                )));
+            }
             Some(old) => {
                 terminal::note(format!("array {} is still queued; waiting for it", old.array));
                 old
             }
             None => {
-                if place.force {
-                    discard(&plan.jobs)?;
-                }
                 let submission = self.submit(plan, before, &folder, place)?;
                 write_json(&note, &submission)?;
                 submission
             }
         };
-        wait(&submission.array, plan)?;
+        wait(&submission.array, plan, place.force)?;
         Ok(collect(plan, before, submission.n_shards, &folder))
     }
 
@@ -106,16 +110,26 @@ impl SlurmArray<'_> {
         let script_path = folder.join("task.sh");
         write_atomically(&script_path, script.as_bytes())?;
         let at_once = self.at_once.map_or(String::new(), |n| format!("%{n}"));
-        let mut command = Command::new("sbatch");
-        command.arg("--parsable").arg(format!("--job-name=c2r-{}", self.name));
-        command.arg(format!("--array={}{at_once}", open.iter().map(usize::to_string).collect::<Vec<_>>().join(",")));
-        command.arg(format!("--output={}", log_path(folder, "%a").display()));
-        command.args(self.options.iter().flat_map(|options| options.split_whitespace())).arg(&script_path);
-        let output = slurm(command)?;
-        if !output.status.success() {
-            let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            return Err(exit::usage(format!("sbatch refused the array: {reason}")));
+        let sbatch = |option: Option<&str>| {
+            let mut command = Command::new("sbatch");
+            command.args(option).arg("--parsable").arg(format!("--job-name=c2r-{}", self.name));
+            command
+                .arg(format!("--array={}{at_once}", open.iter().map(usize::to_string).collect::<Vec<_>>().join(",")));
+            command.arg(format!("--output={}", log_path(folder, "%a").display()));
+            command.args(self.options.iter().flat_map(|options| options.split_whitespace())).arg(&script_path);
+            let output = slurm(command)?;
+            if !output.status.success() {
+                let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+                return Err(exit::usage(format!("sbatch refused the array: {reason}")));
+            }
+            anyhow::Ok(output)
+        };
+        if place.force {
+            // Nothing is deleted for an array that Slurm would refuse.
+            sbatch(Some("--test-only"))?;
+            discard(&plan.jobs)?;
         }
+        let output = sbatch(None)?;
         // `--parsable` prints the number, and the cluster after a semicolon where there are several.
         let printed = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         let array = printed.split(';').next().unwrap_or_default().to_owned();
@@ -151,7 +165,7 @@ fn is_queued(array: &str) -> anyhow::Result<bool> {
     Ok(false)
 }
 
-fn wait(array: &str, plan: &GridPlan) -> anyhow::Result<()> {
+fn wait(array: &str, plan: &GridPlan, force: bool) -> anyhow::Result<()> {
     let (start, mut shown) = (Instant::now(), Instant::now());
     let mut n_silent = 0;
     loop {
@@ -175,8 +189,9 @@ fn wait(array: &str, plan: &GridPlan) -> anyhow::Result<()> {
         let next = Instant::now() + ASK_AGAIN;
         while Instant::now() < next {
             if signals::requests() > 0 {
+                let command = if force { "the same command without --force" } else { "the same command" };
                 return Err(signals::stopped(format!(
-                    "array {array} keeps running; the same command waits for it again, `scancel {array}` stops it"
+                    "array {array} keeps running; {command} waits for it again, `scancel {array}` stops it"
                 )));
             }
             thread::sleep(process::POLL);

@@ -13,6 +13,7 @@
 #include <filesystem>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <sstream>
 #include <tuple>
 #include <utility>
@@ -150,15 +151,22 @@ struct Kernels {
 
 using Key = std::tuple<int, int64_t, int64_t, int64_t>;
 
-std::recursive_mutex mutex;
+// Held while kernels are compiled and compared. The comparison waits for libtorch's thread of the device, so what runs there,
+// a gradient that another thread asked for, must never wait for this: it takes `reading` only, which nobody holds for long.
+std::mutex making;
+std::mutex reading;
 std::map<Key, Kernels> compiled;
 
 Key key(const at::Tensor& x, const Size& size) { return {x.get_device(), size.channels, size.height, size.width}; }
 
-Kernels kernels_for(const at::Tensor& x, const Size& size) {
-  const std::lock_guard<std::recursive_mutex> lock(mutex);
-  return compiled.at(key(x, size));
+std::optional<Kernels> find(const Key& key) {
+  const std::lock_guard<std::mutex> lock(reading);
+  const auto found = compiled.find(key);
+  if (found == compiled.end()) return std::nullopt;
+  return found->second;
 }
+
+Kernels kernels_for(const at::Tensor& x, const Size& size) { return find(key(x, size)).value(); }
 
 Kernels compile(const at::Tensor& x, const Size& size) {
   const std::string code = ptx("", size, architecture(x.get_device()));
@@ -301,9 +309,10 @@ bool exists(const Size& size) {
 
 bool ready(const at::Tensor& x, const Size& size) {
   if (!exists(size)) return false;
-  const std::lock_guard<std::recursive_mutex> lock(mutex);
-  const auto known = compiled.find(key(x, size));
-  if (known != compiled.end()) return known->second.reason.empty();
+  if (const auto known = find(key(x, size))) return known->reason.empty();
+  const std::lock_guard<std::mutex> lock(making);
+  // Another thread may have made them while this one waited.
+  if (const auto known = find(key(x, size))) return known->reason.empty();
   Kernels kernels;
   try {
     const c10::DeviceGuard device(x.device());
@@ -315,6 +324,7 @@ bool ready(const at::Tensor& x, const Size& size) {
   } catch (const std::exception& error) {
     kernels.reason = error.what();
   }
+  const std::lock_guard<std::mutex> short_lock(reading);
   return compiled.emplace(key(x, size), kernels).first->second.reason.empty();
 }
 
@@ -342,7 +352,7 @@ void first_backward(const First& inputs, const at::Tensor& moments, const at::Te
 }
 
 std::string state() {
-  const std::lock_guard<std::recursive_mutex> lock(mutex);
+  const std::lock_guard<std::mutex> lock(reading);
   std::ostringstream lines;
   for (const auto& [at, kernels] : compiled) {
     const auto& [device, channels, height, width] = at;

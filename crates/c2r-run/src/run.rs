@@ -4,7 +4,7 @@ use std::{
     time::Instant,
 };
 
-use c2r_files::{FileError, path_to_text, read_json, remove_parts, sha256_of_file, write_json};
+use c2r_files::{FileError, path_to_text, read_json, remove_if_present, remove_parts, sha256_of_file, write_json};
 use serde_json::Value;
 
 use crate::{
@@ -106,8 +106,17 @@ impl Place {
     /// as claiming every file.
     pub fn claims(&self, file: &Path) -> bool {
         let Ok(record) = read_json::<Record>(&self.record) else { return self.record.exists() };
-        let name = file.file_name().map(path_to_text);
-        record.outputs.is_empty() || name.is_some_and(|name| record.outputs.iter().any(|output| *output == name))
+        let name = self.name_of(file);
+        record.outputs.is_empty() || name.is_some_and(|name| record.outputs.contains(&name))
+    }
+
+    /// What the record calls an output: the file's name where it is beside the record, so that both can be moved together,
+    /// and its whole path elsewhere.
+    fn name_of(&self, file: &Path) -> Option<String> {
+        let name = path_to_text(file.file_name()?).into_owned();
+        let [own, other] = [&self.record, file].map(|path| std::path::absolute(path).ok());
+        let is_beside = own.as_deref().and_then(Path::parent) == other.as_deref().and_then(Path::parent);
+        Some(if is_beside { name } else { path_to_text(other?.as_os_str()).into_owned() })
     }
 }
 
@@ -159,8 +168,7 @@ impl Run {
         }
         let Plan { stage, config, environment, outputs, main } = plan;
         let mut record = Record::new(stage, config, environment);
-        record.outputs =
-            outputs.iter().filter_map(|(_, path)| Some(path_to_text(path.file_name()?).into_owned())).collect();
+        record.outputs = outputs.iter().filter_map(|(_, path)| place.name_of(path)).collect();
         let mut status = Status::New;
         if place.record.exists() {
             let read = read_json::<Record>(&place.record);
@@ -172,6 +180,10 @@ impl Run {
             }
             if force {
                 discard()?;
+                if !place.is_folder {
+                    // What it tells of is gone. In a folder it is replaced at once.
+                    remove_if_present(&place.record)?;
+                }
             } else {
                 let old = read.map_err(|source| RunError::Unreadable { path: place.record.clone(), source })?;
                 if let Some(difference) = first_difference(&old.config, &record.config, "") {
@@ -359,5 +371,26 @@ mod tests {
         assert!(matches!(open(), Err(RunError::Changed { path }) if path == output));
         std::fs::remove_file(&output).unwrap();
         assert_eq!(open().unwrap().1, Status::New);
+        // What is discarded leaves no record that could be taken for one of this run.
+        let forced = Run::open(Place::beside(&output), plan(&json!(2), &[&output]), true, || Ok(())).unwrap();
+        assert!(forced.1 == Status::New && !record.exists());
+    }
+
+    /// Two outputs of one name in different folders are different files, and both may move with the record's folder.
+    #[test]
+    fn a_run_claims_its_own_files_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let [at, other] = ["at", "other"].map(|name| folder.path().join(name));
+        let (output, saved) = (at.join("attack.json"), folder.path().join("sets").join("images"));
+        let mut run =
+            Run::open(Place::beside(&output), plan(&json!(1), &[&output, &saved]), false, || unreachable!()).unwrap().0;
+        run.save(json!(null)).unwrap();
+        drop(run);
+        let place = Place::beside(&output);
+        assert!(place.claims(&output) && place.claims(&saved));
+        assert!(!place.claims(&other.join("images")) && !place.claims(&at.join("images")));
+        std::fs::rename(&at, &other).unwrap();
+        let moved = other.join("attack.json");
+        assert!(Place::beside(&moved).claims(&moved));
     }
 }

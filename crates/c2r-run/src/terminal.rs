@@ -6,7 +6,7 @@
 use std::{
     backtrace::{Backtrace, BacktraceStatus},
     borrow::Cow,
-    fmt::Write as _,
+    fmt::{self, Write as _},
     io::{self, ErrorKind, IsTerminal, Write},
     panic::{self, PanicHookInfo},
     process::ExitCode,
@@ -16,7 +16,7 @@ use std::{
 };
 
 use anyhow::Context;
-use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use crate::{exit, signals};
 
@@ -219,9 +219,9 @@ impl Ui {
         }
     }
 
-    /// Progress in steps of a known number; nothing when quiet.
-    pub fn progress(&self, label: &str, total: u64) -> Progress {
-        Progress::new(label, Some(total), Unit::Steps, self.quiet)
+    /// Progress in steps: `done` of `total` were done before. Shows nothing when quiet.
+    pub fn progress(&self, label: &str, done: u64, total: u64) -> Progress {
+        Progress::new(label, (done, Some(total)), Unit::Steps, self.quiet)
     }
 
     /// True once the process was asked to stop ([`signals`]) or nobody reads its results any more: save the state and
@@ -241,49 +241,68 @@ enum Unit {
 /// without [`Progress::finish`], the bar disappears, too.
 pub struct Progress {
     bar: ProgressBar,
-    lines: Option<Lines>,
+    shown: Arc<Watched>,
+    /// What prints it where there is no bar.
+    _lines: Option<Lines>,
 }
 
 impl Progress {
     /// Progress in bytes, of which there are `total` where that is known.
     pub fn bytes(label: &str, total: Option<u64>) -> Self {
-        Self::new(label, total, Unit::Bytes, false)
+        Self::new(label, (0, total), Unit::Bytes, false)
     }
 
-    fn new(label: &str, total: Option<u64>, unit: Unit, quiet: bool) -> Self {
+    fn new(label: &str, (done, total): (u64, Option<u64>), unit: Unit, quiet: bool) -> Self {
         let hidden = quiet || !is_terminal();
         let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let template = match (unit, total) {
-            (Unit::Steps, _) => "{prefix} [{bar:30}] {pos}/{len} {msg} ({elapsed}, {eta} left)",
+            (Unit::Steps, _) => "{prefix} [{bar:30}] {pos}/{len} {msg} ({times})",
             (Unit::Bytes, Some(_)) => {
                 "{prefix} [{bar:30}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} ({eta} left)"
             }
             (Unit::Bytes, None) => "{prefix} {spinner} {decimal_bytes} {decimal_bytes_per_sec}",
         };
-        let style = ProgressStyle::with_template(template).expect("the templates are constants");
+        let shown = Shown {
+            label: label.to_owned(),
+            total,
+            unit,
+            start: Instant::now(),
+            before: done,
+            position: done,
+            left: None,
+            message: String::new(),
+        };
+        let shown = Arc::new(Watched { state: Mutex::new((shown, false)), over: Condvar::new() });
+        let times = Arc::clone(&shown);
+        let style = ProgressStyle::with_template(template).expect("the templates are constants").with_key(
+            "times",
+            move |_: &ProgressState, text: &mut dyn fmt::Write| {
+                let _ = text.write_str(&locked(&times.state).0.times());
+            },
+        );
         let bar = ProgressBar::with_draw_target(total, target).with_style(style.progress_chars("=> "));
-        let lines = (hidden && !quiet).then(|| {
-            let shown = Shown {
-                label: label.to_owned(),
-                total,
-                unit,
-                start: Instant::now(),
-                position: 0,
-                message: String::new(),
-            };
-            Lines::new(shown, if unit == Unit::Bytes { BYTES_EVERY } else { STEPS_EVERY }, note)
-        });
-        Self { bar: bar.with_prefix(escaped(label).into_owned()), lines }
+        let every = if unit == Unit::Bytes { BYTES_EVERY } else { STEPS_EVERY };
+        let lines = (hidden && !quiet).then(|| Lines::new(Arc::clone(&shown), every, note));
+        Self { bar: bar.with_prefix(escaped(label).into_owned()), shown, _lines: lines }
     }
 
     /// Moves to `position` and shows `message`.
     pub fn set(&mut self, position: u64, message: impl Into<String>) {
         let message = message.into();
-        self.bar.set_position(position);
-        if let Some(lines) = &self.lines {
-            lines.set(position, &message);
+        let safe = escaped(&message).into_owned();
+        {
+            let shown = &mut locked(&self.shown.state).0;
+            shown.position = position;
+            shown.message = message;
         }
-        self.bar.set_message(escaped(&message).into_owned());
+        self.bar.set_position(position);
+        self.bar.set_message(safe);
+    }
+
+    /// Shows that `seconds` are left, for steps of which some take longer than others. Without it, the steps left are
+    /// taken to be as fast as those since the beginning.
+    pub fn set_left(&mut self, seconds: f64) {
+        locked(&self.shown.state).0.left = Some(seconds);
     }
 
     /// Removes the bar.
@@ -303,40 +322,56 @@ struct Shown {
     total: Option<u64>,
     unit: Unit,
     start: Instant,
+    /// The position at the start.
+    before: u64,
     position: u64,
+    /// Seconds left, where the caller knows them.
+    left: Option<f64>,
     message: String,
 }
 
 impl Shown {
+    /// How long it has run, and how long it will.
+    fn times(&self) -> String {
+        let Self { total, start, before, position, left, .. } = self;
+        let (elapsed, rest) = (start.elapsed().as_secs_f64(), total.unwrap_or(0).saturating_sub(*position) as f64);
+        let moved = position.saturating_sub(*before);
+        let left = left.or_else(|| (moved > 0).then(|| elapsed / moved as f64 * rest));
+        let left = left.map_or_else(String::new, |left| format!(", {} left", seconds(left)));
+        format!("{}{left}", seconds(elapsed))
+    }
+
     fn line(&self) -> String {
         let Self { label, total, unit, position, message, .. } = self;
         if *unit == Unit::Bytes {
             let of = total.map(|total| format!(" of {}", megabytes(total))).unwrap_or_default();
             return format!("... {label}: {}{of}", megabytes(*position));
         }
-        let (elapsed, total) = (self.start.elapsed().as_secs_f64(), total.unwrap_or(0));
-        let left = (*position > 0).then(|| elapsed / *position as f64 * total.saturating_sub(*position) as f64);
-        let left = left.map_or_else(String::new, |left| format!(", {} left", seconds(left)));
         let message = if message.is_empty() { String::new() } else { format!(" {message}") };
-        format!("{label} {position}/{total}{message} ({}{left})", seconds(elapsed))
+        format!("{label} {position}/{}{message} ({})", total.unwrap_or(0), self.times())
     }
+}
+
+/// What is shown, and whether it is over.
+struct Watched {
+    state: Mutex<(Shown, bool)>,
+    over: Condvar,
 }
 
 /// A thread that prints a line of progress at intervals, until this is dropped.
 struct Lines {
-    shared: Arc<(Mutex<(Shown, bool)>, Condvar)>,
+    shown: Arc<Watched>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
 impl Lines {
-    fn new(shown: Shown, every: Duration, print: impl Fn(String) + Send + 'static) -> Self {
-        let shared = Arc::new((Mutex::new((shown, false)), Condvar::new()));
-        let watched = Arc::clone(&shared);
+    fn new(shown: Arc<Watched>, every: Duration, print: impl Fn(String) + Send + 'static) -> Self {
+        let watched = Arc::clone(&shown);
         let thread = thread::spawn(move || {
-            let (state, stopped) = &*watched;
+            let Watched { state, over } = &*watched;
             let mut guard = locked(state);
             loop {
-                let waited = stopped.wait_timeout_while(guard, every, |(_, over)| !*over);
+                let waited = over.wait_timeout_while(guard, every, |(_, over)| !*over);
                 guard = waited.unwrap_or_else(PoisonError::into_inner).0;
                 if guard.1 {
                     return;
@@ -344,20 +379,14 @@ impl Lines {
                 print(guard.0.line());
             }
         });
-        Self { shared, thread: Some(thread) }
-    }
-
-    fn set(&self, position: u64, message: &str) {
-        let shown = &mut locked(&self.shared.0).0;
-        shown.position = position;
-        message.clone_into(&mut shown.message);
+        Self { shown, thread: Some(thread) }
     }
 }
 
 impl Drop for Lines {
     fn drop(&mut self) {
-        locked(&self.shared.0).1 = true;
-        self.shared.1.notify_all();
+        locked(&self.shown.state).1 = true;
+        self.shown.over.notify_all();
         if let Some(thread) = self.thread.take() {
             // If it has panicked, the panic has printed its own message.
             let _ = thread.join();
@@ -420,15 +449,20 @@ mod tests {
     fn lines_come_whether_or_not_something_moves() {
         let shown = |unit, position, total| {
             let (label, start, message) = ("apgd-t".to_owned(), Instant::now(), String::new());
-            Shown { label, total, unit, start, position, message }
+            Shown { label, total, unit, start, before: 0, position, left: None, message }
         };
         let (sender, lines) = std::sync::mpsc::channel();
-        let progress = Lines::new(shown(Unit::Steps, 0, Some(39)), Duration::from_millis(1), move |line| {
+        let watched =
+            Arc::new(Watched { state: Mutex::new((shown(Unit::Steps, 0, Some(39)), false)), over: Condvar::new() });
+        let progress = Lines::new(Arc::clone(&watched), Duration::from_millis(1), move |line| {
             let _ = sender.send(line);
         });
         let first: String = lines.iter().next().unwrap();
         assert!(first.starts_with("apgd-t 0/39 (") && !first.contains("left"), "{first}");
-        progress.set(13, "25.0 % robust");
+        {
+            let shown = &mut locked(&watched.state).0;
+            (shown.position, shown.message) = (13, "25.0 % robust".to_owned());
+        }
         let moved = lines.iter().find(|line| line.contains("13/39")).unwrap();
         assert!(moved.starts_with("apgd-t 13/39 25.0 % robust (") && moved.ends_with(" left)"), "{moved}");
         drop(progress);
@@ -436,6 +470,19 @@ mod tests {
         assert!(lines.iter().all(|line| line.contains("13/39")));
         assert_eq!(shown(Unit::Bytes, 3_000_000, Some(9_000_000)).line(), "... apgd-t: 3 MB of 9 MB");
         assert_eq!(shown(Unit::Bytes, 3_000_000, None).line(), "... apgd-t: 3 MB");
+    }
+
+    #[test]
+    fn the_time_left_is_that_of_the_steps_of_this_run() {
+        let start = Instant::now().checked_sub(Duration::from_secs(100)).unwrap();
+        let of = |before, position, left| {
+            let (label, message) = ("distil".to_owned(), String::new());
+            Shown { label, total: Some(400), unit: Unit::Steps, start, before, position, left, message }.times()
+        };
+        assert_eq!(of(0, 100, None), "100 s, 5 min 0 s left");
+        assert_eq!(of(300, 350, None), "100 s, 100 s left", "300 were done before");
+        assert_eq!(of(300, 300, None), "100 s", "nothing is known yet");
+        assert_eq!(of(0, 100, Some(40.0)), "100 s, 40 s left", "as the caller says");
     }
 
     #[test]

@@ -167,6 +167,9 @@ fn a_job_array_fills_the_grid_and_failures_come_back_with_their_logs() {
     // What Slurm refuses is said in its words.
     let (code, said, _) = array(&["--seeds", "7", "--sbatch", "--partition=nowhere"]);
     assert!(code == Some(2) && said.contains("sbatch refused the array") && said.contains("partition"), "{said}");
+    let (code, said, _) = array(&["--force", "--sbatch", "--partition=nowhere"]);
+    assert!(code == Some(2) && said.contains("sbatch refused the array"), "{said}");
+    assert_eq!(checkout.n_finished(), N_COMMANDS, "nothing is discarded for an array that is refused");
 }
 
 #[test]
@@ -178,4 +181,10 @@ fn without_slurm_it_says_so() {
     assert!(code == Some(2) && said.contains("`sbatch` is not installed here"), "{said}");
     let (code, said) = ended(&checkout.reproduce(&["--sbatch", "--time=5"]).output().unwrap());
     assert!(code == Some(2) && said.contains("--sbatch is for --launcher slurm"), "{said}");
+    let (code, said) = ended(&checkout.reproduce(&[]).output().unwrap());
+    assert_eq!((code, checkout.n_finished()), (Some(0), N_COMMANDS), "{said}");
+    let forced = checkout.reproduce(&["--launcher", "slurm", "--force"]).env("PATH", empty.path()).output().unwrap();
+    let (code, said) = ended(&forced);
+    assert!(code == Some(2) && said.contains("`sbatch` is not installed here"), "{said}");
+    assert_eq!(checkout.n_finished(), N_COMMANDS, "nothing is discarded without Slurm");
 }

@@ -228,7 +228,7 @@ fn watched(
     mut journal: Option<&mut Journal>,
     ui: &Ui,
 ) -> anyhow::Result<AttackReport> {
-    let mut progress = ui.progress("clean", inputs.images.len() as u64);
+    let mut progress = ui.progress("clean", 0, inputs.images.len() as u64);
     let resume = signals::how_to_resume(force);
     let mut failure = None;
     let record = journal.as_ref().map(|journal| journal.run.record().to_owned());
@@ -244,7 +244,7 @@ fn watched(
         match event {
             Event::Clean { done, .. } => progress.set(*done as u64, ""),
             Event::Started { attack, done, total, .. } => {
-                let next = ui.progress(attack, *total as u64);
+                let next = ui.progress(attack, *done as u64, *total as u64);
                 std::mem::replace(&mut progress, next).finish();
                 progress.set(*done as u64, "");
                 // After a request to stop, the next event saves the state.
@@ -262,7 +262,8 @@ fn watched(
                     return ControlFlow::Break(());
                 }
             }
-            Event::Stopped { report, .. } => {
+            // A session that finished no batch has nothing new to save, and is not to look like progress.
+            Event::Stopped { report, .. } if judged || record.as_ref().is_some_and(|record| !record.is_file()) => {
                 failure = journal.as_mut().and_then(|journal| journal.save(report, true).err());
             }
             _ => {}
@@ -276,7 +277,7 @@ fn watched(
     if let (Err(error), Some(report)) = (&result, &last)
         && !matches!(error, AttackError::Interrupted)
     {
-        output::print_finished(report, record.as_deref());
+        output::print_finished(report, record.as_deref(), resume);
     }
     result.map_err(|error| match error {
         AttackError::Interrupted => signals::stopped(match record {

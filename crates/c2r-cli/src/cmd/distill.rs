@@ -215,7 +215,8 @@ fn shared_networks(distillation: &Distillation, args: &Args) -> Option<PathBuf> 
 /// Runs until finished; saves the state on the way, on Ctrl-C, and not after a failure.
 fn work(distillation: &mut Distillation, run: &mut Run, args: &Args, ui: &Ui) -> anyhow::Result<()> {
     let mut log = run.log(distillation.iteration())?;
-    let mut progress = ui.progress("distil", distillation.progress().1);
+    let (done, total) = distillation.progress();
+    let mut progress = ui.progress("distil", done, total);
     let mut saved = Instant::now();
     let mut since_saved = 0;
     let pace = Pace::new(distillation);
@@ -264,6 +265,7 @@ fn work(distillation: &mut Distillation, run: &mut Run, args: &Args, ui: &Ui) ->
             }
             _ => "",
         };
+        progress.set_left(pace.seconds_left(distillation));
         progress.set(done, format!("{what}{numbers}{} images/s", ui::count(pace.images(distillation))));
         let interrupted = ui.interrupted();
         let due =
@@ -301,12 +303,13 @@ fn describe(report: &StepReport) -> String {
 struct Pace {
     start: Instant,
     forward: u64,
-    done: u64,
+    /// [`Distillation::work_progress`] at the start.
+    done: f64,
 }
 
 impl Pace {
     fn new(distillation: &Distillation) -> Self {
-        Self { start: Instant::now(), forward: distillation.passes().forward, done: distillation.progress().0 }
+        Self { start: Instant::now(), forward: distillation.passes().forward, done: distillation.work_progress().0 }
     }
 
     /// Images sent forward through a network per second.
@@ -314,11 +317,10 @@ impl Pace {
         (distillation.passes().forward - self.forward) as f64 / self.start.elapsed().as_secs_f64().max(1e-9)
     }
 
-    /// Seconds left if the rest is as fast as this session was so far.
+    /// Seconds left if a pass through a network takes as long as in this session so far.
     fn seconds_left(&self, distillation: &Distillation) -> f64 {
-        let (done, total) = distillation.progress();
-        let steps = (done - self.done).max(1) as f64;
-        self.start.elapsed().as_secs_f64() / steps * (total - done) as f64
+        let (done, total) = distillation.work_progress();
+        self.start.elapsed().as_secs_f64() / (done - self.done).max(1.0) * (total - done)
     }
 
     /// A line of `--json` with the speed.

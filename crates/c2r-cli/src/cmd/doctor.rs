@@ -390,6 +390,13 @@ fn setting(args: &Args, what: Profiled, device: Device) -> anyhow::Result<profil
         }
         Some(shape) => (profile::random_images(shape, args.classes as usize, n)?, ModelSpec::convnet(3, 128)),
     };
+    if what != Profiled::Distill
+        && let Some(option) =
+            [("--set", !args.set.is_empty()), ("--write", args.write.is_some())].iter().find(|(_, given)| *given)
+    {
+        let option = option.0;
+        return exit::fail(exit::USAGE, format!("{option} has no effect here: it goes with --profile distill"));
+    }
     let (model, attacks) = (args.model.unwrap_or(own), args.attack.clone());
     if let Some(folder) = &args.trace {
         fs::create_dir_all(folder).with_context(|| format!("cannot create the folder {}", folder.display()))?;

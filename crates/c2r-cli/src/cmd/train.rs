@@ -113,9 +113,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "WHICH", default_value = "last", value_parser = selections())]
     select: Selection,
 
-    /// Share of the real training images of each class on which --select held-out compares the networks
-    #[arg(long, value_name = "SHARE", default_value_t = 0.1, value_parser = parse_share)]
-    held_out_part: f64,
+    /// Share of the real training images of each class on which --select held-out compares the networks [default: 0.1]
+    #[arg(long, value_name = "SHARE", value_parser = parse_share)]
+    held_out_part: Option<f64>,
 
     /// Steps between the networks that --select compares [default: a hundredth of the training]
     #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
@@ -234,6 +234,9 @@ pub(crate) fn run(args: Args, device: Device, bf16: bool, ui: &Ui) -> anyhow::Re
     if args.select_every.is_some() && args.select.is_last() {
         ui.note("note: --select-every has no effect: --select last compares no networks");
     }
+    if args.held_out_part.is_some() && args.select != Selection::HeldOut {
+        ui.note("note: --held-out-part has no effect without --select held-out");
+    }
     if args.print_config {
         ui.text(toml::to_string(&config)?.trim_end());
         return Ok(());
@@ -253,7 +256,7 @@ pub(crate) fn run(args: Args, device: Device, bf16: bool, ui: &Ui) -> anyhow::Re
         subject.notes.push(how_long(&config, total, material.source().len()));
     }
     if bf16 {
-        subject.notes.push("trained in bf16, whose effect on accuracy has not been studied".to_owned());
+        subject.notes.push("trained in bf16 (docs/cli.md)".to_owned());
     }
     let mut record = json!({ "subject": subject, "train": config, "images_sha256": material.fingerprint() });
     if is_learned {
@@ -294,7 +297,7 @@ pub(crate) fn run(args: Args, device: Device, bf16: bool, ui: &Ui) -> anyhow::Re
     }
     signals::will_save();
     let mut log = run.log(trainer.steps_done())?;
-    let mut progress = ui.progress("train", trainer.steps());
+    let mut progress = ui.progress("train", trainer.steps_done(), trainer.steps());
     let mut saved = Instant::now();
     let mut doing = String::new();
     let next = |trainer: &mut Trainer<'_>| {
@@ -381,6 +384,11 @@ fn judges(args: &Args, test: &Split, held_out: Split, of_a_set: bool) -> (Labell
 /// Which real images are kept aside is the same for every run.
 const HELD_OUT_SEED: u64 = 0;
 
+/// The share of the real training images that is kept aside.
+fn held_out_part(args: &Args) -> f64 {
+    args.held_out_part.unwrap_or(0.1)
+}
+
 fn synthetic(file: &Path, args: &Args, device: Device, ui: &Ui) -> anyhow::Result<Material> {
     let set = SyntheticSet::load(file).or_exit(exit::DATA)?;
     let (images, labels) = set.decode(device);
@@ -422,7 +430,7 @@ fn synthetic(file: &Path, args: &Args, device: Device, ui: &Ui) -> anyhow::Resul
     let mut judged_on = None;
     if !args.select.is_last() {
         let dataset = data::load(&header.dataset, args.data.as_deref(), ui)?;
-        let (_, held_out) = dataset.train.hold_out(args.held_out_part, Seed::new(HELD_OUT_SEED));
+        let (_, held_out) = dataset.train.hold_out(held_out_part(args), Seed::new(HELD_OUT_SEED));
         let (images, note) = judges(args, &dataset.test, held_out, true);
         notes.push(note);
         judged_on = Some(images);
@@ -467,7 +475,7 @@ fn real(name: &str, args: &Args, ui: &Ui) -> anyhow::Result<Material> {
     let data_sha256 = split.sha256();
     let mut judged_on = None;
     if !args.select.is_last() {
-        let (rest, held_out) = split.hold_out(args.held_out_part, Seed::new(HELD_OUT_SEED));
+        let (rest, held_out) = split.hold_out(held_out_part(args), Seed::new(HELD_OUT_SEED));
         if args.select == Selection::HeldOut {
             split = rest;
         }

@@ -398,6 +398,13 @@ fn a_resumed_attack_replaces_only_its_own_files() {
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(refused.status.code() == Some(2) && said.contains("foreign.safetensors exists"), "{said}");
     assert_eq!(std::fs::read(&foreign).unwrap(), b"precious");
+    // A file of the same name in another folder is not its own either.
+    std::fs::create_dir(folder.path().join("other")).unwrap();
+    let namesake = folder.path().join("other").join("mine.safetensors").display().to_string();
+    std::fs::write(&namesake, "precious").unwrap();
+    let refused = with_save(&namesake, &["--set", "square.queries=1000000"]);
+    assert_eq!(refused.status.code(), Some(2), "{}", String::from_utf8_lossy(&refused.stderr));
+    assert_eq!(std::fs::read(&namesake).unwrap(), b"precious");
     // What it had written itself when it was killed.
     std::fs::write(&mine, "half").unwrap();
     let resumed = with_save(&mine, &["--set", "square.queries=1000000", "--time-limit", "2s"]);

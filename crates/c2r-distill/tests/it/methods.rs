@@ -72,15 +72,37 @@ fn every_method_resumes_to_the_same_bytes() {
             distillation = start(&config);
             distillation.restore(&TensorFile::read(&path).unwrap()).unwrap();
             assert_eq!(distillation.progress(), before, "{name}");
+            let (worked, _) = distillation.work_progress();
             distillation.step().unwrap();
+            assert!(distillation.work_progress().0 >= worked, "{name}");
             assert_eq!(distillation.progress().0, before.0 + 1, "{name}: a step is a unit of work");
             n_steps += 1;
         }
         let (done, total) = distillation.progress();
         assert_eq!((done, n_steps), (total, total), "{name}");
+        let (done, total) = distillation.work_progress();
+        assert!((done - total).abs() <= 1e-9 * total, "{name}: {done} of {total}");
         assert_eq!(bytes(&distillation), expected, "{name}");
         assert_eq!(distillation.passes(), whole.passes(), "{name}");
     }
+}
+
+/// An update of 40 images that is matched with 40 real ones is more work than a training step on 4.
+#[test]
+fn work_counts_an_update_for_more_than_a_training_step() {
+    let mut distillation = start(&profile("faithful", &[("pool.batch-size", 4.into())]));
+    let (steps, total) = distillation.progress();
+    assert_eq!((steps, distillation.work_progress().0), (0, 0.0));
+    let mut parts = [0.0; 2];
+    while !distillation.is_finished() {
+        let (before, _) = distillation.work_progress();
+        let event = distillation.step().unwrap();
+        let part = usize::from(matches!(event, DistillEvent::Images { .. }));
+        parts[part] += distillation.work_progress().0 - before;
+    }
+    let updates = distillation.iterations() as f64;
+    let [of_step, of_update] = [parts[0] / (total as f64 - updates), parts[1] / updates];
+    assert!(of_update > 3.0 * of_step, "{of_update} against {of_step}");
 }
 
 /// Mean of the first and of the last third of a method's losses.

@@ -23,6 +23,11 @@ fn methods_without_updates_or_attacks_name_what_they_do_not_read() {
     assert!(["iterations", "images.init", "images.lr", "threat"].iter().all(|key| chosen.contains(key)), "{chosen:?}");
     assert_eq!(named("dm").iter().filter(|key| **key == "threat").count(), 1);
     assert!(!named("faithful").contains(&"threat"));
+    // The pool of these trains the teacher, or the one network that chooses.
+    assert!(["pool.snapshots", "pool.max-steps", "pool.push-every"].iter().all(|key| named("sre2l").contains(key)));
+    let herding = named("herding");
+    assert!(["pool.steps-per-iteration", "pool.push-every", "pool.alive"].iter().all(|key| herding.contains(key)));
+    assert!(!herding.contains(&"pool.max-steps"), "{herding:?}");
 }
 
 /// What `idle` names does nothing, and nothing that acts is named.

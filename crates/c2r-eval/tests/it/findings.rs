@@ -81,6 +81,17 @@ fn a_comparison_on_some_seeds_says_so() {
     let notes = |method: &str| &whole.sections[0].rows.iter().find(|row| row.method == method).unwrap().notes;
     assert!(notes("c2r").iter().any(|said| said == note), "{:?}", notes("c2r"));
     assert!(notes("class-mean").is_empty(), "{:?}", notes("class-mean"));
+    // One distilled set each, and one of two trainings has no partner.
+    let mut sources = rows(&[("class-mean", 60, 20), ("c2r", 60, 30)]);
+    sources.retain(|source| source.record.subject.distill_seed == Some(0));
+    let mut second = source("c2r", "natural", 0, 60, 2, 2);
+    second.record.subject.train_seed = 1;
+    sources.push(second);
+    let sources = outcomes(sources);
+    let whole = table(&sources, "quick");
+    let row = whole.sections[0].rows.iter().find(|row| row.method == "c2r").unwrap();
+    assert!(row.notes.iter().any(|note| note.contains("only on the one pair of seeds")), "{:?}", row.notes);
+    assert!(shown(&sources).contains("on the pairs of seeds (distillation and training) that both have"));
     let complete = table(&rows(&[("class-mean", 60, 20), ("c2r", 60, 30)]), "quick");
     assert!(complete.sections[0].rows.iter().all(|row| row.notes.is_empty()));
 }

@@ -68,7 +68,8 @@ impl Journal {
         let context = || format!("cannot resume from {}; --force starts again", self.run.record().display());
         let report = serde_json::from_value(state).with_context(context)?;
         if let Some(images) = &mut self.images {
-            images.restore(TensorFile::read(&self.part)?.tensors.into_values().collect()).with_context(context)?;
+            let part = TensorFile::read(&self.part).with_context(context)?;
+            images.restore(part.tensors.into_values().collect()).with_context(context)?;
         }
         Ok(Some(report))
     }

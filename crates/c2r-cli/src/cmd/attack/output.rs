@@ -143,9 +143,9 @@ pub(super) fn write_report(
 }
 
 /// Prints on stderr, before the error, what attacks had finished before the evaluation failed; `record` is where it is kept.
-pub(super) fn print_finished(report: &AttackReport, record: Option<&Path>) {
+pub(super) fn print_finished(report: &AttackReport, record: Option<&Path>, resume: &str) {
     let kept = match record {
-        Some(record) => format!("saved in {}; the same command resumes there", record.display()),
+        Some(record) => format!("saved in {}; {resume}", record.display()),
         None => "not saved; --output saves them".to_owned(),
     };
     note(format!("attacks that finished before the failure ({kept}):"));

@@ -2,7 +2,7 @@
 
 use c2r_distill::Work;
 use c2r_experiment::Selection;
-use c2r_train::{Length, LrSchedule, Protocol, TrainConfig};
+use c2r_train::{AdversarialLoss, Length, LrSchedule, Protocol, TrainConfig};
 use clap::builder::TypedValueParser;
 
 use crate::help;
@@ -76,6 +76,12 @@ pub(crate) fn work(config: &TrainConfig, n: usize) -> Work {
         Length::Epochs(epochs) => epochs as f64 * n as f64,
         Length::Steps(steps) => steps as f64 * config.batch_size.min(n) as f64,
     };
-    let attacked = config.adversarial.as_ref().map_or(0.0, |adversarial| f64::from(adversarial.steps)) * images;
-    Work { forward: attacked, input_gradient: attacked, training: images }
+    let Some(adversarial) = &config.adversarial else {
+        return Work { training: images, ..Work::default() };
+    };
+    let attacked = f64::from(adversarial.steps) * images;
+    // TRADES trains on the clean images and on the attacked ones, and looks at the clean ones before it attacks.
+    let (trained, looks) =
+        if matches!(adversarial.loss, AdversarialLoss::Trades(_)) { (2.0 * images, images) } else { (images, 0.0) };
+    Work { forward: attacked + looks, input_gradient: attacked, training: trained }
 }

@@ -99,7 +99,8 @@ impl C2r {
         let curriculum = &self.config.aac.synthetic;
         let all: Vec<usize> = (0..labels.len()).collect();
         let mut scores = vec![0.0f32; labels.len()];
-        if curriculum.sorts() {
+        // Where perturbations are remembered, this pass also renews those that the weights come from.
+        if curriculum.sorts() || (curriculum.needs_scores() && self.memories[network].cache.is_some()) {
             let attacked = Attacked { images: decoded, labels: step.images.targets(), positions: &all };
             let cache = self.memories[network].cache.as_mut();
             let model = self.pool.network(network);

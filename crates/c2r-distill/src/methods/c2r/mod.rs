@@ -189,7 +189,8 @@ impl MethodConfig for C2rConfig {
         total.add_attacked(common, Place::Synthetic, if companions { iterations * batch } else { 0.0 });
         // An epoch that has an order or a choice begins with scoring all of its images.
         let curriculum = &self.aac.synthetic;
-        let scored = curriculum.sorts() && (batch < decoded as f64 || curriculum.chooses());
+        let scores = curriculum.sorts() || (curriculum.needs_scores() && common.remembers_at(Place::Synthetic));
+        let scored = scores && (batch < decoded as f64 || curriculum.chooses());
         total.add_attacked(common, Place::Synthetic, if scored { iterations * batch } else { 0.0 });
 
         let real = (self.matching.real_per_class * n_classes) as f64;
