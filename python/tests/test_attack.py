@@ -299,3 +299,14 @@ def test_an_error_that_the_check_survives_costs_no_result(images, labels):
 
         with pytest.raises(ValueError, match="of the caller"):
             c2r.attack(NoGradient.apply, images, labels, "square", eps=0.1, queries=5, progress=watch)
+
+        told = []
+
+        def late(x):
+            if told:
+                raise TimeoutError("in the first batch")
+            return NoGradient.apply(x)
+
+        with pytest.raises(TimeoutError, match="in the first batch"):
+            c2r.attack(late, images, labels, "square", eps=0.1, queries=5, progress=lambda *line: told.append(line))
+        assert [line[:2] for line in told] == [("clean", 0)], "the first batch comes after the check"

@@ -249,7 +249,7 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     let summary = reproduction.run(&plan, with_estimate, array.as_ref())?;
     let table = if summary.n_done() > 0 && !args.no_table { reproduction.table() } else { Ok(None) };
     // A table that cannot be made does not hide why commands failed.
-    let concluded = summary.conclude(&plan.jobs);
+    let concluded = summary.conclude(&plan.jobs, args.force);
     if let (Err(error), Err(_)) = (&table, &concluded) {
         terminal::notes(exit::message(error));
     }

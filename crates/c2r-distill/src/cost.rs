@@ -17,8 +17,8 @@ pub struct Work {
 }
 
 impl Work {
-    /// About how many forward passes of one image take as long. A backward pass to the images takes somewhat longer than a
-    /// forward pass; with one to the parameters, all three passes take about as long as three.
+    /// About how many forward passes of one image take as long, to share out time: a backward pass to the images is counted as
+    /// 1.3 of them (a rough guess; it depends on the network), and a training pass, forward and backward to the parameters, as 3.
     pub fn in_forward_passes(&self) -> f64 {
         self.forward + 1.3 * self.input_gradient + 3.0 * self.training
     }

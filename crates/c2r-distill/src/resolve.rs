@@ -214,7 +214,8 @@ impl DistillConfig {
                 let reason = "[pool] only says how the teacher is trained";
                 idle.extend(SIZES_OF_POOL.iter().chain(&CHANGES_OF_POOL).map(|key| (*key, reason)));
             } else if chooses {
-                idle.extend(CHANGES_OF_POOL.map(|key| (key, "the images are chosen by one network, trained once")));
+                let keys = ["pool.snapshots", "pool.min-steps"].into_iter().chain(CHANGES_OF_POOL);
+                idle.extend(keys.map(|key| (key, "one network, trained once for pool.max-steps, chooses the images")));
             }
             if pool.steps_per_iteration == 0 && !serves_teacher && !chooses {
                 idle.push((

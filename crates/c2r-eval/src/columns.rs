@@ -63,6 +63,19 @@ pub(crate) fn averages(attacks: &[String]) -> Vec<(&'static str, Vec<&str>)> {
     averages
 }
 
+/// The attacks from whose outcomes a column that is not an attack's own is computed, in a section with these attacks. Margins
+/// are not among them: they are shown in a part of their own.
+pub(crate) fn parts<'a>(attacks: &'a [String], column: &str) -> Vec<&'a str> {
+    if column == MINIMUM || column == WORST_CASE || RATIOS.contains(&column) {
+        return counted(attacks);
+    }
+    let drop_rate = |attack: &&String| drop_rate_column(attack) == column;
+    if let Some(attack) = attacks.iter().find(drop_rate) {
+        return vec![attack];
+    }
+    averages(attacks).into_iter().find(|(name, _)| *name == column).map(|(_, over)| over).unwrap_or_default()
+}
+
 /// Whether a column is in logits instead of percent.
 pub(crate) fn is_margin(column: &str) -> bool {
     column.strip_prefix(MARGIN).is_some_and(|rest| rest.starts_with("-q"))

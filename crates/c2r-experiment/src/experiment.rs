@@ -8,6 +8,9 @@ use crate::{ExperimentError, Part, SubsetOrder};
 /// Name of the file next to the experiments that holds what they share: `[methods]`, and defaults of their scales.
 pub const COMMON: &str = "common.toml";
 
+/// The most methods left out of a grid that a message names; of more it says how many.
+const MOST_NAMED: usize = 8;
+
 /// One table or figure of a paper.
 ///
 /// What is in [`COMMON`] next to the file belongs to it too: all methods, and for a scale that the file has, every
@@ -304,8 +307,10 @@ impl Experiment {
         if !methods.is_empty() && methods != grid.methods {
             let mut change = format!("methods {}", list(&methods));
             let left_out: Vec<&String> = grid.methods.iter().filter(|method| !methods.contains(method)).collect();
-            if !left_out.is_empty() {
-                change += &format!(", without {}", list(&left_out));
+            match left_out.len() {
+                0 => {}
+                n if n > MOST_NAMED => change += &format!(", without the file's {n} others"),
+                _ => change += &format!(", without {}", list(&left_out)),
             }
             if let Some(baseline) = self.baseline.as_ref().filter(|baseline| left_out.contains(baseline)) {
                 change += &format!(": nothing is compared with `{baseline}`, so there are no p-values");
@@ -617,6 +622,15 @@ over = ["fgsm", "pgd", "cw"]
         );
         let compared = changed(&[], &["class-mean", "c2r"]).unwrap();
         assert_eq!(compared.changes, ["methods class-mean, c2r, without full"]);
+
+        let mut many = read(EXAMPLE, None).unwrap();
+        for n in 0..MOST_NAMED {
+            let (name, method) = (format!("other-{n}"), many.methods["c2r"].clone());
+            many.methods.insert(name.clone(), method);
+            many.scales.get_mut("quick").unwrap().methods.push(name);
+        }
+        many.change_grid("quick", &[], &["class-mean".to_owned(), "c2r".to_owned()]).unwrap();
+        assert_eq!(many.scales["quick"].changes, ["methods class-mean, c2r, without the file's 9 others"]);
 
         let error = changed(&[], &["dm"]).unwrap_err();
         assert!(is_unknown(&error, "method", "dm", "c2r, class-mean, full"), "{error:?}");

@@ -113,9 +113,10 @@ pub(crate) fn print(jobs: &[Job], finished: &[bool], times: &Times, n_at_once: u
         terminal::note(format!("  no estimate for {n}; the first: {first}"));
     }
     terminal::note(format!(
-        "about {} {} with {n_at_once} at once, if nothing else runs; Ctrl-C stops it, and the same command resumes",
+        "about {} {} with {n_at_once} at once, if nothing else runs; Ctrl-C stops it, and the same command{} resumes",
         terminal::seconds((total / n_at_once.max(1) as f64).max(longest_chain(jobs, finished, times))),
-        there(place)
+        there(place),
+        if place.force { " without --force" } else { "" }
     ));
 }
 

@@ -54,11 +54,12 @@ impl Summary {
         self.n_finished + self.n_reused + self.n_elsewhere
     }
 
-    /// Reports failures, those with the same last line together, because one missing file fails many jobs.
+    /// Reports failures, those with the same last line together, because one missing file fails many jobs. `force`: whether the
+    /// work of earlier runs was discarded, which the same command would do again.
     ///
     /// # Errors
     /// If a job failed; the exit code is theirs where they agree.
-    pub fn conclude(&self, jobs: &[Job]) -> anyhow::Result<()> {
+    pub fn conclude(&self, jobs: &[Job], force: bool) -> anyhow::Result<()> {
         self.say_failures(jobs);
         let codes: BTreeSet<u8> = self.failures.iter().map(|failure| failure.failed.code).collect();
         let code = match codes.first() {
@@ -71,7 +72,8 @@ impl Summary {
             n_blocked => format!(", so {n_blocked} that need their results did not run"),
         };
         let n_failed = self.failures.len();
-        exit::fail(code, format!("{n_failed} commands failed{blocked}; fix the cause and run the same command again"))
+        let again = if force { "without --force" } else { "again" };
+        exit::fail(code, format!("{n_failed} commands failed{blocked}; fix the cause and run the same command {again}"))
     }
 
     fn say_failures(&self, jobs: &[Job]) {

@@ -110,30 +110,25 @@ impl SlurmArray<'_> {
         let script_path = folder.join("task.sh");
         write_atomically(&script_path, script.as_bytes())?;
         let at_once = self.at_once.map_or(String::new(), |n| format!("%{n}"));
-        let sbatch = |option: Option<&str>| {
-            let mut command = Command::new("sbatch");
-            command.args(option).arg("--parsable").arg(format!("--job-name=c2r-{}", self.name));
-            command
-                .arg(format!("--array={}{at_once}", open.iter().map(usize::to_string).collect::<Vec<_>>().join(",")));
-            command.arg(format!("--output={}", log_path(folder, "%a").display()));
-            command.args(self.options.iter().flat_map(|options| options.split_whitespace())).arg(&script_path);
-            let output = slurm(command)?;
-            if !output.status.success() {
-                let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-                return Err(exit::usage(format!("sbatch refused the array: {reason}")));
-            }
-            anyhow::Ok(output)
-        };
-        if place.force {
-            // Nothing is deleted for an array that Slurm would refuse.
-            sbatch(Some("--test-only"))?;
-            discard(&plan.jobs)?;
+        let mut command = Command::new("sbatch");
+        // Nothing is deleted for an array that Slurm refuses, and no task starts before what is old is deleted.
+        command.args(place.force.then_some("--hold"));
+        command.arg("--parsable").arg(format!("--job-name=c2r-{}", self.name));
+        command.arg(format!("--array={}{at_once}", open.iter().map(usize::to_string).collect::<Vec<_>>().join(",")));
+        command.arg(format!("--output={}", log_path(folder, "%a").display()));
+        command.args(self.options.iter().flat_map(|options| options.split_whitespace())).arg(&script_path);
+        let output = slurm(command)?;
+        if !output.status.success() {
+            let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            return Err(exit::usage(format!("sbatch refused the array: {reason}")));
         }
-        let output = sbatch(None)?;
         // `--parsable` prints the number, and the cluster after a semicolon where there are several.
         let printed = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         let array = printed.split(';').next().unwrap_or_default().to_owned();
         anyhow::ensure!(!array.is_empty(), "sbatch printed no job number");
+        if place.force {
+            discard(&plan.jobs).and_then(|()| release(&array)).inspect_err(|_| cancel(&array))?;
+        }
         terminal::note(format!("submitted array {array} with {} tasks; logs in {}", open.len(), folder.display()));
         Ok(Submission { array, n_shards, arguments: self.arguments.clone() })
     }
@@ -145,6 +140,25 @@ fn slurm(mut command: Command) -> anyhow::Result<Output> {
         let program = command.get_program().display();
         exit::usage(format!("Slurm: `{program}` is not installed here; run this on a node that submits jobs"))
     })
+}
+
+/// Lets an array start that was submitted with `--hold`.
+fn release(array: &str) -> anyhow::Result<()> {
+    let mut command = Command::new("scontrol");
+    command.args(["release", array]);
+    let output = slurm(command)?;
+    let reason = String::from_utf8_lossy(&output.stderr);
+    anyhow::ensure!(output.status.success(), "scontrol cannot release array {array}: {}", reason.trim());
+    Ok(())
+}
+
+/// Takes an array that is held out of the queue.
+fn cancel(array: &str) {
+    let mut command = Command::new("scancel");
+    command.arg(array);
+    if !slurm(command).is_ok_and(|output| output.status.success()) {
+        terminal::note(format!("array {array} is held in the queue; `scancel {array}` removes it"));
+    }
 }
 
 fn log_path(folder: &Path, task: &str) -> PathBuf {

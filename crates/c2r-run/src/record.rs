@@ -52,7 +52,7 @@ pub(crate) struct Record {
     /// How far an unfinished run is, where no file of its own holds that.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub(crate) state: Value,
-    /// Names of the files outside a folder of its own that the run writes. Empty in records of earlier versions.
+    /// Files outside a folder of its own that the run writes, relative to the record. Empty in records of earlier versions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) outputs: Vec<String>,
     /// SHA-256 of the outputs of a finished run, by name.

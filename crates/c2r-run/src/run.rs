@@ -1,10 +1,10 @@
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     time::Instant,
 };
 
-use c2r_files::{FileError, path_to_text, read_json, remove_if_present, remove_parts, sha256_of_file, write_json};
+use c2r_files::{FileError, path_to_text, read_json, remove_parts, sha256_of_file, write_json};
 use serde_json::Value;
 
 use crate::{
@@ -86,7 +86,7 @@ impl Place {
     }
 
     /// Next to a file that the run writes: `NAME.run.json` and `NAME.run.lock`, where NAME is the file's without its
-    /// extension. The record appears with the first state that is saved.
+    /// extension. A first record appears with the first state that is saved.
     pub fn beside(file: &Path) -> Self {
         let name = file.file_stem().unwrap_or_default();
         let sibling = |suffix: &str| {
@@ -110,13 +110,17 @@ impl Place {
         record.outputs.is_empty() || name.is_some_and(|name| record.outputs.contains(&name))
     }
 
-    /// What the record calls an output: the file's name where it is beside the record, so that both can be moved together,
-    /// and its whole path elsewhere.
+    /// What the record calls an output: its path relative to the record's folder, so that all may be moved together.
     fn name_of(&self, file: &Path) -> Option<String> {
-        let name = path_to_text(file.file_name()?).into_owned();
         let [own, other] = [&self.record, file].map(|path| std::path::absolute(path).ok());
-        let is_beside = own.as_deref().and_then(Path::parent) == other.as_deref().and_then(Path::parent);
-        Some(if is_beside { name } else { path_to_text(other?.as_os_str()).into_owned() })
+        let (own, other) = (own?, other?);
+        let mut from = own.parent()?.components().peekable();
+        let mut to = other.components().peekable();
+        while from.peek().is_some() && from.peek() == to.peek() {
+            (from.next(), to.next());
+        }
+        let relative: PathBuf = from.map(|_| Component::ParentDir).chain(to).collect();
+        Some(path_to_text(&relative).into_owned())
     }
 }
 
@@ -180,10 +184,6 @@ impl Run {
             }
             if force {
                 discard()?;
-                if !place.is_folder {
-                    // What it tells of is gone. In a folder it is replaced at once.
-                    remove_if_present(&place.record)?;
-                }
             } else {
                 let old = read.map_err(|source| RunError::Unreadable { path: place.record.clone(), source })?;
                 if let Some(difference) = first_difference(&old.config, &record.config, "") {
@@ -198,7 +198,8 @@ impl Run {
             }
         }
         let run = Self { place, outputs, record, opened: Instant::now(), _lock: lock };
-        if run.place.is_folder && status != Status::Finished {
+        // Beside a file, what is there tells of work that is gone; the new record claims the files that the old run left.
+        if status != Status::Finished && (run.place.is_folder || run.place.record.exists()) {
             run.write()?;
         }
         Ok((run, status))
@@ -370,18 +371,24 @@ mod tests {
         std::fs::write(&output, "another").unwrap();
         assert!(matches!(open(), Err(RunError::Changed { path }) if path == output));
         std::fs::remove_file(&output).unwrap();
+        // The record of what is gone does not stay: a kill right now leaves a run that was only begun.
         assert_eq!(open().unwrap().1, Status::New);
-        // What is discarded leaves no record that could be taken for one of this run.
-        let forced = Run::open(Place::beside(&output), plan(&json!(2), &[&output]), true, || Ok(())).unwrap();
-        assert!(forced.1 == Status::New && !record.exists());
+        let (mut run, status) = open().unwrap();
+        assert_eq!((status, run.take_state()), (Status::Unfinished, Value::Null));
+        drop(run);
+        std::fs::write(&output, "result").unwrap();
+        let forced = || Run::open(Place::beside(&output), plan(&json!(2), &[&output]), true, || Ok(())).unwrap().1;
+        assert!(forced() == Status::New && claims("attack.json"), "a kill right now leaves a record of its old file");
+        assert!(matches!(open(), Err(RunError::Different { .. })));
     }
 
-    /// Two outputs of one name in different folders are different files, and both may move with the record's folder.
+    /// Two outputs of one name in different folders are different files, and all may move together.
     #[test]
     fn a_run_claims_its_own_files_only() {
         let folder = tempfile::tempdir().unwrap();
-        let [at, other] = ["at", "other"].map(|name| folder.path().join(name));
-        let (output, saved) = (at.join("attack.json"), folder.path().join("sets").join("images"));
+        let [all, elsewhere] = ["all", "elsewhere"].map(|name| folder.path().join(name));
+        let [at, other] = ["at", "other"].map(|name| all.join(name));
+        let (output, saved) = (at.join("attack.json"), all.join("sets").join("images"));
         let mut run =
             Run::open(Place::beside(&output), plan(&json!(1), &[&output, &saved]), false, || unreachable!()).unwrap().0;
         run.save(json!(null)).unwrap();
@@ -392,5 +399,9 @@ mod tests {
         std::fs::rename(&at, &other).unwrap();
         let moved = other.join("attack.json");
         assert!(Place::beside(&moved).claims(&moved));
+        std::fs::rename(&other, &at).unwrap();
+        std::fs::rename(&all, &elsewhere).unwrap();
+        let place = Place::beside(&elsewhere.join("at").join("attack.json"));
+        assert!(place.claims(&elsewhere.join("sets").join("images")) && !place.claims(&saved));
     }
 }

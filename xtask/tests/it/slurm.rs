@@ -170,6 +170,13 @@ fn a_job_array_fills_the_grid_and_failures_come_back_with_their_logs() {
     let (code, said, _) = array(&["--force", "--sbatch", "--partition=nowhere"]);
     assert!(code == Some(2) && said.contains("sbatch refused the array"), "{said}");
     assert_eq!(checkout.n_finished(), N_COMMANDS, "nothing is discarded for an array that is refused");
+
+    // The whole grid, once more.
+    let (code, said, table) = array(&["--force"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("30 commands are finished: 0 were finished before"), "{said}");
+    assert_eq!((checkout.n_finished(), table.as_str()), (N_COMMANDS, "the table\n"));
+    assert_eq!(checkout.calls().len(), 22 + 10 + N_COMMANDS);
 }
 
 #[test]

@@ -266,6 +266,7 @@ impl Evaluation<'_> {
         } else {
             Vec::new()
         };
+        self.tell(&Event::Clean { done: 0, total: n })?;
         let check_seconds = start.elapsed().as_secs_f64();
         let start = Instant::now();
         let mut clean_predictions = Vec::with_capacity(n);

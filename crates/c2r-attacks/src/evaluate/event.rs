@@ -13,7 +13,7 @@ use crate::{
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
-    /// Clean images were classified.
+    /// Clean images were classified; first none, when the check of the model is over.
     Clean {
         /// So far.
         done: usize,

@@ -262,9 +262,11 @@ fn watched(
                     return ControlFlow::Break(());
                 }
             }
-            // A session that finished no batch has nothing new to save, and is not to look like progress.
-            Event::Stopped { report, .. } if judged || record.as_ref().is_some_and(|record| !record.is_file()) => {
-                failure = journal.as_mut().and_then(|journal| journal.save(report, true).err());
+            Event::Stopped { report, .. } => {
+                // A session that finished no batch has nothing new to save, and is not to look like progress.
+                if let Some(journal) = journal.as_mut().filter(|journal| judged || !journal.has_state) {
+                    failure = journal.save(report, true).err();
+                }
             }
             _ => {}
         }
@@ -281,7 +283,7 @@ fn watched(
     }
     result.map_err(|error| match error {
         AttackError::Interrupted => signals::stopped(match record {
-            Some(record) if record.is_file() => {
+            Some(record) if journal.as_ref().is_some_and(|journal| journal.has_state) => {
                 let saved = format!("the state is saved in {}; {resume}", record.display());
                 let no_batch = " (no batch was finished this time: allow more time, or use a smaller --batch-size, which resumes, too)";
                 saved + if judged { "" } else { no_batch }

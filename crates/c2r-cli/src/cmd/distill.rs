@@ -265,7 +265,9 @@ fn work(distillation: &mut Distillation, run: &mut Run, args: &Args, ui: &Ui) ->
             }
             _ => "",
         };
-        progress.set_left(pace.seconds_left(distillation));
+        if let Some(seconds) = pace.seconds_left(distillation) {
+            progress.set_left(seconds);
+        }
         progress.set(done, format!("{what}{numbers}{} images/s", ui::count(pace.images(distillation))));
         let interrupted = ui.interrupted();
         let due =
@@ -317,10 +319,10 @@ impl Pace {
         (distillation.passes().forward - self.forward) as f64 / self.start.elapsed().as_secs_f64().max(1e-9)
     }
 
-    /// Seconds left if a pass through a network takes as long as in this session so far.
-    fn seconds_left(&self, distillation: &Distillation) -> f64 {
+    /// Seconds left if a pass through a network takes as long as in this session so far; `None` before any is counted.
+    fn seconds_left(&self, distillation: &Distillation) -> Option<f64> {
         let (done, total) = distillation.work_progress();
-        self.start.elapsed().as_secs_f64() / (done - self.done).max(1.0) * (total - done)
+        (done > self.done).then(|| self.start.elapsed().as_secs_f64() / (done - self.done) * (total - done))
     }
 
     /// A line of `--json` with the speed.

@@ -174,6 +174,21 @@ fn flags(error: DataError) -> DataError {
     }
 }
 
+/// Which class has which number, so that a reader can see whether the maker of the folders counted in the same way.
+fn numbered(spec: &DatasetSpec) -> String {
+    const LISTED: usize = 10;
+    let pairs = spec.classes.iter().take(LISTED).enumerate().map(|(number, class)| format!("{number} = {class}"));
+    let more = if spec.classes.len() > LISTED { ", ..." } else { "" };
+    let pairs = pairs.collect::<Vec<_>>().join(", ");
+    let other = if spec.wnids.is_sorted() {
+        ""
+    } else {
+        ". This is not the sorted order of the WordNet ids, in which torchvision's ImageFolder numbers classes: if your folders are \
+         numbered in that order, rename each to its WordNet id"
+    };
+    format!("the folders are numbered; the classes of {} are {pairs}{more}{other}", spec.name)
+}
+
 fn foreign(args: &Args, spec: &DatasetSpec, ui: &Ui) -> anyhow::Result<SyntheticSet> {
     let says_all_itself = |is_ours: bool| {
         if is_ours {
@@ -191,7 +206,7 @@ fn foreign(args: &Args, spec: &DatasetSpec, ui: &Ui) -> anyhow::Result<Synthetic
         ui.note(match order {
             ClassOrder::Names => format!("the folders have the names of the classes of {}", spec.name),
             ClassOrder::Wnids => format!("the folders have the WordNet ids of the classes of {}", spec.name),
-            ClassOrder::Numbers => "the folders have the numbers of the classes".to_owned(),
+            ClassOrder::Numbers => numbered(spec),
             ClassOrder::Sorted => format!("the folders are taken in sorted order as the classes of {}", spec.name),
         });
         notes.iter().for_each(|note| ui.note(format!("note: {note}")));
@@ -237,4 +252,22 @@ fn foreign(args: &Args, spec: &DatasetSpec, ui: &Ui) -> anyhow::Result<Synthetic
         .or_exit(exit::DATA)?;
     notes.iter().for_each(|note| ui.note(note));
     Ok(set)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbered_folders_are_told_apart_from_sorted_wordnet_ids() {
+        let said = |name: &str| numbered(&c2r_data::spec(name).unwrap());
+        let cifar = said("cifar10");
+        assert!(cifar.ends_with("0 = airplane, 1 = automobile, 2 = bird, 3 = cat, 4 = deer, 5 = dog, 6 = frog, 7 = horse, 8 = ship, 9 = truck"), "{cifar}");
+        assert!(said("cifar100").ends_with(", ..."), "one hundred are too many to list");
+        let subsets = c2r_data::registry().iter().filter(|spec| !spec.wnids.is_empty());
+        let (sorted, other): (Vec<_>, Vec<_>) = subsets.partition(|spec| spec.wnids.is_sorted());
+        assert!(!sorted.is_empty() && !other.is_empty());
+        assert!(sorted.iter().all(|spec| !numbered(spec).contains("WordNet")));
+        assert!(other.iter().all(|spec| numbered(spec).contains("rename each to its WordNet id")));
+    }
 }

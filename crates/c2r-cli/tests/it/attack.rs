@@ -394,7 +394,7 @@ fn a_resumed_attack_replaces_only_its_own_files() {
     let stopped = with_save(&mine, &["--set", "square.queries=1000000", "--time-limit", "3s"]);
     assert_eq!(stopped.status.code(), Some(124), "{}", String::from_utf8_lossy(&stopped.stderr));
     std::fs::write(&foreign, "precious").unwrap();
-    let refused = with_save(&foreign, &["--set", "square.queries=1000000"]);
+    let refused = with_save(&foreign, &["--set", "square.queries=1000000", "--time-limit", "3s"]);
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(refused.status.code() == Some(2) && said.contains("foreign.safetensors exists"), "{said}");
     assert_eq!(std::fs::read(&foreign).unwrap(), b"precious");
@@ -402,7 +402,7 @@ fn a_resumed_attack_replaces_only_its_own_files() {
     std::fs::create_dir(folder.path().join("other")).unwrap();
     let namesake = folder.path().join("other").join("mine.safetensors").display().to_string();
     std::fs::write(&namesake, "precious").unwrap();
-    let refused = with_save(&namesake, &["--set", "square.queries=1000000"]);
+    let refused = with_save(&namesake, &["--set", "square.queries=1000000", "--time-limit", "3s"]);
     assert_eq!(refused.status.code(), Some(2), "{}", String::from_utf8_lossy(&refused.stderr));
     assert_eq!(std::fs::read(&namesake).unwrap(), b"precious");
     // What it had written itself when it was killed.

@@ -500,3 +500,17 @@ fn doctor_says_what_it_found() {
     assert!(found.as_object().is_some_and(|found| found.len() > 3), "{said}");
     assert!(said.contains("2.11"), "{said}");
 }
+
+#[test]
+fn options_that_do_nothing_are_refused_or_said() {
+    for option in [["--set", "images.lr=0.1"], ["--write", "update.safetensors"]] {
+        let refused = c2r().args(["doctor", "--profile", "train", "--n", "8"]).args(option).output().unwrap();
+        let said = text(&refused.stderr);
+        assert!(refused.status.code() == Some(2) && said.contains("it goes with --profile distill"), "{said}");
+    }
+    let train =
+        |more: &[&str]| text(&run(c2r().args(["train", "--dataset", "digits", "--print-config"]).args(more)).stderr);
+    let note = "--held-out-part has no effect without --select held-out";
+    assert!(train(&["--held-out-part", "0.2"]).contains(note));
+    assert!(!train(&["--held-out-part", "0.2", "--select", "held-out"]).contains(note));
+}

@@ -338,3 +338,23 @@ fn the_work_is_what_was_estimated() {
         }
     }
 }
+
+/// Where perturbations are remembered, an epoch begins with scoring all images.
+#[test]
+fn scores_of_an_epoch_are_estimated_where_they_are_computed() {
+    let gradients = |remember: &str| {
+        let config = config(&[
+            ("aac.synthetic", table("mode = \"weight\"")),
+            ("companions.warm-start", true.into()),
+            ("images.batch-per-class", 1.into()),
+            ("aac.remember", remember.into()),
+            ("iterations", 12.into()),
+        ]);
+        let mut distillation = start(&config);
+        finish(&mut distillation);
+        (config.work(10, 400).input_gradient, distillation.passes().backward as f64)
+    };
+    let (both, real) = (gradients("both"), gradients("real"));
+    let (estimated, counted) = (both.0 - real.0, both.1 - real.1);
+    assert!(counted > 0.0 && (estimated - counted).abs() <= 0.25 * counted, "{estimated} for {counted} passes");
+}

@@ -26,8 +26,17 @@ fn methods_without_updates_or_attacks_name_what_they_do_not_read() {
     // The pool of these trains the teacher, or the one network that chooses.
     assert!(["pool.snapshots", "pool.max-steps", "pool.push-every"].iter().all(|key| named("sre2l").contains(key)));
     let herding = named("herding");
-    assert!(["pool.steps-per-iteration", "pool.push-every", "pool.alive"].iter().all(|key| herding.contains(key)));
-    assert!(!herding.contains(&"pool.max-steps"), "{herding:?}");
+    let idle = ["pool.snapshots", "pool.min-steps", "pool.steps-per-iteration", "pool.push-every", "pool.alive"];
+    assert!(idle.iter().all(|key| herding.contains(key)), "{herding:?}");
+    assert!(!herding.contains(&"pool.max-steps") && !herding.contains(&"pool.trajectories"), "{herding:?}");
+    let chosen = |snapshots: i64, min_steps: i64| {
+        let size =
+            [("pool.snapshots", snapshots.into()), ("pool.min-steps", min_steps.into()), ("pool.max-steps", 3.into())];
+        let mut distillation = start(&profile("herding", &size));
+        finish(&mut distillation);
+        images(&distillation)
+    };
+    assert_eq!(chosen(1, 1), chosen(3, 2));
 }
 
 /// What `idle` names does nothing, and nothing that acts is named.

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     EvalError, Source,
-    columns::{caveat, is_comparable, is_share_of_clean},
+    columns::{caveat, is_comparable, is_share_of_clean, names, parts},
     doubts::GUESSING,
 };
 
@@ -219,7 +219,7 @@ fn cells(shared: &Shared<'_>, key: &RowKey) -> Vec<Cell> {
             values: values.per_run,
             sources: values.sources.into_iter().collect(),
             comparison,
-            flags: flags(runs, &found, &column),
+            flags: flags(runs, &found, attacks, &column),
             caveat: caveat(&column).to_owned(),
             column,
         })
@@ -248,14 +248,28 @@ fn only_guesses(runs: &Runs<'_>) -> bool {
     runs.values().flat_map(|run| &run.files).any(|file| file.record.notes.iter().any(|note| note.starts_with(GUESSING)))
 }
 
-/// `zero-gradient (2 of 3 runs)`, ...: what the files say, and what their results say together.
-fn flags(runs: &Runs<'_>, found: &[BTreeMap<String, BTreeSet<&'static str>>], attack: &str) -> Vec<String> {
-    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    for (run, found) in runs.values().zip(found) {
-        let said = run.attacks.get(attack).into_iter().flat_map(|(entry, _)| &entry.flags).map(String::as_str);
-        for flag in said.chain(found.get(attack).into_iter().flatten().copied()).collect::<BTreeSet<_>>() {
-            *counts.entry(flag).or_default() += 1;
+/// `zero-gradient (2 of 3 runs)`, ...: what the files say of the attack that a column is of, and what their results say
+/// together. For a column that is computed from attacks, those of them that have such flags.
+fn flags(
+    runs: &Runs<'_>,
+    found: &[BTreeMap<String, BTreeSet<&'static str>>],
+    attacks: &[String],
+    column: &str,
+) -> Vec<String> {
+    let counts = |attack: &str| {
+        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        for (run, found) in runs.values().zip(found) {
+            let said = run.attacks.get(attack).into_iter().flat_map(|(entry, _)| &entry.flags).map(String::as_str);
+            for flag in said.chain(found.get(attack).into_iter().flatten().copied()).collect::<BTreeSet<_>>() {
+                *counts.entry(flag.to_owned()).or_default() += 1;
+            }
         }
+        counts
+    };
+    if attacks.iter().any(|attack| attack == column) {
+        let n_runs = runs.len();
+        return counts(column).into_iter().map(|(flag, count)| format!("{flag} ({count} of {n_runs} runs)")).collect();
     }
-    counts.into_iter().map(|(flag, count)| format!("{flag} ({count} of {} runs)", runs.len())).collect()
+    let doubtful: Vec<&str> = parts(attacks, column).into_iter().filter(|attack| !counts(attack).is_empty()).collect();
+    if doubtful.is_empty() { vec![] } else { vec![format!("computed from doubtful results ({})", names(doubtful))] }
 }

@@ -169,7 +169,10 @@ fn attacks_of_several_files_are_held_against_each_other() {
         assert!(text.contains("one-step-beats-many (1 of 1 runs): FGSM breaks more images"), "{text}");
     }
     assert!(table.markdown().contains("| 12.0 [1] |"), "{}", table.markdown());
-    assert!(cell(&table, "c2r", "fgsm").flags.is_empty());
+    assert!(["clean", "fgsm"].iter().all(|column| cell(&table, "c2r", column).flags.is_empty()));
+    for column in ["mean-robust", "minimum", "drop-rate"] {
+        assert_eq!(cell(&table, "c2r", column).flags, ["computed from doubtful results (PGD)"], "{column}");
+    }
     let more = [alone("pgd", 12), alone("noise", 11), alone("square", 10), alone("autoattack-standard", 12)];
     assert_eq!(flags(&more, "pgd").0, ["weaker-than-noise (1 of 1 runs)"]);
     assert_eq!(flags(&more, "square").0, ["black-box-beats-white-box (1 of 1 runs)"]);

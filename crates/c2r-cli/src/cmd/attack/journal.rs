@@ -22,6 +22,8 @@ pub(super) struct Journal {
     pub(super) images: Option<AdversarialImages>,
     /// Where they are kept until the evaluation is finished.
     part: PathBuf,
+    /// Whether the record holds a state of this evaluation.
+    pub(super) has_state: bool,
     /// How often an unfinished evaluation is saved.
     interval: Duration,
     saved: Instant,
@@ -56,7 +58,7 @@ impl Journal {
             remove_if_present(&part)?;
         }
         let interval = Duration::from_secs(args.checkpoint_seconds);
-        Ok((Self { run, images, part, interval, saved: Instant::now() }, status))
+        Ok((Self { run, images, part, has_state: false, interval, saved: Instant::now() }, status))
     }
 
     /// The report of an unfinished evaluation; its images are restored.
@@ -71,6 +73,7 @@ impl Journal {
             let part = TensorFile::read(&self.part).with_context(context)?;
             images.restore(part.tensors.into_values().collect()).with_context(context)?;
         }
+        self.has_state = true;
         Ok(Some(report))
     }
 
@@ -85,6 +88,7 @@ impl Journal {
             TensorFile { tensors: tensors.collect(), ..TensorFile::default() }.write(&self.part)?;
         }
         self.run.save(serde_json::to_value(report)?)?;
+        self.has_state = true;
         self.saved = Instant::now();
         Ok(())
     }

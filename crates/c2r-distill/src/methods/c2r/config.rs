@@ -3,7 +3,7 @@
 use c2r_core::{crl::CrlConfig, curriculum::Curriculum};
 use serde::{Deserialize, Serialize};
 
-use crate::config::MatchingConfig;
+use crate::config::{CommonConfig, MatchingConfig, Place};
 
 /// Weight of the loss and scale of its robust term: from ten images per class on and below, as chosen on held-out
 /// images at ten and at one (docs/method.md, "The weight of the loss").
@@ -184,6 +184,11 @@ impl C2rConfig {
     /// of the robust term are divided by.
     pub(super) fn matches(&self) -> bool {
         self.matching.weight > 0.0 || self.objective.robust == RobustTerm::ClassMean
+    }
+
+    /// Whether perturbations of synthetic images are remembered.
+    pub(super) fn remembers_synthetic(&self, common: &CommonConfig) -> bool {
+        common.remembers_at(Place::Synthetic) && self.aac.remember != Remember::Real
     }
 
     /// Whether the contrastive loss is a term.

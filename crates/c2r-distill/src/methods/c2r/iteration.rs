@@ -78,11 +78,6 @@ impl C2r {
         })
     }
 
-    /// Whether perturbations of synthetic images are remembered.
-    fn remembers_synthetic(&self, context: &Context) -> bool {
-        context.common.remembers_at(Place::Synthetic) && self.config.aac.remember != Remember::Real
-    }
-
     fn queue_config(&self) -> Option<QueueConfig> {
         self.config.crl.queue.clone().filter(|_| self.config.contrasts())
     }
@@ -173,7 +168,7 @@ impl Method for C2r {
             self.memories.resize_with(self.pool.len(), Memory::default);
         }
         let n_decoded = step.images.labels().len();
-        if self.memories[network].cache.is_none() && self.remembers_synthetic(context) {
+        if self.memories[network].cache.is_none() && self.config.remembers_synthetic(&context.common) {
             self.memories[network].cache = Some(new_cache(context, n_decoded));
         }
 
@@ -314,7 +309,7 @@ impl Method for C2r {
         if state.reads() {
             self.memories = (0..self.pool.len()).map(|_| Memory::default()).collect();
         }
-        let (queue_config, remembers) = (self.queue_config(), self.remembers_synthetic(context));
+        let (queue_config, remembers) = (self.queue_config(), self.config.remembers_synthetic(&context.common));
         for (index, memory) in self.memories.iter_mut().enumerate() {
             let (queue, cache) = (format!("queue.{index:04}."), format!("cache.{index:04}."));
             if let Some(config) = &queue_config {

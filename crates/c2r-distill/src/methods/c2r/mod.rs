@@ -189,7 +189,7 @@ impl MethodConfig for C2rConfig {
         total.add_attacked(common, Place::Synthetic, if companions { iterations * batch } else { 0.0 });
         // An epoch that has an order or a choice begins with scoring all of its images.
         let curriculum = &self.aac.synthetic;
-        let scores = curriculum.sorts() || (curriculum.needs_scores() && common.remembers_at(Place::Synthetic));
+        let scores = curriculum.sorts() || (curriculum.needs_scores() && self.remembers_synthetic(common));
         let scored = scores && (batch < decoded as f64 || curriculum.chooses());
         total.add_attacked(common, Place::Synthetic, if scored { iterations * batch } else { 0.0 });
 
