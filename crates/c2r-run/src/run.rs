@@ -117,7 +117,8 @@ impl Place {
         let mut from = own.parent()?.components().peekable();
         let mut to = other.components().peekable();
         while from.peek().is_some() && from.peek() == to.peek() {
-            (from.next(), to.next());
+            from.next();
+            to.next();
         }
         let relative: PathBuf = from.map(|_| Component::ParentDir).chain(to).collect();
         Some(path_to_text(&relative).into_owned())
