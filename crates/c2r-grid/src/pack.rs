@@ -46,6 +46,8 @@ pub struct Taken {
     pub n_kept: usize,
     /// Jobs unfinished on both sides, not taken because at least as much time was spent on them here.
     pub as_far: Vec<String>,
+    /// Jobs unfinished on both sides that were taken, because less time was spent on them here.
+    pub replaced: Vec<String>,
 }
 
 impl Packed {
@@ -76,7 +78,7 @@ impl Packed {
 impl Taken {
     /// Says what was taken from `file`.
     pub fn say(&self, file: &Path) {
-        let Self { n_finished, n_unfinished, n_kept, as_far } = self;
+        let Self { n_finished, n_unfinished, n_kept, as_far, replaced } = self;
         let kept = if *n_kept > 0 { format!("; {n_kept} more were here already") } else { String::new() };
         terminal::note(format!(
             "took {n_finished} finished and {n_unfinished} unfinished commands from {}{kept}",
@@ -84,6 +86,9 @@ impl Taken {
         ));
         for name in as_far {
             terminal::note(format!("not taken: {name} (at least as much time was spent on it here)"));
+        }
+        for name in replaced {
+            terminal::note(format!("replaced: {name} (less time was spent on it here)"));
         }
     }
 }
@@ -193,6 +198,9 @@ pub fn unpack(jobs: &[Job], file: &Path, into: &Path) -> anyhow::Result<Taken> {
         fs::rename(&job.folder, replaced.join(&job.id))
             .and_then(|()| fs::rename(&there.folder, &job.folder))
             .with_context(|| format!("cannot write {}", job.folder.display()))?;
+        if begun && !finished {
+            taken.replaced.push(job.name());
+        }
         *(if finished { &mut taken.n_finished } else { &mut taken.n_unfinished }) += 1;
     }
     Ok(taken)

@@ -129,7 +129,9 @@ fn a_grid_travels() {
         fs::write(from.join("run.json"), r#"{"seconds": 20.0}"#).unwrap();
         fs::write(to.join("run.json"), format!(r#"{{"seconds": {there}}}"#)).unwrap();
         pack(&jobs, &file, MOST_BYTES).unwrap();
-        assert_eq!(unpack(&other, &file, &into).unwrap().n_unfinished, usize::from(taken), "{there} s there");
+        let found = unpack(&other, &file, &into).unwrap();
+        assert_eq!(found.n_unfinished, usize::from(taken), "{there} s there");
+        assert_eq!(found.replaced.len(), usize::from(taken), "{there} s there");
         assert_eq!(fs::read(to.join("state.safetensors")).unwrap() == [7; 5000], taken);
     }
     assert!(!names(&into).iter().any(|name| name.to_string_lossy().starts_with('.')), "{:?}", names(&into));
