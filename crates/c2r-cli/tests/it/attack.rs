@@ -431,8 +431,17 @@ fn a_time_limit_stops_inside_a_long_batch() {
         .collect();
     // FGSM is finished the first time, and nothing more afterwards.
     assert!(said.len() < 10, "{said:?}");
-    let record = std::fs::read_to_string(folder.path().join("report.run.json")).unwrap();
-    assert!(record.contains("square"), "{record}");
+    let path = folder.path().join("report.run.json");
+    let read = || serde_json::from_slice::<Value>(&std::fs::read(&path).unwrap()).unwrap();
+    let mut record = read();
+    assert!(record["state"].to_string().contains("square"), "{record}");
+    // The record of a finished run whose report was deleted holds no state of the new one.
+    record["status"] = "finished".into();
+    record["state"] = Value::Null;
+    std::fs::write(&path, record.to_string()).unwrap();
+    let stopped = attack(&checkpoint, &with(&[&words[..], &limit[..]].concat()));
+    assert!(String::from_utf8_lossy(&stopped.stderr).contains("the state is saved"));
+    assert!(read()["state"].is_object(), "{}", read());
 }
 
 /// A report without what a clock measured.

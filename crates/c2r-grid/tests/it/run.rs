@@ -186,7 +186,13 @@ fn failures_that_agree_give_their_code() {
     let code = |codes: &[u8]| {
         let failure = |&code| Failure { position: 0, failed: Failed { code, report: "why".into() } };
         let summary = Summary { failures: codes.iter().map(failure).collect(), ..Summary::default() };
-        summary.conclude(&jobs, false).map_or_else(|error| exit::code_of(&error), |()| 0)
+        summary.conclude(&jobs, true).map_or_else(
+            |error| {
+                assert!(error.to_string().ends_with("run the same command without --force"), "{error}");
+                exit::code_of(&error)
+            },
+            |()| 0,
+        )
     };
     assert_eq!(code(&[]), 0);
     assert_eq!(code(&[3, 3]), 3);
