@@ -199,7 +199,7 @@ impl Run {
             }
         }
         let run = Self { place, outputs, record, opened: Instant::now(), _lock: lock };
-        // Beside a file, what is there tells of work that is gone; the new record claims the files that the old run left.
+        // Beside a file, an old record is replaced at once: it may tell of work that is gone, and the new one claims the old files.
         if status != Status::Finished && (run.place.is_folder || run.place.record.exists()) {
             run.write()?;
         }
