@@ -46,7 +46,9 @@ fn main() {
         .include(root.join("include/torch/csrc/api/include"))
         .files(files);
     thread::scope(|scope| {
-        scope.spawn(|| build().opt_level(3).file("native/kernels.cpp").compile("c2r_kernels"));
+        scope.spawn(|| {
+            build().opt_level(3).files(["native/kernels.cpp", "native/tiled_blocks.cpp"]).compile("c2r_kernels")
+        });
         operators.compile("c2r_operators");
     });
     // The operators come first where they are linked: they need the kernels.

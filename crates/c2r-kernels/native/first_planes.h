@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "planes.h"
+#include "vectors.h"
 
 namespace c2r {
 
@@ -16,29 +17,6 @@ constexpr int GROUP = 2;
 constexpr int MOST_CHANNELS = 4;
 // Vectors that are computed side by side: a row of 32 values in registers of eight, two of 16, four of 8.
 constexpr int TILE = 4;
-
-template <int LANES_>
-struct VectorOf;
-template <>
-struct VectorOf<8> {
-  typedef float type __attribute__((vector_size(32)));
-};
-template <>
-struct VectorOf<16> {
-  typedef float type __attribute__((vector_size(64)));
-};
-
-template <typename V>
-C2R_INLINE V load(const float* at) {
-  V v;
-  memcpy(&v, at, sizeof(V));
-  return v;
-}
-
-template <typename V>
-C2R_INLINE void store(float* at, V v) {
-  memcpy(at, &v, sizeof(V));
-}
 
 // A plane with a border of zeros: (height + 2) x (width + 2).
 C2R_INLINE void pad(const float* plane, int64_t height, int64_t width, float* padded) {

@@ -45,4 +45,32 @@ bool has_first_block(int64_t channels, int64_t filters, int64_t height, int64_t 
 void first_block_forward(const FirstBlockPass& b, int channels, int64_t from, int64_t to);
 void first_block_backward(const FirstBlockPass& b, int channels, int64_t from, int64_t to);
 
+// The same for a block that is convolved tile by tile (winograd.h). The convolution's bias is left out, because the normalization
+// subtracts it.
+struct TiledBlockPass {
+  int64_t n, channels, filters, height, width;
+  float eps;
+  const float* factors;     // of tiled_block_factors, for the pass
+  const float* x;           // [N, C, H, W]; the backward pass does not read it
+  const float *norm_weight, *norm_bias;
+  Moments* moments;         // [N, F]
+  float* features;          // what the convolution gave, [N, F, 4, H/2, W/2]; null if no gradient will be asked for
+  float* out;               // [N, F, H/2, W/2]
+  const float* gradient;    // of out
+  float* x_gradient;        // [N, C, H, W]; null if it is not wanted
+  float* feature_gradient;  // [N, F, H, W]; null if it is not wanted
+  float* norm_gradients;    // [2, N, F]
+};
+
+// Whether there is a kernel for features of this size on this processor.
+bool has_tiled_block(int64_t channels, int64_t filters, int64_t height, int64_t width);
+
+// What the convolution of a pass multiplies with, from its weight [F, C, 3, 3]: as many numbers as the first says.
+int64_t tiled_block_factors(int64_t channels, int64_t filters);
+void tiled_block_factors(const float* weight, int64_t channels, int64_t filters, bool of_gradient, float* out);
+
+// Images from..to.
+void tiled_block_forward(const TiledBlockPass& b, int64_t from, int64_t to);
+void tiled_block_backward(const TiledBlockPass& b, int64_t from, int64_t to);
+
 }  // namespace c2r

@@ -11,6 +11,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <exception>
 #include <string>
 #include <tuple>
@@ -155,7 +156,7 @@ variable_list contiguous(const variable_list& tensors) {
 
 // The gradient of a block through libtorch's operators, for a second derivative.
 variable_list differentiable(const variable_list& saved, double eps, const at::Tensor& gradient) {
-  variable_list wanted, found(6);
+  variable_list wanted, found(7);
   for (size_t i = 0; i < 5; ++i)
     if (saved[i].requires_grad()) wanted.push_back(saved[i]);
   const at::Tensor y = one_by_one(saved[0], saved[1], saved[2], saved[3], saved[4], eps);
@@ -210,6 +211,74 @@ Gradients first_on_cpu(const variable_list& inputs, double eps, at::Tensor momen
   return found;
 }
 
+at::Tensor tiled_factors(const at::Tensor& weight, bool of_gradient) {
+  const int64_t filters = weight.size(0), channels = weight.size(1);
+  at::Tensor factors = at::empty({tiled_block_factors(channels, filters)}, weight.options());
+  tiled_block_factors(weight.const_data_ptr<float>(), channels, filters, of_gradient, factors.mutable_data_ptr<float>());
+  return factors;
+}
+
+TiledBlockPass tiled_pass_over(const variable_list& inputs, const at::Tensor& factors, at::Tensor& moments) {
+  TiledBlockPass b = {};
+  b.n = inputs[0].size(0);
+  b.channels = inputs[0].size(1);
+  b.height = inputs[0].size(2);
+  b.width = inputs[0].size(3);
+  b.filters = inputs[1].size(0);
+  b.factors = factors.const_data_ptr<float>();
+  b.norm_weight = inputs[3].const_data_ptr<float>();
+  b.norm_bias = inputs[4].const_data_ptr<float>();
+  b.moments = reinterpret_cast<Moments*>(moments.mutable_data_ptr<float>());
+  return b;
+}
+
+void run(void (*pass)(const TiledBlockPass&, int64_t, int64_t), const TiledBlockPass& b) {
+  at::parallel_for(0, b.n, 1, [&](int64_t from, int64_t to) { pass(b, from, to); });
+}
+
+// * keep: whether a gradient may be asked for.
+Passed tiled_on_cpu(const variable_list& inputs, double eps, bool keep) {
+  const at::Tensor& x = inputs[0];
+  const at::Tensor factors = tiled_factors(inputs[1], false);
+  Passed passed;
+  passed.moments = at::empty({x.size(0), inputs[1].size(0), 2}, x.options());
+  TiledBlockPass b = tiled_pass_over(inputs, factors, passed.moments);
+  passed.out = at::empty({b.n, b.filters, b.height / 2, b.width / 2}, x.options());
+  if (keep) passed.features = at::empty({b.n, b.filters, 4, b.height / 2, b.width / 2}, x.options());
+  b.eps = static_cast<float>(eps);
+  b.x = x.const_data_ptr<float>();
+  b.features = keep ? passed.features.mutable_data_ptr<float>() : nullptr;
+  b.out = passed.out.mutable_data_ptr<float>();
+  run(tiled_block_forward, b);
+  return passed;
+}
+
+Gradients tiled_on_cpu(const variable_list& inputs, at::Tensor moments, at::Tensor features, const at::Tensor& gradient, bool of_x,
+                       bool of_weight) {
+  const at::Tensor &x = inputs[0], &weight = inputs[1];
+  const at::Tensor factors = tiled_factors(weight, true);
+  TiledBlockPass b = tiled_pass_over(inputs, factors, moments);
+  Gradients found;
+  at::Tensor of_features;
+  found.sums = at::empty({2, b.n, b.filters}, x.options());
+  b.features = features.mutable_data_ptr<float>();
+  b.gradient = gradient.const_data_ptr<float>();
+  b.norm_gradients = found.sums.mutable_data_ptr<float>();
+  if (of_x) {
+    found.x = at::empty_like(x);
+    b.x_gradient = found.x.mutable_data_ptr<float>();
+  }
+  if (of_weight) {
+    of_features = at::empty({b.n, b.filters, b.height, b.width}, x.options());
+    b.feature_gradient = of_features.mutable_data_ptr<float>();
+  }
+  run(tiled_block_backward, b);
+  if (of_weight)
+    std::tie(std::ignore, found.weight, std::ignore) = at::convolution_backward(
+        of_features, x, weight, std::nullopt, {1, 1}, {1, 1}, {1, 1}, false, {0, 0}, 1, {false, true, false});
+  return found;
+}
+
 constexpr at::MemoryFormat LAST = at::MemoryFormat::ChannelsLast;
 
 // Whether blocks.cu takes the convolution, too.
@@ -260,14 +329,20 @@ Gradients on_gpu(const variable_list& inputs, const at::Tensor& moments, const a
   return found;
 }
 
-// On the CPU for a first block that kernels.h has, on a GPU for every block.
+bool first_on_cpu(const at::Tensor& x, const at::Tensor& weight) {
+  return has_first_block(x.size(1), weight.size(0), x.size(2), x.size(3));
+}
+
+// Where has_block says so.
 class Block : public torch::autograd::Function<Block> {
  public:
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
-                            const at::Tensor& norm_weight, const at::Tensor& norm_bias, double eps) {
+                            const at::Tensor& norm_weight, const at::Tensor& norm_bias, double eps, bool keep) {
     at::AutoDispatchBelowADInplaceOrView below;
     const variable_list inputs = contiguous({x, weight, bias, norm_weight, norm_bias});
-    const Passed passed = x.is_cuda() ? on_gpu(inputs, eps) : first_on_cpu(inputs, eps);
+    const Passed passed = x.is_cuda()                ? on_gpu(inputs, eps)
+                          : first_on_cpu(x, weight) ? first_on_cpu(inputs, eps)
+                                                    : tiled_on_cpu(inputs, eps, keep);
     ctx->save_for_backward({x, weight, bias, norm_weight, norm_bias, passed.moments, passed.features});
     ctx->saved_data["eps"] = eps;
     return passed.out;
@@ -280,9 +355,10 @@ class Block : public torch::autograd::Function<Block> {
     const variable_list inputs = contiguous(saved);
     const at::Tensor gradient = gradients[0].contiguous(layout(inputs[0]));
     const bool of_x = ctx->needs_input_grad(0), of_weight = ctx->needs_input_grad(1);
-    const Gradients of = inputs[0].is_cuda() ? on_gpu(inputs, saved[5], saved[6], gradient, of_x, of_weight)
-                                             : first_on_cpu(inputs, eps, saved[5], gradient, of_x, of_weight);
-    variable_list found = {of.x, of.weight, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+    const Gradients of = inputs[0].is_cuda()    ? on_gpu(inputs, saved[5], saved[6], gradient, of_x, of_weight)
+                         : saved[6].defined() ? tiled_on_cpu(inputs, saved[5], saved[6], gradient, of_x, of_weight)
+                                              : first_on_cpu(inputs, eps, saved[5], gradient, of_x, of_weight);
+    variable_list found = {of.x, of.weight, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
     // The normalization subtracts it again.
     if (ctx->needs_input_grad(2)) found[2] = at::zeros_like(inputs[2]);
     if (ctx->needs_input_grad(3)) found[3] = of.sums.select(0, 0).sum(0);
@@ -297,7 +373,9 @@ bool has_block(const variable_list& inputs) {
   bool all = fits(x, inputs) && weight.dim() == 4 && weight.size(1) == x.size(1) && weight.size(2) == 3 && weight.size(3) == 3;
   for (size_t i = 2; i < inputs.size(); ++i) all = all && inputs[i].dim() == 1 && inputs[i].size(0) == weight.size(0);
   if (!all) return false;
-  if (x.is_cpu()) return has_first_block(x.size(1), weight.size(0), x.size(2), x.size(3));
+  if (x.is_cpu())
+    return first_on_cpu(x, weight) ||
+           (has_tiled_block(x.size(1), weight.size(0), x.size(2), x.size(3)) && !at::autocast::is_autocast_enabled(at::kCPU));
   return x.is_cuda() && !at::autocast::is_autocast_enabled(at::kCUDA) && (first_on_gpu(x) || ready_for_features(x));
 }
 
@@ -305,8 +383,11 @@ bool has_block(const variable_list& inputs) {
 
 at::Tensor block(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& norm_weight,
                  const at::Tensor& norm_bias, double eps) {
-  return has_block({x, weight, bias, norm_weight, norm_bias}) ? Block::apply(x, weight, bias, norm_weight, norm_bias, eps)
-                                                              : one_by_one(x, weight, bias, norm_weight, norm_bias, eps);
+  const variable_list inputs = {x, weight, bias, norm_weight, norm_bias};
+  if (!has_block(inputs)) return one_by_one(x, weight, bias, norm_weight, norm_bias, eps);
+  const bool keep = at::GradMode::is_enabled() &&
+                    std::any_of(inputs.begin(), inputs.end(), [](const at::Tensor& t) { return t.requires_grad(); });
+  return Block::apply(x, weight, bias, norm_weight, norm_bias, eps, keep);
 }
 
 TORCH_LIBRARY(c2r, library) {

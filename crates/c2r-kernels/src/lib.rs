@@ -4,7 +4,7 @@
 //!   normalization, ReLU and 2x2 average pooling, in one pass over each plane. libtorch's three operators read and write
 //!   the features several times from memory; this reads them once and writes a quarter.
 //! * [`block`] is that with the convolution before it. For images of one or three channels there are kernels that never write
-//!   the large output of the convolution.
+//!   the large output of the convolution; behind the first block, the CPU convolves by Winograd's minimal filtering.
 //! * [`count`] says how many operators of libtorch some code runs, and what it copies and reads back; [`trace()`] writes when
 //!   each of them ran.
 //!
@@ -198,9 +198,13 @@ pub fn norm_relu_pool(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> R
 /// * `convolution`: weight `[F, C, 3, 3]` and bias `[F]`; `norm`: weight and bias `[F]`.
 /// * `eps`: added to the variance.
 ///
-/// Returns `[N, F, H / 2, W / 2]`. Images have a kernel of their own: on the CPU grey ones 8 or 32 wide and coloured ones 32 or
-/// 64 wide, on a GPU those of up to 32x32 with sides that are multiples of 4. The bias has no effect, because the normalization
-/// subtracts it; its gradient is exactly 0 in the fast forms.
+/// Returns `[N, F, H / 2, W / 2]`. Images have a kernel of their own: on the CPU grey ones 8 or 32 wide and coloured ones 32, 64
+/// or 128 wide, on a GPU those of up to 32x32 with sides that are multiples of 4. Features of a block before have one on a CPU
+/// with AVX2: those 8, 16, 32 or 64 wide, of even height, with C and F multiples of 4 and `H * W` a multiple of 32. It convolves
+/// by F(2x2, 3x3), Winograd's minimal filtering (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016),
+/// with errors of the size of float rounding; each image is computed alone, so the images beside it change no bit.
+///
+/// The bias has no effect, because the normalization subtracts it; its gradient is exactly 0 in the fast forms.
 ///
 /// # Errors
 /// As [`norm_relu_pool`].
@@ -429,8 +433,20 @@ mod tests {
 
     /// Sizes with a kernel and without.
     #[test]
-    fn the_first_block_is_the_plain_operators() {
+    fn a_block_is_the_plain_operators() {
         for (channels, filters, height, width) in [
+            (4, 4, 16, 16),
+            (4, 24, 8, 8),
+            (12, 8, 32, 32),
+            (4, 4, 64, 64),
+            (8, 4, 4, 8),
+            (4, 4, 24, 8),
+            (4, 4, 6, 16),
+            (4, 4, 72, 32),
+            (5, 4, 16, 16),
+            (4, 6, 16, 16),
+            (4, 4, 7, 8),
+            (4, 4, 2, 8),
             (3, 4, 32, 32),
             (1, 2, 8, 8),
             (1, 2, 32, 32),
@@ -478,18 +494,53 @@ mod tests {
     }
 
     #[test]
-    fn the_gradient_of_the_first_block_has_a_gradient() {
-        let x = (toys::images(2, [1, 8, 8]) - 0.5).set_requires_grad(true);
-        let weight = (toys::images(2, [1, 3, 3]) - 0.5).set_requires_grad(true);
-        let [bias, norm_weight, norm_bias] = [[0.1f32, 0.2], [1.1, 0.7], [0.0, 0.3]].map(|v| Tensor::from_slice(&v));
-        let second = |y: Tensor| {
-            let first = Tensor::run_backward(&[weighted(&y)], &[&x], true, true);
-            Tensor::run_backward(&[weighted(&first[0].square())], &[&x, &weight], false, false)
-        };
-        let ours = second(block(&x, (&weight, &bias), (&norm_weight, &norm_bias), EPS).unwrap());
-        let theirs = second(plain(&x.conv2d(&weight, Some(&bias), 1, 1, 1, 1), &norm_weight, &norm_bias));
-        for (got, expected) in ours.iter().zip(&theirs) {
-            assert_close("second derivative", got, expected, 1e-4);
+    fn the_gradient_of_a_block_has_a_gradient() {
+        for (channels, filters) in [(1, 2), (4, 4)] {
+            let x = (toys::images(2, [channels, 8, 8]) - 0.5).set_requires_grad(true);
+            let weight = (toys::images(filters, [channels, 3, 3]) - 0.5).set_requires_grad(true);
+            let bias = Tensor::arange(filters, (Kind::Float, x.device())) * 0.1;
+            let (norm_weight, norm_bias) = (1.1 - &bias, &bias + 0.05);
+            let second = |y: Tensor| {
+                let first = Tensor::run_backward(&[weighted(&y)], &[&x], true, true);
+                Tensor::run_backward(&[weighted(&first[0].square())], &[&x, &weight], false, false)
+            };
+            let ours = second(block(&x, (&weight, &bias), (&norm_weight, &norm_bias), EPS).unwrap());
+            let theirs = second(plain(&x.conv2d(&weight, Some(&bias), 1, 1, 1, 1), &norm_weight, &norm_bias));
+            for (got, expected) in ours.iter().zip(&theirs) {
+                assert_close("second derivative", got, expected, 1e-4);
+            }
+        }
+    }
+
+    /// What an attack finds for an image does not depend on the images beside it, nor on whether a gradient will be asked for.
+    /// libtorch's convolution, on which later blocks run without vectors, promises no such thing.
+    #[test]
+    fn an_image_alone_has_the_same_features_and_gradient_bit_for_bit() {
+        for (channels, height, width) in [(3, 32, 32), (4, 16, 16), (8, 8, 8), (4, 24, 8), (4, 6, 16)] {
+            if channels > 3 && vectors() == "none" {
+                continue;
+            }
+            let x = toys::images(3, [channels, height, width]) - 0.5;
+            let weight = toys::images(4, [channels, 3, 3]) - 0.5;
+            let bias = Tensor::arange(4, (Kind::Float, x.device())) * 0.3;
+            let (norm_weight, norm_bias) = (&bias + 0.5, 0.4 - &bias);
+            let features = |x: &Tensor| block(x, (&weight, &bias), (&norm_weight, &norm_bias), EPS).unwrap();
+            let with_gradient = |x: &Tensor| {
+                let x = x.copy().set_requires_grad(true);
+                let y = features(&x);
+                let gradient = Tensor::run_backward(&[(&y * &y).sum(Kind::Float)], &[&x], false, false);
+                (y.detach(), gradient[0].shallow_clone())
+            };
+            let (y, gradient) = with_gradient(&x);
+            assert_eq!(features(&x), y);
+            for i in 0..3 {
+                let (alone, of_it) = with_gradient(&x.narrow(0, i, 1));
+                assert_eq!(
+                    (alone, of_it),
+                    (y.narrow(0, i, 1), gradient.narrow(0, i, 1)),
+                    "{channels}x{height}x{width}"
+                );
+            }
         }
     }
 
