@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use c2r_files::{FileError, remove_if_present, remove_parts};
+use c2r_kernels::FloatFormat;
 use c2r_run::{Environment, Place, Plan, Run, RunError, Status, exit};
 use serde_json::Value;
 
@@ -30,6 +31,17 @@ pub(crate) fn versions() -> BTreeMap<String, String> {
 pub(crate) fn precision(device: tch::Device) -> BTreeMap<String, String> {
     let names = ["convolutions", "matmuls"].map(str::to_owned);
     names.into_iter().zip(c2r_kernels::precision(device).map(|format| format.to_string())).collect()
+}
+
+/// The float format of convolutions where it is not the default of the device: then it belongs to what a run is asked for, and a
+/// run in another format is another run.
+pub(crate) fn unusual_format(device: tch::Device) -> Option<FloatFormat> {
+    let [convolutions, _] = c2r_kernels::precision(device);
+    is_unusual(device.is_cuda(), convolutions).then_some(convolutions)
+}
+
+fn is_unusual(on_gpu: bool, convolutions: FloatFormat) -> bool {
+    convolutions != if on_gpu { FloatFormat::Tf32 } else { FloatFormat::Fp32 }
 }
 
 /// A device as `--device` takes it.
@@ -99,4 +111,18 @@ fn discard(path: &Path) -> Result<(), FileError> {
     // It stays if it holds other files.
     let _ = fs::remove_dir(&pictures);
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_format_is_not_part_of_a_run() {
+        let unusual =
+            |on_gpu| [FloatFormat::Fp32, FloatFormat::Tf32, FloatFormat::Bf16].map(|format| is_unusual(on_gpu, format));
+        assert_eq!(unusual(true), [true, false, true]);
+        assert_eq!(unusual(false), [false, true, true]);
+        assert_eq!(unusual_format(tch::Device::Cpu), None);
+    }
 }

@@ -7,6 +7,7 @@ use c2r_base::{
     artifact::{self, TensorFile},
 };
 use c2r_data::{Batches, Dataset, SetOrigin, SyntheticHeader, SyntheticSet, decode_formation};
+use c2r_kernels::FloatFormat;
 use c2r_models::Model;
 use c2r_train::{
     model_input,
@@ -386,6 +387,9 @@ impl Distillation {
         // Another device rounds differently, and after hundreds of steps its networks differ.
         if self.context.device.is_cuda() {
             all["device"] = json!("cuda");
+            if c2r_kernels::precision(self.context.device)[0] == FloatFormat::Fp32 {
+                all["precision"] = json!("fp32");
+            }
         }
         Some(artifact::sha256_hex(all.to_string().as_bytes()))
     }

@@ -14,7 +14,7 @@ pub const DISTILL: u32 = 4;
 /// `c2r train`.
 pub const TRAIN: u32 = 1;
 /// `c2r attack`.
-pub const ATTACK: u32 = 2;
+pub const ATTACK: u32 = 3;
 
 /// `c2r attack` with the attack `name`. If one attack alone changes, its version is raised here, and the results of the others stay.
 pub fn attack(name: &str) -> u32 {

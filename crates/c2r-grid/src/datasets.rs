@@ -98,11 +98,17 @@ fn contents(folder: &Path, entry: &DatasetEntry, place: &Workplace) -> anyhow::R
     let mut files = Vec::new();
     list(folder, &mut files).or_exit(exit::DATA)?;
     if entry.format == DatasetFormat::ClassFolders {
-        // One folder holds the classes of many subsets.
+        // One folder holds the classes of many subsets. Where the test images of all classes lie in one folder, the label file
+        // says which are of these; all of them are kept, and the label file with them.
         let wnids: BTreeSet<&str> = entry.wnids.iter().map(String::as_str).collect();
+        let is_flat = |inside: &Path| {
+            let parts: Vec<&str> = inside.iter().filter_map(|part| part.to_str()).collect();
+            matches!(parts[..], ["val", _] | ["LOC_val_solution.csv"])
+        };
         files.retain(|file| {
             let inside = file.strip_prefix(folder).unwrap_or(file);
-            wnids.is_empty() || inside.iter().any(|part| part.to_str().is_some_and(|part| wnids.contains(part)))
+            let is_of_class = || inside.iter().any(|part| part.to_str().is_some_and(|part| wnids.contains(part)));
+            wnids.is_empty() || is_of_class() || is_flat(inside)
         });
     }
     files.sort();

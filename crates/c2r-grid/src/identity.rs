@@ -34,16 +34,16 @@ impl Identity {
         Ok(self.part("dataset", entry.as_bytes()).part("data", dataset.contents().as_bytes()))
     }
 
-    /// It reads a configuration, and those next to it that this one starts from (`base = "NAME"`). Comments and layout
+    /// It reads a profile or a protocol, and those next to it that this one starts from (`base = "NAME"`). Comments and layout
     /// decide nothing.
-    pub(crate) fn profile(self, path: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn settings(self, path: &Path) -> anyhow::Result<Self> {
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         let table: toml::Table = text.parse().map_err(|error| exit::usage(format!("{}: {error}", path.display())))?;
         let identity = self.part("profile", serde_json::to_string(&table)?.as_bytes());
         let base =
             table.get("base").and_then(toml::Value::as_str).map(|name| path.with_file_name(format!("{name}.toml")));
         match base.filter(|base| base.is_file() && base != path) {
-            Some(base) => identity.profile(&base),
+            Some(base) => identity.settings(&base),
             None => Ok(identity),
         }
     }

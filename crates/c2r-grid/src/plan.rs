@@ -153,7 +153,9 @@ impl<'a> Chain<'a> {
         what.extend(sets(scale.train_set.iter().chain(overrides.iter().flat_map(|part| &part.train_set))));
         // The scale's model is the only one unless the grid has several; then it belongs in the name.
         let model = if scale.train_models.is_empty() { None } else { model.map(str::to_owned) };
-        self.push(Stage::Train(Downstream { protocol: protocol.to_owned(), model }), distilled, None, what)
+        // `c2r` was built with this file.
+        let file = self.grid.place.root.join("data/protocols").join(format!("{protocol}.toml"));
+        self.push(Stage::Train(Downstream { protocol: protocol.to_owned(), model }), distilled, Some(file), what)
     }
 
     fn attack(&mut self, trained: usize, attack: &str, epsilon: &str) -> anyhow::Result<usize> {
@@ -184,11 +186,13 @@ impl<'a> Chain<'a> {
     }
 
     /// Adds a job and returns its position.
+    ///
+    /// * `settings`: the profile or protocol that it reads.
     fn push(
         &mut self,
         stage: Stage,
         needs: Option<usize>,
-        profile: Option<PathBuf>,
+        settings: Option<PathBuf>,
         what: Vec<String>,
     ) -> anyhow::Result<usize> {
         let place = self.grid.place;
@@ -198,8 +202,8 @@ impl<'a> Chain<'a> {
             Some(needed) => identity.job(&needed.id),
             None => identity.data(self.dataset)?,
         };
-        if let Some(profile) = &profile {
-            identity = identity.profile(profile)?;
+        if let Some(file) = &settings {
+            identity = identity.settings(file)?;
         }
         let id = identity.words(&what).finish();
         let folder = place.job(&id);

@@ -83,6 +83,9 @@ pub(crate) fn run(mut args: Args, device: Device, ui: &Ui) -> anyhow::Result<()>
     if let Some(architecture) = args.foreign.arch {
         key["state_dict"] = json!([architecture.to_string(), args.foreign.expects()]);
     }
+    if let Some(format) = run_dir::unusual_format(device) {
+        key["precision"] = json!(format.to_string());
+    }
     // What only a table reads changes the report, too.
     if let Some(row) = target.subject.as_ref().filter(|_| args.checkpoint.is_none()) {
         key["row"] = json!(row);

@@ -172,11 +172,14 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     }
     let path = args.run_dir.as_deref().expect("clap requires it here");
     let mut distillation = Distillation::new(config.clone(), &dataset, device).or_exit(exit::USAGE)?;
-    let record = json!({
+    let mut record = json!({
         "dataset": dataset.spec.name,
         "data_sha256": dataset.train.sha256(),
         "distill": config,
     });
+    if let Some(format) = run_dir::unusual_format(device) {
+        record["precision"] = json!(format.to_string());
+    }
     let (mut run, status) = run_dir::open(path, ("distill", "synthetic.safetensors"), record, device, args.force)?;
     if status == Status::Finished {
         ui.note(format!("{} is finished; nothing to do", run.file("synthetic.safetensors").display()));

@@ -266,8 +266,9 @@ pub(crate) fn run(args: Args, device: Device, bf16: bool, ui: &Ui) -> anyhow::Re
     if !args.select.is_last() {
         record["select_every"] = select_every.into();
     }
-    if bf16 {
-        record["precision"] = json!(FloatFormat::Bf16.to_string());
+    let format = if bf16 { Some(FloatFormat::Bf16) } else { run_dir::unusual_format(device) };
+    if let Some(format) = format {
+        record["precision"] = json!(format.to_string());
     }
     let (mut run, status) = {
         let _bf16 = in_bf16();

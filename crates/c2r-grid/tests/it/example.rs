@@ -96,7 +96,7 @@ pub(crate) fn datasets(place: &Workplace) -> Datasets {
     Datasets::read(place, &["digits", "cifar10"].map(String::from)).unwrap()
 }
 
-/// A checkout with the example, one profile and two small datasets, in a temporary folder.
+/// A checkout with the example, one profile, two protocols and two small datasets, in a temporary folder.
 pub(crate) struct Example {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) experiment: Experiment,
@@ -110,6 +110,8 @@ impl Example {
         let write = |name: &str, text: &str| c2r_files::write_atomically(&root.join(name), text.as_bytes()).unwrap();
         write("data/paper/example.toml", EXPERIMENT);
         write("data/profiles/faithful.toml", "eta = 0.4");
+        write("data/protocols/natural.toml", "lr = 0.01");
+        write("data/protocols/pgd-at.toml", "lr = 0.01");
         write("data/digits/digits.bin", "pixels");
         write("cifar/cifar-10-batches-bin/data_batch_1.bin", "pixels");
         write("data/datasets.toml", DATASETS);

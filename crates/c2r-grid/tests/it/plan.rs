@@ -224,6 +224,14 @@ fn an_id_changes_with_all_that_decides_the_result_and_so_do_those_behind_it() {
     std::fs::write(&profile, "eta = 0.4").unwrap();
     assert_eq!(ids(&example), before);
 
+    let protocol = example.folder.path().join("data/protocols/natural.toml");
+    std::fs::write(&protocol, "lr = 0.02").unwrap();
+    let retrained = ids(&example);
+    assert_eq!(retrained[0], before[0], "a set does not depend on how networks are trained on it");
+    assert!(before[1..].iter().zip(&retrained[1..]).all(|(a, b)| a != b), "another protocol");
+    std::fs::write(&protocol, "lr = 0.01").unwrap();
+    assert_eq!(ids(&example), before);
+
     let data = example.folder.path().join("cifar/cifar-10-batches-bin/data_batch_1.bin");
     std::fs::write(data, "other pixels").unwrap();
     assert!(before.iter().zip(&ids(&example)).all(|(a, b)| a != b), "other data");
@@ -272,7 +280,18 @@ fn a_subset_is_its_classes() {
     fs::write(folder.join("n02/2.JPEG"), "another class").unwrap();
     assert_eq!(first(), before);
     fs::write(folder.join("n01/2.JPEG"), "another image").unwrap();
-    assert_ne!(first(), before);
+    let flat = first();
+    assert_ne!(flat, before);
+    // Test images of all classes in one folder, and the file that says which are of which class.
+    let split = folder.parent().expect("it has one").to_owned();
+    fs::create_dir_all(split.join("val")).unwrap();
+    let mut seen = BTreeSet::from([flat]);
+    for (file, text) in
+        [("val/1.JPEG", "an image"), ("val/1.JPEG", "another"), ("LOC_val_solution.csv", "1,n01 1 1 2 2")]
+    {
+        fs::write(split.join(file), text).unwrap();
+        assert!(seen.insert(first()), "{file}: {text}");
+    }
 }
 
 /// The repository itself, without data, and results in `folder`.
