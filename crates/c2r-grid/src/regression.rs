@@ -49,6 +49,21 @@ struct Accepted {
     numbers: Vec<Number>,
 }
 
+impl Accepted {
+    fn of_now(measured: &Measured) -> anyhow::Result<Self> {
+        Ok(Self {
+            schema_version: SCHEMA_VERSION,
+            command: ACCEPT.to_owned(),
+            date: today()?,
+            machine: machine(),
+            tolerance: WHY.to_owned(),
+            results_versions: versions(),
+            test_sha256: measured.test_sha256.clone(),
+            numbers: measured.numbers.clone(),
+        })
+    }
+}
+
 /// A mean over seeds, percent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -126,10 +141,16 @@ pub fn regression(accept: bool, strict: bool, place: &Workplace) -> anyhow::Resu
         ui::note(format!("{name}: {} numbers, {} outside their tolerance", measured.numbers.len(), beyond.len()));
         if accept {
             may_accept(accepted.as_ref().map(|accepted| accepted.results_versions), &beyond)?;
-            // Also where only a version is new: the next change must not pass as its.
-            let is_of_now = accepted.as_ref().is_some_and(|accepted| accepted.results_versions == versions());
-            if !is_of_now || !beyond.is_empty() {
-                write(&file, &measured)?;
+            // Numbers within their tolerance stay, so that they cannot drift from one acceptance to the next; but a version that is new
+            // is noted, so that the next change does not pass as its.
+            let new_version = accepted.filter(|accepted| accepted.results_versions != versions());
+            let written = match (beyond.is_empty(), new_version) {
+                (false, _) => Some(Accepted::of_now(&measured)?),
+                (true, Some(old)) => Some(Accepted { results_versions: versions(), ..old }),
+                (true, None) => None,
+            };
+            if let Some(written) = written {
+                c2r_files::write_json(&file, &written)?;
                 ui::note(format!("accepted: {}", place.show(&file)));
             }
             if !beyond.is_empty() {
@@ -295,20 +316,6 @@ fn read(file: &Path) -> anyhow::Result<Option<Accepted>> {
     Ok(Some(accepted))
 }
 
-fn write(file: &Path, measured: &Measured) -> anyhow::Result<()> {
-    let accepted = Accepted {
-        schema_version: SCHEMA_VERSION,
-        command: ACCEPT.to_owned(),
-        date: today()?,
-        machine: machine(),
-        tolerance: WHY.to_owned(),
-        results_versions: versions(),
-        test_sha256: measured.test_sha256.clone(),
-        numbers: measured.numbers.clone(),
-    };
-    Ok(c2r_files::write_json(file, &accepted)?)
-}
-
 /// `2026-11-24`.
 fn today() -> anyhow::Result<String> {
     let output = process::output(Command::new("date").args(["-u", "+%F"]))?.context("there is no `date`")?;
@@ -345,7 +352,7 @@ mod tests {
     fn accepted(runs: &[(&str, &[f64])], results_versions: [u32; 3]) -> Accepted {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("x.json");
-        write(&file, &measured(runs)).unwrap();
+        c2r_files::write_json(&file, &Accepted::of_now(&measured(runs)).unwrap()).unwrap();
         Accepted { results_versions, ..read(&file).unwrap().unwrap() }
     }
 
