@@ -544,6 +544,19 @@ mod tests {
         }
     }
 
+    /// `c2r train --precision bf16` on a CPU: the first block stays in f32, the others are rounded.
+    #[test]
+    fn in_bf16_a_later_block_is_rounded() {
+        let x = toys::images(2, [4, 16, 16]) - 0.5;
+        let weight = toys::images(4, [4, 3, 3]) - 0.5;
+        let one = Tensor::ones([4], (Kind::Float, x.device()));
+        let features = || block(&x, (&weight, &one), (&one, &one), EPS).unwrap().to_kind(Kind::Float);
+        let exact = features();
+        let _bf16 = Bf16::on(x.device());
+        let error = relative_error(&features(), &exact);
+        assert!((1e-4..5e-2).contains(&error), "{error}");
+    }
+
     /// Another memory order, another dtype, one thread or two, no gradient wanted: the same function.
     #[test]
     fn other_inputs_and_threads() {
