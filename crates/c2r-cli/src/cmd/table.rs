@@ -8,7 +8,7 @@ use anyhow::Context;
 use c2r_base::artifact;
 use c2r_data::SyntheticSet;
 use c2r_eval::{
-    EvalError, Experiment, Source, Table, TableOptions, collect,
+    Alike, EvalError, Experiment, Source, Table, TableOptions, collect,
     table::{Picture, Row},
 };
 use image::RgbImage;
@@ -226,7 +226,11 @@ fn advice(error: &EvalError) -> Option<String> {
                  make a table of each"
             ));
         }
-        EvalError::OneName { imported: true, .. } => {
+        EvalError::OneName { alike: Alike::Networks, .. } => {
+            "attack again with a name for each (`c2r attack --method NAME`) or, if one method made them, with a seed for each \
+             (`--train-seed N`)"
+        }
+        EvalError::OneName { alike: Alike::ImportedSets, .. } => {
             "import each with its own name or seed (`c2r import --method NAME --seed N`), then train and attack again"
         }
         EvalError::OneName { .. } => "give each its own profile, seed or table",

@@ -348,4 +348,18 @@ fn a_foreign_model_is_a_row_beside_networks_of_c2r() {
         let said = text(&run(estimate.args(["--estimate", flag]).arg(at(name))).stdout);
         assert!(said.starts_with("about ") && !said.contains("in training"), "{said}");
     }
+    // Two networks that call themselves the same are told apart by what made their reports.
+    fs::create_dir(at("twice")).unwrap();
+    let mut twice = c2r();
+    twice.args(["attack", "--dataset", "digits", "--eps", "32/255", "--threads", "1", "--attack", "fgsm"]).args(row);
+    let mut seed = c2r();
+    seed.args(["train", "--model", "ConvNet-D2-W8-IN", "--threads", "1", "--set", "length={steps=20}", "--seed", "1"]);
+    run(seed.arg("--synthetic").arg(at("set")).arg("--run-dir").arg(at("second")));
+    run(c2r().arg("export").arg(at("second")).args(["--to", "torchscript"]).arg(at("second.pt")));
+    run(twice.arg(at("twice/attack.json")).arg("--model").arg(at("second.pt")));
+    let (code, said) = super::fails(c2r().arg("table").arg(at("theirs")).arg(at("twice")));
+    assert!(code == 2 && said.contains("different networks under one name"), "{code} {said}");
+    assert!(said.contains("`c2r attack --method NAME`") && said.contains("--train-seed N"), "{said}");
+    assert!(!said.contains("import"), "{said}");
+
 }
