@@ -6,6 +6,7 @@ mod config;
 mod curves;
 mod data;
 mod help;
+mod overwrite;
 mod run_dir;
 mod state_dict;
 mod throughput;

@@ -22,7 +22,7 @@ use results::{json_file, run_record, texts};
 use tch::Device;
 use tensors::{safetensors, set_or_doubt, synthetic, tensors, torchscript};
 
-use crate::state_dict::StateDictArgs;
+use crate::{data, overwrite, state_dict::StateDictArgs};
 
 /// Describe a file, folder or dataset, and report what looks wrong
 ///
@@ -87,6 +87,9 @@ pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
 }
 
 fn inspect(args: &Args) -> anyhow::Result<Report> {
+    if let Some(grid) = &args.grid {
+        overwrite::check("--grid", grid, overwrite::Kind::Picture)?;
+    }
     let Some(what) = &args.what else {
         return state_dict(args);
     };

@@ -15,6 +15,7 @@ use image::RgbImage;
 
 use crate::{
     exit::{self, OrExit},
+    overwrite::{self, Kind},
     ui::{self, Ui},
 };
 
@@ -57,6 +58,14 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with = "format")]
     json: bool,
 }
+
+/// What `--output-dir` gets besides pictures.
+const FILES: [(&str, TableFormat); 4] = [
+    ("table.md", TableFormat::Markdown),
+    ("table.csv", TableFormat::Csv),
+    ("table.json", TableFormat::Json),
+    ("table.tex", TableFormat::Latex),
+];
 
 /// Which results, and what they are compared with.
 #[derive(clap::Args)]
@@ -136,6 +145,16 @@ pub(crate) enum TableFormat {
 }
 
 impl TableFormat {
+    /// What a file of it is.
+    pub(crate) fn kind(self) -> Kind {
+        match self {
+            Self::Terminal | Self::Markdown => Kind::Markdown,
+            Self::Csv => Kind::Csv,
+            Self::Json => Kind::Json,
+            Self::Latex => Kind::Latex,
+        }
+    }
+
     pub(crate) fn render(self, table: &Table) -> anyhow::Result<String> {
         Ok(match self {
             Self::Terminal => table.terminal(terminal_width()),
@@ -148,15 +167,15 @@ impl TableFormat {
 }
 
 pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
+    for (name, format) in FILES {
+        if let Some(folder) = &args.output_dir {
+            overwrite::check("--output-dir:", &folder.join(name), format.kind())?;
+        }
+    }
     let (mut table, sources) = args.results.table()?;
     if let Some(folder) = &args.output_dir {
         table.pictures = pictures(&table, &sources, folder, ui)?;
-        for (name, format) in [
-            ("table.md", TableFormat::Markdown),
-            ("table.csv", TableFormat::Csv),
-            ("table.json", TableFormat::Json),
-            ("table.tex", TableFormat::Latex),
-        ] {
+        for (name, format) in FILES {
             let path = folder.join(name);
             artifact::write_atomically(&path, format.render(&table)?.as_bytes())?;
             ui.note(format!("wrote {}", path.display()));
