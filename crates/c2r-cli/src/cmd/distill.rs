@@ -188,7 +188,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     if let Some(format) = run_dir::unusual_format(device) {
         record["precision"] = json!(format.to_string());
     }
-    let (mut run, status) = run_dir::open(path, ("distill", "synthetic.safetensors"), record, device, args.force)?;
+    let (mut run, status) = run_dir::open(path, &run_dir::DISTILL, record, &[], device, args.force)?;
     if status == Status::Finished {
         ui.note(format!("{} is finished; nothing to do", run.file("synthetic.safetensors").display()));
         if args.json {

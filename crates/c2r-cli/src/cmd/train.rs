@@ -216,8 +216,9 @@ impl Material {
 }
 
 pub(crate) fn run(args: Args, device: Device, bf16: bool, ui: &Ui) -> anyhow::Result<()> {
-    let material = match (&args.synthetic, &args.dataset) {
-        (Some(named), _) => synthetic(&data::set_file(named)?, &args, device, ui)?,
+    let set = args.synthetic.as_deref().map(data::set_file).transpose()?;
+    let material = match (&set, &args.dataset) {
+        (Some(file), _) => synthetic(file, &args, device, ui)?,
         (None, Some(name)) => real(name, &args, ui)?,
         (None, None) => unreachable!("clap requires one of them"),
     };
@@ -272,7 +273,8 @@ pub(crate) fn run(args: Args, device: Device, bf16: bool, ui: &Ui) -> anyhow::Re
     }
     let (mut run, status) = {
         let _bf16 = in_bf16();
-        run_dir::open(path, ("train", "model.safetensors"), record, device, args.force)?
+        let inputs: Vec<_> = set.iter().map(|file| ("--synthetic", file.as_path())).collect();
+        run_dir::open(path, &run_dir::TRAIN, record, &inputs, device, args.force)?
     };
     let file = run.file("model.safetensors");
     if status == Status::Finished {

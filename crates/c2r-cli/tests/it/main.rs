@@ -5,6 +5,7 @@ mod attack;
 mod long_runs;
 mod models;
 #[cfg(unix)]
+mod own_files;
 mod pages;
 mod precision;
 mod rates;
