@@ -3,9 +3,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use c2r_base::artifact::{self, TensorFile};
 use c2r_data::{ClassFolders, ClassOrder, DataError, DatasetSpec, ImportOptions, PixelValues, SyntheticSet};
+use c2r_run::arguments;
 use serde_json::json;
 
 use crate::{
+    data,
     exit::{self, OrExit},
     ui::{self, Ui},
 };
@@ -52,8 +54,8 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
 
-    /// Dataset that was distilled: digits, cifar10, ... (not needed for an npz, PNG folder or safetensors file of c2r)
-    #[arg(long, value_name = "NAME")]
+    /// Dataset that was distilled: digits, cifar10, ..., folder:PATH (leave it out for an npz, PNG folder or safetensors file of c2r)
+    #[arg(long, value_name = "NAME", value_parser = arguments::any_text())]
     dataset: Option<String>,
 
     /// Name of the tensor with the images
@@ -128,7 +130,7 @@ pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
         return exit::fail(exit::USAGE, format!("{} exists already; --force replaces it", args.output.display()));
     }
     let set = match &args.dataset {
-        Some(name) => foreign(&args, &c2r_data::spec(name).or_exit(exit::USAGE)?, ui)?,
+        Some(name) => foreign(&args, &data::spec(name)?, ui)?,
         None => ours(&args.file)?,
     };
     set.save(&args.output).or_exit(exit::DATA)?;
