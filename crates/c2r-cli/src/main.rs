@@ -13,6 +13,7 @@ mod throughput;
 
 use std::{num::NonZeroUsize, process::ExitCode, time::Duration};
 
+use anyhow::Context;
 use c2r_kernels::FloatFormat;
 use c2r_run::{
     arguments, exit,
@@ -142,11 +143,11 @@ impl Global {
     /// Sets the number of threads and finds the requested device.
     fn device(&self, ui: &Ui) -> anyhow::Result<tch::Device> {
         if let Some(threads) = self.threads {
-            tch::set_num_threads(threads);
             let cores = std::thread::available_parallelism().map_or(usize::MAX, NonZeroUsize::get);
             if let Some(note) = check_threads(threads, cores)? {
                 ui.note(note);
             }
+            tch::set_num_threads(threads);
         }
         if self.device == Some(tch::Device::Cpu) {
             return Ok(tch::Device::Cpu);
@@ -184,7 +185,6 @@ impl Global {
     }
 }
 
-fn run(cli: Cli) -> anyhow::Result<()> {
 /// More threads for each core take so long that a command seems to hang.
 const MOST_THREADS_PER_CORE: usize = 16;
 
@@ -204,12 +204,16 @@ fn check_threads(threads: i32, cores: usize) -> anyhow::Result<Option<String>> {
     Ok((n > cores).then(note))
 }
 
+fn run(cli: Cli) -> anyhow::Result<()> {
     if !matches!(cli.command, Command::Distill(_)) {
         allocator::use_small_pages();
     }
     signals::listen(Program::Command)?;
     if let Some(limit) = cli.global.time_limit {
         signals::set_time_limit(limit);
+    }
+    if runs_models(&cli.command) {
+        ui::keep_stdout().context("cannot set up stdout")?;
     }
     let ui = Ui { quiet: cli.global.quiet, verbose: cli.global.verbose };
     let device = cli.global.device(&ui)?;
@@ -226,6 +230,11 @@ fn check_threads(threads: i32, cores: usize) -> anyhow::Result<Option<String>> {
         Command::Inspect(args) => cmd::inspect::run(args, &ui),
         Command::Doctor(args) => cmd::doctor::run(args, device, &ui),
     }
+}
+
+/// Commands that run other people's models, whose prints would otherwise be among ours.
+fn runs_models(command: &Command) -> bool {
+    matches!(command, Command::Attack(_) | Command::Inspect(_))
 }
 
 /// What the command line `words` would do, for `estimate`.

@@ -106,6 +106,19 @@ fn models_that_work_in_their_own_way_are_taken() {
     assert!(one_hot["robust_accuracy"].as_f64() < Some(1.0) && logits["robust_accuracy"].as_f64() < Some(1.0));
 }
 
+/// A program that reads `--json` gets JSON, whatever a model prints while it runs.
+#[test]
+#[cfg(unix)]
+fn what_a_model_prints_is_not_among_the_results() {
+    let folder = folder();
+    let output = attack(folder.path(), "printing.pt", &[&PGD[..], &["--json"]].concat());
+    let good = json(&attack(folder.path(), "good.pt", &[&PGD[..], &["--json"]].concat()));
+    assert_eq!(json(&output)["robust_accuracy"], good["robust_accuracy"]);
+    assert!(text(&output.stderr).lines().any(|line| line == "a batch"), "{}", text(&output.stderr));
+    let output = run(c2r().arg("inspect").arg(model("printing.pt")).arg("--json"));
+    assert_eq!(json(&output)["found"][0]["kind"], "torchscript");
+}
+
 /// What is saved is in the ball and gives the same accuracy, although the model writes into its images.
 #[test]
 fn saved_images_of_a_model_that_changes_them_are_those_that_it_was_given() {
@@ -335,19 +348,6 @@ fn a_foreign_model_is_a_row_beside_networks_of_c2r() {
         assert!(together.contains(row), "{row}: {together}");
     }
 
-    // Another name is another row, and is not taken for the one that is there.
-    let renamed = theirs("fgsm", &row).args([output.as_str(), "--train-seed", "1"]).output().unwrap();
-    assert!(renamed.status.code() == Some(2) && text(&renamed.stderr).contains("row"), "{}", text(&renamed.stderr));
-    let several = theirs("fgsm,pgd", &row).arg(&output).output().unwrap();
-    assert!(several.status.code() == Some(2) && text(&several.stderr).contains("add --each"), "{several:?}");
-    let without = theirs("fgsm", &["--output"]).arg(at("plain.json")).output().unwrap();
-    assert!(text(&without.stderr).contains("--ipc"), "{}", text(&without.stderr));
-    for name in ["net.pt", "ours/model.safetensors"] {
-        let flag = if name == "net.pt" { "--model" } else { "--checkpoint" };
-        let mut estimate = of_digits("autoattack-standard");
-        let said = text(&run(estimate.args(["--estimate", flag]).arg(at(name))).stdout);
-        assert!(said.starts_with("about ") && !said.contains("in training"), "{said}");
-    }
     // Two networks that call themselves the same are told apart by what made their reports.
     fs::create_dir(at("twice")).unwrap();
     let mut twice = c2r();
@@ -362,4 +362,17 @@ fn a_foreign_model_is_a_row_beside_networks_of_c2r() {
     assert!(said.contains("`c2r attack --method NAME`") && said.contains("--train-seed N"), "{said}");
     assert!(!said.contains("import"), "{said}");
 
+    // Another name is another row, and is not taken for the one that is there.
+    let renamed = theirs("fgsm", &row).args([output.as_str(), "--train-seed", "1"]).output().unwrap();
+    assert!(renamed.status.code() == Some(2) && text(&renamed.stderr).contains("row"), "{}", text(&renamed.stderr));
+    let several = theirs("fgsm,pgd", &row).arg(&output).output().unwrap();
+    assert!(several.status.code() == Some(2) && text(&several.stderr).contains("add --each"), "{several:?}");
+    let without = theirs("fgsm", &["--output"]).arg(at("plain.json")).output().unwrap();
+    assert!(text(&without.stderr).contains("--ipc"), "{}", text(&without.stderr));
+    for name in ["net.pt", "ours/model.safetensors"] {
+        let flag = if name == "net.pt" { "--model" } else { "--checkpoint" };
+        let mut estimate = of_digits("autoattack-standard");
+        let said = text(&run(estimate.args(["--estimate", flag]).arg(at(name))).stdout);
+        assert!(said.starts_with("about ") && !said.contains("in training"), "{said}");
+    }
 }
