@@ -25,6 +25,8 @@ const STATE: &str = "state.safetensors";
 const SET: &str = "synthetic.safetensors";
 const TEACHER: &str = "teacher.safetensors";
 const LOG: &str = "log.jsonl";
+/// What a run writes in its folder besides the record.
+const WRITTEN: &[&str] = &[STATE, SET, TEACHER, LOG];
 /// Updates between lines of the log.
 const LOG_EVERY: u64 = 10;
 
@@ -137,14 +139,17 @@ impl Job {
             },
             outputs: Vec::new(),
             main: Some(SET),
+            writes: WRITTEN,
         };
-        let discard = || [STATE, SET, TEACHER, LOG].iter().try_for_each(|name| remove_if_present(&path.join(name)));
+        let discard = || WRITTEN.iter().try_for_each(|name| remove_if_present(&path.join(name)));
         Run::open(Place::folder(path), plan, self.force, discard).map(Some).map_err(|error| {
             let advice = match error {
                 RunError::Busy { .. } => "wait for it, or choose another run_dir",
                 RunError::Unreadable { .. } => "delete it, or choose another run_dir",
                 RunError::Different { .. } => "choose another run_dir, or discard the run with force=True",
                 RunError::OtherCommand { .. } => "choose another run_dir, or delete this folder",
+                RunError::NoRecord { .. } => "choose another run_dir, or delete them with force=True",
+                RunError::Changed { .. } => "put it back, or make it again with force=True",
                 other => return value_error(other),
             };
             PyValueError::new_err(format!("{error}; {advice}"))

@@ -6,6 +6,7 @@ use std::{
 };
 
 use c2r_data::{DataError, Dataset, DatasetSpec, LoadEvent, SyntheticSet};
+use c2r_files::{path_to_text, text_to_path};
 use c2r_run::{
     arguments::any_text,
     exit::{self, OrExit},
@@ -38,16 +39,58 @@ pub(crate) struct DatasetArgs {
 impl DatasetArgs {
     /// What is known of the dataset without reading it.
     pub(crate) fn spec(&self) -> anyhow::Result<DatasetSpec> {
-        if self.dataset.starts_with("folder:") {
-            return Ok(c2r_data::load(&self.dataset, self.data.as_deref()).or_exit(exit::DATA)?.spec);
-        }
-        c2r_data::spec(&self.dataset).or_exit(exit::USAGE)
+        spec(&self.dataset)
     }
 
     /// Reads the dataset; notes what is odd about it.
     pub(crate) fn load(&self, ui: &Ui) -> anyhow::Result<Dataset> {
         load(&self.dataset, self.data.as_deref(), ui)
     }
+}
+
+/// How the name of a folder of images begins.
+pub(crate) const FOLDER: &str = "folder:";
+
+/// What is known of a dataset; only a folder of images has to be read for that.
+pub(crate) fn spec(name: &str) -> anyhow::Result<DatasetSpec> {
+    if name.starts_with(FOLDER) {
+        return Ok(c2r_data::load(name, None).map_err(coded)?.spec);
+    }
+    c2r_data::spec(name).or_exit(exit::USAGE)
+}
+
+/// Reads the dataset that a set was distilled from. A folder of images is the one of the set's header or, where that is not there,
+/// `folder`.
+pub(crate) fn load_of_set(set: &SyntheticSet, folder: Option<&Path>, ui: &Ui) -> anyhow::Result<Dataset> {
+    let header = &set.header;
+    let Some(recorded) = header.dataset.strip_prefix(FOLDER) else { return load(&header.dataset, folder, ui) };
+    let given = folder.filter(|folder| folder.join("train").is_dir());
+    let name = match given {
+        _ if text_to_path(recorded).is_dir() => header.dataset.clone(),
+        Some(folder) => format!("{FOLDER}{}", path_to_text(folder)),
+        None => {
+            let message = format!(
+                "the set was distilled from {}, and no such folder is here: name it with `--data DIR`",
+                header.dataset
+            );
+            return exit::fail(exit::DATA, message);
+        }
+    };
+    let dataset = load(&name, None, ui)?;
+    let train_per_class = header.origin().or_exit(exit::DATA)?.train_per_class;
+    let sha256 = match train_per_class {
+        Some(n) => dataset.train.subset_per_class(n as usize).sha256(),
+        None => dataset.train.sha256(),
+    };
+    if !header.data_sha256.is_empty() && header.data_sha256 != sha256 {
+        let message = format!(
+            "{name} has other training images than those that the set was distilled from (SHA-256 {sha256} instead of {}): \
+             name the right folder with `--data DIR`, or start the command where {} is",
+            header.data_sha256, header.dataset
+        );
+        return exit::fail(exit::DATA, message);
+    }
+    Ok(dataset)
 }
 
 /// Reads a dataset; notes what is odd about it.

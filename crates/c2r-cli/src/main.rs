@@ -6,12 +6,14 @@ mod config;
 mod curves;
 mod data;
 mod help;
+mod overwrite;
 mod run_dir;
 mod state_dict;
 mod throughput;
 
-use std::{process::ExitCode, time::Duration};
+use std::{num::NonZeroUsize, process::ExitCode, time::Duration};
 
+use anyhow::Context;
 use c2r_kernels::FloatFormat;
 use c2r_run::{
     arguments, exit,
@@ -139,8 +141,12 @@ fn precisions() -> impl TypedValueParser<Value = FloatFormat> {
 
 impl Global {
     /// Sets the number of threads and finds the requested device.
-    fn device(&self) -> anyhow::Result<tch::Device> {
+    fn device(&self, ui: &Ui) -> anyhow::Result<tch::Device> {
         if let Some(threads) = self.threads {
+            let cores = std::thread::available_parallelism().map_or(usize::MAX, NonZeroUsize::get);
+            if let Some(note) = check_threads(threads, cores)? {
+                ui.note(note);
+            }
             tch::set_num_threads(threads);
         }
         if self.device == Some(tch::Device::Cpu) {
@@ -179,6 +185,25 @@ impl Global {
     }
 }
 
+/// More threads for each core take so long that a command seems to hang.
+const MOST_THREADS_PER_CORE: usize = 16;
+
+/// A note where threads block one another, an error where nothing would get done.
+fn check_threads(threads: i32, cores: usize) -> anyhow::Result<Option<String>> {
+    let n = threads as usize;
+    let here = ui::counted(cores, "core");
+    if n > cores.saturating_mul(MOST_THREADS_PER_CORE) {
+        let message = format!(
+            "--threads {n} is too many: the command has {here}, and the threads would only block one another; use at most \
+             {cores}"
+        );
+        return exit::fail(exit::USAGE, message);
+    }
+    let note =
+        || format!("note: --threads {n} is slow here: the command has {here}, and threads will block one another");
+    Ok((n > cores).then(note))
+}
+
 fn run(cli: Cli) -> anyhow::Result<()> {
     if !matches!(cli.command, Command::Distill(_)) {
         allocator::use_small_pages();
@@ -187,8 +212,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     if let Some(limit) = cli.global.time_limit {
         signals::set_time_limit(limit);
     }
+    if runs_models(&cli.command) {
+        ui::keep_stdout().context("cannot set up stdout")?;
+    }
     let ui = Ui { quiet: cli.global.quiet, verbose: cli.global.verbose };
-    let device = cli.global.device()?;
+    let device = cli.global.device(&ui)?;
     let bf16 = cli.global.bf16(&cli.command, device)?;
     match cli.command {
         Command::Distill(args) => cmd::distill::run(args, device, &ui),
@@ -202,6 +230,11 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Inspect(args) => cmd::inspect::run(args, &ui),
         Command::Doctor(args) => cmd::doctor::run(args, device, &ui),
     }
+}
+
+/// Commands that run other people's models, whose prints would otherwise be among ours.
+fn runs_models(command: &Command) -> bool {
+    matches!(command, Command::Attack(_) | Command::Inspect(_))
 }
 
 /// What the command line `words` would do, for `estimate`.
@@ -219,4 +252,19 @@ fn main() -> ExitCode {
     allocator::keep_memory();
     ui::catch_panics();
     arguments::parse().map_or_else(|code| code, |cli| ui::conclude(run(cli)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_many_threads_are_noted_and_far_too_many_refused() {
+        assert_eq!([1, 2].map(|threads| check_threads(threads, 2).unwrap()), [None, None]);
+        let note = check_threads(32, 2).unwrap().unwrap();
+        assert!(note.contains("--threads 32 is slow here: the command has 2 cores"), "{note}");
+        let error = check_threads(33, 2).unwrap_err();
+        assert!(exit::code_of(&error) == exit::USAGE && error.to_string().contains("use at most 2"), "{error}");
+        assert!(check_threads(i32::MAX, usize::MAX).unwrap().is_none(), "the number of cores is not known");
+    }
 }

@@ -2,23 +2,43 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use c2r_files::{FileError, remove_if_present, remove_parts};
+use c2r_files::{FileError, read_json, remove_if_present, remove_parts, sha256_of_file};
 use c2r_kernels::FloatFormat;
 use c2r_run::{Environment, Place, Plan, Run, RunError, Status, exit};
 use serde_json::Value;
 
-/// What a run may leave in its folder besides the record.
-const WRITTEN: [&str; 8] = [
-    "state.safetensors",
-    "synthetic.safetensors",
-    "synthetic.png",
-    "model.safetensors",
-    "teacher.safetensors",
-    "log.jsonl",
-    "curves.svg",
-    "attack.json",
-];
+/// A command that writes to a run folder.
+pub(crate) struct Stage {
+    name: &'static str,
+    /// The file without which a run is not finished.
+    main: &'static str,
+    /// All that it writes there besides the record and pictures.
+    writes: &'static [&'static str],
+}
+
+/// `c2r distill`.
+pub(crate) const DISTILL: Stage = Stage {
+    name: "distill",
+    main: "synthetic.safetensors",
+    writes: &[
+        "state.safetensors",
+        "synthetic.safetensors",
+        "synthetic.png",
+        "teacher.safetensors",
+        "log.jsonl",
+        "curves.svg",
+    ],
+};
+/// `c2r train`.
+pub(crate) const TRAIN: Stage = Stage {
+    name: "train",
+    main: "model.safetensors",
+    writes: &["state.safetensors", "model.safetensors", "log.jsonl"],
+};
+/// Pictures of a distillation.
 const PICTURES: &str = "pictures";
+/// Where tables look for a measurement of the network of the folder.
+const REPORT: &str = "attack.json";
 
 /// Versions that every artefact records.
 pub(crate) fn versions() -> BTreeMap<String, String> {
@@ -62,24 +82,40 @@ pub(crate) fn environment(device: tch::Device) -> Environment {
     }
 }
 
-/// Opens or creates the folder for a run of `stage` with `config`, which makes the file `main` there.
+/// Opens or creates the folder for a run of `stage` with `config`. What the command reads, `inputs` by option, is neither
+/// overwritten nor deleted.
 ///
 /// # Errors
 /// Those of [`Run::open`], with what to do about them.
 pub(crate) fn open(
     path: &Path,
-    (stage, main): (&'static str, &'static str),
+    stage: &'static Stage,
     config: Value,
+    inputs: &[(&str, &Path)],
     device: tch::Device,
     force: bool,
 ) -> anyhow::Result<(Run, Status)> {
-    let plan = Plan { stage, config, environment: environment(device), outputs: Vec::new(), main: Some(main) };
-    let (run, status) = Run::open(Place::folder(path), plan, force, || discard(path)).map_err(|error| {
+    for (option, input) in inputs {
+        let is_input = |name: &&&str| same_file(&path.join(name), input);
+        if let Some(name) = stage.writes.iter().find(is_input) {
+            let message = format!(
+                "--run-dir {}: the run would write its {name} over the file of {option}; choose another --run-dir",
+                path.display()
+            );
+            return exit::fail(exit::USAGE, message);
+        }
+    }
+    let &Stage { name, main, writes } = stage;
+    let environment = environment(device);
+    let plan = Plan { stage: name, config, environment, outputs: Vec::new(), main: Some(main), writes };
+    let (run, status) = Run::open(Place::folder(path), plan, force, || discard(path, stage)).map_err(|error| {
         let (code, advice) = match error {
             RunError::Busy { .. } => (exit::USAGE, "wait for it, or choose another --run-dir"),
             RunError::Unreadable { .. } => (exit::UNEXPECTED, "delete it, or choose another --run-dir"),
             RunError::Different { .. } => (exit::USAGE, "choose another --run-dir, or discard the run with --force"),
             RunError::OtherCommand { .. } => (exit::USAGE, "choose another --run-dir, or delete this folder"),
+            RunError::NoRecord { .. } => (exit::USAGE, "choose another --run-dir, or delete them with --force"),
+            RunError::Changed { .. } => (exit::DATA, "put it back as it was, or make it again with --force"),
             other => return other.into(),
         };
         exit::coded(code, with_advice(error, advice))
@@ -97,9 +133,25 @@ pub(crate) fn with_advice(error: RunError, advice: &str) -> anyhow::Error {
     }
 }
 
-/// Deletes what a run wrote: the files we know, nothing else.
-fn discard(path: &Path) -> Result<(), FileError> {
-    WRITTEN.iter().try_for_each(|name| remove_if_present(&path.join(name)))?;
+/// Whether both are there and one file.
+pub(crate) fn same_file(a: &Path, b: &Path) -> bool {
+    matches!((fs::canonicalize(a), fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b)
+}
+
+/// Deletes what a run of `stage` wrote, and nothing else but a report on the network that goes with it: beside the next network
+/// a table would take it for that one's.
+fn discard(path: &Path, stage: &Stage) -> Result<(), FileError> {
+    let report = path.join(REPORT);
+    if stage.name == TRAIN.name
+        && let (Ok(record), Ok(sha256)) = (read_json::<Value>(&report), sha256_of_file(&path.join(stage.main)))
+        && record["model_sha256"] == sha256
+    {
+        remove_if_present(&report)?;
+    }
+    stage.writes.iter().try_for_each(|name| remove_if_present(&path.join(name)))?;
+    if stage.name != DISTILL.name {
+        return Ok(());
+    }
     let pictures = path.join(PICTURES);
     let Ok(entries) = fs::read_dir(&pictures) else { return Ok(()) };
     for file in entries.filter_map(|entry| Some(entry.ok()?.path())) {

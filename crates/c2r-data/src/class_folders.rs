@@ -78,6 +78,7 @@ pub fn load_folder(path: &Path, size: Option<(u32, u32)>) -> Result<Dataset, Dat
     let title = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let (mean, std) = moments(&train);
     let mut spec = unlisted_spec(name, title, shape, classes, (mean, std.clone()));
+    (spec.n_train, spec.n_test) = (Some(train.len()), Some(test.len()));
     for (channel, name) in ["red", "green", "blue"].into_iter().enumerate().filter(|&(at, _)| std[at] == 0.0) {
         let value = (255.0 * spec.mean[channel]).round();
         notes.push(format!(

@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    DataError,
+    DataError, DatasetSpec,
     arrays::{to_array, to_tensor},
-    decode_formation,
+    decode_formation, registry,
 };
 
 /// The version of the file format that this crate writes.
@@ -267,6 +267,28 @@ impl SyntheticSet {
     /// [`DataError::Synthetic`] or [`DataError::Formation`], naming what breaks which rule.
     pub fn check(&self) -> Result<(), DataError> {
         check(&self.tensors(), self.formation, &self.header)
+    }
+
+    /// What is known of the dataset of which this is a set: its entry in the registry, or else what the set says itself, with
+    /// [`DatasetSpec::unlisted`]'s settings. So a set of a folder of images needs neither the folder nor its name. Mean and
+    /// deviation are the set's.
+    ///
+    /// # Errors
+    /// [`DataError::Size`] where the name ends in a size that the dataset does not come in.
+    pub fn spec(&self) -> Result<DatasetSpec, DataError> {
+        let (header, (_, channels, height, width)) = (&self.header, self.images.dim());
+        match registry::spec(&header.dataset) {
+            Ok(mut spec) => {
+                (spec.mean, spec.std) = (header.mean.clone(), header.std.clone());
+                Ok(spec)
+            }
+            Err(DataError::UnknownDataset { .. }) => {
+                let shape = [channels, height, width].map(|side| side as i64);
+                let (mean, std) = (header.mean.clone(), header.std.clone());
+                Ok(DatasetSpec::unlisted(&header.dataset, shape, header.classes, mean, std))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// The images to train on: mosaics cut apart and enlarged, see [`decode_formation`].

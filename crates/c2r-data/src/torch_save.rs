@@ -22,9 +22,12 @@ const MOST_VISITS: usize = 1 << 16;
 /// Longest name of a tensor and longest text that is kept, bytes: shared keys could add up to names of any length.
 const LONGEST_TEXT: usize = 1024;
 
-/// How to keep the tensors of a file that holds other things, too.
-const CONVERT: &str = "if you trust the file, keep its tensors and lists: python3 -c \"import torch; d = torch.load('IN.pt', \
-    map_location='cpu', weights_only=False); torch.save({k: d[k] for k in d if isinstance(d[k], (torch.Tensor, list, dict))}, 'OUT.pt')\"";
+/// How to keep the tensors of a file that holds other things, too: of a whole network, of a `TensorDataset`, of a dictionary, or of
+/// any other object. A network is only loaded where its class can be imported.
+const CONVERT: &str = "if you trust the file, keep its tensors and lists (of a network, where its class can be imported): \
+    python3 -c \"import torch; d = torch.load('IN.pt', map_location='cpu', weights_only=False); \
+    d = d.state_dict() if hasattr(d, 'state_dict') else dict(zip(('images', 'labels'), d.tensors)) if hasattr(d, 'tensors') \
+    else d if isinstance(d, dict) else vars(d); torch.save({k: d[k] for k in d if isinstance(d[k], (torch.Tensor, list, dict))}, 'OUT.pt')\"";
 
 /// The tensors of the file, by where they are: `data[0][1]`, `images`, `tensor` for a tensor by itself. Arrays of NumPy
 /// and lists of whole numbers in dictionaries are tensors, too. Numbers and texts in dictionaries become texts of the

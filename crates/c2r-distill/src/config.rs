@@ -397,6 +397,9 @@ impl CommonConfig {
     /// Checks everything that does not depend on the method.
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         in_range(self.ipc >= 1, "ipc", "at least 1", self.ipc)?;
+        if let Some(name) = self.name.as_ref().filter(|name| name.trim().is_empty()) {
+            in_range(false, "name", "at least one character, or left out", format!("`{name}`"))?;
+        }
         in_range(self.train_per_class != Some(0), "train-per-class", "at least 1", 0)?;
         in_range(self.threat.norm == Norm::Linf, "threat.norm", "linf", self.threat.norm)?;
         let epsilon = self.threat.epsilon;

@@ -1,5 +1,6 @@
 use std::{
     collections::BTreeMap,
+    fmt,
     path::{Path, PathBuf},
 };
 
@@ -61,17 +62,18 @@ pub enum EvalError {
         /// The files by their number of test images.
         files: BTreeMap<usize, Vec<String>>,
     },
-    /// Two results of different training sets that call themselves the same: method, profile, images per class and seeds.
+    /// Two results of different training sets or networks that call themselves the same: method, profile, images per class and
+    /// seeds.
     #[error(
-        "{} and {} come from different sets under one name ({name}, the same seeds): {differ}", a.display(), b.display()
+        "{} and {} come from different {alike} under one name ({name}, the same seeds): {differ}", a.display(), b.display()
     )]
     OneName {
         /// Method and images per class.
         name: String,
         /// What shows it.
         differ: String,
-        /// Whether one was distilled from real images that are not known, as imported sets are.
-        imported: bool,
+        /// What bears the name.
+        alike: Alike,
         /// First file.
         a: PathBuf,
         /// Second file.
@@ -98,6 +100,27 @@ pub enum EvalError {
         /// Which methods there are.
         methods: String,
     },
+}
+
+/// What bears one name in [`EvalError::OneName`]; how it could be told apart depends on that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Alike {
+    /// Sets that c2r distilled.
+    Sets,
+    /// Sets of which at least one was distilled from real images that are not known, as imported sets are.
+    ImportedSets,
+    /// Networks that c2r did not train.
+    Networks,
+}
+
+impl fmt::Display for Alike {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sets | Self::ImportedSets => "sets",
+            Self::Networks => "networks",
+        })
+    }
 }
 
 impl EvalError {

@@ -55,6 +55,17 @@ pub fn any_text() -> impl TypedValueParser<Value = String> {
     OsStringValueParser::new().map(|word| path_to_text(&word).into_owned())
 }
 
+/// Reads a name that tables show.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn name(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() {
+        return Err("a name needs at least one character; leave the option out for its default".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
 /// Reads a time as people write it: `90s`, `9m`, `1h30m`.
 ///
 /// # Errors

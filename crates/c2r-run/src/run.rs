@@ -47,6 +47,14 @@ pub enum RunError {
         /// The command.
         stage: String,
     },
+    /// There are files that the run would overwrite, and no record that says whose they are.
+    #[error("{} has {}, but no record of a run that wrote them", path.display(), found.join(", "))]
+    NoRecord {
+        /// The run's folder.
+        path: PathBuf,
+        /// Names of the files.
+        found: Vec<String>,
+    },
     /// An output of a finished run is not what the run wrote.
     #[error("{} was changed after it was written", path.display())]
     Changed {
@@ -137,8 +145,11 @@ pub struct Plan {
     /// Files outside a folder of its own that the run writes, by name: it only counts as finished while they are there
     /// and unchanged.
     pub outputs: Vec<(&'static str, PathBuf)>,
-    /// The file in the run's own folder without which it does not count as finished.
+    /// The file in the run's own folder without which it does not count as finished; it must also be as the run wrote it.
     pub main: Option<&'static str>,
+    /// All files that the run writes in its own folder, besides the record. Where they are there without a record, the run is not
+    /// opened.
+    pub writes: &'static [&'static str],
 }
 
 /// An open run; locked against other processes until it is dropped.
@@ -146,6 +157,7 @@ pub struct Plan {
 pub struct Run {
     place: Place,
     outputs: Vec<(&'static str, PathBuf)>,
+    main: Option<&'static str>,
     record: Record,
     opened: Instant,
     _lock: Lock,
@@ -154,7 +166,7 @@ pub struct Run {
 impl Run {
     /// Starts the run that is planned, or takes up what an earlier process left of it. With `force` an earlier run of the
     /// same command, also with another configuration, is thrown away after `discard` has deleted what it wrote besides its
-    /// record.
+    /// record; so are files of its names that have no record.
     ///
     /// # Errors
     /// Any [`RunError`]; [`RunError::Different`] names the first key that differs.
@@ -164,6 +176,14 @@ impl Run {
         force: bool,
         discard: impl FnOnce() -> Result<(), FileError>,
     ) -> Result<(Self, Status), RunError> {
+        // Every run writes its record first. Before the lock, which would be one file more in somebody else's folder.
+        if place.is_folder && !force {
+            let there = |name: &&&str| place.path.join(name).exists();
+            let found: Vec<String> = plan.writes.iter().filter(there).map(ToString::to_string).collect();
+            if !found.is_empty() && !place.record.exists() {
+                return Err(RunError::NoRecord { path: place.path, found });
+            }
+        }
         let Some(lock) = Lock::acquire(&place.lock)? else {
             return Err(RunError::Busy { path: place.path });
         };
@@ -171,7 +191,7 @@ impl Run {
             // Ours alone while the lock is held: what a kill in the middle of a write has left.
             remove_parts(&place.path)?;
         }
-        let Plan { stage, config, environment, outputs, main } = plan;
+        let Plan { stage, config, environment, outputs, main, writes: _ } = plan;
         let mut record = Record::new(stage, config, environment);
         record.outputs = outputs.iter().filter_map(|(_, path)| place.name_of(path)).collect();
         let mut status = Status::New;
@@ -193,12 +213,14 @@ impl Run {
                 if !old.is_finished() {
                     status = Status::Unfinished;
                     (record.seconds, record.state) = (old.seconds, old.state);
-                } else if main.is_none_or(|name| place.path.join(name).exists()) && is_written(&outputs, &old)? {
+                } else if is_written(&written_files(&place, &outputs, main), &old)? {
                     (status, record) = (Status::Finished, old);
                 }
             }
+        } else if force {
+            discard()?;
         }
-        let run = Self { place, outputs, record, opened: Instant::now(), _lock: lock };
+        let run = Self { place, outputs, main, record, opened: Instant::now(), _lock: lock };
         // Beside a file, an old record is replaced at once: it may tell of work that is gone, and the new one claims the old files.
         if status != Status::Finished && (run.place.is_folder || run.place.record.exists()) {
             run.write()?;
@@ -260,7 +282,8 @@ impl Run {
     /// # Errors
     /// [`FileError::Io`].
     pub fn finish(&mut self, summary: Value) -> Result<(), FileError> {
-        let hashes = self.outputs.iter().map(|(name, path)| Ok(((*name).to_owned(), sha256_of_file(path)?)));
+        let files = written_files(&self.place, &self.outputs, self.main.filter(|name| self.file(name).exists()));
+        let hashes = files.iter().map(|(name, path)| Ok(((*name).to_owned(), sha256_of_file(path)?)));
         let written = hashes.collect::<Result<BTreeMap<_, _>, FileError>>()?;
         self.record.finish(summary, written);
         self.pause()
@@ -277,6 +300,15 @@ impl Run {
     fn write(&self) -> Result<(), FileError> {
         write_json(&self.place.record, &self.record)
     }
+}
+
+/// The files whose hashes a finished run records.
+fn written_files(
+    place: &Place,
+    outputs: &[(&'static str, PathBuf)],
+    main: Option<&'static str>,
+) -> Vec<(&'static str, PathBuf)> {
+    outputs.iter().cloned().chain(main.map(|name| (name, place.path.join(name)))).collect()
 }
 
 /// Whether the outputs of a finished run are there.
@@ -301,7 +333,8 @@ mod tests {
 
     fn plan(config: &Value, outputs: &[&Path]) -> Plan {
         let outputs = ["--output", "--save"].into_iter().zip(outputs.iter().map(|path| path.to_path_buf())).collect();
-        Plan { stage: "distill", config: config.clone(), environment: Environment::default(), outputs, main: None }
+        let environment = Environment::default();
+        Plan { stage: "distill", config: config.clone(), environment, outputs, main: None, writes: &["set", "log"] }
     }
 
     #[test]
@@ -332,7 +365,7 @@ mod tests {
             Run::open(Place::folder(&path), plan, false, || unreachable!()).unwrap().1
         };
         std::fs::write(path.join("set"), "images").unwrap();
-        assert_eq!(with_main(), Status::Finished);
+        assert_eq!(with_main(), Status::Finished, "records of earlier versions have no hash of it");
         std::fs::remove_file(path.join("set")).unwrap();
         assert_eq!(with_main(), Status::New, "what it made is gone");
 
@@ -346,6 +379,48 @@ mod tests {
         std::fs::write(run.record(), "{}").unwrap();
         drop(run);
         assert!(matches!(open(&other), Err(RunError::Unreadable { .. })));
+    }
+
+    #[test]
+    fn a_finished_run_whose_main_file_was_changed_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("set");
+        let open = || {
+            let plan = Plan { main: Some("set"), ..plan(&json!(1), &[]) };
+            Run::open(Place::folder(folder.path()), plan, false, || unreachable!())
+        };
+        let (mut run, _) = open().unwrap();
+        std::fs::write(&path, "images").unwrap();
+        run.finish(Value::Null).unwrap();
+        drop(run);
+        assert_eq!(open().unwrap().1, Status::Finished);
+        std::fs::write(&path, "imag").unwrap();
+        assert!(matches!(open(), Err(RunError::Changed { path: changed }) if changed == path));
+    }
+
+    #[test]
+    fn files_without_a_record_are_refused_and_only_force_discards_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        std::fs::write(path.join("notes"), "theirs").unwrap();
+        let open = |force| {
+            let mut discarded = false;
+            let opened = Run::open(Place::folder(path), plan(&json!(1), &[]), force, || {
+                discarded = true;
+                Ok(())
+            });
+            (opened.map(|(_, status)| status), discarded)
+        };
+        for name in ["set", "log"] {
+            std::fs::write(path.join(name), "theirs").unwrap();
+        }
+        let (refused, discarded) = open(false);
+        let Err(RunError::NoRecord { found, .. }) = refused else { panic!("they are theirs") };
+        assert_eq!((found, discarded), (vec!["set".to_owned(), "log".to_owned()], false));
+        assert!(!path.join(".lock").exists() && !path.join("run.json").exists(), "nothing is written there");
+        assert!(matches!(open(true), (Ok(Status::New), true)));
+        // From now on there is a record.
+        assert!(matches!(open(false), (Ok(Status::Unfinished), false)));
     }
 
     #[test]

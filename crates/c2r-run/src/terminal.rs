@@ -7,10 +7,11 @@ use std::{
     backtrace::{Backtrace, BacktraceStatus},
     borrow::Cow,
     fmt::{self, Write as _},
+    fs::File,
     io::{self, ErrorKind, IsTerminal, Write},
     panic::{self, PanicHookInfo},
     process::ExitCode,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -22,6 +23,8 @@ use crate::{exit, signals};
 
 /// Why stdout could not be written, once it could not.
 static STDOUT: Mutex<Option<io::Error>> = Mutex::new(None);
+/// The stdout that the process began with, after [`keep_stdout`].
+static KEPT: OnceLock<File> = OnceLock::new();
 
 /// `text` with everything escaped that can steer a terminal or change the order in which it shows characters: control
 /// characters (also line ends and tabs), marks of direction, and tags. The escapes are those of JSON, `\n` or `\u001b`, so
@@ -85,8 +88,29 @@ pub fn text(text: impl AsRef<str>) {
 fn print(safe: &str) {
     let mut failed = STDOUT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     if failed.is_none() {
-        *failed = write_all(&mut io::stdout().lock(), format!("{safe}\n").as_bytes()).err();
+        let line = format!("{safe}\n");
+        *failed = match KEPT.get() {
+            Some(mut kept) => write_all(&mut kept, line.as_bytes()).err(),
+            None => write_all(&mut io::stdout().lock(), line.as_bytes()).err(),
+        };
     }
+}
+
+/// Keeps stdout for results: whatever else in this process prints there, as a TorchScript model may, prints on stderr from now
+/// on. Call once, before anything is printed. Where a process has no such streams, nothing changes.
+///
+/// # Errors
+/// If the system has no more files to give.
+pub fn keep_stdout() -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::fd::AsFd;
+
+        let kept = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+        nix::unistd::dup2_stdout(io::stderr())?;
+        let _ = KEPT.set(kept);
+    }
+    Ok(())
 }
 
 /// [`Write::write_all`], also to a pipe that another program has made non-blocking.

@@ -308,7 +308,7 @@ pub(crate) fn planned(args: &Args, written: &Written) -> anyhow::Result<Planned>
         anyhow::bail!("attacks have an estimate only with --dataset and --checkpoint");
     };
     let configs = choice::configs(args)?;
-    let dataset = c2r_data::spec(name)?;
+    let dataset = data::spec(name)?;
     let model = match written.networks.get(checkpoint) {
         Some(model) => *model,
         None => *checkpoint::load(checkpoint, Device::Cpu)?.0.spec(),

@@ -8,7 +8,13 @@ use c2r_base::{Epsilon, artifact::TensorFile};
 use c2r_data::{Dataset, DatasetSpec};
 use c2r_distill::{ConfigError, DistillConfig, DistillEvent, Distillation, LabelKind, METHODS, StepReport, profiles};
 use c2r_files::text_to_path;
-use c2r_run::{Run, Status, arguments::any_text, process::peak_memory_mb, signals};
+use c2r_run::{
+    Run, Status,
+    arguments::{self, any_text},
+    process::peak_memory_mb,
+    signals,
+};
+use clap::builder::RangedU64ValueParser;
 use serde_json::{Value as Json, json};
 use tch::Device;
 use toml::Value;
@@ -78,15 +84,15 @@ pub(crate) struct Args {
     set: Vec<String>,
 
     /// Images per class [default: the profile's]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(..=LARGEST))]
     ipc: Option<usize>,
 
     /// Number of updates of the images [default: the profile's]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=LARGEST))]
     iterations: Option<u64>,
 
     /// Seed of all randomness [default: the profile's]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(..=LARGEST))]
     seed: Option<u64>,
 
     /// Radius of the attacks that are used while distilling, in pixel units, e.g. 2/255 [default: the dataset's]
@@ -101,7 +107,7 @@ pub(crate) struct Args {
     run_dir: Option<PathBuf>,
 
     /// Method name shown in tables [default: derived from the configuration, e.g. c2r]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = arguments::name)]
     name: Option<String>,
 
     /// Folder that caches trained networks for other runs
@@ -139,6 +145,8 @@ pub(crate) struct Args {
     json: bool,
 }
 
+/// The largest whole number of TOML, in which the configuration is kept.
+const LARGEST: u64 = i64::MAX as u64;
 /// Images per pass of an estimate where the configuration does not say how networks are trained.
 const ESTIMATE_BATCH: usize = 256;
 /// Updates between log lines.
@@ -180,7 +188,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     if let Some(format) = run_dir::unusual_format(device) {
         record["precision"] = json!(format.to_string());
     }
-    let (mut run, status) = run_dir::open(path, ("distill", "synthetic.safetensors"), record, device, args.force)?;
+    let (mut run, status) = run_dir::open(path, &run_dir::DISTILL, record, &[], device, args.force)?;
     if status == Status::Finished {
         ui.note(format!("{} is finished; nothing to do", run.file("synthetic.safetensors").display()));
         if args.json {
@@ -393,13 +401,15 @@ fn resolve(args: &Args, spec: &DatasetSpec) -> anyhow::Result<(DistillConfig, Ve
     let origin = format!("--config {}", args.config);
     let table = table.context(origin.clone()).or_exit(exit::USAGE)?;
     let mut changes = config::assignments(&args.set)?;
+    // More training images than there are mean all of them.
+    let whole = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
     let options = [
         ("--name", "name", args.name.clone().map(Value::String)),
         ("--ipc", "ipc", args.ipc.map(|n| Value::Integer(n as i64))),
         ("--iterations", "iterations", args.iterations.map(|n| Value::Integer(n as i64))),
         ("--seed", "seed", args.seed.map(|n| Value::Integer(n as i64))),
         ("--eps", "threat.epsilon", args.eps.map(|epsilon| Value::String(epsilon.to_string()))),
-        ("--train-per-class", "train-per-class", args.data.train_per_class.map(|n| Value::Integer(n.get() as i64))),
+        ("--train-per-class", "train-per-class", args.data.train_per_class.map(|n| Value::Integer(whole(n.get())))),
     ];
     for (flag, key, value) in options {
         if let Some(value) = value {

@@ -3,9 +3,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use c2r_base::artifact::{self, TensorFile};
 use c2r_data::{ClassFolders, ClassOrder, DataError, DatasetSpec, ImportOptions, PixelValues, SyntheticSet};
+use c2r_run::arguments;
 use serde_json::json;
 
 use crate::{
+    data,
     exit::{self, OrExit},
     ui::{self, Ui},
 };
@@ -13,7 +15,7 @@ use crate::{
 /// Convert another project's distilled set to a synthetic set
 ///
 /// Reads safetensors, .npz, .npy, files of torch.save (torch 1.6 or later) and folders CLASS/*.{png,jpg}. Files are read as data:
-/// nothing in them is run. A file of `c2r export` needs no options but --output.
+/// nothing in them is run. A set of c2r needs no options but --output; --method gives it another name in tables.
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -52,8 +54,8 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
 
-    /// Dataset that was distilled: digits, cifar10, ... (not needed for an npz, PNG folder or safetensors file of c2r)
-    #[arg(long, value_name = "NAME")]
+    /// Dataset that was distilled: digits, cifar10, ..., folder:PATH (leave it out for an npz, PNG folder or safetensors file of c2r)
+    #[arg(long, value_name = "NAME", value_parser = arguments::any_text())]
     dataset: Option<String>,
 
     /// Name of the tensor with the images
@@ -106,13 +108,15 @@ pub(crate) struct Args {
     #[arg(long, requires = "dataset", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(i64).range(1..=2))]
     formation: i64,
 
-    /// Method name shown in tables
-    #[arg(long, requires = "dataset", value_name = "NAME", default_value = "imported")]
-    method: String,
+    /// Method name shown in tables [default: imported, or the name that a set of c2r has]
+    #[arg(long, value_name = "NAME", value_parser = arguments::name)]
+    method: Option<String>,
 
-    /// Distillation seed of the set, to give sets of the same method different seeds in tables
-    #[arg(long, requires = "dataset", value_name = "N", default_value_t = 0)]
-    seed: u64,
+    /// Distillation seed of the set, to give sets of the same method different seeds in tables [default: 0]
+    ///
+    /// Sets that c2r distilled keep the seed that they were made with.
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
 
     /// Replace an existing output file
     #[arg(long)]
@@ -128,8 +132,8 @@ pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
         return exit::fail(exit::USAGE, format!("{} exists already; --force replaces it", args.output.display()));
     }
     let set = match &args.dataset {
-        Some(name) => foreign(&args, &c2r_data::spec(name).or_exit(exit::USAGE)?, ui)?,
-        None => ours(&args.file)?,
+        Some(name) => foreign(&args, &data::spec(name)?, ui)?,
+        None => ours(&args)?,
     };
     set.save(&args.output).or_exit(exit::DATA)?;
     let header = &set.header;
@@ -144,8 +148,9 @@ pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A set that c2r exported says everything about itself.
-fn ours(file: &Path) -> anyhow::Result<SyntheticSet> {
+/// A set of c2r says everything about itself; only its name in tables may change.
+fn ours(args: &Args) -> anyhow::Result<SyntheticSet> {
+    let file = args.file.as_path();
     let is_ours = if file.is_dir() {
         SyntheticSet::is_png_folder(file)
     } else {
@@ -161,7 +166,22 @@ fn ours(file: &Path) -> anyhow::Result<SyntheticSet> {
             ),
         );
     }
-    SyntheticSet::load(file).or_exit(exit::DATA)
+    let mut set = SyntheticSet::load(file).or_exit(exit::DATA)?;
+    if let Some(seed) = args.seed.filter(|seed| *seed != set.header.seed) {
+        if set.header.origin().or_exit(exit::DATA)?.imported.is_none() {
+            let message = format!(
+                "--seed {seed}: {} was distilled by c2r with seed {}, and keeps it; leave --seed out",
+                file.display(),
+                set.header.seed
+            );
+            return exit::fail(exit::USAGE, message);
+        }
+        set.header.seed = seed;
+    }
+    if let Some(method) = &args.method {
+        set.header.method.clone_from(method);
+    }
+    Ok(set)
 }
 
 /// The error with options as the command calls them.
@@ -193,8 +213,9 @@ fn foreign(args: &Args, spec: &DatasetSpec, ui: &Ui) -> anyhow::Result<Synthetic
     let says_all_itself = |is_ours: bool| {
         if is_ours {
             let file = args.file.display();
-            let reason =
-                format!("{file} was written by `c2r export` and has everything in its header: leave --dataset out");
+            let reason = format!(
+                "{file} is a set of c2r and has everything in its header: leave --dataset out (--method renames it)"
+            );
             return exit::fail(exit::USAGE, reason);
         }
         Ok(())
@@ -236,8 +257,8 @@ fn foreign(args: &Args, spec: &DatasetSpec, ui: &Ui) -> anyhow::Result<Synthetic
         bgr: args.bgr,
         clamp: args.clamp,
         formation: args.formation,
-        method: args.method.clone(),
-        seed: args.seed,
+        method: args.method.clone().unwrap_or_else(|| "imported".to_owned()),
+        seed: args.seed.unwrap_or(0),
     };
     let name = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
     let sha256 = if args.file.is_file() { Some(artifact::sha256_of_file(&args.file)?) } else { None };

@@ -22,7 +22,7 @@ use results::{json_file, run_record, texts};
 use tch::Device;
 use tensors::{safetensors, set_or_doubt, synthetic, tensors, torchscript};
 
-use crate::state_dict::StateDictArgs;
+use crate::{data, overwrite, state_dict::StateDictArgs};
 
 /// Describe a file, folder or dataset, and report what looks wrong
 ///
@@ -87,6 +87,9 @@ pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
 }
 
 fn inspect(args: &Args) -> anyhow::Result<Report> {
+    if let Some(grid) = &args.grid {
+        overwrite::check("--grid", grid, overwrite::Kind::Picture)?;
+    }
     let Some(what) = &args.what else {
         return state_dict(args);
     };
@@ -94,13 +97,13 @@ fn inspect(args: &Args) -> anyhow::Result<Report> {
     let known = !matches!(c2r_data::spec(what), Err(DataError::UnknownDataset { .. }));
     let grid = args.grid.as_deref();
     if let Some(name) = &args.dataset {
-        c2r_data::spec(name).or_exit(exit::USAGE)?;
+        data::spec(name)?;
     }
     let mut report = Report::new(args.dataset.clone(), args.data.clone());
     if known && !path.exists() {
         c2r_data::spec(what).or_exit(exit::USAGE)?;
     }
-    let drawn = if what.starts_with("folder:") || (known && !path.exists()) {
+    let drawn = if what.starts_with(data::FOLDER) || (known && !path.exists()) {
         dataset(&mut report, what, args.data.as_deref(), grid)?
     } else if path.is_dir() {
         folder(&mut report, path, grid)?
@@ -130,11 +133,7 @@ fn state_dict(args: &Args) -> anyhow::Result<Report> {
     let Some(name) = &args.dataset else {
         return exit::fail(exit::USAGE, "--state-dict needs --dataset, the dataset whose images the network takes");
     };
-    let spec = if name.starts_with("folder:") {
-        c2r_data::load(name, None).or_exit(exit::DATA)?.spec
-    } else {
-        c2r_data::spec(name).or_exit(exit::USAGE)?
-    };
+    let spec = data::spec(name)?;
     let (network, notes) = args.foreign.load(spec.shape(), Some(spec.classes.len()), Device::Cpu)?;
     let path = args.foreign.state_dict.as_deref().unwrap_or(Path::new(""));
     let mut report = Report::new(args.dataset.clone(), args.data.clone());
@@ -181,7 +180,7 @@ fn folder(report: &mut Report, path: &Path, grid: Option<&Path>) -> anyhow::Resu
         return dataset(report, &format!("folder:{}", path_to_text(path)), None, grid);
     }
     if let Some(name) = report.dataset.clone() {
-        let spec = c2r_data::spec(&name).or_exit(exit::USAGE)?;
+        let spec = data::spec(&name)?;
         let folders = match c2r_data::read_class_folders(path, &spec, false) {
             Err(DataError::ClassNames { reason, .. }) => {
                 report.doubt(format!("class order: expected {}", reason.replace("option `", "`c2r import --")));

@@ -6,7 +6,10 @@ use c2r_eval::{EmbeddedPicture, Source, Table};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 
 use super::table::{Results, Shown, TableFormat, judge, synthetic_sets};
-use crate::ui::Ui;
+use crate::{
+    overwrite::{self, Kind},
+    ui::Ui,
+};
 
 /// Make a page (or the tables alone) from folders of attack reports
 ///
@@ -57,6 +60,9 @@ fn parse_output(word: OsString) -> Result<Output, String> {
 }
 
 pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
+    for Output { path, format } in &args.output {
+        overwrite::check("--output", path, format.map_or(Kind::Page, TableFormat::kind))?;
+    }
     let (table, sources) = args.results.table()?;
     for Output { path, format } in &args.output {
         let text = match format {

@@ -8,13 +8,14 @@ use anyhow::Context;
 use c2r_base::artifact;
 use c2r_data::SyntheticSet;
 use c2r_eval::{
-    EvalError, Experiment, Source, Table, TableOptions, collect,
+    Alike, EvalError, Experiment, Source, Table, TableOptions, collect,
     table::{Picture, Row},
 };
 use image::RgbImage;
 
 use crate::{
     exit::{self, OrExit},
+    overwrite::{self, Kind},
     ui::{self, Ui},
 };
 
@@ -57,6 +58,14 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with = "format")]
     json: bool,
 }
+
+/// What `--output-dir` gets besides pictures.
+const FILES: [(&str, TableFormat); 4] = [
+    ("table.md", TableFormat::Markdown),
+    ("table.csv", TableFormat::Csv),
+    ("table.json", TableFormat::Json),
+    ("table.tex", TableFormat::Latex),
+];
 
 /// Which results, and what they are compared with.
 #[derive(clap::Args)]
@@ -136,6 +145,16 @@ pub(crate) enum TableFormat {
 }
 
 impl TableFormat {
+    /// What a file of it is.
+    pub(crate) fn kind(self) -> Kind {
+        match self {
+            Self::Terminal | Self::Markdown => Kind::Markdown,
+            Self::Csv => Kind::Csv,
+            Self::Json => Kind::Json,
+            Self::Latex => Kind::Latex,
+        }
+    }
+
     pub(crate) fn render(self, table: &Table) -> anyhow::Result<String> {
         Ok(match self {
             Self::Terminal => table.terminal(terminal_width()),
@@ -148,15 +167,15 @@ impl TableFormat {
 }
 
 pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
+    for (name, format) in FILES {
+        if let Some(folder) = &args.output_dir {
+            overwrite::check("--output-dir:", &folder.join(name), format.kind())?;
+        }
+    }
     let (mut table, sources) = args.results.table()?;
     if let Some(folder) = &args.output_dir {
         table.pictures = pictures(&table, &sources, folder, ui)?;
-        for (name, format) in [
-            ("table.md", TableFormat::Markdown),
-            ("table.csv", TableFormat::Csv),
-            ("table.json", TableFormat::Json),
-            ("table.tex", TableFormat::Latex),
-        ] {
+        for (name, format) in FILES {
             let path = folder.join(name);
             artifact::write_atomically(&path, format.render(&table)?.as_bytes())?;
             ui.note(format!("wrote {}", path.display()));
@@ -226,7 +245,11 @@ fn advice(error: &EvalError) -> Option<String> {
                  make a table of each"
             ));
         }
-        EvalError::OneName { imported: true, .. } => {
+        EvalError::OneName { alike: Alike::Networks, .. } => {
+            "attack again with a name for each (`c2r attack --method NAME`) or, if one method made them, with a seed for each \
+             (`--train-seed N`)"
+        }
+        EvalError::OneName { alike: Alike::ImportedSets, .. } => {
             "import each with its own name or seed (`c2r import --method NAME --seed N`), then train and attack again"
         }
         EvalError::OneName { .. } => "give each its own profile, seed or table",

@@ -216,8 +216,9 @@ impl Material {
 }
 
 pub(crate) fn run(args: Args, device: Device, bf16: bool, ui: &Ui) -> anyhow::Result<()> {
-    let material = match (&args.synthetic, &args.dataset) {
-        (Some(named), _) => synthetic(&data::set_file(named)?, &args, device, ui)?,
+    let set = args.synthetic.as_deref().map(data::set_file).transpose()?;
+    let material = match (&set, &args.dataset) {
+        (Some(file), _) => synthetic(file, &args, device, ui)?,
         (None, Some(name)) => real(name, &args, ui)?,
         (None, None) => unreachable!("clap requires one of them"),
     };
@@ -272,7 +273,8 @@ pub(crate) fn run(args: Args, device: Device, bf16: bool, ui: &Ui) -> anyhow::Re
     }
     let (mut run, status) = {
         let _bf16 = in_bf16();
-        run_dir::open(path, ("train", "model.safetensors"), record, device, args.force)?
+        let inputs: Vec<_> = set.iter().map(|file| ("--synthetic", file.as_path())).collect();
+        run_dir::open(path, &run_dir::TRAIN, record, &inputs, device, args.force)?
     };
     let file = run.file("model.safetensors");
     if status == Status::Finished {
@@ -396,13 +398,10 @@ fn synthetic(file: &Path, args: &Args, device: Device, ui: &Ui) -> anyhow::Resul
     let images = LabelledImages::new(images, labels).or_exit(exit::DATA)?;
     let header = &set.header;
     let origin = header.origin().with_context(|| file.display().to_string()).or_exit(exit::DATA)?;
-    let mut spec = c2r_data::spec(&header.dataset)
-        .with_context(|| {
-            format!("{} was distilled from a dataset that this version of c2r does not know", file.display())
-        })
-        .or_exit(exit::DATA)?;
-    // The set is the authority on how its pixels are normalized.
-    (spec.mean, spec.std) = (header.mean.clone(), header.std.clone());
+    let spec = set.spec().with_context(|| file.display().to_string()).or_exit(exit::DATA)?;
+    if !spec.name.starts_with(data::FOLDER) && c2r_data::spec(&spec.name).is_err() {
+        ui.note(format!("note: c2r does not know the dataset {}; the set says what is needed", spec.name));
+    }
     let teacher = (origin.labels == SetLabels::Teacher)
         .then(|| {
             let path = file.with_file_name("teacher.safetensors");
@@ -430,7 +429,7 @@ fn synthetic(file: &Path, args: &Args, device: Device, ui: &Ui) -> anyhow::Resul
     }
     let mut judged_on = None;
     if !args.select.is_last() {
-        let dataset = data::load(&header.dataset, args.data.as_deref(), ui)?;
+        let dataset = data::load_of_set(&set, args.data.as_deref(), ui)?;
         let (_, held_out) = dataset.train.hold_out(held_out_part(args), Seed::new(HELD_OUT_SEED));
         let (images, note) = judges(args, &dataset.test, held_out, true);
         notes.push(note);
@@ -553,12 +552,12 @@ pub(crate) fn planned(args: &Args, written: &mut Written) -> anyhow::Result<Plan
             Some((dataset, per_class)) => (dataset.clone(), per_class * dataset.classes.len()),
             None => {
                 let set = SyntheticSet::load(&data::set_file(named)?).or_exit(exit::DATA)?;
-                let dataset = c2r_data::spec(&set.header.dataset).or_exit(exit::DATA)?;
+                let dataset = set.spec().or_exit(exit::DATA)?;
                 (dataset, set.decode(Device::Cpu).1.numel())
             }
         },
         (None, Some(name)) => {
-            let dataset = c2r_data::spec(name).or_exit(exit::USAGE)?;
+            let dataset = data::spec(name)?;
             let wanted = args.train_per_class.map_or(usize::MAX, NonZeroUsize::get);
             let n = estimate::train_per_class(&dataset).min(wanted) * dataset.classes.len();
             (dataset, n)

@@ -1,9 +1,11 @@
 //! The `c2r` command as a person uses it: separate processes, real files, exit codes.
 
 mod attack;
+mod folders;
 #[cfg(unix)]
 mod long_runs;
 mod models;
+mod own_files;
 #[cfg(unix)]
 mod pages;
 mod precision;

@@ -106,6 +106,19 @@ fn models_that_work_in_their_own_way_are_taken() {
     assert!(one_hot["robust_accuracy"].as_f64() < Some(1.0) && logits["robust_accuracy"].as_f64() < Some(1.0));
 }
 
+/// A program that reads `--json` gets JSON, whatever a model prints while it runs.
+#[test]
+#[cfg(unix)]
+fn what_a_model_prints_is_not_among_the_results() {
+    let folder = folder();
+    let output = attack(folder.path(), "printing.pt", &[&PGD[..], &["--json"]].concat());
+    let good = json(&attack(folder.path(), "good.pt", &[&PGD[..], &["--json"]].concat()));
+    assert_eq!(json(&output)["robust_accuracy"], good["robust_accuracy"]);
+    assert!(text(&output.stderr).lines().any(|line| line == "a batch"), "{}", text(&output.stderr));
+    let output = run(c2r().arg("inspect").arg(model("printing.pt")).arg("--json"));
+    assert_eq!(json(&output)["found"][0]["kind"], "torchscript");
+}
+
 /// What is saved is in the ball and gives the same accuracy, although the model writes into its images.
 #[test]
 fn saved_images_of_a_model_that_changes_them_are_those_that_it_was_given() {
@@ -334,6 +347,20 @@ fn a_foreign_model_is_a_row_beside_networks_of_c2r() {
     for row in ["mine, Other", "c2r, ConvNet-D2-W8-IN", "several networks; attacks"] {
         assert!(together.contains(row), "{row}: {together}");
     }
+
+    // Two networks that call themselves the same are told apart by what made their reports.
+    fs::create_dir(at("twice")).unwrap();
+    let mut twice = c2r();
+    twice.args(["attack", "--dataset", "digits", "--eps", "32/255", "--threads", "1", "--attack", "fgsm"]).args(row);
+    let mut seed = c2r();
+    seed.args(["train", "--model", "ConvNet-D2-W8-IN", "--threads", "1", "--set", "length={steps=20}", "--seed", "1"]);
+    run(seed.arg("--synthetic").arg(at("set")).arg("--run-dir").arg(at("second")));
+    run(c2r().arg("export").arg(at("second")).args(["--to", "torchscript"]).arg(at("second.pt")));
+    run(twice.arg(at("twice/attack.json")).arg("--model").arg(at("second.pt")));
+    let (code, said) = super::fails(c2r().arg("table").arg(at("theirs")).arg(at("twice")));
+    assert!(code == 2 && said.contains("different networks under one name"), "{code} {said}");
+    assert!(said.contains("`c2r attack --method NAME`") && said.contains("--train-seed N"), "{said}");
+    assert!(!said.contains("import"), "{said}");
 
     // Another name is another row, and is not taken for the one that is there.
     let renamed = theirs("fgsm", &row).args([output.as_str(), "--train-seed", "1"]).output().unwrap();

@@ -51,6 +51,22 @@ fn an_imported_set_stands_beside_a_distilled_one() {
     let row = said.lines().find(|line| line.starts_with("| 2 | imported")).unwrap();
     assert_eq!(row.split(" | ").nth(2), Some("2"), "two runs: {row}");
 
+    // The seed of a set that c2r distilled is how it was made; its name is free.
+    let rename = |more: &[&str]| {
+        let mut import = c2r();
+        import
+            .arg("import")
+            .arg(at("ours/distill/synthetic.safetensors"))
+            .args(more)
+            .arg("-o")
+            .arg(at("mine.safetensors"));
+        import
+    };
+    let (code, said) = fails(&mut rename(&["--seed", "8"]));
+    assert!(code == 2 && said.contains("distilled by c2r with seed 7") && said.contains("leave --seed out"), "{said}");
+    run(&mut rename(&["--seed", "7", "--method", "mine"]));
+    assert_eq!(SyntheticSet::load(&at("mine.safetensors")).unwrap().header.method, "mine");
+
     // A run folder that holds no set.
     let mut train = c2r();
     let (code, said) = fails(train.args(["train", "--synthetic"]).arg(at("a")).arg("--run-dir").arg(at("d")));
@@ -79,6 +95,13 @@ fn sets_of_others_come_in_and_go_out() {
     run(&mut import(&at("dm.npz"), &[], "back.safetensors"));
     assert_eq!(fs::read(at("dm.safetensors")).unwrap(), fs::read(at("back.safetensors")).unwrap());
 
+    // A set that says all itself may be called otherwise in tables.
+    run(&mut import(&at("dm.npz"), &["--method", "theirs", "--seed", "4"], "renamed.safetensors"));
+    let [mut plain, renamed] =
+        ["dm", "renamed"].map(|name| SyntheticSet::load(&at(&format!("{name}.safetensors"))).unwrap());
+    (plain.header.method, plain.header.seed) = ("theirs".to_owned(), 4);
+    assert_eq!(plain, renamed);
+
     // Undoing a normalization leaves pixels beside the multiples of 1/255.
     let (code, message) = fails(&mut export("dm.safetensors", "png", "png"));
     assert!(code == 3 && message.contains("--quantize") && !at("png").exists(), "{message}");
@@ -102,9 +125,9 @@ fn sets_of_others_come_in_and_go_out() {
         (files.join("dc.pt"), &digits[..2], 3, "normalized? Use `--normalized"),
         (files.join("dc.pt"), &[], 2, "--dataset NAME"),
         (at("absent.npz"), &digits, 3, "absent.npz"),
-        // A file that says all itself is told nothing.
-        (at("dm.npz"), &["--method", "mine"], 2, "--dataset <NAME>"),
+        // A file that says all itself is told nothing but another name.
         (at("dm.npz"), &["--clamp"], 2, "--dataset <NAME>"),
+        (at("dm.npz"), &["--method", " "], 2, "at least one character"),
     ] {
         let (found, message) = fails(&mut import(&from, more, "refused.safetensors"));
         assert!(found == code && message.contains(expected), "{found}: {message}");

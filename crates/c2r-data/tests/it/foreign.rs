@@ -194,6 +194,11 @@ fn what_is_not_read_says_why() {
     for (name, parts) in [
         ("call.pt", &["data.pkl, byte ", "`__builtin__.print`", "will not run"][..]),
         ("args.pt", &["`argparse.Namespace`", "will not run", "(torch.Tensor, list, dict))}, 'OUT.pt')"]),
+        // The line of Python serves whole networks and datasets, too.
+        (
+            "args.pt",
+            &["d.state_dict() if hasattr(d, 'state_dict')", "d.tensors)) if hasattr(d, 'tensors')", "else vars(d);"],
+        ),
         ("legacy.pt", &["before 1.6", "torch.save(torch.load("]),
         ("python.pkl", &["as Python writes it", "pickle.load(open('IN.pkl', 'rb'))"]),
         ("model.pt", &["a TorchScript model"]),

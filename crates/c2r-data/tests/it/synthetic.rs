@@ -1,7 +1,7 @@
 use std::{fs, path::Path};
 
 use c2r_base::artifact::TensorFile;
-use c2r_data::{SCHEMA_VERSION, SyntheticHeader, SyntheticSet};
+use c2r_data::{DataError, SCHEMA_VERSION, SyntheticHeader, SyntheticSet};
 use ndarray::{Array2, Array4, Ix4, arr1};
 use proptest::prelude::*;
 use serde_json::json;
@@ -61,6 +61,19 @@ fn a_round_trip_keeps_every_bit() {
         back.save(&second).unwrap();
         assert_eq!(fs::read(&first).unwrap(), fs::read(&second).unwrap());
     }
+}
+
+#[test]
+fn a_set_says_what_the_registry_does_not_know() {
+    let mut set = set(1, false);
+    let known = set.spec().unwrap();
+    assert_eq!((known.shape(), known.mean.as_slice()), ([3, 32, 32], &set.header.mean[..]));
+    set.header.dataset = "folder:a/b".into();
+    let spec = set.spec().unwrap();
+    assert_eq!((spec.name.as_str(), spec.shape(), spec.classes.len()), ("folder:a/b", [3, 8, 8], 3));
+    assert_eq!((&spec.mean, &spec.std), (&set.header.mean, &set.header.std));
+    set.header.dataset = "imagenette@7".into();
+    assert!(matches!(set.spec(), Err(DataError::Size { .. })));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use c2r_base::{Norm, artifact};
 use c2r_experiment::Selection;
 use ndarray::Array1;
 
-use crate::{AttackScore, EvalError, Source, columns::CLEAN};
+use crate::{Alike, AttackScore, EvalError, Source, columns::CLEAN};
 
 /// What the results of one section have in common.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -144,7 +144,7 @@ fn judged(source: &Source) -> String {
 fn add<'a>(run: &mut Measured<'a>, source: &'a Source, entries: &[&'a AttackScore]) -> Result<(), EvalError> {
     if let Some(first) = run.files.first() {
         // Before the accuracies are compared and the attacks counted, which differ or repeat because of it.
-        if let Some(differ) = different_sets(first, source) {
+        if let Some(differ) = different_networks(first, source).or_else(|| different_sets(first, source)) {
             return Err(one_name(differ, first, source));
         }
         if let (Some(_), Some(_)) = (&first.record.model_sha256, &source.record.model_sha256) {
@@ -163,6 +163,18 @@ fn add<'a>(run: &mut Measured<'a>, source: &'a Source, entries: &[&'a AttackScor
     }
     run.files.push(source);
     Ok(())
+}
+
+/// In what two files of one run show that they are of different networks that c2r did not train.
+fn different_networks(a: &Source, b: &Source) -> Option<String> {
+    let (left, right) = (a.record.model_sha256.as_ref()?, b.record.model_sha256.as_ref()?);
+    (is_foreign(a) && is_foreign(b) && left != right)
+        .then(|| format!("the networks (SHA-256 of their files) differ ({left} and {right})"))
+}
+
+/// Whether c2r knows neither the training images of a network nor their seed, as of those that it did not train.
+fn is_foreign(source: &Source) -> bool {
+    from_unknown_data(source) && source.record.subject.distill_seed.is_none()
 }
 
 /// In what two files of one run show that they are of different training images.
@@ -199,7 +211,11 @@ fn one_name(differ: String, a: &Source, b: &Source) -> EvalError {
             None => subject.method.clone(),
         },
         differ,
-        imported: from_unknown_data(a) || from_unknown_data(b),
+        alike: match (from_unknown_data(a) || from_unknown_data(b), is_foreign(a) && is_foreign(b)) {
+            (_, true) => Alike::Networks,
+            (true, false) => Alike::ImportedSets,
+            (false, false) => Alike::Sets,
+        },
         a: a.path.clone().into(),
         b: b.path.clone().into(),
     }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use c2r_base::Epsilon;
-use c2r_eval::{AttackRecord, EvalError, RunInfo, Source, Table, TableOptions, collect};
+use c2r_eval::{Alike, AttackRecord, EvalError, RunInfo, Source, Table, TableOptions, collect};
 use c2r_experiment::{Subset, SubsetOrder};
 use serde_json::json;
 
@@ -182,40 +182,55 @@ fn different_sets_under_one_name_are_named() {
         (a.path, b.path) = ("a/attack.json".into(), "b/attack.json".into());
         Table::build(&[a, b], &TableOptions::default())
     };
-    let refused = |a: Source, b: Source, imported: bool, parts: &[&str]| {
+    let refused = |a: Source, b: Source, expected: Alike, parts: &[&str]| {
         let error = two(a, b).unwrap_err();
         let message = error.to_string();
         assert!(
-            message.starts_with("a/attack.json and b/attack.json come from different sets under one name"),
+            message
+                .starts_with(&format!("a/attack.json and b/attack.json come from different {expected} under one name")),
             "{message}"
         );
-        assert!(
-            matches!(error, EvalError::OneName { imported: of_imports, .. } if of_imports == imported),
-            "{message}"
-        );
+        assert!(matches!(error, EvalError::OneName { alike, .. } if alike == expected), "{message}");
         for part in parts {
             assert!(message.contains(part), "{message}\nlacks {part}");
         }
     };
     let parts = ["(theirs, 10 images per class, the same seeds)"];
     let images = "the training images (SHA-256) differ (12 and 34)";
-    refused(elsewhere(0, Some("12"), 42), elsewhere(0, Some("34"), 40), true, &[&parts[..], &[images]].concat());
+    refused(
+        elsewhere(0, Some("12"), 42),
+        elsewhere(0, Some("34"), 40),
+        Alike::ImportedSets,
+        &[&parts[..], &[images]].concat(),
+    );
     // Also where the accuracies are the same, and where each file has attacks of its own.
-    refused(elsewhere(0, Some("12"), 42), elsewhere(0, Some("34"), 42), true, &[images]);
+    refused(elsewhere(0, Some("12"), 42), elsewhere(0, Some("34"), 42), Alike::ImportedSets, &[images]);
     let (mut fgsm, mut pgd) = (elsewhere(0, Some("12"), 42), elsewhere(0, Some("34"), 42));
     fgsm.record.attacks.truncate(1);
     pgd.record.attacks.remove(0);
-    refused(fgsm, pgd, true, &[images]);
+    refused(fgsm, pgd, Alike::ImportedSets, &[images]);
     // Without a run.json the accuracies show it.
     let accuracies = "the clean accuracies differ (0.42 and 0.4)";
-    refused(elsewhere(0, None, 42), elsewhere(0, None, 40), true, &[&parts[..], &[accuracies]].concat());
+    refused(elsewhere(0, None, 42), elsewhere(0, None, 40), Alike::ImportedSets, &[&parts[..], &[accuracies]].concat());
     // What c2r distilled has other ways to be told apart.
     let ours = |images: &str| {
         let mut ours = source("c2r", "natural", 0, 42, 25, 24);
         ours.training.as_mut().unwrap().config["images_sha256"] = json!(images);
         ours
     };
-    refused(ours("12"), ours("34"), false, &[images]);
+    refused(ours("12"), ours("34"), Alike::Sets, &[images]);
+
+    // Networks of others have no set that c2r knows: their files tell them apart, also where the accuracies are the same.
+    let network = |sha256: Option<&str>, clean: usize| {
+        let mut network = elsewhere(0, None, clean);
+        (network.record.subject.distill_seed, network.record.model_sha256) = (None, sha256.map(str::to_owned));
+        network
+    };
+    let files = "the networks (SHA-256 of their files) differ (12 and 34)";
+    refused(network(Some("12"), 42), network(Some("34"), 42), Alike::Networks, &[files]);
+    refused(network(None, 42), network(None, 40), Alike::Networks, &[accuracies]);
+    let message = two(network(Some("12"), 42), network(Some("12"), 42)).unwrap_err().to_string();
+    assert!(message.contains("hold the same measurement"), "{message}");
 
     // One set is none of that: the same run twice, and two trainings of it.
     let message = two(elsewhere(0, Some("12"), 42), elsewhere(0, Some("12"), 42)).unwrap_err().to_string();

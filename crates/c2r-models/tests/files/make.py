@@ -145,6 +145,9 @@ if __name__ == "__main__":
     # As saved on a GPU.
     save("cuda", torch.jit.script(Net()))
     rewrite("cuda.pt", lambda _, data: data.replace(b"X\x03\0\0\0cpu", b"X\x06\0\0\0cuda:0"))
+    # As a `print` in forward is saved.
+    save("printing", torch.jit.script(Net()))
+    rewrite("printing.pt", lambda _, data: data.replace(b"    _0 = torch", b'    print("a batch")\n    _0 = torch'))
     torch.save(Net().state_dict(), HERE / "state-dict.pth")
     torch.save(Net().state_dict(), HERE / "legacy.pth", _use_new_zipfile_serialization=False)
     torch.export.save(torch.export.export(Net(), (images,)), HERE / "exported.pt2")

@@ -8,7 +8,7 @@ use std::{
 use c2r_attacks::default_batch_size;
 use c2r_base::{Epsilon, Norm, TargetRule};
 use c2r_experiment::SubsetOrder;
-use c2r_run::arguments::any_text;
+use c2r_run::arguments::{self, any_text};
 use clap::builder::TypedValueParser;
 use tch::Device;
 
@@ -234,13 +234,13 @@ pub(super) struct RowArgs {
     pub(super) ipc: Option<Ipc>,
 
     /// Name of the network's method [default: the file's name and the beginning of its SHA-256]
-    #[arg(long, value_name = "NAME", requires = "ipc")]
+    #[arg(long, value_name = "NAME", requires = "ipc", value_parser = arguments::name)]
     pub(super) method: Option<String>,
 
     /// How the network was trained; tables never mix protocols
     ///
     /// Give the name of one of c2r's protocols to share a table with c2r's networks.
-    #[arg(long, value_name = "NAME", requires = "ipc", default_value = "unknown")]
+    #[arg(long, value_name = "NAME", requires = "ipc", default_value = "unknown", value_parser = arguments::name)]
     pub(super) protocol: String,
 
     /// Training seed of the network, which tells networks of one method apart
@@ -248,7 +248,7 @@ pub(super) struct RowArgs {
     pub(super) train_seed: u64,
 
     /// Architecture of --model, e.g. ResNet18; tables never mix architectures [default: TorchScript]
-    #[arg(long, value_name = "NAME", requires = "ipc", requires = "model")]
+    #[arg(long, value_name = "NAME", requires = "ipc", requires = "model", value_parser = arguments::name)]
     pub(super) model_name: Option<String>,
 }
 

@@ -22,6 +22,8 @@ pub(super) struct Inputs {
     pub(super) sha256: String,
     /// Names of the classes, where the images are a dataset's.
     pub(super) classes: Option<Vec<String>>,
+    /// Training images of the dataset, where that is known.
+    pub(super) n_train: Option<usize>,
     pub(super) notes: Vec<String>,
     /// Which of the images these are, where they are not all.
     pub(super) subset: Option<(Subset, Vec<usize>)>,
@@ -59,8 +61,8 @@ impl Inputs {
             }
             None => split,
         };
-        let classes = Some(dataset.spec.classes.clone());
-        Ok(Self { images: chosen.to_labelled(), name: name.clone(), sha256, classes, notes, subset })
+        let (classes, n_train) = (Some(dataset.spec.classes.clone()), dataset.spec.n_train);
+        Ok(Self { images: chosen.to_labelled(), name: name.clone(), sha256, classes, n_train, notes, subset })
     }
 
     fn of_file(args: &Args) -> anyhow::Result<Self> {
@@ -96,7 +98,7 @@ impl Inputs {
             let n = ui::counted(rounded, "value");
             notes.push(format!("{name}: {n} outside [0, 1] by less than 1e-6 (rounding) were clipped"));
         }
-        Ok(Self { images, name, sha256, classes: None, notes, subset })
+        Ok(Self { images, name, sha256, classes: None, n_train: None, notes, subset })
     }
 }
 

@@ -40,7 +40,8 @@ impl Journal {
     ) -> anyhow::Result<(Self, Status)> {
         let part = place.record().with_extension("").with_extension("part.safetensors");
         let outputs = args.outputs().map(|(flag, path)| (flag, path.to_owned())).collect();
-        let plan = Plan { stage: "attack", config, environment: run_dir::environment(device), outputs, main: None };
+        let environment = run_dir::environment(device);
+        let plan = Plan { stage: "attack", config, environment, outputs, main: None, writes: &[] };
         let opened = Run::open(place, plan, args.force, || remove_if_present(&part));
         let (run, status) = opened.map_err(|error| {
             let (code, advice) = match error {

@@ -120,7 +120,6 @@ fn subject_of(args: &Args, model: String, takes: &str, sha256: &str, inputs: &In
     };
     let (dataset, classes) = (args.dataset.clone()?, inputs.classes.as_ref()?);
     let n_images = images_per_class.map(|n| n * classes.len());
-    let n_all = c2r_data::spec(&dataset).ok().and_then(|spec| spec.n_train);
     let name = path_to_text(Path::new(args.classifier().file_name().unwrap_or_default()));
     Some(Subject {
         method: args.row.method.clone().unwrap_or_else(|| format!("{name}@{}", &sha256[..8])),
@@ -131,7 +130,7 @@ fn subject_of(args: &Args, model: String, takes: &str, sha256: &str, inputs: &In
         protocol: args.row.protocol.clone(),
         selection: Selection::Last,
         model,
-        n_images: n_images.or(n_all).unwrap_or_default(),
+        n_images: n_images.or(inputs.n_train).unwrap_or_default(),
         extra_storage: String::new(),
         data_sha256: String::new(),
         notes: vec![format!("not trained by c2r: {name}, SHA-256 {}..., takes {takes}", &sha256[..12])],

@@ -39,8 +39,9 @@ impl Reference {
     /// The dataset that the user named, or else `named`, with its images if they can be read.
     pub(super) fn of(report: &Report, named: &str) -> Option<Self> {
         let name = report.dataset.as_deref().unwrap_or(named);
-        let spec = c2r_data::spec(name).ok()?;
-        Some(Self { data: c2r_data::load(name, report.data.as_deref()).ok(), spec })
+        let data = c2r_data::load(name, report.data.as_deref()).ok();
+        let spec = c2r_data::spec(name).ok().or_else(|| Some(data.as_ref()?.spec.clone()))?;
+        Some(Self { spec, data })
     }
 }
 

@@ -159,12 +159,14 @@ pub(super) fn synthetic(
     report.line("config", header.config.to_string());
     let reference = doubts::Reference::of(report, &header.dataset);
     doubts::images(report, "images", &images, reference.as_ref());
-    match c2r_data::spec(&header.dataset) {
-        Ok(spec) if spec.shape() != images.size()[1..] => {
+    // A folder of images is only known if it can be read.
+    let known = c2r_data::spec(&header.dataset).ok().or_else(|| Some(reference.as_ref()?.spec.clone()));
+    match known {
+        Some(spec) if spec.shape() != images.size()[1..] => {
             let found = &images.size()[1..];
             report.doubt(format!("{} images are {:?}, but these are {found:?}", spec.name, spec.shape()));
         }
-        Ok(spec) if (&spec.mean, &spec.std) != (&header.mean, &header.std) => {
+        Some(spec) if (&spec.mean, &spec.std) != (&header.mean, &header.std) => {
             report.doubt(format!("mean and std differ from those of {}: {:?}, {:?}", spec.name, spec.mean, spec.std));
         }
         _ => {}
