@@ -1,6 +1,7 @@
 //! The `c2r` command as a person uses it: separate processes, real files, exit codes.
 
 mod attack;
+mod elsewhere;
 #[cfg(unix)]
 mod long_runs;
 mod models;
