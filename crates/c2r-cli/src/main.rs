@@ -5,6 +5,7 @@ mod cmd;
 mod config;
 mod curves;
 mod data;
+mod fingerprint;
 mod help;
 mod run_dir;
 mod state_dict;

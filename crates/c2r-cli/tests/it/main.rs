@@ -5,6 +5,7 @@ mod elsewhere;
 #[cfg(unix)]
 mod long_runs;
 mod models;
+mod origins;
 #[cfg(unix)]
 mod pages;
 mod precision;
