@@ -5,6 +5,7 @@ mod cmd;
 mod config;
 mod curves;
 mod data;
+mod fingerprint;
 mod help;
 mod overwrite;
 mod run_dir;

@@ -92,6 +92,36 @@ pub enum EvalError {
         /// Second file.
         b: PathBuf,
     },
+    /// A report of another network than the one that is there now, or than another report of the same run is of.
+    #[error(
+        "{} was measured on another network than {} (SHA-256 {measured:.12}... and {now:.12}...)",
+        report.display(), other.display()
+    )]
+    OtherNetwork {
+        /// The report.
+        report: PathBuf,
+        /// Hash of its network.
+        measured: String,
+        /// The network's file, or the other report.
+        other: PathBuf,
+        /// Hash of the other network.
+        now: String,
+    },
+    /// The same network as two runs, which would make the deviation too small.
+    #[error(
+        "{} and {} are of one network (SHA-256 {sha256:.12}...), but would count as two runs ({seeds})",
+        a.display(), b.display()
+    )]
+    OneNetwork {
+        /// Hash of its file.
+        sha256: String,
+        /// The seeds that tell the runs apart.
+        seeds: String,
+        /// First file.
+        a: PathBuf,
+        /// Second file.
+        b: PathBuf,
+    },
     /// The baseline is not a method of the table.
     #[error("the results have no method `{wanted}` to compare with; they have {methods}")]
     NoBaseline {

@@ -5,10 +5,12 @@
 
 use std::collections::BTreeSet;
 
+use c2r_base::Goal;
+
 use crate::{
     Table,
     columns::{AUTOATTACK, CLEAN, MEAN_ROBUST, MEAN_ROBUST_AUTOATTACK, fixed, names, thousands},
-    render::heading,
+    render::{heading, threat},
     stats::{Covers, FEWEST_IMAGES, SIGNIFICANT},
     table::{Cell, Row, Section},
 };
@@ -24,7 +26,7 @@ const ENOUGH_RUNS: usize = 5;
 
 /// What one section shows.
 pub(crate) struct Finding {
-    /// Dataset, protocol and radius.
+    /// Dataset, protocol and threat model.
     pub(crate) heading: String,
     pub(crate) sentences: Vec<String>,
 }
@@ -36,7 +38,7 @@ impl Table {
             let row = self.subject(section)?;
             let mut sentences = accuracies(section, row)?;
             sentences.extend(beside_baseline(section, row));
-            Some(Finding { heading: format!("{}, {}", heading(section), section.epsilon), sentences })
+            Some(Finding { heading: format!("{}, {}", heading(section), threat(section)), sentences })
         };
         self.sections.iter().filter_map(of_section).collect()
     }
@@ -104,20 +106,26 @@ fn accuracies(section: &Section, row: &Row) -> Option<Vec<String>> {
     let over = section.averages.get(&subject.column).map(|over| names(over.iter().map(String::as_str)));
     let over = over.map(|over| format!(" (mean of {over})")).unwrap_or_default();
     let images = if per_class == 1 { "image" } else { "images" };
-    let mut sentences = vec![format!(
-        "{}: networks trained on {per_class} distilled {images} per class are right on {} of attacked {}{over} and on {} of \
-         clean ones.",
-        row.label,
-        percent(subject),
-        section.kind(),
-        percent(clean),
-    )];
+    let (label, kind, attacked, clean) = (&row.label, section.kind(), percent(subject), percent(clean));
+    let trained = format!("networks trained on {per_class} distilled {images} per class");
+    let mut sentences = vec![match section.goal {
+        Goal::Untargeted => {
+            format!("{label}: {trained} are right on {attacked} of attacked {kind}{over} and on {clean} of clean ones.")
+        }
+        // An image that gets a third class has resisted.
+        Goal::Targeted(_) => format!(
+            "{label}: {trained} keep {attacked} of {kind} from the class that targeted attacks aim at{over} and are right on \
+             {clean} of clean ones."
+        ),
+    }];
+    let several = section.rows.iter().filter(|other| other.undistilled).count() > 1;
     for other in references(section, row) {
         let (Some(robust), Some(clean)) = (other.cell(&subject.column), other.cell(CLEAN)) else { continue };
-        let label = if other.undistilled {
-            format!("All {} real images", thousands(other.n_images))
-        } else {
-            format!("As many {}", other.label)
+        let all = || format!("All {} real images", thousands(other.n_images));
+        let label = match (other.undistilled, several) {
+            (true, true) => format!("{} ({})", all(), other.label),
+            (true, false) => all(),
+            (false, _) => format!("As many {}", other.label),
         };
         sentences.push(format!("{label}: {} attacked, {} clean.", percent(robust), percent(clean)));
         if let (true, Some(ours), Some(theirs)) = (other.undistilled, subject.summary.ci95, robust.summary.ci95)

@@ -6,7 +6,7 @@ mod latex;
 mod legend;
 mod text;
 
-pub(crate) use grid::{Notes, cell_notes, heading, runs, setting};
+pub(crate) use grid::{Notes, cell_notes, heading, runs, setting, threat};
 
 use crate::Table;
 

@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     Table,
     columns::size,
-    render::{Notes, heading, setting},
+    render::{Notes, heading, setting, threat},
     table::Section,
 };
 use cells::{classes, images, main_table, margin_quantiles, more_metrics, scroll_table};
@@ -148,7 +148,7 @@ impl Table {
         html! {
             nav aria-label="Parts of this page" {
                 @for (at, section) in self.sections.iter().enumerate() {
-                    a href={ "#t" (at) } { (heading(section)) ", " (section.epsilon) }
+                    a href={ "#t" (at) } { (heading(section)) ", " (threat(section)) }
                 }
                 @if curves { a href="#radii" { "Radius" } }
                 @if pictures { a href="#images" { "Images" } }
@@ -165,7 +165,7 @@ impl Table {
         let table = main_table(at, section, &mut notes);
         html! {
             section id=(id) aria-labelledby={ (id) "-h" } {
-                h2 id={ (id) "-h" } { (heading(section)) ", " (section.epsilon) }
+                h2 id={ (id) "-h" } { (heading(section)) ", " (threat(section)) }
                 p.setting { (setting(section)) }
                 (table)
                 @if !notes.0.is_empty() || !section.notes.is_empty() {

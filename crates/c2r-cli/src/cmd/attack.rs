@@ -2,6 +2,7 @@
 
 mod args;
 mod choice;
+mod elsewhere;
 mod inputs;
 mod journal;
 mod output;
@@ -87,7 +88,7 @@ pub(crate) fn run(mut args: Args, device: Device, ui: &Ui) -> anyhow::Result<()>
         key["precision"] = json!(format.to_string());
     }
     // What only a table reads changes the report, too.
-    if let Some(row) = target.subject.as_ref().filter(|_| args.checkpoint.is_none()) {
+    if let Some(row) = target.subject.as_ref().filter(|_| target.is_described) {
         key["row"] = json!(row);
     }
     // Results of the first images are kept as those of earlier versions, which knew no other.

@@ -86,7 +86,7 @@ fn pictures(table: &Table, sources: &[Source], ui: &Ui) -> anyhow::Result<Vec<Em
         let png = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         Ok(EmbeddedPicture { group: shown.group(), caption: shown.label, png, sources: vec![shown.source] })
     };
-    synthetic_sets(table, sources, ui).into_iter().map(picture).collect()
+    synthetic_sets(table, sources, ui)?.into_iter().map(picture).collect()
 }
 
 #[cfg(test)]

@@ -1,3 +1,5 @@
+mod origin;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     io::IsTerminal,
@@ -12,6 +14,7 @@ use c2r_eval::{
     table::{Picture, Row},
 };
 use image::RgbImage;
+use origin::Sets;
 
 use crate::{
     exit::{self, OrExit},
@@ -105,7 +108,7 @@ pub(crate) struct Results {
 }
 
 impl Results {
-    /// Reads the files and makes the table.
+    /// Reads the files and makes the table. What is returned beside it is as the files have it.
     pub(crate) fn table(&self) -> anyhow::Result<(Table, Vec<Source>)> {
         let mut experiment =
             self.experiment.as_deref().map(Experiment::read).transpose().map_err(|error| coded(error.into()))?;
@@ -118,13 +121,16 @@ impl Results {
             experiment.change_grid(scale, &self.seeds, &self.methods).map_err(|error| coded(error.into()))?;
         }
         let mut sources = collect(&self.roots).map_err(coded)?;
+        Sets::default().check(&mut sources);
         let mut baseline = self.baseline.clone();
-        if self.across_networks {
-            name_networks(&mut sources, &mut baseline);
-        }
+        let named = self.across_networks.then(|| {
+            let mut named = sources.clone();
+            name_networks(&mut named, &mut baseline);
+            named
+        });
         let options =
             TableOptions { experiment: experiment.as_ref(), scale: scale.as_deref(), baseline: baseline.as_deref() };
-        Ok((Table::build(&sources, &options).map_err(coded)?, sources))
+        Ok((Table::build(named.as_ref().unwrap_or(&sources), &options).map_err(coded)?, sources))
     }
 }
 
@@ -217,6 +223,7 @@ fn coded(error: EvalError) -> anyhow::Error {
         EvalError::Nothing(_)
         | EvalError::Record { .. }
         | EvalError::NotACell(_)
+        | EvalError::OtherNetwork { .. }
         | EvalError::Several(_)
         | EvalError::Artifact(_) => exit::DATA,
         _ => exit::USAGE,
@@ -253,6 +260,13 @@ fn advice(error: &EvalError) -> Option<String> {
             "import each with its own name or seed (`c2r import --method NAME --seed N`), then train and attack again"
         }
         EvalError::OneName { .. } => "give each its own profile, seed or table",
+        EvalError::OtherNetwork { .. } => {
+            "if it was trained again, attack it again at every radius (`c2r attack ... --output FILE --force`), or delete the \
+             report of the earlier one"
+        }
+        EvalError::OneNetwork { .. } => {
+            "leave one of them out; if their attacks are different, give both reports the same --train-seed"
+        }
         _ => return None,
     };
     Some(text.to_owned())
@@ -291,7 +305,7 @@ pub(crate) fn judge(table: &Table) -> anyhow::Result<()> {
     )
 }
 
-/// A synthetic set of a row: that of its first run whose `distill/synthetic.safetensors` is there.
+/// A synthetic set of a row: that of its first run whose set is there.
 pub(crate) struct Shown {
     pub(crate) dataset: String,
     pub(crate) ipc: usize,
@@ -316,9 +330,12 @@ impl Shown {
 }
 
 /// The synthetic sets of a table, by dataset, images per class, and then in the order of the rows.
-pub(crate) fn synthetic_sets(table: &Table, sources: &[Source], ui: &Ui) -> Vec<Shown> {
-    let files: BTreeMap<&str, &Path> =
-        sources.iter().map(|source| (source.path.as_str(), source.file.as_path())).collect();
+///
+/// # Errors
+/// If a set in the folder of a run is damaged.
+pub(crate) fn synthetic_sets(table: &Table, sources: &[Source], ui: &Ui) -> anyhow::Result<Vec<Shown>> {
+    let by_path: BTreeMap<&str, &Source> = sources.iter().map(|source| (source.path.as_str(), source)).collect();
+    let mut sets = Sets::default();
     let mut rows: BTreeMap<(&str, usize), Vec<&Row>> = BTreeMap::new();
     for section in &table.sections {
         for row in &section.rows {
@@ -332,11 +349,18 @@ pub(crate) fn synthetic_sets(table: &Table, sources: &[Source], ui: &Ui) -> Vec<
     let mut shown = Vec::new();
     for ((dataset, ipc), rows) in rows {
         for row in &rows {
-            let Some((set, source)) =
-                row.runs.iter().flat_map(|run| &run.files).find_map(|file| synthetic(file, &files))
-            else {
+            let of_row = row.runs.iter().flat_map(|run| &run.files).filter_map(|file| by_path.get(file.as_str()));
+            let mut found = None;
+            for source in of_row {
+                found = sets.find(source)?;
+                if found.is_some() {
+                    break;
+                }
+            }
+            let Some((set, source)) = found else {
                 ui.detail(format!(
-                    "pictures of {} ({dataset}, ipc {ipc}) are left out: its runs have no distill/synthetic.safetensors",
+                    "pictures of {} ({dataset}, ipc {ipc}) are left out: no folder of its runs has the \
+                     distill/synthetic.safetensors or synthetic.safetensors that they were trained on",
                     row.method
                 ));
                 continue;
@@ -353,7 +377,7 @@ pub(crate) fn synthetic_sets(table: &Table, sources: &[Source], ui: &Ui) -> Vec<
             });
         }
     }
-    shown
+    Ok(shown)
 }
 
 /// Beginning of the names of all pictures of a dataset at a size.
@@ -363,7 +387,7 @@ fn stem(dataset: &str, ipc: usize) -> String {
 
 /// One picture per distilled method and size, and one with all methods side by side.
 fn pictures(table: &Table, sources: &[Source], folder: &Path, ui: &Ui) -> anyhow::Result<Vec<Picture>> {
-    let shown = synthetic_sets(table, sources, ui);
+    let shown = synthetic_sets(table, sources, ui)?;
     let mut pictures = Vec::new();
     for group in shown.chunk_by(|a, b| (&a.dataset, a.ipc) == (&b.dataset, b.ipc)) {
         let (dataset, ipc) = (&group[0].dataset, group[0].ipc);
@@ -390,18 +414,6 @@ fn pictures(table: &Table, sources: &[Source], folder: &Path, ui: &Ui) -> anyhow
         }));
     }
     Ok(pictures)
-}
-
-/// The synthetic set of the run that an `attack.json` belongs to: on disk, and relative to the results folder. It is in
-/// a folder above, or in `distill` beside the protocols, as `cargo xtask reproduce` puts it.
-fn synthetic(file: &str, files: &BTreeMap<&str, &Path>) -> Option<(PathBuf, String)> {
-    const LEVELS: usize = 3;
-    let (on_disk, relative) = (files.get(file)?.ancestors(), Path::new(file).ancestors());
-    on_disk.zip(relative).skip(1).take(LEVELS).find_map(|(folder, relative)| {
-        let names = ["distill/synthetic.safetensors", "synthetic.safetensors"];
-        let name = names.into_iter().find(|name| folder.join(name).is_file())?;
-        Some((folder.join(name), relative.join(name).to_string_lossy().replace('\\', "/")))
-    })
 }
 
 /// Letters, digits, `.`, `-` and `_` only.
@@ -455,26 +467,6 @@ mod tests {
         assert_eq!(whole.get_pixel(2, 1).0, [255, 0, 0]);
         assert_eq!(whole.get_pixel(2, 2).0, [255, 255, 255]);
         assert_eq!(whole.get_pixel(3 + GAP, 4).0, [0, 0, 255]);
-    }
-
-    #[test]
-    fn the_set_lies_beside_the_protocols() {
-        let folder = tempfile::tempdir().unwrap();
-        let run = folder.path().join("digits/c2r/seed0");
-        std::fs::create_dir_all(run.join("distill")).unwrap();
-        std::fs::write(run.join("distill/synthetic.safetensors"), "").unwrap();
-        let file = run.join("natural/attack.json");
-        let files = BTreeMap::from([("digits/c2r/seed0/natural/attack.json", file.as_path())]);
-        let (path, relative) = synthetic("digits/c2r/seed0/natural/attack.json", &files).unwrap();
-        assert_eq!(path, run.join("distill/synthetic.safetensors"));
-        assert_eq!(relative, "digits/c2r/seed0/distill/synthetic.safetensors");
-        // At another radius, a level deeper.
-        let deeper = run.join("natural/eps8/attack.json");
-        let files = BTreeMap::from([("seed0/natural/eps8/attack.json", deeper.as_path())]);
-        assert_eq!(
-            synthetic("seed0/natural/eps8/attack.json", &files).unwrap().1,
-            "seed0/distill/synthetic.safetensors"
-        );
     }
 
     #[test]

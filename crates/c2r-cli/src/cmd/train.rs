@@ -24,7 +24,7 @@ use crate::{
     cmd::estimate::{self, Planned, Written},
     config, data,
     exit::{self, OrExit},
-    help, run_dir, throughput,
+    fingerprint, help, run_dir, throughput,
     ui::{self, Ui},
 };
 
@@ -191,25 +191,7 @@ impl Material {
     /// SHA-256 of the training pixels and of what labels them, so that a run folder notices another training set.
     fn fingerprint(&self) -> String {
         match &self.images {
-            Images::Synthetic(images) => {
-                let mut file = TensorFile::default();
-                file.tensors.insert("images".to_owned(), images.images().shallow_clone());
-                file.tensors.insert("labels".to_owned(), images.labels().shallow_clone());
-                match self.targets() {
-                    Targets::Hard => {}
-                    Targets::Soft(soft) => {
-                        file.tensors.insert("soft-labels".to_owned(), soft.shallow_clone());
-                    }
-                    Targets::Teacher(teacher) => {
-                        let network = teacher.network.model();
-                        let named = |(name, tensor)| (format!("teacher.{name}"), tensor);
-                        file.tensors.extend(network.state().into_iter().map(named));
-                        file.header.insert("teacher".to_owned(), network.spec().to_string());
-                        file.header.insert("temperature".to_owned(), teacher.temperature.to_string());
-                    }
-                }
-                c2r_base::artifact::sha256_hex(&file.to_bytes())
-            }
+            Images::Synthetic(images) => fingerprint::of(images, &self.targets()),
             Images::Real(split) => split.sha256(),
         }
     }

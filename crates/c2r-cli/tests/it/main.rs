@@ -1,10 +1,12 @@
 //! The `c2r` command as a person uses it: separate processes, real files, exit codes.
 
 mod attack;
+mod elsewhere;
 mod folders;
 #[cfg(unix)]
 mod long_runs;
 mod models;
+mod origins;
 mod own_files;
 #[cfg(unix)]
 mod pages;

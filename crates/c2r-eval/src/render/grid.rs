@@ -1,6 +1,6 @@
 //! The cells of a section as texts, for every rendering.
 
-use c2r_base::Goal;
+use c2r_base::{Goal, TargetRule};
 use c2r_experiment::Selection;
 
 use crate::{
@@ -27,17 +27,29 @@ pub(crate) fn heading(section: &Section) -> String {
 
 /// Network, attacks and test images.
 pub(crate) fn setting(section: &Section) -> String {
-    let goal = match section.goal {
-        Goal::Untargeted => "",
-        Goal::Targeted(_) => ", targeted",
-    };
     format!(
-        "{}; attacks: {:?} ball of {} in pixel units{goal}; {}.",
+        "{}; attacks: {:?} ball of {} in pixel units{}; {}.",
         section.model,
         section.norm,
         section.epsilon,
+        goal(section),
         section.images()
     )
+}
+
+/// Norm, radius and goal of the attacker: `Linf 2/255`, `L2 0.5, targeted (next)`.
+pub(crate) fn threat(section: &Section) -> String {
+    format!("{:?} {}{}", section.norm, section.epsilon, goal(section))
+}
+
+fn goal(section: &Section) -> &'static str {
+    match section.goal {
+        Goal::Untargeted => "",
+        Goal::Targeted(TargetRule::Next) => ", targeted (next)",
+        Goal::Targeted(TargetRule::Random) => ", targeted (random)",
+        Goal::Targeted(TargetRule::LeastLikely) => ", targeted (least-likely)",
+        Goal::Targeted(TargetRule::SecondBest) => ", targeted (second-best)",
+    }
 }
 
 /// Notes by their numbers, from 1, each said once.

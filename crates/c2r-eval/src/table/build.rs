@@ -23,7 +23,8 @@ impl Table {
     ///
     /// # Errors
     /// [`EvalError::Mixed`] where results of one section were measured on different data, [`EvalError::OneName`] where
-    /// different sets have the same name, [`EvalError::Twice`] where a measurement is there twice,
+    /// different sets have the same name, [`EvalError::OtherNetwork`] where different networks are of the same run,
+    /// [`EvalError::Twice`] and [`EvalError::OneNetwork`] where a measurement or a network is there twice,
     /// [`EvalError::NoBaseline`] and [`EvalError::Experiment`] for names that do not exist.
     pub fn build(sources: &[Source], options: &TableOptions<'_>) -> Result<Self, EvalError> {
         let plan = Plan::new(options)?;

@@ -46,8 +46,9 @@ pub(super) type Rows<'a> = BTreeMap<RowKey, BTreeMap<Seeds, Measured<'a>>>;
 ///
 /// # Errors
 /// [`EvalError::TestImages`] and [`EvalError::Mixed`] for results that were measured on different images,
-/// [`EvalError::OneName`] for different sets that call themselves the same, [`EvalError::Twice`] for a measurement that
-/// is there twice.
+/// [`EvalError::OneName`] for different sets that call themselves the same, [`EvalError::OtherNetwork`] for different
+/// networks of one run, [`EvalError::Twice`] for a measurement that is there twice, [`EvalError::OneNetwork`] for a network
+/// that is there as two runs.
 pub(super) fn group(sources: &[Source]) -> Result<BTreeMap<SectionKey, Rows<'_>>, EvalError> {
     let mut sorted: Vec<&Source> = sources.iter().collect();
     sorted.sort_by(|a, b| a.path.cmp(&b.path));
@@ -80,9 +81,66 @@ pub(super) fn group(sources: &[Source]) -> Result<BTreeMap<SectionKey, Rows<'_>>
                 .or_insert_with(|| Measured { files: Vec::new(), attacks: BTreeMap::new() });
             add(run, source, &entries)?;
         }
+        rows.values().try_for_each(one_run_each)?;
         sections.insert(key, rows);
     }
+    one_network_each(&sections)?;
     Ok(sections)
+}
+
+/// Refuses a network that is there under two pairs of seeds.
+fn one_run_each(runs: &BTreeMap<Seeds, Measured<'_>>) -> Result<(), EvalError> {
+    let words = |(distill, train): Seeds| match distill {
+        Some(distill) => format!("distillation seed {distill}, training seed {train}"),
+        None => format!("training seed {train}"),
+    };
+    let mut known: BTreeMap<&str, (Seeds, &Source)> = BTreeMap::new();
+    for (&seeds, run) in runs {
+        for file in &run.files {
+            let Some(sha256) = file.record.model_sha256.as_deref() else { continue };
+            let (first, other) = *known.entry(sha256).or_insert((seeds, file));
+            if first != seeds {
+                return Err(EvalError::OneNetwork {
+                    sha256: sha256.to_owned(),
+                    seeds: format!("{}; {}", words(first), words(seeds)),
+                    a: other.path.clone().into(),
+                    b: file.path.clone().into(),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a run that has one network at one radius and another one at another.
+fn one_network_each(sections: &BTreeMap<SectionKey, Rows<'_>>) -> Result<(), EvalError> {
+    let mut known: BTreeMap<_, &Source> = BTreeMap::new();
+    for (key, rows) in sections {
+        let section = (&key.dataset, &key.protocol, key.selection, &key.model);
+        for (row, runs) in rows {
+            for (seeds, run) in runs {
+                for file in run.files.iter().filter(|file| file.record.model_sha256.is_some()) {
+                    one_network(known.entry((section, row, seeds)).or_insert(file), file)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Refuses two files of one run that are of different networks.
+fn one_network(a: &Source, b: &Source) -> Result<(), EvalError> {
+    let (Some(left), Some(right)) = (&a.record.model_sha256, &b.record.model_sha256) else { return Ok(()) };
+    if left == right {
+        return Ok(());
+    }
+    if let (Some(left), Some(right)) = (trained_on(a), trained_on(b))
+        && left != right
+    {
+        return Err(one_name(other_images(left, right), a, b));
+    }
+    let (report, measured) = (b.path.clone().into(), right.clone());
+    Err(EvalError::OtherNetwork { report, measured, other: a.path.clone().into(), now: left.clone() })
 }
 
 /// The attacks of a file by the section they belong to.
@@ -147,10 +205,7 @@ fn add<'a>(run: &mut Measured<'a>, source: &'a Source, entries: &[&'a AttackScor
         if let Some(differ) = different_networks(first, source).or_else(|| different_sets(first, source)) {
             return Err(one_name(differ, first, source));
         }
-        if let (Some(_), Some(_)) = (&first.record.model_sha256, &source.record.model_sha256) {
-            let network = |s: &Source| s.record.model_sha256.clone().unwrap_or_default();
-            same("the networks (SHA-256 of their files) of the same run", first, source, network)?;
-        }
+        one_network(first, source)?;
         same("the clean accuracies of the same run", first, source, |s| s.record.clean_accuracy.to_string())?;
         if entries.is_empty() || run.attacks.is_empty() {
             return Err(twice(CLEAN, first, source));
@@ -180,9 +235,7 @@ fn is_foreign(source: &Source) -> bool {
 /// In what two files of one run show that they are of different training images.
 fn different_sets(a: &Source, b: &Source) -> Option<String> {
     match (trained_on(a), trained_on(b)) {
-        (Some(left), Some(right)) => {
-            (left != right).then(|| format!("the training images (SHA-256) differ ({left} and {right})"))
-        }
+        (Some(left), Some(right)) => (left != right).then(|| other_images(left, right)),
         // Without a `run.json` the accuracies are evidence enough, where every set of unknown origin has seed 0.
         _ => {
             let accuracies = (a.record.clean_accuracy, b.record.clean_accuracy);
@@ -190,6 +243,10 @@ fn different_sets(a: &Source, b: &Source) -> Option<String> {
                 .then(|| format!("the clean accuracies differ ({} and {})", accuracies.0, accuracies.1))
         }
     }
+}
+
+fn other_images(a: &str, b: &str) -> String {
+    format!("the training images (SHA-256) differ ({a} and {b})")
 }
 
 /// Hash of the images that a network was trained on, where its `run.json` says it.

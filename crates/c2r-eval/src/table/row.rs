@@ -129,6 +129,15 @@ fn notes(shared: &Shared<'_>, key: &RowKey, first: &Source, undistilled: bool) -
     for text in files().flat_map(|file| file.record.subject.notes.iter().chain(&file.record.notes)) {
         note(of_runs(text, &|file| said(file, text)));
     }
+    let replaced: BTreeSet<&str> = files().filter_map(|file| file.replaced.as_deref()).collect();
+    if !replaced.is_empty() {
+        let records = replaced.into_iter().collect::<Vec<_>>().join(", ");
+        let text = format!(
+            "REPLACED: its set was distilled again after the network was trained ({records}), so settings and images of the \
+             distillation are left out; train and attack again"
+        );
+        note(of_runs(&text, &|file| file.replaced.is_some()));
+    }
     let distillations = files().filter_map(|file| Some(&file.distillation.as_ref()?.config));
     if let Some(differences) = settings::differences(distillations) {
         note(format!("its runs were distilled with DIFFERENT settings, so their mean mixes methods: {differences}"));

@@ -1,5 +1,6 @@
 //! The sentences at the top of a table say what its rows hold, and no more.
 
+use c2r_base::{Goal, Norm, TargetRule};
 use c2r_eval::Source;
 
 use crate::{
@@ -28,7 +29,7 @@ fn shown(sources: &[Source]) -> String {
 #[test]
 fn a_clear_difference_is_said_with_its_numbers() {
     let text = shown(&rows(&[("full", 90, 5), ("random-real", 60, 10), ("class-mean", 60, 20), ("c2r", 60, 30)]));
-    let expected = "- **cifar10, natural training, 2/255**. C²R: networks trained on 10 distilled images per class are right on \
+    let expected = "- **cifar10, natural training, Linf 2/255**. C²R: networks trained on 10 distilled images per class are right on \
                     31.0 ± 1.0 % of attacked test images (mean of FGSM, PGD) and on 60.0 ± 0.0 % of clean ones. \
                     All 50,000 real images: 6.0 ± 1.0 % attacked, 90.0 ± 0.0 % clean. The distilled images train the more robust \
                     networks (the 95 % intervals do not overlap). As many random-real: 11.0 ± 1.0 % attacked, 60.0 ± 0.0 % clean. \
@@ -46,6 +47,42 @@ fn a_clear_difference_is_said_with_its_numbers() {
             "- Not shown: `quick` is not the paper's scale, so this neither confirms nor refutes the paper.",
         ]
     );
+}
+
+/// What an attack may do and wants is part of what its accuracy means.
+#[test]
+fn the_threat_model_is_said() {
+    let mut sources = rows(&[("class-mean", 60, 20), ("c2r", 60, 30)]);
+    for source in &mut sources {
+        source.record.threat.norm = Norm::L2;
+        source.record.attacks.iter_mut().for_each(|entry| entry.norm = Norm::L2);
+    }
+    let text = shown(&sources);
+    assert!(text.starts_with("- **cifar10, natural training, L2 2/255**. C²R: networks trained on"), "{text}");
+    for source in &mut sources {
+        source.record.threat.goal = Goal::Targeted(TargetRule::Next);
+    }
+    let text = shown(&sources);
+    let expected = "- **cifar10, natural training, L2 2/255, targeted (next)**. C²R: networks trained on 10 distilled images per \
+                    class keep 31.0 ± 1.0 % of test images from the class that targeted attacks aim at (mean of FGSM, PGD) and \
+                    are right on 60.0 ± 0.0 % of clean ones.";
+    assert!(text.starts_with(expected), "{text}");
+    assert!(table(&sources, "quick").markdown().contains("in pixel units, targeted (next); "));
+}
+
+#[test]
+fn several_references_on_real_images_are_named() {
+    let mut sources = rows(&[("full", 90, 5), ("c2r", 60, 30)]);
+    assert!(shown(&sources).contains("All 50,000 real images: 6.0 ± 1.0 % attacked"), "{}", shown(&sources));
+    for mut other in rows(&[("full", 80, 8)]) {
+        other.record.subject.method = "mine".into();
+        other.path = other.path.replace("full", "mine");
+        sources.push(other);
+    }
+    let text = shown(&sources);
+    for part in ["All 50,000 real images (all real images): 6.0 ±", "All 50,000 real images (mine): 9.0 ±"] {
+        assert!(text.contains(part), "{text}\nlacks {part}");
+    }
 }
 
 #[test]

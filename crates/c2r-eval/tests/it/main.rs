@@ -2,6 +2,7 @@
 
 mod errors;
 mod findings;
+mod origins;
 mod report;
 mod rows;
 mod table;

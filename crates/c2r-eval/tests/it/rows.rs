@@ -61,13 +61,16 @@ fn what_cannot_be_compared_is_refused_by_name() {
         again.path = "copy/attack.json".into();
         s.push(again);
     });
-    check("networks (SHA-256 of their files) of the same run differ (01 and 02)", &|s| {
-        let mut again = s[6].clone();
-        again.path = "more/attack.json".into();
-        again.record.attacks.iter_mut().for_each(|entry| entry.attack += "-2");
-        (s[6].record.model_sha256, again.record.model_sha256) = (Some("01".into()), Some("02".into()));
-        s.push(again);
-    });
+    check(
+        "was measured on another network than cifar10/ipc10/c2r/seed0/natural/attack.json (SHA-256 01... and 02...)",
+        &|s| {
+            let mut again = s[6].clone();
+            again.path = "more/attack.json".into();
+            again.record.attacks.iter_mut().for_each(|entry| entry.attack += "-2");
+            (s[6].record.model_sha256, again.record.model_sha256) = (Some("02".into()), Some("01".into()));
+            s.push(again);
+        },
+    );
     check("clean accuracies of the same run differ (0.42 and 0.41)", &|s| {
         let mut again = s[6].clone();
         again.path = "more/attack.json".into();
@@ -406,7 +409,8 @@ fn profiles_of_one_method_are_two_rows() {
 fn a_reference_has_the_length_and_rates_of_full_data() {
     let mut sources = sources();
     let train = |config: serde_json::Value| {
-        Some(RunInfo { stage: "train".into(), config: json!({ "subject": {}, "train": config }), argv: vec![] })
+        let config = json!({ "subject": {}, "train": config });
+        Some(RunInfo { stage: "train".into(), config, ..RunInfo::default() })
     };
     for source in &mut sources {
         source.training = train(json!({ "length": { "epochs": 1000 }, "lr-schedule": "half-way", "batch-size": 256 }));
@@ -464,7 +468,8 @@ fn rows_of_mosaics_and_of_whole_images_are_told_apart() {
 #[test]
 fn every_differing_setting_of_the_runs_is_named() {
     let train = |config: serde_json::Value| {
-        Some(RunInfo { stage: "train".into(), config: json!({ "subject": {}, "train": config }), argv: vec![] })
+        let config = json!({ "subject": {}, "train": config });
+        Some(RunInfo { stage: "train".into(), config, ..RunInfo::default() })
     };
     let mut sources = sources();
     for source in &mut sources {

@@ -150,12 +150,15 @@ pub(crate) fn source(method: &str, protocol: &str, seed: u64, clean: usize, fgsm
             stage: "train".into(),
             config: json!({ "steps": 20, "seed": seed }),
             argv: vec!["c2r".into(), "train".into(), "--seed".into(), seed.to_string()],
+            ..RunInfo::default()
         }),
         distillation: (!full).then(|| RunInfo {
             stage: "distill".into(),
             config: json!({ "iterations": 300, "seed": seed }),
             argv: vec!["c2r".into(), "distill".into(), "--seed".into(), seed.to_string()],
+            ..RunInfo::default()
         }),
+        replaced: None,
     }
 }
 

@@ -12,6 +12,7 @@ use tch::Device;
 
 use super::{
     args::{Args, Ipc},
+    elsewhere,
     inputs::Inputs,
 };
 use crate::state_dict::UNNORMALIZED;
@@ -19,8 +20,10 @@ use crate::state_dict::UNNORMALIZED;
 /// A classifier that takes the images it will be attacked with.
 pub(super) struct Target {
     pub(super) classifier: Box<dyn Classifier>,
-    /// What a network that c2r trained says about itself.
+    /// What a network that c2r trained says about itself, or the user of another one.
     pub(super) subject: Option<Subject>,
+    /// Whether the subject is not that of the network's file: the user said it, or the network is attacked on another dataset.
+    pub(super) is_described: bool,
     /// Operators of a TorchScript model that were replaced by faster equivalents.
     pub(super) n_tuned: usize,
 }
@@ -78,26 +81,31 @@ impl Target {
         let (script, n_tuned) = tuned.unwrap_or((script, 0));
         let model = args.row.model_name.clone().unwrap_or_else(|| "TorchScript".to_owned());
         let subject = subject_of(args, model, UNNORMALIZED, sha256, inputs);
-        Ok(Self { classifier: Box::new(script), subject, n_tuned })
+        let is_described = subject.is_some();
+        Ok(Self { classifier: Box::new(script), subject, is_described, n_tuned })
     }
 
     /// Loads a network that c2r trained.
-    fn network(path: &Path, inputs: &Inputs, device: Device) -> anyhow::Result<Self> {
+    fn network(path: &Path, inputs: &mut Inputs, device: Device) -> anyhow::Result<Self> {
         let name = path.display();
         let loaded = checkpoint::load(path, device);
         if loaded.is_err() && TorchScript::load(path, device).is_ok() {
             return exit::fail(exit::USAGE, format!("{name} is a TorchScript model: use --model {name}"));
         }
         let (model, header) = loaded.or_exit(exit::DATA)?;
-        let subject = header.get("subject").map(|text| serde_json::from_str(text)).transpose();
-        let subject = subject.with_context(|| format!("the subject in {name}")).or_exit(exit::DATA)?;
+        let subject = header.get("subject").map(|text| serde_json::from_str::<Subject>(text)).transpose();
+        let mut subject = subject.with_context(|| format!("the subject in {name}")).or_exit(exit::DATA)?;
         let expected = model.input().image_shape();
         if expected != inputs.images.image_shape() {
             let not = described(inputs);
             return exit::fail(exit::DATA, format!("{name} takes images of shape {expected:?}, not {not}"));
         }
         check_classes(path, model.input().n_classes, inputs).or_exit(exit::DATA)?;
-        Ok(Self { classifier: Box::new(Frozen::new(model)), subject, n_tuned: 0 })
+        let is_described = match &mut subject {
+            Some(subject) => elsewhere::judged_on(subject, path, inputs)?,
+            None => false,
+        };
+        Ok(Self { classifier: Box::new(Frozen::new(model)), subject, is_described, n_tuned: 0 })
     }
 
     /// Loads a network that PyTorch saved as a `state_dict`.
@@ -108,7 +116,8 @@ impl Target {
         inputs.notes.extend(notes);
         inputs.notes.push(format!("the {model} takes {takes}"));
         let subject = subject_of(args, model, &takes, sha256, inputs);
-        Ok(Self { classifier: Box::new(network), subject, n_tuned: 0 })
+        let is_described = subject.is_some();
+        Ok(Self { classifier: Box::new(network), subject, is_described, n_tuned: 0 })
     }
 }
 
