@@ -176,7 +176,10 @@ impl Check {
         self.count("steps", steps)?;
         match (absolute, relative) {
             (Some(_), Some(_)) => self.fail("step-size", "cannot be set together with `rel-step-size`"),
-            (Some(length), None) => Ok(Step::Absolute(length.value())),
+            (Some(length), None) => {
+                self.positive("step-size", length.value())?;
+                Ok(Step::Absolute(length.value()))
+            }
             (None, relative) => {
                 let relative = relative.unwrap_or(REL_STEP_SIZE);
                 self.positive("rel-step-size", relative)?;
