@@ -5,7 +5,8 @@
 //! Last line of the output: `broken: shift 1, pgd 1, autoattack-standard 1 of 2`
 
 use c2r_attacks::{
-    Attack, AttackBatch, AttackConfig, AttackError, EvaluateOptions, Family, Mode, Oracle, Outcome, Perturbed,
+    Attack, AttackBatch, AttackConfig, AttackError, ConfigError, EvaluateOptions, Family, Mode, Oracle, Outcome,
+    Perturbed,
     c2r_base::{Classifier, ClassifierError, LabelledImages, Norm, Seed, ThreatModel},
     evaluate,
     tch::{Device, Kind, Tensor},
@@ -39,6 +40,11 @@ impl Attack for Shift {
 
     fn family(&self) -> Family {
         Family::BlackBox
+    }
+
+    /// In every norm, and with targets, too: `goal_margin` heeds them. Without this, targeted goals are refused.
+    fn check(&self, _: &ThreatModel, _: i64) -> Result<(), ConfigError> {
+        Ok(())
     }
 
     fn perturb(

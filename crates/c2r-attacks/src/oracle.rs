@@ -22,10 +22,10 @@ const UNSEEN: AttackError = AttackError::Interrupted;
 /// some samples are done, the same sample several times where several images of it are tried at once.
 ///
 /// ```
-/// use c2r_attacks::c2r_base::{Classifier, Seed, ThreatModel, loss};
-/// use c2r_attacks::{Attack, AttackBatch, AttackError, Family, Oracle, Perturbed};
+/// use c2r_attacks::c2r_base::{Classifier, Seed, ThreatModel};
+/// use c2r_attacks::{Attack, AttackBatch, AttackError, ConfigError, Family, Oracle, Perturbed};
 ///
-/// /// One step of length epsilon along the gradient of the margin.
+/// /// One step of length epsilon against the gradient of the margin: away from the label, or towards the target.
 /// struct MarginStep;
 ///
 /// impl Attack for MarginStep {
@@ -34,6 +34,10 @@ const UNSEEN: AttackError = AttackError::Interrupted;
 ///     }
 ///     fn family(&self) -> Family {
 ///         Family::Gradient
+///     }
+///     fn check(&self, _: &ThreatModel, _: i64) -> Result<(), ConfigError> {
+///         // `goal_margin` heeds targets; without this, targeted goals are refused.
+///         Ok(())
 ///     }
 ///     fn perturb(
 ///         &self,
@@ -44,7 +48,7 @@ const UNSEEN: AttackError = AttackError::Interrupted;
 ///     ) -> Result<Perturbed, AttackError> {
 ///         let mut oracle = Oracle::new(model, self.name(), batch.ids);
 ///         let rows: Vec<usize> = (0..batch.ids.len()).collect();
-///         let found = oracle.gradient(batch.images, &rows, |_, logits| -loss::margin(logits, batch.labels))?;
+///         let found = oracle.gradient(batch.images, &rows, |_, logits| -batch.goal_margin(logits))?;
 ///         let step = threat.norm.steepest(&found.gradient) * threat.epsilon.value();
 ///         Ok(oracle.finish(batch.images + step))
 ///     }
