@@ -2,7 +2,7 @@
 
 use c2r_base::{Classifier, Goal, Passes, Seed, ThreatModel, loss};
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::error::{AttackError, ConfigError};
 
@@ -131,6 +131,32 @@ pub struct Perturbed {
     pub passes: Passes,
     /// Whether a gradient of each sample had values that were NaN or infinite and were replaced ([`crate::Oracle`]).
     pub repaired: Vec<bool>,
+}
+
+impl Perturbed {
+    /// Checks that there is one image of the right form and one count for each sample of `batch`.
+    pub(crate) fn check(&self, attack: &str, batch: &AttackBatch<'_>) -> Result<(), AttackError> {
+        let attack = || attack.to_owned();
+        let got = if self.images.defined() { self.images.size() } else { Vec::new() };
+        let expected = batch.images.size();
+        if got != expected {
+            return Err(AttackError::ImageShape { attack: attack(), expected, got });
+        }
+        if self.images.kind() != Kind::Float {
+            return Err(AttackError::ImageKind { attack: attack(), got: self.images.kind() });
+        }
+        let (expected, got) = (batch.images.device(), self.images.device());
+        if got != expected {
+            return Err(AttackError::ImageDevice { attack: attack(), expected, got });
+        }
+        for (field, got) in [("queries", self.queries.len()), ("repaired", self.repaired.len())] {
+            let expected = batch.ids.len();
+            if got != expected {
+                return Err(AttackError::PerSample { attack: attack(), field, expected, got });
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Kinds of attacks.

@@ -151,7 +151,8 @@ impl<'a> Oracle<'a> {
     ///
     /// # Errors
     /// [`AttackError::Model`], [`AttackError::LogitsShape`], [`AttackError::LogitsKind`],
-    /// [`AttackError::NonFiniteLogits`] or [`AttackError::NonFiniteOutside`].
+    /// [`AttackError::NonFiniteLogits`] or [`AttackError::NonFiniteOutside`]; [`AttackError::Rows`] if `rows` are not one
+    /// sample of the batch for each image.
     pub fn logits(&mut self, images: &Tensor, rows: &[usize]) -> Result<Tensor, AttackError> {
         Ok(self.logits_and_copy(images, rows)?.0)
     }
@@ -159,6 +160,7 @@ impl<'a> Oracle<'a> {
     /// [`Oracle::logits`] as values, row by row, for loops on the CPU ([`host::is_at_hand`]).
     pub(crate) fn logit_values(&mut self, images: &Tensor, rows: &[usize]) -> Result<Vec<f32>, AttackError> {
         let _no_grad = tch::no_grad_guard();
+        self.check_rows(images, rows)?;
         let logits = self.model.logits(&images.copy()).map_err(|error| self.model_failed(rows, error))?;
         self.check_shape(&logits, rows)?;
         let values = host::to_vec::<f32>(&logits);
@@ -171,6 +173,7 @@ impl<'a> Oracle<'a> {
     /// [`Oracle::logits`], and the copy of the images that the model was given, as it left it.
     pub(crate) fn logits_and_copy(&mut self, images: &Tensor, rows: &[usize]) -> Result<(Tensor, Tensor), AttackError> {
         let _no_grad = tch::no_grad_guard();
+        self.check_rows(images, rows)?;
         let given = images.copy();
         let logits = self.model.logits(&given).map_err(|error| self.model_failed(rows, error))?;
         self.check(images, &logits, rows)?;
@@ -204,6 +207,7 @@ impl<'a> Oracle<'a> {
     /// # Errors
     /// As [`Oracle::logits`].
     pub fn tracked(&mut self, images: &Tensor, rows: &[usize]) -> Result<(Tensor, Tensor), AttackError> {
+        self.check_rows(images, rows)?;
         let x = images.detach().set_requires_grad(true);
         let logits = tch::with_grad(|| self.model.logits(&x.copy())).map_err(|error| self.model_failed(rows, error))?;
         self.check(images, &logits.detach(), rows)?;
@@ -214,8 +218,8 @@ impl<'a> Oracle<'a> {
     /// last one of this pass.
     ///
     /// # Errors
-    /// [`AttackError::NoGradient`], [`AttackError::NonFiniteGradient`], or [`AttackError::Model`] if the backward pass
-    /// fails.
+    /// [`AttackError::NoGradient`], [`AttackError::NonFiniteGradient`], [`AttackError::Model`] if the backward pass
+    /// fails, or [`AttackError::Rows`].
     pub fn backward(
         &mut self,
         values: &Tensor,
@@ -223,6 +227,7 @@ impl<'a> Oracle<'a> {
         rows: &[usize],
         keep_graph: bool,
     ) -> Result<Tensor, AttackError> {
+        self.check_rows(x, rows)?;
         let sum = tch::with_grad(|| values.sum(values.kind()));
         let gradient = self.model.gradient(&sum, x, keep_graph).map_err(|error| match error {
             GradientError::Failed(_) => self.model_failed(rows, ClassifierError::new(error)),
@@ -260,6 +265,19 @@ impl<'a> Oracle<'a> {
     /// The proposal `images`, f32 `[N, C, H, W]`, with what it cost.
     pub fn finish(self, images: Tensor) -> Perturbed {
         Perturbed { images, queries: self.queries, passes: self.passes, repaired: self.repaired }
+    }
+
+    /// Checks that `rows` has a sample of the batch for each of the images.
+    fn check_rows(&self, images: &Tensor, rows: &[usize]) -> Result<(), AttackError> {
+        let (n_samples, size) = (self.ids.len(), images.size());
+        let reason = if size.first() != Some(&(rows.len() as i64)) {
+            format!("{} rows for images of shape {size:?}", rows.len())
+        } else if let Some(row) = rows.iter().find(|row| **row >= n_samples) {
+            format!("row {row} in a batch of {n_samples} samples")
+        } else {
+            return Ok(());
+        };
+        Err(AttackError::Rows { attack: self.attack.to_owned(), reason })
     }
 
     fn model_failed(&self, rows: &[usize], source: ClassifierError) -> AttackError {

@@ -62,6 +62,7 @@ impl Attack for Suite {
             let reached = part.reached(&judge.logits(&judged, &rows)?);
             write_rows(&mut found, &open, &judged);
             let judging = judge.finish(judged);
+            proposal.check(stage.name(), &part)?;
             for (row, (attacked, own)) in proposal.queries.iter().zip(&judging.queries).enumerate() {
                 queries[open[row]] += attacked + own;
             }
