@@ -82,10 +82,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let data = LabelledImages::new(Tensor::cat(&[grey(0.25), grey(0.36)], 0), Tensor::from_slice(&[1i64, 1]))?;
 
     let mut attacks: Vec<Box<dyn Attack>> = vec![Box::new(Shift { tries: 4 })];
-    for name in ["pgd", "autoattack-standard"] {
-        attacks.push(name.parse::<AttackConfig>()?.build()?);
-    }
     let threat = ThreatModel::untargeted(Norm::Linf, "8/255".parse()?);
+    for name in ["pgd", "autoattack-standard"] {
+        // For a norm, because AutoAttack has other options in L1.
+        attacks.push(AttackConfig::named_for(name, threat.norm)?.build()?);
+    }
     let options = EvaluateOptions { mode: Mode::Each, ..EvaluateOptions::default() };
     let report = evaluate(&Brightness, &data, &attacks, &threat, &options)?;
 

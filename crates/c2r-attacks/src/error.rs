@@ -67,6 +67,19 @@ pub enum ConfigError {
         /// Which attack.
         attack: String,
     },
+    /// A suite with the numbers that its authors use for another norm.
+    #[error(
+        "`{suite}` has the restarts and targets that its authors use for {}, and not those for {norm}; AttackConfig::named_for makes it for a norm",
+        join(known)
+    )]
+    SuiteOfOtherNorm {
+        /// Which suite.
+        suite: String,
+        /// What was asked for.
+        norm: Norm,
+        /// What it is made for.
+        known: Vec<Norm>,
+    },
     /// A ball that holds every image.
     #[error(
         "a radius of {epsilon} is too large: with pixels in [0, 1], two images of this size are at most {diameter} apart in {norm}"
