@@ -217,19 +217,6 @@ pub enum AttackError {
         /// Shape that came back.
         got: Vec<i64>,
     },
-    /// The evaluation does not agree with itself.
-    #[error("self-check failed: {0}")]
-    SelfCheck(String),
-    /// The observer or [`crate::EvaluateOptions::stop`] stopped the run.
-    #[error("interrupted")]
-    Interrupted,
-    /// A report to continue from that belongs to another evaluation.
-    #[error("cannot continue this evaluation: {0}")]
-    Resume(String),
-}
-
-impl AttackError {
-    /// The error of an attack that failed for a reason of its own: another error, or a message.
     /// An attack returned images that are not f32.
     #[error("attack `{attack}` returned images of dtype {got:?}; they must be f32 (`images.to_kind(Kind::Float)`)")]
     ImageKind {
@@ -268,7 +255,25 @@ impl AttackError {
         /// What does not fit.
         reason: String,
     },
+    /// The evaluation does not agree with itself.
+    #[error("self-check failed: {0}")]
+    SelfCheck(String),
+    /// The observer or [`crate::EvaluateOptions::stop`] stopped the run.
+    #[error("interrupted")]
+    Interrupted,
+    /// A report to continue from that belongs to another evaluation.
+    #[error("cannot continue this evaluation: {0}")]
+    Resume(String),
+}
+
+impl AttackError {
+    /// The error of an attack that failed for a reason of its own: another error, or a message.
     pub fn failed(attack: &str, reason: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::Failed { attack: attack.to_owned(), source: reason.into() }
+    }
+
+    /// What the model or the attack itself said, if it said something.
+    pub(crate) fn reason(&self) -> String {
+        self.source().map_or_else(|| self.to_string(), ToString::to_string)
     }
 }

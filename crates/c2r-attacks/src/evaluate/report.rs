@@ -239,6 +239,13 @@ pub enum Flag {
     },
     /// The gradient of the cross entropy is exactly zero for correctly classified samples.
     ZeroGradient {
+    /// A check of the model could not run, so what it looks for may be there unseen.
+    CheckFailed {
+        /// What the check looks for: the name of a flag.
+        check: String,
+        /// What failed.
+        reason: String,
+    },
         /// How many.
         samples: usize,
         /// Of how many that were tried.
@@ -299,6 +306,7 @@ impl Flag {
             Self::BlackBoxBeatsWhiteBox { .. } => "black-box-beats-white-box",
             Self::OneStepBeatsMany { .. } => "one-step-beats-many",
             Self::WeakerThanNoise { .. } => "weaker-than-noise",
+            Self::CheckFailed { .. } => "check-failed",
         }
     }
 
@@ -346,6 +354,9 @@ impl fmt::Display for Flag {
                 f,
                 "the gradient of the cross entropy is zero for {samples} of {of} samples: use attacks on margins (cw-linf, apgd-dlr, apgd-t)"
             ),
+            Self::CheckFailed { check, reason } => {
+                write!(f, "the check for {check} could not run, because the model failed in it: {reason}")
+            }
             Self::VanishingGradient { samples, of } => write!(
                 f,
                 "the gradient of the cross entropy is below 1e-10 in every pixel for {samples} of {of} samples: use attacks on margins (cw-linf, apgd-dlr, apgd-t)"
