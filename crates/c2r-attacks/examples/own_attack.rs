@@ -5,7 +5,8 @@
 //! Last line of the output: `broken: shift 1, pgd 1, autoattack-standard 1 of 2`
 
 use c2r_attacks::{
-    Attack, AttackBatch, AttackConfig, AttackError, EvaluateOptions, Family, Mode, Oracle, Outcome, Perturbed,
+    Attack, AttackBatch, AttackConfig, AttackError, ConfigError, EvaluateOptions, Family, Mode, Oracle, Outcome,
+    Perturbed,
     c2r_base::{Classifier, ClassifierError, LabelledImages, Norm, Seed, ThreatModel},
     evaluate,
     tch::{Device, Kind, Tensor},
@@ -39,6 +40,11 @@ impl Attack for Shift {
 
     fn family(&self) -> Family {
         Family::BlackBox
+    }
+
+    /// In every norm, and with targets, too: `goal_margin` heeds them. Without this, targeted goals are refused.
+    fn check(&self, _: &ThreatModel, _: i64) -> Result<(), ConfigError> {
+        Ok(())
     }
 
     fn perturb(
@@ -76,10 +82,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let data = LabelledImages::new(Tensor::cat(&[grey(0.25), grey(0.36)], 0), Tensor::from_slice(&[1i64, 1]))?;
 
     let mut attacks: Vec<Box<dyn Attack>> = vec![Box::new(Shift { tries: 4 })];
-    for name in ["pgd", "autoattack-standard"] {
-        attacks.push(name.parse::<AttackConfig>()?.build()?);
-    }
     let threat = ThreatModel::untargeted(Norm::Linf, "8/255".parse()?);
+    for name in ["pgd", "autoattack-standard"] {
+        // For a norm, because AutoAttack has other options in L1.
+        attacks.push(AttackConfig::named_for(name, threat.norm)?.build()?);
+    }
     let options = EvaluateOptions { mode: Mode::Each, ..EvaluateOptions::default() };
     let report = evaluate(&Brightness, &data, &attacks, &threat, &options)?;
 

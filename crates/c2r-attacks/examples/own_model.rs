@@ -31,11 +31,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let grey = |value: f64| Tensor::full([1, 1, 4, 4], value, (Kind::Float, Device::Cpu));
     let data = LabelledImages::new(Tensor::cat(&[grey(0.1), grey(0.48)], 0), Tensor::from_slice(&[0i64, 0]))?;
 
+    let threat = ThreatModel::untargeted(Norm::Linf, "8/255".parse()?);
     let attacks = ["pgd", "square"]
-        .map(|name| name.parse().and_then(|config: AttackConfig| config.build()))
+        .map(|name| AttackConfig::named_for(name, threat.norm).and_then(|config| config.build()))
         .into_iter()
         .collect::<Result<Vec<_>, _>>()?;
-    let threat = ThreatModel::untargeted(Norm::Linf, "8/255".parse()?);
     let report = evaluate(&Brightness, &data, &attacks, &threat, &EvaluateOptions::default())?;
 
     for entry in &report.attacks {

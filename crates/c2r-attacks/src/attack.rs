@@ -1,8 +1,8 @@
 //! What an attack is.
 
-use c2r_base::{Classifier, Passes, Seed, ThreatModel, loss};
+use c2r_base::{Classifier, Goal, Passes, Seed, ThreatModel, loss};
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::error::{AttackError, ConfigError};
 
@@ -12,6 +12,29 @@ use crate::error::{AttackError, ConfigError};
 /// What comes back is a proposal: the driver ([`crate::evaluate`]) projects it into the threat set
 /// and judges it by its own forward pass. An attack of your own asks the model through an [`crate::Oracle`], whose
 /// documentation has an example.
+///
+/// Several threads may share an attack. What changes while it runs belongs in a lock: a [`Tensor`] is `Send` but not
+/// `Sync`, so an attack that keeps one (a universal perturbation, say) holds a `Mutex<Tensor>` and takes a
+/// `shallow_clone` out of it for each call.
+///
+/// ```
+/// use std::sync::Mutex;
+/// use c2r_attacks::tch::Tensor;
+///
+/// /// Adds the same perturbation to every image.
+/// struct Universal {
+///     delta: Mutex<Tensor>,
+/// }
+///
+/// impl Universal {
+///     fn delta(&self) -> Tensor {
+///         self.delta.lock().expect("no thread panics while it has the lock").shallow_clone()
+///     }
+/// }
+///
+/// fn shared<T: Send + Sync>() {}
+/// shared::<Universal>();
+/// ```
 pub trait Attack: Send + Sync {
     /// The published name in lower case, e.g. `apgd-ce`: used in tables, options and file names.
     fn name(&self) -> &str;
@@ -19,18 +42,28 @@ pub trait Attack: Send + Sync {
     /// What kind of attack this is.
     fn family(&self) -> Family;
 
-    /// Whether this attack can run under `threat` on a model with `classes` classes; by default it can.
+    /// Whether this attack can run under `threat` on a model with `classes` classes; by default it can in every norm, unless
+    /// the goal is targeted.
+    ///
+    /// An attack that aims at [`AttackBatch::targets`] where there are any, as one that follows
+    /// [`AttackBatch::goal_margin`] does, returns `Ok(())` here.
     ///
     /// # Errors
     /// [`ConfigError::UnsupportedNorm`], [`ConfigError::UnsupportedGoal`] or [`ConfigError::TooFewClasses`].
-    fn check(&self, _threat: &ThreatModel, _classes: i64) -> Result<(), ConfigError> {
-        Ok(())
+    fn check(&self, threat: &ThreatModel, _classes: i64) -> Result<(), ConfigError> {
+        match threat.goal {
+            Goal::Untargeted => Ok(()),
+            Goal::Targeted(_) => Err(ConfigError::UnsupportedGoal { attack: self.name().to_owned() }),
+        }
     }
 
     /// Looks for an adversarial image for every sample of the batch.
     ///
     /// A sample's result depends on its image, label, target and id and on `seed`, not on the other
     /// samples of the batch (up to float rounding).
+    ///
+    /// The driver calls it with gradients off. [`crate::Oracle`] turns them on where it needs them; an attack that calls
+    /// `model` itself, or differentiates what it computed, does that inside `tch::with_grad(|| ..)`.
     ///
     /// # Errors
     /// [`AttackError`], e.g. if the model fails or returns NaN; [`AttackError::failed`] for errors of the attack's own.
@@ -98,6 +131,32 @@ pub struct Perturbed {
     pub passes: Passes,
     /// Whether a gradient of each sample had values that were NaN or infinite and were replaced ([`crate::Oracle`]).
     pub repaired: Vec<bool>,
+}
+
+impl Perturbed {
+    /// Checks that there is one image of the right form and one count for each sample of `batch`.
+    pub(crate) fn check(&self, attack: &str, batch: &AttackBatch<'_>) -> Result<(), AttackError> {
+        let attack = || attack.to_owned();
+        let got = if self.images.defined() { self.images.size() } else { Vec::new() };
+        let expected = batch.images.size();
+        if got != expected {
+            return Err(AttackError::ImageShape { attack: attack(), expected, got });
+        }
+        if self.images.kind() != Kind::Float {
+            return Err(AttackError::ImageKind { attack: attack(), got: self.images.kind() });
+        }
+        let (expected, got) = (batch.images.device(), self.images.device());
+        if got != expected {
+            return Err(AttackError::ImageDevice { attack: attack(), expected, got });
+        }
+        for (field, got) in [("queries", self.queries.len()), ("repaired", self.repaired.len())] {
+            let expected = batch.ids.len();
+            if got != expected {
+                return Err(AttackError::PerSample { attack: attack(), field, expected, got });
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Kinds of attacks.

@@ -3,7 +3,7 @@
 use std::error::Error;
 
 use c2r_base::{ClassifierError, Epsilon, ImageError, Norm, grad::GradientError};
-use tch::Kind;
+use tch::{Device, Kind};
 
 /// Why a configuration cannot work.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +66,19 @@ pub enum ConfigError {
     UnsupportedGoal {
         /// Which attack.
         attack: String,
+    },
+    /// A suite with the numbers that its authors use for another norm.
+    #[error(
+        "`{suite}` has the restarts and targets that its authors use for {}, and not those for {norm}; AttackConfig::named_for makes it for a norm",
+        join(known)
+    )]
+    SuiteOfOtherNorm {
+        /// Which suite.
+        suite: String,
+        /// What was asked for.
+        norm: Norm,
+        /// What it is made for.
+        known: Vec<Norm>,
     },
     /// A ball that holds every image.
     #[error(
@@ -204,6 +217,44 @@ pub enum AttackError {
         /// Shape that came back.
         got: Vec<i64>,
     },
+    /// An attack returned images that are not f32.
+    #[error("attack `{attack}` returned images of dtype {got:?}; they must be f32 (`images.to_kind(Kind::Float)`)")]
+    ImageKind {
+        /// Which attack.
+        attack: String,
+        /// Their dtype.
+        got: Kind,
+    },
+    /// An attack returned images on another device than the model's.
+    #[error("attack `{attack}` returned images on {got:?}; the batch is on {expected:?}")]
+    ImageDevice {
+        /// Which attack.
+        attack: String,
+        /// Where the batch is.
+        expected: Device,
+        /// Where its images are.
+        got: Device,
+    },
+    /// An attack returned too few or too many counts.
+    #[error("attack `{attack}` returned {got} `{field}` for {expected} samples; there must be one for each")]
+    PerSample {
+        /// Which attack.
+        attack: String,
+        /// A field of [`crate::Perturbed`].
+        field: &'static str,
+        /// Samples in the batch.
+        expected: usize,
+        /// What it returned.
+        got: usize,
+    },
+    /// An attack asked its oracle about images of samples that are not in the batch.
+    #[error("attack `{attack}` gave its oracle {reason}: `rows` has, for each image, the sample that it belongs to")]
+    Rows {
+        /// Which attack.
+        attack: String,
+        /// What does not fit.
+        reason: String,
+    },
     /// The evaluation does not agree with itself.
     #[error("self-check failed: {0}")]
     SelfCheck(String),
@@ -219,5 +270,10 @@ impl AttackError {
     /// The error of an attack that failed for a reason of its own: another error, or a message.
     pub fn failed(attack: &str, reason: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::Failed { attack: attack.to_owned(), source: reason.into() }
+    }
+
+    /// What the model or the attack itself said, if it said something.
+    pub(crate) fn reason(&self) -> String {
+        self.source().map_or_else(|| self.to_string(), ToString::to_string)
     }
 }

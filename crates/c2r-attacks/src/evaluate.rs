@@ -8,6 +8,7 @@ mod flags;
 mod judge;
 mod parallel;
 mod report;
+mod resume;
 
 pub use contradictions::{AttackResult, contradictions};
 pub use driver::{EvaluateOptions, default_batch_size, evaluate, evaluate_with};

@@ -34,12 +34,14 @@
 //! let images = Tensor::cat(&[grey(0.1), grey(0.48)], 0);
 //! let data = LabelledImages::new(images, Tensor::from_slice(&[0i64, 0])).unwrap();
 //!
-//! let attacks = ["fgsm", "pgd"].map(|name| name.parse::<AttackConfig>().unwrap().build().unwrap());
 //! let threat = ThreatModel::untargeted(Norm::Linf, "8/255".parse().unwrap());
+//! let attacks = ["fgsm", "pgd"].map(|name| AttackConfig::named_for(name, threat.norm).unwrap().build().unwrap());
 //! let report = evaluate(&Brightness, &data, &attacks, &threat, &EvaluateOptions::default()).unwrap();
 //! assert_eq!(report.clean_accuracy(), 1.0);
 //! assert_eq!(report.robust_accuracy(), 0.5);
 //! ```
+//!
+//! [`AttackConfig::named_for`] makes an attack for a norm: `autoattack-standard` has more restarts and fewer targets in L1.
 //!
 //! [`c2r_base`] and [`tch`] are passed on because this crate's signatures are made of them: one dependency is enough,
 //! and it has the right version of both.

@@ -35,10 +35,8 @@ pub(crate) trait Search: Send + Sync {
     /// The same as of an [`Attack`](crate::Attack).
     fn family(&self) -> Family;
 
-    /// The same as of an [`Attack`](crate::Attack); `check` gets its name, too.
-    fn check(&self, _check: &Check, _threat: &ThreatModel, _classes: i64) -> Result<(), ConfigError> {
-        Ok(())
-    }
+    /// The same as of an [`Attack`](crate::Attack); `check` gets its name, too. An attack without a targeted form refuses a target.
+    fn check(&self, check: &Check, threat: &ThreatModel, classes: i64) -> Result<(), ConfigError>;
 
     /// The proposal, f32 `[N, C, H, W]`, made without gradient tracking; the same for the same answers of `oracle`.
     fn search(&self, oracle: &mut Oracle<'_>, task: &Task<'_>) -> Result<Tensor, AttackError>;
@@ -176,7 +174,10 @@ impl Check {
         self.count("steps", steps)?;
         match (absolute, relative) {
             (Some(_), Some(_)) => self.fail("step-size", "cannot be set together with `rel-step-size`"),
-            (Some(length), None) => Ok(Step::Absolute(length.value())),
+            (Some(length), None) => {
+                self.positive("step-size", length.value())?;
+                Ok(Step::Absolute(length.value()))
+            }
             (None, relative) => {
                 let relative = relative.unwrap_or(REL_STEP_SIZE);
                 self.positive("rel-step-size", relative)?;

@@ -22,10 +22,10 @@ const UNSEEN: AttackError = AttackError::Interrupted;
 /// some samples are done, the same sample several times where several images of it are tried at once.
 ///
 /// ```
-/// use c2r_attacks::c2r_base::{Classifier, Seed, ThreatModel, loss};
-/// use c2r_attacks::{Attack, AttackBatch, AttackError, Family, Oracle, Perturbed};
+/// use c2r_attacks::c2r_base::{Classifier, Seed, ThreatModel};
+/// use c2r_attacks::{Attack, AttackBatch, AttackError, ConfigError, Family, Oracle, Perturbed};
 ///
-/// /// One step of length epsilon along the gradient of the margin.
+/// /// One step of length epsilon against the gradient of the margin: away from the label, or towards the target.
 /// struct MarginStep;
 ///
 /// impl Attack for MarginStep {
@@ -34,6 +34,10 @@ const UNSEEN: AttackError = AttackError::Interrupted;
 ///     }
 ///     fn family(&self) -> Family {
 ///         Family::Gradient
+///     }
+///     fn check(&self, _: &ThreatModel, _: i64) -> Result<(), ConfigError> {
+///         // `goal_margin` heeds targets; without this, targeted goals are refused.
+///         Ok(())
 ///     }
 ///     fn perturb(
 ///         &self,
@@ -44,7 +48,7 @@ const UNSEEN: AttackError = AttackError::Interrupted;
 ///     ) -> Result<Perturbed, AttackError> {
 ///         let mut oracle = Oracle::new(model, self.name(), batch.ids);
 ///         let rows: Vec<usize> = (0..batch.ids.len()).collect();
-///         let found = oracle.gradient(batch.images, &rows, |_, logits| -loss::margin(logits, batch.labels))?;
+///         let found = oracle.gradient(batch.images, &rows, |_, logits| -batch.goal_margin(logits))?;
 ///         let step = threat.norm.steepest(&found.gradient) * threat.epsilon.value();
 ///         Ok(oracle.finish(batch.images + step))
 ///     }
@@ -147,7 +151,8 @@ impl<'a> Oracle<'a> {
     ///
     /// # Errors
     /// [`AttackError::Model`], [`AttackError::LogitsShape`], [`AttackError::LogitsKind`],
-    /// [`AttackError::NonFiniteLogits`] or [`AttackError::NonFiniteOutside`].
+    /// [`AttackError::NonFiniteLogits`] or [`AttackError::NonFiniteOutside`]; [`AttackError::Rows`] if `rows` are not one
+    /// sample of the batch for each image.
     pub fn logits(&mut self, images: &Tensor, rows: &[usize]) -> Result<Tensor, AttackError> {
         Ok(self.logits_and_copy(images, rows)?.0)
     }
@@ -155,6 +160,7 @@ impl<'a> Oracle<'a> {
     /// [`Oracle::logits`] as values, row by row, for loops on the CPU ([`host::is_at_hand`]).
     pub(crate) fn logit_values(&mut self, images: &Tensor, rows: &[usize]) -> Result<Vec<f32>, AttackError> {
         let _no_grad = tch::no_grad_guard();
+        self.check_rows(images, rows)?;
         let logits = self.model.logits(&images.copy()).map_err(|error| self.model_failed(rows, error))?;
         self.check_shape(&logits, rows)?;
         let values = host::to_vec::<f32>(&logits);
@@ -167,6 +173,7 @@ impl<'a> Oracle<'a> {
     /// [`Oracle::logits`], and the copy of the images that the model was given, as it left it.
     pub(crate) fn logits_and_copy(&mut self, images: &Tensor, rows: &[usize]) -> Result<(Tensor, Tensor), AttackError> {
         let _no_grad = tch::no_grad_guard();
+        self.check_rows(images, rows)?;
         let given = images.copy();
         let logits = self.model.logits(&given).map_err(|error| self.model_failed(rows, error))?;
         self.check(images, &logits, rows)?;
@@ -200,6 +207,7 @@ impl<'a> Oracle<'a> {
     /// # Errors
     /// As [`Oracle::logits`].
     pub fn tracked(&mut self, images: &Tensor, rows: &[usize]) -> Result<(Tensor, Tensor), AttackError> {
+        self.check_rows(images, rows)?;
         let x = images.detach().set_requires_grad(true);
         let logits = tch::with_grad(|| self.model.logits(&x.copy())).map_err(|error| self.model_failed(rows, error))?;
         self.check(images, &logits.detach(), rows)?;
@@ -210,8 +218,8 @@ impl<'a> Oracle<'a> {
     /// last one of this pass.
     ///
     /// # Errors
-    /// [`AttackError::NoGradient`], [`AttackError::NonFiniteGradient`], or [`AttackError::Model`] if the backward pass
-    /// fails.
+    /// [`AttackError::NoGradient`], [`AttackError::NonFiniteGradient`], [`AttackError::Model`] if the backward pass
+    /// fails, or [`AttackError::Rows`].
     pub fn backward(
         &mut self,
         values: &Tensor,
@@ -219,6 +227,7 @@ impl<'a> Oracle<'a> {
         rows: &[usize],
         keep_graph: bool,
     ) -> Result<Tensor, AttackError> {
+        self.check_rows(x, rows)?;
         let sum = tch::with_grad(|| values.sum(values.kind()));
         let gradient = self.model.gradient(&sum, x, keep_graph).map_err(|error| match error {
             GradientError::Failed(_) => self.model_failed(rows, ClassifierError::new(error)),
@@ -256,6 +265,19 @@ impl<'a> Oracle<'a> {
     /// The proposal `images`, f32 `[N, C, H, W]`, with what it cost.
     pub fn finish(self, images: Tensor) -> Perturbed {
         Perturbed { images, queries: self.queries, passes: self.passes, repaired: self.repaired }
+    }
+
+    /// Checks that `rows` has a sample of the batch for each of the images.
+    fn check_rows(&self, images: &Tensor, rows: &[usize]) -> Result<(), AttackError> {
+        let (n_samples, size) = (self.ids.len(), images.size());
+        let reason = if size.first() != Some(&(rows.len() as i64)) {
+            format!("{} rows for images of shape {size:?}", rows.len())
+        } else if let Some(row) = rows.iter().find(|row| **row >= n_samples) {
+            format!("row {row} in a batch of {n_samples} samples")
+        } else {
+            return Ok(());
+        };
+        Err(AttackError::Rows { attack: self.attack.to_owned(), reason })
     }
 
     fn model_failed(&self, rows: &[usize], source: ClassifierError) -> AttackError {

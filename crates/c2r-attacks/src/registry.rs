@@ -22,6 +22,8 @@ use crate::{
 const RAND_SAMPLES: u32 = 20;
 /// Restarts of the untargeted attacks in `autoattack-plus`. Croce & Hein 2020, their code.
 const PLUS_RESTARTS: u32 = 5;
+/// The suite whose options depend on the norm.
+const STANDARD: &str = "autoattack-standard";
 /// Restarts of APGD-CE in `autoattack-standard` for L1. Croce & Hein 2021 (arXiv:2103.01208), their code.
 const L1_RESTARTS: u32 = 5;
 /// Target classes of APGD-T in `autoattack-standard` for L1. Croce & Hein 2021, their code.
@@ -51,7 +53,8 @@ macro_rules! registry {
         others { $($other:ident $other_name:literal $other_options:ident;)* }
     ) => {
         /// One attack with its options. In TOML and JSON a table with the key `attack` and the options in
-        /// kebab case; an option that the attack does not have is an error. From text by name, with its defaults.
+        /// kebab case; an option that the attack does not have is an error. From text by name, with its defaults; for L1, use
+        /// [`AttackConfig::named_for`], because `autoattack-standard` has other options there.
         ///
         /// ```
         /// use c2r_attacks::AttackConfig;
@@ -219,14 +222,32 @@ impl SuiteConfig {
             });
         }
         let stages = self.attacks.iter().map(AttackConfig::build).collect::<Result<_, _>>()?;
-        Ok(Box::new(Suite { name: self.name.clone(), options, stages }))
+        Ok(Box::new(Suite { name: self.name.clone(), options, stages, norms: self.norms() }))
+    }
+
+    /// The norms that `autoattack-standard` is made for, by its restarts and targets; `None` for other numbers, which
+    /// somebody chose, and other suites, which are the same for all norms.
+    fn norms(&self) -> Option<&'static [Norm]> {
+        if self.name != STANDARD {
+            return None;
+        }
+        let of = |wanted: fn(&AttackConfig) -> Option<u32>| self.attacks.iter().find_map(wanted);
+        let restarts = of(|member| if let AttackConfig::ApgdCe(apgd) = member { Some(apgd.restarts) } else { None })?;
+        let targets = of(|member| if let AttackConfig::ApgdT(apgd) = member { Some(apgd.targets) } else { None })?;
+        let others = (ApgdConfig::default().restarts, ApgdTConfig::default().targets);
+        match (restarts, targets) {
+            (L1_RESTARTS, L1_TARGETS) => Some(&[Norm::L1]),
+            numbers if numbers == others => Some(&[Norm::Linf, Norm::L2]),
+            _ => None,
+        }
     }
 }
 
 impl FromStr for AttackConfig {
     type Err = ConfigError;
 
-    /// An attack or suite of [`ATTACKS`] or [`SUITES`] with its defaults.
+    /// An attack or suite of [`ATTACKS`] or [`SUITES`] with its defaults, which are those for Linf and L2. For L1, use
+    /// [`AttackConfig::named_for`]: an evaluation refuses an `autoattack-standard` that is made for another norm.
     fn from_str(name: &str) -> Result<Self, ConfigError> {
         let suite = || SuiteConfig::named(name).map(Self::Suite);
         Self::with_defaults(name).or_else(suite).ok_or_else(|| ConfigError::UnknownAttack {
@@ -252,7 +273,7 @@ impl AttackConfig {
 
     fn for_l1(&mut self) {
         let Self::Suite(suite) = self else { return };
-        let standard = suite.name == "autoattack-standard";
+        let standard = suite.name == STANDARD;
         for member in &mut suite.attacks {
             match member {
                 Self::ApgdCe(apgd) if standard => apgd.restarts = L1_RESTARTS,
@@ -290,8 +311,16 @@ impl AttackConfig {
     /// suite it is set on every member that has it.
     ///
     /// # Errors
-    /// [`ConfigError::UnknownOption`] or [`ConfigError::Option`].
+    /// [`ConfigError::UnknownOption`] or [`ConfigError::Option`]; nothing is changed then.
     pub fn set(&mut self, option: &str, text: &str) -> Result<(), ConfigError> {
+        let mut changed = self.clone();
+        changed.assign(option, text)?;
+        *self = changed;
+        Ok(())
+    }
+
+    /// [`AttackConfig::set`], but an error may leave a part of the change.
+    fn assign(&mut self, option: &str, text: &str) -> Result<(), ConfigError> {
         let known = self.options();
         if !known.iter().any(|name| name == option) {
             return Err(ConfigError::UnknownOption {
@@ -302,7 +331,7 @@ impl AttackConfig {
         }
         if let Self::Suite(suite) = self {
             let mut members = suite.attacks.iter_mut().filter(|member| member.has_option(option));
-            return members.try_for_each(|member| member.set(option, text));
+            return members.try_for_each(|member| member.assign(option, text));
         }
         let mut fields = self.fields();
         // Numbers and booleans are read as such; `2/255` and names stay texts.
@@ -409,6 +438,24 @@ mod tests {
         let mut both = "pgd".parse::<AttackConfig>().unwrap();
         both.set("step-size", "2/255").unwrap();
         assert!(both.set("rel-step-size", "0.5").unwrap_err().to_string().contains("together"));
+    }
+
+    #[test]
+    fn an_error_changes_nothing() {
+        for (name, option, value) in [("pgd", "steps", "0"), ("autoattack-standard", "restarts", "0")] {
+            let mut config = name.parse::<AttackConfig>().unwrap();
+            let before = config.clone();
+            assert!(config.set(option, value).is_err());
+            assert_eq!(config, before, "{name}");
+        }
+        let fab = AttackConfig::Fab(FabConfig::default());
+        let pgd = AttackConfig::Pgd(PgdConfig { rel_step_size: Some(0.5), ..PgdConfig::default() });
+        let bim = AttackConfig::Bim(BimConfig::default());
+        let suite = SuiteConfig { name: "own".to_owned(), attacks: vec![bim, fab, pgd] };
+        let mut suite = AttackConfig::Suite(suite);
+        let before = suite.clone();
+        assert!(suite.set("step-size", "2/255").is_err(), "it excludes the last member's rel-step-size");
+        assert_eq!(suite, before, "the first member is not changed either");
     }
 
     #[test]

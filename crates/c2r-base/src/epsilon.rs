@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 ///
 /// Written as the papers write it, `8/255`, or as a decimal, `0.5`; `Display` gives the same
 /// spelling back. Positive and finite, except [`Epsilon::ZERO`], which cannot be parsed and exists
-/// for self-checks ("an attack with no budget changes nothing").
+/// for self-checks ("an attack with no budget changes nothing"); what was written with it is read back. Radii of the same
+/// value are equal, however they are spelled.
 ///
 /// ```
 /// use c2r_base::Epsilon;
@@ -14,8 +15,9 @@ use serde::{Deserialize, Serialize};
 /// assert_eq!(epsilon.to_string(), "8/255");
 /// assert!("0".parse::<Epsilon>().is_err());
 /// assert!("8/0".parse::<Epsilon>().is_err());
+/// assert_eq!(Epsilon::new(0.5).unwrap(), "1/2".parse().unwrap());
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Epsilon {
     numerator: f64,
@@ -25,6 +27,14 @@ pub struct Epsilon {
 impl Epsilon {
     /// No budget at all. For self-checks.
     pub const ZERO: Self = Self { numerator: 0.0, denominator: 1.0 };
+
+    /// A radius in pixel units, e.g. one that was computed.
+    ///
+    /// # Errors
+    /// [`ParseEpsilonError`] if it is not positive and finite.
+    pub fn new(value: f64) -> Result<Self, ParseEpsilonError> {
+        value.to_string().parse()
+    }
 
     /// `numerator / 255`, the unit of 8-bit pixels.
     ///
@@ -38,6 +48,12 @@ impl Epsilon {
     /// The radius in pixel units.
     pub fn value(self) -> f64 {
         self.numerator / self.denominator
+    }
+}
+
+impl PartialEq for Epsilon {
+    fn eq(&self, other: &Self) -> bool {
+        self.value() == other.value()
     }
 }
 
@@ -83,8 +99,9 @@ impl FromStr for Epsilon {
 impl TryFrom<String> for Epsilon {
     type Error = ParseEpsilonError;
 
+    /// What was written: as text is parsed, and `0`, which is [`Epsilon::ZERO`].
     fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
+        if text == Self::ZERO.to_string() { Ok(Self::ZERO) } else { text.parse() }
     }
 }
 
@@ -106,6 +123,32 @@ mod tests {
         }
         assert!(("2/255".parse::<Epsilon>().unwrap().value() - 2.0 / 255.0).abs() < 1e-15);
         assert_eq!(Epsilon::of_255(2.0), "2/255".parse().unwrap());
+    }
+
+    #[test]
+    fn what_was_written_is_read_back() {
+        for epsilon in [Epsilon::ZERO, Epsilon::of_255(8.0), Epsilon::new(0.1).unwrap()] {
+            let text = serde_json::to_string(&epsilon).unwrap();
+            let back: Epsilon = serde_json::from_str(&text).unwrap();
+            assert_eq!((back, back.to_string()), (epsilon, epsilon.to_string()));
+        }
+        assert!(serde_json::from_str::<Epsilon>("\"0/255\"").is_err());
+    }
+
+    #[test]
+    fn radii_are_equal_by_value() {
+        let epsilon = |text: &str| text.parse::<Epsilon>().unwrap();
+        assert_eq!(epsilon("6/510"), epsilon("3/255"));
+        assert_ne!(epsilon("3/255"), epsilon("3/256"));
+    }
+
+    #[test]
+    fn a_number_becomes_a_radius() {
+        assert_eq!(Epsilon::new(8.0 / 255.0).unwrap().value(), 8.0 / 255.0);
+        for value in [0.0, -0.5, f64::NAN, f64::INFINITY] {
+            let error = Epsilon::new(value).unwrap_err().to_string();
+            assert!(error.contains(&value.to_string()), "{value}: {error}");
+        }
     }
 
     #[test]

@@ -57,9 +57,7 @@ impl CrlConfig {
     /// # Errors
     /// [`CrlError`].
     pub fn validate(&self) -> Result<(), CrlError> {
-        if !(self.temperature.is_finite() && self.temperature > 0.0) {
-            return Err(CrlError::Temperature(self.temperature));
-        }
+        check_temperature(self.temperature)?;
         if let Some(queue) = &self.queue {
             if queue.per_class == 0 {
                 return Err(CrlError::QueueSize("per-class"));
@@ -87,6 +85,9 @@ impl CrlConfig {
     /// A(i) holds every anchor but i itself, every companion, `extra` and row i of `impostors`; P(i) is
     /// its part of the same class and always holds the anchor's own companion. Similarities are
     /// cosines.
+    ///
+    /// # Panics
+    /// If the temperature is not positive and finite ([`CrlConfig::validate`]).
     pub fn contrast(
         &self,
         anchors: &Tensor,
@@ -95,6 +96,7 @@ impl CrlConfig {
         extra: &[Candidates<'_>],
         impostors: Option<&(Tensor, Tensor)>,
     ) -> Contrast {
+        check_temperature(self.temperature).unwrap_or_else(|error| panic!("{error}"));
         let n_anchors = anchors.size()[0];
         let unit_anchors = normalize_rows(anchors);
         let mut blocks = vec![unit_anchors.shallow_clone(), normalize_rows(companions)];
@@ -127,6 +129,10 @@ impl CrlConfig {
             log_total - (similarity * positive).sum_dim_intlist([1i64].as_slice(), false, Kind::Float) / n_positive;
         Contrast { loss, nearest_impostor: nearest.clamp_min(-1.0) }
     }
+}
+
+fn check_temperature(temperature: f64) -> Result<(), CrlError> {
+    if temperature.is_finite() && temperature > 0.0 { Ok(()) } else { Err(CrlError::Temperature(temperature)) }
 }
 
 /// Squared distance of clean and adversarial class means, summed over classes: the robust term of
@@ -300,6 +306,14 @@ mod tests {
         close(&nearest(Some(&(rows, found))), &[0.6, 0.5f64.sqrt()]);
         let alone = config(1.0).contrast(&anchors, &labels.zeros_like(), &anchors, &[], None).nearest_impostor;
         close(&alone, &[-1.0, -1.0]);
+    }
+
+    #[test]
+    #[should_panic(expected = "crl temperature must be positive, got 0")]
+    fn a_temperature_of_0_has_no_loss() {
+        let anchors = rows(&[[1.0, 0.0], [0.0, 1.0]]);
+        let labels = Tensor::from_slice(&[0i64, 1]);
+        let _ = config(0.0).contrast(&anchors, &labels, &anchors, &[], None);
     }
 
     #[test]

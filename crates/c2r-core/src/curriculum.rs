@@ -166,9 +166,13 @@ impl Curriculum {
     /// the arguments alone.
     ///
     /// # Panics
-    /// If the lengths differ.
+    /// If the lengths differ, an option makes no sense ([`Curriculum::validate`]), or a score that the order depends on is
+    /// NaN.
     pub fn order(&self, scores: &[f32], labels: &[i64], progress: f64, rng: &mut impl Rng) -> Vec<usize> {
         assert_eq!(scores.len(), labels.len(), "one score per label");
+        self.validate().unwrap_or_else(|error| panic!("{error}"));
+        let unscored = scores.iter().position(|score| self.sorts() && score.is_nan());
+        assert_eq!(unscored, None, "the score at this position is NaN, which is neither hard nor easy");
         let mut all: Vec<usize> = (0..scores.len()).collect();
         match self {
             Self::Off(_) | Self::Weight(_) => all.shuffle(rng),
@@ -322,6 +326,26 @@ mod tests {
         assert_eq!(Vec::<f32>::try_from(ones).unwrap(), [1.0; 3]);
         let zeros = Curriculum::Weight(WeightConfig { floor: 0.0 }).weights(&Tensor::from_slice(&[0.0f32, 0.0]));
         assert_eq!(Vec::<f32>::try_from(zeros).unwrap(), [1.0; 2]);
+    }
+
+    #[test]
+    #[should_panic(expected = "curriculum fraction must be in (0, 1], got -1")]
+    fn a_negative_fraction_has_no_order() {
+        order(&Curriculum::Prefix(PrefixConfig { first: First::Hard, fraction: -1.0 }));
+    }
+
+    #[test]
+    #[should_panic(expected = "the score at this position is NaN")]
+    fn a_score_that_is_nan_has_no_order() {
+        let hard = Curriculum::Order(OrderConfig { first: First::Hard, class_balanced: false });
+        hard.order(&[1.0, f32::NAN], &[0, 1], 0.0, &mut Seed::new(1).stream("test", 0));
+    }
+
+    /// Where nobody looks at scores, there need be none.
+    #[test]
+    fn a_shuffled_order_needs_no_scores() {
+        let order = Curriculum::default().order(&[f32::NAN; 2], &[0, 1], 0.0, &mut Seed::new(1).stream("test", 0));
+        assert_eq!(order.len(), 2);
     }
 
     #[test]

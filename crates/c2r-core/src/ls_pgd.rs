@@ -115,6 +115,21 @@ impl PerturbationCache {
         }
     }
 
+    /// Checks that there is a row for each of `ids`, of the shape of `images`.
+    fn check(&self, ids: &[u64], images: &Tensor) -> Result<(), ClassifierError> {
+        let (own, given) = (self.deltas.size(), images.size());
+        let n = own[0] as u64;
+        if let Some(id) = ids.iter().find(|id| **id >= n) {
+            let reason = format!("ls-pgd: sample {id} has no row in a cache of {n} perturbations; ids are below {n}");
+            return Err(ClassifierError::new(reason));
+        }
+        if given.get(1..) != Some(&own[1..]) {
+            let reason = format!("ls-pgd: the cache holds perturbations {:?}, the images are {given:?}", &own[1..]);
+            return Err(ClassifierError::new(reason));
+        }
+        Ok(())
+    }
+
     /// What must be saved to continue: perturbations f32 `[n, C, H, W]` and losses f32 `[n]`.
     pub fn state(&self) -> (Tensor, Tensor) {
         (self.deltas.copy(), self.losses.copy())
@@ -186,7 +201,7 @@ impl LsPgd {
     /// otherwise the companions of the first epoch would be the clean images.
     ///
     /// # Errors
-    /// What `model` returns.
+    /// What `model` returns; an id that `cache` has no row for.
     pub fn attack(
         &self,
         model: &dyn Classifier,
@@ -199,7 +214,9 @@ impl LsPgd {
         let _no_grad = tch::no_grad_guard();
         let n = ids.len() as i64;
         let (mut passes, mut reused) = (Passes::default(), 0);
-        let mut cache = cache.filter(|_| self.config.warm_start).map(|cache| {
+        let cache = cache.filter(|_| self.config.warm_start);
+        cache.as_deref().map_or(Ok(()), |cache| cache.check(ids, images))?;
+        let mut cache = cache.map(|cache| {
             let rows: Vec<i64> = ids.iter().map(|&id| id as i64).collect();
             (cache, send(&Tensor::from_slice(&rows), images.device()))
         });
@@ -424,6 +441,27 @@ mod tests {
         let plain =
             LsPgd::new(config(), threat()).unwrap().attack(&model, &one, &label, &[9], Seed::new(0), None).unwrap();
         assert_eq!(unseen.images, plain.images);
+    }
+
+    #[test]
+    fn a_cache_without_a_row_for_a_sample_is_an_error() {
+        let model = Toy::new(5);
+        let (images, labels, ids) = batch(6, 6);
+        let attack = LsPgd::new(LsPgdConfig { warm_start: true, ..config() }, threat()).unwrap();
+        let message = |n, shape| {
+            let mut cache = PerturbationCache::new(n, shape, Device::Cpu);
+            attack.attack(&model, &images, &labels, &ids, Seed::new(0), Some(&mut cache)).unwrap_err().to_string()
+        };
+        let largest = ids.iter().max().unwrap();
+        let n = *largest as usize;
+        assert_eq!(
+            message(n, [3, 2, 2]),
+            format!("ls-pgd: sample {largest} has no row in a cache of {n} perturbations; ids are below {n}")
+        );
+        assert_eq!(
+            message(n + 1, [1, 2, 2]),
+            "ls-pgd: the cache holds perturbations [1, 2, 2], the images are [6, 3, 2, 2]"
+        );
     }
 
     #[test]

@@ -99,10 +99,13 @@ impl MemoryQueue {
     /// * `embeddings`: f32 `[M, D]`, detached here; `labels`: their classes.
     ///
     /// # Panics
-    /// If `labels` has another length, or names a class that the queue does not have.
+    /// If `labels` has another length, or names a class that the queue does not have; nothing is stored then.
     pub fn push(&mut self, embeddings: &Tensor, labels: &[i64]) {
         let _no_grad = tch::no_grad_guard();
         assert_eq!(embeddings.size()[0] as usize, labels.len(), "one label per embedding");
+        let n_classes = self.pushed.len();
+        let stray = labels.iter().find(|label| !(0..n_classes as i64).contains(*label));
+        assert_eq!(stray, None, "a label is none of the queue's {n_classes} classes");
         let mut embeddings = embeddings.detach().to_device(self.rows.device());
         if self.config.momentum > 0.0 {
             embeddings = self.averaged(&embeddings, labels);
@@ -273,6 +276,21 @@ mod tests {
         queue.push(&rows(&[[4.0, 0.0], [5.0, 0.0], [6.0, 0.0]]), &[0, 0, 0]);
         assert_eq!(flat(&class_rows(&queue, 0)), [5.0, 0.0, 6.0, 0.0]);
         assert_eq!(queue.filled(), [2, 0, 1]);
+    }
+
+    #[test]
+    fn a_label_of_no_class_stores_nothing() {
+        for label in [-1, 3] {
+            let mut queue = queue(config(2, 1));
+            let push = || queue.push(&rows(&[[1.0, 0.0], [2.0, 0.0]]), &[0, label]);
+            let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(push)).unwrap_err();
+            let text = panic.downcast_ref::<String>().unwrap();
+            assert!(
+                text.contains("a label is none of the queue's 3 classes") && text.contains(&label.to_string()),
+                "{text}"
+            );
+            assert!(queue.is_empty());
+        }
     }
 
     #[test]

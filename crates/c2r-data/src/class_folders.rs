@@ -16,19 +16,34 @@ use crate::{
     survey::Survey,
 };
 
+/// Refuses a height and width that no image has.
+fn check_size(path: &Path, size: Option<(u32, u32)>) -> Result<(), DataError> {
+    let Some((h, w)) = size else { return Ok(()) };
+    let bytes = 3 * u128::from(h) * u128::from(w);
+    let reason = if bytes == 0 {
+        format!("images of {h}x{w} have no pixels; height and width are at least 1")
+    } else if bytes > u128::from(decode::MOST_BYTES) {
+        format!("images of {h}x{w} have {bytes} bytes each, more than c2r takes ({})", decode::MOST_BYTES)
+    } else {
+        return Ok(());
+    };
+    Err(DataError::Size { name: format!("folder:{}", path_to_text(path)), reason })
+}
+
 /// Reads a folder of images: `train/<class>/*.{jpg,jpeg,png}` and `test/<class>/...` or `val/<class>/...`.
 ///
 /// * `size`: height and width to resize every image to (without keeping the aspect ratio); `None` takes the
-///   size of the first training image and demands it of all others.
+///   size of the first training image and demands it of all others. Both are at least 1, and an image has at most 512 MiB.
 ///
 /// Class order is that of the sorted folder names of `train/`. Images have 3 channels; grey ones become
 /// RGB. `mean` and `std` are computed from the training images; a channel that never varies gets a `std` of 1 and a note.
 ///
 /// # Errors
-/// [`DataError`]: a folder is missing or empty; an image cannot be decoded or has another size; the test
+/// [`DataError`]: `size` is 0 or too large; a folder is missing or empty; an image cannot be decoded or has another size; the test
 /// split has a class that the training split has not; there are images of other types, links to nothing or folders
 /// among the images, which would be left out. The message names the path.
 pub fn load_folder(path: &Path, size: Option<(u32, u32)>) -> Result<Dataset, DataError> {
+    check_size(path, size)?;
     let expected = "`train/CLASS/*.{jpg,jpeg,png}` and `test/CLASS/...` or `val/CLASS/...`";
     DataError::check_folder(path)?;
     let missing = || DataError::Layout { path: path.to_owned(), expected: expected.into() };

@@ -16,7 +16,7 @@ use crate::DataError;
 /// channel at best, which is 256.
 const LARGEST_RATIO: u64 = 1032;
 /// Pixel bytes of one image, 512 MiB.
-const MOST_BYTES: u64 = 512 << 20;
+pub(crate) const MOST_BYTES: u64 = 512 << 20;
 
 /// What to do with an image of another size than wanted.
 #[derive(Clone, Copy, PartialEq, Eq)]

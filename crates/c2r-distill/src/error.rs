@@ -103,10 +103,40 @@ pub enum DistillError {
         /// NaN or infinite.
         value: f64,
     },
+    /// A method that does not do what it must.
+    #[error("method \"{method}\": {reason}")]
+    Broken {
+        /// Its name in configurations.
+        method: &'static str,
+        /// What it did, and what it must do.
+        reason: String,
+    },
     /// A saved state that does not belong to this configuration, or is damaged.
     #[error("the saved state cannot be continued: {0}")]
     State(#[from] StateError),
     /// An error of a method that is not one of ours.
     #[error(transparent)]
     Method(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Refuses scores of images that are NaN: a network exploded, and no order follows from them.
+///
+/// * `at`: the step of the loop.
+pub(crate) fn check_scores(scores: &[f32], at: u64) -> Result<(), DistillError> {
+    match scores.iter().find(|score| score.is_nan()) {
+        Some(&score) => Err(DistillError::NotFinite { what: "score of an image", at, value: f64::from(score) }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scores_are_numbers() {
+        assert!(check_scores(&[0.0, f32::INFINITY], 3).is_ok());
+        let error = check_scores(&[0.0, f32::NAN], 3).unwrap_err();
+        assert!(matches!(error, DistillError::NotFinite { what: "score of an image", at: 3, .. }), "{error}");
+    }
 }

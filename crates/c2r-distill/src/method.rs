@@ -159,16 +159,24 @@ pub struct Step<'a> {
     /// Where it counts its passes through networks.
     pub passes: &'a mut RunPasses,
     pub(crate) watch: &'a mut Watch,
+    /// What [`Step::descend`] refused.
+    pub(crate) refused: Option<String>,
 }
 
 impl Step<'_> {
     /// Moves the images against `gradient` by the configured rule.
     ///
-    /// * `gradient`: of the loss by the stored images; `loss`: its value, a scalar.
+    /// * `gradient`: of the loss by the stored images, of their shape; `loss`: its value, a scalar.
+    ///
+    /// A gradient or loss of another form moves nothing, and the step ends with [`DistillError::Broken`].
     ///
     /// Neither is read now. Where one of them is not finite, [`crate::Distillation::step`] or another of its functions returns
     /// [`DistillError::NotFinite`] later, and always before the state is saved or the run is finished.
     pub fn descend(&mut self, gradient: &Tensor, loss: &Tensor) {
+        if let Err(reason) = self.images.check_gradient(gradient).and_then(|()| check_scalar("loss", loss)) {
+            self.refused.get_or_insert(format!("`Step::descend` got {reason}"));
+            return;
+        }
         let at = self.images.iteration() + 1;
         self.watch.push(("distillation loss", at), loss);
         // A sum is finite if its terms are, unless it overflows, which is as bad.
@@ -195,13 +203,14 @@ pub trait Method: fmt::Debug {
         done >= total
     }
 
-    /// One unit of preparation, e.g. a training step.
+    /// One unit of preparation, e.g. a training step. A method that has preparation must say what it is.
     ///
     /// # Errors
     /// [`DistillError`]; the run must then be resumed from its last saved state.
     fn prepare(&mut self, step: &mut Step<'_>) -> Result<(), DistillError> {
-        let _ = step;
-        Ok(())
+        let (done, total) = self.preparation();
+        let reason = format!("{done} of {total} units of preparation are done, and it has no `Method::prepare`");
+        Err(DistillError::Broken { method: step.context.method, reason })
     }
 
     /// Everything that its preparation depends on, apart from data, seed, model and `[teacher]`; `None` where no other run
@@ -211,7 +220,8 @@ pub trait Method: fmt::Debug {
         None
     }
 
-    /// One update of the images, by [`Step::descend`]. Nothing that it computes needs to be read.
+    /// One update of the images, by one call of [`Step::descend`], and what it measured, of which the loss must be there.
+    /// Nothing that it computes needs to be read.
     ///
     /// # Errors
     /// As [`Method::prepare`].
@@ -243,7 +253,7 @@ pub trait Method: fmt::Debug {
 }
 
 /// What an update of the synthetic images measured, before it moved them, on the device: a [`StepReport`] that nobody has
-/// read yet. Numbers are scalars.
+/// read yet. Numbers are scalars; the loss must be set, the default has none.
 #[derive(Debug, Default)]
 pub struct Measured {
     /// The whole loss, what the images descend.
@@ -264,7 +274,40 @@ pub struct Measured {
     pub student_lr: Option<Tensor>,
 }
 
+/// Checks that there is one number; says what is there instead.
+pub(crate) fn check_scalar(what: &str, value: &Tensor) -> Result<(), String> {
+    if !value.defined() {
+        return Err(format!("no {what}; it must be a scalar"));
+    }
+    if value.numel() != 1 {
+        return Err(format!("a {what} of shape {:?}; it must be a scalar", value.size()));
+    }
+    Ok(())
+}
+
 impl Measured {
+    /// Checks that [`Measured::report`] can read everything; says what is there instead.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        check_scalar("loss", &self.loss)?;
+        let scalars = [
+            ("matching", &self.matching),
+            ("performance", &self.performance),
+            ("robust", &self.robust),
+            ("impostor_similarity", &self.impostor_similarity),
+            ("student_lr", &self.student_lr),
+        ];
+        for (what, value) in scalars {
+            value.as_ref().map_or(Ok(()), |value| check_scalar(what, value))?;
+        }
+        for (what, values) in [("margins", &self.margins), ("real_margins", &self.real_margins)] {
+            let is_list = |values: &Tensor| values.defined() && values.dim() == 1 && values.numel() > 0;
+            if !values.as_ref().is_none_or(is_list) {
+                return Err(format!("no list of `{what}`; there must be one for each image"));
+            }
+        }
+        Ok(())
+    }
+
     /// Reads everything at once.
     pub(crate) fn report(&self) -> StepReport {
         let margins = [&self.margins, &self.real_margins].map(|margins| margins.as_ref().map(quantiles));

@@ -53,7 +53,8 @@ pub fn profile(name: &str) -> Result<Table, ProfileError> {
 
 /// Resolves `base = "PROFILE"`: the profile, changed key by key by `table`.
 ///
-/// A section that has a `mode` or an `attack` replaces that of the base as a whole.
+/// A section that has a `mode` or an `attack` replaces that of the base as a whole. A learning rate of the images that is
+/// constant in the base stays so where `table` has `images.lr` and no `images.final-lr`.
 ///
 /// # Errors
 /// [`ProfileError`].
@@ -62,16 +63,53 @@ pub fn expand(mut table: Table) -> Result<Table, ProfileError> {
         None => Ok(table),
         Some(Value::String(base)) => {
             let mut expanded = profile(&base)?;
+            let was = constant_rate(&expanded);
+            let given = rate(&table, "final-lr").is_some();
             layers::merge(&mut expanded, table);
+            if !given {
+                keep_constant(&mut expanded, was);
+            }
             Ok(expanded)
         }
         Some(other) => Err(ProfileError::Base(other.to_string())),
     }
 }
 
+/// A learning rate of the images.
+fn rate(table: &Table, key: &str) -> Option<f64> {
+    let value = table.get("images")?.get(key)?;
+    value.as_float().or_else(|| value.as_integer().map(|rate| rate as f64))
+}
+
+/// The learning rate of the images, where it is the same from the first update to the last.
+pub(crate) fn constant_rate(table: &Table) -> Option<f64> {
+    rate(table, "lr").filter(|&first| rate(table, "final-lr") == Some(first))
+}
+
+/// Gives the last update the rate of the first again, where both were `was` and `images.lr` alone was changed since.
+pub(crate) fn keep_constant(table: &mut Table, was: Option<f64>) {
+    let Some(Value::Table(images)) = table.get_mut("images").filter(|_| was.is_some()) else { return };
+    if let Some(lr) = images.get("lr").cloned().filter(|_| images.contains_key("final-lr")) {
+        images.insert("final-lr".to_owned(), lr);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_constant_rate_stays_constant() {
+        let rates = |text: &str| {
+            let table = expand(text.parse().unwrap()).unwrap();
+            (rate(&table, "lr"), rate(&table, "final-lr"))
+        };
+        assert_eq!(rates("base = \"dm\"\nimages.lr = 0.1"), (Some(0.1), Some(0.1)));
+        assert_eq!(rates("base = \"dm\"\nimages.lr = 0.1\nimages.final-lr = 0.0"), (Some(0.1), Some(0.0)));
+        assert_eq!(rates("base = \"dm\"\nimages.final-lr = 0.0"), (Some(1.0), Some(0.0)));
+        // The rate of C²R falls.
+        assert_eq!(rates("base = \"faithful\"\nimages.lr = 0.1"), (Some(0.1), Some(0.001)));
+    }
 
     #[test]
     fn a_profile_is_the_base_of_another() {

@@ -45,7 +45,8 @@ impl DistillConfig {
     /// A profile ([`profiles::names`]) for a dataset, with changed keys: `("ipc", 10)`, `("pool.lr", 0.02)`.
     ///
     /// What the profile leaves open comes from the dataset (model, augmentation, radius, and `distill` in its entry),
-    /// then from the images per class, as chosen on held-out images, and from the field. Sections that the method does
+    /// then from the images per class, as chosen on held-out images, and from the field. A learning rate of the images that
+    /// the profile keeps constant stays so where `images.lr` is changed and `images.final-lr` is not. Sections that the method does
     /// not read are left out. `c2r distill` uses the same values.
     ///
     /// # Errors
@@ -71,7 +72,11 @@ impl DistillConfig {
         spec: &DatasetSpec,
         changes: &[Assignment],
     ) -> Result<(Self, Vec<&'static str>), ConfigError> {
+        let was = profiles::constant_rate(&table);
         layers::assign(&mut table, changes)?;
+        if !changes.iter().any(|(key, _)| key == "images.final-lr" || key == "images") {
+            profiles::keep_constant(&mut table, was);
+        }
         let entry = table.get("method").and_then(|name| methods.iter().find(|entry| Some(entry.name) == name.as_str()));
         let has_teacher = table.contains_key("teacher");
         let unread = |section: &&'static str| {

@@ -233,7 +233,8 @@ impl Distillation {
     ///
     /// # Errors
     /// [`DistillError::NotFinite`] for a number of this step or of one since losses were last read; the distillation must
-    /// then be dropped and resumed from its last saved state.
+    /// then be dropped and resumed from its last saved state. [`DistillError::Broken`] for a method of another crate that
+    /// does not move the images once in an update, or by a gradient of another shape, or that measures no loss.
     ///
     /// # Panics
     /// If it is finished.
@@ -255,14 +256,28 @@ impl Distillation {
             return Ok(DistillEvent::Teacher { done, total });
         }
         let teacher = teachers.first().filter(|teacher| teacher.is_trained()).map(NetworkTraining::model);
-        let mut step = Step { context, images, teacher, passes, watch };
+        let before = images.iteration();
+        let mut step = Step { context, images, teacher, passes, watch, refused: None };
         if prepares {
             method.prepare(&mut step)?;
             let (done, total) = method.preparation();
             return Ok(DistillEvent::Preparation { done, total });
         }
-        self.measured = Some(method.update(&mut step)?);
-        Ok(DistillEvent::Images { iteration: images.iteration() })
+        let updated = method.update(&mut step);
+        let refused = step.refused.take();
+        let broken = |reason| DistillError::Broken { method: context.method, reason };
+        if let Some(reason) = refused {
+            return Err(broken(reason));
+        }
+        let measured = updated?;
+        let iteration = images.iteration();
+        if iteration != before + 1 {
+            let n = iteration - before;
+            return Err(broken(format!("`update` must call `Step::descend` once; it did so {n} times")));
+        }
+        measured.check().map_err(|reason| broken(format!("`update` returned {reason}")))?;
+        self.measured = Some(measured);
+        Ok(DistillEvent::Images { iteration })
     }
 
     /// Reads every number that must be finite.
@@ -448,7 +463,7 @@ impl Distillation {
     /// * `versions`: of the software, for the header.
     ///
     /// # Errors
-    /// [`DistillError::Data`] if the set cannot be made.
+    /// [`DistillError::NotFinite`] if an update has left pixels that are NaN; [`DistillError::Data`] if the set cannot be made.
     pub fn synthetic_set(&self, versions: BTreeMap<String, String>) -> Result<SyntheticSet, DistillError> {
         let Context { common, spec, .. } = &self.context;
         let formation = common.images.formation;
@@ -477,10 +492,14 @@ impl Distillation {
             }
             _ => String::new(),
         };
-        let mut tensors = Entries::from([
-            ("images".to_owned(), self.images().detach().to_device(Device::Cpu)),
-            ("labels".to_owned(), Tensor::from_slice(&labels)),
-        ]);
+        let images = self.images().detach().to_device(Device::Cpu);
+        if images.isfinite().all().int64_value(&[]) == 0 {
+            // Stored images are clamped, so nothing is infinite.
+            let (what, at, value) = ("pixel of the synthetic images", self.iteration(), f64::NAN);
+            return Err(DistillError::NotFinite { what, at, value });
+        }
+        let mut tensors =
+            Entries::from([("images".to_owned(), images), ("labels".to_owned(), Tensor::from_slice(&labels))]);
         tensors.extend(soft_labels.map(|soft| ("soft_labels".to_owned(), soft)));
         let mut config = serde_json::to_value(&self.config).expect("the configuration serializes to JSON");
         if let Some(rate) = self.method.learned_lr() {

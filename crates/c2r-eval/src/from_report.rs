@@ -226,6 +226,7 @@ mod tests {
             batch_size: 5,
             classes: 2,
             labels: vec![0, 1, 0, 1, 0],
+            images_fingerprint: None,
             targets: None,
             clean_predictions: vec![0, 1, 0, 1, 1],
             clean_margins: vec![1.0, 1.0, 1.0, 1.0, -1.25],

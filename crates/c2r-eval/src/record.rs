@@ -111,7 +111,7 @@ pub struct AttackScore {
     pub backward: u64,
     /// Wall-clock time; depends on the hardware.
     pub seconds: f64,
-    /// Reasons to doubt the number, e.g. `zero-gradient`; see docs/attacks.md.
+    /// Reasons to doubt the number, e.g. `zero-gradient`; see docs/attacks/flags.md.
     pub flags: Vec<String>,
     /// The attack's parameters, e.g. steps and step size; null if unknown. Rows with other parameters do not mix.
     #[serde(default)]

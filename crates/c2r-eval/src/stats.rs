@@ -73,8 +73,9 @@ impl Summary {
 
 /// Two-sided p-value of the paired t-test on `differences`, `[N]` (ours minus the baseline's, one per seed).
 ///
-/// `None` for fewer than two pairs, and where all differences are the same number (up to rounding): a deviation of
-/// zero from a few runs says that accuracies are counts, not that the effect is certain.
+/// `None` for fewer than two pairs, where all differences are the same number (up to rounding), because a deviation of
+/// zero from a few runs says that accuracies are counts, not that the effect is certain, and where a difference is NaN
+/// or so large that the deviation overflows.
 pub fn paired_p_value<'a>(differences: impl Into<ArrayView1<'a, f64>>) -> Option<f64> {
     let summary = Summary::of(differences)?;
     let error = summary.sd? / (summary.n as f64).sqrt();
@@ -82,7 +83,8 @@ pub fn paired_p_value<'a>(differences: impl Into<ArrayView1<'a, f64>>) -> Option
         return None;
     }
     let t = summary.mean / error;
-    Some(2.0 * student((summary.n - 1) as f64).cdf(-t.abs()))
+    // An infinite error would make a t of 0 of numbers that are too large.
+    (t.is_finite() && error.is_finite()).then(|| 2.0 * student((summary.n - 1) as f64).cdf(-t.abs()))
 }
 
 /// A mean over seeds and test images, each of which is a sample: with which seeds a method was run is chance, and which
@@ -112,8 +114,8 @@ pub struct Crossed {
 }
 
 impl Crossed {
-    /// Of `values`, `[S, N]`: one row per seed, one column per image. `None` for fewer than two of either, and where nothing
-    /// varies.
+    /// Of `values`, `[S, N]`: one row per seed, one column per image. `None` for fewer than two of either, where nothing
+    /// varies, and where a value is NaN or so large that a sum of squares overflows.
     pub fn of(values: ArrayView2<'_, f64>) -> Option<Self> {
         let (n_seeds, n_images) = values.dim();
         if n_seeds < 2 || n_images < 2 {
@@ -136,12 +138,16 @@ impl Crossed {
             return None;
         }
         let below = at_least_seeds.powi(2) / (s - 1.0) + at_least_images.powi(2) / (n - 1.0);
+        let freedom = whole.powi(2) / below;
+        if ![mean, whole, freedom].iter().all(|number| number.is_finite()) {
+            return None;
+        }
         Some(Self {
             mean,
             error_seeds: (seeds / (s * n)).sqrt(),
             error_images: (images / (s * n)).sqrt(),
             error: (whole / (s * n)).sqrt(),
-            freedom: whole.powi(2) / below,
+            freedom,
         })
     }
 
@@ -261,6 +267,17 @@ mod tests {
         assert_eq!(same.error_images, 0.0);
         close(same.error, (0.5f64 / 2.0).sqrt());
         close(same.freedom, 1.0);
+    }
+
+    #[test]
+    fn numbers_that_are_none_or_too_large_have_no_test() {
+        for wrong in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 1e308, -1e308, 1e200] {
+            assert_eq!(paired_p_value(&[1.0, wrong, 2.0]), None, "{wrong}");
+            assert_eq!(Crossed::of(arr2(&[[1.0, wrong], [0.0, 1.0]]).view()), None, "{wrong}");
+        }
+        // Large, but their squares are finite: as 0, 1 and 2.
+        let (large, small) = (paired_p_value(&[0.0, 1e100, 2e100]), paired_p_value(&[0.0, 1.0, 2.0]));
+        close(large.unwrap(), small.unwrap());
     }
 
     #[test]

@@ -173,6 +173,7 @@ impl Model {
     /// # Panics
     /// As [`Model::features`].
     pub fn features_and_convolutions(&self, images: &Tensor) -> (Tensor, Vec<Tensor>) {
+        self.check_images(images).unwrap_or_else(|reason| panic!("{reason}"));
         let mut convolutions = Vec::new();
         let features = self.network.features(&((images - &self.mean) / &self.std), Some(&mut convolutions));
         (features, convolutions)
@@ -595,6 +596,12 @@ mod tests {
     #[should_panic(expected = "takes images of shape [N, 1, 8, 8], got [2, 3, 8, 8]")]
     fn wrong_images_are_named() {
         let _ = model("ConvNet-D1-W8-IN", &digits(), 0).logits(&toys::images(2, [3, 8, 8]));
+    }
+
+    #[test]
+    #[should_panic(expected = "takes images of shape [N, 3, 32, 32], got [4, 1, 32, 32]")]
+    fn wrong_images_are_named_where_convolutions_are_asked_for() {
+        let _ = model("ConvNet-D1-W8-IN", &cifar(), 0).features_and_convolutions(&toys::images(4, [1, 32, 32]));
     }
 
     /// PyTorch's logits and input gradients for the same weights, within the goldens' own tolerance.

@@ -269,6 +269,7 @@ impl TrainConfig {
             return Ok(());
         };
         positive("adversarial.rel-step-size", rel_step_size)?;
+        positive("adversarial.epsilon", epsilon.value())?;
         let reaches_all = norm == Norm::Linf && epsilon.value() >= 1.0;
         let expected = "below 1 (pixels are in [0, 1]; write 8/255 for 8)";
         in_range(!reaches_all, "adversarial.epsilon", expected, epsilon)?;
@@ -340,6 +341,9 @@ mod tests {
         assert_eq!((error.key, &*error.got), ("adversarial.epsilon", "8"));
         config.adversarial.as_mut().unwrap().norm = Norm::L2;
         config.check().unwrap();
+        config.adversarial.as_mut().unwrap().epsilon = Epsilon::ZERO;
+        let TrainError::Config(error) = config.check().unwrap_err() else { panic!("a config is checked") };
+        assert_eq!((error.key, &*error.got), ("adversarial.epsilon", "0"));
     }
 
     #[test]

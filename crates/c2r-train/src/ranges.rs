@@ -17,14 +17,20 @@ pub fn in_range(ok: bool, key: &'static str, expected: &'static str, got: impl T
     if ok { Ok(()) } else { Err(RangeError { key, expected, got: got.to_string() }) }
 }
 
-/// Finite and above 0.
+/// Above 0, and finite as a 32-bit float, which networks compute with.
 pub fn positive(key: &'static str, value: f64) -> Result<(), RangeError> {
-    in_range(value.is_finite() && value > 0.0, key, "positive", value)
+    in_range(value > 0.0, key, "positive", value)?;
+    fits_f32(key, value)
 }
 
-/// Finite and 0 or more.
+/// 0 or more, and finite as a 32-bit float, which networks compute with.
 pub fn not_negative(key: &'static str, value: f64) -> Result<(), RangeError> {
-    in_range(value.is_finite() && value >= 0.0, key, "at least 0", value)
+    in_range(value >= 0.0, key, "at least 0", value)?;
+    fits_f32(key, value)
+}
+
+fn fits_f32(key: &'static str, value: f64) -> Result<(), RangeError> {
+    in_range((value as f32).is_finite(), key, "at most 3.4e38, the largest 32-bit float", value)
 }
 
 /// 1 or more.
@@ -35,4 +41,22 @@ pub fn at_least_one(key: &'static str, value: u64) -> Result<(), RangeError> {
 /// A share that can be kept over and over, as of a momentum or a moving average: from 0 to below 1.
 pub fn below_one(key: &'static str, value: f64) -> Result<(), RangeError> {
     in_range((0.0..1.0).contains(&value), key, "in [0, 1)", value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_are_infinite_in_32_bits_are_refused() {
+        for check in [positive, not_negative] {
+            assert!(check("weight", 3.4e38).is_ok());
+            for value in [1e39, f64::INFINITY, f64::NAN, -1.0] {
+                let error = check("weight", value).unwrap_err();
+                assert_eq!((error.key, error.got), ("weight", value.to_string()));
+            }
+            assert_eq!(check("weight", 1e39).unwrap_err().expected, "at most 3.4e38, the largest 32-bit float");
+        }
+        assert!(positive("weight", 0.0).is_err() && not_negative("weight", 0.0).is_ok());
+    }
 }

@@ -1,6 +1,6 @@
 //! Floors: an attack that leaves more samples robust than these is broken.
 
-use c2r_base::Passes;
+use c2r_base::{Passes, ThreatModel};
 use tch::Tensor;
 
 use crate::{
@@ -49,6 +49,10 @@ impl Search for CleanConfig {
         Family::Sanity
     }
 
+    fn check(&self, _: &Check, _: &ThreatModel, _: i64) -> Result<(), ConfigError> {
+        Ok(())
+    }
+
     fn search(&self, _: &mut Oracle<'_>, task: &Task<'_>) -> Result<Tensor, AttackError> {
         Ok(task.batch.images.copy())
     }
@@ -57,6 +61,11 @@ impl Search for CleanConfig {
 impl Search for NoiseConfig {
     fn family(&self) -> Family {
         Family::Sanity
+    }
+
+    /// Of several perturbations it takes the one that is nearest to the goal, whatever that is.
+    fn check(&self, _: &Check, _: &ThreatModel, _: i64) -> Result<(), ConfigError> {
+        Ok(())
     }
 
     fn search(&self, oracle: &mut Oracle<'_>, &Task { batch, threat, seed }: &Task<'_>) -> Result<Tensor, AttackError> {

@@ -1,6 +1,6 @@
 //! Several attacks in order, each on what the ones before it left.
 
-use c2r_base::{Classifier, Passes, Seed, ThreatModel};
+use c2r_base::{Classifier, Norm, Passes, Seed, ThreatModel};
 use serde_json::Value;
 
 use crate::{
@@ -16,6 +16,8 @@ pub(crate) struct Suite {
     pub(crate) name: String,
     pub(crate) options: Value,
     pub(crate) stages: Vec<Box<dyn Attack>>,
+    /// The norms that its members' options are for; `None` for any.
+    pub(crate) norms: Option<&'static [Norm]>,
 }
 
 impl Attack for Suite {
@@ -28,6 +30,10 @@ impl Attack for Suite {
     }
 
     fn check(&self, threat: &ThreatModel, classes: i64) -> Result<(), ConfigError> {
+        let norm = threat.norm;
+        if let Some(known) = self.norms.filter(|known| !known.contains(&norm)) {
+            return Err(ConfigError::SuiteOfOtherNorm { suite: self.name.clone(), norm, known: known.to_vec() });
+        }
         self.stages.iter().try_for_each(|stage| stage.check(threat, classes))
     }
 
@@ -56,6 +62,7 @@ impl Attack for Suite {
             let (samples, ids) = (Samples::of(batch, &open), pick(batch.ids, &open));
             let part = samples.batch(&ids);
             let proposal = stage.perturb(model, &part, threat, seed)?;
+            proposal.check(stage.name(), &part)?;
             let judged = threat.project(part.images, &proposal.images);
             let mut judge = Oracle::new(model, stage.name(), &ids);
             let rows: Vec<usize> = (0..ids.len()).collect();

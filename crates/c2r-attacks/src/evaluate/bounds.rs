@@ -5,6 +5,8 @@
 //! on the way and end where each class's weights let them; squashed outputs flatten, and end at the same two values for all
 //! classes.
 
+use std::ops::Range;
+
 use c2r_base::host;
 use tch::{Kind, Tensor};
 
@@ -23,19 +25,24 @@ const UNIT_SHARE: f64 = 0.6;
 /// Share of the classes that must end there, and of the ways whose second half must change the output by less than that.
 const MOST: f64 = 0.8;
 
-/// The flag of a model whose outputs are bounded, if they are.
+/// The flag of a model whose outputs are bounded, if they are, and [`Flag::CheckFailed`] if it fails on driven images.
 ///
-/// * `images`: f32 `[N, C, H, W]`; `rows`: their samples; `logits`: f32 `[N, K]` of these images.
-pub(crate) fn flag_of_bounds(
-    oracle: &mut Oracle<'_>,
-    rows: &[usize],
-    images: &Tensor,
-    logits: &Tensor,
-) -> Option<Flag> {
-    // A model that takes no such images is not doubtful for that: the attacks will ask for their own.
-    let driven = Driven::new(oracle, rows, images, logits).ok();
+/// * `images`: f32 `[N, C, H, W]`; `rows`: their samples; `logits`: f32 `[N, K]` of these images. No pass has more images.
+pub(crate) fn flags_of_bounds(oracle: &mut Oracle<'_>, rows: &[usize], images: &Tensor, logits: &Tensor) -> Vec<Flag> {
+    let (driven, failure) = match Driven::new(oracle, rows, images, logits) {
+        Ok(mut driven) => {
+            let failure = driven.failure.take();
+            (Some(driven), failure)
+        }
+        Err(error) => (None, Some(error.reason())),
+    };
+    let failed = failure.map(|reason| Flag::CheckFailed { check: "bounded-outputs".to_owned(), reason });
+    flag_of(logits, driven).into_iter().chain(failed).collect()
+}
+
+fn flag_of(logits: &Tensor, driven: Option<Driven>) -> Option<Flag> {
     let all = match &driven {
-        Some(driven) => Tensor::cat(&[logits, &driven.outputs], 0),
+        Some(driven) => Tensor::cat(&[logits].into_iter().chain(&driven.outputs).collect::<Vec<_>>(), 0),
         None => logits.shallow_clone(),
     };
     let (low, high) = (all.min().double_value(&[]), all.max().double_value(&[]));
@@ -64,37 +71,63 @@ pub(crate) fn flag_of_bounds(
 struct Driven {
     /// Classes that were driven: 0 to n - 1.
     n: i64,
-    /// f32 `[rows, K]`, at every point that was visited.
-    outputs: Tensor,
+    /// f32 `[rows, K]` each, at every point that was visited.
+    outputs: Vec<Tensor>,
     /// Size of the change of each driven output on the second half of its way.
     second_half: Vec<f32>,
+    /// Why a backward pass failed, if one did, of a model that has gradients.
+    failure: Option<String>,
 }
 
 impl Driven {
+    /// In passes of as many images as `images` has, at most.
     fn new(oracle: &mut Oracle<'_>, rows: &[usize], images: &Tensor, logits: &Tensor) -> Result<Self, AttackError> {
         let n = logits.size()[1].min(CLASSES);
-        let classes = Tensor::arange(n, (Kind::Int64, images.device()));
+        let mut driven = Self { n, outputs: Vec::new(), second_half: Vec::new(), failure: None };
+        for first in (0..n).step_by(rows.len()) {
+            let last = n.min(first + rows.len() as i64);
+            driven.drive(oracle, rows, images, first..last)?;
+        }
+        Ok(driven)
+    }
+
+    /// One image for each class of a range, up and down.
+    fn drive(
+        &mut self,
+        oracle: &mut Oracle<'_>,
+        rows: &[usize],
+        images: &Tensor,
+        range: Range<i64>,
+    ) -> Result<(), AttackError> {
+        let rows: Vec<usize> = range.clone().map(|class| rows[class as usize % rows.len()]).collect();
+        let classes = Tensor::arange_start(range.start, range.end, (Kind::Int64, images.device()));
         let start = images.index_select(0, &classes.remainder(images.size()[0]));
-        let rows: Vec<usize> = (0..n as usize).map(|class| rows[class % rows.len()]).collect();
         let own = |outputs: &Tensor| outputs.gather(1, &classes.unsqueeze(1), false).squeeze_dim(1);
-        let (mut visited, mut second_half) = (Vec::new(), Vec::new());
         for way in [1.0, -1.0] {
             let mut end = start.shallow_clone();
             for _ in 0..STEPS {
                 let (x, outputs) = oracle.tracked(&end, &rows)?;
                 let values = tch::with_grad(|| own(&outputs));
-                visited.push(outputs.detach());
+                self.outputs.push(outputs.detach());
                 // Without a gradient the images stay where they are.
-                let Ok(gradient) = oracle.backward(&values, &x, &rows, false) else { break };
+                let gradient = match oracle.backward(&values, &x, &rows, false) {
+                    Ok(gradient) => gradient,
+                    Err(error) => {
+                        if matches!(error, AttackError::Model { .. }) {
+                            self.failure.get_or_insert(error.reason());
+                        }
+                        break;
+                    }
+                };
                 let direction = gradient.sign() * way;
                 let corner = ((&direction + 1.0) * 0.5).where_self(&direction.ne(0.0), &end);
                 end = &start + (corner - &start) * REACH;
             }
             let half = oracle.logits(&((&start + &end) * 0.5), &rows)?;
             let outputs = oracle.logits(&end, &rows)?;
-            second_half.extend(host::to_vec::<f32>(&(own(&outputs) - own(&half)).abs()));
-            visited.extend([half, outputs]);
+            self.second_half.extend(host::to_vec::<f32>(&(own(&outputs) - own(&half)).abs()));
+            self.outputs.extend([half, outputs]);
         }
-        Ok(Self { n, outputs: Tensor::cat(&visited, 0), second_half })
+        Ok(())
     }
 }

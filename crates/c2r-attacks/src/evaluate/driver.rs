@@ -23,6 +23,7 @@ use crate::{
         judge::{Judged, Task},
         parallel::Workers,
         report::{AttackEntry, AttackReport, Mode, Outcome, SampleOutcome, StageEntry},
+        resume,
     },
     oracle::Oracle,
 };
@@ -45,8 +46,9 @@ pub struct EvaluateOptions {
     /// A report that [`Event::Judged`] or [`Event::Stopped`] showed, to continue from.
     pub resume: Option<AttackReport>,
     /// Set it from another thread or a signal handler to stop at the next pass through the model. The evaluation tells
-    /// [`Event::Stopped`] and returns [`AttackError::Interrupted`]; the work on the batch that it was attacking is lost. A
-    /// `Break` of the observer stops after a batch instead, which can take minutes.
+    /// [`Event::Stopped`] and returns [`AttackError::Interrupted`]; the work on the batch that it was attacking is lost. Before
+    /// the first batch of an attack there is nothing to continue from: it then returns the error alone. A `Break` of the
+    /// observer stops after a batch instead, which can take minutes.
     pub stop: Arc<AtomicBool>,
 }
 
@@ -80,14 +82,15 @@ impl Default for EvaluateOptions {
 /// Attacks `model` on `data` and reports what happened to every sample.
 ///
 /// Misclassified samples count as not robust and are not attacked. Every proposal of an attack is
-/// projected into the threat set and judged here, by a forward pass of its own. Results for a seed do
-/// not depend on the batch size or on the order of the samples beyond float rounding; a sample's
-/// noise belongs to its position in `data`.
+/// projected into the threat set and judged here, by a forward pass of its own. Beyond float rounding, a
+/// sample's result for a seed depends on its image, label and position in `data` alone, to which its noise
+/// belongs: batch size, workers and the other samples change nothing. So attacks that draw noise give other
+/// results for data in another order.
 ///
 /// # Errors
 /// [`AttackError`]: labels outside the model's classes, a model that fails, logits of a wrong shape or dtype or not
-/// finite (naming the sample), an attack that is not defined for the threat model, a ball that holds every image, or a
-/// failed self-check.
+/// finite (naming the sample), an attack that is not defined for the threat model or is there twice, a ball that holds every
+/// image, a report to resume of other data or attacks, or a failed self-check.
 pub fn evaluate(
     model: &dyn Classifier,
     data: &LabelledImages,
@@ -115,13 +118,18 @@ pub fn evaluate_with(
     if epsilon.value() >= diameter {
         return Err(ConfigError::EpsilonCoversAll { epsilon, norm, diameter }.into());
     }
+    check_names(attacks, options.mode)?;
+    let fingerprint = resume::fingerprint(data);
     let bytes = data.images().numel() * std::mem::size_of::<f32>();
     let on_device = (bytes <= BYTES_ON_DEVICE).then(|| data.to_device(model.device()));
     let data = on_device.as_ref().unwrap_or(data);
     let mut run = Evaluation { data, threat, options, batch_size: options.batch_size.max(1), observer };
     let mut report = match &options.resume {
-        Some(report) => run.resumable(report, attacks)?,
-        None => run.clean_pass(model)?,
+        Some(report) => {
+            resume::check(report, data, &fingerprint, attacks, threat, (options.seed, options.mode))?;
+            report.clone()
+        }
+        None => run.clean_pass(model, fingerprint)?,
     };
     for attack in attacks {
         attack.check(threat, report.classes)?;
@@ -141,6 +149,20 @@ pub fn evaluate_with(
     }
     flags_of_results(&mut report);
     Ok(report)
+}
+
+/// Refuses an attack with the same options twice, and where each attack is judged by itself, of the same name, which is all
+/// that tells its result from others.
+fn check_names(attacks: &[Box<dyn Attack>], mode: Mode) -> Result<(), ConfigError> {
+    let same = |a: &dyn Attack, b: &dyn Attack| {
+        a.name() == b.name() && (mode == Mode::Each || a.options().is_some() && a.options() == b.options())
+    };
+    for (at, attack) in attacks.iter().enumerate() {
+        if attacks[..at].iter().any(|other| same(other.as_ref(), attack.as_ref())) {
+            return Err(ConfigError::Twice { attack: attack.name().to_owned() });
+        }
+    }
+    Ok(())
 }
 
 /// Outcomes before an entry's first stage.
@@ -249,7 +271,7 @@ impl Evaluation<'_> {
     /// Classifies the clean images, chooses targets, and looks for reasons to doubt the model.
     ///
     /// The first batch is classified twice, and timed the second time: the first one warms up and is not the clean pass.
-    fn clean_pass(&mut self, model: &dyn Classifier) -> Result<AttackReport, AttackError> {
+    fn clean_pass(&mut self, model: &dyn Classifier, fingerprint: String) -> Result<AttackReport, AttackError> {
         let start = Instant::now();
         let Self { data, threat, options, batch_size, .. } = *self;
         let n = data.len();
@@ -299,6 +321,7 @@ impl Evaluation<'_> {
             batch_size,
             classes,
             labels: host::to_vec::<i64>(data.labels()),
+            images_fingerprint: Some(fingerprint),
             targets: matches!(threat.goal, Goal::Targeted(_)).then_some(targets),
             clean_predictions,
             clean_margins,
@@ -309,25 +332,6 @@ impl Evaluation<'_> {
             flags,
             versions: BTreeMap::from([("c2r-attacks".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]),
         })
-    }
-
-    /// `report`, if it is an unfinished run of the same evaluation.
-    fn resumable(&self, report: &AttackReport, attacks: &[Box<dyn Attack>]) -> Result<AttackReport, AttackError> {
-        let refuse = |reason: &str| Err(AttackError::Resume(reason.to_owned()));
-        if report.labels != host::to_vec::<i64>(self.data.labels()) {
-            return refuse("its labels are not those of the data");
-        }
-        let Self { threat, options, .. } = self;
-        if report.threat != **threat || report.seed != options.seed || report.mode != options.mode {
-            return refuse("its threat model, seed or mode differs");
-        }
-        let same =
-            |entry: &AttackEntry, attack: &dyn Attack| entry.name == attack.name() && entry.config == attack.options();
-        let differ = report.attacks.iter().zip(attacks).any(|(entry, attack)| !same(entry, attack.as_ref()));
-        if differ || report.attacks.len() > attacks.len() {
-            return refuse("its attacks or their options differ");
-        }
-        Ok(report.clone())
     }
 }
 

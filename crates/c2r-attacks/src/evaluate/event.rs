@@ -63,17 +63,20 @@ pub enum Event<'a> {
 #[derive(Debug)]
 pub struct AdversarialImages {
     mode: Mode,
+    clean: Tensor,
     sets: Vec<Tensor>,
 }
 
 impl AdversarialImages {
-    /// One set in [`Mode::Suite`], one per attack in [`Mode::Each`].
+    /// One set in [`Mode::Suite`], one per attack in [`Mode::Each`]; sets of attacks beyond `n_attacks` are added when they are
+    /// observed.
     pub fn new(data: &LabelledImages, n_attacks: usize, mode: Mode) -> Self {
         let n_sets = match mode {
             Mode::Suite => 1,
             Mode::Each => n_attacks,
         };
-        Self { mode, sets: (0..n_sets).map(|_| data.images().copy()).collect() }
+        let clean = data.images().shallow_clone();
+        Self { mode, sets: (0..n_sets).map(|_| clean.copy()).collect(), clean }
     }
 
     /// Keeps the images of an [`Event::Judged`].
@@ -84,6 +87,9 @@ impl AdversarialImages {
                 Mode::Each => *entry,
             };
             let _no_grad = tch::no_grad_guard();
+            while self.sets.len() <= set {
+                self.sets.push(self.clean.copy());
+            }
             let images = images.to_device(self.sets[set].device());
             write_rows(&mut self.sets[set], positions, &images);
         }

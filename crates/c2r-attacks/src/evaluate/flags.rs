@@ -10,7 +10,7 @@ use crate::{
     attack::Family,
     error::AttackError,
     evaluate::{
-        bounds::flag_of_bounds,
+        bounds::flags_of_bounds,
         contradictions::{AttackResult, SAME_STRENGTH, contradictions, cross_entropy_steps, sees_gradients},
         report::{AttackEntry, AttackReport, Flag, Mode, Outcome, StageEntry},
     },
@@ -76,13 +76,22 @@ pub(crate) fn flags_of_model(
             flags.push(Flag::BatchDependentModel { difference: apart });
         }
     }
-    flags.extend(flag_of_bounds(oracle, rows, images, logits));
-    let gradient = match oracle.gradient(images, rows, |_, logits| loss::ce(logits, labels)) {
-        Ok(found) => found.gradient,
+    flags.extend(flags_of_bounds(oracle, rows, images, logits));
+    let gradient = match oracle.tracked(images, rows) {
+        Ok((x, own)) => {
+            let losses = tch::with_grad(|| loss::ce(&own, labels));
+            oracle.backward(&losses, &x, rows, false)
+        }
+        Err(error) => {
+            flags.push(Flag::CheckFailed { check: "zero-gradient".to_owned(), reason: error.reason() });
+            return Ok(flags);
+        }
+    };
+    let gradient = match gradient {
+        Ok(gradient) => gradient,
         // Attacks that need none do not care, and the others will fail with this.
         Err(error) => {
-            let reason = std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string);
-            flags.push(Flag::NoGradient { reason });
+            flags.push(Flag::NoGradient { reason: error.reason() });
             return Ok(flags);
         }
     };

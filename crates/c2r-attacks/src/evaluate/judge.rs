@@ -121,10 +121,7 @@ pub(crate) fn attack_and_judge(
     let Task { images, labels, ids, targets } = task;
     let batch = AttackBatch { images, labels, ids, targets: targets.as_ref() };
     let proposal = attack.perturb(model, &batch, threat, seed)?;
-    if proposal.images.size() != images.size() {
-        let (attack, expected, got) = (attack.name().to_owned(), images.size(), proposal.images.size());
-        return Err(AttackError::ImageShape { attack, expected, got });
-    }
+    proposal.check(attack.name(), &batch)?;
     // Never trust the attack: finite, inside the ball and the box.
     let judged = threat.project(images, &proposal.images);
     let found = unhurried(model, attack.name(), ids, |judge| {

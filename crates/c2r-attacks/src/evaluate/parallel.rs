@@ -11,6 +11,15 @@ use crate::{
     evaluate::judge::{Judged, Task, attack_and_judge},
 };
 
+/// Restores libtorch's number of threads when it is dropped, after a panic, too.
+struct Threads(i32);
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        tch::set_num_threads(self.0);
+    }
+}
+
 /// A model and its replicas.
 ///
 /// One thread of libtorch for each part of a batch beats all threads for one part: the layers of a handful of
@@ -54,7 +63,9 @@ impl<'a> Workers<'a> {
             let judge = |task: Task| attack_and_judge(self.model, self.classes, attack, threat, seed, &task, stop);
             return tasks.into_iter().map(judge).collect::<Result<_, _>>().map(Judged::join);
         }
-        let (threads, classes) = (tch::get_num_threads(), self.classes);
+        let classes = self.classes;
+        // The setting of one thread is the default of threads to come.
+        let _threads = Threads(tch::get_num_threads());
         let parts: Vec<Result<Judged, AttackError>> = std::thread::scope(|scope| {
             let running: Vec<_> = tasks
                 .into_iter()
@@ -71,9 +82,71 @@ impl<'a> Workers<'a> {
                 .map(|part| part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
                 .collect()
         });
-        // The setting of one thread is the default of threads to come.
-        tch::set_num_threads(threads);
         // The first error in the order of the samples, whichever part failed first.
         parts.into_iter().collect::<Result<_, _>>().map(Judged::join)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use c2r_base::{ClassifierError, LabelledImages, Norm};
+    use tch::{Kind, Tensor};
+
+    use super::*;
+    use crate::attack::{AttackBatch, Family, Perturbed};
+
+    struct Shared;
+
+    impl Classifier for Shared {
+        fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+            Ok(images.flatten(1, -1))
+        }
+
+        fn device(&self) -> Device {
+            Device::Cpu
+        }
+
+        fn replica(&self) -> Option<Box<dyn Classifier + Send>> {
+            Some(Box::new(Self))
+        }
+    }
+
+    struct Panics;
+
+    impl Attack for Panics {
+        fn name(&self) -> &str {
+            "panics"
+        }
+
+        fn family(&self) -> Family {
+            Family::BlackBox
+        }
+
+        fn perturb(
+            &self,
+            _: &dyn Classifier,
+            _: &AttackBatch<'_>,
+            _: &ThreatModel,
+            _: Seed,
+        ) -> Result<Perturbed, AttackError> {
+            panic!("on purpose")
+        }
+    }
+
+    /// No other test of this binary sets the number of threads.
+    #[test]
+    fn a_panic_leaves_the_number_of_threads_as_it_was() {
+        tch::set_num_threads(3);
+        let images = Tensor::full([4, 1, 1, 2], 0.5, (Kind::Float, Device::Cpu));
+        let data = LabelledImages::new(images, Tensor::from_slice(&[0i64; 4])).unwrap();
+        let stop = AtomicBool::new(false);
+        let mut workers = Workers::new(&Shared, 2, 2, &stop);
+        let tasks = workers.split(&[0, 1, 2, 3]).map(|part| Task::new(part, &data, None, Device::Cpu)).collect();
+        let threat = ThreatModel::untargeted(Norm::Linf, "0.1".parse().unwrap());
+        let run = AssertUnwindSafe(|| workers.run(&Panics, &threat, Seed::new(0), tasks));
+        assert!(catch_unwind(run).is_err());
+        assert_eq!(std::thread::spawn(tch::get_num_threads).join().unwrap(), 3);
     }
 }

@@ -101,7 +101,7 @@ impl AttackEntry {
     pub fn success_rate(&self) -> Option<f64> {
         let attacked = self.stages.first()?.attacked;
         let left = self.stages.last()?.survivors;
-        (attacked > 0).then(|| (attacked - left) as f64 / attacked as f64)
+        (attacked > 0).then(|| attacked.saturating_sub(left) as f64 / attacked as f64)
     }
 
     /// Sum over the stages.
@@ -135,6 +135,10 @@ pub struct AttackReport {
     pub classes: i64,
     /// One per sample.
     pub labels: Vec<i64>,
+    /// Tells the images that were attacked from others: a hash of their shape and values. `None` in reports of earlier
+    /// versions.
+    #[serde(default)]
+    pub images_fingerprint: Option<String>,
     /// Target classes, if the goal is targeted.
     pub targets: Option<Vec<i64>>,
     /// Predictions on the clean images.
@@ -177,10 +181,13 @@ impl AttackReport {
         share(self.clean_correct())
     }
 
-    /// Share of all samples that are classified correctly and that no attack broke.
+    /// Share of all samples that are classified correctly and that no attack broke. A sample that an attack's entry lacks, as
+    /// in a damaged report, counts as broken.
     pub fn robust_accuracy(&self) -> f64 {
         share(self.clean_correct().enumerate().map(|(at, correct)| {
-            correct && self.attacks.iter().all(|attack| attack.samples[at].outcome == Outcome::Survived)
+            let survived =
+                |attack: &AttackEntry| attack.samples.get(at).is_some_and(|sample| sample.outcome == Outcome::Survived);
+            correct && self.attacks.iter().all(survived)
         }))
     }
 
@@ -231,6 +238,13 @@ pub enum Flag {
         low: f64,
         /// The largest one.
         high: f64,
+    },
+    /// A check of the model could not run, so what it looks for may be there unseen.
+    CheckFailed {
+        /// What the check looks for: the name of a flag.
+        check: String,
+        /// What failed.
+        reason: String,
     },
     /// No gradient reaches the images: attacks that follow one cannot run.
     NoGradient {
@@ -292,6 +306,7 @@ impl Flag {
             Self::ChangesItsInput { .. } => "changes-its-input",
             Self::ProbabilitiesNotLogits => "probabilities-not-logits",
             Self::BoundedOutputs { .. } => "bounded-outputs",
+            Self::CheckFailed { .. } => "check-failed",
             Self::NoGradient { .. } => "no-gradient",
             Self::ZeroGradient { .. } => "zero-gradient",
             Self::VanishingGradient { .. } => "vanishing-gradient",
@@ -339,6 +354,9 @@ impl fmt::Display for Flag {
                 f,
                 "all outputs end at {low:.3} and {high:.3}, as after a tanh or a clamp: attacks need logits, before that; with squashed outputs, robust accuracy comes out too high"
             ),
+            Self::CheckFailed { check, reason } => {
+                write!(f, "the check for {check} could not run, because the model failed in it: {reason}")
+            }
             Self::NoGradient { reason } => {
                 write!(f, "only attacks that need no gradient (square, noise) can judge this model: {reason}")
             }
@@ -404,6 +422,9 @@ impl Serialize for AttackReport {
         map.serialize_entry("check_seconds", &self.check_seconds)?;
         map.serialize_entry("attacks", &self.attacks)?;
         map.serialize_entry("labels", &self.labels)?;
+        if let Some(fingerprint) = &self.images_fingerprint {
+            map.serialize_entry("images_fingerprint", fingerprint)?;
+        }
         if let Some(targets) = &self.targets {
             map.serialize_entry("targets", targets)?;
         }

@@ -4,6 +4,7 @@ mod deterministic;
 mod digits;
 mod foreign;
 mod models;
+mod own;
 mod properties;
 mod stochastic;
 mod stopping;

@@ -337,3 +337,80 @@ fn a_model_may_have_a_backward_pass_of_its_own() {
     let margin = report.attacks[0].samples[0].margin.unwrap();
     assert!((margin - 0.04).abs() < 1e-6, "{margin}: the clean image's is the smaller one");
 }
+
+/// A model that can only take so many images at a time.
+struct Limited<'a> {
+    model: &'a Tanh,
+    most: i64,
+    largest: std::cell::Cell<i64>,
+}
+
+impl Classifier for Limited<'_> {
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+        let n = images.size()[0];
+        self.largest.set(self.largest.get().max(n));
+        if n > self.most { Err(ClassifierError::new("out of memory")) } else { Ok(self.model.logits(images)) }
+    }
+
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+}
+
+#[test]
+fn checks_of_the_model_keep_to_the_batch_size() {
+    let (model, data) = toy();
+    let model = Limited { model: &model, most: 2, largest: std::cell::Cell::new(0) };
+    let options = EvaluateOptions { batch_size: 2, ..Default::default() };
+    let report = run(&model, &data, &[config("fgsm", &[]).build().unwrap()], &threat(Norm::Linf, 0.01), &options);
+    assert_eq!((report.flags, model.largest.get()), (vec![], 2));
+}
+
+/// A model that fails at one pass.
+struct FailsAt<'a> {
+    model: &'a Tanh,
+    at: u32,
+    n_passes: std::cell::Cell<u32>,
+}
+
+impl Classifier for FailsAt<'_> {
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+        self.n_passes.set(self.n_passes.get() + 1);
+        if self.n_passes.get() == self.at {
+            Err(ClassifierError::new("out of memory"))
+        } else {
+            Ok(self.model.logits(images))
+        }
+    }
+
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+}
+
+/// The first pass is the warm-up, and three follow for other checks; then images are driven up and down, with five passes
+/// each, and the last pass is that of the gradient.
+#[test]
+fn a_check_that_the_model_fails_in_is_named() {
+    let (model, data) = toy();
+    let flags = |at| {
+        let model = FailsAt { model: &model, at, n_passes: std::cell::Cell::new(0) };
+        run(
+            &model,
+            &data,
+            &[config("fgsm", &[]).build().unwrap()],
+            &threat(Norm::Linf, 0.01),
+            &EvaluateOptions::default(),
+        )
+        .flags
+    };
+    assert_eq!(flags(0), []);
+    for (passes, expected) in [(5..15, "bounded-outputs"), (15..16, "zero-gradient")] {
+        for at in passes {
+            let found = flags(at);
+            let [Flag::CheckFailed { check, reason }] = &found[..] else { panic!("pass {at}: {found:?}") };
+            assert_eq!((check.as_str(), reason.as_str()), (expected, "out of memory"), "pass {at}");
+            assert_eq!(found[0].name(), "check-failed");
+        }
+    }
+}

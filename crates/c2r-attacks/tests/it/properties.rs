@@ -184,6 +184,8 @@ fn epsilon_zero_is_clean_accuracy() {
         for entry in &report.attacks {
             assert_eq!(entry.robust_accuracy(), report.clean_accuracy(), "{} {norm}", entry.name);
         }
+        let text = serde_json::to_string(&report).unwrap();
+        assert_eq!(serde_json::from_str::<c2r_attacks::AttackReport>(&text).unwrap(), report, "{norm}");
     }
 }
 

@@ -8,8 +8,8 @@ use std::{
     },
 };
 
-use c2r_attacks::{AttackConfig, AttackError, EvaluateOptions, Mode, evaluate, evaluate_with};
-use c2r_base::{Classifier, ClassifierError, Norm, Seed};
+use c2r_attacks::{AttackConfig, AttackError, AttackReport, EvaluateOptions, Mode, evaluate, evaluate_with};
+use c2r_base::{Classifier, ClassifierError, LabelledImages, Norm, Seed, ThreatModel};
 use c2r_testkit::toys::Tanh;
 use tch::{Device, Tensor};
 
@@ -67,6 +67,68 @@ fn resume_equals_never_stopped() {
         let refused = evaluate(&model, &data, &attacks(), &threat, &other);
         assert!(matches!(refused, Err(AttackError::Resume(_))));
     }
+}
+
+/// Other images with the same labels, and reports with something cut off.
+#[test]
+fn resume_refuses_other_images_and_damaged_reports() {
+    let (model, data) = toy();
+    let attacks = || [config("fgsm", &[]).build().unwrap()];
+    let threat = threat(Norm::Linf, 0.02);
+    let report = run(&model, &data, &attacks(), &threat, &EvaluateOptions::default());
+    let resumed = |data: &LabelledImages, report: &AttackReport| {
+        // By way of a file.
+        let resume = Some(serde_json::from_str(&serde_json::to_string(report).unwrap()).unwrap());
+        evaluate(&model, data, &attacks(), &threat, &EvaluateOptions { resume, ..EvaluateOptions::default() })
+    };
+    let reason = |data: &LabelledImages, report: &AttackReport| match resumed(data, report) {
+        Err(AttackError::Resume(reason)) => reason,
+        other => panic!("{other:?}"),
+    };
+    assert!(resumed(&data, &report).is_ok());
+    let respelled = ThreatModel::untargeted(Norm::Linf, "2/100".parse().unwrap());
+    assert!(resumed(&data, &AttackReport { threat: respelled, ..report.clone() }).is_ok(), "0.02, written otherwise");
+    let others = data.images().flip([3]);
+    let others = LabelledImages::new(others, data.labels().copy()).unwrap();
+    assert_eq!(reason(&others, &report), "its images are not those of the data");
+    // Earlier versions kept no fingerprint.
+    assert!(resumed(&others, &AttackReport { images_fingerprint: None, ..report.clone() }).is_ok());
+
+    let damaged = |damage: fn(&mut AttackReport)| {
+        let mut report = report.clone();
+        damage(&mut report);
+        assert!((0.0..=1.0).contains(&report.robust_accuracy()));
+        reason(&data, &report)
+    };
+    let text = "the report is damaged: ";
+    assert_eq!(
+        damaged(|report| report.attacks[0].samples.truncate(3)),
+        format!("{text}it has 3 samples of `fgsm` for 12 samples")
+    );
+    assert_eq!(
+        damaged(|report| report.clean_predictions.truncate(3)),
+        format!("{text}it has 3 clean predictions for 12 samples")
+    );
+    assert_eq!(
+        damaged(|report| report.clean_margins.truncate(3)),
+        format!("{text}it has 3 clean margins for 12 samples")
+    );
+    assert_eq!(
+        damaged(|report| report.targets = Some(vec![0; 12])),
+        format!("{text}it has targets, with goal Untargeted")
+    );
+    assert_eq!(
+        damaged(|report| report.attacks[0].stages[0].attack = "pgd".to_owned()),
+        format!("{text}the stages of `fgsm` are [\"pgd\"], of the attack [\"fgsm\"]")
+    );
+    assert_eq!(
+        damaged(|report| report.attacks[0].stages[0].survivors = 99),
+        format!("{text}`fgsm` has 99 survivors of 10")
+    );
+    assert_eq!(
+        damaged(|report| report.attacks[0].samples[0].stages = 2),
+        format!("{text}a sample of `fgsm` has 2 of 1 stages")
+    );
 }
 
 /// A model that sets a flag at its `at`-th pass.

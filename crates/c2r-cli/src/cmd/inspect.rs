@@ -661,6 +661,7 @@ mod tests {
             batch_size: 8,
             classes: 2,
             labels: vec![0, 0, 0, 0],
+            images_fingerprint: None,
             targets: None,
             clean_predictions: vec![0, 0, 1, 1],
             clean_margins: vec![],

@@ -398,6 +398,18 @@ fn image_folders() {
 }
 
 #[test]
+fn sizes_that_no_image_has_are_refused() {
+    let folder = image_folder();
+    for (h, w) in [(0, 8), (8, 0), (0, 0), (u32::MAX, u32::MAX), (20_000, 20_000)] {
+        let error = load_folder(folder.path(), Some((h, w))).unwrap_err();
+        assert!(
+            matches!(&error, DataError::Size { reason, .. } if reason.starts_with(&format!("images of {h}x{w} have "))),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn image_folder_errors_name_the_path() {
     let check = |change: &dyn Fn(&Path), expected: &[&str]| {
         let folder = image_folder();

@@ -91,6 +91,20 @@ impl SyntheticImages {
         Ok((tracked, decoded))
     }
 
+    /// Checks that `gradient` is one of the stored images; says what it is instead.
+    pub(crate) fn check_gradient(&self, gradient: &Tensor) -> Result<(), String> {
+        if !gradient.defined() {
+            return Err("no gradient".to_owned());
+        }
+        let form = |tensor: &Tensor| (tensor.size(), tensor.kind(), tensor.device());
+        let (expected, got) = (form(&self.images), form(gradient));
+        if got == expected {
+            return Ok(());
+        }
+        let text = |(shape, kind, device): (Vec<i64>, Kind, Device)| format!("{shape:?}, {kind:?} on {device:?}");
+        Err(format!("a gradient that is {}; the stored images are {}", text(got), text(expected)))
+    }
+
     /// Moves the images against `gradient`, of the loss by the stored images, by the configured rule.
     pub(crate) fn descend(&mut self, gradient: &Tensor) {
         let lr = learning_rate(&self.config, self.iteration, self.iterations);

@@ -16,7 +16,7 @@ use tch::{Kind, Tensor};
 use crate::{
     config::{CurvatureConfig, Place, PoolConfig},
     context::Context,
-    error::DistillError,
+    error::{DistillError, check_scores},
     method::{TRAINING_LOSS, Watch},
     parts::{companions::Attacked, epoch::Epoch},
     passes::RunPasses,
@@ -333,8 +333,11 @@ impl Recipe {
         let seed = trained.child("step", age);
         if network.epoch.is_finished() {
             let progress = (network.age as f64 / config.max_steps.max(1) as f64).min(1.0);
-            network.epoch =
-                Epoch::new(epoch_order(&network.model, curriculum, context, progress, seed, cache, passes)?);
+            let scores = epoch_scores(&network.model, curriculum, context, seed, cache, passes)?;
+            check_scores(&scores, age + 1)?;
+            let labels = context.data.labels().to_vec();
+            let order = curriculum.order(&scores, &labels, progress, &mut seed.stream("order", 0));
+            network.epoch = Epoch::new(order);
         }
         let rows = network.epoch.next(config.batch_size, context.device);
         let (images, labels) = context.real(&rows);
@@ -467,18 +470,17 @@ fn snapshot_ages(config: &PoolConfig) -> Vec<u64> {
     if n == 1 { vec![max] } else { (0..n).map(|k| min + (max - min) * k / (n - 1)).collect() }
 }
 
-/// The order of a new epoch: scores every real image first, where the curriculum needs it.
+/// What a new epoch is ordered by: the score of every real image, where the curriculum needs it.
 ///
 /// Weights are made batch by batch, from the companions that are trained on.
-fn epoch_order(
+fn epoch_scores(
     model: &Model,
     curriculum: &Curriculum,
     context: &Context,
-    progress: f64,
     seed: Seed,
     mut cache: Option<&mut PerturbationCache>,
     passes: &mut RunPasses,
-) -> Result<Vec<usize>, DistillError> {
+) -> Result<Vec<f32>, DistillError> {
     let n = context.data.len();
     let mut scores = vec![0.0f32; n];
     if curriculum.needs_scores() && !matches!(curriculum, Curriculum::Weight(_)) {
@@ -492,7 +494,7 @@ fn epoch_order(
         }
         scores = read(&scored).into_iter().map(|score| score as f32).collect();
     }
-    Ok(curriculum.order(&scores, &context.data.labels().to_vec(), progress, &mut seed.stream("order", 0)))
+    Ok(scores)
 }
 
 /// GUARD's penalty, a scalar; see [`CurvatureConfig`].

@@ -2,6 +2,7 @@
 
 mod backbone;
 mod methods;
+mod own;
 mod switches;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -319,3 +319,30 @@ fn coverage_starts_from_images_that_spread() {
     let (covering, random) = (spread("coverage"), spread("real"));
     assert!(covering < 0.95 * random, "mean distance to the nearest chosen image: {covering} and {random}");
 }
+
+/// A rate that a profile keeps from start to end follows `images.lr`, unless the last one is given, too.
+#[test]
+fn a_constant_rate_stays_constant_when_it_is_changed() {
+    let spec = digits().spec;
+    let rates = |profile: &str, changes: &[(&str, f64)]| {
+        let config = DistillConfig::resolve(profile, &spec, changes.iter().copied()).unwrap();
+        (config.common.images.lr, config.common.images.final_lr)
+    };
+    for profile in ["dm", "dc", "dsa", "mtt", "mat", "rome"] {
+        assert_eq!(rates(profile, &[("images.lr", 0.3)]), (0.3, 0.3), "{profile}");
+        assert_eq!(rates(profile, &[("images.lr", 0.3), ("images.final-lr", 0.1)]), (0.3, 0.1), "{profile}");
+        let (first, _) = rates(profile, &[]);
+        assert_eq!(rates(profile, &[("images.final-lr", 0.1)]), (first, 0.1), "{profile}");
+    }
+    assert_eq!(rates("faithful", &[("images.lr", 0.3)]), (0.3, 0.001));
+    assert_eq!(rates("sre2l", &[("images.lr", 0.3)]), (0.3, 0.0));
+}
+
+#[test]
+fn a_weight_that_is_infinite_in_32_bits_is_refused() {
+    let spec = digits().spec;
+    for key in ["objective.weight", "objective.robust-weight", "matching.weight", "images.lr"] {
+        let error = DistillConfig::resolve("faithful", &spec, [(key, 1e39)]).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{key} must be at most 3.4e38")), "{error}");
+    }
+}

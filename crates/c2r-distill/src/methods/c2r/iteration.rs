@@ -30,7 +30,7 @@ use super::{
 use crate::{
     config::{Place, ThreatConfig},
     context::Context,
-    error::DistillError,
+    error::{DistillError, check_scores},
     method::{Effect, Measured, Method, Step, quantiles},
     parts::{
         companions::Attacked,
@@ -101,6 +101,7 @@ impl C2r {
             let model = self.pool.network(network);
             let companions = context.attack(Place::Synthetic, model, attacked, seed, cache, step.passes)?;
             scores = to_vec(&companions.scores);
+            check_scores(&scores, step.images.iteration() + 1)?;
         }
         Ok(curriculum.order(&scores, labels, step.images.progress(), &mut seed.stream("order", 0)))
     }

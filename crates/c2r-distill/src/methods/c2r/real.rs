@@ -7,7 +7,12 @@ use c2r_models::Model;
 use tch::Tensor;
 
 use super::{config::C2rConfig, views::Views};
-use crate::{config::Place, error::DistillError, method::Step, parts::companions::Attacked};
+use crate::{
+    config::Place,
+    error::{DistillError, check_scores},
+    method::Step,
+    parts::companions::Attacked,
+};
 
 /// Embeddings f32 `[A, D]` with their labels i64 `[A]`.
 #[derive(Debug)]
@@ -66,6 +71,7 @@ impl RealImages {
             let companions = context.attack(Place::Matching, model, attacked, noise, cache, step.passes)?;
             if curriculum.chooses() {
                 let scores = to_vec::<f32>(&companions.scores);
+                check_scores(&scores, step.images.iteration() + 1)?;
                 let progress = step.images.progress();
                 let order = curriculum.order(&scores, &classes, progress, &mut seed.stream("matching", 0));
                 let order: Vec<i64> = order.into_iter().map(|at| at as i64).collect();

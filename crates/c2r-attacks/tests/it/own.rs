@@ -1,0 +1,212 @@
+//! Attacks of other crates: what the driver checks before it believes them, and what it asks of all attacks.
+
+use std::ops::ControlFlow;
+
+use c2r_attacks::{
+    AdversarialImages, Attack, AttackBatch, AttackConfig, AttackError, ConfigError, EvaluateOptions, Family, Mode,
+    Oracle, Perturbed, evaluate, evaluate_with,
+};
+use c2r_base::{Classifier, Goal, LabelledImages, Norm, Seed, TargetRule, ThreatModel};
+use tch::{Kind, Tensor};
+
+use crate::{
+    properties::{CLASSES, NORMS, attacks, toy},
+    support::{config, threat},
+};
+
+/// An attack that is a function.
+struct Of<F>(F);
+
+type Proposal = Result<Perturbed, AttackError>;
+
+impl<F: Fn(&dyn Classifier, &AttackBatch<'_>) -> Proposal + Send + Sync> Attack for Of<F> {
+    fn name(&self) -> &str {
+        "own"
+    }
+
+    fn family(&self) -> Family {
+        Family::BlackBox
+    }
+
+    fn perturb(&self, model: &dyn Classifier, batch: &AttackBatch<'_>, _: &ThreatModel, _: Seed) -> Proposal {
+        (self.0)(model, batch)
+    }
+}
+
+fn own(perturb: impl Fn(&dyn Classifier, &AttackBatch<'_>) -> Proposal + Send + Sync + 'static) -> Box<dyn Attack> {
+    Box::new(Of(perturb))
+}
+
+/// The clean images, without a pass.
+fn unchanged(batch: &AttackBatch<'_>) -> Perturbed {
+    let n = batch.ids.len();
+    let (queries, repaired) = (vec![0; n], vec![false; n]);
+    Perturbed { images: batch.images.copy(), queries, passes: Default::default(), repaired }
+}
+
+fn error_of(attack: Box<dyn Attack>, threat: &ThreatModel) -> AttackError {
+    let (model, data) = toy();
+    evaluate(&model, &data, &[attack], threat, &EvaluateOptions::default()).unwrap_err()
+}
+
+#[test]
+fn proposals_of_another_form_are_errors() {
+    let threat = threat(Norm::Linf, 0.02);
+    let (model, data) = toy();
+    let fine = [own(|_, batch| Ok(unchanged(batch)))];
+    assert!(evaluate(&model, &data, &fine, &threat, &EvaluateOptions::default()).is_ok());
+
+    let double = own(|_, batch| Ok(Perturbed { images: batch.images.to_kind(Kind::Double), ..unchanged(batch) }));
+    let error = error_of(double, &threat);
+    assert!(matches!(&error, AttackError::ImageKind { attack, got: Kind::Double } if attack == "own"), "{error}");
+    let none = own(|_, batch| Ok(Perturbed { images: Tensor::new(), ..unchanged(batch) }));
+    let error = error_of(none, &threat);
+    assert!(matches!(&error, AttackError::ImageShape { got, .. } if got.is_empty()), "{error}");
+    let uncounted = own(|_, batch| Ok(Perturbed { queries: vec![], ..unchanged(batch) }));
+    let error = error_of(uncounted, &threat);
+    assert!(matches!(error, AttackError::PerSample { field: "queries", expected: 10, got: 0, .. }), "{error}");
+    let unmarked = own(|_, batch| Ok(Perturbed { repaired: vec![false], ..unchanged(batch) }));
+    let error = error_of(unmarked, &threat);
+    assert!(matches!(error, AttackError::PerSample { field: "repaired", expected: 10, got: 1, .. }), "{error}");
+}
+
+#[test]
+fn rows_that_are_not_in_the_batch_are_errors_that_name_them() {
+    fn ask(model: &dyn Classifier, batch: &AttackBatch<'_>, rows: &[usize], kind: u32) -> Proposal {
+        let mut oracle = Oracle::new(model, "own", batch.ids);
+        let all: Vec<usize> = (0..batch.ids.len()).collect();
+        match kind {
+            0 => drop(oracle.logits(batch.images, rows)?),
+            1 => drop(oracle.gradient(batch.images, rows, |_, logits| batch.goal_margin(logits))?),
+            _ => {
+                let (x, logits) = oracle.tracked(batch.images, &all)?;
+                drop(oracle.backward(&logits, &x, rows, false)?);
+            }
+        }
+        Ok(oracle.finish(batch.images.copy()))
+    }
+    let threat = threat(Norm::Linf, 0.02);
+    for kind in 0..3 {
+        let far = own(move |model, batch| {
+            let rows: Vec<usize> = (0..batch.ids.len()).map(|row| if row == 0 { 999 } else { row }).collect();
+            ask(model, batch, &rows, kind)
+        });
+        let error = error_of(far, &threat);
+        let AttackError::Rows { attack, reason } = &error else { panic!("{error}") };
+        assert_eq!((attack.as_str(), reason.as_str()), ("own", "row 999 in a batch of 10 samples"));
+        let short = own(move |model, batch| ask(model, batch, &[0], kind));
+        let error = error_of(short, &threat);
+        assert!(
+            matches!(&error, AttackError::Rows { reason, .. } if reason == "1 rows for images of shape [10, 2, 6, 6]"),
+            "{error}"
+        );
+    }
+}
+
+/// Nobody has to think of targets: an attack that does not say that it heeds them is not asked to.
+#[test]
+fn an_attack_that_says_nothing_about_targets_is_refused_for_targeted_goals() {
+    let targeted = ThreatModel { goal: Goal::Targeted(TargetRule::Next), ..threat(Norm::Linf, 0.02) };
+    let error = error_of(own(|_, batch| Ok(unchanged(batch))), &targeted);
+    assert!(
+        matches!(&error, AttackError::Config(ConfigError::UnsupportedGoal { attack }) if attack == "own"),
+        "{error}"
+    );
+}
+
+/// Every registered attack either refuses a target, or brings the images nearer to it, and nearer than the attack without one.
+#[test]
+fn attacks_move_towards_a_target_or_refuse_it() {
+    let (model, data) = toy();
+    let ids: Vec<u64> = (0..data.len() as u64).collect();
+    let targets = (data.labels() + 1).remainder(CLASSES);
+    let goal = Goal::Targeted(TargetRule::Next);
+    let mut n_moved = 0;
+    for (norm, epsilon) in NORMS {
+        let untargeted = threat(norm, epsilon * 4.0);
+        let targeted = ThreatModel { goal, ..untargeted };
+        for attack in attacks(norm).into_iter().filter(|attack| attack.family() != Family::Sanity) {
+            let what = format!("{} {norm}", attack.name());
+            if let Err(error) = attack.check(&targeted, CLASSES) {
+                assert!(matches!(error, ConfigError::UnsupportedGoal { .. }), "{what}: {error}");
+                continue;
+            }
+            let batch =
+                AttackBatch { images: data.images(), labels: data.labels(), ids: &ids, targets: Some(&targets) };
+            let distance_to_target =
+                |images: &Tensor| batch.goal_margin(&model.logits(images)).mean(Kind::Double).double_value(&[]);
+            let found = |batch: &AttackBatch<'_>, threat: &ThreatModel| {
+                attack.perturb(&model, batch, threat, Seed::new(3)).unwrap().images
+            };
+            let (aimed, free) = (found(&batch, &targeted), found(&AttackBatch { targets: None, ..batch }, &untargeted));
+            assert!((&aimed - &free).abs().max().double_value(&[]) > 1e-3, "{what}: the target changes nothing");
+            let [clean, aimed, free] = [data.images(), &aimed, &free].map(distance_to_target);
+            // The smallest perturbation ends between label and target, where a third class may be larger.
+            let nearest = attack.family() == Family::MinimumNorm;
+            assert!(
+                aimed < clean && (nearest || aimed < free),
+                "{what}: {aimed} from the target, {clean} before, {free} without one"
+            );
+            n_moved += 1;
+        }
+    }
+    assert!(n_moved > 20, "{n_moved}");
+}
+
+#[test]
+fn a_suite_for_another_norm_is_refused() {
+    let (model, data) = toy();
+    let short = |mut config: AttackConfig| {
+        config.set("queries", "5").unwrap();
+        config.set("steps", "2").unwrap();
+        config
+    };
+    let result = |config: &AttackConfig, norm| {
+        let suite = [config.build().unwrap()];
+        evaluate(&model, &data, &suite, &threat(norm, 0.02), &EvaluateOptions::default()).map(drop)
+    };
+    let named = |norm| short(AttackConfig::named_for("autoattack-standard", norm).unwrap());
+    let parsed = short("autoattack-standard".parse().unwrap());
+    let is_refused = |result: Result<(), AttackError>| matches!(result, Err(AttackError::Config(ConfigError::SuiteOfOtherNorm { suite, .. })) if suite == "autoattack-standard");
+    for norm in [Norm::Linf, Norm::L2, Norm::L1] {
+        assert!(result(&named(norm), norm).is_ok(), "{norm}");
+        assert_eq!(is_refused(result(&parsed, norm)), norm == Norm::L1, "{norm}");
+        assert_eq!(is_refused(result(&named(Norm::L1), norm)), norm != Norm::L1, "{norm}");
+    }
+    // Numbers that somebody chose are theirs.
+    let mut chosen = parsed;
+    chosen.set("restarts", "2").unwrap();
+    assert!(result(&chosen, Norm::L1).is_ok());
+}
+
+#[test]
+fn attacks_of_the_same_name_are_refused_where_each_is_judged_by_itself() {
+    let (model, data) = toy();
+    let pgd = |steps: &str| config("pgd", &[("steps", steps)]).build().unwrap();
+    let result = |attacks: &[Box<dyn Attack>], mode| {
+        let options = EvaluateOptions { mode, ..EvaluateOptions::default() };
+        evaluate(&model, &data, attacks, &threat(Norm::Linf, 0.02), &options).map(drop)
+    };
+    let twice = |result: Result<(), AttackError>| matches!(result, Err(AttackError::Config(ConfigError::Twice { attack })) if attack == "pgd");
+    assert!(twice(result(&[pgd("2"), pgd("3")], Mode::Each)));
+    assert!(result(&[pgd("2"), pgd("3")], Mode::Suite).is_ok(), "other options");
+    assert!(twice(result(&[pgd("2"), pgd("2")], Mode::Suite)), "the same options");
+}
+
+#[test]
+fn images_of_more_attacks_than_were_announced_are_kept() {
+    let (model, data): (_, LabelledImages) = toy();
+    let attacks = ["fgsm", "pgd"].map(|name| config(name, &[]).build().unwrap());
+    let mut saved = AdversarialImages::new(&data, 1, Mode::Each);
+    let options = EvaluateOptions { mode: Mode::Each, ..EvaluateOptions::default() };
+    evaluate_with(&model, &data, &attacks, &threat(Norm::Linf, 0.02), &options, &mut |event| {
+        saved.observe(event);
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    let [fgsm, pgd] = saved.sets() else { panic!("{} sets", saved.sets().len()) };
+    assert!((fgsm - pgd).abs().max().double_value(&[]) > 1e-3);
+    // Images 1 and 7 are misclassified and not attacked.
+    let kept = pgd.get(1) - data.images().get(1);
+    assert_eq!(kept.abs().max().double_value(&[]), 0.0);
+}
