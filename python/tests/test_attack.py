@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -277,6 +279,43 @@ def test_a_radius_of_numpy_is_a_number(net, images, labels):
     numpy = pytest.importorskip("numpy")
     result = c2r.attack(net, images, labels, "fgsm", eps=numpy.float64(8 / 255), progress=False)
     assert result.robust_accuracy == c2r.attack(net, images, labels, "fgsm", eps=8 / 255, progress=False).robust_accuracy
+
+
+FAULTS = """
+import resource, sys, torch, c2r
+
+torch.set_num_threads(1)
+large = torch.rand(int(sys.argv[1]))
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        large + 1
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def model(x):
+    return x.flatten(1)[:, :2]
+
+faults()
+before = faults()
+c2r.attack(model, torch.rand(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64), "fgsm", eps=0.1, self_check=False, progress=False)
+faults()
+print(before, faults())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="page faults of the C library of Linux")
+@pytest.mark.parametrize(
+    ("numbers", "chosen"),
+    [(1 << 20, {}), (16 << 20, {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)})],
+)
+def test_memory_is_kept_after_an_attack_as_before(numbers, chosen):
+    """What the caller computes afterwards gets no new pages for every tensor, and settings of the caller's stay."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    command = [sys.executable, "-W", "ignore", "-c", FAULTS, str(numbers)]
+    found = subprocess.run(command, env={**environment, **chosen}, capture_output=True, text=True, check=True)
+    before, after = map(int, found.stdout.split())
+    assert after < before + 1000, "20 tensors of 4 MiB are 20,480 pages"
 
 
 def test_an_error_that_the_check_survives_costs_no_result(images, labels):
