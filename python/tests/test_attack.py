@@ -84,6 +84,53 @@ def test_the_model_is_as_it_was(net, images, labels):
     assert torch.is_grad_enabled()
 
 
+def test_one_model_is_attacked_from_two_threads_in_evaluation(net, images, labels):
+    """The attack that began first ends first, and leaves the model to the other one as that needs it."""
+    net.train()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    alone = quiet(net, images, labels, "pgd", eps=0.02)
+    found = []
+
+    class Waits(nn.Module):
+        """Another module around the same one."""
+
+        def __init__(self):
+            super().__init__()
+            self.net, self.called, self.may_go_on = net, threading.Event(), threading.Event()
+
+        def forward(self, x):
+            self.called.set()
+            assert self.may_go_on.wait(60)
+            return self.net(x)
+
+    models = [Waits(), Waits()]
+    threads = [
+        threading.Thread(target=lambda model=model: found.append(quiet(model, images, labels, "pgd", eps=0.02)))
+        for model in models
+    ]
+    for model, thread in zip(models, threads):
+        thread.start()
+        assert model.called.wait(60)
+    for model, thread in zip(models, threads):
+        model.may_go_on.set()
+        thread.join()
+    assert all(torch.equal(result.adversarial, alone.adversarial) for result in found) and len(found) == 2
+    assert net.training and net.layers[1].training and net.layers[5].training
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+
+
+def test_a_module_of_torch_export_is_attacked(net, images, labels):
+    batches = {0: torch.export.Dim("n", min=1, max=512)}
+    exported = torch.export.export(net, (images,), dynamic_shapes=(batches,)).module()
+    was = exported.training
+    result = quiet(exported, images, labels, "pgd", eps=0.02)
+    assert exported.training == was
+    assert result.robust_accuracy == quiet(net, images, labels, "pgd", eps=0.02).robust_accuracy
+    inner = nn.Sequential(exported, nn.Dropout(0.5))
+    assert quiet(inner, images, labels, "pgd", eps=0.02).robust_accuracy == result.robust_accuracy
+    assert inner.training and inner[1].training
+
+
 def test_results_do_not_depend_on_batches_workers_and_order_of_calls(net, images, labels):
     runs = [
         quiet(net, images, labels, "pgd", eps=0.03, seed=5, **options)

@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -177,19 +178,56 @@ def attack(
     return Result(adversarial, torch.tensor(robust), inner["clean_accuracy"], inner["robust_accuracy"], flags, report)
 
 
+class _Held:
+    """A module that attacks have switched to evaluation."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.module = module
+        #: As it was before the first of them.
+        self.training = module.training
+        #: How many attacks are at it.
+        self.holders = 0
+
+
+# By identity: modules may define an equality of their own. Every attack that is at one keeps it alive.
+_HELD: dict[int, _Held] = {}
+_HELD_LOCK = threading.Lock()
+
+
 @contextmanager
 def _evaluating(model: Model) -> Iterator[None]:
-    """Switches a module to evaluation, and what was in training mode back."""
-    training: list[torch.nn.Module] = []
+    """Switches a module to evaluation, and what was in training mode back.
+
+    Several attacks may be at one module, each on its thread: the last one switches back.
+    """
+    modules: list[torch.nn.Module] = []
     if isinstance(model, torch.nn.Module) and not isinstance(model, torch.jit.ScriptModule):
-        training = [module for module in model.modules() if module.training]
-        if training:
-            model.eval()
+        modules = list(model.modules())
+    with _HELD_LOCK:
+        for module in modules:
+            _HELD.setdefault(id(module), _Held(module)).holders += 1
     try:
+        if any(module.training for module in modules):
+            _evaluate(model, modules)
         yield
     finally:
-        for module in training:
-            module.training = True
+        with _HELD_LOCK:
+            for module in modules:
+                held = _HELD[id(module)]
+                held.holders -= 1
+                if held.holders == 0:
+                    del _HELD[id(module)]
+                    if held.training:
+                        module.training = True
+
+
+def _evaluate(model: Any, modules: list[torch.nn.Module]) -> None:
+    try:
+        model.eval()
+    except NotImplementedError:
+        # Modules of torch.export have no modes: what training or evaluation means is part of their graph.
+        for module in modules:
+            module.training = False
 
 
 def _traced(module: torch.nn.Module, images: torch.Tensor) -> torch.jit.ScriptModule:
