@@ -26,7 +26,7 @@ use pyo3_tch::PyTensor;
 use tch::Tensor;
 
 use crate::{
-    error::{Raised, of_attack, runtime_error, value_error},
+    error::{Raised, caught, of_attack, panicked, runtime_error, value_error},
     memory::KeepMemory,
     model::{Callable, Loaded, Script, Stop},
     watch::{Watch, device, precision, versions},
@@ -69,6 +69,10 @@ type Answer = (Vec<(String, Py<PyAny>)>, Vec<bool>, String);
 
 #[pyfunction]
 pub(crate) fn attack(py: Python<'_>, request: Request) -> PyResult<Answer> {
+    caught("the attack", || evaluate(py, request))
+}
+
+fn evaluate(py: Python<'_>, request: Request) -> PyResult<Answer> {
     let Request { norm, eps, targets, .. } = &request;
     let norm: Norm = norm.parse().map_err(value_error)?;
     let epsilon: Epsilon = eps.parse().map_err(value_error)?;
@@ -190,11 +194,7 @@ impl Job {
             (_, Ok(Ok(finished))) => Ok(finished),
             (Some(exception), _) => Err(exception),
             (None, Ok(Err(error))) => Err(of_attack(error)),
-            (None, Err(panic)) => {
-                let text = panic.downcast_ref::<String>().map(String::as_str);
-                let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("unknown");
-                Err(PyRuntimeError::new_err(format!("the attack failed: {text}")))
-            }
+            (None, Err(panic)) => Err(panicked("the attack", panic.as_ref())),
         }
     }
 

@@ -11,7 +11,7 @@ use pyo3_tch::PyTensor;
 use tch::{Device, Tensor};
 
 use crate::{
-    error::{runtime_error, value_error},
+    error::{caught, runtime_error, value_error},
     memory::KeepMemory,
     sets::{self, Given, teacher_beside},
     watch::{Watch, device},
@@ -44,10 +44,11 @@ type Answer = (Vec<(String, PyTensor)>, String, Vec<f64>, Vec<f64>);
 #[pyfunction]
 pub(crate) fn train(py: Python<'_>, request: Request) -> PyResult<Answer> {
     let device = device(&request.device)?;
-    py.allow_threads(move || {
+    let work = move || {
         let _kept = KeepMemory::new();
         run(request, device)
-    })
+    };
+    py.allow_threads(|| caught("the training", work))
 }
 
 /// What to train on.

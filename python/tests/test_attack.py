@@ -171,8 +171,36 @@ def test_mistakes_are_found(net, images, labels):
     refused("not finite", kind=RuntimeError, model=lambda x: net(x) * float("nan"))
     refused("no gradient flows", kind=RuntimeError, model=lambda x: net(x).detach(), self_check=False)
     refused("return the logits alone", kind=TypeError, model=lambda x: (net(x), 1))
+    refused("names no attack", attack=[])
+    refused("names no attack", attack=())
+    for wrong in (-1, 2**64):
+        refused(r"seed must be in 0\.\.=18446744073709551615", seed=wrong)
+    for wrong in (1.5, "1", None):
+        refused("seed must be a whole number", seed=wrong)
+    refused("batch_size must be a whole number, not 1.5", batch_size=1.5)
+    refused("workers must be 1 or more", workers=0)
+    refused("norm cannot be None", kind=TypeError, norm=None)
+    refused("self_check cannot be 'no'", kind=TypeError, self_check="no")
+    refused("eps must be one number, not a tensor of shape \\[1\\]", eps=torch.tensor([0.1]))
+    dataset = torch.utils.data.TensorDataset(images, labels)
+    refused(r"not a TensorDataset: .* map\(torch.cat, zip\(\*loader\)\)", kind=TypeError, images=dataset)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=10)
+    refused(r"not a DataLoader: images, labels = map", kind=TypeError, images=loader)
+    images_of_loader, labels_of_loader = map(torch.cat, zip(*loader))
+    assert torch.equal(images_of_loader, images) and torch.equal(labels_of_loader, labels), "as the error says"
     with torch.inference_mode():
         refused("inference_mode", kind=RuntimeError)
+
+
+def test_a_device_that_is_not_there_is_one_line(net, images, labels, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for call in (
+        lambda: c2r.attack(net, images, labels, "pgd", eps=0.02, device="cuda"),
+        lambda: c2r.distill((images, labels), 1, "dm", device="cuda"),
+        lambda: c2r.train((images, labels), device=torch.device("cuda:1")),
+    ):
+        with pytest.raises(ValueError, match=r"^device cuda(:1)? is not available: .*; choose `cpu`$"):
+            call()
 
 
 def test_options_reach_their_attacks(net, images, labels):
@@ -326,6 +354,15 @@ def test_a_radius_of_numpy_is_a_number(net, images, labels):
     numpy = pytest.importorskip("numpy")
     result = c2r.attack(net, images, labels, "fgsm", eps=numpy.float64(8 / 255), progress=False)
     assert result.robust_accuracy == c2r.attack(net, images, labels, "fgsm", eps=8 / 255, progress=False).robust_accuracy
+
+
+def test_a_tensor_of_one_number_is_a_number(net, images, labels):
+    options = {"steps": 3, "progress": False, "random_start": False}
+    found = c2r.attack(
+        net, images, labels, "pgd", eps=torch.tensor(0.5) / 16, step_size=torch.tensor(1 / 64), **options
+    )
+    expected = c2r.attack(net, images, labels, "pgd", eps=1 / 32, step_size=1 / 64, **options)
+    assert torch.equal(found.adversarial, expected.adversarial)
 
 
 FAULTS = """

@@ -42,6 +42,23 @@ def test_what_is_not_a_set_is_refused(tmp_path):
         c2r.load_set(tmp_path / "absent.npz")
 
 
+def test_errors_are_exceptions(monkeypatch):
+    """None is a PanicException, which `except Exception` does not catch."""
+    with torch.inference_mode():
+        with pytest.raises(RuntimeError, match="c2r.distill needs gradients"):
+            c2r.distill(blobs(), 1, "dm", progress=False)
+        with pytest.raises(RuntimeError, match="c2r.train needs gradients"):
+            c2r.train(blobs(), progress=False)
+        # Behind the check, c2r panics.
+        monkeypatch.setattr(c2r._sets._arguments, "outside_inference_mode", lambda _: None)
+        small = {"model": "ConvNet-D1-W8-IN", "progress": False}
+        with pytest.raises(RuntimeError, match="the distillation failed: ") as caught:
+            c2r.distill(blobs(), 1, "dm", iterations=1, **{"matching.real_per_class": 3}, **small)
+        assert "frame #" not in str(caught.value)
+        with pytest.raises(RuntimeError, match="the training failed: "):
+            c2r.train(blobs(), length={"steps": 1}, **small)
+
+
 def test_images_in_memory_are_distilled_and_trained_on():
     images, labels = blobs()
     told = []
@@ -105,3 +122,22 @@ def test_wrong_keys_are_named():
         c2r.distill(blobs(), 1, "dm", classes=1, progress=False)
     with pytest.raises(ValueError, match="natual"):
         c2r.train(blobs(), "natual", progress=False)
+    for wrong in ("a", None, -1, float("nan")):
+        with pytest.raises(ValueError, match="checkpoint_seconds must be a number, 0 or more"):
+            c2r.distill(blobs(), 1, "dm", checkpoint_seconds=wrong, progress=False)
+    for classes, message in ((-1, "1 or more"), (1.5, "a whole number")):
+        with pytest.raises(ValueError, match=f"classes must be {message}"):
+            c2r.distill(blobs(), 1, "dm", classes=classes, progress=False)
+        with pytest.raises(ValueError, match=f"classes must be {message}"):
+            c2r.train(blobs(), classes=classes, progress=False)
+    with pytest.raises(ValueError, match="seed must be in"):
+        c2r.train(blobs(), seed=-1, progress=False)
+    with pytest.raises(TypeError, match="protocol cannot be 3: "):
+        c2r.train(blobs(), 3, progress=False)
+    with pytest.raises(TypeError, match="two tensors or arrays"):
+        c2r.distill((*blobs(), 1), 1, "dm", progress=False)
+    for function in (lambda x: c2r.distill(x, 1, "dm", progress=False), lambda x: c2r.train(x, progress=False)):
+        with pytest.raises(TypeError, match="not a TensorDataset: "):
+            function(torch.utils.data.TensorDataset(*blobs()))
+
+

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple, Union
 
 import torch
 
-from c2r import _core, _progress
+from c2r import _arguments, _core, _progress
+from c2r._arguments import Array
 
 Model = Union[Callable[[torch.Tensor], torch.Tensor], torch.jit.ScriptModule, str, "os.PathLike[str]"]
 Epsilon = Union[str, float, Fraction]
@@ -114,37 +115,37 @@ def attack(
 
     Raises:
         ValueError: An argument that cannot be right; the text is that of the command.
+        TypeError: An argument of another type.
         RuntimeError: The model returned something that an attack cannot be judged on.
         Exception: What the model raises comes back as it is, ``KeyboardInterrupt`` included.
     """
     names = attack.split(",") if isinstance(attack, str) else list(attack)
-    images = torch.as_tensor(images)
-    labels = torch.as_tensor(labels).to(images.device)
+    if not names:
+        raise ValueError('attack names no attack: give one or more, such as "pgd" or "autoattack-standard"')
+    images = _arguments.tensor("images", images)
+    labels = _arguments.tensor("labels", labels).to(images.device)
     if trace and (not isinstance(model, torch.nn.Module) or isinstance(model, torch.jit.ScriptModule)):
         raise TypeError(f"trace=True needs a torch.nn.Module that is not TorchScript yet, not {type(model).__qualname__}")
-    if torch.is_inference_mode_enabled():
-        raise RuntimeError(
-            "c2r.attack needs gradients, which torch.inference_mode() turns off for good; call it outside"
-        )
+    _arguments.outside_inference_mode("c2r.attack")
     request = SimpleNamespace(
         model=None,
         path=None,
         name=_name(model),
-        device=str(torch.device(device) if device is not None else _device(model, images)),
+        device=_arguments.device(device if device is not None else _device(model, images)),
         images=images.detach(),
         labels=labels.detach(),
         attacks=names,
         norm=norm,
-        eps=_text(eps),
+        eps=_text("eps", eps),
         targets=targets,
         each=each,
-        batch_size=BATCH_SIZE if batch_size is None else _positive("batch_size", batch_size),
-        seed=seed,
-        workers=_positive("workers", workers) if workers is not None else 1,
+        batch_size=BATCH_SIZE if batch_size is None else _arguments.whole("batch_size", batch_size, 1),
+        seed=_arguments.seed(seed),
+        workers=_arguments.whole("workers", workers, 1) if workers is not None else 1,
         self_check=self_check,
         as_is=as_is,
-        options=[(name.replace("_", "-"), _text(value)) for name, value in options.items() if value is not None],
-        set=[(*_key(key), _text(value)) for key, value in (set or {}).items()],
+        options=[(key.replace("_", "-"), _text(key, value)) for key, value in options.items() if value is not None],
+        set=[(*_key(key), _text(key, value)) for key, value in (set or {}).items()],
         progress=_progress.callback(progress),
         grad=torch.autograd.grad,
     )
@@ -165,7 +166,7 @@ def attack(
             request.workers = torch.get_num_threads()
         try:
             with _evaluating(model):
-                sets, robust, text = _core.attack(request)
+                sets, robust, text = _arguments.ask(_core.attack, request)
         finally:
             _progress.close(request.progress)
     report = json.loads(text)
@@ -274,18 +275,16 @@ def _name(model: Model) -> str:
     return f"{getattr(model, '__module__', None) or type(model).__module__}.{kind}"
 
 
-def _text(value: Any) -> str:
-    """A value as the command line has it."""
+def _text(name: str, value: Any) -> str:
+    """A value as the command line has it; ``name`` is for the error."""
+    if isinstance(value, torch.Tensor):
+        if value.dim() > 0:
+            raise ValueError(f"{name} must be one number, not a tensor of shape {list(value.shape)}")
+        value = value.item()
     if isinstance(value, bool):
         return str(value).lower()
     # repr(value) of NumPy's floats would contain the name of their type.
     return float.__repr__(value) if isinstance(value, float) else str(value)
-
-
-def _positive(name: str, value: int) -> int:
-    if value < 1:
-        raise ValueError(f"{name} must be 1 or more, not {value}")
-    return value
 
 
 def _key(key: str) -> tuple[str, str]:

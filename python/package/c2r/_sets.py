@@ -9,7 +9,8 @@ from typing import Any, Union
 
 import torch
 
-from c2r import _core, _progress
+from c2r import _arguments, _core, _progress
+from c2r._arguments import Array
 from c2r._attack import Epsilon, _text
 
 Tensors = tuple[torch.Tensor, torch.Tensor]
@@ -174,8 +175,9 @@ def distill(
         ValueError: A key or value that cannot be, or another run in the folder.
         KeyboardInterrupt: After the state is saved, where there is a ``run_dir``.
     """
+    _arguments.outside_inference_mode("c2r.distill")
     known = isinstance(dataset, str)
-    images, labels = (None, None) if isinstance(dataset, str) else map(torch.as_tensor, dataset)
+    images, labels = (None, None) if isinstance(dataset, str) else _arguments.pair("dataset", dataset)
     reporter = _progress.callback(progress)
     request = SimpleNamespace(
         name=dataset if known else name,
@@ -187,12 +189,12 @@ def distill(
         set=_assignments({"ipc": ipc, **overrides}),
         run_dir=None if run_dir is None else os.fspath(run_dir),
         force=force,
-        checkpoint_seconds=checkpoint_seconds,
-        device=str(torch.device(device)),
+        checkpoint_seconds=_seconds(checkpoint_seconds),
+        device=_arguments.device(device),
         progress=reporter,
     )
     try:
-        parts = _core.distill(request)
+        parts = _arguments.ask(_core.distill, request)
     finally:
         _progress.close(reporter)
     return DistilledSet(parts, None if run_dir is None else Path(run_dir))
@@ -232,8 +234,9 @@ def train(
     Raises:
         ValueError: A key or value that cannot be.
     """
+    _arguments.outside_inference_mode("c2r.train")
     distilled = set if isinstance(set, DistilledSet) else None
-    images, labels = (None, None) if isinstance(set, DistilledSet) else map(torch.as_tensor, set)
+    images, labels = (None, None) if isinstance(set, DistilledSet) else _arguments.pair("set", set)
     reporter = _progress.callback(progress)
     request = SimpleNamespace(
         distilled=None if distilled is None else distilled._given(),
@@ -245,13 +248,13 @@ def train(
         protocol=protocol,
         set=_assignments(overrides),
         model=model,
-        eps=None if eps is None else _text(eps),
-        seed=seed,
-        device=str(torch.device(device)),
+        eps=None if eps is None else _text("eps", eps),
+        seed=_arguments.seed(seed),
+        device=_arguments.device(device),
         progress=reporter,
     )
     try:
-        parameters, _, mean, std = _core.train(request)
+        parameters, _, mean, std = _arguments.ask(_core.train, request)
     finally:
         _progress.close(reporter)
     state = {parameter: tensor.detach() for parameter, tensor in parameters}
@@ -261,22 +264,33 @@ def train(
 
 def _classes(classes: int | None, labels: torch.Tensor | None) -> int:
     if classes is not None:
-        return classes
+        return _arguments.whole("classes", classes, 1)
     return 0 if labels is None or not labels.numel() else int(labels.max()) + 1
+
+
+def _seconds(value: Any) -> float:
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = -1.0
+    # Written so that NaN fails.
+    if not seconds >= 0:
+        raise ValueError(f"checkpoint_seconds must be a number, 0 or more, not {value!r}")
+    return seconds
 
 
 def _assignments(overrides: Mapping[str, Any]) -> list[str]:
     """``key=value`` in TOML."""
-    return [f"{_key(key)}={_toml(value)}" for key, value in overrides.items() if value is not None]
+    return [f"{_key(key)}={_toml(key, value)}" for key, value in overrides.items() if value is not None]
 
 
 def _key(key: str) -> str:
     return key.replace("_", "-")
 
 
-def _toml(value: Any) -> str:
+def _toml(key: str, value: Any) -> str:
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_key(key)} = {_toml(inner)}" for key, inner in value.items()) + "}"
+        return "{" + ", ".join(f"{_key(inner)} = {_toml(inner, each)}" for inner, each in value.items()) + "}"
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_toml, value))}]"
-    return json.dumps(value) if isinstance(value, str) else _text(value)
+        return f"[{', '.join(_toml(key, each) for each in value)}]"
+    return json.dumps(value) if isinstance(value, str) else _text(key, value)
