@@ -1,6 +1,7 @@
 """Sets, distillation and training in memory."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,6 +41,51 @@ def test_what_is_not_a_set_is_refused(tmp_path):
         c2r.save_set(tmp_path / "x.npz", torch.rand(3, 1, 4, 4), torch.tensor([0, 1, 1]))
     with pytest.raises(ValueError, match="absent.npz"):
         c2r.load_set(tmp_path / "absent.npz")
+
+
+def test_arrays_and_bytes_make_a_set(tmp_path):
+    numpy = pytest.importorskip("numpy")
+    images, labels = numpy.arange(4 * 3 * 4 * 4, dtype="uint8").reshape(4, 3, 4, 4), numpy.array([0, 0, 1, 1])
+    c2r.save_set(tmp_path / "set.npz", images, labels)
+    assert torch.equal(c2r.load_set(tmp_path / "set.npz").images, torch.from_numpy(images) / 255)
+    for wrong in ((images[0], labels), (images, labels[:3]), (images[:0], labels[:0])):
+        with pytest.raises(ValueError, match=r"images must be \[M, C, H, W\] and labels \[M\], not \["):
+            c2r.save_set(tmp_path / "wrong.npz", *wrong)
+    with pytest.raises(ValueError, match="seed must be a whole number"):
+        c2r.save_set(tmp_path / "wrong.npz", images, labels, seed="1")
+
+
+@pytest.mark.parametrize(("name", "advice"), [("a.pt", "torch.save"), ("a.PTH", "torch.save"), ("a.npy", ".npz holds")])
+def test_extensions_of_other_formats_are_refused(tmp_path, name, advice):
+    images, labels = blobs(2)
+    with pytest.raises(ValueError, match=f"(?i)does not write {Path(name).suffix}: end .*{name}.*{advice}"):
+        c2r.save_set(tmp_path / name, images, labels)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_changed_set_is_refused(tmp_path):
+    options = {"model": "ConvNet-D1-W8-IN", "length": {"steps": 2}, "progress": False}
+    for profile in ("random-real", "random-real-mosaic"):
+        found = c2r.distill(blobs(16), 2, profile, progress=False)
+        c2r.train(found, **options)
+        images, labels = found.images.clone(), found.labels.clone()
+        for change in (
+            lambda: setattr(found, "images", images.flip(0)),  # noqa: B023
+            lambda: found.images.mul_(0.5),  # noqa: B023
+            lambda: setattr(found, "images", images[:-1]),  # noqa: B023
+            lambda: found.labels.sub_(1).abs_(),  # noqa: B023
+        ):
+            change()
+            with pytest.raises(ValueError, match="of this set are not what it stores.* c2r.save_set"):
+                c2r.train(found, **options)
+            with pytest.raises(ValueError, match="of this set are not what it stores"):
+                c2r.save_set(tmp_path / "changed.npz", found)
+            found.images, found.labels = images.clone(), labels.clone()
+        c2r.save_set(tmp_path / profile, found, quantize=True)
+    # As the error and the page say.
+    c2r.save_set(tmp_path / "changed.safetensors", images.flip(3), labels, dataset="blobs", method="flipped")
+    changed = c2r.load_set(tmp_path / "changed.safetensors")
+    assert torch.equal(changed.images, images.flip(3)) and c2r.train(changed, **options)
 
 
 def test_errors_are_exceptions(monkeypatch):

@@ -13,14 +13,27 @@ from c2r import _arguments, _core, _progress
 from c2r._arguments import Array
 from c2r._attack import Epsilon, _text
 
-Tensors = tuple[torch.Tensor, torch.Tensor]
+Tensors = tuple[Array, Array]
+
+_TORCH_SAVE = '; or: torch.save({"images": images, "labels": labels}, path)'
+#: What others write under these extensions, and how.
+_OTHER_FORMATS = {
+    ".pt": _TORCH_SAVE,
+    ".pth": _TORCH_SAVE,
+    ".npy": "; numpy.save writes one array, .npz holds images and labels",
+    ".png": "",
+}
 
 #: Seconds between saved states of a distillation, as of the command.
 CHECKPOINT_SECONDS = 300.0
 
 
 class DistilledSet(torch.utils.data.Dataset):  # type: ignore[type-arg]
-    """A distilled set; as a ``torch.utils.data.Dataset`` it yields ``(image, label)``, or ``(image, soft label)``."""
+    """A distilled set; as a ``torch.utils.data.Dataset`` it yields ``(image, label)``, or ``(image, soft label)``.
+
+    :func:`train` and :func:`save_set` take what is stored, and refuse a set whose ``images`` or ``labels`` were changed.
+    A changed set is a set of its own: write it with ``save_set(path, images, labels, ...)`` and read it with :func:`load_set`.
+    """
 
     #: float32 ``[n, C, H, W]`` in [0, 1], mosaics cut apart and enlarged: what a network is trained on.
     images: torch.Tensor
@@ -60,13 +73,23 @@ class DistilledSet(torch.utils.data.Dataset):  # type: ignore[type-arg]
         )
 
     def _given(self) -> SimpleNamespace:
-        return SimpleNamespace(
+        """What the compiled half takes, if ``images`` and ``labels`` still are what is stored."""
+        given = SimpleNamespace(
             stored=self.stored,
             stored_labels=self._stored_labels,
             soft_labels=self.soft_labels,
             formation=self.formation,
             header=json.dumps(self.provenance),
         )
+        for name, stored in zip(("images", "labels"), _core.decode(given)):
+            shown = torch.as_tensor(getattr(self, name)).detach().to(stored.device, stored.dtype)
+            if shown.shape != stored.shape or not torch.allclose(shown, stored, rtol=0, atol=1e-6):
+                raise ValueError(
+                    f"`{name}` of this set are not what it stores: they were changed. A changed set is a set of its own: "
+                    'write it, c2r.save_set("changed.safetensors", images, labels, dataset=..., method=...), and use what '
+                    "c2r.load_set reads"
+                )
+        return given
 
 
 def load_set(path: Union[str, "os.PathLike[str]"]) -> DistilledSet:
@@ -80,9 +103,9 @@ def load_set(path: Union[str, "os.PathLike[str]"]) -> DistilledSet:
 
 def save_set(
     path: Union[str, "os.PathLike[str]"],
-    images: DistilledSet | torch.Tensor,
-    labels: torch.Tensor | None = None,
-    soft_labels: torch.Tensor | None = None,
+    images: DistilledSet | Array,
+    labels: Array | None = None,
+    soft_labels: Array | None = None,
     *,
     dataset: str = "unknown",
     method: str = "unknown",
@@ -97,7 +120,8 @@ def save_set(
 
     Args:
         path: Where to.
-        images: A :class:`DistilledSet`, and nothing else is needed; or float32 ``[M, C, H, W]`` in [0, 1].
+        images: A :class:`DistilledSet`, and nothing else is needed; or float32 ``[M, C, H, W]`` in [0, 1], or uint8, which
+            is divided by 255.
         labels: int64 ``[M]``, the same number of each class.
         soft_labels: float32 ``[M, K]``, rows summing to 1.
         dataset: Name of the real dataset, e.g. ``cifar10``.
@@ -109,12 +133,28 @@ def save_set(
         quantize: Let PNG images round pixels that are not multiples of 1/255.
 
     Raises:
-        ValueError: The tensors do not make a set; the text says what breaks which rule.
+        ValueError: The tensors do not make a set, or the path has the extension of another format; the text says what
+            breaks which rule.
     """
+    suffix = Path(path).suffix.lower()
+    if suffix in _OTHER_FORMATS:
+        raise ValueError(
+            f"save_set does not write {suffix}: end {os.fspath(path)} with .safetensors or .npz, or leave the extension out "
+            f"for a folder of PNG images{_OTHER_FORMATS[suffix]}"
+        )
     if isinstance(images, DistilledSet):
         return _core.save_set(images._given(), os.fspath(path), quantize)
     if labels is None:
         raise ValueError("labels are missing")
+    images, labels = _arguments.tensor("images", images), _arguments.tensor("labels", labels)
+    if images.dim() != 4 or labels.shape != images.shape[:1] or not labels.numel():
+        raise ValueError(
+            f"images must be [M, C, H, W] and labels [M], not {list(images.shape)} and {list(labels.shape)}"
+        )
+    if images.dtype == torch.uint8:
+        images = images / 255
+    if soft_labels is not None:
+        soft_labels = _arguments.tensor("soft_labels", soft_labels)
     classes = int(labels.max()) + 1 if soft_labels is None else soft_labels.shape[1]
     header = {
         "schema_version": 1,
@@ -122,8 +162,8 @@ def save_set(
         "classes": classes,
         "images_per_class": len(labels) // classes,
         "method": method,
-        "seed": seed,
-        "iterations": iterations,
+        "seed": _arguments.seed(seed),
+        "iterations": _arguments.whole("iterations", iterations, 0),
         "config": {},
         "versions": {"c2r": _core.__version__, "torch": torch.__version__},
         "data_sha256": "",
