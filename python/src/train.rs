@@ -1,12 +1,15 @@
 //! `c2r.train`: the training of `c2r train`, from a set in memory to a state dict.
 
-use std::path::PathBuf;
+use std::{ffi::CString, path::PathBuf};
 
-use c2r_base::{LabelledImages, Seed};
+use c2r_base::{Epsilon, LabelledImages, Seed};
 use c2r_data::{DataError, Dataset, DatasetSpec, SetLabels, arrays::to_tensor};
 use c2r_models::{Frozen, Model, ModelSpec, checkpoint};
 use c2r_train::{Protocol, Targets, Teacher, TrainConfig, TrainEvent, TrainSource, Trainer, layers, model_input};
-use pyo3::{exceptions::PyValueError, prelude::*};
+use pyo3::{
+    exceptions::{PyUserWarning, PyValueError},
+    prelude::*,
+};
 use pyo3_tch::PyTensor;
 use tch::{Device, Tensor};
 
@@ -147,8 +150,15 @@ fn config(request: &Request, spec: &DatasetSpec, material: &Material) -> PyResul
     let mut preset = if is_real { protocol.full_data() } else { protocol.config() };
     preset.labels = material.targets().label_source();
     preset.dsa = spec.dsa.clone();
-    if let Some(adversarial) = &mut preset.adversarial {
-        adversarial.epsilon = request.eps.as_ref().map_or(Ok(spec.epsilon), |eps| eps.parse()).map_err(value_error)?;
+    let epsilon = request.eps.as_ref().map(|eps| eps.parse::<Epsilon>()).transpose().map_err(value_error)?;
+    match &mut preset.adversarial {
+        Some(adversarial) => adversarial.epsilon = epsilon.unwrap_or(spec.epsilon),
+        None if epsilon.is_some() => Python::with_gil(|py| {
+            let text = CString::new(format!("eps has no effect: the protocol {protocol} does not attack"))?;
+            // Above `_arguments.ask` and `c2r.train`.
+            PyErr::warn(py, &py.get_type::<PyUserWarning>(), &text, 3)
+        })?,
+        None => {}
     }
     let parse = |text: &String| {
         layers::parse_assignment(text).ok_or_else(|| PyValueError::new_err(format!("`{text}` is not key=value")))

@@ -203,6 +203,20 @@ def test_a_device_that_is_not_there_is_one_line(net, images, labels, monkeypatch
             call()
 
 
+def test_a_radius_of_zero_is_the_clean_outcome(net, images, labels):
+    with torch.no_grad():
+        right = net(images).argmax(1) == labels
+    for eps in (0, "0/255", 0.0, torch.tensor(0.0)):
+        result = quiet(net, images, labels, "pgd,square", eps=eps)
+        assert torch.equal(result.robust, right) and torch.equal(result.adversarial, images)
+        assert result.clean_accuracy == result.robust_accuracy == 22 / 24 and not result.flags
+    assert result.report["threat"]["epsilon"] == "0" and "nothing to attack" in result.report["notes"][0]
+    each = quiet(net, images, labels, "paper-six", eps=0, each=True)
+    assert len(each.adversarial) == 6 and all(torch.equal(found, images) for found in each.adversarial.values())
+    with pytest.raises(ValueError, match="has no option `stepz`"):
+        quiet(net, images, labels, "pgd", eps=0, stepz=3)
+
+
 def test_options_reach_their_attacks(net, images, labels):
     result = quiet(net, images, labels, "fgsm,pgd", eps=0.02, each=True, set={"pgd.steps": 3, "pgd.step_size": "1/255"})
     assert set(result.adversarial) == {"fgsm", "pgd"}

@@ -187,3 +187,11 @@ def test_wrong_keys_are_named():
             function(torch.utils.data.TensorDataset(*blobs()))
 
 
+def test_a_radius_of_natural_training_is_read():
+    options = {"model": "ConvNet-D1-W8-IN", "length": {"steps": 1}, "progress": False}
+    with pytest.raises(ValueError, match="`garbage` is not a radius"):
+        c2r.train(blobs(), eps="garbage", **options)
+    with pytest.warns(UserWarning, match="eps has no effect: the protocol natural does not attack") as caught:
+        c2r.train(blobs(), eps="8/255", **options)
+    assert caught[0].filename == __file__
+    c2r.train(blobs(), "pgd-at", eps=torch.tensor(0.1), **options)

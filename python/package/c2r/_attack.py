@@ -93,7 +93,8 @@ def attack(
         attack: An attack or suite, several of them, or several separated by commas: ``clean noise fgsm r-fgsm bim pgd
             mi-fgsm ni-fgsm vmi-fgsm vni-fgsm tpgd eot-pgd jitter cw-linf apgd-ce apgd-dlr apgd-t deepfool cw-l2 fab
             fab-t square``; ``paper-six autoattack-standard autoattack-plus autoattack-rand``.
-        eps: The radius in pixel units: ``"8/255"``, a fraction or a float.
+        eps: The radius in pixel units: ``"8/255"``, a fraction, a float or a tensor of one. With 0, nothing is attacked,
+            and the result is that of the clean images: the first point of a curve.
         norm: ``linf``, ``l2`` or ``l1``.
         batch_size: Images per pass, 128 by default; changes results by float rounding only.
         seed: Seed of all noise; a sample's noise belongs to its position in ``images``.

@@ -260,8 +260,9 @@ def train(
     Args:
         set: What :func:`distill` or :func:`load_set` returned, or ``(images, labels)`` as for :func:`distill`.
         protocol: ``natural``, ``pgd-at``, ``trades`` or ``dd-robustbench``.
-        model: The network, e.g. ``ConvNet-D3-W128-IN``; by default that of the dataset's tables.
-        eps: Radius of adversarial training in pixel units.
+        model: The network: ``ConvNet-D3-W128-IN`` and the like, ``ResNet18-IN``, ``VGG11-IN`` or ``AlexNet-NONE``; by default
+            the ConvNet of the dataset's tables.
+        eps: Radius of adversarial training in pixel units, by default the dataset's. Of no effect in natural training.
         seed: Seed of initialization, order and augmentation.
         name, classes: As in :func:`distill`.
         device: Where to compute.
