@@ -217,6 +217,11 @@ def test_a_radius_of_zero_is_the_clean_outcome(net, images, labels):
         quiet(net, images, labels, "pgd", eps=0, stepz=3)
 
 
+def test_a_result_is_equal_to_itself(net, images, labels):
+    one, other = (quiet(net, images, labels, "fgsm", eps=0.02) for _ in range(2))
+    assert one == one and one != other and len({one, other, one}) == 2
+
+
 def test_options_reach_their_attacks(net, images, labels):
     result = quiet(net, images, labels, "fgsm,pgd", eps=0.02, each=True, set={"pgd.steps": 3, "pgd.step_size": "1/255"})
     assert set(result.adversarial) == {"fgsm", "pgd"}

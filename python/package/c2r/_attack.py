@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple, Union
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, Union, overload
 
 import torch
 
@@ -19,7 +19,10 @@ from c2r import _arguments, _core, _progress
 from c2r._arguments import Array
 
 Model = Union[Callable[[torch.Tensor], torch.Tensor], torch.jit.ScriptModule, str, "os.PathLike[str]"]
-Epsilon = Union[str, float, Fraction]
+Epsilon = Union[str, float, Fraction, torch.Tensor]
+
+#: What an attack returns: a tensor, or a dictionary of them.
+Images = TypeVar("Images", bound=Union[torch.Tensor, dict[str, torch.Tensor]])
 
 #: Images per pass, as of the command.
 BATCH_SIZE = 128
@@ -38,13 +41,14 @@ class Flag(NamedTuple):
     note: str
 
 
-@dataclass(frozen=True)
-class Result:
+# Tensors have no equality of their own that is one truth value: a result is equal to itself only.
+@dataclass(frozen=True, eq=False)
+class Result(Generic[Images]):
     """What an attack did, and to which images."""
 
     #: float32 ``[N, C, H, W]`` in [0, 1], on the device of the images: the image that was judged last, and the clean image
     #: where nothing was attacked. With ``each`` and several attacks, one such tensor per attack.
-    adversarial: torch.Tensor | dict[str, torch.Tensor] = field(repr=False)
+    adversarial: Images = field(repr=False)
     #: bool ``[N]`` on the CPU: right without an attack and under every attack.
     robust: torch.Tensor = field(repr=False)
     #: Share of the images that are classified as their label.
@@ -57,10 +61,44 @@ class Result:
     report: dict[str, Any] = field(repr=False)
 
 
+@overload
 def attack(
     model: Model,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    images: Array,
+    labels: Array,
+    attack: str | Sequence[str],
+    *,
+    eps: Epsilon,
+    norm: str = "linf",
+    batch_size: int | None = None,
+    seed: int = 0,
+    targets: str | None = None,
+    each: Literal[False] = False,
+    set: Mapping[str, Any] | None = None,
+    device: str | torch.device | None = None,
+    workers: int | None = None,
+    self_check: bool = True,
+    as_is: bool = False,
+    trace: bool = False,
+    progress: _progress.Progress = True,
+    **options: Any,
+) -> Result[torch.Tensor]: ...
+@overload
+def attack(
+    model: Model,
+    images: Array,
+    labels: Array,
+    attack: str | Sequence[str],
+    *,
+    each: bool,
+    eps: Epsilon,
+    # All the others.
+    **options: Any,
+) -> Result[torch.Tensor | dict[str, torch.Tensor]]: ...
+def attack(
+    model: Model,
+    images: Array,
+    labels: Array,
     attack: str | Sequence[str],
     *,
     eps: Epsilon,
@@ -77,7 +115,7 @@ def attack(
     trace: bool = False,
     progress: _progress.Progress = True,
     **options: Any,
-) -> Result:
+) -> Result[Any]:
     """Attacks ``model`` on labelled images and says which of them it still classifies correctly.
 
     Misclassified images count as not robust and are not attacked. Every image that an attack proposes is projected into
