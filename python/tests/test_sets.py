@@ -105,6 +105,15 @@ def test_errors_are_exceptions(monkeypatch):
             c2r.train(blobs(), length={"steps": 1}, **small)
 
 
+def test_networks_that_the_package_has_no_module_for_are_named():
+    images, labels = blobs(4)
+    images = images.repeat(1, 1, 4, 4)
+    for model in ("ResNet18-IN", "VGG11-IN", "AlexNet-NONE"):
+        state = c2r.train((images, labels), model=model, length={"steps": 1}, progress=False)
+        with pytest.raises(ValueError, match="not that of a ConvNet, as `.*` shows; .* c2r attack --state-dict"):
+            c2r.ConvNet.of(state, (32, 32))
+
+
 def test_images_in_memory_are_distilled_and_trained_on():
     images, labels = blobs()
     told = []

@@ -270,7 +270,10 @@ def train(
         **overrides: Keys of the protocol: ``lr=0.02``, ``length={"steps": 500}``.
 
     Returns:
-        A state dict for :class:`c2r.ConvNet` (``mean`` and ``std`` of the pixels included): ``c2r.ConvNet.of(state, (H, W))``.
+        A state dict, ``mean`` and ``std`` of the pixels included. That of a ConvNet is for :class:`c2r.ConvNet`:
+        ``c2r.ConvNet.of(state, (H, W))``. The package has no module for the other networks; their parameters have the names
+        that the field's own code gives them. The command attacks them, once ``torch.save`` wrote the state dict without
+        ``mean`` and ``std``: ``c2r attack --state-dict net.pt --arch ResNet18-IN --normalized MEAN/STD``.
 
     Raises:
         ValueError: A key or value that cannot be.
