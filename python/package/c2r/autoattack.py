@@ -17,6 +17,7 @@ What differs:
 * Without ``seed``, the seed is 0 and not the clock.
 * ``state_path`` is a ``NotImplementedError``: the command ``c2r attack --output`` resumes.
 * The checks of autoattack come as :class:`c2r.Doubtful` warnings.
+* An ``eps`` that reaches every image (1 or more in Linf) is a ``ValueError``: that would most often be 8 where 8/255 is meant.
 """
 
 import sys
