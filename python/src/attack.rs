@@ -26,7 +26,7 @@ use pyo3_tch::PyTensor;
 use tch::Tensor;
 
 use crate::{
-    error::{Raised, of_attack, runtime_error, value_error},
+    error::{Raised, caught, of_attack, panicked, runtime_error, value_error},
     memory::KeepMemory,
     model::{Callable, Loaded, Script, Stop},
     watch::{Watch, device, precision, versions},
@@ -69,26 +69,36 @@ type Answer = (Vec<(String, Py<PyAny>)>, Vec<bool>, String);
 
 #[pyfunction]
 pub(crate) fn attack(py: Python<'_>, request: Request) -> PyResult<Answer> {
+    caught("the attack", || evaluate(py, request))
+}
+
+fn evaluate(py: Python<'_>, request: Request) -> PyResult<Answer> {
     let Request { norm, eps, targets, .. } = &request;
     let norm: Norm = norm.parse().map_err(value_error)?;
-    let epsilon: Epsilon = eps.parse().map_err(value_error)?;
+    let epsilon = radius(eps)?;
     let goal = targets.as_deref().map(rule).transpose()?.map_or(Goal::Untargeted, Goal::Targeted);
     let threat = ThreatModel { norm, epsilon, goal };
     let (names, each, options, set) = (&request.attacks, request.each, &request.options, &request.set);
     let choice = Choice { names, norm, each, options, set };
     let configs = choice.configs().map_err(value_error)?;
-    let attacks: Vec<Box<dyn Attack>> =
+    let mut attacks: Vec<Box<dyn Attack>> =
         configs.iter().map(AttackConfig::build).collect::<Result<_, _>>().map_err(value_error)?;
+    let is_attacked = epsilon != Epsilon::ZERO;
+    if !is_attacked {
+        let clean = Choice { names: &["clean".to_owned()], norm, each: false, options: &[], set: &[] };
+        let clean = clean.configs().map_err(value_error)?;
+        attacks = clean.iter().map(AttackConfig::build).collect::<Result<_, _>>().map_err(value_error)?;
+    }
     let (images, labels) = (request.images.shallow_clone(), request.labels.shallow_clone());
     let data = LabelledImages::new(images, labels).map_err(value_error)?;
     check_epsilon(&threat, data.image_shape())?;
-    let mode = if request.each { Mode::Each } else { Mode::Suite };
+    let mode = if request.each && is_attacked { Mode::Each } else { Mode::Suite };
     let (raised, stop) = (Raised::default(), Stop::default());
     let options = EvaluateOptions {
         seed: Seed::new(request.seed),
         batch_size: request.batch_size,
         mode,
-        self_check: request.self_check,
+        self_check: request.self_check && is_attacked,
         workers: request.workers.max(1),
         resume: None,
         stop: stop.clone(),
@@ -119,6 +129,9 @@ pub(crate) fn attack(py: Python<'_>, request: Request) -> PyResult<Answer> {
     if data.n_clamped() > 0 {
         notes.push(format!("{} values outside [0, 1] by less than 1e-6 (rounding) were clamped", data.n_clamped()));
     }
+    if !is_attacked {
+        notes.push("a radius of 0 leaves nothing to attack: the result is that of the clean images".to_owned());
+    }
     notes.extend(doubts::reaches_grey(&threat, data.image_shape()));
     notes.extend(choice.changed_suites(&configs));
     notes.extend(doubts::chance_level(&report));
@@ -142,10 +155,12 @@ pub(crate) fn attack(py: Python<'_>, request: Request) -> PyResult<Answer> {
         argv: vec!["c2r.attack".to_owned()],
     };
     let record = AttackRecord::from_evaluation(evaluation, context).map_err(PyRuntimeError::new_err)?;
-    let named = |(at, set): (usize, &Tensor)| {
-        Ok((configs[at].name().to_owned(), PyTensor(set.shallow_clone()).into_pyobject(py)?.unbind()))
+    let named = |(config, set): (&AttackConfig, &Tensor)| {
+        Ok((config.name().to_owned(), PyTensor(set.shallow_clone()).into_pyobject(py)?.unbind()))
     };
-    let sets = images.sets().iter().enumerate().map(named).collect::<PyResult<_>>()?;
+    let n_sets = if request.each { configs.len() } else { 1 };
+    // Without an attack there is one set, of the clean images.
+    let sets = configs.iter().zip(images.sets().iter().cycle()).take(n_sets).map(named).collect::<PyResult<_>>()?;
     Ok((sets, robust, serde_json::to_string(&record).map_err(runtime_error)?))
 }
 
@@ -190,11 +205,7 @@ impl Job {
             (_, Ok(Ok(finished))) => Ok(finished),
             (Some(exception), _) => Err(exception),
             (None, Ok(Err(error))) => Err(of_attack(error)),
-            (None, Err(panic)) => {
-                let text = panic.downcast_ref::<String>().map(String::as_str);
-                let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("unknown");
-                Err(PyRuntimeError::new_err(format!("the attack failed: {text}")))
-            }
+            (None, Err(panic)) => Err(panicked("the attack", panic.as_ref())),
         }
     }
 
@@ -266,6 +277,16 @@ fn fingerprint(data: &LabelledImages) -> String {
     file.tensors.insert("images".to_owned(), data.images().shallow_clone());
     file.tensors.insert("labels".to_owned(), data.labels().shallow_clone());
     artifact::sha256_hex(&file.to_bytes())
+}
+
+/// The radius; zero too, as the first point of a curve.
+fn radius(text: &str) -> PyResult<Epsilon> {
+    let (above, below) = text.split_once('/').unwrap_or((text, "1"));
+    let [above, below] = [above, below].map(|part| part.trim().parse::<f64>().unwrap_or(f64::NAN));
+    if above == 0.0 && below > 0.0 {
+        return Ok(Epsilon::ZERO);
+    }
+    text.parse().map_err(value_error)
 }
 
 /// Refuses 8 where 8/255 is meant.

@@ -14,7 +14,7 @@ use serde_json::json;
 use tch::Device;
 
 use crate::{
-    error::{runtime_error, value_error},
+    error::{caught, runtime_error, value_error},
     memory::KeepMemory,
     sets::{self, Parts},
     watch::{Watch, device, precision, versions},
@@ -53,10 +53,11 @@ pub(crate) struct Request {
 #[pyfunction]
 pub(crate) fn distill(py: Python<'_>, request: Request) -> PyResult<Parts> {
     let device = device(&request.device)?;
-    Parts::of(&py.allow_threads(move || {
+    let run = move || {
         let _kept = KeepMemory::new();
         Job::new(request, device)?.run()
-    })?)
+    };
+    Parts::of(&py.allow_threads(|| caught("the distillation", run))?)
 }
 
 struct Job {

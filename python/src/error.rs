@@ -1,6 +1,10 @@
 //! Errors of c2r as exceptions of Python.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    any::Any,
+    panic::{self, AssertUnwindSafe},
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use c2r_attacks::AttackError;
 use c2r_base::ClassifierError;
@@ -58,6 +62,20 @@ pub(crate) fn value_error(error: impl Into<anyhow::Error>) -> PyErr {
 /// `RuntimeError` with the error's causes.
 pub(crate) fn runtime_error(error: impl Into<anyhow::Error>) -> PyErr {
     PyRuntimeError::new_err(exit::message(&error.into()))
+}
+
+/// What `work` returns. A panic is a `RuntimeError`: otherwise it is a `PanicException`, which `except Exception` does not
+/// catch.
+pub(crate) fn caught<T>(what: &str, work: impl FnOnce() -> PyResult<T>) -> PyResult<T> {
+    panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(panicked(what, panic.as_ref())))
+}
+
+/// A panic as a `RuntimeError`, without the stack that libtorch writes into its errors.
+pub(crate) fn panicked(what: &str, panic: &(dyn Any + Send)) -> PyErr {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("unknown");
+    let text = text.split("Exception raised from").next().unwrap_or(text).trim_end_matches("\\n").trim_end();
+    PyRuntimeError::new_err(format!("{what} failed: {text}"))
 }
 
 /// What stopped an evaluation: an argument that cannot be, or something that the model did.

@@ -16,6 +16,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_function(wrap_pyfunction!(attack::attack, module)?)?;
     module.add_function(wrap_pyfunction!(sets::load_set, module)?)?;
+    module.add_function(wrap_pyfunction!(sets::decode, module)?)?;
     module.add_function(wrap_pyfunction!(sets::save_set, module)?)?;
     module.add_function(wrap_pyfunction!(distill::distill, module)?)?;
     module.add_function(wrap_pyfunction!(train::train, module)?)?;

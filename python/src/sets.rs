@@ -71,6 +71,13 @@ impl Given {
     }
 }
 
+/// The images to train on and their labels, of what is stored.
+#[pyfunction]
+pub(crate) fn decode(set: Given) -> PyResult<(PyTensor, PyTensor)> {
+    let (images, labels) = set.set()?.decode(Device::Cpu);
+    Ok((PyTensor(images), PyTensor(labels)))
+}
+
 /// Writes a set in the format that the name of the path says: `.npz`, a folder of PNG images without an extension, else
 /// safetensors.
 #[pyfunction]

@@ -1,17 +1,20 @@
 //! `c2r.train`: the training of `c2r train`, from a set in memory to a state dict.
 
-use std::path::PathBuf;
+use std::{ffi::CString, path::PathBuf};
 
-use c2r_base::{LabelledImages, Seed};
+use c2r_base::{Epsilon, LabelledImages, Seed};
 use c2r_data::{DataError, Dataset, DatasetSpec, SetLabels, arrays::to_tensor};
 use c2r_models::{Frozen, Model, ModelSpec, checkpoint};
 use c2r_train::{Protocol, Targets, Teacher, TrainConfig, TrainEvent, TrainSource, Trainer, layers, model_input};
-use pyo3::{exceptions::PyValueError, prelude::*};
+use pyo3::{
+    exceptions::{PyUserWarning, PyValueError},
+    prelude::*,
+};
 use pyo3_tch::PyTensor;
 use tch::{Device, Tensor};
 
 use crate::{
-    error::{runtime_error, value_error},
+    error::{caught, runtime_error, value_error},
     memory::KeepMemory,
     sets::{self, Given, teacher_beside},
     watch::{Watch, device},
@@ -44,10 +47,11 @@ type Answer = (Vec<(String, PyTensor)>, String, Vec<f64>, Vec<f64>);
 #[pyfunction]
 pub(crate) fn train(py: Python<'_>, request: Request) -> PyResult<Answer> {
     let device = device(&request.device)?;
-    py.allow_threads(move || {
+    let work = move || {
         let _kept = KeepMemory::new();
         run(request, device)
-    })
+    };
+    py.allow_threads(|| caught("the training", work))
 }
 
 /// What to train on.
@@ -146,8 +150,15 @@ fn config(request: &Request, spec: &DatasetSpec, material: &Material) -> PyResul
     let mut preset = if is_real { protocol.full_data() } else { protocol.config() };
     preset.labels = material.targets().label_source();
     preset.dsa = spec.dsa.clone();
-    if let Some(adversarial) = &mut preset.adversarial {
-        adversarial.epsilon = request.eps.as_ref().map_or(Ok(spec.epsilon), |eps| eps.parse()).map_err(value_error)?;
+    let epsilon = request.eps.as_ref().map(|eps| eps.parse::<Epsilon>()).transpose().map_err(value_error)?;
+    match &mut preset.adversarial {
+        Some(adversarial) => adversarial.epsilon = epsilon.unwrap_or(spec.epsilon),
+        None if epsilon.is_some() => Python::with_gil(|py| {
+            let text = CString::new(format!("eps has no effect: the protocol {protocol} does not attack"))?;
+            // Above `_arguments.ask` and `c2r.train`.
+            PyErr::warn(py, &py.get_type::<PyUserWarning>(), &text, 3)
+        })?,
+        None => {}
     }
     let parse = |text: &String| {
         layers::parse_assignment(text).ok_or_else(|| PyValueError::new_err(format!("`{text}` is not key=value")))

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -82,6 +84,53 @@ def test_the_model_is_as_it_was(net, images, labels):
     assert torch.is_grad_enabled()
 
 
+def test_one_model_is_attacked_from_two_threads_in_evaluation(net, images, labels):
+    """The attack that began first ends first, and leaves the model to the other one as that needs it."""
+    net.train()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    alone = quiet(net, images, labels, "pgd", eps=0.02)
+    found = []
+
+    class Waits(nn.Module):
+        """Another module around the same one."""
+
+        def __init__(self):
+            super().__init__()
+            self.net, self.called, self.may_go_on = net, threading.Event(), threading.Event()
+
+        def forward(self, x):
+            self.called.set()
+            assert self.may_go_on.wait(60)
+            return self.net(x)
+
+    models = [Waits(), Waits()]
+    threads = [
+        threading.Thread(target=lambda model=model: found.append(quiet(model, images, labels, "pgd", eps=0.02)))
+        for model in models
+    ]
+    for model, thread in zip(models, threads):
+        thread.start()
+        assert model.called.wait(60)
+    for model, thread in zip(models, threads):
+        model.may_go_on.set()
+        thread.join()
+    assert all(torch.equal(result.adversarial, alone.adversarial) for result in found) and len(found) == 2
+    assert net.training and net.layers[1].training and net.layers[5].training
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+
+
+def test_a_module_of_torch_export_is_attacked(net, images, labels):
+    batches = {0: torch.export.Dim("n", min=1, max=512)}
+    exported = torch.export.export(net, (images,), dynamic_shapes=(batches,)).module()
+    was = exported.training
+    result = quiet(exported, images, labels, "pgd", eps=0.02)
+    assert exported.training == was
+    assert result.robust_accuracy == quiet(net, images, labels, "pgd", eps=0.02).robust_accuracy
+    inner = nn.Sequential(exported, nn.Dropout(0.5))
+    assert quiet(inner, images, labels, "pgd", eps=0.02).robust_accuracy == result.robust_accuracy
+    assert inner.training and inner[1].training
+
+
 def test_results_do_not_depend_on_batches_workers_and_order_of_calls(net, images, labels):
     runs = [
         quiet(net, images, labels, "pgd", eps=0.03, seed=5, **options)
@@ -122,8 +171,55 @@ def test_mistakes_are_found(net, images, labels):
     refused("not finite", kind=RuntimeError, model=lambda x: net(x) * float("nan"))
     refused("no gradient flows", kind=RuntimeError, model=lambda x: net(x).detach(), self_check=False)
     refused("return the logits alone", kind=TypeError, model=lambda x: (net(x), 1))
+    refused("names no attack", attack=[])
+    refused("names no attack", attack=())
+    for wrong in (-1, 2**64):
+        refused(r"seed must be in 0\.\.=18446744073709551615", seed=wrong)
+    for wrong in (1.5, "1", None):
+        refused("seed must be a whole number", seed=wrong)
+    refused("batch_size must be a whole number, not 1.5", batch_size=1.5)
+    refused("workers must be 1 or more", workers=0)
+    refused("norm cannot be None", kind=TypeError, norm=None)
+    refused("self_check cannot be 'no'", kind=TypeError, self_check="no")
+    refused("eps must be one number, not a tensor of shape \\[1\\]", eps=torch.tensor([0.1]))
+    dataset = torch.utils.data.TensorDataset(images, labels)
+    refused(r"not a TensorDataset: .* map\(torch.cat, zip\(\*loader\)\)", kind=TypeError, images=dataset)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=10)
+    refused(r"not a DataLoader: images, labels = map", kind=TypeError, images=loader)
+    images_of_loader, labels_of_loader = map(torch.cat, zip(*loader))
+    assert torch.equal(images_of_loader, images) and torch.equal(labels_of_loader, labels), "as the error says"
     with torch.inference_mode():
         refused("inference_mode", kind=RuntimeError)
+
+
+def test_a_device_that_is_not_there_is_one_line(net, images, labels, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for call in (
+        lambda: c2r.attack(net, images, labels, "pgd", eps=0.02, device="cuda"),
+        lambda: c2r.distill((images, labels), 1, "dm", device="cuda"),
+        lambda: c2r.train((images, labels), device=torch.device("cuda:1")),
+    ):
+        with pytest.raises(ValueError, match=r"^device cuda(:1)? is not available: .*; choose `cpu`$"):
+            call()
+
+
+def test_a_radius_of_zero_is_the_clean_outcome(net, images, labels):
+    with torch.no_grad():
+        right = net(images).argmax(1) == labels
+    for eps in (0, "0/255", 0.0, torch.tensor(0.0)):
+        result = quiet(net, images, labels, "pgd,square", eps=eps)
+        assert torch.equal(result.robust, right) and torch.equal(result.adversarial, images)
+        assert result.clean_accuracy == result.robust_accuracy == 22 / 24 and not result.flags
+    assert result.report["threat"]["epsilon"] == "0" and "nothing to attack" in result.report["notes"][0]
+    each = quiet(net, images, labels, "paper-six", eps=0, each=True)
+    assert len(each.adversarial) == 6 and all(torch.equal(found, images) for found in each.adversarial.values())
+    with pytest.raises(ValueError, match="has no option `stepz`"):
+        quiet(net, images, labels, "pgd", eps=0, stepz=3)
+
+
+def test_a_result_is_equal_to_itself(net, images, labels):
+    one, other = (quiet(net, images, labels, "fgsm", eps=0.02) for _ in range(2))
+    assert one == one and one != other and len({one, other, one}) == 2
 
 
 def test_options_reach_their_attacks(net, images, labels):
@@ -277,6 +373,52 @@ def test_a_radius_of_numpy_is_a_number(net, images, labels):
     numpy = pytest.importorskip("numpy")
     result = c2r.attack(net, images, labels, "fgsm", eps=numpy.float64(8 / 255), progress=False)
     assert result.robust_accuracy == c2r.attack(net, images, labels, "fgsm", eps=8 / 255, progress=False).robust_accuracy
+
+
+def test_a_tensor_of_one_number_is_a_number(net, images, labels):
+    options = {"steps": 3, "progress": False, "random_start": False}
+    found = c2r.attack(
+        net, images, labels, "pgd", eps=torch.tensor(0.5) / 16, step_size=torch.tensor(1 / 64), **options
+    )
+    expected = c2r.attack(net, images, labels, "pgd", eps=1 / 32, step_size=1 / 64, **options)
+    assert torch.equal(found.adversarial, expected.adversarial)
+
+
+FAULTS = """
+import resource, sys, torch, c2r
+
+torch.set_num_threads(1)
+large = torch.rand(int(sys.argv[1]))
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        large + 1
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def model(x):
+    return x.flatten(1)[:, :2]
+
+faults()
+before = faults()
+c2r.attack(model, torch.rand(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64), "fgsm", eps=0.1, self_check=False, progress=False)
+faults()
+print(before, faults())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="page faults of the C library of Linux")
+@pytest.mark.parametrize(
+    ("numbers", "chosen"),
+    [(1 << 20, {}), (16 << 20, {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)})],
+)
+def test_memory_is_kept_after_an_attack_as_before(numbers, chosen):
+    """What the caller computes afterwards gets no new pages for every tensor, and settings of the caller's stay."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    command = [sys.executable, "-W", "ignore", "-c", FAULTS, str(numbers)]
+    found = subprocess.run(command, env={**environment, **chosen}, capture_output=True, text=True, check=True)
+    before, after = map(int, found.stdout.split())
+    assert after < before + 1000, "20 tensors of 4 MiB are 20,480 pages"
 
 
 def test_an_error_that_the_check_survives_costs_no_result(images, labels):

@@ -52,6 +52,23 @@ def test_every_attack_breaks_images_inside_its_ball(net, images, labels, name):
             {"N": 3, "beta": 1.0, "decay": 0.5},
             {"attack": "vmi-fgsm", "eps": 8 / 255, "step_size": 2 / 255, "neighbours": 3, "beta": 1.0, "decay": 0.5},
         ),
+        ("BIM", {"steps": 0, "eps": 4 / 255}, {"attack": "bim", "eps": 4 / 255, "step_size": 2 / 255, "steps": 5}),
+        ("FFGSM", {"eps": 0.05}, {"attack": "pgd", "eps": 0.05, "step_size": 10 / 255, "steps": 1}),
+        (
+            "APGD",
+            {"norm": "L2", "eps": 0.5, "loss": "dlr", "n_restarts": 2, "eot_iter": 2, "rho": 0.5, "seed": 3},
+            {
+                "attack": "apgd-dlr",
+                "norm": "l2",
+                "eps": 0.5,
+                "steps": 10,
+                "restarts": 2,
+                "samples": 2,
+                "rho": 0.5,
+                "seed": 3,
+            },
+        ),
+        ("APGDT", {"n_classes": 3}, {"attack": "apgd-t", "eps": 8 / 255, "steps": 10, "set": {"apgd-t.targets": 2}}),
         ("EOTPGD", {"eot_iter": 3}, {"attack": "eot-pgd", "eps": 8 / 255, "step_size": 2 / 255, "samples": 3}),
         (
             "FAB",
@@ -66,7 +83,7 @@ def test_arguments_have_their_meaning(net, images, labels, name, arguments, opti
     assert torch.allclose(ours, direct.adversarial, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["FGSM", "PGD", "MIFGSM", "NIFGSM", "DeepFool", "CW"])
+@pytest.mark.parametrize("name", ["FGSM", "BIM", "PGD", "MIFGSM", "NIFGSM", "DeepFool", "CW"])
 def test_deterministic_attacks_are_those_of_torchattacks(net, images, labels, name):
     """Where both attack an image, both end at the same one, up to a few pixels whose gradient is rounding."""
     torchattacks = pytest.importorskip("torchattacks")
@@ -103,6 +120,38 @@ def test_targets_and_what_is_not_there(net, images, labels):
         c2r.torchattacks.TPGD(net).set_mode_targeted_random()
     with pytest.raises(NotImplementedError, match="evaluation mode"):
         attack.set_model_training_mode(model_training=True)
+
+
+def test_every_name_of_torchattacks_is_there_or_listed(net):
+    torchattacks = pytest.importorskip("torchattacks")
+    listed = c2r.torchattacks.__doc__
+
+    def missing(theirs, ours):
+        return [name for name in theirs if name[0] != "_" and not hasattr(ours, name)]
+
+    theirs, ours = torchattacks.PGD(net), c2r.torchattacks.PGD(net)
+    for owner, names in (
+        (c2r.torchattacks, missing(torchattacks.__all__, c2r.torchattacks)),
+        (ours, missing(dir(theirs), ours)),
+    ):
+        assert names
+        for name in names:
+            assert f"``{name}``" in listed, name
+            with pytest.raises(AttributeError, match=f"has no `{name}`, which torchattacks has: "):
+                getattr(owner, name)
+    with pytest.raises(AttributeError, match="PGD has no `stepz`$"):
+        _ = ours.stepz
+
+
+def test_the_ends_of_a_curve(net, images, labels):
+    assert torch.equal(c2r.torchattacks.PGD(net, eps=0)(images, labels), images)
+    adversary = c2r.autoattack.AutoAttack(net, eps=0, verbose=False)
+    assert torch.equal(adversary.run_standard_evaluation(images, labels), images)
+    assert adversary.result.robust_accuracy == adversary.result.clean_accuracy
+    with pytest.raises(ValueError, match="reaches every image"):
+        c2r.torchattacks.PGD(net, eps=1.0)(images, labels)
+    with pytest.raises(ValueError, match="step-size"):
+        c2r.torchattacks.PGD(net, alpha=0)(images, labels)
 
 
 @pytest.fixture

@@ -77,6 +77,33 @@ def test_doctor(capsys, monkeypatch):
     assert "is wrong: robust accuracy 1.0, expected 0.5" in capsys.readouterr().out
 
 
+TYPED = """
+import numpy as np
+import torch
+
+import c2r
+
+net: torch.nn.Module = torch.nn.Linear(1, 2)
+x, y = np.zeros((2, 1, 1, 1), dtype="float32"), np.zeros(2, dtype="int64")
+one: torch.Tensor = c2r.attack(net, x, y, "pgd", eps=torch.tensor(0.1), steps=3, step_size="1/255").adversarial
+many = c2r.attack(net, x, y, ["pgd", "fgsm"], eps="1/255", each=True, steps=3).adversarial
+c2r.save_set("x.npz", x, y)
+c2r.train(c2r.distill((x, y), ipc=1, iterations=3), length={"steps": 3})
+reveal_type(many)
+c2r.torchattacks.APGE(net)
+"""
+
+
+def test_types_are_those_of_use(tmp_path):
+    mypy = pytest.importorskip("mypy.api")
+    (tmp_path / "typed.py").write_text(TYPED)
+    said, _, _ = mypy.run([str(tmp_path / "typed.py"), "--cache-dir", str(tmp_path / "cache")])
+    errors = [line for line in said.splitlines() if "typed.py" in line]
+    assert len(errors) == 2, said
+    assert "torch._tensor.Tensor" in errors[0] and "dict[" in errors[0], said
+    assert 'no attribute "APGE"' in errors[1], said
+
+
 def test_everything_public_is_documented():
     for module in (c2r, c2r.torchattacks, c2r.autoattack):
         for name in module.__all__:

@@ -1,6 +1,7 @@
 """Sets, distillation and training in memory."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,6 +41,77 @@ def test_what_is_not_a_set_is_refused(tmp_path):
         c2r.save_set(tmp_path / "x.npz", torch.rand(3, 1, 4, 4), torch.tensor([0, 1, 1]))
     with pytest.raises(ValueError, match="absent.npz"):
         c2r.load_set(tmp_path / "absent.npz")
+
+
+def test_arrays_and_bytes_make_a_set(tmp_path):
+    numpy = pytest.importorskip("numpy")
+    images, labels = numpy.arange(4 * 3 * 4 * 4, dtype="uint8").reshape(4, 3, 4, 4), numpy.array([0, 0, 1, 1])
+    c2r.save_set(tmp_path / "set.npz", images, labels)
+    assert torch.equal(c2r.load_set(tmp_path / "set.npz").images, torch.from_numpy(images) / 255)
+    for wrong in ((images[0], labels), (images, labels[:3]), (images[:0], labels[:0])):
+        with pytest.raises(ValueError, match=r"images must be \[M, C, H, W\] and labels \[M\], not \["):
+            c2r.save_set(tmp_path / "wrong.npz", *wrong)
+    with pytest.raises(ValueError, match="seed must be a whole number"):
+        c2r.save_set(tmp_path / "wrong.npz", images, labels, seed="1")
+
+
+@pytest.mark.parametrize(("name", "advice"), [("a.pt", "torch.save"), ("a.PTH", "torch.save"), ("a.npy", ".npz holds")])
+def test_extensions_of_other_formats_are_refused(tmp_path, name, advice):
+    images, labels = blobs(2)
+    with pytest.raises(ValueError, match=f"(?i)does not write {Path(name).suffix}: end .*{name}.*{advice}"):
+        c2r.save_set(tmp_path / name, images, labels)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_changed_set_is_refused(tmp_path):
+    options = {"model": "ConvNet-D1-W8-IN", "length": {"steps": 2}, "progress": False}
+    for profile in ("random-real", "random-real-mosaic"):
+        found = c2r.distill(blobs(16), 2, profile, progress=False)
+        c2r.train(found, **options)
+        images, labels = found.images.clone(), found.labels.clone()
+        for change in (
+            lambda: setattr(found, "images", images.flip(0)),  # noqa: B023
+            lambda: found.images.mul_(0.5),  # noqa: B023
+            lambda: setattr(found, "images", images[:-1]),  # noqa: B023
+            lambda: found.labels.sub_(1).abs_(),  # noqa: B023
+        ):
+            change()
+            with pytest.raises(ValueError, match="of this set are not what it stores.* c2r.save_set"):
+                c2r.train(found, **options)
+            with pytest.raises(ValueError, match="of this set are not what it stores"):
+                c2r.save_set(tmp_path / "changed.npz", found)
+            found.images, found.labels = images.clone(), labels.clone()
+        c2r.save_set(tmp_path / profile, found, quantize=True)
+    # As the error and the page say.
+    c2r.save_set(tmp_path / "changed.safetensors", images.flip(3), labels, dataset="blobs", method="flipped")
+    changed = c2r.load_set(tmp_path / "changed.safetensors")
+    assert torch.equal(changed.images, images.flip(3)) and c2r.train(changed, **options)
+
+
+def test_errors_are_exceptions(monkeypatch):
+    """None is a PanicException, which `except Exception` does not catch."""
+    with torch.inference_mode():
+        with pytest.raises(RuntimeError, match="c2r.distill needs gradients"):
+            c2r.distill(blobs(), 1, "dm", progress=False)
+        with pytest.raises(RuntimeError, match="c2r.train needs gradients"):
+            c2r.train(blobs(), progress=False)
+        # Behind the check, c2r panics.
+        monkeypatch.setattr(c2r._sets._arguments, "outside_inference_mode", lambda _: None)
+        small = {"model": "ConvNet-D1-W8-IN", "progress": False}
+        with pytest.raises(RuntimeError, match="the distillation failed: ") as caught:
+            c2r.distill(blobs(), 1, "dm", iterations=1, **{"matching.real_per_class": 3}, **small)
+        assert "frame #" not in str(caught.value)
+        with pytest.raises(RuntimeError, match="the training failed: "):
+            c2r.train(blobs(), length={"steps": 1}, **small)
+
+
+def test_networks_that_the_package_has_no_module_for_are_named():
+    images, labels = blobs(4)
+    images = images.repeat(1, 1, 4, 4)
+    for model in ("ResNet18-IN", "VGG11-IN", "AlexNet-NONE"):
+        state = c2r.train((images, labels), model=model, length={"steps": 1}, progress=False)
+        with pytest.raises(ValueError, match="not that of a ConvNet, as `.*` shows; .* c2r attack --state-dict"):
+            c2r.ConvNet.of(state, (32, 32))
 
 
 def test_images_in_memory_are_distilled_and_trained_on():
@@ -105,3 +177,30 @@ def test_wrong_keys_are_named():
         c2r.distill(blobs(), 1, "dm", classes=1, progress=False)
     with pytest.raises(ValueError, match="natual"):
         c2r.train(blobs(), "natual", progress=False)
+    for wrong in ("a", None, -1, float("nan")):
+        with pytest.raises(ValueError, match="checkpoint_seconds must be a number, 0 or more"):
+            c2r.distill(blobs(), 1, "dm", checkpoint_seconds=wrong, progress=False)
+    for classes, message in ((-1, "1 or more"), (1.5, "a whole number")):
+        with pytest.raises(ValueError, match=f"classes must be {message}"):
+            c2r.distill(blobs(), 1, "dm", classes=classes, progress=False)
+        with pytest.raises(ValueError, match=f"classes must be {message}"):
+            c2r.train(blobs(), classes=classes, progress=False)
+    with pytest.raises(ValueError, match="seed must be in"):
+        c2r.train(blobs(), seed=-1, progress=False)
+    with pytest.raises(TypeError, match="protocol cannot be 3: "):
+        c2r.train(blobs(), 3, progress=False)
+    with pytest.raises(TypeError, match="two tensors or arrays"):
+        c2r.distill((*blobs(), 1), 1, "dm", progress=False)
+    for function in (lambda x: c2r.distill(x, 1, "dm", progress=False), lambda x: c2r.train(x, progress=False)):
+        with pytest.raises(TypeError, match="not a TensorDataset: "):
+            function(torch.utils.data.TensorDataset(*blobs()))
+
+
+def test_a_radius_of_natural_training_is_read():
+    options = {"model": "ConvNet-D1-W8-IN", "length": {"steps": 1}, "progress": False}
+    with pytest.raises(ValueError, match="`garbage` is not a radius"):
+        c2r.train(blobs(), eps="garbage", **options)
+    with pytest.warns(UserWarning, match="eps has no effect: the protocol natural does not attack") as caught:
+        c2r.train(blobs(), eps="8/255", **options)
+    assert caught[0].filename == __file__
+    c2r.train(blobs(), "pgd-at", eps=torch.tensor(0.1), **options)

@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,14 +11,18 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple, Union
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, Union, overload
 
 import torch
 
-from c2r import _core, _progress
+from c2r import _arguments, _core, _progress
+from c2r._arguments import Array
 
 Model = Union[Callable[[torch.Tensor], torch.Tensor], torch.jit.ScriptModule, str, "os.PathLike[str]"]
-Epsilon = Union[str, float, Fraction]
+Epsilon = Union[str, float, Fraction, torch.Tensor]
+
+#: What an attack returns: a tensor, or a dictionary of them.
+Images = TypeVar("Images", bound=Union[torch.Tensor, dict[str, torch.Tensor]])
 
 #: Images per pass, as of the command.
 BATCH_SIZE = 128
@@ -36,13 +41,14 @@ class Flag(NamedTuple):
     note: str
 
 
-@dataclass(frozen=True)
-class Result:
+# Tensors have no equality of their own that is one truth value: a result is equal to itself only.
+@dataclass(frozen=True, eq=False)
+class Result(Generic[Images]):
     """What an attack did, and to which images."""
 
     #: float32 ``[N, C, H, W]`` in [0, 1], on the device of the images: the image that was judged last, and the clean image
     #: where nothing was attacked. With ``each`` and several attacks, one such tensor per attack.
-    adversarial: torch.Tensor | dict[str, torch.Tensor] = field(repr=False)
+    adversarial: Images = field(repr=False)
     #: bool ``[N]`` on the CPU: right without an attack and under every attack.
     robust: torch.Tensor = field(repr=False)
     #: Share of the images that are classified as their label.
@@ -55,10 +61,44 @@ class Result:
     report: dict[str, Any] = field(repr=False)
 
 
+@overload
 def attack(
     model: Model,
-    images: torch.Tensor,
-    labels: torch.Tensor,
+    images: Array,
+    labels: Array,
+    attack: str | Sequence[str],
+    *,
+    eps: Epsilon,
+    norm: str = "linf",
+    batch_size: int | None = None,
+    seed: int = 0,
+    targets: str | None = None,
+    each: Literal[False] = False,
+    set: Mapping[str, Any] | None = None,
+    device: str | torch.device | None = None,
+    workers: int | None = None,
+    self_check: bool = True,
+    as_is: bool = False,
+    trace: bool = False,
+    progress: _progress.Progress = True,
+    **options: Any,
+) -> Result[torch.Tensor]: ...
+@overload
+def attack(
+    model: Model,
+    images: Array,
+    labels: Array,
+    attack: str | Sequence[str],
+    *,
+    each: bool,
+    eps: Epsilon,
+    # All the others.
+    **options: Any,
+) -> Result[torch.Tensor | dict[str, torch.Tensor]]: ...
+def attack(
+    model: Model,
+    images: Array,
+    labels: Array,
     attack: str | Sequence[str],
     *,
     eps: Epsilon,
@@ -75,7 +115,7 @@ def attack(
     trace: bool = False,
     progress: _progress.Progress = True,
     **options: Any,
-) -> Result:
+) -> Result[Any]:
     """Attacks ``model`` on labelled images and says which of them it still classifies correctly.
 
     Misclassified images count as not robust and are not attacked. Every image that an attack proposes is projected into
@@ -91,7 +131,8 @@ def attack(
         attack: An attack or suite, several of them, or several separated by commas: ``clean noise fgsm r-fgsm bim pgd
             mi-fgsm ni-fgsm vmi-fgsm vni-fgsm tpgd eot-pgd jitter cw-linf apgd-ce apgd-dlr apgd-t deepfool cw-l2 fab
             fab-t square``; ``paper-six autoattack-standard autoattack-plus autoattack-rand``.
-        eps: The radius in pixel units: ``"8/255"``, a fraction or a float.
+        eps: The radius in pixel units: ``"8/255"``, a fraction, a float or a tensor of one. With 0, nothing is attacked,
+            and the result is that of the clean images: the first point of a curve.
         norm: ``linf``, ``l2`` or ``l1``.
         batch_size: Images per pass, 128 by default; changes results by float rounding only.
         seed: Seed of all noise; a sample's noise belongs to its position in ``images``.
@@ -113,37 +154,37 @@ def attack(
 
     Raises:
         ValueError: An argument that cannot be right; the text is that of the command.
+        TypeError: An argument of another type.
         RuntimeError: The model returned something that an attack cannot be judged on.
         Exception: What the model raises comes back as it is, ``KeyboardInterrupt`` included.
     """
     names = attack.split(",") if isinstance(attack, str) else list(attack)
-    images = torch.as_tensor(images)
-    labels = torch.as_tensor(labels).to(images.device)
+    if not names:
+        raise ValueError('attack names no attack: give one or more, such as "pgd" or "autoattack-standard"')
+    images = _arguments.tensor("images", images)
+    labels = _arguments.tensor("labels", labels).to(images.device)
     if trace and (not isinstance(model, torch.nn.Module) or isinstance(model, torch.jit.ScriptModule)):
         raise TypeError(f"trace=True needs a torch.nn.Module that is not TorchScript yet, not {type(model).__qualname__}")
-    if torch.is_inference_mode_enabled():
-        raise RuntimeError(
-            "c2r.attack needs gradients, which torch.inference_mode() turns off for good; call it outside"
-        )
+    _arguments.outside_inference_mode("c2r.attack")
     request = SimpleNamespace(
         model=None,
         path=None,
         name=_name(model),
-        device=str(torch.device(device) if device is not None else _device(model, images)),
+        device=_arguments.device(device if device is not None else _device(model, images)),
         images=images.detach(),
         labels=labels.detach(),
         attacks=names,
         norm=norm,
-        eps=_text(eps),
+        eps=_text("eps", eps),
         targets=targets,
         each=each,
-        batch_size=BATCH_SIZE if batch_size is None else _positive("batch_size", batch_size),
-        seed=seed,
-        workers=_positive("workers", workers) if workers is not None else 1,
+        batch_size=BATCH_SIZE if batch_size is None else _arguments.whole("batch_size", batch_size, 1),
+        seed=_arguments.seed(seed),
+        workers=_arguments.whole("workers", workers, 1) if workers is not None else 1,
         self_check=self_check,
         as_is=as_is,
-        options=[(name.replace("_", "-"), _text(value)) for name, value in options.items() if value is not None],
-        set=[(*_key(key), _text(value)) for key, value in (set or {}).items()],
+        options=[(key.replace("_", "-"), _text(key, value)) for key, value in options.items() if value is not None],
+        set=[(*_key(key), _text(key, value)) for key, value in (set or {}).items()],
         progress=_progress.callback(progress),
         grad=torch.autograd.grad,
     )
@@ -164,7 +205,7 @@ def attack(
             request.workers = torch.get_num_threads()
         try:
             with _evaluating(model):
-                sets, robust, text = _core.attack(request)
+                sets, robust, text = _arguments.ask(_core.attack, request)
         finally:
             _progress.close(request.progress)
     report = json.loads(text)
@@ -177,19 +218,56 @@ def attack(
     return Result(adversarial, torch.tensor(robust), inner["clean_accuracy"], inner["robust_accuracy"], flags, report)
 
 
+class _Held:
+    """A module that attacks have switched to evaluation."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.module = module
+        #: As it was before the first of them.
+        self.training = module.training
+        #: How many attacks are at it.
+        self.holders = 0
+
+
+# By identity: modules may define an equality of their own. Every attack that is at one keeps it alive.
+_HELD: dict[int, _Held] = {}
+_HELD_LOCK = threading.Lock()
+
+
 @contextmanager
 def _evaluating(model: Model) -> Iterator[None]:
-    """Switches a module to evaluation, and what was in training mode back."""
-    training: list[torch.nn.Module] = []
+    """Switches a module to evaluation, and what was in training mode back.
+
+    Several attacks may be at one module, each on its thread: the last one switches back.
+    """
+    modules: list[torch.nn.Module] = []
     if isinstance(model, torch.nn.Module) and not isinstance(model, torch.jit.ScriptModule):
-        training = [module for module in model.modules() if module.training]
-        if training:
-            model.eval()
+        modules = list(model.modules())
+    with _HELD_LOCK:
+        for module in modules:
+            _HELD.setdefault(id(module), _Held(module)).holders += 1
     try:
+        if any(module.training for module in modules):
+            _evaluate(model, modules)
         yield
     finally:
-        for module in training:
-            module.training = True
+        with _HELD_LOCK:
+            for module in modules:
+                held = _HELD[id(module)]
+                held.holders -= 1
+                if held.holders == 0:
+                    del _HELD[id(module)]
+                    if held.training:
+                        module.training = True
+
+
+def _evaluate(model: Any, modules: list[torch.nn.Module]) -> None:
+    try:
+        model.eval()
+    except NotImplementedError:
+        # Modules of torch.export have no modes: what training or evaluation means is part of their graph.
+        for module in modules:
+            module.training = False
 
 
 def _traced(module: torch.nn.Module, images: torch.Tensor) -> torch.jit.ScriptModule:
@@ -236,18 +314,16 @@ def _name(model: Model) -> str:
     return f"{getattr(model, '__module__', None) or type(model).__module__}.{kind}"
 
 
-def _text(value: Any) -> str:
-    """A value as the command line has it."""
+def _text(name: str, value: Any) -> str:
+    """A value as the command line has it; ``name`` is for the error."""
+    if isinstance(value, torch.Tensor):
+        if value.dim() > 0:
+            raise ValueError(f"{name} must be one number, not a tensor of shape {list(value.shape)}")
+        value = value.item()
     if isinstance(value, bool):
         return str(value).lower()
     # repr(value) of NumPy's floats would contain the name of their type.
     return float.__repr__(value) if isinstance(value, float) else str(value)
-
-
-def _positive(name: str, value: int) -> int:
-    if value < 1:
-        raise ValueError(f"{name} must be 1 or more, not {value}")
-    return value
 
 
 def _key(key: str) -> tuple[str, str]:

@@ -9,17 +9,31 @@ from typing import Any, Union
 
 import torch
 
-from c2r import _core, _progress
+from c2r import _arguments, _core, _progress
+from c2r._arguments import Array
 from c2r._attack import Epsilon, _text
 
-Tensors = tuple[torch.Tensor, torch.Tensor]
+Tensors = tuple[Array, Array]
+
+_TORCH_SAVE = '; or: torch.save({"images": images, "labels": labels}, path)'
+#: What others write under these extensions, and how.
+_OTHER_FORMATS = {
+    ".pt": _TORCH_SAVE,
+    ".pth": _TORCH_SAVE,
+    ".npy": "; numpy.save writes one array, .npz holds images and labels",
+    ".png": "",
+}
 
 #: Seconds between saved states of a distillation, as of the command.
 CHECKPOINT_SECONDS = 300.0
 
 
 class DistilledSet(torch.utils.data.Dataset):  # type: ignore[type-arg]
-    """A distilled set; as a ``torch.utils.data.Dataset`` it yields ``(image, label)``, or ``(image, soft label)``."""
+    """A distilled set; as a ``torch.utils.data.Dataset`` it yields ``(image, label)``, or ``(image, soft label)``.
+
+    :func:`train` and :func:`save_set` take what is stored, and refuse a set whose ``images`` or ``labels`` were changed.
+    A changed set is a set of its own: write it with ``save_set(path, images, labels, ...)`` and read it with :func:`load_set`.
+    """
 
     #: float32 ``[n, C, H, W]`` in [0, 1], mosaics cut apart and enlarged: what a network is trained on.
     images: torch.Tensor
@@ -59,13 +73,23 @@ class DistilledSet(torch.utils.data.Dataset):  # type: ignore[type-arg]
         )
 
     def _given(self) -> SimpleNamespace:
-        return SimpleNamespace(
+        """What the compiled half takes, if ``images`` and ``labels`` still are what is stored."""
+        given = SimpleNamespace(
             stored=self.stored,
             stored_labels=self._stored_labels,
             soft_labels=self.soft_labels,
             formation=self.formation,
             header=json.dumps(self.provenance),
         )
+        for name, stored in zip(("images", "labels"), _core.decode(given)):
+            shown = torch.as_tensor(getattr(self, name)).detach().to(stored.device, stored.dtype)
+            if shown.shape != stored.shape or not torch.allclose(shown, stored, rtol=0, atol=1e-6):
+                raise ValueError(
+                    f"`{name}` of this set are not what it stores: they were changed. A changed set is a set of its own: "
+                    'write it, c2r.save_set("changed.safetensors", images, labels, dataset=..., method=...), and use what '
+                    "c2r.load_set reads"
+                )
+        return given
 
 
 def load_set(path: Union[str, "os.PathLike[str]"]) -> DistilledSet:
@@ -79,9 +103,9 @@ def load_set(path: Union[str, "os.PathLike[str]"]) -> DistilledSet:
 
 def save_set(
     path: Union[str, "os.PathLike[str]"],
-    images: DistilledSet | torch.Tensor,
-    labels: torch.Tensor | None = None,
-    soft_labels: torch.Tensor | None = None,
+    images: DistilledSet | Array,
+    labels: Array | None = None,
+    soft_labels: Array | None = None,
     *,
     dataset: str = "unknown",
     method: str = "unknown",
@@ -96,7 +120,8 @@ def save_set(
 
     Args:
         path: Where to.
-        images: A :class:`DistilledSet`, and nothing else is needed; or float32 ``[M, C, H, W]`` in [0, 1].
+        images: A :class:`DistilledSet`, and nothing else is needed; or float32 ``[M, C, H, W]`` in [0, 1], or uint8, which
+            is divided by 255.
         labels: int64 ``[M]``, the same number of each class.
         soft_labels: float32 ``[M, K]``, rows summing to 1.
         dataset: Name of the real dataset, e.g. ``cifar10``.
@@ -108,12 +133,28 @@ def save_set(
         quantize: Let PNG images round pixels that are not multiples of 1/255.
 
     Raises:
-        ValueError: The tensors do not make a set; the text says what breaks which rule.
+        ValueError: The tensors do not make a set, or the path has the extension of another format; the text says what
+            breaks which rule.
     """
+    suffix = Path(path).suffix.lower()
+    if suffix in _OTHER_FORMATS:
+        raise ValueError(
+            f"save_set does not write {suffix}: end {os.fspath(path)} with .safetensors or .npz, or leave the extension out "
+            f"for a folder of PNG images{_OTHER_FORMATS[suffix]}"
+        )
     if isinstance(images, DistilledSet):
         return _core.save_set(images._given(), os.fspath(path), quantize)
     if labels is None:
         raise ValueError("labels are missing")
+    images, labels = _arguments.tensor("images", images), _arguments.tensor("labels", labels)
+    if images.dim() != 4 or labels.shape != images.shape[:1] or not labels.numel():
+        raise ValueError(
+            f"images must be [M, C, H, W] and labels [M], not {list(images.shape)} and {list(labels.shape)}"
+        )
+    if images.dtype == torch.uint8:
+        images = images / 255
+    if soft_labels is not None:
+        soft_labels = _arguments.tensor("soft_labels", soft_labels)
     classes = int(labels.max()) + 1 if soft_labels is None else soft_labels.shape[1]
     header = {
         "schema_version": 1,
@@ -121,8 +162,8 @@ def save_set(
         "classes": classes,
         "images_per_class": len(labels) // classes,
         "method": method,
-        "seed": seed,
-        "iterations": iterations,
+        "seed": _arguments.seed(seed),
+        "iterations": _arguments.whole("iterations", iterations, 0),
         "config": {},
         "versions": {"c2r": _core.__version__, "torch": torch.__version__},
         "data_sha256": "",
@@ -174,8 +215,9 @@ def distill(
         ValueError: A key or value that cannot be, or another run in the folder.
         KeyboardInterrupt: After the state is saved, where there is a ``run_dir``.
     """
+    _arguments.outside_inference_mode("c2r.distill")
     known = isinstance(dataset, str)
-    images, labels = (None, None) if isinstance(dataset, str) else map(torch.as_tensor, dataset)
+    images, labels = (None, None) if isinstance(dataset, str) else _arguments.pair("dataset", dataset)
     reporter = _progress.callback(progress)
     request = SimpleNamespace(
         name=dataset if known else name,
@@ -187,12 +229,12 @@ def distill(
         set=_assignments({"ipc": ipc, **overrides}),
         run_dir=None if run_dir is None else os.fspath(run_dir),
         force=force,
-        checkpoint_seconds=checkpoint_seconds,
-        device=str(torch.device(device)),
+        checkpoint_seconds=_seconds(checkpoint_seconds),
+        device=_arguments.device(device),
         progress=reporter,
     )
     try:
-        parts = _core.distill(request)
+        parts = _arguments.ask(_core.distill, request)
     finally:
         _progress.close(reporter)
     return DistilledSet(parts, None if run_dir is None else Path(run_dir))
@@ -218,8 +260,9 @@ def train(
     Args:
         set: What :func:`distill` or :func:`load_set` returned, or ``(images, labels)`` as for :func:`distill`.
         protocol: ``natural``, ``pgd-at``, ``trades`` or ``dd-robustbench``.
-        model: The network, e.g. ``ConvNet-D3-W128-IN``; by default that of the dataset's tables.
-        eps: Radius of adversarial training in pixel units.
+        model: The network: ``ConvNet-D3-W128-IN`` and the like, ``ResNet18-IN``, ``VGG11-IN`` or ``AlexNet-NONE``; by default
+            the ConvNet of the dataset's tables.
+        eps: Radius of adversarial training in pixel units, by default the dataset's. Of no effect in natural training.
         seed: Seed of initialization, order and augmentation.
         name, classes: As in :func:`distill`.
         device: Where to compute.
@@ -227,13 +270,17 @@ def train(
         **overrides: Keys of the protocol: ``lr=0.02``, ``length={"steps": 500}``.
 
     Returns:
-        A state dict for :class:`c2r.ConvNet` (``mean`` and ``std`` of the pixels included): ``c2r.ConvNet.of(state, (H, W))``.
+        A state dict, ``mean`` and ``std`` of the pixels included. That of a ConvNet is for :class:`c2r.ConvNet`:
+        ``c2r.ConvNet.of(state, (H, W))``. The package has no module for the other networks; their parameters have the names
+        that the field's own code gives them. The command attacks them, once ``torch.save`` wrote the state dict without
+        ``mean`` and ``std``: ``c2r attack --state-dict net.pt --arch ResNet18-IN --normalized MEAN/STD``.
 
     Raises:
         ValueError: A key or value that cannot be.
     """
+    _arguments.outside_inference_mode("c2r.train")
     distilled = set if isinstance(set, DistilledSet) else None
-    images, labels = (None, None) if isinstance(set, DistilledSet) else map(torch.as_tensor, set)
+    images, labels = (None, None) if isinstance(set, DistilledSet) else _arguments.pair("set", set)
     reporter = _progress.callback(progress)
     request = SimpleNamespace(
         distilled=None if distilled is None else distilled._given(),
@@ -245,13 +292,13 @@ def train(
         protocol=protocol,
         set=_assignments(overrides),
         model=model,
-        eps=None if eps is None else _text(eps),
-        seed=seed,
-        device=str(torch.device(device)),
+        eps=None if eps is None else _text("eps", eps),
+        seed=_arguments.seed(seed),
+        device=_arguments.device(device),
         progress=reporter,
     )
     try:
-        parameters, _, mean, std = _core.train(request)
+        parameters, _, mean, std = _arguments.ask(_core.train, request)
     finally:
         _progress.close(reporter)
     state = {parameter: tensor.detach() for parameter, tensor in parameters}
@@ -261,22 +308,33 @@ def train(
 
 def _classes(classes: int | None, labels: torch.Tensor | None) -> int:
     if classes is not None:
-        return classes
+        return _arguments.whole("classes", classes, 1)
     return 0 if labels is None or not labels.numel() else int(labels.max()) + 1
+
+
+def _seconds(value: Any) -> float:
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = -1.0
+    # Written so that NaN fails.
+    if not seconds >= 0:
+        raise ValueError(f"checkpoint_seconds must be a number, 0 or more, not {value!r}")
+    return seconds
 
 
 def _assignments(overrides: Mapping[str, Any]) -> list[str]:
     """``key=value`` in TOML."""
-    return [f"{_key(key)}={_toml(value)}" for key, value in overrides.items() if value is not None]
+    return [f"{_key(key)}={_toml(key, value)}" for key, value in overrides.items() if value is not None]
 
 
 def _key(key: str) -> str:
     return key.replace("_", "-")
 
 
-def _toml(value: Any) -> str:
+def _toml(key: str, value: Any) -> str:
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_key(key)} = {_toml(inner)}" for key, inner in value.items()) + "}"
+        return "{" + ", ".join(f"{_key(inner)} = {_toml(inner, each)}" for inner, each in value.items()) + "}"
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_toml, value))}]"
-    return json.dumps(value) if isinstance(value, str) else _text(value)
+        return f"[{', '.join(_toml(key, each) for each in value)}]"
+    return json.dumps(value) if isinstance(value, str) else _text(key, value)

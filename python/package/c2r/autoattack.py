@@ -17,6 +17,7 @@ What differs:
 * Without ``seed``, the seed is 0 and not the clock.
 * ``state_path`` is a ``NotImplementedError``: the command ``c2r attack --output`` resumes.
 * The checks of autoattack come as :class:`c2r.Doubtful` warnings.
+* An ``eps`` that reaches every image (1 or more in Linf) is a ``ValueError``: that would most often be 8 where 8/255 is meant.
 """
 
 import sys
@@ -108,7 +109,7 @@ class AutoAttack:
         self.device = device
         self.log_path = log_path
         #: The :class:`c2r.Result` of the last evaluation.
-        self.result: Result | None = None
+        self.result: Result[torch.Tensor] | None = None
 
     def __getattr__(self, name: str) -> Any:
         if name in _PARTS:
@@ -117,7 +118,7 @@ class AutoAttack:
             )
         raise AttributeError(f"{type(self).__name__} has no attribute `{name}`")
 
-    def _run(self, names: Sequence[str], images: torch.Tensor, labels: torch.Tensor, bs: int) -> Result:
+    def _run(self, names: Sequence[str], images: torch.Tensor, labels: torch.Tensor, bs: int) -> Result[torch.Tensor]:
         unknown = [name for name in names if name not in _KNOWN]
         if unknown or not names:
             raise ValueError(f"attacks_to_run must be of {', '.join(_KNOWN)}, not {', '.join(unknown) or 'empty'}")
@@ -154,7 +155,7 @@ class AutoAttack:
         options.update({f"{name}.{option}": value for name, option, value in changes if name in names})
         return options
 
-    def _log(self, result: Result) -> None:
+    def _log(self, result: Result[torch.Tensor]) -> None:
         lines = [f"initial accuracy: {result.clean_accuracy:.2%}"]
         report = result.report["evaluation"]["report"]
         for entry in report["attacks"]:
@@ -188,7 +189,9 @@ class AutoAttack:
         return self._adversarial(self._run(self.attacks_to_run, x_orig, y_orig, bs), x_orig, y_orig, return_labels)
 
     @staticmethod
-    def _adversarial(result: Result, images: torch.Tensor, labels: torch.Tensor, return_labels: bool) -> Any:
+    def _adversarial(
+        result: Result[torch.Tensor], images: torch.Tensor, labels: torch.Tensor, return_labels: bool
+    ) -> Any:
         """The images that were broken; the others clean, as autoattack returns them."""
         robust = result.robust.to(images.device).view(-1, 1, 1, 1)
         assert isinstance(result.adversarial, torch.Tensor), "a suite has one set of images"

@@ -44,8 +44,23 @@ class ConvNet(nn.Module):
 
     @classmethod
     def of(cls, state: Mapping[str, torch.Tensor], size: Sequence[int]) -> "ConvNet":
-        """The network of a state dict that :func:`c2r.train` returned, for images of this height and width."""
+        """The network of a state dict that :func:`c2r.train` returned, for images of this height and width.
+
+        Raises:
+            ValueError: The state dict is that of another network, such as ``ResNet18-IN``.
+        """
         weights = [tensor for name, tensor in state.items() if name.startswith("features.") and tensor.dim() == 4]
+        modules = ["classifier", *(f"features.{4 * block}" for block in range(len(weights)))]
+        if "features.1.weight" in state:
+            modules += [f"features.{4 * block + 1}" for block in range(len(weights))]
+        names = {"mean", "std", *(f"{module}.{kind}" for module in modules for kind in ("weight", "bias"))}
+        apart = sorted(names.symmetric_difference(state))
+        if not weights or apart or any(weight.shape[2:] != (3, 3) for weight in weights):
+            raise ValueError(
+                f"the state dict is not that of a ConvNet{f', as `{apart[0]}` shows' if apart else ''}; c2r.ConvNet is no "
+                "other network. The command takes the others: write the state dict without `mean` and `std` by torch.save, "
+                "then c2r attack --state-dict net.pt --arch ResNet18-IN --normalized MEAN/STD"
+            )
         network = cls(
             channels=weights[0].shape[1],
             classes=len(state["classifier.bias"]),

@@ -15,11 +15,19 @@ Arguments have the same names, order, defaults and meaning, and images are pixel
 * Targets: :meth:`Attack.set_mode_targeted_random` and :meth:`Attack.set_mode_targeted_least_likely` with ``kth_min=1``
   are there; targets by label or by function are a ``NotImplementedError``.
 * What c2r doubts about a result comes as a :class:`c2r.Doubtful` warning.
+* ``alpha=0`` is a ``ValueError``, and so is an ``eps`` that reaches every image (1 or more in Linf): that would most often be
+  8 where 8/255 is meant. With ``eps=0`` the images come back as they are.
+* These are not there, and the error says what to use instead: the methods and attributes ``save``, ``load``, ``device``,
+  ``set_device``, ``model_name``, ``normalization_used``, ``targeted``, ``set_model``, ``get_logits``, ``normalize``,
+  ``inverse_normalize``, ``to_type``, ``get_output_with_eval_nograd``, ``get_target_label``, ``get_least_likely_label`` and
+  ``get_random_target_label``; the classes
+  ``MultiAttack``, ``LGV``, ``VANILA``, ``GN``, ``RFGSM``, ``UPGD``, ``DIFGSM``, ``TIFGSM``, ``SINIFGSM``, ``PGDRS``,
+  ``PGDRSL2``, ``SPSA``, ``PIFGSM``, ``PIFGSMPP``, ``EADL1``, ``EADEN``, ``JSMA``, ``SparseFool``, ``OnePixel`` and ``Pixle``.
 """
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,9 +35,13 @@ from c2r._attack import Doubtful, _device, _evaluating
 from c2r._attack import attack as _attack
 
 __all__ = [
+    "APGD",
+    "APGDT",
+    "BIM",
     "CW",
     "EOTPGD",
     "FAB",
+    "FFGSM",
     "FGSM",
     "MIFGSM",
     "NIFGSM",
@@ -45,6 +57,53 @@ __all__ = [
 ]
 
 Images = torch.Tensor
+
+# What torchattacks has besides, and what to use instead.
+_OTHER_CLASSES = {
+    "MultiAttack": 'name several attacks at once: c2r.attack(model, images, labels, "pgd,fab", eps=...)',
+    "VANILA": "the images as they are need no attack",
+    "GN": 'c2r.attack has "noise", the worst of several uniform perturbations',
+    "RFGSM": 'c2r.attack has "r-fgsm", one random and one gradient step; PGD with random_start=True is closest',
+    "UPGD": "PGD, MIFGSM and EOTPGD are its parts",
+    **dict.fromkeys(
+        ("DIFGSM", "TIFGSM", "SINIFGSM", "PIFGSM", "PIFGSMPP", "LGV"), "of its kind there are MIFGSM to VNIFGSM"
+    ),
+    **dict.fromkeys(("PGDRS", "PGDRSL2"), "for randomized models there is EOTPGD"),
+    "SPSA": "without gradients there is Square",
+    **dict.fromkeys(("EADL1", "EADEN"), 'in L1 there are FAB, Square and APGD with norm="L1"'),
+    **dict.fromkeys(("JSMA", "SparseFool", "OnePixel", "Pixle"), "c2r has the norms Linf, L2 and L1, not L0"),
+}
+_LABELS = (
+    "get_output_with_eval_nograd",
+    "get_target_label",
+    "get_least_likely_label",
+    "get_random_target_label",
+)
+_OTHER_ATTRIBUTES = {
+    "save": "torch.save what it returns; c2r.attack has accuracies and a report, too",
+    "load": "torch.load what you saved",
+    "device": "it computes where the model's parameters are",
+    "set_device": "it computes where the model's parameters are; c2r.attack takes a device",
+    "model_name": "take type(attack.model).__name__",
+    "normalization_used": "set_normalization_used sets it; images in [0, 1] need none",
+    "targeted": 'take attack.get_mode() != "default"',
+    "set_model": "set attack.model",
+    "get_logits": "call attack.model",
+    **dict.fromkeys(("normalize", "inverse_normalize", "to_type"), "convert the images yourself"),
+    **dict.fromkeys(_LABELS, "call attack.model"),
+}
+
+
+if not TYPE_CHECKING:
+    # A checker of types would take every name for one of ours.
+    def __getattr__(name: str) -> Any:
+        raise _missing("the module c2r.torchattacks", name, _OTHER_CLASSES)
+
+
+def _missing(owner: str, name: str, others: dict[str, str]) -> AttributeError:
+    """The error for a name that is not there; ``others`` has those of torchattacks, and what to use instead."""
+    instead = f", which torchattacks has: {others[name]}" if name in others else ""
+    return AttributeError(f"{owner} has no `{name}`{instead}")
 
 
 class Attack:
@@ -65,6 +124,11 @@ class Attack:
         self._targets: str | None = None
         self._mean: torch.Tensor | None = None
         self._std: torch.Tensor | None = None
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            raise _missing(type(self).__name__, name, _OTHER_ATTRIBUTES)
 
     def _options(self) -> dict[str, Any]:
         """The options of c2r's attack for this object's."""
@@ -196,6 +260,15 @@ class _Steps(Attack):
         return {"step_size": self.alpha, "steps": self.steps}
 
 
+class BIM(_Steps):
+    """BIM, Linf: Kurakin et al. 2017, arXiv:1607.02533; ``steps=0`` is their number of steps for this ``eps``."""
+
+    _attack = "bim"
+
+    def __init__(self, model: Any, eps: float = 8 / 255, alpha: float = 2 / 255, steps: int = 10) -> None:
+        super().__init__(model, eps, alpha, steps or int(min(eps * 255 + 4, 1.25 * eps * 255)))
+
+
 class PGD(_Steps):
     """PGD, Linf: Madry et al. 2018, arXiv:1706.06083."""
 
@@ -209,6 +282,13 @@ class PGD(_Steps):
 
     def _options(self) -> dict[str, Any]:
         return {**super()._options(), "random_start": self.random_start}
+
+
+class FFGSM(PGD):
+    """FGSM from a random point of the ball, Linf: Wong et al. 2020, arXiv:2001.03994."""
+
+    def __init__(self, model: Any, eps: float = 8 / 255, alpha: float = 10 / 255) -> None:
+        super().__init__(model, eps, alpha, 1)
 
 
 class PGDL2(PGD):
@@ -388,6 +468,66 @@ def _norm_of(norm: str) -> str:
     if norm not in ("Linf", "L2", "L1"):
         raise ValueError(f"norm must be Linf, L2 or L1, not {norm}")
     return norm.lower()
+
+
+class APGD(Attack):
+    """APGD: Croce & Hein 2020, arXiv:2003.01690; ``loss`` is ``ce`` or ``dlr``."""
+
+    supported_mode = ["default"]
+
+    def __init__(
+        self,
+        model: Any,
+        norm: str = "Linf",
+        eps: float = 8 / 255,
+        steps: int = 10,
+        n_restarts: int = 1,
+        seed: int = 0,
+        loss: str = "ce",
+        eot_iter: int = 1,
+        rho: float = 0.75,
+        verbose: bool = False,
+    ) -> None:
+        super().__init__(model, eps)
+        if loss not in ("ce", "dlr"):
+            raise ValueError(f"loss must be ce or dlr, not {loss}")
+        self._attack = f"apgd-{loss}"
+        self._norm = _norm_of(norm)
+        self.norm = norm
+        self.steps = steps
+        self.n_restarts = n_restarts
+        self.seed = seed
+        self.loss = loss
+        self.eot_iter = eot_iter
+        self.rho = rho
+
+    def _options(self) -> dict[str, Any]:
+        return {"steps": self.steps, "restarts": self.n_restarts, "rho": float(self.rho), "samples": self.eot_iter}
+
+
+class APGDT(APGD):
+    """APGD on the targeted DLR loss: Croce & Hein 2020, arXiv:2003.01690; towards ``n_classes - 1`` classes."""
+
+    def __init__(
+        self,
+        model: Any,
+        norm: str = "Linf",
+        eps: float = 8 / 255,
+        steps: int = 10,
+        n_restarts: int = 1,
+        seed: int = 0,
+        eot_iter: int = 1,
+        rho: float = 0.75,
+        verbose: bool = False,
+        n_classes: int = 10,
+    ) -> None:
+        super().__init__(model, norm, eps, steps, n_restarts, seed, "dlr", eot_iter, rho)
+        self._attack = "apgd-t"
+        self.n_classes = n_classes
+
+    def _options(self) -> dict[str, Any]:
+        # Not an option of all: c2r.attack has another `targets`.
+        return {**super()._options(), "set": {"apgd-t.targets": self.n_classes - 1}}
 
 
 class FAB(Attack):
