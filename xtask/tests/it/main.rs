@@ -102,6 +102,9 @@ impl Checkout {
         write("xtask/Cargo.toml", "");
         write("data/paper/example.toml", EXPERIMENT);
         write("data/profiles/p.toml", "eta = 0.4");
+        for protocol in ["natural", "pgd-at"] {
+            write(&format!("data/protocols/{protocol}.toml"), "lr = 0.01");
+        }
         write("data/digits/digits.csv", "pixels");
         let embedded = "embedded = { path = \"data/digits/digits.csv\", bytes = 6, sha256 = \"\" }";
         write("data/datasets.toml", &format!("schema_version = 1\n{}", dataset("digits", "", embedded)));
