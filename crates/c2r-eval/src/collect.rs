@@ -192,7 +192,7 @@ fn nearest(file: &Path, stage: &str, fits: impl Fn(&RunInfo) -> bool) -> Result<
     Ok(None)
 }
 
-/// Refuses a report of a network that is no longer there, where its run folder holds another one.
+/// Refuses a report if the network in its run folder is not the one that was measured.
 fn check_network(
     file: &Path,
     record: &AttackRecord,

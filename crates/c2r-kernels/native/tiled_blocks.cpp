@@ -9,7 +9,7 @@
 namespace c2r {
 namespace {
 
-// Without it a lambda is compiled for any processor, whatever function it is in.
+// A lambda does not inherit the target of the function around it; inlined there, it is compiled for that target.
 #define C2R_LAMBDA __attribute__((always_inline))
 
 // Sizes of a pass, which do not depend on the image.
@@ -208,8 +208,8 @@ bool is_wide(const TiledBlockPass& b) { return level() == Level::avx512 && b.hei
 
 }  // namespace
 
-// Of other processors it is not known whether this is faster than libtorch's convolution there. The few channels of images do not
-// pay for it.
+// Of other processors it is not known whether this is faster than libtorch's convolution there. With the few
+// channels of images it does not pay.
 bool has_tiled_block(int64_t channels, int64_t filters, int64_t height, int64_t width) {
   const bool known = width == 8 || width == 16 || width == 32 || width == 64;
   return level() != Level::any && known && height % 2 == 0 && height * width % 32 == 0 && channels % BLOCK == 0 && filters % BLOCK == 0;

@@ -84,7 +84,7 @@ C2R_INLINE void image_factors(const float* bordered, int64_t rows, float* out, i
     }
 }
 
-// Where the weight of output f and input c is, and whether its 3x3 values are turned by 180 degrees, as for a gradient.
+// Says where the weight of output f and input c is, and whether its 3x3 values are turned by 180 degrees, as the gradient needs.
 struct Filters {
   const float* weight;
   int64_t outputs, inputs, output_stride, input_stride;
@@ -122,7 +122,7 @@ static inline void filter_factors(const Filters& filters, float* out) {
     }
 }
 
-// What a product of all channels reads and writes; of one of PRODUCTS.
+// The numbers that one of the PRODUCTS reads and writes, for all channels.
 struct Products {
   const float* filters;  // [outputs / BLOCK][inputs][BLOCK]
   const float* images;   // [inputs] of `tiles`
@@ -130,7 +130,7 @@ struct Products {
   int64_t inputs, outputs, tiles;
 };
 
-// Products over input channels for BLOCKS * BLOCK filters from f and T vectors of tiles from t.
+// Sums over input channels for BLOCKS * BLOCK filters from f and T vectors of tiles from t.
 template <typename V, int BLOCKS, int T>
 C2R_INLINE void sum_products(const Products& s, int64_t f, int64_t t) {
   const float *filters = s.filters + f * s.inputs, *images = s.images + t;

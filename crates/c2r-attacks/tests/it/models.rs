@@ -338,7 +338,7 @@ fn a_model_may_have_a_backward_pass_of_its_own() {
     assert!((margin - 0.04).abs() < 1e-6, "{margin}: the clean image's is the smaller one");
 }
 
-/// A model that can only take so many images at a time.
+/// This model fails if it gets more than a given number of images at a time.
 struct Limited<'a> {
     model: &'a Tanh,
     most: i64,

@@ -177,7 +177,7 @@ fn folder(report: &mut Report, path: &Path, grid: Option<&Path>) -> anyhow::Resu
         return Ok(false);
     }
     if path.join("train").is_dir() {
-        return dataset(report, &format!("folder:{}", path_to_text(path)), None, grid);
+        return dataset(report, &format!("{}{}", data::FOLDER, path_to_text(path)), None, grid);
     }
     if let Some(name) = report.dataset.clone() {
         let spec = data::spec(&name)?;

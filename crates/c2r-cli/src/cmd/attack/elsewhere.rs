@@ -11,9 +11,8 @@ use c2r_files::text_to_path;
 use c2r_run::exit;
 
 use super::inputs::Inputs;
+use crate::data::FOLDER;
 
-/// How the name of a folder of images begins.
-const FOLDER: &str = "folder:";
 /// How many classes an error lists.
 const LISTED: usize = 12;
 
