@@ -113,7 +113,7 @@ pub(crate) fn open(
             RunError::Busy { .. } => (exit::USAGE, "wait for it, or choose another --run-dir"),
             RunError::Unreadable { .. } => (exit::UNEXPECTED, "delete it, or choose another --run-dir"),
             RunError::Different { .. } => (exit::USAGE, "choose another --run-dir, or discard the run with --force"),
-            RunError::OtherCommand { .. } => (exit::USAGE, "choose another --run-dir, or delete this folder"),
+            RunError::OtherCommand { .. } => (exit::USAGE, "choose another --run-dir"),
             RunError::NoRecord { .. } => (exit::USAGE, "choose another --run-dir, or delete them with --force"),
             RunError::Changed { .. } => (exit::DATA, "put it back as it was, or make it again with --force"),
             other => return other.into(),

@@ -261,13 +261,20 @@ impl Experiment {
     /// [`ExperimentError`], naming the file and the key.
     pub fn read(path: &Path) -> Result<Self, ExperimentError> {
         let mut file = table(path)?;
+        let own: OwnScales = file
+            .clone()
+            .try_into()
+            .map_err(|error: toml::de::Error| ExperimentError::wrong(path, error.to_string()))?;
         let common = path.with_file_name(COMMON);
         if common.is_file() {
             merge(&mut file, table(&common)?).map_err(|reason| ExperimentError::wrong(&common, reason))?;
         }
         let experiment: Self =
             file.try_into().map_err(|error: toml::de::Error| ExperimentError::wrong(path, error.to_string()))?;
-        experiment.check().map_err(|reason| ExperimentError::wrong(path, reason))?;
+        experiment
+            .check()
+            .and_then(|()| own.check(&experiment))
+            .map_err(|reason| ExperimentError::wrong(path, reason))?;
         if path.file_stem().is_none_or(|stem| stem != experiment.name.as_str()) {
             return Err(ExperimentError::wrong(
                 path,
@@ -418,12 +425,53 @@ impl Scale {
             in_grid(&place, "ipcs", &part.ipcs, &self.ipcs)?;
         }
         for set in self.overrides.iter().flat_map(|part| &part.attack_set).chain(&self.attack_set) {
-            ensure(set.split_once('=').is_some_and(|(key, _)| key.contains('.')), || {
-                format!("attack-set: `{set}` is not ATTACK.OPTION=VALUE")
-            })?;
+            ensure(attack_of(set).is_some(), || format!("attack-set: `{set}` is not ATTACK.OPTION=VALUE"))?;
         }
         Ok(())
     }
+}
+
+/// What a file says itself, and not [`COMMON`] for it, about parts of its grids. The common settings also serve experiments
+/// with fewer methods or attacks; the file's own must concern something that is there.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct OwnScales {
+    scales: BTreeMap<String, OwnScale>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "kebab-case")]
+struct OwnScale {
+    attack_set: Vec<String>,
+    overrides: Vec<Override>,
+}
+
+impl OwnScales {
+    fn check(&self, experiment: &Experiment) -> Result<(), String> {
+        for (name, own) in &self.scales {
+            let scale = &experiment.scales[name];
+            let place = |key: &str| format!("scales.{name}.{key}");
+            for (position, part) in own.overrides.iter().enumerate() {
+                let place = place(&format!("overrides: part {}", position + 1));
+                in_grid(&place, "datasets", part.dataset.as_slice(), &scale.datasets)?;
+                in_grid(&place, "ipcs", part.ipc.as_slice(), &scale.ipcs)?;
+                in_grid(&place, "protocols", part.protocol.as_slice(), &scale.protocols)?;
+                // Not the grid's methods: an option of `cargo xtask reproduce` gives it others of the file.
+                let methods: Vec<String> = experiment.methods.keys().cloned().collect();
+                in_grid(&place, "methods", part.method.as_slice(), &methods)?;
+            }
+            for set in own.overrides.iter().flat_map(|part| &part.attack_set).chain(&own.attack_set) {
+                let attack = attack_of(set).unwrap_or(set).to_owned();
+                in_grid(&place("attack-set"), "attacks", &[attack], &scale.attacks)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The attack that `ATTACK.OPTION=VALUE` is for.
+fn attack_of(set: &str) -> Option<&str> {
+    Some(set.split_once('=')?.0.split_once('.')?.0)
 }
 
 fn ensure(holds: bool, reason: impl FnOnce() -> String) -> Result<(), String> {
@@ -674,6 +722,12 @@ over = ["fgsm", "pgd", "cw"]
         check("threads = 1", "first = [{ attack = [\"pgd\"] }]", "unknown field `attack`");
         check("threads = 1", "first = [{}]", "first: part 1 names nothing");
         check("pgd.steps=3", "steps=3", "`steps=3` is not ATTACK.OPTION=VALUE");
+        check("pgd.steps=3", "pdg.steps=3", "attack-set: `pdg` is not in attacks, which has fgsm, pgd");
+        check(
+            "dataset = \"cifar10\"\nipc",
+            "dataset = \"cifar\"\nipc",
+            "overrides: part 1: `cifar` is not in datasets",
+        );
         check("attack-set", "attack-sets", "attack-sets");
         check("value = 29.12", "value = 129.12", "published number 1 is 129.12");
         check("column = \"mean-robust\"", "column = \"pgd\"", "`over` belongs to the column `mean-robust`");
