@@ -2,7 +2,7 @@
 
 c2r distill --dataset digits --config random-real --ipc 100 --run-dir runs/real    # real images, 100 of each class
 c2r export runs/real --to pt real.pt
-python docs/distil_in_pytorch.py real.pt mine.pt --ipc 10
+python3 docs/distil_in_pytorch.py real.pt mine.pt --ipc 10
 c2r import mine.pt --dataset digits --method mine -o mine.safetensors
 """
 

@@ -1,7 +1,7 @@
 """Train a ConvNet in plain PyTorch on a distilled set of c2r, as `c2r train --protocol natural` does.
 
 c2r export runs/first --to pt set.pt
-python docs/train_in_pytorch.py set.pt net.pt
+python3 docs/train_in_pytorch.py set.pt net.pt
 c2r attack --model net.pt --dataset digits --attack fgsm,pgd --eps 32/255 --each
 """
 

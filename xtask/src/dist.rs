@@ -57,7 +57,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 
-    /// Neither set up nor build; pack c2r as it was built last
+    /// Skip set-up and build; pack the existing build of c2r
     #[arg(long)]
     prebuilt: bool,
 }

@@ -127,7 +127,7 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with_all = ["no_table", "dry_run", "list", "pack", "force", "time_limit", "shard", "launcher"])]
     no_run: bool,
 
-    /// Neither set up nor build; use c2r as it was built last
+    /// Skip set-up and build; use the existing build of c2r
     #[arg(long)]
     prebuilt: bool,
 

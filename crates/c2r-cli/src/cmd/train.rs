@@ -52,7 +52,7 @@ Examples:
   # On all training images of CIFAR-10
   c2r train --dataset cifar10 --data DIR --protocol pgd-at --run-dir runs/full
 
-  # Show every key of a protocol
+  # Show the settings of a protocol
   c2r train --dataset digits --protocol trades --print-config
 
 Each protocol is a file in data/protocols; --set changes single keys. On real images (--dataset), length and learning rate come \
