@@ -108,8 +108,9 @@ pub enum Order {
     Shuffled,
     /// As they are stored, the same batches in every epoch.
     Stored,
-    /// As they are stored, but of mosaics ([`crate::TrainSource::of_mosaics`]) the first tile of each, then the second of each, and
-    /// so on: as DD-RobustBench and others decode them, which mixes the classes in every batch.
+    /// As they are stored, but of mosaics ([`crate::TrainSource::of_mosaics`]) the top left tile of each, then the one below it of
+    /// each, and so on, column by column: as DD-RobustBench decodes the sets of IDM and ROME, which mixes the classes in every batch.
+    /// (It decodes those of IDC and DREAM class by class and row by row.)
     TileByTile,
 }
 

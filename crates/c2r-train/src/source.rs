@@ -54,7 +54,7 @@ pub struct TrainSource<'a> {
     images: Images<'a>,
     targets: Targets<'a>,
     most_bytes: Option<usize>,
-    tiles: usize,
+    formation: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -66,12 +66,12 @@ enum Images<'a> {
 impl<'a> TrainSource<'a> {
     /// Images that fit on the device as f32, such as a distilled set.
     pub const fn new(images: &'a LabelledImages, targets: Targets<'a>) -> Self {
-        Self { images: Images::Tensors(images), targets, most_bytes: None, tiles: 1 }
+        Self { images: Images::Tensors(images), targets, most_bytes: None, formation: 1 }
     }
 
     /// A real training set, kept as bytes; floats are made batch by batch.
     pub const fn of_split(split: &'a Split, targets: Targets<'a>) -> Self {
-        Self { images: Images::Bytes(split), targets, most_bytes: None, tiles: 1 }
+        Self { images: Images::Bytes(split), targets, most_bytes: None, formation: 1 }
     }
 
     /// Changes how many bytes of a real training set the device keeps at most ([`Batches::new`]).
@@ -82,7 +82,7 @@ impl<'a> TrainSource<'a> {
     /// Says that each run of `formation` times `formation` images are the tiles of one mosaic, as [`c2r_data::SyntheticSet::decode`] gives
     /// them; only [`crate::Order::TileByTile`] asks.
     pub const fn of_mosaics(self, formation: usize) -> Self {
-        Self { tiles: formation * formation, ..self }
+        Self { formation, ..self }
     }
 
     /// Number of images.
@@ -149,7 +149,7 @@ impl<'a> TrainSource<'a> {
             }
         };
         let classes = Tensor::arange(classes, (Kind::Int64, device));
-        Ok(LoadedSource { images, soft, teacher, classes, device, tiles: self.tiles })
+        Ok(LoadedSource { images, soft, teacher, classes, device, formation: self.formation })
     }
 }
 
@@ -185,7 +185,7 @@ pub(crate) struct LoadedSource<'a> {
     classes: Tensor,
     pub(crate) device: Device,
     /// Images in a row that were cut from one mosaic.
-    pub(crate) tiles: usize,
+    pub(crate) formation: usize,
 }
 
 #[derive(Debug)]

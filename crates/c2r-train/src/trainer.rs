@@ -235,7 +235,10 @@ impl<'a> Trainer<'a> {
             match self.config.order {
                 Order::Shuffled => order.shuffle(&mut self.seed.stream("train/order", epoch)),
                 Order::Stored => {}
-                Order::TileByTile => order.sort_by_key(|image| image % self.source.tiles),
+                Order::TileByTile => order.sort_by_key(|image| {
+                    let f = self.source.formation;
+                    (image % f, image / f % f)
+                }),
             }
             self.order = Some((epoch, Rows::send(order, self.source.device)));
         }
@@ -457,13 +460,14 @@ mod tests {
         assert_ne!(first, again);
     }
 
-    /// `decode` of DD-RobustBench and IDC: for each place of a tile, that tile of every mosaic, enlarged; these one after the other.
+    /// The decoding that IDM, ROME and DD-RobustBench share: for each place of a tile, column by column, that tile of every
+    /// mosaic, enlarged; these one after the other.
     #[test]
     fn tile_by_tile_is_the_order_of_dd_robustbench() {
         let mosaics = toys::images(5, [1, 8, 8]);
         let mut theirs = Vec::new();
-        for row in [0, 4] {
-            for column in [0, 4] {
+        for column in [0, 4] {
+            for row in [0, 4] {
                 let tile = mosaics.narrow(2, row, 4).narrow(3, column, 4);
                 theirs.push(tile.upsample_bilinear2d([8i64, 8], false, None, None));
             }
