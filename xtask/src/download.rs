@@ -163,7 +163,7 @@ fn check_embedded(dataset: &DatasetEntry, checkout: &Checkout) -> anyhow::Result
     }
     let size = size(found.bytes);
     ui::note(format!(
-        "{name} is part of c2r ({path}, {size}, hash verified), so there is nothing to download; look at it with\n  c2r inspect {name}"
+        "{name} is part of c2r ({path}, {size}, hash verified), so there is nothing to download. `c2r inspect {name}` describes it."
     ));
     Ok(())
 }

@@ -229,7 +229,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Export(args) => cmd::export::run(args, &ui),
         Command::Report(args) => cmd::report::run(args, &ui),
         Command::Inspect(args) => cmd::inspect::run(args, &ui),
-        Command::Doctor(args) => cmd::doctor::run(args, device, &ui),
+        Command::Doctor(args) => cmd::doctor::run(args, cli.global.threads.is_some(), device, &ui),
     }
 }
 

@@ -24,7 +24,7 @@ pub enum EvalError {
     },
     /// A report of attacks from which no table can be made.
     #[error(
-        "{}: a table cannot take this report: its attacks ran on one another's survivors, or its model is not described",
+        "{}: a table cannot take this report: it was made without `--each`, or without `--ipc` for a model that c2r did not train",
         .0.display()
     )]
     NotACell(PathBuf),

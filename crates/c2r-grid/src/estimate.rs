@@ -104,16 +104,20 @@ pub(crate) fn print(jobs: &[Job], finished: &[bool], times: &Times, n_at_once: u
             Err(reason) => unknown.push(format!("{}: {reason}", job.name())),
         }
     }
-    for (name, n, sum) in groups {
-        let each = terminal::seconds(sum / n as f64);
-        terminal::note(format!("  {name}: {n} x {each} = {}", terminal::seconds(sum)));
+    for (name, n, sum) in &groups {
+        let each = terminal::seconds(sum / *n as f64);
+        terminal::note(format!("  {name}: {n} x {each} = {}", terminal::seconds(*sum)));
     }
     if let Some(first) = unknown.first() {
         let n = terminal::counted(unknown.len(), "command");
         terminal::note(format!("  no estimate for {n}; the first: {first}"));
     }
+    if groups.is_empty() && !unknown.is_empty() {
+        return;
+    }
+    let about = if unknown.is_empty() { "about" } else { "at least" };
     terminal::note(format!(
-        "about {} {} with {n_at_once} at once, if nothing else runs; Ctrl-C stops it, and the same command{} resumes",
+        "{about} {} {} with {n_at_once} at once, if nothing else runs; Ctrl-C stops it, and the same command{} resumes",
         terminal::seconds((total / n_at_once.max(1) as f64).max(longest_chain(jobs, finished, times))),
         there(place),
         if place.force { " without --force" } else { "" }

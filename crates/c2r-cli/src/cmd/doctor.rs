@@ -162,6 +162,9 @@ struct Threads {
     used: i32,
     /// Cores that this process may use.
     cores: usize,
+    /// Whether the user gave their number, and so knows it.
+    #[serde(skip)]
+    given: bool,
     /// Vectors of the processor that c2r's kernels use: AVX-512, AVX2 or none.
     vectors: &'static str,
 }
@@ -195,7 +198,7 @@ struct ThroughputState {
     images_per_second: Throughput,
 }
 
-pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
+pub(crate) fn run(args: Args, threads_given: bool, device: Device, ui: &Ui) -> anyhow::Result<()> {
     let mut report = Report {
         schema_version: SCHEMA_VERSION,
         versions: run_dir::versions(),
@@ -203,6 +206,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         threads: Threads {
             used: tch::get_num_threads(),
             cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            given: threads_given,
             vectors: c2r_kernels::vectors(),
         },
         cuda: cuda(),
@@ -308,7 +312,7 @@ fn data(folder: Option<&Path>) -> Vec<DataState> {
 
 fn problems(report: &Report, folder: Option<&Path>) -> Vec<String> {
     let mut problems = Vec::new();
-    let Report { libtorch, cuda, threads: Threads { used, cores, .. }, .. } = report;
+    let Report { libtorch, cuda, threads: Threads { used, cores, given, .. }, .. } = report;
     let built_for = report.versions.get("libtorch").map_or("", String::as_str);
     if let (Some(version), Some(path)) = (&libtorch.version, &libtorch.path)
         && !version.starts_with(built_for)
@@ -333,7 +337,7 @@ fn problems(report: &Report, folder: Option<&Path>) -> Vec<String> {
         );
     }
     match (*used as usize).cmp(cores) {
-        Ordering::Less => problems.push(format!(
+        Ordering::Less if !given => problems.push(format!(
             "{used} of {cores} cores are used: --threads {cores} uses all of them; ignore this if you set \
              OMP_NUM_THREADS or run several processes at once"
         )),
@@ -341,7 +345,7 @@ fn problems(report: &Report, folder: Option<&Path>) -> Vec<String> {
             problems
                 .push(format!("{used} threads share {}: --threads {cores} is usually faster", counted(*cores, "core")));
         }
-        Ordering::Equal => {}
+        Ordering::Less | Ordering::Equal => {}
     }
     let is_in_folder = |data: &DataState| data.found.as_deref().is_some_and(|found| found != "embedded");
     if let Some(folder) = folder {
@@ -478,7 +482,7 @@ mod tests {
                 mkl: true,
                 openmp: true,
             },
-            threads: Threads { used: 4, cores: 4, vectors: "AVX2" },
+            threads: Threads { used: 4, cores: 4, given: false, vectors: "AVX2" },
             cuda: CudaState { devices: 0, cudnn: false, driver: false, load_error: Some("no such file".into()) },
             device: "cpu".into(),
             precision: BTreeMap::new(),
@@ -503,6 +507,9 @@ mod tests {
         check("setup --cuda yes", |report| report.cuda.driver = true);
         check("CUDA_VISIBLE_DEVICES", |report| (report.cuda.driver, report.cuda.load_error) = (true, None));
         check("--threads 4 uses all of them", |report| report.threads.used = 1);
+        let mut asked = healthy();
+        (asked.threads.used, asked.threads.given) = (1, true);
+        assert_eq!(problems(&asked, None), Vec::<String>::new(), "--threads 1 is no problem");
         check("8 threads share 4 cores", |report| report.threads.used = 8);
         let none = problems(&healthy(), Some(Path::new("no/such/folder")));
         assert!(none[0].contains("C2R_DATA"), "{none:?}");

@@ -239,7 +239,7 @@ fn advice(error: &EvalError) -> Option<String> {
         EvalError::Several(errors) => return errors.iter().find_map(advice),
         EvalError::Nothing(_) => "write one with `c2r attack --output FOLDER/attack.json`",
         EvalError::NotACell(_) => {
-            "write one that a table takes with `c2r attack --checkpoint FILE --dataset NAME --each --output FILE`"
+            "run the same `c2r attack` again with that option"
         }
         EvalError::Mixed { .. } => {
             "give `c2r table` the results of one table at a time; for `cargo xtask reproduce`, that is a folder such as \

@@ -66,8 +66,9 @@ pub(super) fn how_long(config: &TrainConfig, steps: u64, n_images: usize) -> Str
         LrSchedule::TenthAtEpochs(epochs) => format!("divided by 10 at each of the epochs {epochs:?}"),
         LrSchedule::Cosine => "falling to 0 on a cosine".to_owned(),
     };
-    let (epochs, lr) = (steps as f64 / per_epoch, config.lr);
-    format!("trained for {epochs:.1} epochs ({steps} steps) at a learning rate of {lr}, {schedule}")
+    let epochs = format!("{:.1}", steps as f64 / per_epoch);
+    let (epochs, lr) = (epochs.trim_end_matches(".0"), config.lr);
+    format!("trained for {epochs} epochs ({steps} steps) at a learning rate of {lr}, {schedule}")
 }
 
 /// What training on `n` images sends through the network, without a teacher's labels.
