@@ -238,9 +238,7 @@ fn advice(error: &EvalError) -> Option<String> {
     let text = match error {
         EvalError::Several(errors) => return errors.iter().find_map(advice),
         EvalError::Nothing(_) => "write one with `c2r attack --output FOLDER/attack.json`",
-        EvalError::NotACell(_) => {
-            "run the same `c2r attack` again with that option"
-        }
+        EvalError::NotACell(_) => "run the same `c2r attack` again with that option",
         EvalError::Mixed { .. } => {
             "give `c2r table` the results of one table at a time; for `cargo xtask reproduce`, that is a folder such as \
              runs/table2-quick"
