@@ -10,7 +10,7 @@ use std::{
 };
 
 use c2r_attacks::{
-    AdversarialImages, Attack, AttackConfig, AttackError, AttackReport, Choice, EvaluateOptions, Event, Mode,
+    AdversarialImages, Attack, AttackConfig, AttackError, AttackReport, Choice, EvaluateOptions, Event, Mode, Setting,
     evaluate_with, needs_gradient,
 };
 use c2r_base::{
@@ -78,7 +78,9 @@ fn evaluate(py: Python<'_>, request: Request) -> PyResult<Answer> {
     let epsilon = radius(eps)?;
     let goal = targets.as_deref().map(rule).transpose()?.map_or(Goal::Untargeted, Goal::Targeted);
     let threat = ThreatModel { norm, epsilon, goal };
-    let (names, each, options, set) = (&request.attacks, request.each, &request.options, &request.set);
+    let (names, each, options) = (&request.attacks, request.each, &request.options);
+    let setting = |(attack, option, value)| Setting { attack, option, value };
+    let set = &request.set.into_iter().map(setting).collect::<Vec<_>>();
     let choice = Choice { names, norm, each, options, set };
     let configs = choice.configs().map_err(value_error)?;
     let mut attacks: Vec<Box<dyn Attack>> =
@@ -291,23 +293,15 @@ fn radius(text: &str) -> PyResult<Epsilon> {
 
 /// Refuses 8 where 8/255 is meant.
 fn check_epsilon(threat: &ThreatModel, shape: [i64; 3]) -> PyResult<()> {
-    let (epsilon, norm, diameter) = (threat.epsilon, threat.norm, threat.norm.diameter(shape));
-    if epsilon.value() < diameter {
-        return Ok(());
-    }
-    let advice = if epsilon.value() / 255.0 < diameter && !epsilon.to_string().contains('/') {
-        format!("write \"{epsilon}/255\" if it counts the 255 steps of 8-bit pixels")
-    } else {
-        "choose a smaller one".to_owned()
-    };
-    Err(PyValueError::new_err(format!(
-        "eps {epsilon} reaches every image: with pixels in [0, 1], no two images of {}x{}x{} are more than {} apart in \
-         {norm}; {advice}",
-        shape[0],
-        shape[1],
-        shape[2],
-        (diameter * 100.0).round() / 100.0,
-    )))
+    let epsilon = threat.epsilon;
+    threat.norm.check_length(epsilon, shape).map_err(|error| {
+        let advice = if error.counts_255ths {
+            format!("write \"{epsilon}/255\" if it counts the 255 steps of 8-bit pixels")
+        } else {
+            "choose a smaller one".to_owned()
+        };
+        PyValueError::new_err(format!("eps {epsilon} reaches every image: {error}; {advice}"))
+    })
 }
 
 fn rule(text: &str) -> PyResult<TargetRule> {

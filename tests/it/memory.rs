@@ -32,7 +32,7 @@ fn ten_thousand_updates_take_no_more_memory_than_a_thousand() {
         assert!(output.status.success() && said.contains("1 passed"), "{said}");
         return;
     }
-    c2r_base::native::keep_large_allocations();
+    c2r_testkit::keep_large_allocations();
     tch::set_num_threads(1);
     let digits = c2r_data::load("digits", None).unwrap();
     let settings: [(&str, Value); 9] = [

@@ -50,7 +50,7 @@ impl Classifier for ConvNet {
 }
 
 fn attacks(criterion: &mut Criterion) {
-    c2r_base::native::keep_large_allocations();
+    c2r_testkit::keep_large_allocations();
     let model = ConvNet::new();
     let images = waves(&[N, 3, 32, 32]) * 0.5 + 0.5;
     let labels = {

@@ -1,5 +1,6 @@
 //! The classes that a targeted attack tries to reach.
 
+use c2r_base::{Goal, ThreatModel};
 use tch::Tensor;
 
 use crate::{
@@ -11,6 +12,15 @@ use crate::{
 
 /// The classes that an attack tries to reach from each sample, one row each: i64 `[N, T]`; `None` for whichever is nearest.
 pub(crate) struct Aims(Option<Tensor>);
+
+/// How many classes [`Aims::new`] tries to reach from a sample if `likely` is given, and how many forward passes it takes
+/// to choose them.
+pub(crate) fn cost(threat: &ThreatModel, likely: u32, classes: u64) -> (u64, u64) {
+    match threat.goal {
+        Goal::Targeted(_) => (1, 0),
+        Goal::Untargeted => (u64::from(likely).min(classes.saturating_sub(1)), 1),
+    }
+}
 
 impl Aims {
     /// The goal's targets; else the `likely` classes with the largest clean logits apart from the label, most likely

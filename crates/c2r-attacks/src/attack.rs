@@ -174,3 +174,10 @@ pub enum Family {
     /// Several attacks in order.
     Suite,
 }
+
+impl Family {
+    /// Whether an attack of this kind follows gradients. Of a suite, ask its attacks ([`Attack::stages`]).
+    pub const fn follows_gradients(self) -> bool {
+        matches!(self, Self::Gradient | Self::MinimumNorm)
+    }
+}

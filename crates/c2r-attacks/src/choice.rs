@@ -2,11 +2,7 @@
 
 use c2r_base::Norm;
 
-use crate::{
-    attack::{Attack, Family},
-    error::ConfigError,
-    registry::AttackConfig,
-};
+use crate::{attack::Attack, error::ConfigError, registry::AttackConfig};
 
 /// The suite that is a list of columns and not one attack.
 const PAPER_SUITE: &str = "paper-six";
@@ -22,8 +18,19 @@ pub struct Choice<'a> {
     pub each: bool,
     /// Options of all of them: name and value.
     pub options: &'a [(String, String)],
-    /// Options of one attack, or of one attack of a suite: attack, name and value.
-    pub set: &'a [(String, String, String)],
+    /// Options of one attack, or of one attack of a suite.
+    pub set: &'a [Setting],
+}
+
+/// An option of one attack and its value, as on a command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// The attack's name, e.g. `apgd-ce`; a suite's members have theirs.
+    pub attack: String,
+    /// The option in kebab case, e.g. `step-size`.
+    pub option: String,
+    /// Its value as text, e.g. `2/255` ([`AttackConfig::set`]).
+    pub value: String,
 }
 
 impl Choice<'_> {
@@ -45,7 +52,7 @@ impl Choice<'_> {
         for (option, value) in self.options {
             configs.iter_mut().try_for_each(|config| config.set(option, value))?;
         }
-        for (attack, option, value) in self.set {
+        for Setting { attack, option, value } in self.set {
             let mut is_known = false;
             for config in &mut configs {
                 is_known |= set_on(config, attack, option, value)?;
@@ -65,7 +72,7 @@ impl Choice<'_> {
     /// One note for each suite of `configs` whose options were changed, so that its name does not describe it.
     pub fn changed_suites(&self, configs: &[AttackConfig]) -> Vec<String> {
         let common = self.options.iter().map(|(option, value)| format!("{option}={value}"));
-        let own = self.set.iter().map(|(attack, option, value)| format!("{attack}.{option}={value}"));
+        let own = self.set.iter().map(|Setting { attack, option, value }| format!("{attack}.{option}={value}"));
         let given: Vec<String> = common.chain(own).collect();
         let suites = configs.iter().filter(|config| matches!(config, AttackConfig::Suite(_)));
         suites
@@ -89,6 +96,9 @@ fn set_on(config: &mut AttackConfig, attack: &str, option: &str, value: &str) ->
     for member in &mut suite.attacks {
         is_known |= set_on(member, attack, option, value)?;
     }
+    if is_known {
+        suite.note_choice(attack, option);
+    }
     Ok(is_known)
 }
 
@@ -96,7 +106,7 @@ fn set_on(config: &mut AttackConfig, attack: &str, option: &str, value: &str) ->
 pub fn needs_gradient(attack: &dyn Attack) -> bool {
     match attack.stages() {
         Some(stages) => stages.iter().any(|stage| needs_gradient(stage.as_ref())),
-        None => matches!(attack.family(), Family::Gradient | Family::MinimumNorm),
+        None => attack.family().follows_gradients(),
     }
 }
 
@@ -104,9 +114,13 @@ pub fn needs_gradient(attack: &dyn Attack) -> bool {
 mod tests {
     use super::*;
 
+    fn setting((attack, option, value): (&str, &str, &str)) -> Setting {
+        Setting { attack: attack.to_owned(), option: option.to_owned(), value: value.to_owned() }
+    }
+
     fn configs(names: &[&str], each: bool, set: &[(&str, &str, &str)]) -> Result<Vec<AttackConfig>, ConfigError> {
         let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
-        let set: Vec<_> = set.iter().map(|&(a, b, c)| (a.to_owned(), b.to_owned(), c.to_owned())).collect();
+        let set: Vec<_> = set.iter().copied().map(setting).collect();
         Choice { names: &names, norm: Norm::Linf, each, options: &[], set: &set }.configs()
     }
 
@@ -120,6 +134,16 @@ mod tests {
             configs(&["paper-six"], false, &[("deepfool", "steps", "9")]),
             Err(ConfigError::NotChosen { .. })
         ));
+    }
+
+    #[test]
+    fn a_suite_is_changed_where_it_runs_something_else() {
+        let names = ["autoattack-standard".to_owned()];
+        for (value, n_notes) in [("1", 0), ("5", 1)] {
+            let set = [("apgd-ce", "restarts", value)].map(setting);
+            let choice = Choice { names: &names, norm: Norm::Linf, each: false, options: &[], set: &set };
+            assert_eq!(choice.changed_suites(&choice.configs().unwrap()).len(), n_notes, "{value}");
+        }
     }
 
     #[test]

@@ -58,6 +58,8 @@ mod options;
 mod oracle;
 mod pgd;
 mod registry;
+/// Not part of the interface: the conformance tests run attacks step for step through it, and it changes with them.
+#[doc(hidden)]
 pub mod replay;
 mod rows;
 
@@ -66,7 +68,7 @@ pub use tch;
 
 pub use attack::{Attack, AttackBatch, Family, Perturbed};
 pub use attacks::*;
-pub use choice::{Choice, needs_gradient};
+pub use choice::{Choice, Setting, needs_gradient};
 pub use error::{AttackError, ConfigError};
 pub use evaluate::*;
 pub use options::LossKind;

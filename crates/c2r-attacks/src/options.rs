@@ -19,8 +19,8 @@ pub(crate) trait Options {
     /// Checks the values and makes the attack.
     fn build(&self, name: &'static str) -> Result<Box<dyn Search>, ConfigError>;
 
-    /// Passes of a sample that the attack does not stop early on.
-    fn passes(&self, classes: u64) -> Passes;
+    /// Passes of a sample that the attack does not stop early on, on a model with `classes` classes.
+    fn passes(&self, threat: &ThreatModel, classes: u64) -> Passes;
 }
 
 /// What an attack is asked for: the arguments of [`Attack::perturb`](crate::Attack::perturb).

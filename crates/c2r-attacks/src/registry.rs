@@ -14,7 +14,7 @@ use crate::{
         *,
     },
     error::{AttackError, ConfigError},
-    options::{Check, Options, Search, Task, passes},
+    options::{Check, Options, Search, Task},
     oracle::unhurried,
 };
 
@@ -28,6 +28,8 @@ const STANDARD: &str = "autoattack-standard";
 const L1_RESTARTS: u32 = 5;
 /// Target classes of APGD-T in `autoattack-standard` for L1. Croce & Hein 2021, their code.
 const L1_TARGETS: u32 = 5;
+/// The options of [`STANDARD`] that depend on the norm: member and option.
+const BY_NORM: [(&str, &str); 2] = [("apgd-ce", "restarts"), ("apgd-t", "targets")];
 /// Step size of the iterative attacks in `paper-six`, in 255ths of the pixel range, at every epsilon.
 /// DD-RobustBench, its attack table.
 const PAPER_STEP_255: f64 = 2.0;
@@ -35,13 +37,25 @@ const PAPER_STEP_255: f64 = 2.0;
 const PAPER_NEIGHBOURS: u32 = 5;
 
 /// Several attacks, each on what the ones before it left.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct SuiteConfig {
     /// Name in reports.
     pub name: String,
     /// In this order.
     pub attacks: Vec<AttackConfig>,
+    /// The norm that the members' options are for, where the authors of the suite use others in another norm. Linf stands for
+    /// L2, too: no suite tells these two apart. `None` for any norm, as where somebody chose those options. It is not written:
+    /// a suite that is read from a file has the options that its writer chose.
+    #[serde(skip)]
+    pub norm: Option<Norm>,
+}
+
+/// Suites are equal that run the same attacks; `norm` only says where one is refused.
+impl PartialEq for SuiteConfig {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.name, &self.attacks) == (&other.name, &other.attacks)
+    }
 }
 
 /// Declares [`AttackConfig`]. `fixed` are the attacks with fixed steps, whose options are [`FixedSteps`]; those of the
@@ -119,17 +133,15 @@ macro_rules! registry {
                 Ok(Box::new(Single { name, options: Value::Object(self.fields()), search }))
             }
 
-            /// Passes per sample that no attack stops early on, for estimates of time, on a model with `classes`
-            /// classes; forward passes that a backward pass follows included. Judging is not.
-            pub fn passes(&self, classes: u64) -> Passes {
+            /// Passes per sample that no attack stops early on, for estimates of time, under `threat` on a model with
+            /// `classes` classes; forward passes that a backward pass follows included. Judging is not. Every pass counts as
+            /// one of a single image.
+            pub fn passes(&self, threat: &ThreatModel, classes: u64) -> Passes {
                 match self {
-                    $(Self::$first(options) => options.passes(classes),)*
-                    $(Self::$other(options) => options.passes(classes),)*
-                    Self::Suite(suite) => suite.attacks.iter().map(|attack| attack.passes(classes)).sum(),
-                    _ => {
-                        let n = self.iterative().ok().flatten().map_or(0, |attack| attack.n_passes());
-                        passes(n, n)
-                    }
+                    $(Self::$first(options) => options.passes(threat, classes),)*
+                    $(Self::$other(options) => options.passes(threat, classes),)*
+                    Self::Suite(suite) => suite.attacks.iter().map(|attack| attack.passes(threat, classes)).sum(),
+                    _ => self.iterative().ok().flatten().map_or_else(Passes::default, |attack| attack.passes()),
                 }
             }
         }
@@ -210,7 +222,15 @@ impl SuiteConfig {
             }
             _ => return None,
         };
-        Some(Self { name: name.to_owned(), attacks })
+        let norm = (name == STANDARD).then_some(Norm::Linf);
+        Some(Self { name: name.to_owned(), attacks, norm })
+    }
+
+    /// Notes that somebody chose an option of a member: if it is one that depends on the norm, the choice counts in all.
+    pub(crate) fn note_choice(&mut self, member: &str, option: &str) {
+        if BY_NORM.contains(&(member, option)) {
+            self.norm = None;
+        }
     }
 
     fn build(&self, options: Value) -> Result<Box<dyn Attack>, ConfigError> {
@@ -222,24 +242,11 @@ impl SuiteConfig {
             });
         }
         let stages = self.attacks.iter().map(AttackConfig::build).collect::<Result<_, _>>()?;
-        Ok(Box::new(Suite { name: self.name.clone(), options, stages, norms: self.norms() }))
-    }
-
-    /// The norms that `autoattack-standard` is made for, by its restarts and targets; `None` for other numbers, which
-    /// somebody chose, and other suites, which are the same for all norms.
-    fn norms(&self) -> Option<&'static [Norm]> {
-        if self.name != STANDARD {
-            return None;
-        }
-        let of = |wanted: fn(&AttackConfig) -> Option<u32>| self.attacks.iter().find_map(wanted);
-        let restarts = of(|member| if let AttackConfig::ApgdCe(apgd) = member { Some(apgd.restarts) } else { None })?;
-        let targets = of(|member| if let AttackConfig::ApgdT(apgd) = member { Some(apgd.targets) } else { None })?;
-        let others = (ApgdConfig::default().restarts, ApgdTConfig::default().targets);
-        match (restarts, targets) {
-            (L1_RESTARTS, L1_TARGETS) => Some(&[Norm::L1]),
-            numbers if numbers == others => Some(&[Norm::Linf, Norm::L2]),
-            _ => None,
-        }
+        let norms = self.norm.map(|norm| match norm {
+            Norm::L1 => [Norm::L1].as_slice(),
+            Norm::Linf | Norm::L2 => &[Norm::Linf, Norm::L2],
+        });
+        Ok(Box::new(Suite { name: self.name.clone(), options, stages, norms }))
     }
 }
 
@@ -258,8 +265,9 @@ impl FromStr for AttackConfig {
 }
 
 impl AttackConfig {
-    /// The attack of this name with what the authors of a suite use for `norm`: the `autoattack` suites in L1
-    /// take five restarts of APGD-CE and five targets of APGD-T (Croce & Hein 2021, arXiv:2103.01208, section 5).
+    /// The attack of this name with what the authors of a suite use for `norm`: `autoattack-standard`, also as a member of
+    /// `paper-six`, takes five restarts of APGD-CE and five targets of APGD-T in L1 (Croce & Hein 2021, arXiv:2103.01208,
+    /// section 5). The other suites are the same in all norms.
     ///
     /// # Errors
     /// [`ConfigError::UnknownAttack`].
@@ -274,6 +282,9 @@ impl AttackConfig {
     fn for_l1(&mut self) {
         let Self::Suite(suite) = self else { return };
         let standard = suite.name == STANDARD;
+        if standard {
+            suite.norm = Some(Norm::L1);
+        }
         for member in &mut suite.attacks {
             match member {
                 Self::ApgdCe(apgd) if standard => apgd.restarts = L1_RESTARTS,
@@ -330,8 +341,14 @@ impl AttackConfig {
             });
         }
         if let Self::Suite(suite) = self {
-            let mut members = suite.attacks.iter_mut().filter(|member| member.has_option(option));
-            return members.try_for_each(|member| member.assign(option, text));
+            let members = suite.attacks.iter_mut().filter(|member| member.has_option(option));
+            let mut chosen = Vec::new();
+            for member in members {
+                member.assign(option, text)?;
+                chosen.push(member.name().to_owned());
+            }
+            chosen.iter().for_each(|member| suite.note_choice(member, option));
+            return Ok(());
         }
         let mut fields = self.fields();
         // Numbers and booleans are read as such; `2/255` and names stay texts.
@@ -451,7 +468,7 @@ mod tests {
         let fab = AttackConfig::Fab(FabConfig::default());
         let pgd = AttackConfig::Pgd(PgdConfig { rel_step_size: Some(0.5), ..PgdConfig::default() });
         let bim = AttackConfig::Bim(BimConfig::default());
-        let suite = SuiteConfig { name: "own".to_owned(), attacks: vec![bim, fab, pgd] };
+        let suite = SuiteConfig { name: "own".to_owned(), attacks: vec![bim, fab, pgd], norm: None };
         let mut suite = AttackConfig::Suite(suite);
         let before = suite.clone();
         assert!(suite.set("step-size", "2/255").is_err(), "it excludes the last member's rel-step-size");

@@ -79,7 +79,8 @@ impl LabelledImages {
     ///
     /// * `images`: f32 `[N, C, H, W]` in `[0, 1]`, or u8 `[N, C, H, W]`, which is divided by 255. Values that are outside by
     ///   less than 1e-6, which is rounding, are clamped and counted ([`LabelledImages::n_clamped`]).
-    /// * `labels`: i64 `[N]`, at least 0. The upper end is checked by [`LabelledImages::check_classes`].
+    /// * `labels`: i64 `[N]`, at least 0, on any device: they are brought to that of the images. The upper end is checked by
+    ///   [`LabelledImages::check_classes`].
     ///
     /// # Errors
     /// [`ImageError`], naming the first offending sample.
@@ -112,6 +113,7 @@ impl LabelledImages {
         }
         let n_clamped = outside.sum(Kind::Int64).int64_value(&[]) as usize;
         let images = if n_clamped > 0 { images.clamp(0.0, 1.0) } else { images };
+        let labels = labels.to_device(images.device());
         if let Some((sample, label)) = first_where(&labels, &labels.lt(0)) {
             return Err(ImageError::NegativeLabel { sample, label: label as i64 });
         }
@@ -139,7 +141,7 @@ impl LabelledImages {
         &self.images
     }
 
-    /// i64 `[N]`.
+    /// i64 `[N]`, on the images' device.
     pub const fn labels(&self) -> &Tensor {
         &self.labels
     }

@@ -44,7 +44,7 @@ pub use adam::Adam;
 pub use classifier::{Classifier, ClassifierError};
 pub use epsilon::{Epsilon, ParseEpsilonError};
 pub use images::{ImageError, LabelledImages};
-pub use norm::{Ball, Norm, ParseNormError};
+pub use norm::{Ball, Norm, ParseNormError, TooLong};
 pub use passes::Passes;
 pub use rows::{fill_rows, uniform};
 pub use seed::Seed;

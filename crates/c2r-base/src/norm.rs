@@ -4,7 +4,7 @@ use rand::Rng;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::{Seed, fill_rows, grad};
+use crate::{Epsilon, Seed, fill_rows, grad};
 
 /// The norm that measures a perturbation, over all of an image's C x H x W values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -16,6 +16,25 @@ pub enum Norm {
     L2,
     /// Sum of absolute changes.
     L1,
+}
+
+/// A radius or step that reaches every image from every other.
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+#[error(
+    "with pixels in [0, 1], any two images of {}x{}x{} are at most {} apart in {norm}",
+    shape[0], shape[1], shape[2], (diameter * 100.0).round() / 100.0
+)]
+pub struct TooLong {
+    /// The radius or step.
+    pub length: Epsilon,
+    /// What measures it.
+    pub norm: Norm,
+    /// Of the images: `[C, H, W]`.
+    pub shape: [i64; 3],
+    /// The largest distance of two of them, pixel units ([`Norm::diameter`]).
+    pub diameter: f64,
+    /// Whether it is written as a plain number that would fit if it counted 255ths, the steps of 8-bit pixels.
+    pub counts_255ths: bool,
 }
 
 impl Norm {
@@ -36,6 +55,20 @@ impl Norm {
             Self::L2 => n_values.sqrt(),
             Self::L1 => n_values,
         }
+    }
+
+    /// Refuses a radius or step that reaches every image of `shape` (`[C, H, W]`) from every other: most often it is 8 where
+    /// 8/255 is meant.
+    ///
+    /// # Errors
+    /// [`TooLong`].
+    pub fn check_length(self, length: Epsilon, shape: [i64; 3]) -> Result<(), TooLong> {
+        let diameter = self.diameter(shape);
+        if length.value() < diameter {
+            return Ok(());
+        }
+        let counts_255ths = length.value() / 255.0 < diameter && !length.to_string().contains('/');
+        Err(TooLong { length, norm: self, shape, diameter, counts_255ths })
     }
 
     /// Length of each perturbation, f32 `[N]`, of `delta`, f32 `[N, C, H, W]`.
@@ -319,6 +352,12 @@ mod tests {
         );
         for (norm, expected) in [(Norm::Linf, 1.0), (Norm::L2, 192f64.sqrt()), (Norm::L1, 192.0)] {
             assert_eq!(norm.diameter([3, 8, 8]), expected);
+            let check = |length: &str| norm.check_length(length.parse().unwrap(), [3, 8, 8]);
+            assert_eq!(check(&(expected * 0.999).to_string()), Ok(()));
+            let error = check(&expected.to_string()).unwrap_err();
+            assert_eq!((error.diameter, error.counts_255ths), (expected, true), "{norm}");
+            assert!(!check(&(255.0 * expected).to_string()).unwrap_err().counts_255ths, "too many 255ths, too");
+            assert!(!check("4000/2").unwrap_err().counts_255ths, "a fraction is meant");
             assert!((norm.distance(&black, &white).double_value(&[0]) - expected).abs() < 1e-5);
         }
     }

@@ -117,7 +117,7 @@ fn least_squares(points: &[(f64, f64)]) -> (f64, f64) {
 
 /// Milliseconds of CPU time per iteration, and the process's most megabytes.
 fn measure(ipc: usize, n_classes: usize, queue: usize) -> Result<[f64; 2], Box<dyn Error>> {
-    c2r_base::native::keep_large_allocations();
+    c2r_testkit::keep_large_allocations();
     tch::set_num_threads(1);
     let mut distillation = Distillation::new(config(ipc, queue)?, &dataset(n_classes)?, Device::Cpu)?;
     let mut updates = 0;

@@ -176,12 +176,18 @@ fn array(data: &[u8], shape: &[usize], fortran_order: bool, kind: Kind, descr: &
 
 /// Unsigned integers that libtorch has no arithmetic for, as i64.
 fn integers(data: &[u8], shape: &[usize], fortran_order: bool, width: usize, descr: &str) -> Result<Tensor, String> {
+    // Here and not only where the tensor is made: a value that is cut would become a whole one of 8 bytes.
+    let expected = shape.iter().try_fold(width, |product, &length| product.checked_mul(length));
+    if expected != Some(data.len()) {
+        let expected = expected.map_or_else(|| "more bytes than there can be".to_owned(), |n| format!("{n} bytes"));
+        return Err(format!("shape {shape:?} of `{descr}` needs {expected}, found {}", data.len()));
+    }
     let mut wide = Vec::with_capacity(data.len() / width * 8);
-    for value in data.chunks(width) {
+    for value in data.chunks_exact(width) {
         let mut bytes = [0u8; 8];
-        bytes[..value.len()].copy_from_slice(value);
+        bytes[..width].copy_from_slice(value);
         if descr.starts_with('>') {
-            bytes[..value.len()].reverse();
+            bytes[..width].reverse();
         }
         if i64::from_le_bytes(bytes) < 0 {
             return Err(format!("a value of {} does not fit into an i64", u64::from_le_bytes(bytes)));
@@ -336,6 +342,12 @@ mod tests {
         check(replaced("shape", "form"), "no key but");
         check(replaced("}", ""), "a text in quotes");
         check(npy("<u8", &[1], &[255; 8]), "does not fit");
+        for (descr, width) in [("<u2", 2), (">u2", 2), ("<u4", 4), ("<u8", 8)] {
+            for found in [3 * width - 1, 3 * width + 1, 2 * width] {
+                let expected = format!("shape [3] of `{descr}` needs {} bytes, found {found}", 3 * width);
+                check(npy(descr, &[3], &vec![0; found]), &expected);
+            }
+        }
         check(npy("<U2", &[], &[0; 4]), "a text of 2 characters");
     }
 }

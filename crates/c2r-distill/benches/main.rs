@@ -142,7 +142,7 @@ criterion_group! {
 }
 
 fn main() {
-    c2r_base::native::keep_large_allocations();
+    c2r_testkit::keep_large_allocations();
     tch::set_num_threads(1);
     benches();
     Criterion::default().configure_from_args().final_summary();

@@ -48,7 +48,7 @@ impl AttackRecord {
                     .to_owned(),
             );
         }
-        Self::of(report, context, None)
+        Self::of(report, context)
     }
 }
 
@@ -58,7 +58,8 @@ impl AttackRecord<Option<Subject>> {
     /// # Errors
     /// In words, if the parts contradict each other.
     pub fn from_evaluation(evaluation: Evaluation, context: RecordContext<Option<Subject>>) -> Result<Self, String> {
-        Self::of(&evaluation.report.clone(), context, Some(Box::new(evaluation)))
+        let record = Self::of(&evaluation.report, context)?;
+        Ok(Self { evaluation: Some(Box::new(evaluation)), ..record })
     }
 
     /// Reads and checks what `c2r attack --output` wrote, also in the layout that earlier versions used where the result
@@ -109,11 +110,7 @@ impl AttackRecord<Option<Subject>> {
 }
 
 impl<S: Serialize + DeserializeOwned> AttackRecord<S> {
-    fn of(
-        report: &AttackReport,
-        context: RecordContext<S>,
-        evaluation: Option<Box<Evaluation>>,
-    ) -> Result<Self, String> {
+    fn of(report: &AttackReport, context: RecordContext<S>) -> Result<Self, String> {
         let n = report.n();
         let attacks = report
             .attacks
@@ -166,7 +163,7 @@ impl<S: Serialize + DeserializeOwned> AttackRecord<S> {
             versions: report.versions.clone(),
             precision: context.precision,
             argv: context.argv,
-            evaluation,
+            evaluation: None,
         };
         record.check()?;
         Ok(record)
@@ -219,6 +216,7 @@ mod tests {
                 .collect(),
         };
         AttackReport {
+            schema_version: AttackReport::SCHEMA_VERSION,
             subject: None,
             threat: ThreatModel::untargeted(Norm::Linf, Epsilon::of_255(2.0)),
             mode,

@@ -2,7 +2,7 @@
 //!
 //! **What it is:** [`toys`] (classifiers whose smallest adversarial distance is known on paper),
 //! [`assert_close`] and friends (failures that say where and by how much), [`goldens`] (reference results next to the
-//! repository), and [`skipped`] for tests that lack what they need.
+//! repository), [`skipped`] for tests that lack what they need, and [`keep_large_allocations`] for those that measure.
 //!
 //! **What it is not:** a dependency of anything but tests, benches and examples; it panics freely.
 //!
@@ -22,8 +22,10 @@
 
 mod assert;
 pub mod goldens;
+mod memory;
 mod skip;
 pub mod toys;
 
 pub use assert::{assert_close, assert_same_bytes, max_difference, relative_error};
+pub use memory::keep_large_allocations;
 pub use skip::skipped;

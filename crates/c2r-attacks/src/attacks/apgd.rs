@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 
 use crate::{
     active::{Active, Leaving, Samples},
-    aims::Aims,
+    aims::{self, Aims},
     attack::{AttackBatch, Family},
     draws::{Draws, Request},
     error::{AttackError, ConfigError},
@@ -91,8 +91,10 @@ impl Options for ApgdConfig {
         self.attack(&Check(name), if name == "apgd-ce" { LossKind::Ce } else { LossKind::Dlr }, None)
     }
 
-    fn passes(&self, _: u64) -> Passes {
-        let n = (u64::from(self.steps) + 1) * u64::from(self.restarts) * u64::from(self.samples);
+    fn passes(&self, threat: &ThreatModel, _: u64) -> Passes {
+        // Every phase takes the gradient at its start as well.
+        let starts = if threat.norm == Norm::L1 { L1_PHASES.len() as u64 } else { 1 };
+        let n = (u64::from(self.steps) + starts) * u64::from(self.restarts) * u64::from(self.samples);
         passes(n, n)
     }
 }
@@ -112,10 +114,10 @@ impl Options for ApgdTConfig {
         self.run().attack(&check, LossKind::Dlr, Some(self.targets))
     }
 
-    fn passes(&self, classes: u64) -> Passes {
-        let Passes { forward_calls: one_run, .. } = self.run().passes(classes);
-        let n = one_run * u64::from(self.targets).min(classes.saturating_sub(1));
-        passes(n, n)
+    fn passes(&self, threat: &ThreatModel, classes: u64) -> Passes {
+        let Passes { backward_images: one_run, .. } = self.run().passes(threat, classes);
+        let (n_aims, to_choose) = aims::cost(threat, self.targets, classes);
+        passes(one_run * n_aims + to_choose, one_run * n_aims)
     }
 }
 

@@ -29,7 +29,7 @@ options!(
     CwL2Config {
         /// Weight of the margin against the distance, at first if `search_steps` is not 0.
         c: f64 = 1.0,
-        /// Confidence, logits.
+        /// Confidence, logits: how far past the goal the loss pushes. An image is kept if it reaches the goal by any margin.
         kappa: f64 = 0.0,
         /// Steps of Adam.
         steps: u32 = STEPS,
@@ -52,7 +52,7 @@ impl Options for CwL2Config {
         Ok(Box::new(self.clone()))
     }
 
-    fn passes(&self, _: u64) -> Passes {
+    fn passes(&self, _: &ThreatModel, _: u64) -> Passes {
         let n = u64::from(self.steps) * (u64::from(self.search_steps) + 1);
         passes(n, n)
     }

@@ -43,7 +43,7 @@ impl Options for DeepFoolConfig {
         Ok(Box::new(self.clone()))
     }
 
-    fn passes(&self, classes: u64) -> Passes {
+    fn passes(&self, _: &ThreatModel, classes: u64) -> Passes {
         let steps = u64::from(self.steps);
         passes(2 * steps, classes * steps)
     }

@@ -1,11 +1,11 @@
 //! FAB: walks along the decision boundary towards the clean image.
 
-use c2r_base::{Norm, Passes, ThreatModel, grad::in_range, host};
+use c2r_base::{Goal, Norm, Passes, ThreatModel, grad::in_range, host};
 use tch::{Kind, Tensor};
 
 use crate::{
     active::{Active, Leaving, Samples},
-    aims::Aims,
+    aims::{self, Aims},
     attack::{AttackBatch, Family},
     attacks::{
         apgd::{STEPS, TARGETS},
@@ -87,9 +87,11 @@ impl Options for FabConfig {
         self.attack(&Check(name), None)
     }
 
-    fn passes(&self, classes: u64) -> Passes {
+    fn passes(&self, threat: &ThreatModel, classes: u64) -> Passes {
         let steps = u64::from(self.steps) * u64::from(self.restarts);
-        passes(2 * steps, classes * steps)
+        // Towards a target it needs the gradient of one difference, towards the nearest boundary that of each class.
+        let gradients = if threat.goal == Goal::Untargeted { classes } else { 1 };
+        passes(2 * steps, gradients * steps)
     }
 }
 
@@ -108,10 +110,10 @@ impl Options for FabTConfig {
         self.run().attack(&check, Some(self.targets))
     }
 
-    fn passes(&self, classes: u64) -> Passes {
-        let targets = u64::from(self.targets).min(classes.saturating_sub(1));
-        let steps = u64::from(self.steps) * u64::from(self.restarts) * targets;
-        passes(2 * steps, steps)
+    fn passes(&self, threat: &ThreatModel, classes: u64) -> Passes {
+        let (n_aims, to_choose) = aims::cost(threat, self.targets, classes);
+        let steps = u64::from(self.steps) * u64::from(self.restarts) * n_aims;
+        passes(2 * steps + to_choose, steps)
     }
 }
 

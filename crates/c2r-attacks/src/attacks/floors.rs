@@ -28,7 +28,7 @@ impl Options for CleanConfig {
         Ok(Box::new(self.clone()))
     }
 
-    fn passes(&self, _: u64) -> Passes {
+    fn passes(&self, _: &ThreatModel, _: u64) -> Passes {
         Passes::default()
     }
 }
@@ -39,7 +39,7 @@ impl Options for NoiseConfig {
         Ok(Box::new(self.clone()))
     }
 
-    fn passes(&self, _: u64) -> Passes {
+    fn passes(&self, _: &ThreatModel, _: u64) -> Passes {
         passes(u64::from(self.samples), 0)
     }
 }

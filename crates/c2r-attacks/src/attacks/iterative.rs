@@ -3,7 +3,7 @@
 //!
 //! Longer than 600 lines: a third of it documents the options of twelve attacks, which one loop runs.
 
-use c2r_base::{Goal, Norm, Seed, ThreatModel, grad::in_range, loss};
+use c2r_base::{Goal, Norm, Passes, Seed, ThreatModel, grad::in_range, loss};
 use tch::{Kind, Tensor};
 
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
     attack::{AttackBatch, Family},
     draws::{Draws, Request},
     error::{AttackError, ConfigError},
-    options::{ALL_NORMS, Check, LossKind, Search, Step, Task, options},
+    options::{ALL_NORMS, Check, LossKind, Search, Step, Task, options, passes},
     oracle::{LossGradient, Oracle},
     pgd::Pgd,
     rows::{attempt_seed, pick, row_budget, where_true, write_rows},
@@ -429,11 +429,16 @@ impl Iterative {
         }
     }
 
-    /// Passes of a sample that the attack does not stop early on, forward and backward alike.
-    pub(crate) fn n_passes(&self) -> u64 {
+    /// Passes of a sample that the attack does not stop early on.
+    pub(crate) fn passes(&self) -> Passes {
         let neighbours = self.variance.map_or(0, |variance| u64::from(variance.neighbours));
         let per_step = u64::from(self.gradient_samples) + neighbours;
-        u64::from(self.steps) * u64::from(self.restarts) * per_step
+        let restarts = u64::from(self.restarts);
+        let gradients = u64::from(self.steps) * restarts * per_step;
+        // Whether a restart is needed, and what the divergence is measured from.
+        let checks = restarts - 1;
+        let clean = if self.objective == Objective::Kl { restarts } else { 0 };
+        passes(gradients + checks + clean, gradients)
     }
 
     /// Number of steps, if they go up the cross entropy.
@@ -614,8 +619,9 @@ impl Iterative {
 /// One step of momentum, `gradient / mean|gradient| + decay * momentum`, each f32 `[N, C, H, W]`; a zero gradient stays
 /// zero.
 ///
-/// Dong et al. 2018 divide by the L1 length, the libraries by the mean: under the sign of the sum of
-/// such terms these are the same.
+/// Dong et al. 2018 divide by the L1 length; this divides by the mean, as torchattacks does, so the momentum is `C * H * W`
+/// times longer. The direction of a step is the same, but the look-ahead of NI-FGSM and VNI-FGSM is that much longer, too
+/// (docs/attacks/iterative.md).
 pub fn next_momentum(gradient: &Tensor, momentum: &Tensor, decay: f64) -> Tensor {
     let (gradient, _) = in_range(gradient);
     let mean = gradient.abs().mean_dim([1i64, 2, 3].as_slice(), true, Kind::Float);

@@ -49,7 +49,7 @@ impl Options for SquareConfig {
         Ok(Box::new(self.clone()))
     }
 
-    fn passes(&self, _: u64) -> Passes {
+    fn passes(&self, _: &ThreatModel, _: u64) -> Passes {
         passes((u64::from(self.queries) + 1) * u64::from(self.restarts), 0)
     }
 }

@@ -63,8 +63,8 @@ pub(super) fn cross_entropy_steps(config: &AttackConfig) -> Option<u32> {
 pub fn contradictions(results: &[AttackResult<'_>], n: usize) -> Vec<Flag> {
     let few = (SAME_STRENGTH * n as f64) as usize;
     let clearly = (STRONGER * n as f64) as usize;
-    let sees_gradients = |result: &&AttackResult<'_>| sees_gradients(result.family);
-    let strongest = results.iter().filter(sees_gradients).map(|result| result.survivors).min();
+    let strongest =
+        results.iter().filter(|result| result.family.follows_gradients()).map(|result| result.survivors).min();
     let of = |name: &str| results.iter().find(|result| result.attack == name);
     let noise = of("noise").map(|result| result.survivors);
     let one_step = of("fgsm").filter(|result| result.cross_entropy_steps == Some(1)).map(|result| result.survivors);
@@ -89,10 +89,6 @@ pub fn contradictions(results: &[AttackResult<'_>], n: usize) -> Vec<Flag> {
         }
     }
     flags
-}
-
-pub(super) fn sees_gradients(family: Family) -> bool {
-    matches!(family, Family::Gradient | Family::MinimumNorm)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::{
     time::Instant,
 };
 
-use c2r_base::{Classifier, Goal, LabelledImages, Passes, Seed, TargetRule, ThreatModel, host, loss};
+use c2r_base::{Classifier, Goal, LabelledImages, Passes, Seed, TargetRule, ThreatModel, TooLong, host, loss};
 use rand::Rng;
 use tch::{Device, Tensor};
 
@@ -114,11 +114,14 @@ pub fn evaluate_with(
     observer: &mut dyn FnMut(&Event<'_>) -> ControlFlow<()>,
 ) -> Result<AttackReport, AttackError> {
     let _no_grad = tch::no_grad_guard();
-    let (epsilon, norm, diameter) = (threat.epsilon, threat.norm, threat.norm.diameter(data.image_shape()));
-    if epsilon.value() >= diameter {
-        return Err(ConfigError::EpsilonCoversAll { epsilon, norm, diameter }.into());
-    }
+    let checked = threat.norm.check_length(threat.epsilon, data.image_shape());
+    checked.map_err(|TooLong { length, norm, diameter, .. }| ConfigError::EpsilonCoversAll {
+        epsilon: length,
+        norm,
+        diameter,
+    })?;
     check_names(attacks, options.mode)?;
+    check_threat(attacks, threat)?;
     let fingerprint = resume::fingerprint(data);
     let bytes = data.images().numel() * std::mem::size_of::<f32>();
     let on_device = (bytes <= BYTES_ON_DEVICE).then(|| data.to_device(model.device()));
@@ -127,13 +130,11 @@ pub fn evaluate_with(
     let mut report = match &options.resume {
         Some(report) => {
             resume::check(report, data, &fingerprint, attacks, threat, (options.seed, options.mode))?;
+            check_classes(attacks, threat, report.classes)?;
             report.clone()
         }
-        None => run.clean_pass(model, fingerprint)?,
+        None => run.clean_pass(model, attacks, fingerprint)?,
     };
-    for attack in attacks {
-        attack.check(threat, report.classes)?;
-    }
 
     let mut workers = Workers::new(model, report.classes, options.workers, &options.stop);
     for (entry, attack) in attacks.iter().enumerate() {
@@ -163,6 +164,24 @@ fn check_names(attacks: &[Box<dyn Attack>], mode: Mode) -> Result<(), ConfigErro
         }
     }
     Ok(())
+}
+
+/// Refuses attacks that do not know the norm or the goal, before the model is asked anything.
+fn check_threat(attacks: &[Box<dyn Attack>], threat: &ThreatModel) -> Result<(), ConfigError> {
+    use ConfigError::{SuiteOfOtherNorm, UnsupportedGoal, UnsupportedNorm};
+    for attack in attacks {
+        // What an attack says about the number of classes counts when the model's is known.
+        let checked = attack.check(threat, i64::MAX);
+        if let Err(UnsupportedNorm { .. } | UnsupportedGoal { .. } | SuiteOfOtherNorm { .. }) = checked {
+            return checked;
+        }
+    }
+    Ok(())
+}
+
+/// Refuses attacks that cannot run on a model with this many classes.
+fn check_classes(attacks: &[Box<dyn Attack>], threat: &ThreatModel, classes: i64) -> Result<(), ConfigError> {
+    attacks.iter().try_for_each(|attack| attack.check(threat, classes))
 }
 
 /// Outcomes before an entry's first stage.
@@ -271,7 +290,12 @@ impl Evaluation<'_> {
     /// Classifies the clean images, chooses targets, and looks for reasons to doubt the model.
     ///
     /// The first batch is classified twice, and timed the second time: the first one warms up and is not the clean pass.
-    fn clean_pass(&mut self, model: &dyn Classifier, fingerprint: String) -> Result<AttackReport, AttackError> {
+    fn clean_pass(
+        &mut self,
+        model: &dyn Classifier,
+        attacks: &[Box<dyn Attack>],
+        fingerprint: String,
+    ) -> Result<AttackReport, AttackError> {
         let start = Instant::now();
         let Self { data, threat, options, batch_size, .. } = *self;
         let n = data.len();
@@ -283,6 +307,7 @@ impl Evaluation<'_> {
         let logits = oracle.logits(&images, first)?;
         let classes = logits.size()[1];
         data.check_classes(classes)?;
+        check_classes(attacks, threat, classes)?;
         let flags = if options.self_check {
             flags_of_model(&mut oracle, first, &images, &labels, &logits, threat, options.seed)?
         } else {
@@ -314,6 +339,7 @@ impl Evaluation<'_> {
             }
         }
         Ok(AttackReport {
+            schema_version: AttackReport::SCHEMA_VERSION,
             subject: None,
             threat: *threat,
             mode: options.mode,

@@ -11,7 +11,7 @@ use crate::{
     error::AttackError,
     evaluate::{
         bounds::flags_of_bounds,
-        contradictions::{AttackResult, SAME_STRENGTH, contradictions, cross_entropy_steps, sees_gradients},
+        contradictions::{AttackResult, SAME_STRENGTH, contradictions, cross_entropy_steps},
         report::{AttackEntry, AttackReport, Flag, Mode, Outcome, StageEntry},
     },
     oracle::Oracle,
@@ -125,7 +125,7 @@ pub(crate) fn flags_of_results(report: &mut AttackReport) {
             if samples <= few {
                 continue;
             }
-            if stage.family == Family::BlackBox && after(&sees_gradients).is_some() {
+            if stage.family == Family::BlackBox && after(&Family::follows_gradients).is_some() {
                 flags.push(Flag::BlackBoxBeatsWhiteBox { attack: stage.attack.clone(), samples });
             }
             if stage.attack == "noise"

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use c2r_base::{Passes, Seed, ThreatModel};
-use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error, ser::SerializeMap};
 use serde_json::Value;
 
 use crate::attack::Family;
@@ -97,11 +97,12 @@ impl AttackEntry {
         share(self.samples.iter().map(|sample| sample.outcome == Outcome::Survived))
     }
 
-    /// Share of the samples it was run on that it broke; `None` if it was run on none.
+    /// Share of the samples it was run on that it broke; `None` if it was run on none. In the report of an unfinished run, the
+    /// share that it has broken so far.
     pub fn success_rate(&self) -> Option<f64> {
         let attacked = self.stages.first()?.attacked;
-        let left = self.stages.last()?.survivors;
-        (attacked > 0).then(|| attacked.saturating_sub(left) as f64 / attacked as f64)
+        let broken: usize = self.stages.iter().map(|stage| stage.attacked.saturating_sub(stage.survivors)).sum();
+        (attacked > 0).then(|| broken as f64 / attacked as f64)
     }
 
     /// Sum over the stages.
@@ -121,6 +122,9 @@ impl AttackEntry {
 /// `robust_accuracy`, `survivors`, `seconds`), which are ignored when it is read back.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct AttackReport {
+    /// [`AttackReport::SCHEMA_VERSION`]; a report of another version is not read.
+    #[serde(deserialize_with = "known_version")]
+    pub schema_version: u32,
     /// What was attacked, as described by the caller; [`crate::evaluate`] leaves it out.
     pub subject: Option<Value>,
     /// What the attacker may do and wants.
@@ -160,6 +164,15 @@ pub struct AttackReport {
     pub flags: Vec<Flag>,
     /// Versions of what computed this.
     pub versions: BTreeMap<String, String>,
+}
+
+/// The version of the JSON layout, if it is this one's.
+fn known_version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    let (version, known) = (u32::deserialize(deserializer)?, AttackReport::SCHEMA_VERSION);
+    if version == known {
+        return Ok(version);
+    }
+    Err(D::Error::custom(format!("the report's schema_version is {version}; this version of c2r reads {known}")))
 }
 
 impl AttackReport {
@@ -378,7 +391,7 @@ impl fmt::Display for Flag {
             ),
             Self::OneStepBeatsMany { attack, steps, samples } => write!(
                 f,
-                "`fgsm` breaks {samples} more samples in one step than `{attack}` in {steps} steps, whose size does not fit epsilon (`{attack}` on its own uses a quarter of epsilon; `--set {attack}.step-size=SIZE` changes it in a suite)"
+                "`fgsm` breaks {samples} more samples in one step than `{attack}` in {steps} steps, whose size does not fit epsilon (`{attack}` on its own uses a quarter of epsilon; its option `step-size` changes it, in a suite as well)"
             ),
             Self::WeakerThanNoise { attack, samples } => {
                 write!(f, "random noise breaks {samples} more samples than `{attack}`")
@@ -400,7 +413,7 @@ fn share(hits: impl Iterator<Item = bool>) -> f64 {
 impl Serialize for AttackReport {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("schema_version", &Self::SCHEMA_VERSION)?;
+        map.serialize_entry("schema_version", &self.schema_version)?;
         if let Some(subject) = &self.subject {
             map.serialize_entry("subject", subject)?;
         }
@@ -451,5 +464,34 @@ impl Serialize for AttackEntry {
         map.serialize_entry("stages", &self.stages)?;
         map.serialize_entry("samples", &self.samples)?;
         map.end()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Stages that were run on so many samples and left so many.
+    fn entry(stages: &[(usize, usize)]) -> AttackEntry {
+        let stage = |&(attacked, survivors): &(usize, usize)| StageEntry {
+            attack: "pgd".to_owned(),
+            family: Family::Gradient,
+            attacked,
+            survivors,
+            counts: Passes::default(),
+            seconds: 0.0,
+            repaired_gradients: 0,
+        };
+        let stages = stages.iter().map(stage).collect();
+        AttackEntry { name: "pgd".to_owned(), config: None, stages, samples: Vec::new() }
+    }
+
+    #[test]
+    fn the_success_rate_counts_what_is_broken_so_far() {
+        assert_eq!(entry(&[]).success_rate(), None);
+        assert_eq!(entry(&[(0, 0)]).success_rate(), None);
+        assert_eq!(entry(&[(100, 40), (40, 30), (30, 30)]).success_rate(), Some(0.7), "finished");
+        assert_eq!(entry(&[(100, 50), (10, 5)]).success_rate(), Some(0.55), "10 of the 50 that are left");
+        assert_eq!(entry(&[(100, 50), (0, 0)]).success_rate(), Some(0.5));
     }
 }

@@ -5,6 +5,7 @@ mod digits;
 mod foreign;
 mod models;
 mod own;
+mod passes;
 mod properties;
 mod stochastic;
 mod stopping;

@@ -1,13 +1,17 @@
 //! Attacks of other crates: what the driver checks before it believes them, and what it asks of all attacks.
 
-use std::ops::ControlFlow;
+use std::{
+    collections::BTreeSet,
+    ops::ControlFlow,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use c2r_attacks::{
-    AdversarialImages, Attack, AttackBatch, AttackConfig, AttackError, ConfigError, EvaluateOptions, Family, Mode,
-    Oracle, Perturbed, evaluate, evaluate_with,
+    AdversarialImages, Attack, AttackBatch, AttackConfig, AttackError, Choice, ConfigError, EvaluateOptions, Family,
+    Mode, Oracle, Perturbed, Setting, evaluate, evaluate_with,
 };
-use c2r_base::{Classifier, Goal, LabelledImages, Norm, Seed, TargetRule, ThreatModel};
-use tch::{Kind, Tensor};
+use c2r_base::{Classifier, ClassifierError, Goal, LabelledImages, Norm, Seed, TargetRule, ThreatModel};
+use tch::{Device, Kind, Tensor};
 
 use crate::{
     properties::{CLASSES, NORMS, attacks, toy},
@@ -173,10 +177,91 @@ fn a_suite_for_another_norm_is_refused() {
         assert_eq!(is_refused(result(&parsed, norm)), norm == Norm::L1, "{norm}");
         assert_eq!(is_refused(result(&named(Norm::L1), norm)), norm != Norm::L1, "{norm}");
     }
-    // Numbers that somebody chose are theirs.
+    // Numbers that somebody chose are theirs, those of another norm among them.
     let mut chosen = parsed;
     chosen.set("restarts", "2").unwrap();
     assert!(result(&chosen, Norm::L1).is_ok());
+    let set = [("apgd-ce", "restarts"), ("apgd-t", "targets")].map(|(attack, option)| Setting {
+        attack: attack.to_owned(),
+        option: option.to_owned(),
+        value: "5".to_owned(),
+    });
+    let names = ["autoattack-standard".to_owned()];
+    for norm in [Norm::Linf, Norm::L2, Norm::L1] {
+        let choice = Choice { names: &names, norm, each: false, options: &[], set: &set };
+        let chosen = short(choice.configs().unwrap().remove(0));
+        assert!(result(&chosen, norm).is_ok(), "{norm}");
+    }
+}
+
+/// What runs are told apart by and continued with is the same as before a suite knew its norm.
+#[test]
+fn the_norm_of_a_suite_is_not_written() {
+    for norm in [Norm::Linf, Norm::L1] {
+        let suite = AttackConfig::named_for("autoattack-standard", norm).unwrap();
+        let written = serde_json::to_value(&suite).unwrap();
+        let keys: BTreeSet<&String> = written.as_object().unwrap().keys().collect();
+        assert!(keys.into_iter().eq(["attack", "attacks", "name"]), "{written}");
+        // Read back, it has what its writer chose.
+        let back: AttackConfig = serde_json::from_value(written).unwrap();
+        assert!(back.build().unwrap().check(&threat(Norm::L1, 0.02), 10).is_ok());
+    }
+}
+
+/// A model that counts how often it is asked.
+struct Counted<M>(M, AtomicUsize);
+
+impl<M: Classifier> Classifier for Counted<M> {
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        self.0.logits(images)
+    }
+
+    fn device(&self) -> Device {
+        self.0.device()
+    }
+}
+
+#[test]
+fn attacks_that_cannot_run_are_refused_before_the_images_are_classified() {
+    let (model, data) = toy();
+    let model = Counted(model, AtomicUsize::new(0));
+    let options = EvaluateOptions { batch_size: 2, ..EvaluateOptions::default() };
+    let asked = |attacks: &[&str], threat: &ThreatModel| {
+        let attacks: Vec<_> = attacks.iter().map(|name| config(name, &[]).build().unwrap()).collect();
+        let before = model.1.load(Ordering::Relaxed);
+        let Err(AttackError::Config(error)) = evaluate(&model, &data, &attacks, threat, &options) else { panic!() };
+        (error, model.1.load(Ordering::Relaxed) - before)
+    };
+    let (error, n) = asked(&["pgd", "cw-linf"], &threat(Norm::L2, 0.1));
+    assert!(matches!(error, ConfigError::UnsupportedNorm { attack, .. } if attack == "cw-linf"));
+    assert_eq!(n, 0);
+    let targeted = ThreatModel { goal: Goal::Targeted(TargetRule::Next), ..threat(Norm::Linf, 0.02) };
+    let (error, n) = asked(&["pgd", "deepfool"], &targeted);
+    assert!(matches!(error, ConfigError::UnsupportedGoal { attack } if attack == "deepfool"));
+    assert_eq!(n, 0);
+    // The number of classes is known once the model has answered.
+    let three = Counted(FirstThree(toy().0), AtomicUsize::new(0));
+    let data = {
+        let labels = data.labels().clamp_max(2);
+        LabelledImages::new(data.images().copy(), labels).unwrap()
+    };
+    let error = evaluate(&three, &data, &[config("apgd-t", &[]).build().unwrap()], &threat(Norm::Linf, 0.02), &options);
+    assert!(matches!(error, Err(AttackError::Config(ConfigError::TooFewClasses { needed: 4, classes: 3, .. }))));
+    assert_eq!(three.1.load(Ordering::Relaxed), 1);
+}
+
+/// Three of the logits.
+struct FirstThree<M>(M);
+
+impl<M: Classifier> Classifier for FirstThree<M> {
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+        Ok(self.0.logits(images)?.narrow(1, 0, 3))
+    }
+
+    fn device(&self) -> Device {
+        self.0.device()
+    }
 }
 
 #[test]

@@ -391,6 +391,7 @@ fn a_suite_runs_on_survivors_and_its_images_give_the_same_accuracy() {
     let suite = AttackConfig::Suite(c2r_attacks::SuiteConfig {
         name: "three".into(),
         attacks: ["fgsm", "pgd", "apgd-ce"].map(|name| name.parse::<AttackConfig>().unwrap()).to_vec(),
+        norm: None,
     });
     let one = run(&model, &data, &[suite.build().unwrap()], &threat, &options);
     assert_eq!(one.robust_accuracy(), report.robust_accuracy());
@@ -411,7 +412,11 @@ fn report_round_trips_through_json() {
     assert_eq!(json["schema_version"], 1);
     assert_eq!(json["robust_accuracy"], report.robust_accuracy());
     assert_eq!(json["attacks"][0]["robust_accuracy"], report.attacks[0].robust_accuracy());
-    assert_eq!(serde_json::from_value::<c2r_attacks::AttackReport>(json).unwrap(), report);
+    assert_eq!(serde_json::from_value::<c2r_attacks::AttackReport>(json.clone()).unwrap(), report);
+    let mut later = json;
+    later["schema_version"] = 2.into();
+    let error = serde_json::from_value::<c2r_attacks::AttackReport>(later).unwrap_err().to_string();
+    assert_eq!(error, "the report's schema_version is 2; this version of c2r reads 1");
 }
 
 proptest! {

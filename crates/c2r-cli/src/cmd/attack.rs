@@ -10,6 +10,7 @@ mod target;
 
 use std::{fs, ops::ControlFlow, path::Path};
 
+use anyhow::Context;
 pub(crate) use args::Args;
 use c2r_attacks::{
     AdversarialImages, Attack, AttackConfig, AttackError, AttackReport, EvaluateOptions, Event, Mode, evaluate_with,
@@ -29,6 +30,8 @@ use c2r_run::{
 };
 use inputs::Inputs;
 use journal::Journal;
+use output::Summary;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use target::Target;
 use tch::{Device, Kind};
@@ -53,8 +56,7 @@ pub(crate) fn run(mut args: Args, device: Device, ui: &Ui) -> anyhow::Result<()>
     let configs = choice::configs(&args).or_exit(exit::USAGE)?;
     let attacks: Vec<Box<dyn Attack>> =
         configs.iter().map(AttackConfig::build).collect::<Result<_, _>>().or_exit(exit::USAGE)?;
-    let threat =
-        ThreatModel { norm: args.norm, epsilon: args.eps, goal: args.targets.map_or(Goal::Untargeted, Goal::Targeted) };
+    let threat = threat(&args);
     let needs_gradient = attacks.iter().any(|attack| needs_gradient(attack.as_ref()));
     if args.estimate {
         return estimate(&args, &configs, needs_gradient, device, ui);
@@ -102,8 +104,10 @@ pub(crate) fn run(mut args: Args, device: Device, ui: &Ui) -> anyhow::Result<()>
         let (mut opened, status) = Journal::open(place, &args, key.clone(), images, device)?;
         if status == Status::Finished {
             ui.note(format!("{} is finished; nothing to do", opened.run.path().display()));
-            show(opened.run.summary(), &args, ui);
-            return Ok(());
+            return show(opened.run.summary(), &args, ui).with_context(|| {
+                let record = opened.run.record().display();
+                format!("{record} has a summary that this c2r cannot show; --json prints it as it is")
+            });
         }
         resume = opened.resume()?;
         if resume.is_some() {
@@ -124,7 +128,8 @@ pub(crate) fn run(mut args: Args, device: Device, ui: &Ui) -> anyhow::Result<()>
     let mut report = watched(&target, model, &inputs, &attacks, &threat, &options, args.force, journal.as_mut(), ui)?;
     report.versions.extend(run_dir::versions());
     inputs.notes.extend(doubts::chance_level(&report));
-    let summary = output::summary(&report, &args, &target, (model, &model_sha256), &inputs, device);
+    let summary = Summary::new(&report, &args, &target, (model, &model_sha256), &inputs, device);
+    let summary = serde_json::to_value(summary)?;
     // A kill while the files are written must leave a record that claims them.
     if let Some(journal) = &mut journal {
         journal.save(&report, true)?;
@@ -144,38 +149,36 @@ pub(crate) fn run(mut args: Args, device: Device, ui: &Ui) -> anyhow::Result<()>
     if let Some(journal) = journal {
         journal.finish(summary.clone())?;
     }
-    show(&summary, &args, ui);
-    Ok(())
+    show(&summary, &args, ui)
 }
 
-fn show(summary: &Value, args: &Args, ui: &Ui) {
-    if args.json { ui.out(summary.to_string()) } else { output::print(summary, ui) }
+/// What the attacker may do and wants.
+fn threat(args: &Args) -> ThreatModel {
+    ThreatModel { norm: args.norm, epsilon: args.eps, goal: args.targets.map_or(Goal::Untargeted, Goal::Targeted) }
+}
+
+/// Prints a [`Summary`], which may come from the record of an earlier run.
+fn show(summary: &Value, args: &Args, ui: &Ui) -> anyhow::Result<()> {
+    if args.json {
+        ui.out(summary.to_string());
+    } else {
+        Summary::deserialize(summary)?.print(ui);
+    }
+    Ok(())
 }
 
 /// Refuses 2 where 2/255 is meant: a radius or step that reaches every image of this `shape` from every other.
 fn check_units(args: &Args, shape: [i64; 3]) -> anyhow::Result<()> {
     let step_size = args.step_size.as_ref().and_then(|step| step.parse().ok());
     for (flag, size) in [("--eps", Some(args.eps)), ("--step-size", step_size)] {
-        let Some(size) = size else { continue };
-        let (norm, diameter) = (args.norm, args.norm.diameter(shape));
-        if size.value() < diameter {
-            continue;
-        }
-        let in_255ths = size.value() / 255.0 < diameter && !size.to_string().contains('/');
-        let advice = if in_255ths {
+        let Some(Err(error)) = size.map(|size| args.norm.check_length(size, shape)) else { continue };
+        let size = error.length;
+        let advice = if error.counts_255ths {
             format!("write {size}/255 if you mean steps of 8-bit pixels")
         } else {
             "choose a smaller one".to_owned()
         };
-        let message = format!(
-            "{flag} {size} is too large: with pixels in [0, 1], any two images of {}x{}x{} are at most {} apart in {norm}; \
-             {advice}",
-            shape[0],
-            shape[1],
-            shape[2],
-            (diameter * 100.0).round() / 100.0,
-        );
-        return exit::fail(exit::USAGE, message);
+        return exit::fail(exit::USAGE, format!("{flag} {size} is too large: {error}; {advice}"));
     }
     Ok(())
 }
@@ -319,17 +322,17 @@ pub(crate) fn planned(args: &Args, written: &Written) -> anyhow::Result<Planned>
         None => estimate::n_test(&dataset),
     };
     let n = args.n_test.map_or(usize::MAX, |n| n as usize).min(there);
-    let (forward, input_gradient) = images(&configs, n as f64, ASSUMED_ACCURACY, dataset.classes.len());
+    let (forward, input_gradient) = images(&configs, &threat(args), n as f64, ASSUMED_ACCURACY, dataset.classes.len());
     Ok(Planned { dataset, model, work: Work { forward, input_gradient, training: 0.0 } })
 }
 
 /// Images forward, and backward to the pixels, for attacks on `n` test images of which a share of `accuracy` is classified
 /// correctly.
-fn images(configs: &[AttackConfig], n: f64, accuracy: f64, classes: usize) -> (f64, f64) {
+fn images(configs: &[AttackConfig], threat: &ThreatModel, n: f64, accuracy: f64, classes: usize) -> (f64, f64) {
     let attacked = n * accuracy;
     let (mut forward, mut backward) = (n, 0.0);
     for config in configs {
-        let one = config.passes(classes as u64);
+        let one = config.passes(threat, classes as u64);
         forward += attacked * (one.forward_images + 1) as f64;
         backward += attacked * one.backward_images as f64;
     }
@@ -353,7 +356,7 @@ fn estimate(
         let n = args.n_test.map_or(dataset.test.len(), |n| dataset.test.len().min(n as usize));
         let batch = args.batch_size(device, dataset.spec.shape()).min(n).max(1);
         let speed = throughput::measure(&dataset.spec.model.parse()?, &dataset.spec, batch, device)?;
-        (speed, images(configs, n as f64, ASSUMED_ACCURACY, dataset.spec.classes.len()))
+        (speed, images(configs, &threat(args), n as f64, ASSUMED_ACCURACY, dataset.spec.classes.len()))
     } else {
         let mut inputs = Inputs::load(args, ui)?;
         let sha256 = sha256_of_file(path).or_exit(exit::DATA)?;
@@ -367,7 +370,7 @@ fn estimate(
         };
         let accuracy = logits.argmax(1, false).eq_tensor(&labels).to_kind(Kind::Double).mean(None).double_value(&[]);
         let speed = throughput::of_classifier(target.classifier.as_ref(), &some, &labels, needs_gradient)?;
-        (speed, images(configs, n as f64, accuracy, logits.size()[1] as usize))
+        (speed, images(configs, &threat(args), n as f64, accuracy, logits.size()[1] as usize))
     };
     let work = Work { forward, input_gradient: backward, training: 0.0 };
     estimate::answer(&work, &speed, device, args.json, ui);

@@ -1,14 +1,14 @@
 //! Which attacks run, with which options.
 
 use anyhow::Context;
-use c2r_attacks::{AttackConfig, Choice, ConfigError};
+use c2r_attacks::{AttackConfig, Choice, ConfigError, Setting};
 
 use super::args::Args;
 
 /// The options of all attacks and those of one that the command line gives.
 struct Given {
     options: Vec<(String, String)>,
-    set: Vec<(String, String, String)>,
+    set: Vec<Setting>,
 }
 
 impl Given {
@@ -17,7 +17,7 @@ impl Given {
             let wrong = || format!("`--set {assignment}` does not have the form ATTACK.OPTION=VALUE");
             let (key, value) = assignment.split_once('=').with_context(wrong)?;
             let (attack, option) = key.split_once('.').with_context(wrong)?;
-            Ok((attack.to_owned(), option.to_owned(), value.to_owned()))
+            Ok(Setting { attack: attack.to_owned(), option: option.to_owned(), value: value.to_owned() })
         });
         Ok(Self { options: common_options(args), set: set.collect::<anyhow::Result<_>>()? })
     }

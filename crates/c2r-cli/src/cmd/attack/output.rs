@@ -2,11 +2,13 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use c2r_attacks::{AdversarialImages, AttackConfig, AttackReport, Mode, Outcome};
-use c2r_base::artifact::TensorFile;
+use c2r_attacks::{AdversarialImages, AttackConfig, AttackReport, Flag, Mode, Outcome, StageEntry};
+use c2r_base::{Epsilon, Goal, Norm, Seed, artifact::TensorFile};
 use c2r_eval::{AttackRecord, Evaluation, RecordContext};
+use c2r_experiment::{Subject, Subset};
 use c2r_files::path_to_text;
 use c2r_run::terminal::{Ui, count, counted, note, seconds};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tch::{Device, Tensor};
 
@@ -15,59 +17,152 @@ use crate::run_dir;
 
 const SCHEMA_VERSION: u32 = 1;
 
-/// The object that `--json` prints.
-pub(super) fn summary(
-    report: &AttackReport,
-    args: &Args,
-    target: &Target,
-    (model, model_sha256): (&Path, &str),
-    inputs: &Inputs,
-    device: Device,
-) -> Value {
-    let attacks = report.attacks.iter().map(|entry| {
-        let counts = entry.counts();
-        json!({
-            "attack": entry.name,
-            "attacked": entry.stages.first().map_or(0, |stage| stage.attacked),
-            "survivors": entry.samples.iter().filter(|sample| sample.outcome == Outcome::Survived).count(),
-            "robust_accuracy": entry.robust_accuracy(),
-            "forward": counts.forward_images,
-            "backward": counts.backward_images,
-            "seconds": entry.seconds(),
-            "stages": entry.stages,
-            "config": entry.config,
-        })
-    });
-    let counts = report.counts();
-    json!({
-        "schema_version": SCHEMA_VERSION,
-        "attack": args.attack.join(","),
-        "mode": report.mode,
-        "norm": report.threat.norm,
-        "eps": report.threat.epsilon,
-        "goal": report.threat.goal,
-        "seed": report.seed,
-        "n": report.n(),
-        "subset": inputs.subset.as_ref().map(|(chosen, _)| chosen),
-        "clean_accuracy": report.clean_accuracy(),
-        "robust_accuracy": report.robust_accuracy(),
-        "attacks": attacks.collect::<Vec<_>>(),
-        "forward": counts.forward_images,
-        "backward": counts.backward_images,
-        "seconds": report.seconds(),
-        "clean_seconds": report.clean_seconds,
-        "flags": report.flags,
-        "flag_notes": report.flags.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "notes": inputs.notes,
-        "subject": target.subject,
-        "model": path_to_text(model),
-        "model_sha256": model_sha256,
-        "tuned_operators": target.n_tuned,
-        "inputs": inputs.name,
-        "inputs_sha256": inputs.sha256,
-        "versions": report.versions,
-        "precision": run_dir::precision(device),
-    })
+/// The object that `--json` prints, and what the record of a finished evaluation keeps.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Summary {
+    schema_version: u32,
+    attack: String,
+    mode: Mode,
+    norm: Norm,
+    eps: Epsilon,
+    goal: Goal,
+    seed: Seed,
+    n: usize,
+    subset: Option<Subset>,
+    clean_accuracy: f64,
+    robust_accuracy: f64,
+    attacks: Vec<OfAttack>,
+    forward: u64,
+    backward: u64,
+    seconds: f64,
+    clean_seconds: f64,
+    flags: Vec<Flag>,
+    flag_notes: Vec<String>,
+    notes: Vec<String>,
+    subject: Option<Subject>,
+    model: String,
+    model_sha256: String,
+    tuned_operators: usize,
+    inputs: String,
+    inputs_sha256: String,
+    versions: BTreeMap<String, String>,
+    #[serde(default)]
+    precision: BTreeMap<String, String>,
+}
+
+/// One attack or suite of a [`Summary`].
+#[derive(Serialize, Deserialize)]
+struct OfAttack {
+    attack: String,
+    attacked: usize,
+    survivors: usize,
+    robust_accuracy: f64,
+    forward: u64,
+    backward: u64,
+    seconds: f64,
+    stages: Vec<StageEntry>,
+    config: Option<Value>,
+}
+
+impl Summary {
+    pub(super) fn new(
+        report: &AttackReport,
+        args: &Args,
+        target: &Target,
+        (model, model_sha256): (&Path, &str),
+        inputs: &Inputs,
+        device: Device,
+    ) -> Self {
+        let attacks = report.attacks.iter().map(|entry| {
+            let counts = entry.counts();
+            OfAttack {
+                attack: entry.name.clone(),
+                attacked: entry.stages.first().map_or(0, |stage| stage.attacked),
+                survivors: entry.samples.iter().filter(|sample| sample.outcome == Outcome::Survived).count(),
+                robust_accuracy: entry.robust_accuracy(),
+                forward: counts.forward_images,
+                backward: counts.backward_images,
+                seconds: entry.seconds(),
+                stages: entry.stages.clone(),
+                config: entry.config.clone(),
+            }
+        });
+        let counts = report.counts();
+        Self {
+            schema_version: SCHEMA_VERSION,
+            attack: args.attack.join(","),
+            mode: report.mode,
+            norm: report.threat.norm,
+            eps: report.threat.epsilon,
+            goal: report.threat.goal,
+            seed: report.seed,
+            n: report.n(),
+            subset: inputs.subset.as_ref().map(|(chosen, _)| chosen.clone()),
+            clean_accuracy: report.clean_accuracy(),
+            robust_accuracy: report.robust_accuracy(),
+            attacks: attacks.collect(),
+            forward: counts.forward_images,
+            backward: counts.backward_images,
+            seconds: report.seconds(),
+            clean_seconds: report.clean_seconds,
+            flags: report.flags.clone(),
+            flag_notes: report.flags.iter().map(ToString::to_string).collect(),
+            notes: inputs.notes.clone(),
+            subject: target.subject.clone(),
+            model: path_to_text(model).into_owned(),
+            model_sha256: model_sha256.to_owned(),
+            tuned_operators: target.n_tuned,
+            inputs: inputs.name.clone(),
+            inputs_sha256: inputs.sha256.clone(),
+            versions: report.versions.clone(),
+            precision: run_dir::precision(device),
+        }
+    }
+
+    /// Prints it for people.
+    pub(super) fn print(&self, ui: &Ui) {
+        let percent = |share: f64| format!("{:.2} %", 100.0 * share);
+        self.notes.iter().for_each(|note| ui.out(note));
+        // How a step was selected changes what the numbers mean.
+        if let Some(subject) = self.subject.as_ref().filter(|subject| !subject.selection.is_last()) {
+            subject.notes.iter().for_each(|note| ui.out(note));
+        }
+        ui.out(format!("{}, {} radius {}", counted(self.n, "image"), self.norm, self.eps));
+        if let Goal::Targeted(rule) = self.goal {
+            let rule = json!(rule);
+            let rule = rule.as_str().expect("a rule is a word");
+            ui.out(format!(
+                "targeted ({rule}): accuracy is the share of images that were not classified as their target"
+            ));
+        }
+        let cumulative = self.mode == Mode::Suite && self.attacks.len() > 1;
+        if cumulative {
+            ui.out(
+                "each line shows the share that its attack and all above it left, the worst case so far; --each judges every \
+                 attack by itself",
+            );
+        }
+        let accuracy = if cumulative { "left so far" } else { "accuracy" };
+        ui.out(format!("{:<22}{accuracy:>12}{:>18}{:>14}", "attack", "broken", "time"));
+        let (clean, took) = (percent(self.clean_accuracy), seconds(self.clean_seconds));
+        ui.out(format!("{:<22}{clean:>12}{:>18}{took:>14}", "clean", ""));
+        let share = |broken: usize, of: usize| format!("{} of {}", count(broken as f64), count(of as f64));
+        let broken = |stage: &StageEntry| stage.attacked.saturating_sub(stage.survivors);
+        for entry in &self.attacks {
+            let OfAttack { attack, attacked, stages, .. } = entry;
+            let (left, took) = (percent(entry.robust_accuracy), seconds(entry.seconds));
+            let all = share(stages.iter().map(broken).sum(), *attacked);
+            ui.out(format!("{attack:<22}{left:>12}{all:>18}{took:>14}"));
+            for stage in stages.iter().filter(|_| stages.len() > 1) {
+                let (own, took) = (share(broken(stage), stage.attacked), seconds(stage.seconds));
+                ui.out(format!("  {:<20}{:>12}{own:>18}{took:>14}", stage.attack, ""));
+            }
+        }
+        if self.attacks.len() > 1 {
+            ui.out(format!("{:<22}{:>12}", "worst case of all", percent(self.robust_accuracy)));
+        }
+        self.flag_notes.iter().for_each(|note| ui.out(format!("doubtful: {note}")));
+    }
 }
 
 /// Writes `images` and `labels` as `--inputs` takes them; with several attacks judged each by itself, `images.NAME`. Of a
@@ -157,53 +252,4 @@ pub(super) fn print_finished(report: &AttackReport, record: Option<&Path>, resum
             note(format!("  {:<20}{:>13} {broken} of {of} broken", stage.attack, ""));
         }
     }
-}
-
-/// Prints a summary for people.
-pub(super) fn print(summary: &Value, ui: &Ui) {
-    let list = |key: &str| summary[key].as_array().cloned().unwrap_or_default();
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let percent = |value: &Value| format!("{:.2} %", 100.0 * value.as_f64().unwrap_or(f64::NAN));
-    let took = |value: &Value| seconds(value["seconds"].as_f64().unwrap_or_default());
-    list("notes").iter().for_each(|note| ui.out(text(note)));
-    // How a step was selected changes what the numbers mean.
-    if let Some(notes) = summary["subject"].get("selection").and(summary["subject"]["notes"].as_array()) {
-        notes.iter().for_each(|note| ui.out(text(note)));
-    }
-    let n = counted(summary["n"].as_u64().unwrap_or_default() as usize, "image");
-    ui.out(format!("{n}, {} radius {}", text(&summary["norm"]), text(&summary["eps"])));
-    if let Some(rule) = summary["goal"]["targeted"].as_str() {
-        ui.out(format!("targeted ({rule}): accuracy is the share of images that were not classified as their target"));
-    }
-    let attacks = list("attacks");
-    let cumulative = summary["mode"] == json!(Mode::Suite) && attacks.len() > 1;
-    if cumulative {
-        ui.out(
-            "each line shows the share that its attack and all above it left, the worst case so far; --each judges every \
-             attack by itself",
-        );
-    }
-    let accuracy = if cumulative { "left so far" } else { "accuracy" };
-    ui.out(format!("{:<22}{accuracy:>12}{:>18}{:>14}", "attack", "broken", "time"));
-    let clean = seconds(summary["clean_seconds"].as_f64().unwrap_or_default());
-    ui.out(format!("{:<22}{:>12}{:>18}{clean:>14}", "clean", percent(&summary["clean_accuracy"]), ""));
-    let broken = |attacked: &Value, left: &Value| {
-        let attacked = attacked.as_u64().unwrap_or_default();
-        let broken = attacked - left.as_u64().unwrap_or(attacked);
-        format!("{} of {}", count(broken as f64), count(attacked as f64))
-    };
-    for entry in &attacks {
-        let stages = entry["stages"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let left = stages.last().map_or(&Value::Null, |stage| &stage["survivors"]);
-        let (name, share) = (text(&entry["attack"]), percent(&entry["robust_accuracy"]));
-        ui.out(format!("{name:<22}{share:>12}{:>18}{:>14}", broken(&entry["attacked"], left), took(entry)));
-        for stage in stages.iter().filter(|_| stages.len() > 1) {
-            let broken = broken(&stage["attacked"], &stage["survivors"]);
-            ui.out(format!("  {:<20}{:>12}{broken:>18}{:>14}", text(&stage["attack"]), "", took(stage)));
-        }
-    }
-    if attacks.len() > 1 {
-        ui.out(format!("{:<22}{:>12}", "worst case of all", percent(&summary["robust_accuracy"])));
-    }
-    list("flag_notes").iter().for_each(|note| ui.out(format!("doubtful: {}", text(note))));
 }
