@@ -14,7 +14,7 @@ use c2r_kernels::{Bf16, FloatFormat};
 use c2r_models::{Frozen, Model, ModelSpec, checkpoint};
 use c2r_run::{Status, arguments::any_text, process::peak_memory_mb, signals};
 use c2r_train::{
-    Best, Protocol, Targets, Teacher, TrainConfig, TrainEvent, TrainSource, Trainer, layers, model_input, state::State,
+    Best, Protocol, Targets, Teacher, TrainConfig, TrainSource, TrainStep, Trainer, layers, model_input, state::State,
 };
 use serde_json::json;
 use tch::{Device, Tensor};
@@ -289,7 +289,7 @@ pub(crate) fn run(args: Args, device: Device, bf16: bool, ui: &Ui) -> anyhow::Re
         let _bf16 = in_bf16();
         trainer.step()
     };
-    while let Some(TrainEvent::Step { step, loss, lr, .. }) = next(&mut trainer)? {
+    while let Some(TrainStep { step, loss, lr, .. }) = next(&mut trainer)? {
         let done = step + 1;
         if let Some(loss) = loss {
             log.line(&json!({ "iteration": done, "loss": loss, "lr": lr }))?;
