@@ -162,8 +162,7 @@ impl Job {
         let mut log = run.as_ref().map(|run| run.log(distillation.iteration())).transpose().map_err(runtime_error)?;
         let mut saved = Instant::now();
         let mut text = String::new();
-        while !distillation.is_finished() {
-            let event = distillation.step().map_err(runtime_error)?;
+        while let Some(event) = distillation.step().map_err(runtime_error)? {
             // Numbers are read where they are logged: a read waits for the device.
             match event {
                 DistillEvent::Preparation { done, total } | DistillEvent::Teacher { done, total }

@@ -5,7 +5,7 @@ use std::{ffi::CString, path::PathBuf};
 use c2r_base::{Epsilon, LabelledImages, Seed};
 use c2r_data::{DataError, Dataset, DatasetSpec, SetLabels, arrays::to_tensor};
 use c2r_models::{Frozen, Model, ModelSpec, checkpoint};
-use c2r_train::{Protocol, Targets, Teacher, TrainConfig, TrainEvent, TrainSource, Trainer, layers, model_input};
+use c2r_train::{Protocol, Targets, Teacher, TrainConfig, TrainSource, TrainStep, Trainer, layers, model_input};
 use pyo3::{
     exceptions::{PyUserWarning, PyValueError},
     prelude::*,
@@ -92,7 +92,7 @@ fn run(request: Request, device: Device) -> PyResult<Answer> {
     let mut trainer = Trainer::new(&mut model, &material.source(), &config, seed).map_err(value_error)?;
     let watch = Watch(request.progress);
     let mut text = String::new();
-    while let Some(TrainEvent::Step { step, steps, loss, .. }) = trainer.step().map_err(runtime_error)? {
+    while let Some(TrainStep { step, steps, loss, .. }) = trainer.step().map_err(runtime_error)? {
         if let Some(loss) = loss {
             text = format!("loss {loss:.3}");
         }

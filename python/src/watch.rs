@@ -40,7 +40,6 @@ pub(crate) fn precision(device: Device) -> BTreeMap<String, String> {
 
 /// Versions that every artefact records.
 pub(crate) fn versions() -> BTreeMap<String, String> {
-    [("c2r", env!("CARGO_PKG_VERSION")), ("tch", "0.24.0"), ("libtorch", "2.11")]
-        .map(|(name, version)| (name.to_owned(), version.to_owned()))
-        .into()
+    let own = [("c2r", env!("CARGO_PKG_VERSION").to_owned())];
+    own.into_iter().chain(c2r_kernels::versions()).map(|(name, version)| (name.to_owned(), version)).collect()
 }

@@ -53,9 +53,7 @@ fn distil(seed: u64) -> SyntheticSet {
     put(Some("objective"), "weight", 5.0.into());
     let config: DistillConfig = table.try_into().unwrap();
     let mut distillation = Distillation::new(config, digits(), Device::Cpu).unwrap();
-    while !distillation.is_finished() {
-        distillation.step().unwrap();
-    }
+    while distillation.step().unwrap().is_some() {}
     distillation.synthetic_set(BTreeMap::new()).unwrap()
 }
 

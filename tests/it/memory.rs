@@ -49,8 +49,7 @@ fn ten_thousand_updates_take_no_more_memory_than_a_thousand() {
     let config = DistillConfig::resolve("faithful", &digits.spec, settings).unwrap();
     let mut run = Distillation::new(config, &digits, Device::Cpu).unwrap();
     let mut settled = 0;
-    while !run.is_finished() {
-        run.step().unwrap();
+    while run.step().unwrap().is_some() {
         if run.iteration().is_multiple_of(10) {
             run.report().unwrap();
         }

@@ -42,9 +42,9 @@ const REPORT: &str = "attack.json";
 
 /// Versions that every artefact records.
 pub(crate) fn versions() -> BTreeMap<String, String> {
-    [("c2r", env!("CARGO_PKG_VERSION")), ("git", env!("C2R_GIT_REVISION")), ("tch", "0.24.0"), ("libtorch", "2.11")]
-        .map(|(name, version)| (name.to_owned(), version.to_owned()))
-        .into()
+    let own = [("c2r", env!("CARGO_PKG_VERSION")), ("git", env!("C2R_GIT_REVISION"))];
+    let own = own.map(|(name, version)| (name, version.to_owned()));
+    own.into_iter().chain(c2r_kernels::versions()).map(|(name, version)| (name.to_owned(), version)).collect()
 }
 
 /// The floats of convolutions and of matrix products on this device.

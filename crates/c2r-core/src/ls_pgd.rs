@@ -17,7 +17,8 @@ pub struct LsPgdConfig {
     pub rel_step_size: f64,
     /// Ratio of neighbouring steps (the paper's beta), above 1.
     pub growth: f64,
-    /// Number of steps tried (the paper's Z): `alpha * growth^q` for `q = 0..candidates`.
+    /// Number of steps tried (the paper's Z), 1 to 8: `alpha * growth^q` for `q = 0..candidates`. The images of all of them
+    /// go through the network together, which takes that many times the memory of a batch.
     pub candidates: u32,
     /// Start from the sample's last perturbation (the paper's continuation) instead of from `start`.
     pub warm_start: bool,
@@ -48,7 +49,7 @@ pub enum LsPgdError {
     /// At or below 1.
     #[error("ls-pgd growth must be a finite number above 1, got {0}")]
     Growth(f64),
-    /// Zero.
+    /// Zero, or more than 8.
     #[error("ls-pgd candidates must be between 1 and 8, got {0}")]
     Candidates(u32),
     /// `reuse` without anything to reuse.
@@ -97,6 +98,16 @@ impl Companions {
     }
 }
 
+/// A state that is not a cache's: dtypes and shapes of its perturbations and of its losses.
+#[derive(Clone, Debug, thiserror::Error, PartialEq)]
+#[error("cache state has perturbations {:?} and losses {:?}, expected {:?} and {:?}", .got[0], .got[1], .expected[0], .expected[1])]
+pub struct CacheStateError {
+    /// Those of the state.
+    pub got: [(Kind, Vec<i64>); 2],
+    /// Those of the cache.
+    pub expected: [(Kind, Vec<i64>); 2],
+}
+
 /// Remembered perturbations and the losses that they had when they were stored, one row per sample id.
 #[derive(Debug)]
 pub struct PerturbationCache {
@@ -138,17 +149,12 @@ impl PerturbationCache {
     /// Continues from [`PerturbationCache::state`].
     ///
     /// # Errors
-    /// A message that names dtypes and shapes, if they are not this cache's.
-    pub fn load_state(&mut self, deltas: &Tensor, losses: &Tensor) -> Result<(), String> {
-        let is = |tensor: &Tensor| (tensor.kind(), tensor.size());
-        if is(deltas) != is(&self.deltas) || is(losses) != is(&self.losses) {
-            return Err(format!(
-                "cache state has perturbations {:?} and losses {:?}, expected {:?} and {:?}",
-                is(deltas),
-                is(losses),
-                is(&self.deltas),
-                is(&self.losses)
-            ));
+    /// [`CacheStateError`] if they are not this cache's.
+    pub fn load_state(&mut self, deltas: &Tensor, losses: &Tensor) -> Result<(), CacheStateError> {
+        let are = |tensors: [&Tensor; 2]| tensors.map(|tensor| (tensor.kind(), tensor.size()));
+        let (got, expected) = (are([deltas, losses]), are([&self.deltas, &self.losses]));
+        if got != expected {
+            return Err(CacheStateError { got, expected });
         }
         self.deltas = deltas.to_device(self.deltas.device()).copy();
         self.losses = losses.to_device(self.losses.device()).copy();

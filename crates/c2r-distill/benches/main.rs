@@ -127,7 +127,7 @@ fn updates(c: &mut Criterion<CpuTime>) {
     for (name, profile, changes) in cases {
         let config = config(profile, &changes);
         let mut distillation = Distillation::new(config, &digits, Device::Cpu).expect("a valid configuration");
-        while !matches!(distillation.step().expect("finite losses"), DistillEvent::Images { .. }) {}
+        while !matches!(distillation.step().expect("finite losses"), Some(DistillEvent::Images { .. }) | None) {}
         group.bench_function(BenchmarkId::new(name, "W32/1x8x8/ipc10"), |b| {
             b.iter_batched(|| (), |()| distillation.step().expect("finite losses"), BatchSize::PerIteration);
         });

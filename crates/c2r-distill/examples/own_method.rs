@@ -105,8 +105,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (config, _) = DistillConfig::resolve_with(&methods, PROFILE.parse()?, &digits.spec, &[])?;
     let mut run = Distillation::new(config, &digits, Device::Cpu)?;
     let mut losses = Vec::new();
-    while !run.is_finished() {
-        if let DistillEvent::Images { .. } = run.step()? {
+    while let Some(event) = run.step()? {
+        if let DistillEvent::Images { .. } = event {
             losses.extend(run.report()?.map(|report| report.loss));
         }
     }

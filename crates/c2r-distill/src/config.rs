@@ -300,7 +300,7 @@ pub enum CompanionConfig {
     /// One signed-gradient step of length epsilon.
     Fgsm(FgsmConfig),
     /// The attack of ROME's code, **an error of the field**: PGD on normalized values that are clamped to `[0, 1]`,
-    /// targeted at the next class, `(y + 1) mod K`. Its radius is in normalized values. The clamp moves most of the values
+    /// targeted at the next class, `(y + 1) mod K`; ROME has `(y + 1) mod 10` for CIFAR-100, too. Its radius is in normalized values. The clamp moves most of the values
     /// much farther than the radius and lowers the contrast, so what it makes is in no threat set at all. It is here to
     /// repeat such results, and no profile uses it.
     ClampedNormalizedPgd(MultiStepConfig),
@@ -445,7 +445,7 @@ impl PoolConfig {
 }
 
 impl CompanionConfig {
-    fn validate(&self, threat: ThreatModel) -> Result<(), ConfigError> {
+    pub(crate) fn validate(&self, threat: ThreatModel) -> Result<(), ConfigError> {
         match self {
             Self::LsPgd(config) => LsPgd::new(config.clone(), threat).map(drop).map_err(ConfigError::from),
             Self::Pgd(config) | Self::ClampedNormalizedPgd(config) => {

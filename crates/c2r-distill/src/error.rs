@@ -1,6 +1,5 @@
 //! Why a configuration makes no sense, and why a distillation cannot start or continue.
 
-use c2r_attacks::AttackError;
 use c2r_base::ClassifierError;
 use c2r_core::{crl::CrlError, curriculum::CurriculumError, ls_pgd::LsPgdError};
 use c2r_data::DataError;
@@ -75,9 +74,6 @@ pub enum DistillError {
     /// The synthetic set cannot be made.
     #[error(transparent)]
     Data(#[from] DataError),
-    /// An attack on a network failed.
-    #[error(transparent)]
-    Attack(#[from] AttackError),
     /// A network gave no logits.
     #[error(transparent)]
     Classifier(#[from] ClassifierError),

@@ -6,9 +6,7 @@
 //! let digits = c2r_data::load("digits", None)?;
 //! let config = DistillConfig::resolve("faithful", &digits.spec, [("ipc", 1), ("iterations", 10)])?;
 //! let mut run = Distillation::new(config, &digits, tch::Device::Cpu)?;
-//! while !run.is_finished() {
-//!     run.step()?;
-//! }
+//! while run.step()?.is_some() {}
 //! let file = std::env::temp_dir().join("digits.safetensors");
 //! run.synthetic_set(Default::default())?.save(&file)?;
 //! # Ok::<(), Box<dyn std::error::Error>>(())

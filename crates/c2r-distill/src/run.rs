@@ -226,7 +226,7 @@ impl Distillation {
     }
 
     /// Does one unit of work: preparation until it is done, then a training step of a teacher until all are trained, then
-    /// an update of the images.
+    /// an update of the images. `None` if it is finished.
     ///
     /// Losses stay on the device. They are read now and then, by [`Distillation::report`] and
     /// [`Distillation::training_loss`], before a state is saved and at the end.
@@ -235,16 +235,15 @@ impl Distillation {
     /// [`DistillError::NotFinite`] for a number of this step or of one since losses were last read; the distillation must
     /// then be dropped and resumed from its last saved state. [`DistillError::Broken`] for a method of another crate that
     /// does not move the images once in an update, or by a gradient of another shape, or that measures no loss.
-    ///
-    /// # Panics
-    /// If it is finished.
-    pub fn step(&mut self) -> Result<DistillEvent, DistillError> {
-        assert!(!self.is_finished(), "a finished distillation has no next step");
+    pub fn step(&mut self) -> Result<Option<DistillEvent>, DistillError> {
+        if self.is_finished() {
+            return Ok(None);
+        }
         let event = self.work()?;
         if self.watch.len() >= MOST_UNREAD || self.is_finished() {
             self.check()?;
         }
-        Ok(event)
+        Ok(Some(event))
     }
 
     fn work(&mut self) -> Result<DistillEvent, DistillError> {

@@ -74,7 +74,7 @@ void end(const at::RecordFunction& f, at::ObserverContext* context) {
 extern "C" {
 
 // Counts from here, until c2r_count_end with what this returns. One at a time in a process.
-uint64_t c2r_count_begin(bool gpu) {
+uint64_t c2r_count_begin(bool gpu) noexcept {
   calls = reads = copies = copied_bytes = 0;
   on_gpu = gpu;
   return at::addThreadLocalCallback(
@@ -82,7 +82,7 @@ uint64_t c2r_count_begin(bool gpu) {
 }
 
 // Writes calls, reads, copies and copied bytes.
-void c2r_count_end(uint64_t handle, uint64_t* out) {
+void c2r_count_end(uint64_t handle, uint64_t* out) noexcept {
   at::removeCallback(handle);
   out[0] = calls;
   out[1] = reads;

@@ -395,7 +395,7 @@ std::string ptx(const std::string& name, const Size& size, const std::string& ar
 }  // namespace c2r
 
 // Texts that the caller frees.
-extern "C" char* c2r_cuda_state() { return strdup(c2r::cuda::state().c_str()); }
+extern "C" char* c2r_cuda_state() noexcept { return strdup(c2r::cuda::state().c_str()); }
 
 extern "C" char* c2r_cuda_ptx(const char* nvrtc, const int64_t* size, const char* architecture, char** message) {
   try {

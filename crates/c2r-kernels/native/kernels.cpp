@@ -192,4 +192,4 @@ void first_block_backward(const FirstBlockPass& b, int channels, int64_t from, i
 
 }  // namespace c2r
 
-extern "C" int32_t c2r_vectors() { return static_cast<int32_t>(c2r::level()); }
+extern "C" int32_t c2r_vectors() noexcept { return static_cast<int32_t>(c2r::level()); }

@@ -10,6 +10,7 @@
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
+#include <torch/version.h>
 
 #include <algorithm>
 #include <exception>
@@ -420,4 +421,10 @@ extern "C" at::Tensor* c2r_norm_relu_pool(const at::Tensor* x, const at::Tensor*
 extern "C" at::Tensor* c2r_block(const at::Tensor* x, const at::Tensor* weight, const at::Tensor* bias, const at::Tensor* norm_weight,
                                  const at::Tensor* norm_bias, double eps, char** message) {
   return guarded(message, [&] { return c2r::block(*x, *weight, *bias, *norm_weight, *norm_bias, eps); });
+}
+
+// The libtorch whose headers these are.
+extern "C" void c2r_libtorch(int32_t* major, int32_t* minor) noexcept {
+  *major = TORCH_VERSION_MAJOR;
+  *minor = TORCH_VERSION_MINOR;
 }

@@ -2,6 +2,7 @@
 #include <ATen/ops/_foreach_add.h>
 #include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/_foreach_sub.h>
+#include <c10/util/Exception.h>
 
 #include <cstring>
 #include <exception>
@@ -21,6 +22,8 @@ extern "C" void c2r_sgd_step(const at::Tensor* const* parameters, const at::Tens
     at::_foreach_add_(v, g);
     if (weight_decay != 0) at::_foreach_add_(v, at::_foreach_mul(p, weight_decay));
     at::_foreach_sub_(p, at::_foreach_mul(v, lr));
+  } catch (const c10::Error& error) {
+    *message = strdup(error.what_without_backtrace());
   } catch (const std::exception& error) {
     *message = strdup(error.what());
   }

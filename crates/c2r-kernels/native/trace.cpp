@@ -35,6 +35,10 @@ extern "C" char* c2r_trace_begin(bool gpu) {
   });
 }
 
+// Without a path, what was recorded is dropped.
 extern "C" char* c2r_trace_end(const char* path) {
-  return message_of([path] { torch::autograd::profiler::disableProfiler()->save(path); });
+  return message_of([path] {
+    const auto recorded = torch::autograd::profiler::disableProfiler();
+    if (path != nullptr) recorded->save(path);
+  });
 }

@@ -17,7 +17,8 @@
 //! before they are used; if anything fails, libtorch's operators are used, and [`cuda_state`] says why.
 #![expect(
     unsafe_code,
-    reason = "calls of our own C++, which catches its exceptions and returns owned tensors and bytes"
+    reason = "calls of our own C++, which catches its exceptions (where none is expected, `noexcept` ends the process) and \
+              returns owned tensors and bytes"
 )]
 
 pub mod count;
@@ -31,6 +32,9 @@ pub use trace::trace;
 
 use tch::Tensor;
 use torch_sys::C_tensor;
+
+/// The pin of the workspace.
+const TCH: &str = "0.24.0";
 
 /// What the C++ code said: the message of the exception that it caught.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +50,7 @@ impl std::error::Error for KernelError {}
 
 unsafe extern "C" {
     safe fn c2r_vectors() -> i32;
+    safe fn c2r_libtorch(major: &mut i32, minor: &mut i32);
     fn c2r_norm_relu_pool(
         x: *const C_tensor,
         weight: *const C_tensor,
@@ -128,6 +133,14 @@ unsafe fn text(text: *mut c_char) -> Option<String> {
 unsafe fn taken(message: *mut c_char) -> Option<KernelError> {
     // SAFETY: the same conditions.
     unsafe { text(message) }.map(KernelError)
+}
+
+/// Versions that every artefact records: of tch, and of the libtorch that this crate was compiled for, `2.11`. Its patch
+/// releases are not told apart.
+pub fn versions() -> [(&'static str, String); 2] {
+    let (mut major, mut minor) = (0, 0);
+    c2r_libtorch(&mut major, &mut minor);
+    [("tch", TCH.to_owned()), ("libtorch", format!("{major}.{minor}"))]
 }
 
 /// The vector instructions that the CPU kernels use: `AVX-512`, `AVX2` or `none`, which means what the compiler chooses for any
@@ -636,6 +649,22 @@ mod tests {
         let error = norm_relu_pool(&x.get(0), &weight, &bias, EPS).unwrap_err().to_string();
         assert!(error.contains("3 dimensions"), "{error}");
         assert!(tune_torchscript(b"no archive").is_err());
+    }
+
+    #[test]
+    fn shapes_that_differ_are_an_error_without_a_stack() {
+        let [one, two] = [1, 2].map(|n| Tensor::zeros([n], (Kind::Float, tch::Device::Cpu)));
+        let error = sgd_step(&[&two], &[&Tensor::cat(&[&one, &two], 0)], &[&two], [0.1, 0.9, 0.0]).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("size") && !text.contains("Exception raised from"), "{text}");
+    }
+
+    #[test]
+    fn versions_are_those_of_the_manifest_and_of_the_headers() {
+        let [(_, tch), (_, libtorch)] = versions();
+        assert!(include_str!("../../../Cargo.toml").contains(&format!("tch = \"={tch}\"")), "{tch}");
+        // tch 0.24 refuses any other.
+        assert_eq!(libtorch, "2.11");
     }
 
     /// Each level of vectors has code of its own, and a processor uses one. So the tests of this file run again at the lower levels.

@@ -8,8 +8,20 @@ unsafe extern "C" {
     safe fn c2r_allow_tf32(convolutions: bool);
     safe fn c2r_tf32_convolutions() -> bool;
     safe fn c2r_tf32_products() -> bool;
-    safe fn c2r_autocast_bf16(cuda: bool, on: bool);
-    safe fn c2r_autocasts_bf16(cuda: bool) -> bool;
+    safe fn c2r_autocast(cuda: bool) -> Autocast;
+    safe fn c2r_set_autocast(cuda: bool, autocast: Autocast);
+    safe fn c2r_bf16() -> i32;
+}
+
+/// What this thread's autocast does on a kind of device.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Autocast {
+    /// libtorch's number of it.
+    dtype: i32,
+    on: bool,
+    /// Whether it keeps the casts of parameters.
+    cache: bool,
 }
 
 /// A format that factors are rounded to before they are multiplied.
@@ -37,7 +49,8 @@ impl fmt::Display for FloatFormat {
 /// older than Ampere has no TF32 and computes in f32 all the same.
 pub fn precision(device: Device) -> [FloatFormat; 2] {
     let cuda = device.is_cuda();
-    if c2r_autocasts_bf16(cuda) {
+    let autocast = c2r_autocast(cuda);
+    if autocast.on && autocast.dtype == c2r_bf16() {
         return [FloatFormat::Bf16; 2];
     }
     [c2r_tf32_convolutions(), c2r_tf32_products()]
@@ -51,11 +64,13 @@ pub fn allow_tf32(convolutions: bool) {
 }
 
 /// While it lives, this thread computes in bf16 what libtorch's autocast has in its list: convolutions and matrix
-/// products. Parameters and their gradients stay f32.
+/// products. Parameters and their gradients stay f32. Then autocast does what it did before; of two guards, drop the second
+/// first.
 #[derive(Debug)]
 #[must_use = "bf16 ends when this is dropped"]
 pub struct Bf16 {
     cuda: bool,
+    before: Autocast,
     /// It belongs to its thread.
     _thread: PhantomData<*const ()>,
 }
@@ -64,14 +79,16 @@ impl Bf16 {
     /// Begins it on `device`.
     pub fn on(device: Device) -> Self {
         let cuda = device.is_cuda();
-        c2r_autocast_bf16(cuda, true);
-        Self { cuda, _thread: PhantomData }
+        let before = c2r_autocast(cuda);
+        // A cast that is kept would outlive the next update of its parameter.
+        c2r_set_autocast(cuda, Autocast { dtype: c2r_bf16(), on: true, cache: false });
+        Self { cuda, before, _thread: PhantomData }
     }
 }
 
 impl Drop for Bf16 {
     fn drop(&mut self) {
-        c2r_autocast_bf16(self.cuda, false);
+        c2r_set_autocast(self.cuda, self.before);
     }
 }
 
@@ -109,6 +126,21 @@ mod tests {
         assert_eq!(results(), (1.0, 1.0, [FloatFormat::Bf16; 2]));
         drop(guard);
         assert_eq!(results(), (exact, exact, [FloatFormat::Fp32; 2]));
+    }
+
+    /// Also that of a caller, here f16 with its cache.
+    #[test]
+    fn a_guard_leaves_what_it_found() {
+        let f16 = Autocast { dtype: 5, on: true, cache: true };
+        let before = c2r_autocast(false);
+        c2r_set_autocast(false, f16);
+        let outer = Bf16::on(Device::Cpu);
+        drop(Bf16::on(Device::Cpu));
+        assert_eq!(precision(Device::Cpu), [FloatFormat::Bf16; 2]);
+        assert!(!c2r_autocast(false).cache);
+        drop(outer);
+        assert_eq!(c2r_autocast(false), f16);
+        c2r_set_autocast(false, before);
     }
 
     /// A cast that was kept would be the parameter of the step before.

@@ -3,6 +3,7 @@
 use std::{
     ffi::{CString, c_char},
     path::Path,
+    ptr,
 };
 
 use tch::Device;
@@ -20,12 +21,23 @@ unsafe extern "C" {
 /// Only one piece of code is traced at a time.
 ///
 /// # Errors
-/// If the path has a NUL byte, or what libtorch's profiler says: another one is active, or the file cannot be written.
+/// If the path is not UTF-8 or has a NUL byte, or what libtorch's profiler says: another one is active, or the file cannot be written.
 pub fn trace<T>(device: Device, path: &Path, work: impl FnOnce() -> T) -> Result<T, KernelError> {
-    let path = CString::new(path.to_string_lossy().into_owned()).map_err(|error| KernelError(error.to_string()))?;
+    /// Ends the profiler when `work` panics, too: it would refuse every later trace.
+    struct Begun;
+    impl Drop for Begun {
+        fn drop(&mut self) {
+            // SAFETY: without a path nothing is read; what comes back is null or of `strdup`.
+            let _ = unsafe { taken(c2r_trace_end(ptr::null())) };
+        }
+    }
+    let path = path.to_str().ok_or_else(|| KernelError(format!("the path of a trace is UTF-8, not {path:?}")))?;
+    let path = CString::new(path).map_err(|error| KernelError(error.to_string()))?;
     // SAFETY: what comes back is null or of `strdup`.
     unsafe { taken(c2r_trace_begin(device.is_cuda())) }.map_or(Ok(()), Err)?;
+    let begun = Begun;
     let value = work();
+    std::mem::forget(begun);
     // SAFETY: the path outlives the call; what comes back is null or of `strdup`.
     unsafe { taken(c2r_trace_end(path.as_ptr())) }.map_or(Ok(()), Err)?;
     Ok(value)
@@ -42,6 +54,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let x = Tensor::ones([2, 3], (Kind::Float, Device::Cpu));
         let file = folder.path().join("trace.json");
+        // A trace that ended in a panic is forgotten.
+        let panicking = || trace(Device::Cpu, &file, || panic!("on purpose"));
+        assert!(std::panic::catch_unwind(panicking).is_err());
         let _before = x.sinh();
         let sum = trace(Device::Cpu, &file, || x.cosh().sum(Kind::Double).double_value(&[])).unwrap();
         let _after = x.sinh();
@@ -51,5 +66,11 @@ mod tests {
         assert!(!text.contains("aten::sinh"), "{text}");
         let error = trace(Device::Cpu, Path::new("a\0b"), || ()).unwrap_err().to_string();
         assert!(error.contains("nul byte"), "{error}");
+        #[cfg(unix)]
+        {
+            let path = Path::new(<std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(b"\xff"));
+            let error = trace(Device::Cpu, path, || ()).unwrap_err().to_string();
+            assert!(error.contains("UTF-8"), "{error}");
+        }
     }
 }

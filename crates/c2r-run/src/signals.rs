@@ -16,9 +16,10 @@ use crate::exit;
 /// GNU `timeout` sends its own to the process and once more to its group.
 pub const TOGETHER: Duration = Duration::from_secs(2);
 
-static REQUESTS: AtomicU8 = AtomicU8::new(0);
+/// Signals that were requests of their own.
+static SIGNALS: AtomicU8 = AtomicU8::new(0);
 static START: OnceLock<Instant> = OnceLock::new();
-/// Milliseconds from [`START`] to the last request, plus 1; 0 before the first one.
+/// Milliseconds from [`START`] to the last of [`SIGNALS`], plus 1; 0 before the first one.
 static LAST: AtomicU64 = AtomicU64::new(0);
 /// [`flag`], once somebody has asked for it.
 static FLAG: OnceLock<Arc<AtomicBool>> = OnceLock::new();
@@ -73,9 +74,10 @@ fn set_flag() {
     }
 }
 
-/// How many times the process was asked to stop.
+/// How many times the process was asked to stop. The time limit and the first signal after it are one request: a scheduler
+/// with the same limit sends SIGTERM while the state is being saved.
 pub fn requests() -> u8 {
-    REQUESTS.load(Ordering::SeqCst)
+    SIGNALS.load(Ordering::SeqCst).max(u8::from(OUT_OF_TIME.load(Ordering::SeqCst)))
 }
 
 /// The time limit counts from the start of the process ([`listen`]). It becomes a request a little earlier, so that the state
@@ -86,7 +88,7 @@ pub fn set_time_limit(limit: Duration) {
     let rest = (limit - early).saturating_sub(passed);
     thread::spawn(move || {
         thread::sleep(rest);
-        if REQUESTS.compare_exchange(0, 1, Ordering::SeqCst, Ordering::SeqCst).is_err() {
+        if SIGNALS.load(Ordering::SeqCst) > 0 {
             return;
         }
         OUT_OF_TIME.store(true, Ordering::SeqCst);
@@ -142,7 +144,7 @@ mod unix {
         sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
     };
 
-    use super::{ENDS, LAST, Ordering, REQUESTS, SAVES, START, end_now, is_new, set_flag};
+    use super::{ENDS, LAST, Ordering, SAVES, SIGNALS, START, end_now, is_new, set_flag};
     use crate::exit;
 
     /// Handles every signal that asks a process to stop and was not ignored until now.
@@ -164,8 +166,8 @@ mod unix {
         if !is_new(&LAST, now) {
             return;
         }
-        let before = REQUESTS.load(Ordering::SeqCst);
-        REQUESTS.store(before.saturating_add(1), Ordering::SeqCst);
+        let before = SIGNALS.load(Ordering::SeqCst);
+        SIGNALS.store(before.saturating_add(1), Ordering::SeqCst);
         set_flag();
         let is_last = before > 0 || !SAVES.load(Ordering::SeqCst);
         if ENDS.load(Ordering::SeqCst) && is_last {
@@ -183,5 +185,34 @@ mod tests {
         let last = AtomicU64::new(0);
         let new = [0, 1, 300, 1999, 2000, 2300, 3999, 4100].map(|milliseconds| is_new(&last, milliseconds));
         assert_eq!(new, [true, false, false, false, true, false, false, true]);
+    }
+
+    /// The switches are of the process, so a child has them.
+    #[cfg(unix)]
+    #[test]
+    fn a_signal_after_the_time_limit_lets_the_state_be_saved() {
+        use nix::sys::signal::{Signal, raise};
+
+        const CHILD: &str = "C2R_RUN_TEST_OF_SIGNALS";
+        if std::env::var_os(CHILD).is_some() {
+            listen(Program::Command).unwrap();
+            will_save();
+            set_time_limit(Duration::ZERO);
+            while requests() == 0 {
+                thread::sleep(Duration::from_millis(1));
+            }
+            raise(Signal::SIGTERM).unwrap();
+            println!("{} request, exit code {}", requests(), exit::code_of(&stopped("")));
+            thread::sleep(TOGETHER);
+            raise(Signal::SIGTERM).unwrap();
+            println!("not stopped");
+            return;
+        }
+        let name = "signals::tests::a_signal_after_the_time_limit_lets_the_state_be_saved";
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        let output = child.args(["--exact", name, "--nocapture"]).env(CHILD, "1").output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains("1 request, exit code 124") && !text.contains("not stopped"), "{text}");
+        assert_eq!(output.status.code(), Some(i32::from(exit::INTERRUPTED)));
     }
 }

@@ -60,5 +60,5 @@ pub use config::{
 pub use error::TrainError;
 pub use sgd::{Sgd, SgdConfig, parameter_gradients};
 pub use source::{Targets, Teacher, TrainSource, model_input};
-pub use trainer::{TrainEvent, TrainSummary, Trainer, train};
+pub use trainer::{TrainStep, TrainSummary, Trainer, train};
 pub use unread::{Unread, read};

@@ -17,23 +17,20 @@ use crate::{
 /// Steps after which their losses are read from the device.
 const LOSSES_READ_EVERY: u64 = 50;
 
-/// Progress of a training run.
+/// A step of a training run that is done.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
-pub enum TrainEvent {
-    /// A step is done.
-    Step {
-        /// Zero-based step.
-        step: u64,
-        /// Total number of steps.
-        steps: u64,
-        /// Zero-based pass over the training set.
-        epoch: u64,
-        /// Mean loss of the batch, before the step, where losses are read: at every 50th step and the last one.
-        loss: Option<f64>,
-        /// Learning rate of the step.
-        lr: f64,
-    },
+pub struct TrainStep {
+    /// Zero-based step.
+    pub step: u64,
+    /// Total number of steps.
+    pub steps: u64,
+    /// Zero-based pass over the training set.
+    pub epoch: u64,
+    /// Mean loss of the batch, before the step, where losses are read: at every 50th step and the last one.
+    pub loss: Option<f64>,
+    /// Learning rate of the step.
+    pub lr: f64,
 }
 
 /// What came of a training run.
@@ -61,7 +58,7 @@ pub fn train(
     source: &TrainSource<'_>,
     config: &TrainConfig,
     seed: Seed,
-    observer: &mut dyn FnMut(TrainEvent),
+    observer: &mut dyn FnMut(TrainStep),
 ) -> Result<TrainSummary, TrainError> {
     let mut trainer = Trainer::new(model, source, config, seed)?;
     while let Some(event) = trainer.step()? {
@@ -161,7 +158,7 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// [`TrainError::NotFinite`] where losses are read and one of them is NaN or infinite, whichever step it is of; the
     /// trainer must then be dropped.
-    pub fn step(&mut self) -> Result<Option<TrainEvent>, TrainError> {
+    pub fn step(&mut self) -> Result<Option<TrainStep>, TrainError> {
         let (step, steps) = (self.next_step, self.steps);
         if step == steps {
             return Ok(None);
@@ -179,7 +176,7 @@ impl<'a> Trainer<'a> {
         self.next_step += 1;
         let is_read = self.next_step.is_multiple_of(LOSSES_READ_EVERY) || self.next_step == steps;
         let loss = if is_read { self.read()? } else { None };
-        Ok(Some(TrainEvent::Step { step, steps, epoch, loss, lr }))
+        Ok(Some(TrainStep { step, steps, epoch, loss, lr }))
     }
 
     /// Reads the losses of the steps since the last time, and returns the newest.
@@ -497,7 +494,7 @@ mod tests {
             let mut losses = Vec::new();
             let config = config(protocol, 150);
             let summary = super::train(&mut model, &source, &config, Seed::new(3), &mut |event| {
-                let TrainEvent::Step { step, loss, lr, .. } = event;
+                let TrainStep { step, loss, lr, .. } = event;
                 losses.extend(loss);
                 let late = config.lr_schedule == LrSchedule::HalfWay && step >= 75;
                 assert!((lr - if late { 0.002 } else { 0.02 }).abs() < 1e-12);

@@ -233,8 +233,7 @@ fn work(distillation: &mut Distillation, run: &mut Run, args: &Args, ui: &Ui) ->
     let pace = Pace::new(distillation);
     let mut numbers = String::new();
     picture(distillation, run, args)?;
-    while !distillation.is_finished() {
-        let event = distillation.step()?;
+    while let Some(event) = distillation.step()? {
         since_saved += 1;
         if let (DistillEvent::Preparation { .. } | DistillEvent::Teacher { .. }, Some(file)) =
             (&event, shared_networks(distillation, args))

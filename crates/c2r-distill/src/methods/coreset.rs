@@ -132,10 +132,8 @@ fn centres(embeddings: &Tensor, n: usize) -> Vec<usize> {
     while rows.len() < n {
         rows.push(row as usize);
         nearest = nearest.minimum(&distance_to(&embeddings.get(row)));
-        // Below every distance: duplicates of a centre may be chosen, the centre itself may not.
-        for &taken in &rows {
-            let _ = nearest.get(taken as i64).fill_(-1.0);
-        }
+        // Below every distance, from here on: duplicates of a centre may be chosen, the centre itself may not.
+        let _ = nearest.get(row).fill_(-1.0);
         row = nearest.argmax(0, false).int64_value(&[]);
     }
     rows

@@ -2,17 +2,16 @@
 
 use std::ops::Range;
 
-use c2r_attacks::{Attack, AttackBatch, AttackConfig, AttackError, Oracle, PgdConfig};
+use c2r_attacks::Pgd;
 use c2r_base::{
     Classifier, ClassifierError, Norm, Passes, Seed, ThreatModel, grad::try_input_gradient, host::send, loss,
 };
 use c2r_core::ls_pgd::{Companions, LsPgd, PerturbationCache};
-use c2r_train::ranges::RangeError;
 use tch::Tensor;
 
 use crate::{
     config::{CommonConfig, CompanionConfig, MultiStepConfig, Place},
-    error::{ConfigError, DistillError},
+    error::ConfigError,
 };
 
 /// Pixel values that go through a network at once where no gradient to the parameters or the synthetic images is asked
@@ -69,25 +68,14 @@ impl Attacks {
 }
 
 /// An attack that makes companions, checked.
-pub struct CompanionAttack {
-    rule: Rule,
-    threat: ThreatModel,
-}
+#[derive(Debug)]
+pub struct CompanionAttack(Rule);
 
+#[derive(Debug)]
 enum Rule {
     LsPgd(LsPgd),
-    Other(Box<dyn Attack>),
+    MultiStep(MultiStep),
     ClampedNormalized(ClampedNormalized),
-}
-
-impl std::fmt::Debug for CompanionAttack {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.rule {
-            Rule::LsPgd(attack) => attack.fmt(f),
-            Rule::Other(attack) => f.debug_tuple("CompanionAttack").field(&attack.name()).finish(),
-            Rule::ClampedNormalized(attack) => attack.fmt(f),
-        }
-    }
 }
 
 impl CompanionAttack {
@@ -103,26 +91,22 @@ impl CompanionAttack {
         mean: &Tensor,
         std: &Tensor,
     ) -> Result<Self, ConfigError> {
-        let pgd = |steps, rel_step_size: f64, random_start| {
-            let config = PgdConfig { steps, rel_step_size: Some(rel_step_size), random_start, ..PgdConfig::default() };
-            AttackConfig::Pgd(config).build().map_err(|error| RangeError {
-                key: "companions",
-                expected: "a valid PGD attack",
-                got: error.to_string(),
-            })
+        config.validate(threat)?;
+        let multi_step = |steps, rel_step_size: f64, random_start| {
+            let step_size = rel_step_size * threat.epsilon.value();
+            Rule::MultiStep(MultiStep { pgd: Pgd { threat, steps, step_size, sparsity: None }, random_start })
         };
-        let rule = match config {
+        Ok(Self(match config {
             CompanionConfig::LsPgd(config) => Rule::LsPgd(LsPgd::new(config.clone(), threat)?),
-            CompanionConfig::Pgd(config) => Rule::Other(pgd(config.steps, config.rel_step_size, config.random_start)?),
-            CompanionConfig::Fgsm(_) => Rule::Other(pgd(1, 1.0, false)?),
+            CompanionConfig::Pgd(config) => multi_step(config.steps, config.rel_step_size, config.random_start),
+            CompanionConfig::Fgsm(_) => multi_step(1, 1.0, false),
             CompanionConfig::ClampedNormalizedPgd(config) => Rule::ClampedNormalized(ClampedNormalized {
                 config: config.clone(),
                 radius: threat.epsilon.value(),
                 mean: mean.shallow_clone(),
                 std: std.shallow_clone(),
             }),
-        };
-        Ok(Self { rule, threat })
+        }))
     }
 
     /// Companions and perturbation scores of any number of images; see [`LsPgd::attack`] for `cache`.
@@ -130,50 +114,66 @@ impl CompanionAttack {
     /// Every sample is attacked for itself, so a batch that would not fit in memory goes in pieces.
     ///
     /// # Errors
-    /// [`DistillError::Attack`] or [`DistillError::Classifier`] if `model` fails.
+    /// What `model` returns; an id that `cache` has no row for.
     pub fn companions(
         &self,
         model: &dyn Classifier,
         attacked: Attacked<'_>,
         seed: Seed,
         mut cache: Option<&mut PerturbationCache>,
-    ) -> Result<Companions, DistillError> {
+    ) -> Result<Companions, ClassifierError> {
         let mut parts = Vec::new();
         for piece in pieces(attacked.images) {
             let part = |tensor: &Tensor| tensor.narrow(0, piece.start as i64, piece.len() as i64);
             let (images, labels) = (part(attacked.images), part(attacked.labels));
             let ids: Vec<u64> = attacked.positions[piece].iter().map(|&position| position as u64).collect();
-            parts.push(match &self.rule {
+            parts.push(match &self.0 {
                 Rule::LsPgd(attack) => attack.attack(model, &images, &labels, &ids, seed, cache.as_deref_mut())?,
-                Rule::Other(attack) => self.other(&**attack, model, &images, &labels, &ids, seed)?,
+                Rule::MultiStep(attack) => attack.companions(model, &images, &labels, &ids, seed)?,
                 Rule::ClampedNormalized(attack) => attack.companions(model, &images, &labels, &ids, seed)?,
             });
         }
         Ok(if parts.len() == 1 { parts.swap_remove(0) } else { Companions::cat(&parts) })
     }
+}
 
-    fn other(
+/// What `steps` gradient steps of `n` images cost, with the scores of the companions.
+fn passes(steps: u32, n: usize) -> Passes {
+    let n = n as u64;
+    let steps = (0..steps).flat_map(|_| [Passes::forward(n), Passes::backward(n)]);
+    steps.chain([Passes::forward(n)]).sum()
+}
+
+/// PGD on the cross-entropy of the labels. It looks at no value: NaN ends in the loss that the companions are for, where the
+/// caller names the step.
+#[derive(Debug)]
+struct MultiStep {
+    pgd: Pgd,
+    /// Start uniformly in the ball instead of at the clean image.
+    random_start: bool,
+}
+
+impl MultiStep {
+    fn companions(
         &self,
-        attack: &dyn Attack,
         model: &dyn Classifier,
         images: &Tensor,
         labels: &Tensor,
         ids: &[u64],
         seed: Seed,
-    ) -> Result<Companions, DistillError> {
-        let batch = AttackBatch { images, labels, ids, targets: None };
-        let perturbed = match attack.perturb(model, &batch, &self.threat, seed) {
-            // The loss is then not finite either; the caller computes it and names the step.
-            Err(AttackError::NonFiniteLogits { .. } | AttackError::NonFiniteGradient { .. }) => {
-                Oracle::new(model, attack.name(), ids).finish(images.shallow_clone())
-            }
-            perturbed => perturbed?,
-        };
-        let images = self.threat.project(images, &perturbed.images);
+    ) -> Result<Companions, ClassifierError> {
         let _no_grad = tch::no_grad_guard();
+        let start = if self.random_start {
+            self.pgd.random_start(images, ids, seed, "pgd/start")
+        } else {
+            images.shallow_clone()
+        };
+        let images = self.pgd.ascend(images, &start, |x| {
+            let losses = |x: &Tensor| model.logits(x).map(|logits| loss::ce(&logits, labels));
+            try_input_gradient(x, losses).map(|(gradient, _)| gradient)
+        })?;
         let logits = model.logits(&images)?;
-        let passes = [perturbed.passes, Passes::forward(ids.len() as u64)].into_iter().sum();
-        Ok(Companions::new(images, &logits, labels, passes, 0))
+        Ok(Companions::new(images, &logits, labels, passes(self.pgd.steps, ids.len()), 0))
     }
 }
 
@@ -217,9 +217,7 @@ impl ClampedNormalized {
         }
         let images = pixels(&x);
         let logits = model.logits(&images)?;
-        let n = ids.len() as u64;
-        let steps = (0..self.config.steps).flat_map(|_| [Passes::forward(n), Passes::backward(n)]);
-        Ok(Companions::new(images, &logits, labels, steps.chain([Passes::forward(n)]).sum(), 0))
+        Ok(Companions::new(images, &logits, labels, passes(self.config.steps, ids.len()), 0))
     }
 }
 

@@ -126,8 +126,8 @@ fn start(config: &DistillConfig) -> Distillation {
 /// Runs to the end; returns the reports of the image updates.
 fn finish(distillation: &mut Distillation) -> Vec<StepReport> {
     let mut reports = Vec::new();
-    while !distillation.is_finished() {
-        if let DistillEvent::Images { .. } = distillation.step().unwrap() {
+    while let Some(event) = distillation.step().unwrap() {
+        if let DistillEvent::Images { .. } = event {
             reports.extend(distillation.report().unwrap());
         }
     }

@@ -97,8 +97,7 @@ fn start(does: &str) -> Distillation {
 
 fn run(does: &str) -> Result<u64, DistillError> {
     let mut run = start(does);
-    while !run.is_finished() {
-        run.step()?;
+    while run.step()?.is_some() {
         run.report()?;
     }
     Ok(run.iteration())

@@ -229,7 +229,7 @@ fn distill(setting: &Setting, layers: &ConvNetSpec) -> anyhow::Result<Vec<Row>> 
     };
     let mut distillation = Distillation::new(config, dataset, *device)?;
     // The first update fills the queue.
-    while !matches!(distillation.step()?, DistillEvent::Images { .. }) {}
+    while !matches!(distillation.step()?, Some(DistillEvent::Images { .. }) | None) {}
     if let Some(path) = write {
         let mut file = distillation.state()?;
         let everything: Vec<usize> = (0..dataset.train.len()).collect();

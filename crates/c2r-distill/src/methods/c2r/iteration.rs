@@ -8,7 +8,7 @@
 use c2r_base::{Seed, grad::gradients, host::to_vec, loss};
 use c2r_core::{
     crl::{Candidates, class_mean_alignment, nearest_impostor_similarity},
-    ls_pgd::PerturbationCache,
+    ls_pgd::{Companions, PerturbationCache},
     queue::{MemoryQueue, QueueConfig},
 };
 use c2r_data::decode_formation;
@@ -64,6 +64,26 @@ struct Memory {
     cache: Option<PerturbationCache>,
 }
 
+/// What an update draws first.
+struct Drawn {
+    seed: Seed,
+    /// Of the pool.
+    network: usize,
+    augmentation: Views,
+}
+
+/// Synthetic images of an update.
+struct Batch {
+    /// f32 `[n, C, H, W]` in `[0, 1]`, tracked.
+    images: Tensor,
+    /// i64 `[n]`.
+    labels: Tensor,
+    /// Those of the decoded images.
+    positions: Vec<usize>,
+    /// The labels.
+    classes: Vec<i64>,
+}
+
 impl C2r {
     pub(super) fn new(config: C2rConfig, context: &Context) -> Result<Self, DistillError> {
         let pool = context.common.pool.clone().ok_or_else(|| context.missing("pool"))?;
@@ -104,6 +124,156 @@ impl C2r {
             check_scores(&scores, step.images.iteration() + 1)?;
         }
         Ok(curriculum.order(&scores, labels, step.images.progress(), &mut seed.stream("order", 0)))
+    }
+
+    /// Replaces a network of the pool if one is due, and draws that of this iteration.
+    fn network(&mut self, step: &mut Step<'_>, seed: Seed) -> Result<usize, DistillError> {
+        let (context, t) = (step.context, step.images.iteration());
+        if self.pool.push(t, context, self.real_cache.as_mut(), step.passes, step.watch)? && !self.memories.is_empty() {
+            self.memories.remove(0);
+        }
+        let network = seed.stream("network", 0).random_range(0..self.pool.len());
+        if self.memories.len() < self.pool.len() {
+            self.memories.resize_with(self.pool.len(), Memory::default);
+        }
+        if self.memories[network].cache.is_none() && self.config.remembers_synthetic(&context.common) {
+            self.memories[network].cache = Some(new_cache(context, step.images.labels().len()));
+        }
+        Ok(network)
+    }
+
+    /// The next batch of the `decoded` images in curriculum order.
+    fn batch(&mut self, step: &mut Step<'_>, drawn: &Drawn, decoded: Tensor) -> Result<Batch, DistillError> {
+        let context = step.context;
+        let n_decoded = step.images.labels().len();
+        let batch_size = match context.common.images.batch_per_class {
+            0 => n_decoded,
+            per_class => per_class * context.n_classes(),
+        };
+        let (positions, images, labels);
+        if batch_size >= n_decoded && !self.config.aac.synthetic.chooses() {
+            // A set that fits one batch has no order; its scores are computed with the batch itself.
+            positions = (0..n_decoded).collect();
+            (images, labels) = (decoded, step.images.targets().shallow_clone());
+        } else {
+            if self.epoch.is_finished() {
+                let decoded = drawn.augmentation.to_attack(context, &decoded);
+                self.epoch = Epoch::new(self.synthetic_order(step, drawn.network, &decoded, drawn.seed)?);
+            }
+            let rows = self.epoch.next(batch_size, context.device);
+            images = tch::with_grad(|| decoded.index_select(0, &rows.index));
+            labels = step.images.targets().index_select(0, &rows.index);
+            positions = rows.positions;
+        }
+        let classes = positions.iter().map(|&position| step.images.labels()[position]).collect();
+        Ok(Batch { images, labels, positions, classes })
+    }
+
+    /// The images of a batch, followed by their companions if there are any, f32 `[n or 2 n, C, H, W]`; augmented if that
+    /// comes before the attack.
+    fn views(
+        &mut self,
+        step: &mut Step<'_>,
+        drawn: &Drawn,
+        batch: &Batch,
+    ) -> Result<(Tensor, Option<Companions>), DistillError> {
+        let (context, &Drawn { seed, network, ref augmentation }) = (step.context, drawn);
+        let mut views = batch.images.shallow_clone();
+        if augmentation.attack_after {
+            views = tch::with_grad(|| augmentation.augment(context, &views, &batch.classes));
+        }
+        if !self.config.attacks_synthetic() {
+            return Ok((views, None));
+        }
+        let clean = augmentation.to_attack(context, &views);
+        let attacked = Attacked { images: &clean, labels: &batch.labels, positions: &batch.positions };
+        let (model, cache) = (self.pool.network(network), self.memories[network].cache.as_mut());
+        let made = context.attack(Place::Synthetic, model, attacked, seed, cache, step.passes)?;
+        // The perturbation is a constant: gradients reach the image through x + d as through x.
+        let views = tch::with_grad(|| Tensor::cat(&[&views, &(&views + (&made.images - clean))], 0));
+        Ok((views, Some(made)))
+    }
+
+    /// The loss of the images, and its terms: matching, cross-entropy, the robust one and the similarity of the nearest
+    /// impostors; scalars.
+    fn loss(
+        &self,
+        context: &Context,
+        &Drawn { network, ref augmentation, .. }: &Drawn,
+        batch: &Batch,
+        views: Tensor,
+        companions: Option<&Companions>,
+        real: &RealImages,
+    ) -> (Tensor, [Option<Tensor>; 4]) {
+        let C2rConfig { matching: matching_config, objective, aac, .. } = &self.config;
+        let (labels, n, n_classes) = (&batch.labels, batch.positions.len() as i64, context.input.n_classes);
+        let n_views = if companions.is_some() { 2 } else { 1 };
+        let model = self.pool.network(network);
+        let views = if augmentation.attack_after {
+            views
+        } else {
+            augmentation.augment(context, &views, &batch.classes.repeat(n_views))
+        };
+        let embeddings = model.features(&views);
+        let clean = Embedded { embeddings: embeddings.narrow(0, 0, n), labels: labels.shallow_clone() };
+        let perturbed = companions.map(|_| embeddings.narrow(0, n, n));
+        let (matching, spread) = match_means(&self.config, &clean, real, n_classes);
+
+        let weights = match companions {
+            Some(made) => aac.synthetic.weights(&made.scores),
+            None => Tensor::ones([n], (Kind::Float, context.device)),
+        };
+        let entropy = loss::ce(&model.classify(&clean.embeddings), labels);
+        let performance = weighted_mean(&entropy, &weights);
+        let anchor_weights = Some(&weights).filter(|_| aac.weighted == Weighted::Both);
+
+        let mut similarity = None;
+        let robust = match (objective.robust, &perturbed) {
+            (RobustTerm::Crl, Some(perturbed)) => {
+                let queue = self.memories[network].queue.as_ref();
+                let (loss, nearest) = contrast(&self.config, queue, &clean, perturbed, real, anchor_weights);
+                similarity = Some(nearest);
+                loss
+            }
+            (RobustTerm::ClassMean, Some(perturbed)) => {
+                class_mean_alignment(&clean.embeddings, perturbed, labels, n_classes, anchor_weights)
+                    / n_classes as f64
+                    / &spread
+            }
+            _ => Tensor::zeros([], (Kind::Float, context.device)),
+        };
+        let robust_share = objective.eta * objective.robust_weight;
+        let confident = if objective.by_accuracy {
+            &performance * self.pool.accuracy(network).to_kind(Kind::Float)
+        } else {
+            performance.shallow_clone()
+        };
+        let value = &matching * matching_config.weight
+            + (confident * (1.0 - objective.eta) + &robust * robust_share) * objective.weight;
+        let value = match objective.reduction {
+            Reduction::Mean => value,
+            Reduction::Sum => value * n_classes as f64,
+        };
+        let robust = (objective.robust != RobustTerm::None).then_some(robust);
+        (value, [Some(matching), Some(performance), robust, similarity])
+    }
+
+    /// Attacked real embeddings go into the network's queue, and networks learn.
+    fn learn(&mut self, step: &mut Step<'_>, drawn: &Drawn, real: &RealImages) -> Result<(), DistillError> {
+        let (context, &Drawn { seed, network, .. }) = (step.context, drawn);
+        if let Some((config, attacked)) = self.queue_config().zip(real.attacked.as_ref()) {
+            let dimension = attacked.embeddings.size()[1];
+            self.memories[network]
+                .queue
+                .get_or_insert_with(|| new_queue(config, context, dimension))
+                .push(&attacked.embeddings, &real.classes);
+        }
+        for index in self.pool.to_train(network, &mut seed.stream("trained", 0)) {
+            if self.pool.grow(index, context, self.real_cache.as_mut(), step.passes, step.watch)? {
+                self.memories[index] = Memory::default();
+            }
+        }
+        Ok(())
     }
 
     /// Margin quantiles and mean nearest-impostor similarity of stored images, over all networks of the pool.
@@ -159,124 +329,29 @@ impl Method for C2r {
 
     fn update(&mut self, step: &mut Step<'_>) -> Result<Measured, DistillError> {
         let context = step.context;
-        let seed = context.seed.child("iteration", step.images.iteration());
         let t = step.images.iteration();
-        if self.pool.push(t, context, self.real_cache.as_mut(), step.passes, step.watch)? && !self.memories.is_empty() {
-            self.memories.remove(0);
-        }
-        let network = seed.stream("network", 0).random_range(0..self.pool.len());
-        if self.memories.len() < self.pool.len() {
-            self.memories.resize_with(self.pool.len(), Memory::default);
-        }
-        let n_decoded = step.images.labels().len();
-        if self.memories[network].cache.is_none() && self.config.remembers_synthetic(&context.common) {
-            self.memories[network].cache = Some(new_cache(context, n_decoded));
-        }
-
-        // Synthetic side: the next batch in curriculum order, its companions and scores.
-        let augmentation = Views::new(&self.config.objective, context, seed);
+        let seed = context.seed.child("iteration", t);
+        let network = self.network(step, seed)?;
+        let drawn = Drawn { seed, network, augmentation: Views::new(&self.config.objective, context, seed) };
         let (tracked, decoded) = step.images.tracked()?;
-        let batch_size = match context.common.images.batch_per_class {
-            0 => n_decoded,
-            per_class => per_class * context.n_classes(),
-        };
-        let (batch, synthetic, labels);
-        if batch_size >= n_decoded && !self.config.aac.synthetic.chooses() {
-            // A set that fits one batch has no order; its scores are computed with the batch itself.
-            batch = (0..n_decoded).collect();
-            (synthetic, labels) = (decoded, step.images.targets().shallow_clone());
-        } else {
-            if self.epoch.is_finished() {
-                let decoded = augmentation.to_attack(context, &decoded);
-                self.epoch = Epoch::new(self.synthetic_order(step, network, &decoded, seed)?);
-            }
-            let rows = self.epoch.next(batch_size, context.device);
-            synthetic = tch::with_grad(|| decoded.index_select(0, &rows.index));
-            labels = step.images.targets().index_select(0, &rows.index);
-            batch = rows.positions;
-        }
-        let classes: Vec<i64> = batch.iter().map(|&position| step.images.labels()[position]).collect();
-        let model = self.pool.network(network);
-        let (mut views, mut companions) = (synthetic, None);
-        if augmentation.attack_after {
-            views = tch::with_grad(|| augmentation.augment(context, &views, &classes));
-        }
-        if self.config.attacks_synthetic() {
-            let clean = augmentation.to_attack(context, &views);
-            let attacked = Attacked { images: &clean, labels: &labels, positions: &batch };
-            let cache = self.memories[network].cache.as_mut();
-            let made = context.attack(Place::Synthetic, model, attacked, seed, cache, step.passes)?;
-            // The perturbation is a constant: gradients reach the image through x + d as through x.
-            views = tch::with_grad(|| Tensor::cat(&[&views, &(&views + (&made.images - clean))], 0));
-            companions = Some(made);
-        }
+        let batch = self.batch(step, &drawn, decoded)?;
+        let (views, companions) = self.views(step, &drawn, &batch)?;
 
         // Real side, the same augmentation.
-        let cache = self.real_cache.as_mut();
         let rows = self.real.of(context, t);
-        let real = RealImages::new(&self.config, &rows, model, cache, step, seed, &augmentation)?;
+        let (model, cache) = (self.pool.network(network), self.real_cache.as_mut());
+        let real = RealImages::new(&self.config, &rows, model, cache, step, seed, &drawn.augmentation)?;
 
-        // The loss, and the gradient of the images.
-        let C2rConfig { matching: matching_config, objective, aac, .. } = &self.config;
-        let n = batch.len() as i64;
-        let n_classes = context.input.n_classes;
-        let n_views = if companions.is_some() { 2 } else { 1 };
-        let (value, terms) = tch::with_grad(|| {
-            let views = if augmentation.attack_after {
-                views
-            } else {
-                augmentation.augment(context, &views, &classes.repeat(n_views))
-            };
-            let embeddings = model.features(&views);
-            let clean = Embedded { embeddings: embeddings.narrow(0, 0, n), labels: labels.shallow_clone() };
-            let perturbed = companions.as_ref().map(|_| embeddings.narrow(0, n, n));
-            let (matching, spread) = match_means(&self.config, &clean, &real, n_classes);
-
-            let weights = match &companions {
-                Some(made) => aac.synthetic.weights(&made.scores),
-                None => Tensor::ones([n], (Kind::Float, context.device)),
-            };
-            let entropy = loss::ce(&model.classify(&clean.embeddings), &labels);
-            let performance = weighted_mean(&entropy, &weights);
-            let anchor_weights = Some(&weights).filter(|_| aac.weighted == Weighted::Both);
-
-            let mut similarity = None;
-            let robust = match (objective.robust, &perturbed) {
-                (RobustTerm::Crl, Some(perturbed)) => {
-                    let queue = self.memories[network].queue.as_ref();
-                    let (loss, nearest) = contrast(&self.config, queue, &clean, perturbed, &real, anchor_weights);
-                    similarity = Some(nearest);
-                    loss
-                }
-                (RobustTerm::ClassMean, Some(perturbed)) => {
-                    class_mean_alignment(&clean.embeddings, perturbed, &labels, n_classes, anchor_weights)
-                        / n_classes as f64
-                        / &spread
-                }
-                _ => Tensor::zeros([], (Kind::Float, context.device)),
-            };
-            let robust_share = objective.eta * objective.robust_weight;
-            let confident = if objective.by_accuracy {
-                &performance * self.pool.accuracy(network).to_kind(Kind::Float)
-            } else {
-                performance.shallow_clone()
-            };
-            let value = &matching * matching_config.weight
-                + (confident * (1.0 - objective.eta) + &robust * robust_share) * objective.weight;
-            let value = match objective.reduction {
-                Reduction::Mean => value,
-                Reduction::Sum => value * n_classes as f64,
-            };
-            let robust = (objective.robust != RobustTerm::None).then_some(robust);
-            (value, [Some(matching), Some(performance), robust, similarity])
-        });
+        let n_views = views.size()[0];
+        let (value, terms) = tch::with_grad(|| self.loss(context, &drawn, &batch, views, companions.as_ref(), &real));
         let gradient = gradients(&value, &[&tracked]).swap_remove(0);
-        step.passes.forward += n as u64 * n_views as u64;
-        step.passes.backward += n as u64 * n_views as u64;
+        step.passes.forward += n_views as u64;
+        step.passes.backward += n_views as u64;
         let [matching, performance, robust, impostor_similarity] =
             terms.map(|scalar| scalar.map(|scalar| scalar.detach()));
         step.descend(&gradient, &value);
-        let measured = Measured {
+        self.learn(step, &drawn, &real)?;
+        Ok(Measured {
             loss: value.detach(),
             matching,
             performance,
@@ -285,22 +360,7 @@ impl Method for C2r {
             margins: companions.map(|made| made.margins),
             real_margins: real.margins,
             ..Measured::default()
-        };
-
-        // Attacked real embeddings go into the network's queue, and the network learns.
-        if let Some((config, attacked)) = self.queue_config().zip(real.attacked.as_ref()) {
-            let dimension = attacked.embeddings.size()[1];
-            self.memories[network]
-                .queue
-                .get_or_insert_with(|| new_queue(config, context, dimension))
-                .push(&attacked.embeddings, &real.classes);
-        }
-        for index in self.pool.to_train(network, &mut seed.stream("trained", 0)) {
-            if self.pool.grow(index, context, self.real_cache.as_mut(), step.passes, step.watch)? {
-                self.memories[index] = Memory::default();
-            }
-        }
-        Ok(measured)
+        })
     }
 
     fn state(&mut self, context: &Context, state: &mut State<'_>) -> Result<(), DistillError> {

@@ -141,15 +141,22 @@ impl MethodConfig for C2rConfig {
         note(!self.attacks_synthetic(), &["attacks.synthetic"], "no synthetic image is attacked (objective.robust)");
         let keys = ["crl", "objective.anchors", "objective.candidates"];
         note(!self.contrasts(), &keys, "objective.robust is not \"crl\"");
+        let counts = [objective.weight, objective.eta, objective.robust_weight].iter().all(|&share| share > 0.0);
+        let silent = "the robust term counts nothing (objective.weight, objective.eta, objective.robust-weight)";
+        note(self.contrasts() && !counts, &keys, silent);
+        note(!counts, &["objective.robust"], silent);
+        let on_real = self.contrasts() && objective.anchors == Anchors::Real;
         note(
-            self.contrasts() && objective.anchors == Anchors::Real,
+            on_real && counts,
             &["objective.candidates"],
             "it is about synthetic anchors, and objective.anchors = \"real\" has none",
         );
-        let silent = objective.robust == RobustTerm::None || objective.eta == 0.0;
-        note(silent, &["objective.robust-weight"], "there is no robust term (objective.robust, objective.eta)");
-        let keys = ["objective.eta", "objective.robust-weight", "objective.robust", "crl"];
-        note(objective.weight == 0.0, &keys, "objective.weight is 0");
+        let is_absent = objective.robust == RobustTerm::None || objective.eta == 0.0 || objective.weight == 0.0;
+        let reason = "there is no robust term (objective.robust, objective.eta, objective.weight)";
+        note(is_absent, &["objective.robust-weight"], reason);
+        let reason = "no robust term of synthetic anchors counts (objective.robust, objective.anchors and the weights)";
+        note(is_absent || !counts || on_real, &["aac.weighted"], reason);
+        note(objective.weight == 0.0, &["objective.eta"], "objective.weight is 0");
         let weighs = matches!(aac.synthetic, Curriculum::Weight(_)) && aac.weighted != Weighted::Both;
         let entropy = objective.weight > 0.0 && objective.eta != 1.0;
         note(
@@ -157,6 +164,8 @@ impl MethodConfig for C2rConfig {
             &["aac.synthetic"],
             "it weighs the cross-entropy, whose share (objective.eta, objective.weight) is 0",
         );
+        let reason = "the share of the cross-entropy (objective.eta, objective.weight) is 0";
+        note(!entropy, &["objective.by-accuracy"], reason);
         idle
     }
 
