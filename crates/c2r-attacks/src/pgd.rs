@@ -3,7 +3,7 @@
 //! It has no model, judges nothing and never stops early: the caller gives the function to ascend. Attacks of an
 //! evaluation are in [`crate::AttackConfig`].
 
-use c2r_base::{Ball, Norm, Seed, ThreatModel};
+use c2r_base::{Ball, Norm, Seed, ThreatModel, host::send};
 use tch::{Kind, Tensor};
 
 /// Steps of fixed length in the steepest direction, each projected into the threat set (Madry et al. 2018,
@@ -45,7 +45,7 @@ impl Pgd {
     pub fn random_start(&self, images: &Tensor, ids: &[u64], seed: Seed, purpose: &str) -> Tensor {
         let (shape, radius) = (&images.size()[1..], self.threat.epsilon.value());
         let delta = self.threat.norm.random_in_ball(shape, ids, radius, seed, purpose);
-        self.threat.project(images, &(images + delta.to_device(images.device())))
+        self.threat.project(images, &(images + send(&delta, images.device())))
     }
 
     /// Takes all steps and returns the last images, f32 `[N, C, H, W]`, without gradient.
