@@ -24,7 +24,9 @@ use crate::{
     cmd::estimate::{self, Planned, Written},
     config, data,
     exit::{self, OrExit},
-    fingerprint, help, run_dir, throughput,
+    fingerprint, help,
+    kernels::KernelNotes,
+    run_dir, throughput,
     ui::{self, Ui},
 };
 
@@ -145,6 +147,8 @@ const REAL: &str = "Train on a dataset's real images instead (the upper referenc
 const DEFAULT_COMPARISONS: u64 = 100;
 /// Images per pass when they are compared; changes nothing but memory and speed.
 const JUDGED_AT_ONCE: usize = 256;
+/// Images of up to this many bytes are on the device while networks are compared on them; more go there batch by batch.
+const JUDGES_ON_DEVICE: usize = 1 << 30;
 /// Time between saved states.
 const CHECKPOINT: Duration = Duration::from_secs(300);
 
@@ -285,6 +289,12 @@ pub(crate) fn run(args: Args, device: Device, bf16: bool, ui: &Ui) -> anyhow::Re
     let mut progress = ui.progress("train", trainer.steps_done(), trainer.steps());
     let mut saved = Instant::now();
     let mut doing = String::new();
+    let mut kernels = KernelNotes::default();
+    // Once, and not at every comparison, unless they are many.
+    let judges = material.judges.as_ref().map(|judges| {
+        let bytes = judges.images().numel() * size_of::<f32>();
+        judges.to_device(if bytes <= JUDGES_ON_DEVICE { device } else { judges.images().device() })
+    });
     let next = |trainer: &mut Trainer<'_>| {
         let _bf16 = in_bf16();
         trainer.step()
@@ -296,7 +306,8 @@ pub(crate) fn run(args: Args, device: Device, bf16: bool, ui: &Ui) -> anyhow::Re
             doing = format!("loss {loss:.3}");
         }
         progress.set(done, &doing);
-        if let Some(judges) = &material.judges
+        kernels.update(ui);
+        if let Some(judges) = &judges
             && (done % select_every == 0 || done == trainer.steps())
         {
             best.offer(trainer.model(), done, judges, JUDGED_AT_ONCE)?;
@@ -340,6 +351,7 @@ pub(crate) fn run(args: Args, device: Device, bf16: bool, ui: &Ui) -> anyhow::Re
             ui.note("best-test: this network was chosen on the test images, so its test accuracies are optimistic");
         }
     }
+    kernels.record(&mut summary);
     run.finish(summary.clone())?;
     if state.exists() {
         std::fs::remove_file(&state).with_context(|| format!("cannot delete {}", state.display()))?;
