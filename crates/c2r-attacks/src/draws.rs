@@ -1,6 +1,6 @@
 use std::collections::VecDeque;
 
-use c2r_base::{Seed, fill_rows};
+use c2r_base::{Seed, fill_rows, host::send};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -100,7 +100,7 @@ impl Draws {
             let chosen = streams.iter_mut().enumerate().filter(|(at, _)| samples.binary_search(at).is_ok());
             fill_rows(chosen.map(|(_, stream)| stream), &mut values, |rng, row| row.fill_with(|| draw(rng)));
             let size = [&[rows.len() as i64, n * now as i64], shape].concat();
-            let values = Tensor::from_slice(&values).view(size.as_slice()).to_device(device);
+            let values = send(&Tensor::from_slice(&values).view(size.as_slice()), device);
             *ahead = Some(Ahead { values, used: 0 });
         }
         let ahead = ahead.as_mut().expect("it was just filled");

@@ -37,7 +37,7 @@ pub(crate) fn pick<T: Copy>(list: &[T], positions: &[usize]) -> Vec<T> {
 /// An index tensor for `index_select` on `like`'s device.
 pub(crate) fn index(positions: &[usize], like: &Tensor) -> Tensor {
     let positions: Vec<i64> = positions.iter().map(|&position| position as i64).collect();
-    Tensor::from_slice(&positions).to_device(like.device())
+    host::send(&Tensor::from_slice(&positions), like.device())
 }
 
 /// Whether `rows` are the first `n`, in order.

@@ -48,6 +48,24 @@ pub fn uniform(generator: &mut ChaCha8Rng, bound: f64, n: usize) -> Vec<f32> {
     (0..n).map(|_| ((2.0 * generator.random::<f64>() - 1.0) * bound) as f32).collect()
 }
 
+/// Normal values with this `deviation`, f32 `[generators, length]`, each row from its generator alone.
+///
+/// By the transform of Box and Muller (1958): two uniforms give two values; the last of an odd `length` is the first of its two.
+pub fn normal(generators: &mut [ChaCha8Rng], length: usize, deviation: f32) -> Vec<f32> {
+    let mut values = vec![0.0; generators.len() * length];
+    fill_rows(generators, &mut values, |rng, row| {
+        for pair in row.chunks_mut(2) {
+            let (u, v) = (1.0 - rng.random::<f64>(), rng.random::<f64>());
+            let (sin, cos) = (std::f64::consts::TAU * v).sin_cos();
+            let radius = (-2.0 * u.ln()).sqrt();
+            for (value, normal) in pair.iter_mut().zip([radius * cos, radius * sin]) {
+                *value = normal as f32 * deviation;
+            }
+        }
+    });
+    values
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,5 +83,24 @@ mod tests {
             assert!(values.iter().all(|&value| value == stream.random::<f32>()), "row {row}");
         }
         fill_rows(&mut [], &mut [], |_, _| panic!("there is no row"));
+    }
+
+    /// Odd rows, several threads: the values of each stream one by one.
+    #[test]
+    fn normal_values_are_those_of_their_streams() {
+        let (n, length) = (3, VALUES_PER_THREAD - 1);
+        let streams = || (0..n).map(|row| Seed::new(3).stream("test", row)).collect::<Vec<_>>();
+        let values = normal(&mut streams(), length, 0.001);
+        assert_eq!(values.len(), n as usize * length);
+        for (row, mut stream) in values.chunks(length).zip(streams()) {
+            for pair in row.chunks(2) {
+                let (u, v): (f64, f64) = (1.0 - stream.random::<f64>(), stream.random());
+                let (radius, angle) = ((-2.0 * u.ln()).sqrt(), std::f64::consts::TAU * v);
+                let expected = [radius * std::hint::black_box(angle).cos(), radius * angle.sin()];
+                assert!(pair.iter().zip(expected).all(|(&value, normal)| value == normal as f32 * 0.001));
+            }
+        }
+        let square = values.iter().map(|&value| f64::from(value).powi(2)).sum::<f64>() / values.len() as f64;
+        assert!((square.sqrt() / 0.001 - 1.0).abs() < 0.01, "{square}");
     }
 }

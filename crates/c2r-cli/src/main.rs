@@ -7,6 +7,7 @@ mod curves;
 mod data;
 mod fingerprint;
 mod help;
+mod kernels;
 mod overwrite;
 mod run_dir;
 mod state_dict;

@@ -16,6 +16,7 @@ use std::{fmt, mem::discriminant, str::FromStr};
 
 use c2r_base::host::send;
 use rand::Rng;
+use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
@@ -145,7 +146,7 @@ impl Dsa {
     }
 
     /// Draws an operation, each with the same probability, and its parameters.
-    pub fn draw(&self, rng: &mut impl Rng) -> DsaDraw {
+    pub fn draw(&self, rng: &mut ChaCha8Rng) -> DsaDraw {
         if self.ops.is_empty() {
             return DsaDraw::Identity;
         }
@@ -170,7 +171,7 @@ impl Dsa {
 
     /// Draws one operation for `n` images and its parameters for each of them, as the field trains networks. The first of
     /// them are those of a smaller `n`.
-    pub fn draw_each(&self, n: usize, rng: &mut impl Rng) -> Vec<DsaDraw> {
+    pub fn draw_each(&self, n: usize, rng: &mut ChaCha8Rng) -> Vec<DsaDraw> {
         let mut draws: Vec<DsaDraw> = Vec::with_capacity(n);
         while draws.len() < n {
             let draw = self.draw(rng);
@@ -179,6 +180,11 @@ impl Dsa {
             }
         }
         draws
+    }
+
+    /// The [`DsaDraw::numbers`] of [`Dsa::draw_each`] for images of `[H, W]`, f32 `[n, 4]`, row by row.
+    pub fn draw_numbers(&self, n: usize, rng: &mut ChaCha8Rng, size: [i64; 2]) -> Vec<f32> {
+        self.draw_each(n, rng).iter().flat_map(|draw| draw.numbers(size)).collect()
     }
 
     /// Applies a draw to every image.

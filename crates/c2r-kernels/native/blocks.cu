@@ -37,7 +37,7 @@ __device__ static float pooled(const float (&v)[4], Affine a) {
 
 #define WINDOWS (HIGH * WIDE)
 #define PER_WARP ((WINDOWS + C2R_WARPS - 1) / C2R_WARPS)
-// More than these many do not fit into registers; they are read again from the cache.
+// More than these many do not fit into registers; they are read again.
 #define KEEP (PER_WARP <= 16)
 
 #define EACH_WINDOW for (int k = 0; k < PER_WARP; ++k) if (warp + C2R_WARPS * k < WINDOWS)
@@ -48,7 +48,8 @@ __device__ static float pooled(const float (&v)[4], Affine a) {
   EACH load(kept[k], in, channels, warp + C2R_WARPS * k);
 #define WINDOW(k) const float(&v)[4] = kept[k];
 #else
-#define EACH EACH_WINDOW
+// Loads of several windows are on their way at once.
+#define EACH _Pragma("unroll 4") EACH_WINDOW
 #define LOAD_ALL
 #define WINDOW(k) \
   float v[4];     \
@@ -98,6 +99,7 @@ extern "C" __global__ void __launch_bounds__(32 * C2R_WARPS)
   const auto [lane, warp, channel, writes, image] = place(channels, groups);
   const float* in = x + image * PIXELS * channels + channel;
   LOAD_ALL
+#if KEEP
   float sum = 0;
   EACH {
     WINDOW(k)
@@ -109,6 +111,20 @@ extern "C" __global__ void __launch_bounds__(32 * C2R_WARPS)
     WINDOW(k)
     apart += square(v[0] - mean) + square(v[1] - mean) + (square(v[2] - mean) + square(v[3] - mean));
   }
+#else
+  // Both in one pass: a window joins those before it (Chan, Golub and LeVeque 1983), and then a warp the others.
+  float n = 0, own_mean = 0, apart = 0;
+  EACH {
+    WINDOW(k)
+    const float middle = 0.25f * (v[0] + v[1] + (v[2] + v[3])), step = middle - own_mean, share = 1.0f / (n + 1);
+    apart += square(v[0] - middle) + square(v[1] - middle) + (square(v[2] - middle) + square(v[3] - middle));
+    apart += 4 * n * share * square(step);
+    own_mean += share * step;
+    n += 1;
+  }
+  const float mean = over_warps(n * own_mean, warp, lane) / WINDOWS;
+  apart += 4 * n * square(own_mean - mean);
+#endif
   const float inverse = 1.0f / sqrtf(over_warps(apart, warp, lane) / PIXELS + eps);
   if (!writes) return;
   const float scale = weight[channel] * inverse;

@@ -29,6 +29,8 @@ const char* const SOURCE =
 
 // Rounding explains no more than this, relative to the largest value.
 constexpr double SAME = 1e-4;
+// Rounding may move a value that is less than this from zero to the other side, and then the gradient of ReLU is another.
+constexpr double NEAR = 1e-4;
 
 // A function of a library that is loaded by name.
 template <typename F>
@@ -156,6 +158,9 @@ using Key = std::tuple<int, int64_t, int64_t, int64_t>;
 std::mutex making;
 std::mutex reading;
 std::map<Key, Kernels> compiled;
+// What there was no memory for when it was asked for last; the next question tries again. Where the functions are there, only the
+// comparison is missing.
+std::map<Key, Kernels> waiting;
 
 Key key(const at::Tensor& x, const Size& size) { return {x.get_device(), size.channels, size.height, size.width}; }
 
@@ -169,9 +174,13 @@ std::optional<Kernels> find(const Key& key) {
 Kernels kernels_for(const at::Tensor& x, const Size& size) { return find(key(x, size)).value(); }
 
 Kernels compile(const at::Tensor& x, const Size& size) {
-  const std::string code = ptx("", size, architecture(x.get_device()));
+  const std::string ptx = code("", size, architecture(x.get_device())).ptx;
   void* module = nullptr;
-  check(driver().load(&module, code.c_str()), "cuModuleLoadData");
+  // CUDA_ERROR_OUT_OF_MEMORY.
+  constexpr int NO_MEMORY = 2;
+  const int status = driver().load(&module, ptx.c_str());
+  TORCH_CHECK_WITH(OutOfMemoryError, status != NO_MEMORY, "cuModuleLoadData found no memory");
+  check(status, "cuModuleLoadData");
   const auto kernel = [&](const std::string& name, int bytes) {
     Kernel found;
     found.threads = 32 * warps(size);
@@ -248,9 +257,47 @@ void run_first_backward(const Kernels& kernels, const First& inputs, const at::T
   launch(kernels.backward, inputs.x, inputs.x.size(0), arguments);
 }
 
-// Numbers around zero.
+// Numbers around zero, in float. They are computed in double: float counts to no more than 2^24, and its fractions are coarse
+// long before.
 at::Tensor noise(at::IntArrayRef shape, double step, const at::TensorOptions& options) {
-  return at::arange(c10::multiply_integers(shape), options).mul(step).frac().sub(0.4).view(shape);
+  const at::Tensor values = at::arange(c10::multiply_integers(shape), options.dtype(at::kDouble)).mul(step).frac().sub(0.4);
+  return values.to(at::kFloat).view(shape);
+}
+
+// What both passes are compared on, and what libtorch's operators in double make of it.
+struct Trial {
+  // kernel is undefined for features.
+  at::Tensor x, kernel, weight, bias, gradient;
+  at::Tensor out;
+  // Of x, weight, bias and kernel.
+  torch::autograd::variable_list gradients;
+  // How far what enters ReLU is from zero, for each window the nearest of its four values.
+  at::Tensor distance;
+};
+
+// More channels than a block of threads has, and not a multiple of it. Nothing is asked of windows where ReLU has a value near
+// zero: which side of zero it is on is a matter of rounding, and with it a whole value of the gradient.
+Trial trial(const Size& size, const at::TensorOptions& options) {
+  const int64_t n = 5, channels = 37, height = size.height, width = size.width;
+  const bool first = size.channels > 0;
+  Trial made;
+  made.x = noise({n, first ? size.channels : channels, height, width}, 0.754877666, options);
+  if (first) made.kernel = noise({channels, size.channels, 3, 3}, 0.32471796, options);
+  made.weight = noise({channels}, 0.61803399, options) + 0.7;
+  made.bias = noise({channels}, 0.41421356, options);
+  c10::AutoGradMode with_gradients(true);
+  torch::autograd::variable_list inputs;
+  for (const at::Tensor& tensor : {made.x, made.weight, made.bias, made.kernel})
+    if (tensor.defined()) inputs.push_back(tensor.to(at::kDouble).requires_grad_());
+  const at::Tensor features = first ? at::conv2d(inputs[0], inputs[3], {}, {1, 1}, {1, 1}) : inputs[0];
+  const at::Tensor entering = at::group_norm(features, channels, inputs[1], inputs[2], 1e-5);
+  const at::Tensor y = at::avg_pool2d(at::relu(entering), {2, 2}, {2, 2});
+  made.distance = -at::max_pool2d(-entering.detach().abs(), {2, 2}, {2, 2});
+  const at::Tensor gradient = noise({n, channels, height / 2, width / 2}, 0.56984029, options).masked_fill(made.distance < NEAR, 0);
+  made.gradient = gradient.contiguous(at::MemoryFormat::ChannelsLast);
+  made.out = y.detach();
+  made.gradients = torch::autograd::grad({y}, inputs, {made.gradient.to(at::kDouble)});
+  return made;
 }
 
 void same(const at::Tensor& ours, const at::Tensor& theirs, const char* what) {
@@ -258,42 +305,31 @@ void same(const at::Tensor& ours, const at::Tensor& theirs, const char* what) {
   TORCH_CHECK(apart <= SAME * size, "its ", what, " differs from that of libtorch's operators by ", apart, " of ", size);
 }
 
-// Both passes on noise against libtorch's operators in double. Throws what is wrong. More channels than a block of threads has,
-// and not a multiple of it.
+// Both passes on noise against libtorch's operators in double. Throws what is wrong.
 void compare(const Kernels& kernels, const Size& size, const at::TensorOptions& options) {
-  const int64_t n = 5, channels = 37, height = size.height, width = size.width;
   const bool first = size.channels > 0;
-  at::Tensor x = noise({n, first ? size.channels : channels, height, width}, 0.754877666, options);
-  at::Tensor kernel = first ? noise({channels, size.channels, 3, 3}, 0.32471796, options) : at::Tensor();
-  at::Tensor weight = noise({channels}, 0.61803399, options) + 0.7, bias = noise({channels}, 0.41421356, options);
-  const auto last = at::MemoryFormat::ChannelsLast;
-  const at::Tensor gradient = noise({n, channels, height / 2, width / 2}, 0.56984029, options).contiguous(last);
+  const Trial theirs = trial(size, options);
+  const at::Tensor &x = theirs.x, &weight = theirs.weight, &bias = theirs.bias, &gradient = theirs.gradient;
+  const int64_t n = x.size(0), channels = weight.size(0);
   at::Tensor out = at::empty_like(gradient), moments = at::empty({n, channels, 2}, options), sums = at::empty({2, n, channels}, options),
              x_gradient, kernel_gradients;
   if (first) {
     x_gradient = at::empty_like(x);
     kernel_gradients = at::empty({n, channels, size.channels, 3, 3}, options);
-    const First inputs = {x, kernel, weight, bias};
+    const First inputs = {x, theirs.kernel, weight, bias};
     run_first_forward(kernels, inputs, 1e-5, moments, out);
     run_first_backward(kernels, inputs, moments, gradient, x_gradient, kernel_gradients, sums);
   } else {
-    const at::Tensor turned = x.contiguous(last);
+    const at::Tensor turned = x.contiguous(at::MemoryFormat::ChannelsLast);
     x_gradient = at::empty_like(turned);
     run_norm_forward(kernels, turned, weight, bias, 1e-5, moments, out);
     run_norm_backward(kernels, turned, weight, bias, moments, gradient, x_gradient, sums);
   }
-  c10::AutoGradMode with_gradients(true);
-  torch::autograd::variable_list inputs;
-  for (const at::Tensor& tensor : {x, weight, bias, kernel})
-    if (tensor.defined()) inputs.push_back(tensor.to(at::kDouble).requires_grad_());
-  const at::Tensor features = first ? at::conv2d(inputs[0], inputs[3], {}, {1, 1}, {1, 1}) : inputs[0];
-  const at::Tensor y = at::avg_pool2d(at::relu(at::group_norm(features, channels, inputs[1], inputs[2], 1e-5)), {2, 2}, {2, 2});
-  const auto theirs = torch::autograd::grad({y}, inputs, {gradient.to(at::kDouble)});
-  same(out, y.detach(), "output");
-  same(x_gradient, theirs[0], "gradient of the input");
-  same(sums.select(0, 0).sum(0), theirs[1], "gradient of the weight");
-  same(sums.select(0, 1).sum(0), theirs[2], "gradient of the bias");
-  if (first) same(kernel_gradients.sum(0), theirs[3], "gradient of the convolution");
+  same(out, theirs.out, "output");
+  same(x_gradient, theirs.gradients[0], "gradient of the input");
+  same(sums.select(0, 0).sum(0), theirs.gradients[1], "gradient of the weight");
+  same(sums.select(0, 1).sum(0), theirs.gradients[2], "gradient of the bias");
+  if (first) same(kernel_gradients.sum(0), theirs.gradients[3], "gradient of the convolution");
 }
 
 // Whether blocks.cu has kernels of this size.
@@ -314,17 +350,29 @@ bool ready(const at::Tensor& x, const Size& size) {
   // Another thread may have made them while this one waited.
   if (const auto known = find(key(x, size))) return known->reason.empty();
   Kernels kernels;
+  bool is_lasting = true;
+  // `waiting` changes under both locks, so that one is enough to read it.
+  if (const auto found = waiting.find(key(x, size)); found != waiting.end()) kernels = found->second;
+  kernels.reason.clear();
   try {
     const c10::DeviceGuard device(x.device());
     c10::AutoGradMode no_gradients(false);
-    kernels = compile(x, size);
+    if (kernels.forward.function == nullptr) kernels = compile(x, size);
     compare(kernels, size, x.options().requires_grad(false));
+  } catch (const c10::OutOfMemoryError& error) {
+    kernels.reason = error.what_without_backtrace();
+    is_lasting = false;
   } catch (const c10::Error& error) {
     kernels.reason = error.what_without_backtrace();
   } catch (const std::exception& error) {
     kernels.reason = error.what();
   }
   const std::lock_guard<std::mutex> short_lock(reading);
+  if (!is_lasting) {
+    waiting[key(x, size)] = kernels;
+    return false;
+  }
+  waiting.erase(key(x, size));
   return compiled.emplace(key(x, size), kernels).first->second.reason.empty();
 }
 
@@ -354,41 +402,50 @@ void first_backward(const First& inputs, const at::Tensor& moments, const at::Te
 std::string state() {
   const std::lock_guard<std::mutex> lock(reading);
   std::ostringstream lines;
-  for (const auto& [at, kernels] : compiled) {
+  const auto line = [&](const Key& at, const std::string& what) {
     const auto& [device, channels, height, width] = at;
     lines << "cuda:" << device << ", " << (channels == 0 ? "features" : channels == 1 ? "grey images" : "color images") << " of "
-          << height << "x" << width << ": "
-          << (kernels.reason.empty() ? "fused kernels, compared with libtorch's operators"
-                                     : "libtorch's operators, because " + kernels.reason)
-          << "\n";
-  }
+          << height << "x" << width << ": " << what << "\n";
+  };
+  for (const auto& [at, kernels] : compiled)
+    line(at, kernels.reason.empty() ? "fused kernels, compared with libtorch's operators"
+                                    : "libtorch's operators, because " + kernels.reason);
+  for (const auto& [at, kernels] : waiting) line(at, "libtorch's operators until there is memory, because " + kernels.reason);
   return lines.str();
 }
 
-std::string ptx(const std::string& name, const Size& size, const std::string& architecture) {
+Code code(const std::string& name, const Size& size, const std::string& architecture) {
   const Nvrtc nvrtc(name);
   const auto define = [](const char* macro, int64_t value) { return std::string("-DC2R_") + macro + "=" + std::to_string(value); };
-  const std::string options[] = {"--gpu-architecture=" + architecture, "--std=c++17", define("CHANNELS", size.channels),
-                                 define("HEIGHT", size.height), define("WIDTH", size.width), define("WARPS", warps(size))};
+  std::vector<std::string> options = {"--gpu-architecture=" + architecture, "--std=c++17", define("CHANNELS", size.channels),
+                                      define("HEIGHT", size.height), define("WIDTH", size.width), define("WARPS", warps(size))};
+  // Registers are allocated for a real architecture, and the log says so then.
+  if (architecture.rfind("sm_", 0) == 0) options.push_back("--ptxas-options=-v");
   std::vector<const char*> texts;
   for (const std::string& option : options) texts.push_back(option.c_str());
   void* program = nullptr;
   check(nvrtc.create(&program, SOURCE, "blocks.cu", 0, nullptr, nullptr), "nvrtcCreateProgram");
   const int status = nvrtc.compile(program, static_cast<int>(texts.size()), texts.data());
   size_t length = 0;
-  std::string text;
+  Code made;
+  nvrtc.log_size(program, &length);
+  made.log.resize(length);
+  nvrtc.log(program, made.log.data());
   if (status != 0) {
-    nvrtc.log_size(program, &length);
-    text.resize(length);
-    nvrtc.log(program, text.data());
     nvrtc.destroy(&program);
-    TORCH_CHECK(false, "NVRTC does not compile blocks.cu: ", text.c_str());
+    TORCH_CHECK(false, "NVRTC does not compile blocks.cu: ", made.log.c_str());
   }
   check(nvrtc.ptx_size(program, &length), "nvrtcGetPTXSize");
-  text.resize(length);
-  check(nvrtc.ptx(program, text.data()), "nvrtcGetPTX");
+  made.ptx.resize(length);
+  check(nvrtc.ptx(program, made.ptx.data()), "nvrtcGetPTX");
   nvrtc.destroy(&program);
-  return text;
+  return made;
+}
+
+std::pair<double, double> trial_margin(const Size& size) {
+  const Trial made = trial(size, at::TensorOptions(at::kFloat));
+  const at::Tensor asked = made.gradient != 0;
+  return {made.distance.masked_select(asked).min().item<double>(), asked.to(at::kDouble).mean().item<double>()};
 }
 
 }  // namespace cuda
@@ -399,11 +456,34 @@ extern "C" char* c2r_cuda_state() noexcept { return strdup(c2r::cuda::state().c_
 
 extern "C" char* c2r_cuda_ptx(const char* nvrtc, const int64_t* size, const char* architecture, char** message) {
   try {
-    return strdup(c2r::cuda::ptx(nvrtc, {size[0], size[1], size[2]}, architecture).c_str());
+    return strdup(c2r::cuda::code(nvrtc, {size[0], size[1], size[2]}, architecture).ptx.c_str());
   } catch (const c10::Error& error) {
     *message = strdup(error.what_without_backtrace());
   } catch (const std::exception& error) {
     *message = strdup(error.what());
   }
   return nullptr;
+}
+
+// Both return null, or a message that the caller frees; log and margin, [2], are filled.
+namespace {
+template <typename F>
+char* failure_of(F run) {
+  try {
+    run();
+    return nullptr;
+  } catch (const c10::Error& error) {
+    return strdup(error.what_without_backtrace());
+  } catch (const std::exception& error) {
+    return strdup(error.what());
+  }
+}
+}  // namespace
+
+extern "C" char* c2r_cuda_log(const char* nvrtc, const int64_t* size, const char* architecture, char** log) {
+  return failure_of([&] { *log = strdup(c2r::cuda::code(nvrtc, {size[0], size[1], size[2]}, architecture).log.c_str()); });
+}
+
+extern "C" char* c2r_cuda_trial_margin(const int64_t* size, double* margin) {
+  return failure_of([&] { std::tie(margin[0], margin[1]) = c2r::cuda::trial_margin({size[0], size[1], size[2]}); });
 }

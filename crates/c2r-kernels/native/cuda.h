@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <string>
+#include <utility>
 
 namespace c2r {
 namespace cuda {
@@ -15,7 +16,7 @@ struct Size {
 };
 
 // Whether the kernels of this size run on x's device. The first question for a device and a size compiles and compares; the
-// answer stays.
+// answer stays, unless there was no memory.
 bool ready(const at::Tensor& x, const Size& size);
 
 // Float tensors on one device with the shapes of blocks.cu: x, gradients and outputs [N, C, H, W] are channels last, the
@@ -38,9 +39,19 @@ void first_backward(const First& inputs, const at::Tensor& moments, const at::Te
 // What became of the kernels on each device and size, a line for each; empty before the first question.
 std::string state();
 
-// PTX of the kernels of this size for an architecture such as compute_80, by the NVRTC at `nvrtc` (a path, or a name that the
-// loader finds; empty: the one of libtorch). Throws what the compiler says.
-std::string ptx(const std::string& nvrtc, const Size& size, const std::string& architecture);
+struct Code {
+  // Both end with a zero byte.
+  std::string ptx, log;
+};
+
+// The kernels of this size for an architecture such as compute_80, by the NVRTC at `nvrtc` (a path, or a name that the loader
+// finds; empty: the one of libtorch). For one such as sm_90 the log has the registers and the spills of each kernel. Throws what
+// the compiler says.
+Code code(const std::string& nvrtc, const Size& size, const std::string& architecture);
+
+// What the comparison with libtorch's operators asks for, computed on the CPU: how far the nearest value that enters ReLU is from
+// zero where a gradient comes from, and the share of the windows from which one comes.
+std::pair<double, double> trial_margin(const Size& size);
 
 }  // namespace cuda
 }  // namespace c2r

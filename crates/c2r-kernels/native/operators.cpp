@@ -16,6 +16,7 @@
 #include <exception>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "cuda.h"
 #include "kernels.h"
@@ -38,6 +39,25 @@ at::MemoryFormat layout(const at::Tensor& x) { return x.is_cuda() ? at::MemoryFo
 
 Planes planes(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
   return {x.size(1), x.size(2), x.size(3), x.const_data_ptr<float>(), weight.const_data_ptr<float>(), bias.const_data_ptr<float>()};
+}
+
+// What a backward pass returns for all `n` arguments of its operator if a second derivative will be asked for: the gradients of
+// those inputs, the first arguments, that are needed now.
+//
+// * y: what libtorch's operators give for the inputs.
+variable_list differentiable(AutogradContext* ctx, const variable_list& inputs, const at::Tensor& y, const at::Tensor& gradient,
+                             size_t n) {
+  variable_list wanted, found(n);
+  std::vector<size_t> places;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (!ctx->needs_input_grad(i)) continue;
+    wanted.push_back(inputs[i]);
+    places.push_back(i);
+  }
+  if (places.empty()) return found;
+  const variable_list all = torch::autograd::grad({y}, wanted, {gradient}, true, true);
+  for (size_t at = 0; at < places.size(); ++at) found[places[at]] = all[at];
+  return found;
 }
 
 class NormReluPool : public torch::autograd::Function<NormReluPool> {
@@ -68,16 +88,8 @@ class NormReluPool : public torch::autograd::Function<NormReluPool> {
     const at::Tensor &given = saved[0], &given_weight = saved[1], &given_bias = saved[2];
     if (at::GradMode::is_enabled()) {
       // A second derivative will be asked for, which libtorch's operators have.
-      const double eps = ctx->saved_data["eps"].toDouble();
-      variable_list inputs, found;
-      for (const at::Tensor& input : {given, given_weight, given_bias})
-        if (input.requires_grad()) inputs.push_back(input);
-      found = torch::autograd::grad({plain(given, given_weight, given_bias, eps)}, inputs, {gradients[0]}, true, true);
-      variable_list all;
-      size_t at = 0;
-      for (const at::Tensor& input : {given, given_weight, given_bias}) all.push_back(input.requires_grad() ? found[at++] : at::Tensor());
-      all.emplace_back();
-      return all;
+      const at::Tensor y = plain(given, given_weight, given_bias, ctx->saved_data["eps"].toDouble());
+      return differentiable(ctx, {given, given_weight, given_bias}, y, gradients[0], 4);
     }
     const at::Tensor x = given.contiguous(layout(given)), weight = given_weight.contiguous(), bias = given_bias.contiguous();
     const at::Tensor gradient = gradients[0].contiguous(layout(given));
@@ -132,11 +144,6 @@ void run(void (*pass)(const FirstBlockPass&, int, int64_t, int64_t), const First
   at::parallel_for(0, b.n, 1, [&](int64_t from, int64_t to) { pass(b, static_cast<int>(channels), from, to); });
 }
 
-at::Tensor one_by_one(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& norm_weight,
-                      const at::Tensor& norm_bias, double eps) {
-  return norm_relu_pool(at::conv2d(x, weight, bias, {1, 1}, {1, 1}), norm_weight, norm_bias, eps);
-}
-
 FirstBlockPass pass_over(const variable_list& inputs, double eps) {
   FirstBlockPass b = {};
   b.n = inputs[0].size(0);
@@ -149,23 +156,24 @@ FirstBlockPass pass_over(const variable_list& inputs, double eps) {
   return b;
 }
 
-variable_list contiguous(const variable_list& tensors) {
+// * last: whether x and the convolution's weight become channels last, as a GPU convolves the features of a block before, which
+//   are so already.
+variable_list contiguous(const variable_list& tensors, bool last) {
   variable_list all;
-  for (size_t i = 0; i < 5; ++i) all.push_back(tensors[i].contiguous());
+  for (size_t i = 0; i < 5; ++i)
+    all.push_back(tensors[i].contiguous(last && i < 2 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous));
   return all;
 }
 
-// The gradient of a block through libtorch's operators, for a second derivative.
-variable_list differentiable(const variable_list& saved, double eps, const at::Tensor& gradient) {
-  variable_list wanted, found(7);
-  for (size_t i = 0; i < 5; ++i)
-    if (saved[i].requires_grad()) wanted.push_back(saved[i]);
-  const at::Tensor y = one_by_one(saved[0], saved[1], saved[2], saved[3], saved[4], eps);
-  const variable_list all = torch::autograd::grad({y}, wanted, {gradient}, true, true);
-  for (size_t i = 0, at = 0; i < 5; ++i)
-    if (saved[i].requires_grad()) found[i] = all[at++];
-  return found;
-}
+// How a block is computed.
+enum class Way {
+  // One by one: what is in bf16 by autocast stays with libtorch, too.
+  plain,
+  // By the kernel for images, which convolves them itself.
+  first,
+  // By that for features: tile by tile on the CPU, and behind libtorch's convolution on a GPU.
+  later,
+};
 
 // A pass over a block: what it reads, and what it leaves for the gradient.
 struct Passed {
@@ -282,26 +290,20 @@ Gradients tiled_on_cpu(const variable_list& inputs, at::Tensor moments, at::Tens
 
 constexpr at::MemoryFormat LAST = at::MemoryFormat::ChannelsLast;
 
-// Whether blocks.cu takes the convolution, too.
-bool first_on_gpu(const at::Tensor& x) { return cuda::ready(x, {x.size(1), x.size(2), x.size(3)}); }
-
 cuda::First first_of(const variable_list& inputs) { return {inputs[0], inputs[1], inputs[3], inputs[4]}; }
 
-// Without the bias, which the normalization subtracts again.
-at::Tensor convolved(const at::Tensor& x, const at::Tensor& weight) {
-  return at::conv2d(x.contiguous(LAST), weight.contiguous(LAST), {}, {1, 1}, {1, 1}).contiguous(LAST);
-}
-
-Passed on_gpu(const variable_list& inputs, double eps) {
+// * first: without it, x and weight are channels last.
+Passed on_gpu(const variable_list& inputs, double eps, bool first) {
   const at::Tensor &x = inputs[0], &weight = inputs[1];
   const int64_t n = x.size(0), filters = weight.size(0);
   Passed passed;
   passed.out = at::empty({n, filters, x.size(2) / 2, x.size(3) / 2}, x.options(), LAST);
   passed.moments = at::empty({n, filters, 2}, x.options());
-  if (first_on_gpu(x)) {
+  if (first) {
     cuda::first_forward(first_of(inputs), eps, passed.moments, passed.out);
   } else {
-    passed.features = convolved(x, weight);
+    // Without the bias, which the normalization subtracts again.
+    passed.features = at::conv2d(x, weight, {}, {1, 1}, {1, 1}).contiguous(LAST);
     cuda::norm_forward(passed.features, inputs[3], inputs[4], eps, passed.moments, passed.out);
   }
   return passed;
@@ -324,26 +326,20 @@ Gradients on_gpu(const variable_list& inputs, const at::Tensor& moments, const a
   cuda::norm_backward(features, inputs[3], inputs[4], moments, gradient, of_features, found.sums);
   if (!of_x && !of_weight) return found;
   std::tie(found.x, found.weight, std::ignore) =
-      at::convolution_backward(of_features, x.contiguous(LAST), weight.contiguous(LAST), std::nullopt, {1, 1}, {1, 1}, {1, 1}, false, {0, 0},
-                               1, {of_x, of_weight, false});
+      at::convolution_backward(of_features, x, weight, std::nullopt, {1, 1}, {1, 1}, {1, 1}, false, {0, 0}, 1, {of_x, of_weight, false});
   if (of_weight) found.weight = found.weight.contiguous();
   return found;
 }
 
-bool first_on_cpu(const at::Tensor& x, const at::Tensor& weight) {
-  return has_first_block(x.size(1), weight.size(0), x.size(2), x.size(3));
-}
-
-// Where has_block says so.
 class Block : public torch::autograd::Function<Block> {
  public:
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
-                            const at::Tensor& norm_weight, const at::Tensor& norm_bias, double eps, bool keep) {
+                            const at::Tensor& norm_weight, const at::Tensor& norm_bias, double eps, bool keep, bool first) {
     at::AutoDispatchBelowADInplaceOrView below;
-    const variable_list inputs = contiguous({x, weight, bias, norm_weight, norm_bias});
-    const Passed passed = x.is_cuda()                ? on_gpu(inputs, eps)
-                          : first_on_cpu(x, weight) ? first_on_cpu(inputs, eps)
-                                                    : tiled_on_cpu(inputs, eps, keep);
+    const variable_list inputs = contiguous({x, weight, bias, norm_weight, norm_bias}, x.is_cuda() && !first);
+    const Passed passed = x.is_cuda() ? on_gpu(inputs, eps, first)
+                          : first     ? first_on_cpu(inputs, eps)
+                                      : tiled_on_cpu(inputs, eps, keep);
     ctx->save_for_backward({x, weight, bias, norm_weight, norm_bias, passed.moments, passed.features});
     ctx->saved_data["eps"] = eps;
     return passed.out;
@@ -352,14 +348,19 @@ class Block : public torch::autograd::Function<Block> {
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
     const variable_list saved = ctx->get_saved_variables();
     const double eps = ctx->saved_data["eps"].toDouble();
-    if (at::GradMode::is_enabled()) return differentiable(saved, eps, gradients[0]);
-    const variable_list inputs = contiguous(saved);
+    if (at::GradMode::is_enabled()) {
+      // No kernel: libtorch would compute its part again, and this may be the device's own thread (`making` in cuda.cpp).
+      const at::Tensor y = plain(at::conv2d(saved[0], saved[1], saved[2], {1, 1}, {1, 1}), saved[3], saved[4], eps);
+      return differentiable(ctx, {saved.begin(), saved.begin() + 5}, y, gradients[0], 8);
+    }
+    // What the convolution gave was kept by all but the kernels for images.
+    const variable_list inputs = contiguous(saved, saved[0].is_cuda() && saved[6].defined());
     const at::Tensor gradient = gradients[0].contiguous(layout(inputs[0]));
     const bool of_x = ctx->needs_input_grad(0), of_weight = ctx->needs_input_grad(1);
     const Gradients of = inputs[0].is_cuda()    ? on_gpu(inputs, saved[5], saved[6], gradient, of_x, of_weight)
                          : saved[6].defined() ? tiled_on_cpu(inputs, saved[5], saved[6], gradient, of_x, of_weight)
                                               : first_on_cpu(inputs, eps, saved[5], gradient, of_x, of_weight);
-    variable_list found = {of.x, of.weight, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+    variable_list found = {of.x, of.weight, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
     // The normalization subtracts it again.
     if (ctx->needs_input_grad(2)) found[2] = at::zeros_like(inputs[2]);
     if (ctx->needs_input_grad(3)) found[3] = of.sums.select(0, 0).sum(0);
@@ -368,16 +369,20 @@ class Block : public torch::autograd::Function<Block> {
   }
 };
 
-// Whether Block computes it: what is in bf16 by autocast stays with libtorch.
-bool has_block(const variable_list& inputs) {
+Way way_of(const variable_list& inputs) {
   const at::Tensor &x = inputs[0], &weight = inputs[1];
   bool all = fits(x, inputs) && weight.dim() == 4 && weight.size(1) == x.size(1) && weight.size(2) == 3 && weight.size(3) == 3;
   for (size_t i = 2; i < inputs.size(); ++i) all = all && inputs[i].dim() == 1 && inputs[i].size(0) == weight.size(0);
-  if (!all) return false;
-  if (x.is_cpu())
-    return first_on_cpu(x, weight) ||
-           (has_tiled_block(x.size(1), weight.size(0), x.size(2), x.size(3)) && !at::autocast::is_autocast_enabled(at::kCPU));
-  return x.is_cuda() && !at::autocast::is_autocast_enabled(at::kCUDA) && (first_on_gpu(x) || ready_for_features(x));
+  if (!all) return Way::plain;
+  const int64_t channels = x.size(1), filters = weight.size(0), height = x.size(2), width = x.size(3);
+  if (x.is_cpu()) {
+    if (has_first_block(channels, filters, height, width)) return Way::first;
+    const bool tiled = has_tiled_block(channels, filters, height, width) && !at::autocast::is_autocast_enabled(at::kCPU);
+    return tiled ? Way::later : Way::plain;
+  }
+  if (!x.is_cuda() || at::autocast::is_autocast_enabled(at::kCUDA)) return Way::plain;
+  if (cuda::ready(x, {channels, height, width})) return Way::first;
+  return ready_for_features(x) ? Way::later : Way::plain;
 }
 
 }  // namespace
@@ -385,10 +390,12 @@ bool has_block(const variable_list& inputs) {
 at::Tensor block(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, const at::Tensor& norm_weight,
                  const at::Tensor& norm_bias, double eps) {
   const variable_list inputs = {x, weight, bias, norm_weight, norm_bias};
-  if (!has_block(inputs)) return one_by_one(x, weight, bias, norm_weight, norm_bias, eps);
+  // Asked once: the answer for a GPU may change while this runs.
+  const Way way = way_of(inputs);
+  if (way == Way::plain) return norm_relu_pool(at::conv2d(x, weight, bias, {1, 1}, {1, 1}), norm_weight, norm_bias, eps);
   const bool keep = at::GradMode::is_enabled() &&
                     std::any_of(inputs.begin(), inputs.end(), [](const at::Tensor& t) { return t.requires_grad(); });
-  return Block::apply(x, weight, bias, norm_weight, norm_bias, eps, keep);
+  return Block::apply(x, weight, bias, norm_weight, norm_bias, eps, keep, way == Way::first);
 }
 
 TORCH_LIBRARY(c2r, library) {

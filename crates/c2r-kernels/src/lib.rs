@@ -22,6 +22,7 @@
 )]
 
 pub mod count;
+pub mod cuda;
 mod precision;
 mod trace;
 
@@ -517,10 +518,18 @@ mod tests {
                 let first = Tensor::run_backward(&[weighted(&y)], &[&x], true, true);
                 Tensor::run_backward(&[weighted(&first[0].square())], &[&x, &weight], false, false)
             };
-            let ours = second(block(&x, (&weight, &bias), (&norm_weight, &norm_bias), EPS).unwrap());
-            let theirs = second(plain(&x.conv2d(&weight, Some(&bias), 1, 1, 1, 1), &norm_weight, &norm_bias));
-            for (got, expected) in ours.iter().zip(&theirs) {
+            // Matching gradients: those of the weight alone are asked for first.
+            let matched = |y: Tensor| {
+                let first = Tensor::run_backward(&[weighted(&y)], &[&weight], true, true);
+                Tensor::run_backward(&[weighted(&first[0].square())], &[&x, &weight], false, false)
+            };
+            let ours = || block(&x, (&weight, &bias), (&norm_weight, &norm_bias), EPS).unwrap();
+            let theirs = || plain(&x.conv2d(&weight, Some(&bias), 1, 1, 1, 1), &norm_weight, &norm_bias);
+            for (got, expected) in second(ours()).iter().zip(&second(theirs())) {
                 assert_close("second derivative", got, expected, 1e-4);
+            }
+            for (got, expected) in matched(ours()).iter().zip(&matched(theirs())) {
+                assert!(relative_error(got, expected) < 1e-5, "{got} {expected}");
             }
         }
     }

@@ -1,7 +1,7 @@
 use std::convert::Infallible;
 
 use c2r_attacks::Pgd;
-use c2r_base::{Seed, ThreatModel, grad::input_gradient};
+use c2r_base::{Seed, ThreatModel, grad::input_gradient, normal};
 use c2r_models::Model;
 use tch::{Kind, Tensor};
 
@@ -9,6 +9,8 @@ use crate::{AdversarialConfig, AdversarialLoss};
 
 /// Deviation of TRADES's random start, from its authors' code.
 const TRADES_START: f32 = 0.001;
+/// What the random start of an attack is drawn for.
+const START: &str = "train/start";
 
 /// Cross-entropy per image, f32 `[N]`, of `logits` f32 `[N, K]` against distributions f32 `[N, K]`.
 pub(crate) fn cross_entropy(logits: &Tensor, distributions: &Tensor) -> Tensor {
@@ -64,31 +66,10 @@ pub(crate) fn attack(
 pub(crate) fn start_noise(config: &AdversarialConfig, shape: &[i64], n: usize, seed: Seed) -> Vec<f32> {
     let places: Vec<u64> = (0..n as u64).collect();
     match config.loss {
-        AdversarialLoss::Trades(_) => gaussian(shape, &places, seed),
-        AdversarialLoss::PgdAt => {
-            config.norm.values_in_ball(shape, &places, config.epsilon.value(), seed, "train/start")
+        AdversarialLoss::Trades(_) => {
+            let mut streams: Vec<_> = places.iter().map(|&place| seed.stream(START, place)).collect();
+            normal(&mut streams, shape.iter().product::<i64>() as usize, TRADES_START)
         }
+        AdversarialLoss::PgdAt => config.norm.values_in_ball(shape, &places, config.epsilon.value(), seed, START),
     }
-}
-
-/// Normal values with deviation [`TRADES_START`], one stream per place.
-fn gaussian(shape: &[i64], places: &[u64], seed: Seed) -> Vec<f32> {
-    // Box and Muller: two uniforms for two normals.
-    let len = shape.iter().product::<i64>() as usize;
-    let mut values = Vec::with_capacity(len * places.len());
-    let push = |value: f64, values: &mut Vec<f32>| values.push(value as f32 * TRADES_START);
-    for &place in places {
-        let mut rng = seed.stream("train/start", place);
-        let end = values.len() + len;
-        while values.len() < end {
-            let (u, v): (f64, f64) = (1.0 - rand::Rng::random::<f64>(&mut rng), rand::Rng::random(&mut rng));
-            let (sin, cos) = (std::f64::consts::TAU * v).sin_cos();
-            let length = (-2.0 * u.ln()).sqrt();
-            push(length * cos, &mut values);
-            if values.len() < end {
-                push(length * sin, &mut values);
-            }
-        }
-    }
-    values
 }

@@ -27,7 +27,9 @@ impl Ahead {
         let length = shape.iter().product::<i64>() as usize;
         let most = (MOST_FLOATS / length.max(1)) as u64;
         let n = most.min(MOST_STEPS).min(end.saturating_sub(step)).max(1);
-        let values: Vec<f32> = (step..step + n).flat_map(draw).collect();
+        // Whole steps are copied: this crate is not optimized, so a loop over the numbers would take longer than drawing them.
+        let mut values = Vec::with_capacity(length * n as usize);
+        (step..step + n).for_each(|step| values.extend_from_slice(&draw(step)));
         let block = send(&Tensor::from_slice(&values).view([&[n as i64], shape].concat().as_slice()), device);
         let now = block.get(0);
         self.block = Some((step, block));

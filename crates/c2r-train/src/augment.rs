@@ -1,5 +1,5 @@
 use c2r_data::dsa::{Dsa, DsaDraw};
-use rand::Rng;
+use rand_chacha::ChaCha8Rng;
 use tch::Tensor;
 
 use crate::Ahead;
@@ -28,7 +28,7 @@ impl Augmentation {
     ///
     /// * `images`: f32 `[N, C, H, W]` in `[0, 1]`, N at most the batch size.
     /// * `end`: the loop has no step from there on; `rng`: what a step draws with, also asked for later ones.
-    pub fn apply<R: Rng>(&mut self, images: &Tensor, step: u64, end: u64, rng: impl Fn(u64) -> R) -> Tensor {
+    pub fn apply(&mut self, images: &Tensor, step: u64, end: u64, rng: impl Fn(u64) -> ChaCha8Rng) -> Tensor {
         let operation = self.dsa.draw(&mut rng(step));
         if operation == DsaDraw::Identity {
             return images.shallow_clone();
@@ -36,8 +36,7 @@ impl Augmentation {
         let (n, _, height, width) = images.size4().expect("images are [N, C, H, W]");
         let (dsa, batch_size) = (&self.dsa, self.batch_size);
         let numbers = self.ahead.of(step, end, &[batch_size as i64, 4], images.device(), |step| {
-            let draws = dsa.draw_each(batch_size, &mut rng(step));
-            draws.iter().flat_map(|draw| draw.numbers([height, width])).collect()
+            dsa.draw_numbers(batch_size, &mut rng(step), [height, width])
         });
         let numbers = numbers.narrow(0, 0, n);
         match operation {

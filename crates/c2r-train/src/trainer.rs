@@ -48,7 +48,7 @@ pub struct TrainSummary {
 /// Trains `model` to the end: [`Trainer`] with nothing between the steps.
 ///
 /// Everything random (order, augmentation, starts of attacks) comes from `seed`; the same seed gives the same
-/// bytes on the same machine.
+/// bytes on the same CPU with the same number of threads. On a GPU, some gradients are added in any order.
 ///
 /// # Errors
 /// [`TrainError::Config`] and [`TrainError::Source`] before anything is done, [`TrainError::NotFinite`] for a loss
@@ -70,7 +70,7 @@ pub fn train(
 /// A training run, step by step.
 ///
 /// The order of epoch e is a permutation from the seed's stream e (or that of storage: [`Order`]), and what step t draws comes from stream t, so
-/// a run that is continued from [`Trainer::state`] ends with the same bytes as one that never stopped.
+/// a run that is continued from [`Trainer::state`] ends with the same bytes as one that never stopped (see [`train`]).
 #[derive(Debug)]
 pub struct Trainer<'a> {
     model: &'a mut Model,

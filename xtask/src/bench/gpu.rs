@@ -16,6 +16,9 @@ pub(super) struct Profile {
     throughput: Option<Throughput>,
     #[serde(default)]
     pub(super) profile: Vec<Row>,
+    /// Of c2r's CUDA kernels, each with the reason.
+    #[serde(default)]
+    unusable_kernels: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -36,6 +39,13 @@ impl Profile {
     /// Runs the command.
     pub(super) fn read(command: &mut Command) -> anyhow::Result<Self> {
         serde_json::from_str(&python::printed_by(command)?).context("c2r printed something other than a report")
+    }
+
+    /// Fails if c2r's own kernels did not run: the figures would be those of something else.
+    fn check_kernels(&self) -> anyhow::Result<()> {
+        let reasons = &self.unusable_kernels;
+        anyhow::ensure!(reasons.is_empty(), "a CUDA kernel of c2r could not be used: {}", reasons.join("; "));
+        Ok(())
     }
 
     fn row(&self, what: &str) -> anyhow::Result<&Row> {
@@ -135,7 +145,9 @@ pub(super) fn run(
     for measured in Measured::ALL {
         let mut command = Command::new(checkout.c2r());
         command.args(["--quiet", "--device", device, "doctor", "--json"]).args(measured.words(tiny));
-        for figure in measured.figures(&Profile::read(&mut command)?)? {
+        let found = Profile::read(&mut command)?;
+        found.check_kernels()?;
+        for figure in measured.figures(&found)? {
             let Figure { what, value, unit } = &figure;
             ui::note(format!("{}: {what}: {value:.2} {unit}", ui::duration(begun.elapsed())));
             writeln!(out, "{}", json!({ "device": device, "tiny": tiny, "figure": figure })).with_context(context)?;
@@ -185,5 +197,13 @@ mod tests {
             "AutoAttack, 49 % robust 17 s",
         ];
         assert_eq!(told, expected);
+        report.check_kernels().unwrap();
+    }
+
+    #[test]
+    fn figures_without_the_kernels_are_refused() {
+        let line = "cuda:0, features of 8x8: libtorch's operators, because it has no nvrtc";
+        let report: Profile = serde_json::from_value(json!({ "unusable_kernels": [line] })).unwrap();
+        assert!(report.check_kernels().unwrap_err().to_string().contains(line));
     }
 }

@@ -1,6 +1,6 @@
 //! Square's windows: how large they are, and where they come from.
 
-use c2r_base::{Norm, Seed, ThreatModel};
+use c2r_base::{Norm, Seed, ThreatModel, host::send};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use tch::{Device, Tensor};
@@ -76,7 +76,7 @@ impl SquareDraws {
                 for &row in rows {
                     values.extend((0..per_row).map(|_| sign(&mut streams[row])));
                 }
-                Tensor::from_slice(&values).view(size.as_slice()).to_device(device)
+                send(&Tensor::from_slice(&values).view(size.as_slice()), device)
             }
         }
     }
@@ -118,8 +118,8 @@ impl SquareDraws {
         }
         self.advance(sides.len());
         let (n, each, channels) = (rows.len() as i64, sides.len() as i64, image[0]);
-        let first = Tensor::from_slice(&first).view([n, each, 1]).to_device(device);
-        let signs = Tensor::from_slice(&signs).view([n, each, channels + 1, 1]).to_device(device);
+        let first = send(&Tensor::from_slice(&first).view([n, each, 1]), device);
+        let signs = send(&Tensor::from_slice(&signs).view([n, each, channels + 1, 1]), device);
         let turned = signs.narrow(2, channels, 1).unbind(1);
         let signs = signs.narrow(2, 0, channels).unbind(1);
         let parts = first.unbind(1).into_iter().zip(signs).zip(turned);

@@ -38,7 +38,9 @@ use tch::{Device, Kind};
 
 use crate::{
     cmd::estimate::{self, Planned, Written},
-    data, run_dir, throughput,
+    data,
+    kernels::KernelNotes,
+    run_dir, throughput,
 };
 
 /// Without a network to measure, an estimate assumes that this share of the test images is classified correctly and so
@@ -128,6 +130,9 @@ pub(crate) fn run(mut args: Args, device: Device, ui: &Ui) -> anyhow::Result<()>
     let mut report = watched(&target, model, &inputs, &attacks, &threat, &options, args.force, journal.as_mut(), ui)?;
     report.versions.extend(run_dir::versions());
     inputs.notes.extend(doubts::chance_level(&report));
+    let mut kernels = KernelNotes::default();
+    kernels.update(ui);
+    inputs.notes.extend(kernels.into_notes());
     let summary = Summary::new(&report, &args, &target, (model, &model_sha256), &inputs, device);
     let summary = serde_json::to_value(summary)?;
     // A kill while the files are written must leave a record that claims them.

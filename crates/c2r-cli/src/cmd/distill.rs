@@ -23,6 +23,7 @@ use crate::{
     cmd::estimate::{self, Planned, Written},
     config, curves, data,
     exit::{self, OrExit},
+    kernels::KernelNotes,
     run_dir::{self, versions},
     throughput,
     ui::{self, Ui},
@@ -212,8 +213,8 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         ui.note(format!("note: {note}"));
     }
     signals::will_save();
-    work(&mut distillation, &mut run, &args, ui)?;
-    finish(&distillation, &mut run, &args, ui)
+    let kernels = work(&mut distillation, &mut run, &args, ui)?;
+    finish(&distillation, &mut run, &kernels, &args, ui)
 }
 
 /// Where `--networks` has or would have the networks of this run.
@@ -224,7 +225,7 @@ fn shared_networks(distillation: &Distillation, args: &Args) -> Option<PathBuf> 
 }
 
 /// Runs until finished; saves the state on the way, on Ctrl-C, and not after a failure.
-fn work(distillation: &mut Distillation, run: &mut Run, args: &Args, ui: &Ui) -> anyhow::Result<()> {
+fn work(distillation: &mut Distillation, run: &mut Run, args: &Args, ui: &Ui) -> anyhow::Result<KernelNotes> {
     let mut log = run.log(distillation.iteration())?;
     let (done, total) = distillation.progress();
     let mut progress = ui.progress("distil", done, total);
@@ -232,6 +233,7 @@ fn work(distillation: &mut Distillation, run: &mut Run, args: &Args, ui: &Ui) ->
     let mut since_saved = 0;
     let pace = Pace::new(distillation);
     let mut numbers = String::new();
+    let mut kernels = KernelNotes::default();
     picture(distillation, run, args)?;
     while let Some(event) = distillation.step()? {
         since_saved += 1;
@@ -279,6 +281,7 @@ fn work(distillation: &mut Distillation, run: &mut Run, args: &Args, ui: &Ui) ->
             progress.set_left(seconds);
         }
         progress.set(done, format!("{what}{numbers}{} images/s", ui::count(pace.images(distillation))));
+        kernels.update(ui);
         let interrupted = ui.interrupted();
         let due =
             since_saved >= args.checkpoint_every || saved.elapsed() >= Duration::from_secs(args.checkpoint_seconds);
@@ -300,7 +303,7 @@ fn work(distillation: &mut Distillation, run: &mut Run, args: &Args, ui: &Ui) ->
         }
     }
     progress.finish();
-    Ok(())
+    Ok(kernels)
 }
 
 /// What is shown of an update while it runs.
@@ -357,7 +360,13 @@ fn picture(distillation: &Distillation, run: &Run, args: &Args) -> anyhow::Resul
     Ok(())
 }
 
-fn finish(distillation: &Distillation, run: &mut Run, args: &Args, ui: &Ui) -> anyhow::Result<()> {
+fn finish(
+    distillation: &Distillation,
+    run: &mut Run,
+    kernels: &KernelNotes,
+    args: &Args,
+    ui: &Ui,
+) -> anyhow::Result<()> {
     let set = distillation.synthetic_set(versions())?;
     if let (LabelKind::Teacher, Some(teacher)) = (distillation.config().common.labels, distillation.teachers().next()) {
         c2r_models::checkpoint::save(&run.file("teacher.safetensors"), teacher, Default::default())?;
@@ -366,7 +375,7 @@ fn finish(distillation: &Distillation, run: &mut Run, args: &Args, ui: &Ui) -> a
     set.save(&file)?;
     set.grid_png(&run.file("synthetic.png"))?;
     curves::write(&run.file("curves.svg"), &run.file("log.jsonl"))?;
-    let summary = json!({
+    let mut summary = json!({
         "synthetic_set": "synthetic.safetensors",
         "sha256": c2r_base::artifact::sha256_of_file(&file)?,
         "iterations": distillation.iteration(),
@@ -375,6 +384,7 @@ fn finish(distillation: &Distillation, run: &mut Run, args: &Args, ui: &Ui) -> a
         "passes": distillation.passes(),
         "claims": distillation.effect()?,
     });
+    kernels.record(&mut summary);
     run.finish(summary.clone())?;
     let state = run.file("state.safetensors");
     if state.exists() {

@@ -141,6 +141,8 @@ struct Report {
     profile: Vec<profile::Row>,
     /// What became of c2r's own CUDA kernels, a line for each device and image size; empty without a GPU.
     kernels: Vec<String>,
+    /// The lines among them of kernels that cannot be used.
+    unusable_kernels: Vec<String>,
     /// What is wrong, each with what to do.
     problems: Vec<String>,
 }
@@ -216,16 +218,20 @@ pub(crate) fn run(args: Args, threads_given: bool, device: Device, ui: &Ui) -> a
         throughput: None,
         profile: Vec::new(),
         kernels: Vec::new(),
+        unusable_kernels: Vec::new(),
         problems: Vec::new(),
     };
-    report.problems = problems(&report, args.data.as_deref());
     if let Some(model) = &args.throughput {
         report.throughput = Some(measure(model, &args, device)?);
     }
     if let Some(what) = args.profile {
         report.profile = profile::rows(what, &setting(&args, what, device)?)?;
     }
-    report.kernels = kernels(device);
+    // What was measured has used its own.
+    let failures = if args.throughput.is_none() && args.profile.is_none() { try_kernels(device) } else { Vec::new() };
+    report.kernels = c2r_kernels::cuda_state();
+    report.unusable_kernels = c2r_kernels::cuda::unusable().into_iter().chain(failures).collect();
+    report.problems = problems(&report, args.data.as_deref());
     if args.json {
         ui.text(serde_json::to_string_pretty(&report).context("the report cannot be written as JSON")?);
     } else {
@@ -287,14 +293,36 @@ fn cuda() -> CudaState {
     CudaState { devices, cudnn: devices > 0 && Cuda::cudnn_is_available(), driver, load_error }
 }
 
-/// Compiles the kernels for the field's images and compares them with libtorch's operators, as a first use does.
-fn kernels(device: Device) -> Vec<String> {
-    if let Device::Cuda(_) = device {
-        let one = Tensor::ones([1], (Kind::Float, device));
-        // If it cannot run at all, the state is empty, too, and the line of the device says more.
-        let _ = c2r_kernels::norm_relu_pool(&one.expand([1, 1, 32, 32], false), &one, &one, 1e-5);
+/// What the blocks of the usual networks read: ConvNets on images of 32x32, 28x28 and 64x64 pixels.
+const BLOCK_INPUTS: [[i64; 3]; 7] =
+    [[3, 32, 32], [8, 16, 16], [8, 8, 8], [1, 28, 28], [8, 14, 14], [3, 64, 64], [8, 32, 32]];
+
+/// Runs a block on each of [`BLOCK_INPUTS`], forward and backward, so that its kernels are compiled and compared with libtorch's
+/// operators, as by a first use. On a GPU only.
+///
+/// Returns what failed without libtorch's operators in its place.
+fn try_kernels(device: Device) -> Vec<String> {
+    if !device.is_cuda() {
+        return Vec::new();
     }
-    c2r_kernels::cuda_state()
+    let failure = |&[channels, height, width]: &[i64; 3]| {
+        let error = try_block([channels, height, width], device).err()?;
+        Some(format!("a block on {channels}x{height}x{width}: {error}"))
+    };
+    BLOCK_INPUTS.iter().filter_map(failure).collect()
+}
+
+fn try_block([channels, height, width]: [i64; 3], device: Device) -> anyhow::Result<()> {
+    const FILTERS: i64 = 8;
+    let values = |shape: &[i64]| {
+        let values = Tensor::f_linspace(-0.5, 0.5, shape.iter().product::<i64>(), (Kind::Float, device))?;
+        anyhow::Ok(values.f_view(shape)?.f_set_requires_grad(true)?)
+    };
+    let (x, weight) = (values(&[2, channels, height, width])?, values(&[FILTERS, channels, 3, 3])?);
+    let of_filters = values(&[FILTERS])?;
+    let y = c2r_kernels::block(&x, (&weight, &of_filters), (&of_filters, &of_filters), 1e-5)?;
+    Tensor::f_run_backward(&[y.f_sum(Kind::Float)?], &[&x, &weight], false, false)?;
+    Ok(())
 }
 
 fn data(folder: Option<&Path>) -> Vec<DataState> {
@@ -347,6 +375,11 @@ fn problems(report: &Report, folder: Option<&Path>) -> Vec<String> {
         }
         Ordering::Less | Ordering::Equal => {}
     }
+    problems.extend(report.unusable_kernels.iter().map(|kernel| {
+        format!(
+            "a CUDA kernel of c2r cannot be used, which makes networks slower and changes results by rounding only: {kernel}"
+        )
+    }));
     let is_in_folder = |data: &DataState| data.found.as_deref().is_some_and(|found| found != "embedded");
     if let Some(folder) = folder {
         let shown = folder.display();
@@ -490,6 +523,7 @@ mod tests {
             throughput: None,
             profile: Vec::new(),
             kernels: Vec::new(),
+            unusable_kernels: Vec::new(),
             problems: Vec::new(),
         }
     }
@@ -511,11 +545,21 @@ mod tests {
         (asked.threads.used, asked.threads.given) = (1, true);
         assert_eq!(problems(&asked, None), Vec::<String>::new(), "--threads 1 is no problem");
         check("8 threads share 4 cores", |report| report.threads.used = 8);
+        check("no nvrtc", |report| report.unusable_kernels.push("cuda:0, features of 8x8: no nvrtc".into()));
         let none = problems(&healthy(), Some(Path::new("no/such/folder")));
         assert!(none[0].contains("C2R_DATA"), "{none:?}");
         let folder = tempfile::tempdir().unwrap();
         let empty = problems(&healthy(), Some(folder.path()));
         assert!(empty[0].contains("finds no dataset"), "{empty:?}");
+    }
+
+    /// On the CPU it is the same function with other kernels.
+    #[test]
+    fn blocks_run_on_what_the_usual_networks_read() {
+        for shape in BLOCK_INPUTS {
+            try_block(shape, Device::Cpu).unwrap();
+        }
+        assert!(try_kernels(Device::Cpu).is_empty());
     }
 
     #[test]

@@ -24,7 +24,9 @@ use crate::{
     cmd::estimate::{self, Planned, Written},
     config, data,
     exit::{self, OrExit},
-    fingerprint, help, run_dir, throughput,
+    fingerprint, help,
+    kernels::KernelNotes,
+    run_dir, throughput,
     ui::{self, Ui},
 };
 
@@ -145,6 +147,8 @@ const REAL: &str = "Train on a dataset's real images instead (the upper referenc
 const DEFAULT_COMPARISONS: u64 = 100;
 /// Images per pass when they are compared; changes nothing but memory and speed.
 const JUDGED_AT_ONCE: usize = 256;
+/// Images of up to this many bytes are on the device while networks are compared on them; more go there batch by batch.
+const JUDGES_ON_DEVICE: usize = 1 << 30;
 /// Time between saved states.
 const CHECKPOINT: Duration = Duration::from_secs(300);
 
@@ -255,10 +259,10 @@ pub(crate) fn run(args: Args, device: Device, bf16: bool, ui: &Ui) -> anyhow::Re
         ui.note(format!("resuming {} at step {} of {}", path.display(), trainer.steps_done(), trainer.steps()));
     }
     signals::will_save();
-    task.work(&mut trainer, &mut best, &mut run, ui)?;
+    let kernels = task.work(&mut trainer, &mut best, &mut run, device, ui)?;
     let final_loss = trainer.summary().final_loss;
     best.restore(trainer.model())?;
-    task.finish(&model, &best, final_loss, &mut run, ui)
+    task.finish(&model, &best, final_loss, &kernels, &mut run, ui)
 }
 
 /// Says which options do nothing.
@@ -330,11 +334,24 @@ impl<'a> Task<'a> {
     }
 
     /// Trains to the end; saves the state on the way and on Ctrl-C.
-    fn work(&self, trainer: &mut Trainer<'_>, best: &mut Best, run: &mut Run, ui: &Ui) -> anyhow::Result<()> {
+    fn work(
+        &self,
+        trainer: &mut Trainer<'_>,
+        best: &mut Best,
+        run: &mut Run,
+        device: Device,
+        ui: &Ui,
+    ) -> anyhow::Result<KernelNotes> {
         let mut log = run.log(trainer.steps_done())?;
         let mut progress = ui.progress("train", trainer.steps_done(), trainer.steps());
         let mut saved = Instant::now();
         let mut doing = String::new();
+        let mut kernels = KernelNotes::default();
+        // Once, and not at every comparison, unless they are many.
+        let judges = self.material.judges.as_ref().map(|judges| {
+            let bytes = judges.images().numel() * size_of::<f32>();
+            judges.to_device(if bytes <= JUDGES_ON_DEVICE { device } else { judges.images().device() })
+        });
         let next = |trainer: &mut Trainer<'_>| {
             let _bf16 = self.bf16.map(Bf16::on);
             trainer.step()
@@ -346,7 +363,8 @@ impl<'a> Task<'a> {
                 doing = format!("loss {loss:.3}");
             }
             progress.set(done, &doing);
-            if let Some(judges) = &self.material.judges
+            kernels.update(ui);
+            if let Some(judges) = &judges
                 && (done % self.select_every == 0 || done == trainer.steps())
             {
                 best.offer(trainer.model(), done, judges, JUDGED_AT_ONCE)?;
@@ -370,11 +388,19 @@ impl<'a> Task<'a> {
             }
         }
         progress.finish();
-        Ok(())
+        Ok(kernels)
     }
 
     /// Writes the network and the record, and deletes the state.
-    fn finish(&self, model: &Model, best: &Best, final_loss: f64, run: &mut Run, ui: &Ui) -> anyhow::Result<()> {
+    fn finish(
+        &self,
+        model: &Model,
+        best: &Best,
+        final_loss: f64,
+        kernels: &KernelNotes,
+        run: &mut Run,
+        ui: &Ui,
+    ) -> anyhow::Result<()> {
         let Self { args, total, .. } = self;
         let file = run.file(NETWORK);
         let header = [("subject".to_owned(), serde_json::to_string(&self.subject)?)].into();
@@ -396,6 +422,7 @@ impl<'a> Task<'a> {
                 ui.note("best-test: this network was chosen on the test images, so its test accuracies are optimistic");
             }
         }
+        kernels.record(&mut summary);
         run.finish(summary.clone())?;
         let state = run.file(STATE);
         if state.exists() {
