@@ -132,6 +132,7 @@ impl Job {
                 "data_sha256": self.dataset.train.sha256(),
                 "distill": self.config,
             }),
+            results: [("distill".to_owned(), c2r_experiment::results::DISTILL)].into(),
             environment: Environment {
                 versions: versions(),
                 threads: tch::get_num_threads(),
@@ -148,6 +149,7 @@ impl Job {
                 RunError::Busy { .. } => "wait for it, or choose another run_dir",
                 RunError::Unreadable { .. } => "delete it, or choose another run_dir",
                 RunError::Different { .. } => "choose another run_dir, or discard the run with force=True",
+                RunError::OtherResults { .. } => "make it again with force=True, or choose another run_dir",
                 RunError::OtherCommand { .. } => "choose another run_dir, or delete this folder",
                 RunError::NoRecord { .. } => "choose another run_dir, or delete them with force=True",
                 RunError::Changed { .. } => "put it back, or make it again with force=True",

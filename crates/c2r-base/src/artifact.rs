@@ -22,12 +22,18 @@ const KINDS: [(Dtype, Kind, usize); 9] = [
     (Dtype::F64, Kind::Double, 8),
 ];
 
+/// The most dimensions of a tensor in a file: libtorch panics at more than 64, and no network or image has more than a few.
+pub const MOST_DIMENSIONS: usize = 16;
+
 /// A tensor on the CPU from its little-endian values in row-major order.
 ///
 /// # Errors
-/// In words, if `shape` does not have exactly as many values of `kind` as `bytes` holds: libtorch would read
-/// past the end.
+/// In words, if `shape` has more than [`MOST_DIMENSIONS`], or does not have exactly as many values of `kind` as `bytes` holds:
+/// libtorch would read past the end.
 pub fn tensor_from_bytes(bytes: &[u8], shape: &[usize], kind: Kind) -> Result<Tensor, String> {
+    if shape.len() > MOST_DIMENSIONS {
+        return Err(format!("it has {} dimensions; c2r reads tensors with up to {MOST_DIMENSIONS}", shape.len()));
+    }
     let width = kind.elt_size_in_bytes();
     let expected = shape.iter().try_fold(width, |product, &length| product.checked_mul(length));
     if expected != Some(bytes.len()) {
@@ -212,6 +218,28 @@ mod tests {
         );
         assert!(file.instead_of("m").contains("`m` has dtype BOOL [2]; c2r reads U8"), "{}", file.instead_of("m"));
         assert_eq!(file.instead_of("y"), "no tensor `y`; it has: x, f, m");
+    }
+
+    #[test]
+    fn more_dimensions_than_libtorch_has_are_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("deep.safetensors");
+        for n in [MOST_DIMENSIONS, MOST_DIMENSIONS + 1, 65, 1000] {
+            let shape = vec!["1"; n].join(",");
+            let header = format!(r#"{{"x":{{"dtype":"F32","shape":[{shape}],"data_offsets":[0,4]}}}}"#);
+            let bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[0; 4]].concat();
+            std::fs::write(&path, bytes).unwrap();
+            match TensorFile::read(&path) {
+                Ok(file) => assert_eq!((file.tensors["x"].dim(), n), (MOST_DIMENSIONS, MOST_DIMENSIONS)),
+                Err(error) => {
+                    let message = error.to_string();
+                    assert!(
+                        n > MOST_DIMENSIONS && message.contains(&format!("`x`: it has {n} dimensions")),
+                        "{message}"
+                    );
+                }
+            }
+        }
     }
 
     #[test]

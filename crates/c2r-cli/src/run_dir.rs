@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
+use c2r_experiment::results;
 use c2r_files::{FileError, read_json, remove_if_present, remove_parts, sha256_of_file};
 use c2r_kernels::FloatFormat;
 use c2r_run::{Environment, Place, Plan, Run, RunError, Status, exit};
@@ -10,6 +11,8 @@ use serde_json::Value;
 /// A command that writes to a run folder.
 pub(crate) struct Stage {
     name: &'static str,
+    /// Version of its numbers.
+    results: u32,
     /// The file without which a run is not finished.
     main: &'static str,
     /// All that it writes there besides the record and pictures.
@@ -19,6 +22,7 @@ pub(crate) struct Stage {
 /// `c2r distill`.
 pub(crate) const DISTILL: Stage = Stage {
     name: "distill",
+    results: results::DISTILL,
     main: "synthetic.safetensors",
     writes: &[
         "state.safetensors",
@@ -32,6 +36,7 @@ pub(crate) const DISTILL: Stage = Stage {
 /// `c2r train`.
 pub(crate) const TRAIN: Stage = Stage {
     name: "train",
+    results: results::TRAIN,
     main: "model.safetensors",
     writes: &["state.safetensors", "model.safetensors", "log.jsonl"],
 };
@@ -105,14 +110,16 @@ pub(crate) fn open(
             return exit::fail(exit::USAGE, message);
         }
     }
-    let &Stage { name, main, writes } = stage;
+    let &Stage { name, results, main, writes } = stage;
+    let results = [(name.to_owned(), results)].into();
     let environment = environment(device);
-    let plan = Plan { stage: name, config, environment, outputs: Vec::new(), main: Some(main), writes };
+    let plan = Plan { stage: name, config, results, environment, outputs: Vec::new(), main: Some(main), writes };
     let (run, status) = Run::open(Place::folder(path), plan, force, || discard(path, stage)).map_err(|error| {
         let (code, advice) = match error {
             RunError::Busy { .. } => (exit::USAGE, "wait for it, or choose another --run-dir"),
             RunError::Unreadable { .. } => (exit::UNEXPECTED, "delete it, or choose another --run-dir"),
             RunError::Different { .. } => (exit::USAGE, "choose another --run-dir, or discard the run with --force"),
+            RunError::OtherResults { .. } => (exit::USAGE, "make it again with --force, or choose another --run-dir"),
             RunError::OtherCommand { .. } => (exit::USAGE, "choose another --run-dir"),
             RunError::NoRecord { .. } => (exit::USAGE, "choose another --run-dir, or delete them with --force"),
             RunError::Changed { .. } => (exit::DATA, "put it back as it was, or make it again with --force"),
@@ -120,7 +127,9 @@ pub(crate) fn open(
         };
         exit::coded(code, with_advice(error, advice))
     })?;
-    remove_parts(&path.join(PICTURES))?;
+    if status != Status::Finished {
+        remove_parts(&path.join(PICTURES))?;
+    }
     Ok((run, status))
 }
 

@@ -220,7 +220,7 @@ impl Cache {
         }
         file.seek(SeekFrom::Start(0))?;
         file.write_all(&self.header(n_images, [&hashes[0], &hashes[1]]))?;
-        Ok(file.finish_with_mode(0o444)?)
+        Ok(file.finish_read_only()?)
     }
 
     /// Length, JSON and padding. As long with one pair of hashes as with another.

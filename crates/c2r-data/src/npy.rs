@@ -333,6 +333,7 @@ mod tests {
         check([MAGIC, &[1, 0, 255]].concat(), "length of the header");
         check([MAGIC, &[2, 0, 255, 255, 255, 255]].concat(), "declares 4294967295 bytes and 0 follow");
         check(replaced("<f4", "<c8"), "dtype `<c8`");
+        check(npy("|u1", &[1; 70], &[0]), "70 dimensions");
         check(replaced("<f4", "|O"), "Python objects");
         check(replaced("<f4", "f4"), "byte order");
         check(replaced("'<f4'", "[('a', '<f4')]"), "record of fields");

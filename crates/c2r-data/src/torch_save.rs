@@ -6,7 +6,7 @@ use std::{
 };
 
 use c2r_archive::{Limits, ZipReader};
-use c2r_base::artifact::{ArtifactError, TensorFile, tensor_from_bytes};
+use c2r_base::artifact::{ArtifactError, MOST_DIMENSIONS, TensorFile, tensor_from_bytes};
 use tch::{Kind, Tensor};
 
 use crate::{
@@ -119,7 +119,7 @@ impl TensorView {
         if size.len() != stride.len() || size.iter().chain(stride).chain([offset, length]).any(|&value| value < 0) {
             return wrong("not a window into a storage");
         }
-        if size.len() > DEEPEST {
+        if size.len() > MOST_DIMENSIONS {
             return wrong("too many dimensions");
         }
         let n = size.iter().try_fold(1i64, |product, &side| product.checked_mul(side));

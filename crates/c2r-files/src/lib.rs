@@ -22,6 +22,7 @@ mod hash;
 mod json;
 mod open;
 mod text;
+mod unfinished;
 mod utf8;
 mod write;
 
@@ -30,5 +31,6 @@ pub use hash::{sha256_hex, sha256_of_file};
 pub use json::{read_json, write_json};
 pub use open::{open, read};
 pub use text::{path_to_text, text_to_path};
+pub use unfinished::each_unfinished;
 pub use utf8::read_text;
-pub use write::{AtomicFile, create_folder, remove_if_present, remove_parts, write_atomically};
+pub use write::{AtomicFile, create_folder, follow_links, remove_if_present, remove_parts, write_atomically};

@@ -1,38 +1,48 @@
 use std::{
-    fs::{self, File},
+    fs,
     io::{self, Seek, Write},
     path::{Path, PathBuf},
 };
 
-use crate::{FileError, open::refuse_pipes};
+use crate::{FileError, open::refuse_pipes, unfinished::Unfinished};
 
 /// How temporary files are named.
 const PART_PREFIX: &str = ".c2r-";
 const PART_SUFFIX: &str = ".part";
+
+/// As many links as Linux follows.
+const MOST_LINKS: usize = 40;
 
 /// A file that appears under its name only when it is complete: until [`AtomicFile::finish`] it is a temporary file in the
 /// same folder, which is deleted if it is dropped before.
 #[derive(Debug)]
 pub struct AtomicFile {
     path: PathBuf,
+    /// Where `path` leads if it is a link.
+    target: PathBuf,
     file: tempfile::NamedTempFile,
+    part: Unfinished,
 }
 
 impl AtomicFile {
-    /// Starts a file that will be called `path`. Creates missing folders.
+    /// Starts a file that will be called `path`; if that is a link, the file that it leads to is written. Creates missing
+    /// folders. Who may read and write the file is as for any new file of this process (umask).
     ///
     /// # Errors
     /// [`FileError::Io`], and [`FileError::NotAFile`] where `path` is a pipe or a device, which would be replaced.
     pub fn create(path: &Path) -> Result<Self, FileError> {
         refuse_pipes(path)?;
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let target = follow_links(path);
+        let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         create_folder(folder)?;
-        let file = tempfile::Builder::new()
-            .prefix(PART_PREFIX)
-            .suffix(PART_SUFFIX)
-            .tempfile_in(folder)
-            .map_err(FileError::io("write", path))?;
-        Ok(Self { path: path.to_owned(), file })
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(PART_PREFIX).suffix(PART_SUFFIX);
+        // By default only the owner may read a temporary file; the kernel applies the umask to these permissions.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let file = builder.tempfile_in(folder).map_err(FileError::io("write", path))?;
+        let part = Unfinished::new(file.path());
+        Ok(Self { path: path.to_owned(), target, file, part })
     }
 
     /// Syncs the file to the disk and renames it into place: a reader sees the old file or the new one, never a part.
@@ -40,22 +50,27 @@ impl AtomicFile {
     /// # Errors
     /// [`FileError::Io`]; the old file is then still there and the temporary one is deleted.
     pub fn finish(self) -> Result<(), FileError> {
-        self.finish_with_mode(0o644)
+        let Self { path, target, file, part: _part } = self;
+        file.as_file()
+            .sync_all()
+            .and_then(|()| file.persist(&target).map_err(|error| error.error))
+            .map_err(FileError::io("write", &path))?;
+        Ok(())
     }
 
-    /// [`AtomicFile::finish`] with Unix permissions other than the usual `rw-r--r--`, such as `0o444` for a file that
-    /// nothing may change. Ignored where there are no such permissions.
+    /// [`AtomicFile::finish`] for a file that nothing should change: nobody may write to it. Ignored by file systems without
+    /// permissions.
     ///
     /// # Errors
     /// As [`AtomicFile::finish`].
-    pub fn finish_with_mode(self, mode: u32) -> Result<(), FileError> {
-        let Self { path, file } = self;
-        file.as_file()
-            .sync_all()
-            .and_then(|()| set_mode(file.as_file(), mode))
-            .and_then(|()| file.persist(&path).map_err(|error| error.error))
-            .map_err(FileError::io("write", &path))?;
-        Ok(())
+    pub fn finish_read_only(self) -> Result<(), FileError> {
+        let file = self.file.as_file();
+        if let Ok(mut permissions) = file.metadata().map(|data| data.permissions()) {
+            permissions.set_readonly(true);
+            // It only guards against mistakes, and some file systems have no permissions.
+            let _ = file.set_permissions(permissions);
+        }
+        self.finish()
     }
 }
 
@@ -75,12 +90,14 @@ impl Seek for AtomicFile {
     }
 }
 
-/// Temporary files are private to their owner; results are meant to be shared.
-fn set_mode(file: &File, mode: u32) -> io::Result<()> {
-    #[cfg(unix)]
-    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(mode))?;
-    let _ = (file, mode);
-    Ok(())
+/// The file that is written where `path` is: what a link leads to, even if that is not there yet, or else `path` itself.
+pub fn follow_links(path: &Path) -> PathBuf {
+    let mut at = path.to_owned();
+    for _ in 0..MOST_LINKS {
+        let Ok(target) = fs::read_link(&at) else { break };
+        at = at.parent().unwrap_or(Path::new("")).join(target);
+    }
+    at
 }
 
 /// Writes `bytes` to `path` through an [`AtomicFile`]. Creates missing folders.
@@ -115,8 +132,10 @@ pub fn remove_parts(folder: &Path) -> Result<(), FileError> {
 /// [`FileError::Io`] if it is there and cannot be deleted.
 pub fn remove_if_present(path: &Path) -> Result<(), FileError> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(FileError::io("delete", path)(error)),
-        _ => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        // A read-only file system gives the same error whether the file is there or not.
+        Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem && path.symlink_metadata().is_err() => Ok(()),
+        other => other.map_err(FileError::io("delete", path)),
     }
 }
 
@@ -146,13 +165,37 @@ mod tests {
         let mut unfinished = AtomicFile::create(&path).unwrap();
         unfinished.write_all(b"new").unwrap();
         assert_eq!(read(&path).unwrap(), b"old");
+        let temporary = unfinished.file.path().as_os_str().as_encoded_bytes().to_owned();
+        let mut is_listed = false;
+        crate::each_unfinished(|each| is_listed |= each.to_bytes() == temporary);
+        assert!(is_listed);
         drop(unfinished);
         assert_eq!(names(folder), ["file"], "no temporary file is left");
         let mut finished = AtomicFile::create(&path).unwrap();
         finished.write_all(b"new").unwrap();
-        finished.finish_with_mode(0o444).unwrap();
+        finished.finish_read_only().unwrap();
         assert_eq!(read(&path).unwrap(), b"new");
         assert!(fs::metadata(&path).unwrap().permissions().readonly());
+    }
+
+    /// Also one that leads to a file that is not there yet, in another folder.
+    #[cfg(unix)]
+    #[test]
+    fn a_link_stays_and_the_file_behind_it_is_written() {
+        use std::os::unix::fs::symlink;
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        symlink("away/file", at("first")).unwrap();
+        symlink(at("first"), at("second")).unwrap();
+        for contents in [b"old", b"new"] {
+            write_atomically(&at("second"), contents).unwrap();
+            assert!(at("first").is_symlink() && at("second").is_symlink());
+            assert_eq!(read(&at("away/file")).unwrap(), contents);
+        }
+        assert_eq!(names(&at("away")), ["file"]);
+        symlink("round", at("round")).unwrap();
+        write_atomically(&at("round"), b"x").unwrap();
+        assert_eq!(read(&at("round")).unwrap(), b"x", "a link that leads nowhere is replaced");
     }
 
     #[test]

@@ -18,7 +18,9 @@ impl Lock {
         if let Some(folder) = path.parent() {
             create_folder(folder)?;
         }
-        let file = File::create(path).map_err(FileError::io("create", path))?;
+        // Not emptied: it may be somebody else's file.
+        let options = File::options().write(true).create(true).truncate(false).open(path);
+        let file = options.map_err(FileError::io("create", path))?;
         let held = file.try_lock_exclusive().map_err(FileError::io("lock", path))?;
         Ok(held.then_some(Self { file }))
     }

@@ -1,6 +1,6 @@
 use std::{
     fs::{self, File},
-    io::Write,
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
@@ -16,22 +16,23 @@ pub struct Log {
 }
 
 impl Log {
-    /// Opens `path` to append to it, without the lines of iterations after `iteration`: those will be done again.
+    /// Opens `path` to append to it, without the lines of iterations after `iteration`: those will be done again. A line that
+    /// is damaged goes, too.
     ///
     /// # Errors
     /// [`FileError::Io`].
     pub fn open(path: &Path, iteration: u64) -> Result<Self, FileError> {
-        let is_done = |line: &&str| {
-            let line: Value = serde_json::from_str(line).unwrap_or_default();
+        let is_done = |line: &&[u8]| {
+            let line: Value = serde_json::from_slice(line).unwrap_or_default();
             line["iteration"].as_u64().is_some_and(|at| at <= iteration)
         };
-        let kept: String = fs::read_to_string(path)
-            .unwrap_or_default()
-            .lines()
-            .filter(is_done)
-            .flat_map(|line| [line, "\n"])
-            .collect();
-        write_atomically(path, kept.as_bytes())?;
+        let old = match fs::read(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            read => read.map_err(FileError::io("read", path))?,
+        };
+        let kept: Vec<&[u8]> =
+            old.split(|&byte| byte == b'\n').filter(is_done).flat_map(|line| [line, b"\n"]).collect();
+        write_atomically(path, &kept.concat())?;
         let file = File::options().append(true).open(path).map_err(FileError::io("write", path))?;
         Ok(Self { file, path: path.to_owned() })
     }
@@ -67,5 +68,17 @@ mod tests {
         log.line(&json!({"iteration": 3, "again": true})).unwrap();
         let lines = "{\"iteration\":1}\n{\"iteration\":2}\n{\"iteration\":3,\"again\":true}\n";
         assert_eq!(fs::read_to_string(&path).unwrap(), lines);
+    }
+
+    #[test]
+    fn a_bad_byte_costs_its_line_only_and_a_log_that_cannot_be_read_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log.jsonl");
+        fs::write(&path, b"{\"iteration\":1}\n{\"iteration\":2,\"loss\":\"\xff\"}\n{\"iteration\":3}\n").unwrap();
+        Log::open(&path, 3).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "{\"iteration\":1}\n{\"iteration\":3}\n");
+        // A folder stands for any error of the system.
+        let error = Log::open(folder.path(), 3).unwrap_err();
+        assert!(matches!(&error, FileError::Io { action: "read", path, .. } if path == folder.path()), "{error}");
     }
 }

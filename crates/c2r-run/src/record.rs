@@ -34,6 +34,9 @@ pub(crate) struct Record {
     status: String,
     /// The resolved configuration: every key that can change the result.
     pub(crate) config: Value,
+    /// Versions of the numbers, by stage or by attack. Empty in records of earlier versions.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) results: BTreeMap<String, u32>,
     /// The command line of the process that wrote this.
     argv: Vec<String>,
     versions: BTreeMap<String, String>,
@@ -66,13 +69,14 @@ pub fn argv() -> Vec<String> {
 }
 
 impl Record {
-    pub(crate) fn new(stage: &str, config: Value, environment: Environment) -> Self {
+    pub(crate) fn new(stage: &str, config: Value, results: BTreeMap<String, u32>, environment: Environment) -> Self {
         let Environment { versions, threads, device, precision } = environment;
         Self {
             schema_version: SCHEMA_VERSION,
             stage: stage.to_owned(),
             status: RUNNING.to_owned(),
             config,
+            results,
             argv: argv(),
             versions,
             threads,
@@ -89,6 +93,16 @@ impl Record {
 
     pub(crate) fn is_finished(&self) -> bool {
         self.status == FINISHED
+    }
+
+    /// The first version of the numbers that is another one in `results`, in words. A record that has none may be of any.
+    pub(crate) fn other_results(&self, results: &BTreeMap<String, u32>) -> Option<String> {
+        let (name, there, here) = self.results.iter().find_map(|(name, there)| {
+            let here = results.get(name).filter(|here| *here != there)?;
+            Some((name, there, here))
+        })?;
+        let made_by = ["c2r", "git"].iter().filter_map(|key| Some(format!(", {key} {}", self.versions.get(*key)?)));
+        Some(format!("results version of {name}: {there} there{}; {here} here", made_by.collect::<String>()))
     }
 
     pub(crate) fn finish(&mut self, summary: Value, written: BTreeMap<String, String>) {

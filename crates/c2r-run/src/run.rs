@@ -1,5 +1,6 @@
 use std::{
     collections::BTreeMap,
+    io,
     path::{Component, Path, PathBuf},
     time::Instant,
 };
@@ -37,6 +38,14 @@ pub enum RunError {
         /// The run's folder, or the record.
         path: PathBuf,
         /// The first key that differs, with both values.
+        difference: String,
+    },
+    /// The record belongs to a run of a version of c2r that makes other numbers.
+    #[error("{} belongs to a run of a version of c2r that makes other numbers ({difference})", path.display())]
+    OtherResults {
+        /// The run's folder, or the record.
+        path: PathBuf,
+        /// Both versions of the numbers, and who made those that are there.
         difference: String,
     },
     /// The record belongs to a run of another command.
@@ -110,6 +119,11 @@ impl Place {
         &self.record
     }
 
+    /// Where the lock is or will be.
+    pub fn lock(&self) -> &Path {
+        &self.lock
+    }
+
     /// Whether the record that is there says that its run writes `file`. An unreadable record, or one of an earlier version, counts
     /// as claiming every file.
     pub fn claims(&self, file: &Path) -> bool {
@@ -140,6 +154,8 @@ pub struct Plan {
     pub stage: &'static str,
     /// The resolved configuration: every key that can change the result.
     pub config: Value,
+    /// The versions of the numbers that the run makes, by stage or by attack: a run of another version is another run.
+    pub results: BTreeMap<String, u32>,
     /// What computes it.
     pub environment: Environment,
     /// Files outside a folder of its own that the run writes, by name: it only counts as finished while they are there
@@ -160,7 +176,8 @@ pub struct Run {
     main: Option<&'static str>,
     record: Record,
     opened: Instant,
-    _lock: Lock,
+    /// `None` of a finished run in a folder where nothing can be written.
+    _lock: Option<Lock>,
 }
 
 impl Run {
@@ -184,15 +201,19 @@ impl Run {
                 return Err(RunError::NoRecord { path: place.path, found });
             }
         }
-        let Some(lock) = Lock::acquire(&place.lock)? else {
-            return Err(RunError::Busy { path: place.path });
+        let lock = match Lock::acquire(&place.lock) {
+            Ok(Some(lock)) => lock,
+            Ok(None) => return Err(RunError::Busy { path: place.path }),
+            // Nothing can be computed there, but a run may be finished.
+            Err(error) if !force && is_refused(&error) => return Self::finished(place, plan).ok_or(error.into()),
+            Err(error) => return Err(error.into()),
         };
         if place.is_folder {
             // Ours alone while the lock is held: what a kill in the middle of a write has left.
             remove_parts(&place.path)?;
         }
-        let Plan { stage, config, environment, outputs, main, writes: _ } = plan;
-        let mut record = Record::new(stage, config, environment);
+        let Plan { stage, config, results, environment, outputs, main, writes: _ } = plan;
+        let mut record = Record::new(stage, config, results, environment);
         record.outputs = outputs.iter().filter_map(|(_, path)| place.name_of(path)).collect();
         let mut status = Status::New;
         if place.record.exists() {
@@ -210,9 +231,14 @@ impl Run {
                 if let Some(difference) = first_difference(&old.config, &record.config, "") {
                     return Err(RunError::Different { path: about(), difference });
                 }
+                if let Some(difference) = old.other_results(&record.results) {
+                    return Err(RunError::OtherResults { path: about(), difference });
+                }
                 if !old.is_finished() {
                     status = Status::Unfinished;
                     (record.seconds, record.state) = (old.seconds, old.state);
+                    // Where an earlier version began, nobody knows which numbers these are.
+                    record.results = old.results;
                 } else if is_written(&written_files(&place, &outputs, main), &old)? {
                     (status, record) = (Status::Finished, old);
                 }
@@ -220,12 +246,24 @@ impl Run {
         } else if force {
             discard()?;
         }
-        let run = Self { place, outputs, main, record, opened: Instant::now(), _lock: lock };
+        let run = Self { place, outputs, main, record, opened: Instant::now(), _lock: Some(lock) };
         // Beside a file, an old record is replaced at once: it may tell of work that is gone, and the new one claims the old files.
         if status != Status::Finished && (run.place.is_folder || run.place.record.exists()) {
             run.write()?;
         }
         Ok((run, status))
+    }
+
+    /// The planned run if it is finished, without the lock.
+    fn finished(place: Place, plan: Plan) -> Option<(Self, Status)> {
+        let Plan { stage, config, results, outputs, main, .. } = plan;
+        let record = read_json::<Record>(&place.record).ok()?;
+        let is_same = record.stage == stage
+            && first_difference(&record.config, &config, "").is_none()
+            && record.other_results(&results).is_none();
+        let is_whole = record.is_finished() && is_written(&written_files(&place, &outputs, main), &record).ok()?;
+        let run = Self { place, outputs, main, record, opened: Instant::now(), _lock: None };
+        (is_same && is_whole).then_some((run, Status::Finished))
     }
 
     /// The run's folder, or the file beside which its record is.
@@ -302,6 +340,12 @@ impl Run {
     }
 }
 
+/// Whether the system lets nobody, or not us, write there.
+fn is_refused(error: &FileError) -> bool {
+    let kinds = [io::ErrorKind::ReadOnlyFilesystem, io::ErrorKind::PermissionDenied];
+    matches!(error, FileError::Io { source, .. } if kinds.contains(&source.kind()))
+}
+
 /// The files whose hashes a finished run records.
 fn written_files(
     place: &Place,
@@ -334,7 +378,9 @@ mod tests {
     fn plan(config: &Value, outputs: &[&Path]) -> Plan {
         let outputs = ["--output", "--save"].into_iter().zip(outputs.iter().map(|path| path.to_path_buf())).collect();
         let environment = Environment::default();
-        Plan { stage: "distill", config: config.clone(), environment, outputs, main: None, writes: &["set", "log"] }
+        let results = [("distill".to_owned(), 4)].into();
+        let (config, writes) = (config.clone(), &["set", "log"]);
+        Plan { stage: "distill", config, results, environment, outputs, main: None, writes }
     }
 
     #[test]
@@ -396,6 +442,70 @@ mod tests {
         assert_eq!(open().unwrap().1, Status::Finished);
         std::fs::write(&path, "imag").unwrap();
         assert!(matches!(open(), Err(RunError::Changed { path: changed }) if changed == path));
+    }
+
+    #[test]
+    fn a_run_of_other_numbers_is_refused_and_one_of_unknown_numbers_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let record = folder.path().join("run.json");
+        let open = |version: u32, force| {
+            let results = [("distill".to_owned(), version)].into();
+            let environment = Environment {
+                versions: [("c2r", "0.1.0"), ("git", "abc")].map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+                ..Environment::default()
+            };
+            let plan = Plan { results, environment, ..plan(&json!(1), &[]) };
+            Run::open(Place::folder(folder.path()), plan, force, || Ok(()))
+        };
+        let refused = |version| {
+            let Err(RunError::OtherResults { difference, .. }) = open(version, false) else {
+                panic!("{version} is new")
+            };
+            difference
+        };
+        assert_eq!(open(4, false).unwrap().1, Status::New);
+        assert_eq!(refused(5), "results version of distill: 4 there, c2r 0.1.0, git abc; 5 here");
+        let (mut run, _) = open(4, false).unwrap();
+        run.finish(Value::Null).unwrap();
+        drop(run);
+        assert_eq!(open(4, false).unwrap().1, Status::Finished);
+        refused(5);
+        assert_eq!(open(5, true).unwrap().1, Status::New);
+        refused(4);
+        // Of the time before this was recorded.
+        let mut before: Value = read_json(&record).unwrap();
+        assert_eq!(before.as_object_mut().unwrap().remove("results"), Some(json!({"distill": 5})));
+        write_json(&record, &before).unwrap();
+        for _ in 0..2 {
+            let (run, status) = open(6, false).unwrap();
+            assert!(status == Status::Unfinished && run.record.results.is_empty());
+        }
+        before["status"] = "finished".into();
+        write_json(&record, &before).unwrap();
+        assert_eq!(open(6, false).unwrap().1, Status::Finished);
+    }
+
+    /// Root may write wherever there are permissions, so the system's refusal is not tested here.
+    #[test]
+    fn a_finished_run_is_recognised_without_its_lock() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = || Place::folder(folder.path());
+        let planned = |config: i32| Plan { main: Some("set"), ..plan(&json!(config), &[]) };
+        let finished = |config| Run::finished(place(), planned(config));
+        assert!(finished(1).is_none());
+        let (mut run, _) = Run::open(place(), planned(1), false, || unreachable!()).unwrap();
+        assert!(finished(1).is_none(), "it is only begun");
+        std::fs::write(folder.path().join("set"), "images").unwrap();
+        run.finish(json!("summary")).unwrap();
+        let (run, status) = finished(1).unwrap();
+        assert_eq!((status, run.summary()), (Status::Finished, &json!("summary")));
+        assert!(finished(2).is_none());
+        assert!(Run::finished(place(), Plan { stage: "train", ..planned(1) }).is_none());
+        std::fs::write(folder.path().join("set"), "changed").unwrap();
+        assert!(finished(1).is_none());
+        let refused = |kind: io::ErrorKind| is_refused(&FileError::io("create", folder.path())(kind.into()));
+        assert!(refused(io::ErrorKind::ReadOnlyFilesystem) && refused(io::ErrorKind::PermissionDenied));
+        assert!(!refused(io::ErrorKind::StorageFull));
     }
 
     #[test]

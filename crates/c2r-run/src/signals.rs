@@ -113,11 +113,16 @@ pub fn how_to_resume(force: bool) -> &'static str {
     if force { "to resume, run the same command without --force" } else { "run the same command again to resume" }
 }
 
-/// Ends the process without the destructors that other threads may need. Safe in a handler.
+/// Ends the process without the destructors that other threads may need, but not without deleting temporary files. Safe in a
+/// handler.
 fn end_now(text: &[u8], code: u8) -> ! {
     #[cfg(unix)]
-    // SAFETY: both are allowed in a handler, and the bytes outlive the call. A stderr that is gone costs the text.
+    // SAFETY: all three are allowed in a handler, and the bytes outlive the calls. A stderr that is gone costs the text.
     unsafe {
+        // Before the text: the process may be stopped at a stderr that nobody reads.
+        c2r_files::each_unfinished(|path| {
+            nix::libc::unlink(path.as_ptr());
+        });
         let _ = nix::libc::write(nix::libc::STDERR_FILENO, text.as_ptr().cast(), text.len());
         nix::libc::_exit(i32::from(code))
     }
@@ -151,7 +156,7 @@ mod unix {
     pub(super) fn install() -> io::Result<()> {
         let action = SigAction::new(SigHandler::Handler(request), SaFlags::SA_RESTART, SigSet::empty());
         for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-            // SAFETY: `request` only does what a handler may: atomics, the clock, write and _exit.
+            // SAFETY: `request` only does what a handler may: atomics, the clock, unlink, write and _exit.
             let before = unsafe { sigaction(signal, &action) }?;
             if matches!(before.handler(), SigHandler::SigIgn) {
                 // SAFETY: this is the disposition that the process began with.

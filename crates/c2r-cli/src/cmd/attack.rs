@@ -8,7 +8,11 @@ mod journal;
 mod output;
 mod target;
 
-use std::{fs, ops::ControlFlow, path::Path};
+use std::{
+    fs,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context;
 pub(crate) use args::Args;
@@ -19,8 +23,8 @@ use c2r_attacks::{
 use c2r_base::{Goal, Seed, ThreatModel};
 use c2r_distill::Work;
 use c2r_eval::doubts;
-use c2r_experiment::SubsetOrder;
-use c2r_files::sha256_of_file;
+use c2r_experiment::{SubsetOrder, results};
+use c2r_files::{follow_links, sha256_of_file};
 use c2r_models::checkpoint;
 use c2r_run::{
     Place, Status,
@@ -100,10 +104,11 @@ pub(crate) fn run(mut args: Args, device: Device, ui: &Ui) -> anyhow::Result<()>
         key["subset"] = json!(chosen);
     }
     let images = args.save.as_ref().map(|_| AdversarialImages::new(&inputs.images, attacks.len(), mode));
+    let versions = configs.iter().map(|config| (config.name().to_owned(), results::attack(config.name()))).collect();
     let mut journal = None;
     let mut resume = None;
     if let Some(place) = place {
-        let (mut opened, status) = Journal::open(place, &args, key.clone(), images, device)?;
+        let (mut opened, status) = Journal::open(place, &args, key.clone(), versions, images, device)?;
         if status == Status::Finished {
             ui.note(format!("{} is finished; nothing to do", opened.run.path().display()));
             return show(opened.run.summary(), &args, ui).with_context(|| {
@@ -188,9 +193,20 @@ fn check_units(args: &Args, shape: [i64; 3]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// One name for each file, whether it is there or not.
+fn real(path: &Path) -> PathBuf {
+    let path = follow_links(path);
+    fs::canonicalize(&path).unwrap_or_else(|_| {
+        let absolute = std::path::absolute(&path).unwrap_or(path);
+        match (absolute.parent().map(fs::canonicalize), absolute.file_name()) {
+            (Some(Ok(folder)), Some(name)) => folder.join(name),
+            _ => absolute,
+        }
+    })
+}
+
 /// Refuses to overwrite what the command reads, and without `--force` what no earlier evaluation wrote.
 fn check_outputs(args: &Args, place: Option<&Place>) -> anyhow::Result<()> {
-    let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let inputs = [
         ("--model", &args.model),
         ("--checkpoint", &args.checkpoint),
@@ -201,6 +217,20 @@ fn check_outputs(args: &Args, place: Option<&Place>) -> anyhow::Result<()> {
         && real(output) == real(save)
     {
         return exit::fail(exit::USAGE, "--output and --save name the same file; choose two");
+    }
+    let named = || {
+        let read = inputs.iter().filter_map(|(flag, path)| Some((*flag, path.as_deref()?)));
+        read.chain(args.outputs())
+    };
+    for own in place.iter().flat_map(|place| [place.record().to_owned(), place.lock().to_owned(), journal::part(place)])
+    {
+        if let Some((flag, path)) = named().find(|(_, path)| real(path) == real(&own)) {
+            let shown = path.display();
+            let message = format!(
+                "{flag} {shown} is a file in which c2r attack keeps its state; choose another name for the results"
+            );
+            return exit::fail(exit::USAGE, message);
+        }
     }
     for (flag, path) in args.outputs() {
         let shown = path.display();

@@ -213,8 +213,32 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         ui.note(format!("note: {note}"));
     }
     signals::will_save();
-    let kernels = work(&mut distillation, &mut run, &args, ui)?;
-    finish(&distillation, &mut run, &kernels, &args, ui)
+    let mut extras = Extras { ui, failed: Vec::new() };
+    let kernels = work(&mut distillation, &mut run, &args, &mut extras)?;
+    finish(&distillation, &mut run, &kernels, &args, &mut extras)
+}
+
+/// Files that nobody needs to go on. No work is lost because one of them cannot be written.
+struct Extras<'a> {
+    ui: &'a Ui,
+    /// Kinds of files that could not be written.
+    failed: Vec<&'static str>,
+}
+
+const NETWORKS: &str = "the networks for --networks";
+const PICTURES: &str = "a picture of the images";
+const CURVES: &str = "the curves";
+
+impl Extras<'_> {
+    /// Says the first error of each kind of file.
+    fn wrote(&mut self, what: &'static str, result: anyhow::Result<()>) {
+        if let Err(error) = result
+            && !self.failed.contains(&what)
+        {
+            self.ui.note(format!("note: {what} could not be written, and the run goes on: {error:#}"));
+            self.failed.push(what);
+        }
+    }
 }
 
 /// Where `--networks` has or would have the networks of this run.
@@ -225,7 +249,13 @@ fn shared_networks(distillation: &Distillation, args: &Args) -> Option<PathBuf> 
 }
 
 /// Runs until finished; saves the state on the way, on Ctrl-C, and not after a failure.
-fn work(distillation: &mut Distillation, run: &mut Run, args: &Args, ui: &Ui) -> anyhow::Result<KernelNotes> {
+fn work(
+    distillation: &mut Distillation,
+    run: &mut Run,
+    args: &Args,
+    extras: &mut Extras<'_>,
+) -> anyhow::Result<KernelNotes> {
+    let ui = extras.ui;
     let mut log = run.log(distillation.iteration())?;
     let (done, total) = distillation.progress();
     let mut progress = ui.progress("distil", done, total);
@@ -234,15 +264,16 @@ fn work(distillation: &mut Distillation, run: &mut Run, args: &Args, ui: &Ui) ->
     let pace = Pace::new(distillation);
     let mut numbers = String::new();
     let mut kernels = KernelNotes::default();
-    picture(distillation, run, args)?;
+    picture(distillation, run, args, extras)?;
     while let Some(event) = distillation.step()? {
         since_saved += 1;
         if let (DistillEvent::Preparation { .. } | DistillEvent::Teacher { .. }, Some(file)) =
             (&event, shared_networks(distillation, args))
             && !file.exists()
+            && !extras.failed.contains(&NETWORKS)
             && let Some(networks) = distillation.networks()?
         {
-            networks.write(&file)?;
+            extras.wrote(NETWORKS, networks.write(&file).map_err(Into::into));
         }
         let (done, _) = distillation.progress();
         let say = |line: &Json| {
@@ -272,7 +303,7 @@ fn work(distillation: &mut Distillation, run: &mut Run, args: &Args, ui: &Ui) ->
                     line["stage"] = "images".into();
                     say(&pace.line(distillation, line));
                 }
-                picture(distillation, run, args)?;
+                picture(distillation, run, args, extras)?;
                 ""
             }
             _ => "",
@@ -287,7 +318,7 @@ fn work(distillation: &mut Distillation, run: &mut Run, args: &Args, ui: &Ui) ->
             since_saved >= args.checkpoint_every || saved.elapsed() >= Duration::from_secs(args.checkpoint_seconds);
         if interrupted || (due && !distillation.is_finished()) {
             distillation.state()?.write(&run.file("state.safetensors"))?;
-            curves::write(&run.file("curves.svg"), &run.file("log.jsonl"))?;
+            extras.wrote(CURVES, curves::write(&run.file("curves.svg"), &run.file("log.jsonl")));
             run.pause()?;
             saved = Instant::now();
             since_saved = 0;
@@ -348,14 +379,15 @@ impl Pace {
 
 /// Draws the images where one of the `--pictures` falls due: before the first update, after the last one and
 /// evenly in between.
-fn picture(distillation: &Distillation, run: &Run, args: &Args) -> anyhow::Result<()> {
+fn picture(distillation: &Distillation, run: &Run, args: &Args, extras: &mut Extras<'_>) -> anyhow::Result<()> {
     let (at, total) = (distillation.iteration(), distillation.iterations());
     if args.pictures == 0 || total == 0 || (at % total.div_ceil(args.pictures) != 0 && at != total) {
         return Ok(());
     }
     let path = run.file("pictures").join(format!("{at:06}.png"));
     if !path.exists() {
-        distillation.synthetic_set(versions())?.grid_png(&path)?;
+        let set = distillation.synthetic_set(versions())?;
+        extras.wrote(PICTURES, set.grid_png(&path).map_err(Into::into));
     }
     Ok(())
 }
@@ -365,16 +397,17 @@ fn finish(
     run: &mut Run,
     kernels: &KernelNotes,
     args: &Args,
-    ui: &Ui,
+    extras: &mut Extras<'_>,
 ) -> anyhow::Result<()> {
+    let ui = extras.ui;
     let set = distillation.synthetic_set(versions())?;
     if let (LabelKind::Teacher, Some(teacher)) = (distillation.config().common.labels, distillation.teachers().next()) {
         c2r_models::checkpoint::save(&run.file("teacher.safetensors"), teacher, Default::default())?;
     }
     let file = run.file("synthetic.safetensors");
     set.save(&file)?;
-    set.grid_png(&run.file("synthetic.png"))?;
-    curves::write(&run.file("curves.svg"), &run.file("log.jsonl"))?;
+    extras.wrote(PICTURES, set.grid_png(&run.file("synthetic.png")).map_err(Into::into));
+    extras.wrote(CURVES, curves::write(&run.file("curves.svg"), &run.file("log.jsonl")));
     let mut summary = json!({
         "synthetic_set": "synthetic.safetensors",
         "sha256": c2r_base::artifact::sha256_of_file(&file)?,

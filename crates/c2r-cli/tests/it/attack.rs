@@ -376,11 +376,14 @@ fn an_interrupted_attack_goes_on_where_it_stopped() {
     let stopped = child.wait_with_output().unwrap();
     assert_eq!(stopped.status.code(), Some(130), "{}", String::from_utf8_lossy(&stopped.stderr));
     assert!(folder.path().join("part.run.json").exists());
+    // An earlier version kept the unfinished images under another name.
+    std::fs::rename(folder.path().join(".part.run.part"), folder.path().join("part.part.safetensors")).unwrap();
     let resumed = json(&attack(&checkpoint, &words(&part)));
     for key in ["clean_accuracy", "robust_accuracy", "n", "flags"] {
         assert_eq!(resumed[key], whole_result[key], "{key}");
     }
     assert_eq!(std::fs::read(&whole).unwrap(), std::fs::read(&part).unwrap(), "the same images, byte for byte");
+    assert!(!folder.path().join("part.part.safetensors").exists() && !folder.path().join(".part.run.part").exists());
 }
 
 #[test]
@@ -500,5 +503,5 @@ fn a_killed_attack_goes_on_and_ends_with_the_same_files() {
     assert_eq!(without_seconds(report("killed")), without_seconds(report("whole")), "the same report");
     let saved = |run| std::fs::read(file(run, "adv.safetensors")).unwrap();
     assert!(saved("killed") == saved("whole"), "the same images, byte for byte");
-    assert!(!file("killed", "attack.part.safetensors").exists(), "a finished run keeps no unfinished images");
+    assert!(!file("killed", ".attack.run.part").exists(), "a finished run keeps no unfinished images");
 }

@@ -98,6 +98,29 @@ fn a_full_disk_stops_the_run_and_keeps_the_last_state() {
     assert_eq!(synthetic(&whole), synthetic(&full));
 }
 
+/// What a run can do without does not end it, and the images are the same.
+#[test]
+fn files_that_nobody_needs_do_not_end_a_run() {
+    let (_guard, folder) = folder();
+    let (whole, hindered) = (folder.join("whole"), folder.join("hindered"));
+    run(&mut distill(&whole, 20, &[]));
+    fs::create_dir(&hindered).unwrap();
+    // Files where folders would have to be.
+    fs::write(hindered.join("pictures"), "").unwrap();
+    fs::write(folder.join("networks"), "").unwrap();
+    let networks = folder.join("networks/shared");
+    let output = run(&mut distill(&hindered, 20, &["--networks", networks.to_str().unwrap()]));
+    let said = text(&output.stderr);
+    for what in ["the networks for --networks", "a picture of the images"] {
+        assert_eq!(
+            said.matches(&format!("{what} could not be written, and the run goes on: cannot ")).count(),
+            1,
+            "{said}"
+        );
+    }
+    assert_eq!(synthetic(&whole), synthetic(&hindered));
+}
+
 #[test]
 fn an_exploding_run_stops_and_keeps_the_last_state() {
     let (_guard, folder) = folder();

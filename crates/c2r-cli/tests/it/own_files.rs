@@ -74,6 +74,127 @@ fn results_without_a_record_are_refused_and_only_force_replaces_them() {
     assert_eq!(fs::read(network.join("synthetic.png")).unwrap(), b"theirs", "no training writes it");
 }
 
+/// The record, the lock and the unfinished images of an evaluation are no files of anybody else.
+#[test]
+fn an_attack_keeps_its_state_in_no_file_that_it_reads_or_writes() {
+    let (_guard, folder) = folder();
+    let (images, net) = (folder.join("run"), folder.join("net"));
+    run(&mut set(&images, &[]));
+    run(&mut train(&images, &net, &[]));
+    let at = |name: &str| folder.join(name);
+    let model = fs::read(net.join("model.safetensors")).unwrap();
+    for name in ["y.part.safetensors", "y.run.json", "y.run.lock", ".y.run.part"] {
+        fs::write(at(name), &model).unwrap();
+    }
+    let attack = |checkpoint: &str, output: &str, save: &str| {
+        let mut command = c2r();
+        command.args(["attack", "--dataset", "digits", "--eps", "0.1", "--attack", "fgsm", "--n-test", "20"]);
+        command.args(["--threads", "1", "--force", "--checkpoint-seconds", "0", "--checkpoint"]).arg(at(checkpoint));
+        command.arg("--output").arg(at(output)).arg("--save").arg(at(save)).current_dir(&folder);
+        command
+    };
+    for name in ["y.run.json", "y.run.lock", ".y.run.part"] {
+        let (code, said) = fails(&mut attack(name, "y.json", "z.safetensors"));
+        assert!(code == 2 && said.contains("--checkpoint") && said.contains("keeps its state"), "{code} {said}");
+        assert!(fs::read(at(name)).unwrap() == model, "{name}");
+        let (code, said) = fails(&mut attack("y.part.safetensors", "w.json", &name.replace('y', "./w")));
+        assert!(code == 2 && said.contains("--save") && said.contains("keeps its state"), "{code} {said}");
+    }
+    let (code, said) = fails(&mut attack("y.part.safetensors", "w.json", "run/../w.json"));
+    assert!(code == 2 && said.contains("name the same file"), "{code} {said}");
+    // Names that earlier versions used themselves.
+    fs::remove_file(at("y.run.json")).unwrap();
+    run(&mut attack("y.part.safetensors", "y.json", "z.safetensors"));
+    assert!(fs::read(at("y.part.safetensors")).unwrap() == model);
+    assert!(fs::read(at("y.run.lock")).unwrap() == model, "a lock says nothing, so it is not emptied");
+    run(&mut attack("y.part.safetensors", "x.json", "x.part.safetensors"));
+    assert!(TensorFile::read(&at("x.part.safetensors")).unwrap().tensors.contains_key("images"));
+}
+
+#[test]
+fn a_run_of_a_version_with_other_numbers_is_made_again_only_by_force() {
+    let (_guard, folder) = folder();
+    let (images, net) = (folder.join("run"), folder.join("net"));
+    run(&mut set(&images, &[]));
+    run(&mut train(&images, &net, &[]));
+    let report = |more: &[&str]| {
+        let mut command = attack(&net, "fgsm,noise", "attack.json");
+        command.args(["--n-test", "20"]).args(more);
+        command
+    };
+    run(&mut report(&[]));
+    let commands: [(&str, &dyn Fn(&[&str]) -> Command); 3] = [
+        ("run/run.json", &|more| set(&images, more)),
+        ("net/run.json", &|more| train(&images, &net, more)),
+        ("net/attack.run.json", &report),
+    ];
+    for (path, command) in commands {
+        let path = folder.join(path);
+        let mut record: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        let results = record["results"].as_object_mut().unwrap();
+        assert!(results.values().all(|version| version.as_u64() > Some(0)), "{results:?}");
+        *results.values_mut().last().unwrap() = 999.into();
+        fs::write(&path, record.to_string()).unwrap();
+        let (code, said) = fails(&mut command(&[]));
+        assert!(code == 2 && said.contains("makes other numbers (results version of "), "{code} {said}");
+        assert!(said.contains("999 there, c2r 0.") && said.contains("--force"), "{said}");
+        record.as_object_mut().unwrap().remove("results");
+        fs::write(&path, record.to_string()).unwrap();
+        assert!(text(&run(&mut command(&[])).stderr).contains("is finished"), "{}", path.display());
+        run(&mut command(&["--force"]));
+    }
+}
+
+/// Others may read results if the user lets others read files.
+#[cfg(unix)]
+#[test]
+fn the_umask_says_who_may_read_results() {
+    use std::os::unix::fs::PermissionsExt;
+    let (_guard, folder) = folder();
+    for (umask, expected) in [("077", 0o600), ("002", 0o664)] {
+        let images = folder.join(umask);
+        let inner = set(&images, &[]);
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(format!("umask {umask}; exec \"$0\" \"$@\""));
+        run(command.arg(inner.get_program()).args(inner.get_args()).env_remove("C2R_DATA"));
+        for name in ["synthetic.safetensors", "run.json", "synthetic.png"] {
+            let mode = fs::metadata(images.join(name)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, expected, "{name} with umask {umask}");
+        }
+    }
+}
+
+/// An imagenette of one picture under many names, which takes seconds to decode.
+#[cfg(unix)]
+#[test]
+fn an_interrupt_leaves_no_temporary_file() {
+    let (_guard, folder) = folder();
+    let picture = folder.join("picture.jpg");
+    fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fuzz/corpus/image/rgb.jpg"), &picture).unwrap();
+    for wnid in &c2r_data::spec("imagenette").unwrap().wnids {
+        for (split, n) in [("train", 500), ("val", 1)] {
+            let class = folder.join("imagenette2-160").join(split).join(wnid);
+            fs::create_dir_all(&class).unwrap();
+            (0..n).for_each(|at| fs::hard_link(&picture, class.join(format!("{at}.JPEG"))).unwrap());
+        }
+    }
+    let mut command = c2r();
+    command.args(["distill", "--dataset", "imagenette", "--config", "random-real", "--ipc", "1", "--threads", "1"]);
+    command.arg("--data").arg(&folder).arg("--run-dir").arg(folder.join("run"));
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let cache = folder.join(".c2r-cache");
+    let n_files = || fs::read_dir(&cache).map_or(0, Iterator::count);
+    while n_files() == 0 {
+        assert!(child.try_wait().unwrap().is_none(), "it has ended");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // Not SIGINT, which stays ignored where the tests were started in the background.
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    let stopped = child.wait_with_output().unwrap();
+    assert_eq!(stopped.status.code(), Some(130), "{}", text(&stopped.stderr));
+    assert_eq!(n_files(), 0);
+}
+
 #[test]
 fn a_finished_run_with_a_damaged_file_says_so() {
     let (_guard, folder) = folder();

@@ -1,6 +1,9 @@
 //! The run of an evaluation, kept beside its results until it is finished.
 
 use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fs,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -22,6 +25,8 @@ pub(super) struct Journal {
     pub(super) images: Option<AdversarialImages>,
     /// Where they are kept until the evaluation is finished.
     part: PathBuf,
+    /// Where earlier versions kept them.
+    former_part: PathBuf,
     /// Whether the record holds a state of this evaluation.
     pub(super) has_state: bool,
     /// How often an unfinished evaluation is saved.
@@ -29,25 +34,35 @@ pub(super) struct Journal {
     saved: Instant,
 }
 
+/// Where an evaluation keeps its images until it is finished: under a name that nobody gives to a file.
+pub(super) fn part(place: &Place) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(place.record().with_extension("part").file_name().unwrap_or_default());
+    place.record().with_file_name(name)
+}
+
 impl Journal {
-    /// Opens the run of the evaluation that `config` describes.
+    /// Opens the run of the evaluation that `config` describes and whose attacks have the `results` versions.
     pub(super) fn open(
         place: Place,
         args: &Args,
         config: Value,
+        results: BTreeMap<String, u32>,
         images: Option<AdversarialImages>,
         device: Device,
     ) -> anyhow::Result<(Self, Status)> {
-        let part = place.record().with_extension("").with_extension("part.safetensors");
+        let part = part(&place);
+        let former_part = place.record().with_extension("").with_extension("part.safetensors");
         let outputs = args.outputs().map(|(flag, path)| (flag, path.to_owned())).collect();
         let environment = run_dir::environment(device);
-        let plan = Plan { stage: "attack", config, environment, outputs, main: None, writes: &[] };
+        let plan = Plan { stage: "attack", config, results, environment, outputs, main: None, writes: &[] };
         let opened = Run::open(place, plan, args.force, || remove_if_present(&part));
         let (run, status) = opened.map_err(|error| {
             let (code, advice) = match error {
                 RunError::Busy { .. } => (exit::USAGE, "wait for it, or choose another file"),
                 RunError::Unreadable { .. } => (exit::UNEXPECTED, "--force starts again"),
                 RunError::Different { .. } => (exit::USAGE, "choose another file, or discard the run with --force"),
+                RunError::OtherResults { .. } => (exit::USAGE, "--force makes it again"),
                 RunError::OtherCommand { .. } => (exit::USAGE, "choose another file"),
                 RunError::Changed { .. } => (exit::USAGE, "--force replaces it"),
                 other => return other.into(),
@@ -59,7 +74,7 @@ impl Journal {
             remove_if_present(&part)?;
         }
         let interval = Duration::from_secs(args.checkpoint_seconds);
-        Ok((Self { run, images, part, has_state: false, interval, saved: Instant::now() }, status))
+        Ok((Self { run, images, part, former_part, has_state: false, interval, saved: Instant::now() }, status))
     }
 
     /// The report of an unfinished evaluation; its images are restored.
@@ -71,8 +86,14 @@ impl Journal {
         let context = || format!("cannot resume from {}; --force starts again", self.run.record().display());
         let report = serde_json::from_value(state).with_context(context)?;
         if let Some(images) = &mut self.images {
-            let part = TensorFile::read(&self.part).with_context(context)?;
+            // The images are written before the state: where there are none, an earlier version has saved both.
+            let is_former = !self.part.exists() && self.former_part.exists();
+            let part =
+                TensorFile::read(if is_former { &self.former_part } else { &self.part }).with_context(context)?;
             images.restore(part.tensors.into_values().collect()).with_context(context)?;
+            if is_former {
+                fs::rename(&self.former_part, &self.part).with_context(context)?;
+            }
         }
         self.has_state = true;
         Ok(Some(report))

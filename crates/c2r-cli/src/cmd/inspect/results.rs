@@ -108,7 +108,7 @@ pub(super) fn run_record(report: &mut Report, path: &Path) -> anyhow::Result<()>
     report.title("run", path.display(), format!("run of c2r {}, {}", text("stage"), text("status")));
     report.line("time", value["seconds"].as_f64().map(seconds).unwrap_or_default());
     report.line("device", text("device").replace("Cpu", "CPU"));
-    for name in ["threads", "precision", "versions", "config", "summary"] {
+    for name in ["threads", "precision", "versions", "results", "config", "summary"] {
         report.line(name, text(name));
     }
     Ok(())
