@@ -152,7 +152,7 @@ pub struct Plan {
     pub writes: &'static [&'static str],
 }
 
-/// An open run; locked against other processes until it is dropped.
+/// An open run; locked against other processes until it is dropped, if the file system has locks.
 #[derive(Debug)]
 pub struct Run {
     place: Place,
@@ -184,7 +184,7 @@ impl Run {
                 return Err(RunError::NoRecord { path: place.path, found });
             }
         }
-        let Some(lock) = Lock::acquire(&place.lock)? else {
+        let Some(lock) = Lock::acquire_where_possible(&place.lock)? else {
             return Err(RunError::Busy { path: place.path });
         };
         if place.is_folder {
