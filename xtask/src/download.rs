@@ -11,7 +11,10 @@ use c2r_archive::WORKSHOP;
 use c2r_experiment::{DataFile, DatasetEntry};
 use c2r_fetch::{Archive, Event, Fault, FetchError, Patience, Record, Source, Watch, bytes_below, digests_of_file};
 use c2r_files::FileError;
-use c2r_run::{exit, signals, terminal as ui};
+use c2r_run::{
+    exit::{self, OrExit},
+    signals, terminal as ui,
+};
 use c2r_setup::cache;
 
 use crate::checkout::Checkout;
@@ -202,6 +205,11 @@ fn download(dataset: &DatasetEntry, args: &Args, data: &Path) -> anyhow::Result<
     cache::remove_left(data, WORKSHOP, "a download")?;
     let archive = Archive { dataset, file, data };
     let (name, folder) = (&dataset.name, archive.folder());
+    if c2r_files::is_empty_folder(&folder) {
+        // Every command takes it for absent.
+        let cannot = || format!("cannot replace the empty folder {}; remove it", folder.display());
+        fs::remove_dir(&folder).with_context(cannot).or_exit(exit::USAGE)?;
+    }
     if folder.exists() {
         let origin = match Record::read(&folder).map_err(explain)? {
             Some(record) => format!("from {}; --verify checks it", record.archive),
@@ -316,7 +324,8 @@ fn rejected(error: &FetchError, archive: &Archive<'_>, args: &Args) -> anyhow::E
 
 /// The folders of a dataset that are there.
 fn folders_here(dataset: &DatasetEntry, data: &Path) -> Vec<PathBuf> {
-    dataset.folders.iter().map(|folder| data.join(folder)).filter(|folder| folder.is_dir()).collect()
+    let is_filled = |folder: &PathBuf| folder.is_dir() && !c2r_files::is_empty_folder(folder);
+    dataset.folders.iter().map(|folder| data.join(folder)).filter(is_filled).collect()
 }
 
 fn verify(dataset: &DatasetEntry, data: &Path) -> anyhow::Result<()> {

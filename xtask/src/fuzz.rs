@@ -180,6 +180,13 @@ impl Running {
     }
 }
 
+impl Drop for Running {
+    /// Where one target ends with an error, the others must not go on alone.
+    fn drop(&mut self) {
+        process::kill(&mut self.child);
+    }
+}
+
 /// A number that libFuzzer prints at its end.
 fn stat(log: &str, name: &str) -> Option<u64> {
     log.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
@@ -194,6 +201,21 @@ mod tests {
         assert_eq!(seconds_each(60, 21, 2), 5);
         assert_eq!(seconds_each(60, 1, 8), 60);
         assert_eq!(seconds_each(1, 21, 2), 1);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_target_that_is_given_up_is_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log");
+        let mut command = Command::new("sleep");
+        command.arg("60");
+        let child = process::background(command, Stdio::null(), &log).unwrap();
+        let id = Path::new("/proc").join(child.id().to_string());
+        assert!(id.exists());
+        let (name, repeat) = ("sleep".to_owned(), String::new());
+        drop(Running { name, child, log, findings: PathBuf::new(), repeat });
+        assert!(!id.exists());
     }
 
     #[test]

@@ -291,6 +291,7 @@ fn place(args: &Args, checkout: &Checkout) -> anyhow::Result<Workplace> {
         c2r: checkout.c2r(),
         results,
         data,
+        can_build: !checkout.is_unpacked(),
         threads: None,
         device: args.device.clone(),
         force: args.force,

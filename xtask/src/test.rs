@@ -90,6 +90,7 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
             c2r,
             results: checkout.root().join("target/regression"),
             data: checkout::data_folder(args.data.as_deref())?,
+            can_build: !checkout.is_unpacked(),
             threads: None,
             device: Some("cpu".into()),
             force: false,

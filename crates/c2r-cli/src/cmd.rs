@@ -1,6 +1,7 @@
 //! One module per command.
 
 pub(crate) mod attack;
+pub(crate) mod built_in;
 pub(crate) mod distill;
 pub(crate) mod doctor;
 pub(crate) mod estimate;

@@ -116,6 +116,9 @@ enum Command {
     Inspect(cmd::inspect::Args),
     /// Check libtorch, CUDA, threads and data, and suggest fixes
     Doctor(cmd::doctor::Args),
+    /// Print hashes of the files that are built into this program
+    #[command(hide = true)]
+    BuiltIn,
 }
 
 fn parse_device(text: &str) -> Result<tch::Device, String> {
@@ -230,6 +233,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Export(args) => cmd::export::run(args, &ui),
         Command::Report(args) => cmd::report::run(args, &ui),
         Command::Inspect(args) => cmd::inspect::run(args, &ui),
+        Command::BuiltIn => cmd::built_in::run(&ui),
         Command::Doctor(args) => cmd::doctor::run(args, cli.global.threads.is_some(), device, &ui),
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{DataError, Dataset, DatasetSpec, Split};
 
-const CSV: &str = include_str!("../../../data/digits/optdigits.csv");
+pub(crate) const CSV: &str = include_str!("../../../data/digits/optdigits.csv");
 
 /// Reads the embedded CSV. Values 0..=16 become bytes by `round(v * 255 / 16)`; the last 20 % of each
 /// class (rounded to the nearest count), in file order, are the test split.

@@ -81,7 +81,7 @@ pub use load::{load, load_with};
 pub use picture::write_grid;
 pub use png_folder::{ClassFolders, read_class_folders};
 pub use provenance::Provenance;
-pub use registry::{DatasetSpec, registry, spec};
+pub use registry::{BUILT_IN, DatasetSpec, registry, spec};
 pub use sampler::ClassSampler;
 pub use split::Split;
 pub use subset::subset;

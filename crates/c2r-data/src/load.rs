@@ -3,9 +3,7 @@ use std::path::Path;
 use c2r_experiment::DatasetFormat;
 use c2r_files::text_to_path;
 
-use crate::{
-    DataError, Dataset, LoadEvent, Provenance, cifar, class_folders, digits, provenance::find, registry, tiny_imagenet,
-};
+use crate::{DataError, Dataset, LoadEvent, Provenance, cifar, class_folders, digits, registry, tiny_imagenet};
 
 /// [`load_with`] without events.
 ///
@@ -53,7 +51,7 @@ pub fn load_with(
         return Err(DataError::NoDataFolder { dataset: spec.name.clone(), layout });
     };
     DataError::check_folder(data_dir)?;
-    let Some(folder) = find(data_dir, &spec.folders) else {
+    let Some(folder) = spec.folder_in(data_dir) else {
         return Err(DataError::Missing { dataset: spec.name.clone(), folder: data_dir.to_owned(), layout });
     };
     let mut dataset = match spec.format {

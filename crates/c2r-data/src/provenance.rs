@@ -1,7 +1,4 @@
-use std::{
-    fmt, fs,
-    path::{Path, PathBuf},
-};
+use std::{fmt, path::Path};
 
 use c2r_experiment::DatasetFormat;
 use serde::Deserialize;
@@ -42,7 +39,7 @@ impl Provenance {
         match registry::spec(name) {
             Ok(spec) if spec.format == DatasetFormat::Digits => Self::Embedded,
             Ok(spec) => data_dir
-                .and_then(|data_dir| find(data_dir, &spec.folders))
+                .and_then(|data_dir| spec.folder_in(data_dir))
                 .map_or(Self::Unknown, |folder| Self::of_folder(&folder)),
             Err(_) => Self::Unknown,
         }
@@ -79,15 +76,4 @@ impl fmt::Display for Provenance {
             Self::Unknown => f.write_str("unknown: the folder has no record of `cargo xtask download`"),
         }
     }
-}
-
-/// The first of `names` that is a folder in `data_dir` and not empty, or else the first that is a folder; or `data_dir`
-/// itself if it is called that.
-pub(crate) fn find(data_dir: &Path, names: &[String]) -> Option<PathBuf> {
-    if names.iter().any(|name| data_dir.ends_with(name)) && data_dir.is_dir() {
-        return Some(data_dir.to_owned());
-    }
-    let folders: Vec<PathBuf> = names.iter().map(|name| data_dir.join(name)).filter(|folder| folder.is_dir()).collect();
-    let is_filled = |folder: &&PathBuf| fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
-    folders.iter().find(is_filled).or(folders.first()).cloned()
 }

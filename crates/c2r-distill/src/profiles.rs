@@ -19,6 +19,11 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     PROFILES.iter().map(|(name, _)| *name)
 }
 
+/// Name and text of every profile, as its file has it.
+pub fn texts() -> impl Iterator<Item = (&'static str, &'static str)> {
+    PROFILES.iter().copied()
+}
+
 /// A configuration that builds on a profile which does not exist.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]

@@ -1,4 +1,7 @@
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use serde::Deserialize;
 use toml::{Table, Value};
@@ -38,7 +41,7 @@ pub struct DatasetEntry {
     /// Dotted keys of the distillation configuration that this dataset needs otherwise than the field's values.
     #[serde(default)]
     pub distill: BTreeMap<String, Value>,
-    /// Folders inside the data folder that may hold the files; the first one that exists is read.
+    /// Folders inside the data folder that may hold the files ([`DatasetEntry::folder_in`]).
     pub folders: Vec<String>,
     /// Terms of use and whom to credit.
     pub licence: String,
@@ -139,11 +142,40 @@ impl DatasetEntry {
         let text = c2r_files::read_text(path)?;
         Self::parse_all(&text).map_err(|reason| ExperimentError::wrong(path, reason))
     }
+
+    /// The folder that is read: the first of [`DatasetEntry::folders`] that is a folder in `data` and not empty, or else the first
+    /// that is a folder; or `data` itself if it is called that.
+    pub fn folder_in(&self, data: &Path) -> Option<PathBuf> {
+        if self.folders.iter().any(|name| data.ends_with(name)) && data.is_dir() {
+            return Some(data.to_owned());
+        }
+        let folders: Vec<PathBuf> =
+            self.folders.iter().map(|name| data.join(name)).filter(|path| path.is_dir()).collect();
+        folders.iter().find(|folder| !c2r_files::is_empty_folder(folder)).or(folders.first()).cloned()
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_empty_folder_hides_no_other_and_the_data_folder_may_be_the_dataset_itself() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(DatasetEntry::REGISTRY);
+        let entries = DatasetEntry::read_all(&path).unwrap();
+        let cifar = entries.iter().find(|entry| entry.name == "cifar10").unwrap();
+        let data = tempfile::tempdir().unwrap();
+        let [first, second] = [&cifar.folders[0], &cifar.folders[1]].map(|name| data.path().join(name));
+        assert_eq!(cifar.folder_in(data.path()), None);
+        std::fs::create_dir(&first).unwrap();
+        assert_eq!(cifar.folder_in(data.path()), Some(first.clone()));
+        std::fs::create_dir(&second).unwrap();
+        std::fs::write(second.join("test_batch"), "").unwrap();
+        assert_eq!(cifar.folder_in(data.path()), Some(second.clone()));
+        assert_eq!(cifar.folder_in(&second), Some(second));
+        std::fs::write(first.join("test_batch.bin"), "").unwrap();
+        assert_eq!(cifar.folder_in(data.path()), Some(first));
+    }
 
     #[test]
     fn the_registry_of_the_repository_is_read_and_mistakes_are_named() {

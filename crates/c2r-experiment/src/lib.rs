@@ -2,7 +2,7 @@
 //!
 //! **What it is:** [`Experiment`] (`data/paper/*.toml`: methods, grids at several scales, published numbers),
 //! [`DatasetEntry`] (`data/datasets.toml`: layout, normalization, sources, hashes), both read and checked, [`results`]
-//! (which version of a stage's numbers this checkout makes), [`Subject`] (what a trained network is, as checkpoints,
+//! (which version of a stage's numbers this checkout makes), [`BuiltIn`] (which of these files a program was built with), [`Subject`] (what a trained network is, as checkpoints,
 //! attack reports and tables say it), and [`Subset`] (which images a result is of).
 //!
 //! **What it is not:** it runs nothing and reads no pixels. `cargo xtask reproduce` expands a grid into `c2r` commands,
@@ -11,6 +11,7 @@
 //!
 //! **Where to start:** [`Experiment::read`], [`DatasetEntry::read_all`].
 
+mod built_in;
 mod datasets;
 mod error;
 mod experiment;
@@ -19,6 +20,7 @@ pub mod results;
 mod subject;
 mod subset;
 
+pub use built_in::BuiltIn;
 pub use datasets::{DataFile, DatasetEntry, DatasetFormat, EmbeddedFile};
 pub use error::ExperimentError;
 pub use experiment::{COMMON, Experiment, Method, MethodKind, Override, Published, Scale, radius};

@@ -26,6 +26,11 @@ pub fn read(path: &Path) -> Result<Vec<u8>, FileError> {
     Ok(bytes)
 }
 
+/// Whether `path` is a folder with nothing in it; one that cannot be read is not empty.
+pub fn is_empty_folder(path: &Path) -> bool {
+    fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
+}
+
 /// Folders pass: the system refuses those itself.
 pub(crate) fn refuse_pipes(path: &Path) -> Result<(), FileError> {
     let is_other = fs::metadata(path).is_ok_and(|data| !data.is_file() && !data.is_dir());
@@ -49,6 +54,7 @@ mod tests {
             assert!(refused(write_atomically(path, b"x").unwrap_err()), "it would be replaced by a file");
         }
         assert!(matches!(read(folder.path()), Err(FileError::Io { .. })));
+        assert!(!is_empty_folder(folder.path()) && !is_empty_folder(&socket) && !is_empty_folder(Path::new("missing")));
         assert!(matches!(read(&folder.path().join("missing")), Err(FileError::Io { .. })));
     }
 }

@@ -68,10 +68,7 @@ impl Datasets {
         let datasets = entries.into_iter().map(|entry| {
             let folder = match &entry.embedded {
                 Some(file) => place.root.join(&file.path).parent().map(Path::to_owned),
-                None => {
-                    let inside = |folder: &String| place.data.as_ref().map(|data| data.join(folder));
-                    entry.folders.iter().filter_map(inside).find(|folder| folder.is_dir())
-                }
+                None => place.data.as_ref().and_then(|data| entry.folder_in(data)),
             };
             let folder = folder.filter(|_| names.contains(&entry.name));
             let sha256 = folder.map(|folder| contents(&folder, &entry, place)).transpose()?.flatten();
@@ -96,7 +93,7 @@ impl Datasets {
 /// Hash of a dataset's files; `None` if the folder holds none.
 fn contents(folder: &Path, entry: &DatasetEntry, place: &Workplace) -> anyhow::Result<Option<String>> {
     let mut files = Vec::new();
-    list(folder, &mut files).or_exit(exit::DATA)?;
+    list(folder, &mut Vec::new(), &mut files)?;
     if entry.format == DatasetFormat::ClassFolders {
         // One folder holds the classes of many subsets. Where the test images of all classes lie in one folder, the label file
         // says which are of these; all of them are kept, and the label file with them.
@@ -153,17 +150,50 @@ fn is_python_batch(path: &Path) -> bool {
     is_cifar && (["train", "test", "test_batch"].contains(&&*name) || name.starts_with("data_batch_"))
 }
 
-/// Adds every file below `folder` that may hold data.
-fn list(folder: &Path, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
-    for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
-        let path = entry?.path();
+/// Adds every file below `folder` that may hold data. Links are followed, but not to a folder that is being listed, which are in
+/// `open`: a link to `.` has no end, and two of them double with every step.
+fn list(folder: &Path, open: &mut Vec<PathBuf>, files: &mut Vec<PathBuf>) -> anyhow::Result<()> {
+    process::check_interrupt()?;
+    let unreadable = || format!("cannot read {}", folder.display());
+    let real = fs::canonicalize(folder).with_context(unreadable).or_exit(exit::DATA)?;
+    if open.contains(&real) {
+        return Ok(());
+    }
+    open.push(real);
+    for entry in fs::read_dir(folder).with_context(unreadable).or_exit(exit::DATA)? {
+        let path = entry.with_context(unreadable).or_exit(exit::DATA)?.path();
         let hidden = path.file_name().is_none_or(|name| name.to_string_lossy().starts_with('.'));
         let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
         if path.is_dir() {
-            list(&path, files)?;
+            list(&path, open, files)?;
         } else if !hidden && (EXTENSIONS.contains(&&*extension.to_string_lossy()) || is_python_batch(&path)) {
             files.push(path);
         }
     }
+    open.pop();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn links_are_followed_but_not_in_circles() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data");
+        let elsewhere = folder.path().join("elsewhere");
+        for made in [&data.join("train"), &elsewhere] {
+            fs::create_dir_all(made).unwrap();
+            fs::write(made.join("image.png"), "").unwrap();
+        }
+        for (target, link) in [(".", "a"), (".", "b"), ("..", "train/up"), ("../elsewhere", "val"), ("val", "test")] {
+            std::os::unix::fs::symlink(target, data.join(link)).unwrap();
+        }
+        let mut files = Vec::new();
+        list(&data, &mut Vec::new(), &mut files).unwrap();
+        files.sort();
+        assert_eq!(files, ["test/image.png", "train/image.png", "val/image.png"].map(|file| data.join(file)));
+    }
 }

@@ -171,6 +171,8 @@ pub struct Workplace {
     pub results: PathBuf,
     /// Real data.
     pub data: Option<PathBuf>,
+    /// Whether `c2r` can be built here: not in what `cargo xtask dist` packed.
+    pub can_build: bool,
     /// CPU threads of each command.
     pub threads: Option<usize>,
     /// Device of each command.

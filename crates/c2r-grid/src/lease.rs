@@ -8,7 +8,7 @@
 //! need not agree.
 //!
 //! A machine that was cut off for longer than that may find that it was overtaken: its next beat notices, and its command is
-//! stopped. Should two commands overlap for a moment, both write the same bytes, each file whole (the job's name decides
+//! killed. Should two commands overlap for a moment, both write the same bytes, each file whole (the job's name decides
 //! its result), so what is lost is time.
 
 use std::{
@@ -43,6 +43,8 @@ const PREFIX: &str = ".lease-";
 #[derive(Debug)]
 pub(crate) struct Lease {
     path: PathBuf,
+    /// What the file says while the lease is ours.
+    token: String,
     lost: Arc<AtomicBool>,
     /// Dropped to end the beats.
     stop: Option<mpsc::Sender<()>>,
@@ -105,7 +107,7 @@ impl Lease {
         let lost = Arc::new(AtomicBool::new(false));
         let (stop, stopped) = mpsc::channel::<()>();
         let beats = {
-            let (path, folder, lost) = (path.clone(), folder.to_owned(), lost.clone());
+            let (path, token, folder, lost) = (path.clone(), token.clone(), folder.to_owned(), lost.clone());
             thread::spawn(move || {
                 while stopped.recv_timeout(beat) == Err(mpsc::RecvTimeoutError::Timeout) {
                     if !beat_once(&path, &token, &folder, number) {
@@ -115,7 +117,7 @@ impl Lease {
                 }
             })
         };
-        Ok(Some(Self { path, lost, stop: Some(stop), beats: Some(beats), lock }))
+        Ok(Some(Self { path, token, lost, stop: Some(stop), beats: Some(beats), lock }))
     }
 
     /// Standard input for the job's command: empty, and the lock itself, which lasts as long as one of us holds it. So a
@@ -136,7 +138,8 @@ impl Drop for Lease {
         if let Some(beats) = self.beats.take() {
             let _ = beats.join();
         }
-        if !self.is_lost() {
+        // One who overtook us, was killed and was overtaken in turn may have left the same number to another.
+        if fs::read_to_string(&self.path).is_ok_and(|token| token == self.token) {
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -217,7 +220,10 @@ mod tests {
         assert_eq!(files(&job), [".lease-000001"]);
         drop(lease);
         assert!(files(&job).is_empty());
-        assert!(Lease::claim(&job).unwrap().is_some());
+        let lease = Lease::claim(&job).unwrap().unwrap();
+        fs::write(&lease.path, "another-boot-7-0").unwrap();
+        drop(lease);
+        assert_eq!(files(&job), [".lease-000001"], "what is another's stays");
     }
 
     /// Locks that every machine keeps to itself: only the lease says that another one works here.

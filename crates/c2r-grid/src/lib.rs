@@ -11,6 +11,7 @@
 //! **Where to start:** [`Reproduction`].
 
 mod board;
+mod built_in;
 mod datasets;
 mod estimate;
 mod experiments;

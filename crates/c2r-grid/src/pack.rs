@@ -164,14 +164,54 @@ pub fn pack(jobs: &[Job], file: &Path, most: u64) -> anyhow::Result<Packed> {
     Ok(packed)
 }
 
+/// The order in which files of a job appear: a record of a run before what the run wrote, and the record that the job is finished
+/// last. Whoever is killed in between leaves a run that begins again.
+fn order(file: &Path) -> u8 {
+    match file.to_str() {
+        Some("run.json" | "attack.run.json") => 0,
+        Some(record::FINISHED) => 2,
+        _ => 1,
+    }
+}
+
+/// Moves a job's files into the folder `aside` and those of `from` into their place, and notes each move. The lease is held.
+fn replace(job: &Job, from: &Job, aside: &Path, moved: &mut Vec<(PathBuf, PathBuf)>) -> anyhow::Result<()> {
+    let list = |job: &Job, last_first: bool| {
+        let mut names: Vec<PathBuf> = files(job)?.into_iter().map(|(name, _)| name).collect();
+        names.sort_by_key(|name| order(name));
+        if last_first {
+            names.reverse();
+        }
+        anyhow::Ok(names)
+    };
+    let (old, new) = (list(job, true)?, list(from, false)?);
+    let out = old.into_iter().map(|name| (job.folder.join(&name), aside.join(name)));
+    let taken = new.into_iter().map(|name| (from.folder.join(&name), job.folder.join(name)));
+    for (from, to) in out.chain(taken) {
+        rename(&from, &to)?;
+        moved.push((from, to));
+    }
+    Ok(())
+}
+
+/// Moves a file within a file system. The folder for it is made.
+fn rename(from: &Path, to: &Path) -> anyhow::Result<()> {
+    if let Some(folder) = to.parent() {
+        create_folder(folder)?;
+    }
+    fs::rename(from, to).with_context(|| format!("cannot write {}", to.display()))
+}
+
 /// Takes the work on `jobs` from an archive of [`pack`] into the folder `into` of all jobs. What is finished here stays. Of what
-/// is unfinished on both sides, the side on which more time was spent in all is kept.
+/// is unfinished on both sides, the side on which more time was spent in all is kept. A job that is taken keeps its folder, so that
+/// no other process can claim it in between.
 ///
 /// # Errors
-/// If the archive is not one of `pack`, or a file cannot be written. What was taken before the error is whole.
+/// If the archive is not one of `pack`, or a file cannot be written. What was taken before the error is whole, and the job that
+/// could not be taken is as it was.
 pub fn unpack(jobs: &[Job], file: &Path, into: &Path) -> anyhow::Result<Taken> {
     create_folder(into)?;
-    let workshop = tempfile::Builder::new().prefix(WORKSHOP).tempdir_in(into)?;
+    let mut workshop = tempfile::Builder::new().prefix(WORKSHOP).tempdir_in(into)?;
     let (packed, replaced) = (workshop.path().join("packed"), workshop.path().join("replaced"));
     fs::create_dir(&replaced)?;
     let (limits, format) = (Limits { bytes: 4 * MOST_BYTES, ..Limits::ARRAYS }, ArchiveFormat::TarGz);
@@ -195,9 +235,16 @@ pub fn unpack(jobs: &[Job], file: &Path, into: &Path) -> anyhow::Result<Taken> {
             taken.as_far.push(job.name());
             continue;
         }
-        fs::rename(&job.folder, replaced.join(&job.id))
-            .and_then(|()| fs::rename(&there.folder, &job.folder))
-            .with_context(|| format!("cannot write {}", job.folder.display()))?;
+        let mut moved = Vec::new();
+        if let Err(error) = replace(job, &there, &replaced.join(&job.id), &mut moved) {
+            if let Err(again) = moved.iter().rev().try_for_each(|(from, to)| rename(to, from)) {
+                workshop.disable_cleanup(true);
+                let kept =
+                    format!("{}; what was here of {} is in {}", exit::message(&again), job.name(), replaced.display());
+                return Err(error.context(kept));
+            }
+            return Err(error);
+        }
         if begun && !finished {
             taken.replaced.push(job.name());
         }

@@ -13,7 +13,8 @@ use crate::{Job, lease};
 
 const SCHEMA_VERSION: u32 = 2;
 
-const FINISHED: &str = "job.json";
+/// The record of a finished job, in its folder.
+pub(crate) const FINISHED: &str = "job.json";
 const FAILED: &str = "failed.json";
 
 /// A finished job.

@@ -127,6 +127,7 @@ pub fn regression(accept: bool, strict: bool, place: &Workplace) -> anyhow::Resu
         }
         ui::note(format!("{name}: {}", scale.about));
         let jobs = Grid { experiment: &experiment, scale, place: &place, datasets: &datasets }.whole()?.jobs;
+        crate::built_in::check(&jobs, &place)?;
         let n_jobs = std::thread::available_parallelism().map_or(1, usize::from);
         let summary = crate::run(&jobs, &vec![false; jobs.len()], n_jobs, &place)?;
         if let Some(failure) = summary.failures.first() {

@@ -7,7 +7,7 @@ use c2r_experiment::SubsetOrder;
 use c2r_run::{exit, process, signals, terminal};
 
 use crate::{
-    Grid, GridPlan, Job, SlurmArray, estimate,
+    Grid, GridPlan, Job, SlurmArray, built_in, estimate,
     experiments::FOLDER,
     run::{self, Summary, finished},
     table_folder,
@@ -41,7 +41,8 @@ impl Reproduction<'_> {
     /// here.
     ///
     /// # Errors
-    /// If the process was asked to stop, or what [`SlurmArray::run`] says. A job that fails is not an error.
+    /// If the process was asked to stop, if `c2r` was built with other files than those that the jobs are named after, or what
+    /// [`SlurmArray::run`] says. A job that fails is not an error.
     pub fn run(&self, plan: &GridPlan, with_estimate: bool, array: Option<&SlurmArray<'_>>) -> anyhow::Result<Summary> {
         let (jobs, place) = (&plan.jobs, self.grid.place);
         let (finished, n_open) = self.finished(jobs);
@@ -49,6 +50,7 @@ impl Reproduction<'_> {
             terminal::note(format!("all {} are finished already", terminal::counted(jobs.len(), "command")));
             return Ok(Summary { n_reused: jobs.len(), ..Summary::default() });
         }
+        built_in::check(jobs, place)?;
         let results = place.show(&place.results);
         let n = terminal::counted(jobs.len(), "command");
         terminal::note(format!("{n}, {n_open} of them still to run; results go to {results}"));
@@ -57,7 +59,7 @@ impl Reproduction<'_> {
         } else {
             let at_once = self.at_once(n_open);
             if with_estimate {
-                estimate::print(jobs, &finished, &estimate::times(jobs, place)?, at_once, place);
+                self.print_estimate(jobs, &finished, at_once)?;
             }
             if place.force {
                 run::discard(jobs)?;
@@ -141,16 +143,22 @@ impl Reproduction<'_> {
             terminal::note(place.no_data_to_run(&absent));
         }
         if n_open > 0 && place.c2r.is_file() {
-            // The commands are what was asked for; the machine that will run them may be another one.
-            match estimate::times(&plan.jobs, place) {
-                Ok(times) => estimate::print(&plan.jobs, &finished, &times, self.at_once(n_open), place),
-                Err(error) => {
-                    process::check_interrupt()?;
-                    terminal::note(format!("their time is not known: {}", exit::message(&error)));
-                }
-            }
+            // The machine that will run them may be another one.
+            self.print_estimate(&plan.jobs, &finished, self.at_once(n_open))?;
         } else if n_open > 0 {
             terminal::note("to estimate their time, build c2r first: cargo xtask setup && cargo build --release");
+        }
+        Ok(())
+    }
+
+    /// Says how long `jobs` will take, or why that is not known: no estimate keeps the commands from what was asked for.
+    fn print_estimate(&self, jobs: &[Job], finished: &[bool], at_once: usize) -> anyhow::Result<()> {
+        match estimate::times(jobs, self.grid.place) {
+            Ok(times) => estimate::print(jobs, finished, &times, at_once, self.grid.place),
+            Err(error) => {
+                process::check_interrupt()?;
+                terminal::note(format!("their time is not known: {}", exit::message(&error)));
+            }
         }
         Ok(())
     }

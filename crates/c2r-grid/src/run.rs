@@ -260,6 +260,7 @@ fn run_job(job: &Job, position: usize, board: &Board, place: &Workplace) -> anyh
     let mut child = process::background(place.command(job.args()), lease.stdin()?, &job.log())?;
     let status = process::wait(&mut child, |_| {
         board.tick(position, job);
+        // It is killed: the folder belongs to another machine, which may be further than any state saved here.
         !lease.is_lost()
     })?;
     if lease.is_lost() {

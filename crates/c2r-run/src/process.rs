@@ -52,8 +52,8 @@ pub fn foreground(command: &mut Command, mut tick: impl FnMut(Duration)) -> anyh
 }
 
 /// Waits for a child with a process group of its own, calling `go_on` while it runs. A request to stop is passed on: the
-/// first one as SIGTERM, so that the child saves its state, a second one as SIGKILL. If `go_on` says no, the child gets a
-/// SIGTERM, too. Not SIGINT: a child of a script in the background ignores that as we do.
+/// first one as SIGTERM, so that the child saves its state, a second one as SIGKILL. Not SIGINT: a child of a script in the
+/// background ignores that as we do. If `go_on` says no, the child gets a SIGKILL at once and saves nothing.
 ///
 /// # Errors
 /// If the child cannot be waited for.
@@ -64,14 +64,10 @@ pub fn wait(child: &mut Child, mut go_on: impl FnMut(Duration) -> bool) -> anyho
         if let Some(status) = child.try_wait().context("cannot wait for a program")? {
             return Ok(status);
         }
-        let asked = signals::requests().min(2);
+        let asked = if go_on(start.elapsed()) { signals::requests().min(2) } else { 2 };
         if asked > passed_on {
             stop(child, asked == 2);
             passed_on = asked;
-        }
-        if !go_on(start.elapsed()) && passed_on == 0 {
-            stop(child, false);
-            passed_on = 1;
         }
         thread::sleep(POLL);
     }
@@ -85,6 +81,15 @@ pub fn background(mut command: Command, stdin: Stdio, log: &Path) -> anyhow::Res
     let file = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
     let errors = file.try_clone().context("cannot share the log file")?;
     spawn(command.stdin(stdin).stdout(file).stderr(errors))
+}
+
+/// Ends a child with a process group of its own, and what it has started, without letting it save anything. One that has
+/// ended is left alone.
+pub fn kill(child: &mut Child) {
+    if let Ok(None) = child.try_wait() {
+        stop(child, true);
+        let _ = child.wait();
+    }
 }
 
 /// Output of a program that ends quickly; `None` if it is not installed.
@@ -163,20 +168,42 @@ mod tests {
         assert!(output(&mut Command::new("c2r-no-such-program")).unwrap().is_none());
     }
 
+    /// A program that saves when it is asked to stop, once it has begun.
+    #[cfg(unix)]
+    fn saving(log: &Path) -> Child {
+        let script = "trap 'echo saved; exit 130' TERM; echo started; while :; do sleep 0.02; done";
+        let mut shell = Command::new("sh");
+        shell.args(["-c", script]);
+        let child = background(shell, Stdio::null(), log).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !std::fs::read_to_string(log).unwrap().contains("started") {
+            assert!(Instant::now() < deadline, "the program never wrote its first line");
+            thread::sleep(POLL);
+        }
+        child
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_program_that_must_not_go_on_saves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("log");
+        let status = wait(&mut saving(&log), |_| false).unwrap();
+        assert_eq!(status.code(), None, "{status}");
+        assert_eq!(std::fs::read_to_string(&log).unwrap(), "started\n");
+
+        let mut child = saving(&log);
+        kill(&mut child);
+        assert_eq!(child.wait().unwrap().code(), None);
+        assert_eq!(std::fs::read_to_string(&log).unwrap(), "started\n");
+    }
+
     #[cfg(unix)]
     #[test]
     fn a_background_program_is_stopped_and_its_output_kept() {
         let folder = tempfile::tempdir().unwrap();
         let log = folder.path().join("log");
-        let script = "trap 'echo saved; exit 130' TERM; echo started; while :; do sleep 0.02; done";
-        let mut shell = Command::new("sh");
-        shell.args(["-c", script]);
-        let mut child = background(shell, Stdio::null(), &log).unwrap();
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while !std::fs::read_to_string(&log).unwrap().contains("started") {
-            assert!(Instant::now() < deadline, "the program never wrote its first line");
-            thread::sleep(POLL);
-        }
+        let mut child = saving(&log);
         stop(&mut child, false);
         assert_eq!(child.wait().unwrap().code(), Some(130));
         // Some shells say in between that their child was terminated.

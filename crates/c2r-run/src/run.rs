@@ -168,7 +168,7 @@ pub struct Plan {
     pub writes: &'static [&'static str],
 }
 
-/// An open run; locked against other processes until it is dropped.
+/// An open run; locked against other processes until it is dropped, if the file system has locks.
 #[derive(Debug)]
 pub struct Run {
     place: Place,
@@ -201,7 +201,7 @@ impl Run {
                 return Err(RunError::NoRecord { path: place.path, found });
             }
         }
-        let lock = match Lock::acquire(&place.lock) {
+        let lock = match Lock::acquire_where_possible(&place.lock) {
             Ok(Some(lock)) => lock,
             Ok(None) => return Err(RunError::Busy { path: place.path }),
             // Nothing can be computed there, but a run may be finished.

@@ -203,15 +203,19 @@ impl Protocol {
         self.read(true)
     }
 
-    fn read(self, full_data: bool) -> TrainConfig {
-        const VALID: &str = "the file is a valid configuration, as a test checks";
-        let text = match self {
+    /// The protocol's file, `data/protocols/*.toml`, as it was when this program was built.
+    pub fn text(self) -> &'static str {
+        match self {
             Self::Natural => include_str!("../../../data/protocols/natural.toml"),
             Self::DdRobustbench => include_str!("../../../data/protocols/dd-robustbench.toml"),
             Self::PgdAt => include_str!("../../../data/protocols/pgd-at.toml"),
             Self::Trades => include_str!("../../../data/protocols/trades.toml"),
-        };
-        let mut table: toml::Table = text.parse().expect(VALID);
+        }
+    }
+
+    fn read(self, full_data: bool) -> TrainConfig {
+        const VALID: &str = "the file is a valid configuration, as a test checks";
+        let mut table: toml::Table = self.text().parse().expect(VALID);
         match table.remove("full-data") {
             Some(toml::Value::Table(changes)) if full_data => layers::merge(&mut table, changes),
             _ => {}

@@ -114,6 +114,9 @@ fn from_a_folder_without_a_network() {
     assert!(names(data).is_empty(), "nothing is left of what was refused");
 
     let words = ["cifar10", "--mirror", &mirror, "--accept-sha256", &hash];
+    // A folder with nothing in it is not the dataset.
+    fs::create_dir(data.join(FOLDER)).unwrap();
+    runs(&["cifar10", "--list"], data, 0, &["not found; it would be in"]);
     runs(&words, data, 0, &["6 files", "accepted by hand", "licence"]);
     assert_eq!(names(data), [FOLDER]);
     let folder = data.join(FOLDER);

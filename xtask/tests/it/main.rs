@@ -14,6 +14,8 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
+use c2r_experiment::BuiltIn;
+
 /// Six distilled sets, each trained on and attacked under two protocols.
 const EXPERIMENT: &str = r#"
 schema_version = 2
@@ -45,10 +47,11 @@ threads = 1
 /// Commands of the example: a distillation, two trainings, two attacks for each set.
 const N_COMMANDS: usize = 6 * 5;
 
-/// Writes what it was called with into `calls`, fails if it is not alone in its folder, fails in seed 1's distillation while
+/// Says what it was built with. Writes what else it was called with into `calls`, fails if it is not alone in its folder, fails in seed 1's distillation while
 /// there is a file `broken`, takes longer while there is a file `slow`. While there is a file `outside`, table and report end
 /// with code 4; while there is `unreadable`, the report cannot be made; while there is `no-device`, no time is estimated.
 const C2R: &str = r#"#!/bin/sh
+[ "$1" = built-in ] && { read -r line < built-in.json; echo "$line"; exit; }
 echo "$*" >> calls
 command=$1
 while [ $# -gt 0 ]; do
@@ -94,10 +97,12 @@ struct Checkout {
 impl Checkout {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let write = |name: &str, text: &str| {
+        let mut written = Vec::new();
+        let mut write = |name: &str, text: &str| {
             let path = folder.path().join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
+            written.push((name.to_owned(), text.to_owned()));
         };
         write("xtask/Cargo.toml", "");
         write("data/paper/example.toml", EXPERIMENT);
@@ -109,6 +114,9 @@ impl Checkout {
         let embedded = "embedded = { path = \"data/digits/digits.csv\", bytes = 6, sha256 = \"\" }";
         write("data/datasets.toml", &format!("schema_version = 1\n{}", dataset("digits", "", embedded)));
         write("target/release/script", C2R);
+        let texts = written.iter().map(|(name, text)| (name.clone(), text.as_str()));
+        let built_in = serde_json::to_string(&BuiltIn::new(["fgsm"], texts)).unwrap();
+        fs::write(folder.path().join("built-in.json"), built_in).unwrap();
         // Copied by another process: a program that is open for writing here, by a test beside this one, cannot be started.
         let copy = "cp \"$0/script\" \"$0/c2r\" && chmod +x \"$0/c2r\"";
         let copied = Command::new("sh").args(["-c", copy]).arg(folder.path().join("target/release")).status().unwrap();

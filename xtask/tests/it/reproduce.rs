@@ -202,6 +202,54 @@ fn missing_data_is_said_before_anything_runs() {
     assert_eq!(String::from_utf8_lossy(&output.stdout).lines().count(), N_COMMANDS + n_shown + 2);
 }
 
+/// A job is named after files that `c2r` has compiled in: where it was built before they changed, an old result would pass for a new
+/// one.
+#[test]
+fn a_build_from_other_files_is_refused() {
+    let checkout = Checkout::new();
+    let run = |only: &str| ended(&checkout.reproduce(&["--only", only]).output().unwrap());
+    let write = |name: &str, text: &str| fs::write(checkout.path(name), text).unwrap();
+    write("data/protocols/natural.toml", "# faster\nlr = 0.03");
+    let (code, said) = run("method=one,seed=0");
+    assert!(code == Some(2) && said.contains("data/protocols/natural.toml was changed"), "{said}");
+    assert!(said.contains("build it again, or leave --prebuilt out") && checkout.calls().is_empty(), "{said}");
+    // What is not asked for, comments, and the profile itself, which `c2r` reads.
+    assert_eq!(run("method=one,seed=0,protocol=pgd-at").0, Some(0));
+    write("data/protocols/natural.toml", "# as before\nlr = 0.01");
+    write("data/profiles/p.toml", "eta = 0.5");
+    assert_eq!(run("method=one,seed=0").0, Some(0));
+    // One that it builds on is compiled in.
+    write("data/profiles/p.toml", "base = \"q\"\neta = 0.5");
+    write("data/profiles/q.toml", "eta = 0.4");
+    let (code, said) = run("method=one,seed=0");
+    assert!(code == Some(2) && said.contains("data/profiles/q.toml was changed"), "{said}");
+
+    // What `dist` packed cannot build.
+    write("dist.json", "{}");
+    fs::create_dir(checkout.path("bin")).unwrap();
+    fs::copy(env!("CARGO_BIN_EXE_xtask"), checkout.path("bin/xtask")).unwrap();
+    let mut unpacked = Command::new(checkout.path("bin/xtask"));
+    unpacked.args(["reproduce", "example", "--scale", "quick", "--prebuilt"]).env_remove("C2R_DATA");
+    let (code, said) = ended(&unpacked.output().unwrap());
+    assert!(code == Some(2) && said.contains("write the change into the experiment"), "{said}");
+
+    write("built-in.json", "{}");
+    let (code, said) = run("method=one,seed=0");
+    assert!(code == Some(2) && said.contains("target/release/c2r is of another version"), "{said}");
+}
+
+#[test]
+fn a_time_that_is_not_known_keeps_nothing_from_running() {
+    let checkout = Checkout::new();
+    let file = checkout.path("data/paper/example.toml");
+    fs::write(&file, fs::read_to_string(&file).unwrap().replace("scales.quick", "scales.paper")).unwrap();
+    checkout.mark("no-device");
+    let words = ["reproduce", "example", "--scale", "paper", "--prebuilt", "--only", "method=one,seed=0"];
+    let (code, said) = ended(&checkout.xtask(&words).output().unwrap());
+    assert!(code == Some(0) && said.contains("their time is not known: `c2r estimate` failed"), "{said}");
+    assert_eq!(checkout.n_finished(), 5);
+}
+
 /// What a folder holds: for a link where it leads, for a file what is in it.
 fn contents(folder: &Path) -> BTreeMap<PathBuf, String> {
     let mut found = BTreeMap::new();

@@ -330,10 +330,7 @@ fn data(folder: Option<&Path>) -> Vec<DataState> {
         if spec.format == DatasetFormat::Digits {
             return Some("embedded".to_owned());
         }
-        let folder = folder?;
-        let inside = spec.folders.iter().map(|name| folder.join(name)).find(|path| path.is_dir());
-        let itself = || spec.folders.iter().any(|name| folder.ends_with(name)).then(|| folder.to_owned());
-        inside.or_else(itself).filter(|path| path.is_dir()).map(|path| path.display().to_string())
+        Some(spec.folder_in(folder?)?.display().to_string())
     };
     c2r_data::registry().iter().map(|spec| DataState { dataset: spec.name.clone(), found: find(spec) }).collect()
 }

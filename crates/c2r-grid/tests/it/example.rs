@@ -121,6 +121,7 @@ impl Example {
             c2r: root.join("c2r"),
             results: root.join("runs"),
             data: Some(root.join("cifar")),
+            can_build: true,
             threads: Some(1),
             device: None,
             force: false,

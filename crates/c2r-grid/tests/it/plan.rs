@@ -251,6 +251,11 @@ fn contents_of_a_dataset_decide_and_what_is_not_here_is_named() {
     fs::remove_file(folder.join("data_batch_2.bin")).unwrap();
     assert_eq!(first(&example), before);
 
+    // The folder itself as the data folder, as `c2r` takes it.
+    let itself = Workplace { data: Some(folder.clone()), ..example.place.clone() };
+    let only: Subgrid = "dataset=cifar10".parse().unwrap();
+    assert_eq!(example.plan_in(&itself, &only, Shard::ALL).unwrap().jobs[0].id, before);
+
     let without = Workplace { data: None, ..example.place.clone() };
     let missing = datasets(&without).missing(&["digits", "cifar10"].map(String::from));
     assert_eq!(missing, ["cifar10"]);
@@ -302,6 +307,7 @@ fn repository(folder: &Path) -> Workplace {
         results: folder.to_owned(),
         data: None,
         root,
+        can_build: true,
         threads: None,
         device: None,
         force: false,

@@ -112,6 +112,7 @@ fn a_grid_travels() {
     assert_eq!(taken, Taken { n_finished: 14, n_unfinished: 1, ..Taken::default() });
     let names = |folder: &Path| {
         let mut names: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.retain(|name| name != ".job.lock");
         names.sort();
         names
     };
@@ -135,6 +136,44 @@ fn a_grid_travels() {
         assert_eq!(fs::read(to.join("state.safetensors")).unwrap() == [7; 5000], taken);
     }
     assert!(!names(&into).iter().any(|name| name.to_string_lossy().starts_with('.')), "{:?}", names(&into));
+}
+
+/// The folder of a job and its lock stay where they are while its files are replaced, so that nobody claims it in between. Where that
+/// fails, nothing is lost.
+#[test]
+fn what_an_archive_replaces_stays_locked_and_comes_back_after_an_error() {
+    use std::os::unix::fs::MetadataExt;
+
+    let (here, there) = (Example::new(), Example::new());
+    let selection = "dataset=digits,ipc=10,method=c2r,seed=0,protocol=natural,attack=pgd";
+    let (jobs, other) = (here.jobs(selection)[..1].to_vec(), there.jobs(selection)[..1].to_vec());
+    let (from, to, into) = (&jobs[0].folder, &other[0].folder, there.place.results.join("jobs"));
+    for (folder, seconds) in [(from, 20), (to, 5)] {
+        fs::create_dir_all(folder).unwrap();
+        fs::write(folder.join("run.json"), format!("{{\"seconds\": {seconds}.0}}")).unwrap();
+        fs::write(folder.join("state.safetensors"), format!("{seconds}")).unwrap();
+        fs::write(folder.join(format!("only-{seconds}")), "").unwrap();
+    }
+    let file = here.folder.path().join("work.tar.gz");
+    pack(&jobs, &file, MOST_BYTES).unwrap();
+    let text = |name: &str| fs::read_to_string(to.join(name)).unwrap_or_default();
+
+    // A folder where the archive has a file: its file can be moved away, and nothing can take its place.
+    fs::remove_file(to.join("state.safetensors")).unwrap();
+    fs::create_dir(to.join("state.safetensors")).unwrap();
+    fs::write(to.join("state.safetensors/mine"), "5").unwrap();
+    let error = unpack(&other, &file, &into).unwrap_err();
+    assert!(error.to_string().ends_with("state.safetensors"), "{error:#}");
+    assert_eq!((text("run.json").as_str(), text("state.safetensors/mine").as_str()), ("{\"seconds\": 5.0}", "5"));
+    assert!(to.join("only-5").exists() && !to.join("only-20").exists());
+
+    fs::remove_dir_all(to.join("state.safetensors")).unwrap();
+    let lock = || fs::metadata(to.join(".job.lock")).unwrap().ino();
+    let before = lock();
+    assert_eq!(unpack(&other, &file, &into).unwrap().replaced, [other[0].name()]);
+    assert_eq!((text("run.json").as_str(), text("state.safetensors").as_str()), ("{\"seconds\": 20.0}", "20"));
+    assert!(!to.join("only-5").exists() && to.join("only-20").exists());
+    assert_eq!(lock(), before, "another process could have claimed the job");
 }
 
 #[test]
