@@ -97,7 +97,7 @@ fn an_attack_keeps_its_state_in_no_file_that_it_reads_or_writes() {
         let (code, said) = fails(&mut attack(name, "y.json", "z.safetensors"));
         assert!(code == 2 && said.contains("--checkpoint") && said.contains("keeps its state"), "{code} {said}");
         assert!(fs::read(at(name)).unwrap() == model, "{name}");
-        let (code, said) = fails(&mut attack("y.part.safetensors", "w.json", &name.replace('y', "./w")));
+        let (code, said) = fails(&mut attack("y.part.safetensors", "w.json", &format!("./{}", name.replace('y', "w"))));
         assert!(code == 2 && said.contains("--save") && said.contains("keeps its state"), "{code} {said}");
     }
     let (code, said) = fails(&mut attack("y.part.safetensors", "w.json", "run/../w.json"));
@@ -123,10 +123,11 @@ fn a_run_of_a_version_with_other_numbers_is_made_again_only_by_force() {
         command
     };
     run(&mut report(&[]));
-    let commands: [(&str, &dyn Fn(&[&str]) -> Command); 3] = [
+    type Make<'a> = &'a dyn Fn(&[&str]) -> Command;
+    let commands: [(&str, Make<'_>); 3] = [
+        ("net/attack.run.json", &report),
         ("run/run.json", &|more| set(&images, more)),
         ("net/run.json", &|more| train(&images, &net, more)),
-        ("net/attack.run.json", &report),
     ];
     for (path, command) in commands {
         let path = folder.join(path);
