@@ -33,6 +33,7 @@ use either as _;
 
 pub mod arrays;
 mod batches;
+mod built_in;
 mod cache;
 mod cifar;
 mod cifar_python;
@@ -68,6 +69,7 @@ mod torch_save;
 mod torch_write;
 
 pub use batches::{Batches, Rows};
+pub use built_in::BUILT_IN;
 pub use c2r_experiment::DatasetFormat;
 pub use class_folders::load_folder;
 pub use class_order::ClassOrder;
@@ -81,7 +83,7 @@ pub use load::{load, load_with};
 pub use picture::write_grid;
 pub use png_folder::{ClassFolders, read_class_folders};
 pub use provenance::Provenance;
-pub use registry::{BUILT_IN, DatasetSpec, registry, spec};
+pub use registry::{DatasetSpec, registry, spec};
 pub use sampler::ClassSampler;
 pub use split::Split;
 pub use subset::subset;

@@ -7,7 +7,7 @@ use std::{
 use c2r_base::Epsilon;
 use c2r_experiment::{DatasetEntry, DatasetFormat};
 
-use crate::{DataError, digits, dsa::Dsa};
+use crate::{DataError, dsa::Dsa};
 
 /// What is known about a dataset: its entry in `data/datasets.toml`, whose fields this has, too, and which may be changed.
 ///
@@ -116,10 +116,7 @@ pub(crate) fn unlisted_spec(
     DatasetSpec::new(entry).expect("radius and augmentation are right")
 }
 
-const TEXT: &str = include_str!("../../../data/datasets.toml");
-
-/// Path from the top of the repository and text of each file that is part of this crate: the registry, and the digits.
-pub const BUILT_IN: [(&str, &str); 2] = [(DatasetEntry::REGISTRY, TEXT), ("data/digits/optdigits.csv", digits::CSV)];
+pub(crate) const TEXT: &str = include_str!("../../../data/datasets.toml");
 
 static REGISTRY: LazyLock<Vec<DatasetSpec>> = LazyLock::new(|| {
     let entries = DatasetEntry::parse_all(TEXT);

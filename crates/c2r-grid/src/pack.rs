@@ -165,7 +165,7 @@ pub fn pack(jobs: &[Job], file: &Path, most: u64) -> anyhow::Result<Packed> {
 }
 
 /// The order in which files of a job appear: a record of a run before what the run wrote, and the record that the job is finished
-/// last. Whoever is killed in between leaves a run that begins again.
+/// last. A process that is killed in between leaves a run that begins again.
 fn order(file: &Path) -> u8 {
     match file.to_str() {
         Some("run.json" | "attack.run.json") => 0,

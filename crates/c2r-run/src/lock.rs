@@ -27,7 +27,7 @@ impl Lock {
         Ok(held.then_some(Self { file }))
     }
 
-    /// As [`Lock::acquire`], but where the file system has no locks, a note says so and nothing is locked. For work that must go on
+    /// As [`Lock::acquire`], but where the file system has no locks, it prints a note and locks nothing. For work that must go on
     /// there, and of which somebody else sees to it that only one process does it.
     ///
     /// # Errors
