@@ -12,7 +12,7 @@ use c2r_data::{Dataset, DatasetSpec, Mosaics, SetLabels, Split, SyntheticSet, ar
 use c2r_experiment::{Selection, Subject};
 use c2r_kernels::{Bf16, FloatFormat};
 use c2r_models::{Frozen, Model, ModelSpec, checkpoint};
-use c2r_run::{Run, Status, arguments::any_text, process::peak_memory_mb, signals};
+use c2r_run::{Status, arguments::any_text, process::peak_memory_mb, signals};
 use c2r_train::{
     Best, Protocol, Targets, Teacher, TrainConfig, TrainSource, TrainStep, Trainer, layers, model_input, state::State,
 };
@@ -151,10 +151,6 @@ const CHECKPOINT: Duration = Duration::from_secs(300);
 /// Share of an imported set's values that may be clipped without a note in every result.
 const NOTED_CUT: f64 = 0.01;
 
-/// Files of a run folder.
-const NETWORK: &str = "model.safetensors";
-const STATE: &str = "state.safetensors";
-
 /// What to train on, whichever it is.
 struct Material {
     spec: DatasetSpec,
@@ -215,54 +211,6 @@ pub(crate) fn run(args: Args, device: Device, bf16: bool, ui: &Ui) -> anyhow::Re
     let epsilon = args.eps.unwrap_or(material.spec.epsilon);
     let learned = || material.learned_lr.ok_or_else(|| no_learned_rate(&args));
     let (config, is_learned) = resolve(&args, epsilon, &material.spec, &material.targets(), &learned)?;
-    note_idle(&args, &config, ui);
-    if args.print_config {
-        ui.text(toml::to_string(&config)?.trim_end());
-        return Ok(());
-    }
-    let bf16 = bf16.then_some(device);
-    if args.estimate {
-        let _bf16 = bf16.map(Bf16::on);
-        return estimate(&config, &spec, &material, device, args.json, ui);
-    }
-    let path = args.run_dir.as_deref().expect("clap requires it here");
-    let task = Task::new(&args, &material, &config, &spec, is_learned, bf16);
-    let (mut run, status) = {
-        let record = task.record(&config, is_learned, device);
-        let _bf16 = bf16.map(Bf16::on);
-        let inputs: Vec<_> = set.iter().map(|file| ("--synthetic", file.as_path())).collect();
-        run_dir::open(path, &run_dir::TRAIN, record, &inputs, device, args.force)?
-    };
-    if status == Status::Finished {
-        ui.note(format!("{} is finished; nothing to do", run.file(NETWORK).display()));
-        if args.json {
-            ui.out(run.summary().to_string());
-        }
-        return Ok(());
-    }
-
-    let seed = Seed::new(args.seed);
-    let mut model = Model::new(&spec, &model_input(&material.spec), seed.child("model", 0), device)?;
-    let mut trainer = Trainer::new(&mut model, &material.source(), &config, seed)?;
-    let mut best = Best::default();
-    let state = run.file(STATE);
-    if status == Status::Unfinished && state.exists() {
-        let context = || format!("cannot resume from {}; --force starts again", state.display());
-        let tensors = TensorFile::read(&state).with_context(context)?.tensors;
-        let mut saved = State::reading(&tensors);
-        trainer.state(&mut saved).with_context(context)?;
-        best.state(&mut saved).with_context(context)?;
-        ui.note(format!("resuming {} at step {} of {}", path.display(), trainer.steps_done(), trainer.steps()));
-    }
-    signals::will_save();
-    task.work(&mut trainer, &mut best, &mut run, ui)?;
-    let final_loss = trainer.summary().final_loss;
-    best.restore(trainer.model())?;
-    task.finish(&model, &best, final_loss, &mut run, ui)
-}
-
-/// Says which options do nothing.
-fn note_idle(args: &Args, config: &TrainConfig, ui: &Ui) {
     if args.eps.is_some() && config.adversarial.is_none() {
         ui.note(format!("note: --eps has no effect: the protocol {} does not attack", args.protocol));
     }
@@ -272,141 +220,135 @@ fn note_idle(args: &Args, config: &TrainConfig, ui: &Ui) {
     if args.held_out_part.is_some() && args.select != Selection::HeldOut {
         ui.note("note: --held-out-part has no effect without --select held-out");
     }
-}
-
-/// What a run is asked for.
-struct Task<'a> {
-    args: &'a Args,
-    material: &'a Material,
-    /// With the network.
-    subject: Subject,
-    /// Steps of the whole training.
-    total: u64,
-    /// Steps between two networks that are compared.
-    select_every: u64,
-    /// The device, if its steps are in bf16.
-    bf16: Option<Device>,
-}
-
-impl<'a> Task<'a> {
-    fn new(
-        args: &'a Args,
-        material: &'a Material,
-        config: &TrainConfig,
-        spec: &ModelSpec,
-        is_learned: bool,
-        bf16: Option<Device>,
-    ) -> Self {
-        let total = config.length.steps(material.source().len(), config.batch_size);
-        let mut subject = Subject { model: spec.to_string(), ..material.subject.clone() };
-        if is_learned {
-            subject.notes.push("trained at the learning rate that the distillation of each set learned".to_owned());
-        }
-        if matches!(material.images, Images::Real(_)) {
-            subject.notes.push(how_long(config, total, material.source().len()));
-        }
-        if bf16.is_some() {
-            subject.notes.push("trained in bf16 (docs/cli.md)".to_owned());
-        }
-        let select_every = args.select_every.unwrap_or_else(|| total.div_ceil(DEFAULT_COMPARISONS)).max(1);
-        Self { args, material, subject, total, select_every, bf16 }
+    if args.print_config {
+        ui.text(toml::to_string(&config)?.trim_end());
+        return Ok(());
     }
-
-    /// What makes the run this one.
-    fn record(&self, config: &TrainConfig, is_learned: bool, device: Device) -> serde_json::Value {
-        let images = self.material.fingerprint();
-        let mut record = json!({ "subject": self.subject, "train": config, "images_sha256": images });
-        if is_learned {
-            record["lr_is_learned"] = true.into();
-        }
-        if !self.args.select.is_last() {
-            record["select_every"] = self.select_every.into();
-        }
-        let format = self.bf16.map_or_else(|| run_dir::unusual_format(device), |_| Some(FloatFormat::Bf16));
-        if let Some(format) = format {
-            record["precision"] = json!(format.to_string());
-        }
-        record
+    let in_bf16 = || bf16.then(|| Bf16::on(device));
+    if args.estimate {
+        let _bf16 = in_bf16();
+        return estimate(&config, &spec, &material, device, args.json, ui);
     }
-
-    /// Trains to the end; saves the state on the way and on Ctrl-C.
-    fn work(&self, trainer: &mut Trainer<'_>, best: &mut Best, run: &mut Run, ui: &Ui) -> anyhow::Result<()> {
-        let mut log = run.log(trainer.steps_done())?;
-        let mut progress = ui.progress("train", trainer.steps_done(), trainer.steps());
-        let mut saved = Instant::now();
-        let mut doing = String::new();
-        let next = |trainer: &mut Trainer<'_>| {
-            let _bf16 = self.bf16.map(Bf16::on);
-            trainer.step()
-        };
-        while let Some(TrainStep { step, loss, lr, .. }) = next(trainer)? {
-            let done = step + 1;
-            if let Some(loss) = loss {
-                log.line(&json!({ "iteration": done, "loss": loss, "lr": lr }))?;
-                doing = format!("loss {loss:.3}");
-            }
-            progress.set(done, &doing);
-            if let Some(judges) = &self.material.judges
-                && (done % self.select_every == 0 || done == trainer.steps())
-            {
-                best.offer(trainer.model(), done, judges, JUDGED_AT_ONCE)?;
-            }
-            // Read once: an interrupt in between would stop the run without its state.
-            let interrupted = ui.interrupted();
-            if interrupted || saved.elapsed() >= CHECKPOINT {
-                let mut file = TensorFile::default();
-                let mut written = State::writing(&mut file.tensors);
-                trainer.state(&mut written)?;
-                best.state(&mut written)?;
-                file.write(&run.file(STATE))?;
-                run.pause()?;
-                saved = Instant::now();
-            }
-            if interrupted {
-                progress.finish();
-                let (path, resume) = (run.path().display(), signals::how_to_resume(self.args.force));
-                let total = trainer.steps();
-                return Err(signals::stopped(format!("step {done} of {total} is saved in {path}; {resume}")));
-            }
-        }
-        progress.finish();
-        Ok(())
+    let path = args.run_dir.as_deref().expect("clap requires it here");
+    let total = config.length.steps(material.source().len(), config.batch_size);
+    let mut subject = Subject { model: spec.to_string(), ..material.subject.clone() };
+    if is_learned {
+        subject.notes.push("trained at the learning rate that the distillation of each set learned".to_owned());
     }
-
-    /// Writes the network and the record, and deletes the state.
-    fn finish(&self, model: &Model, best: &Best, final_loss: f64, run: &mut Run, ui: &Ui) -> anyhow::Result<()> {
-        let Self { args, total, .. } = self;
-        let file = run.file(NETWORK);
-        let header = [("subject".to_owned(), serde_json::to_string(&self.subject)?)].into();
-        checkpoint::save(&file, model, header)?;
-        let mut summary = json!({
-            "checkpoint": NETWORK,
-            "seconds": run.seconds(),
-            "peak_memory_mb": peak_memory_mb(),
-            "final_loss": final_loss,
-        });
-        if let Some((step, accuracy)) = best.found() {
-            summary["selected"] = json!({ "by": args.select, "step": step, "accuracy": accuracy });
-            let percent = 100.0 * accuracy;
-            ui.note(format!(
-                "kept the network of step {step} of {total}: {percent:.1} % accuracy on the images of --select {}",
-                args.select
-            ));
-            if args.select == Selection::BestTest {
-                ui.note("best-test: this network was chosen on the test images, so its test accuracies are optimistic");
-            }
-        }
-        run.finish(summary.clone())?;
-        let state = run.file(STATE);
-        if state.exists() {
-            std::fs::remove_file(&state).with_context(|| format!("cannot delete {}", state.display()))?;
-        }
-        ui.note(format!("wrote {} ({})", file.display(), ui::seconds(run.seconds())));
+    if matches!(material.images, Images::Real(_)) {
+        subject.notes.push(how_long(&config, total, material.source().len()));
+    }
+    if bf16 {
+        subject.notes.push("trained in bf16 (docs/cli.md)".to_owned());
+    }
+    let mut record = json!({ "subject": subject, "train": config, "images_sha256": material.fingerprint() });
+    if is_learned {
+        record["lr_is_learned"] = true.into();
+    }
+    let select_every = args.select_every.unwrap_or_else(|| total.div_ceil(DEFAULT_COMPARISONS)).max(1);
+    if !args.select.is_last() {
+        record["select_every"] = select_every.into();
+    }
+    let format = if bf16 { Some(FloatFormat::Bf16) } else { run_dir::unusual_format(device) };
+    if let Some(format) = format {
+        record["precision"] = json!(format.to_string());
+    }
+    let (mut run, status) = {
+        let _bf16 = in_bf16();
+        let inputs: Vec<_> = set.iter().map(|file| ("--synthetic", file.as_path())).collect();
+        run_dir::open(path, &run_dir::TRAIN, record, &inputs, device, args.force)?
+    };
+    let file = run.file("model.safetensors");
+    if status == Status::Finished {
+        ui.note(format!("{} is finished; nothing to do", file.display()));
         if args.json {
-            ui.out(summary.to_string());
+            ui.out(run.summary().to_string());
         }
-        Ok(())
+        return Ok(());
     }
+
+    let seed = Seed::new(args.seed);
+    let mut model = Model::new(&spec, &model_input(&material.spec), seed.child("model", 0), device)?;
+    let mut trainer = Trainer::new(&mut model, &material.source(), &config, seed)?;
+    let state = run.file("state.safetensors");
+    let mut best = Best::default();
+    if status == Status::Unfinished && state.exists() {
+        let context = || format!("cannot resume from {}; --force starts again", state.display());
+        let tensors = TensorFile::read(&state).with_context(context)?.tensors;
+        let mut saved = State::reading(&tensors);
+        trainer.state(&mut saved).with_context(context)?;
+        best.state(&mut saved).with_context(context)?;
+        ui.note(format!("resuming {} at step {} of {}", path.display(), trainer.steps_done(), trainer.steps()));
+    }
+    signals::will_save();
+    let mut log = run.log(trainer.steps_done())?;
+    let mut progress = ui.progress("train", trainer.steps_done(), trainer.steps());
+    let mut saved = Instant::now();
+    let mut doing = String::new();
+    let next = |trainer: &mut Trainer<'_>| {
+        let _bf16 = in_bf16();
+        trainer.step()
+    };
+    while let Some(TrainStep { step, loss, lr, .. }) = next(&mut trainer)? {
+        let done = step + 1;
+        if let Some(loss) = loss {
+            log.line(&json!({ "iteration": done, "loss": loss, "lr": lr }))?;
+            doing = format!("loss {loss:.3}");
+        }
+        progress.set(done, &doing);
+        if let Some(judges) = &material.judges
+            && (done % select_every == 0 || done == trainer.steps())
+        {
+            best.offer(trainer.model(), done, judges, JUDGED_AT_ONCE)?;
+        }
+        // Read once: an interrupt in between would stop the run without its state.
+        let interrupted = ui.interrupted();
+        if interrupted || saved.elapsed() >= CHECKPOINT {
+            let mut file = TensorFile::default();
+            let mut written = State::writing(&mut file.tensors);
+            trainer.state(&mut written)?;
+            best.state(&mut written)?;
+            file.write(&state)?;
+            run.pause()?;
+            saved = Instant::now();
+        }
+        if interrupted {
+            progress.finish();
+            let (path, total, resume) = (path.display(), trainer.steps(), signals::how_to_resume(args.force));
+            return Err(signals::stopped(format!("step {done} of {total} is saved in {path}; {resume}")));
+        }
+    }
+    progress.finish();
+    let final_loss = trainer.summary().final_loss;
+    best.restore(trainer.model())?;
+    let header = [("subject".to_owned(), serde_json::to_string(&subject)?)].into();
+    checkpoint::save(&file, &model, header)?;
+    let mut summary = json!({
+        "checkpoint": "model.safetensors",
+        "seconds": run.seconds(),
+        "peak_memory_mb": peak_memory_mb(),
+        "final_loss": final_loss,
+    });
+    if let Some((step, accuracy)) = best.found() {
+        summary["selected"] = json!({ "by": args.select, "step": step, "accuracy": accuracy });
+        let percent = 100.0 * accuracy;
+        ui.note(format!(
+            "kept the network of step {step} of {total}: {percent:.1} % accuracy on the images of --select {}",
+            args.select
+        ));
+        if args.select == Selection::BestTest {
+            ui.note("best-test: this network was chosen on the test images, so its test accuracies are optimistic");
+        }
+    }
+    run.finish(summary.clone())?;
+    if state.exists() {
+        std::fs::remove_file(&state).with_context(|| format!("cannot delete {}", state.display()))?;
+    }
+    ui.note(format!("wrote {} ({})", file.display(), ui::seconds(run.seconds())));
+    if args.json {
+        ui.out(summary.to_string());
+    }
+    Ok(())
 }
 
 /// What the networks are compared on, and the note that every result carries.
