@@ -98,16 +98,6 @@ impl Companions {
     }
 }
 
-/// A state that is not a cache's: dtypes and shapes of its perturbations and of its losses.
-#[derive(Clone, Debug, thiserror::Error, PartialEq)]
-#[error("cache state has perturbations {:?} and losses {:?}, expected {:?} and {:?}", .got[0], .got[1], .expected[0], .expected[1])]
-pub struct CacheStateError {
-    /// Those of the state.
-    pub got: [(Kind, Vec<i64>); 2],
-    /// Those of the cache.
-    pub expected: [(Kind, Vec<i64>); 2],
-}
-
 /// Remembered perturbations and the losses that they had when they were stored, one row per sample id.
 #[derive(Debug)]
 pub struct PerturbationCache {
@@ -149,12 +139,17 @@ impl PerturbationCache {
     /// Continues from [`PerturbationCache::state`].
     ///
     /// # Errors
-    /// [`CacheStateError`] if they are not this cache's.
-    pub fn load_state(&mut self, deltas: &Tensor, losses: &Tensor) -> Result<(), CacheStateError> {
-        let are = |tensors: [&Tensor; 2]| tensors.map(|tensor| (tensor.kind(), tensor.size()));
-        let (got, expected) = (are([deltas, losses]), are([&self.deltas, &self.losses]));
-        if got != expected {
-            return Err(CacheStateError { got, expected });
+    /// A message that names dtypes and shapes, if they are not this cache's.
+    pub fn load_state(&mut self, deltas: &Tensor, losses: &Tensor) -> Result<(), String> {
+        let is = |tensor: &Tensor| (tensor.kind(), tensor.size());
+        if is(deltas) != is(&self.deltas) || is(losses) != is(&self.losses) {
+            return Err(format!(
+                "cache state has perturbations {:?} and losses {:?}, expected {:?} and {:?}",
+                is(deltas),
+                is(losses),
+                is(&self.deltas),
+                is(&self.losses)
+            ));
         }
         self.deltas = deltas.to_device(self.deltas.device()).copy();
         self.losses = losses.to_device(self.losses.device()).copy();

@@ -1,9 +1,6 @@
 //! The memory queue of the contrastive robustness loss: per class, the last embeddings seen.
 
-use c2r_base::{
-    Seed,
-    host::{send, to_vec},
-};
+use c2r_base::{Seed, host::send};
 use rand_distr::{Distribution, StandardNormal};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -22,26 +19,6 @@ pub struct QueueConfig {
     /// Moving average `m` in `[0, 1)`: a stored row becomes `m * (class mean of the stored rows) +
     /// (1 - m) * new embedding`; 0 stores embeddings as they are.
     pub momentum: f64,
-}
-
-/// A state that is not a queue's.
-#[derive(Clone, Debug, thiserror::Error, PartialEq)]
-#[non_exhaustive]
-pub enum QueueStateError {
-    /// Dtypes and shapes of its rows, of their projections and of the counts.
-    #[error(
-        "queue state has rows {:?}, projected {:?} and counts {:?}, expected {:?}, {:?} and {:?}",
-        .got[0], .got[1], .got[2], .expected[0], .expected[1], .expected[2]
-    )]
-    Tensors {
-        /// Those of the state.
-        got: [(Kind, Vec<i64>); 3],
-        /// Those of the queue.
-        expected: [(Kind, Vec<i64>); 3],
-    },
-    /// A negative number of pushes.
-    #[error("queue state counts {0} pushes")]
-    Pushes(i64),
 }
 
 /// Per class a first-in-first-out ring of embeddings, all on one device, without gradients.
@@ -222,17 +199,27 @@ impl MemoryQueue {
     /// Continues from [`MemoryQueue::state`].
     ///
     /// # Errors
-    /// [`QueueStateError`] if they are not this queue's.
-    pub fn load_state(&mut self, rows: &Tensor, projected: &Tensor, pushed: &Tensor) -> Result<(), QueueStateError> {
+    /// A message that names dtypes and shapes, if they are not this queue's, or a number of pushes that is none.
+    pub fn load_state(&mut self, rows: &Tensor, projected: &Tensor, pushed: &Tensor) -> Result<(), String> {
+        let n_classes = self.pushed.len() as i64;
         let is = |tensor: &Tensor| (tensor.kind(), tensor.size());
-        let got = [rows, projected, pushed].map(is);
-        let expected = [is(&self.rows), is(&self.projected), (Kind::Int64, vec![self.pushed.len() as i64])];
-        if got != expected {
-            return Err(QueueStateError::Tensors { got, expected });
+        let fits = (is(rows), is(projected)) == (is(&self.rows), is(&self.projected))
+            && is(pushed) == (Kind::Int64, vec![n_classes]);
+        if !fits {
+            return Err(format!(
+                "queue state has rows {:?}, projected {:?} and counts {:?}, expected {:?}, {:?} and Int64 [{n_classes}]",
+                is(rows),
+                is(projected),
+                is(pushed),
+                is(&self.rows),
+                is(&self.projected),
+            ));
         }
-        let counts = to_vec::<i64>(pushed);
-        let counts = counts.into_iter().map(|n| u64::try_from(n).map_err(|_| QueueStateError::Pushes(n)));
-        self.pushed = counts.collect::<Result<_, _>>()?;
+        let counts = Vec::<i64>::try_from(pushed).map_err(|error| error.to_string())?;
+        self.pushed = counts
+            .iter()
+            .map(|&n| u64::try_from(n).map_err(|_| format!("queue state counts {n} pushes")))
+            .collect::<Result<_, _>>()?;
         self.rows = rows.to_device(self.rows.device()).copy();
         self.projected = projected.to_device(self.projected.device()).copy();
         let _ = self.stored.fill_(f64::NEG_INFINITY);
@@ -365,16 +352,12 @@ mod tests {
         let anchor = (rows(&[[1.0, 1.0]]), Tensor::from_slice(&[1i64]));
         let [before, after] = [&old, &new].map(|queue| queue.nearest_impostors(&anchor.0, &anchor.1).unwrap().0);
         assert_eq!(before, after);
-        let error = |stored: &Tensor, projected: &Tensor, pushed: &Tensor| {
+        let reason = |stored: &Tensor, projected: &Tensor, pushed: &Tensor| {
             queue(config(2, 1)).load_state(stored, projected, pushed).unwrap_err()
         };
-        let got = |stored: &Tensor, projected: &Tensor, pushed: &Tensor| match error(stored, projected, pushed) {
-            QueueStateError::Tensors { got, .. } => got,
-            other => panic!("{other}"),
-        };
-        assert_eq!(got(&stored.narrow(0, 0, 2), &projected, &pushed)[0], (Kind::Float, vec![2, 2]));
-        assert_eq!(got(&stored.to_kind(Kind::Double), &projected, &pushed)[0], (Kind::Double, vec![6, 2]));
-        assert_eq!(got(&stored, &projected.narrow(1, 0, 1), &pushed)[1], (Kind::Float, vec![6, 1]));
-        assert_eq!(error(&stored, &projected, &(&pushed - 4)), QueueStateError::Pushes(-1));
+        assert!(reason(&stored.narrow(0, 0, 2), &projected, &pushed).contains("rows (Float, [2, 2])"));
+        assert!(reason(&stored.to_kind(Kind::Double), &projected, &pushed).contains("rows (Double, [6, 2])"));
+        assert!(reason(&stored, &projected.narrow(1, 0, 1), &pushed).contains("projected (Float, [6, 1])"));
+        assert!(reason(&stored, &projected, &(&pushed - 4)).contains("-1 pushes"));
     }
 }

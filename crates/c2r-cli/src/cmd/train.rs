@@ -1,8 +1,9 @@
+mod args;
 mod values;
 
 use std::{
     num::NonZeroUsize,
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -12,9 +13,9 @@ use c2r_data::{Dataset, DatasetSpec, Mosaics, SetLabels, Split, SyntheticSet, ar
 use c2r_experiment::{Selection, Subject};
 use c2r_kernels::{Bf16, FloatFormat};
 use c2r_models::{Frozen, Model, ModelSpec, checkpoint};
-use c2r_run::{Run, Status, arguments::any_text, process::peak_memory_mb, signals};
+use c2r_run::{Run, Status, process::peak_memory_mb, signals};
 use c2r_train::{
-    Best, Protocol, Targets, Teacher, TrainConfig, TrainSource, TrainStep, Trainer, layers, model_input, state::State,
+    Best, Targets, Teacher, TrainConfig, TrainSource, TrainStep, Trainer, layers, model_input, state::State,
 };
 use serde_json::json;
 use tch::{Device, Tensor};
@@ -24,124 +25,15 @@ use crate::{
     cmd::estimate::{self, Planned, Written},
     config, data,
     exit::{self, OrExit},
-    fingerprint, help,
+    fingerprint,
     kernels::KernelNotes,
     run_dir, throughput,
     ui::{self, Ui},
 };
 
+pub(crate) use args::Args;
 pub(crate) use values::work;
-use values::{LEARNED, Rate, how_long, parse_rate, parse_share, protocols, selections};
-
-/// Train a network on a synthetic set, or on real images as the upper reference
-///
-/// Writes to RUN_DIR: model.safetensors (weights, architecture and what it was trained on), log.jsonl and run.json. The network
-/// of the last step is kept, and test images are not used, unless --select says otherwise. The same command on the same folder
-/// resumes an interrupted run.
-#[derive(clap::Args)]
-#[command(group = clap::ArgGroup::new("images").required(true).args(["synthetic", "dataset"]))]
-#[command(
-    override_usage = "c2r train [OPTIONS] --run-dir <DIR> <--synthetic <SET>|--dataset <NAME>>",
-    after_long_help = "\
-Examples:
-  # On the synthetic set of a run folder
-  c2r train --synthetic runs/first --protocol pgd-at --seed 0 --run-dir runs/first/pgd-at
-
-  # On a file, with another network and number of steps
-  c2r train --synthetic set.safetensors --model ResNet18-IN --set length={steps=2000} \\
-      --run-dir runs/resnet
-
-  # On all training images of CIFAR-10
-  c2r train --dataset cifar10 --data DIR --protocol pgd-at --run-dir runs/full
-
-  # Show the settings of a protocol
-  c2r train --dataset digits --protocol trades --print-config
-
-Each protocol is a file in data/protocols; --set changes single keys. On real images (--dataset), length and learning rate come \
-from the section [full-data] of that file, so that training converges; --set and --lr override these, too."
-)]
-pub(crate) struct Args {
-    /// Synthetic set: safetensors, npz or PNG folder of c2r, or the run folder of `c2r distill`
-    #[arg(long, value_name = "SET")]
-    synthetic: Option<PathBuf>,
-
-    #[arg(
-        long,
-        value_name = "NAME",
-        value_parser = any_text(),
-        help = REAL,
-        long_help = help::long(REAL, &help::long(help::DATASET, help::ABOUT_DATASETS))
-    )]
-    dataset: Option<String>,
-
-    /// Folder with the downloaded datasets
-    #[arg(long, value_name = "DIR", env = "C2R_DATA")]
-    data: Option<PathBuf>,
-
-    /// Use only the first N training images of each class
-    #[arg(long, value_name = "N", conflicts_with = "synthetic")]
-    train_per_class: Option<NonZeroUsize>,
-
-    /// How to train; results under different protocols are never put in one table
-    #[arg(long, value_name = "PROTOCOL", default_value = "natural", value_parser = protocols())]
-    protocol: Protocol,
-
-    /// Change one key of the protocol, e.g. --set length={steps=500} (repeatable)
-    #[arg(long, value_name = "KEY=VALUE")]
-    set: Vec<String>,
-
-    #[arg(long, value_name = "ARCH", help = format!("{} [default: the dataset's]", help::MODEL))]
-    model: Option<ModelSpec>,
-
-    /// Learning rate: a number, or `learned` [default: the protocol's]
-    ///
-    /// `learned` uses the learning rate that was learned during distillation and stored in the set (MTT and MAT only).
-    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
-    lr: Option<Rate>,
-
-    /// Radius of adversarial training in pixel units, e.g. 2/255 [default: the dataset's]
-    #[arg(long, value_name = "EPS")]
-    eps: Option<Epsilon>,
-
-    /// Seed of initialization, order and augmentation
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
-
-    /// Folder to write to; not needed with --estimate or --print-config
-    #[arg(long, value_name = "DIR", required_unless_present_any = ["estimate", "print_config"])]
-    run_dir: Option<PathBuf>,
-
-    /// Which step's network to keep
-    #[arg(long, value_name = "WHICH", default_value = "last", value_parser = selections())]
-    select: Selection,
-
-    /// Share of the real training images of each class on which --select held-out compares the networks [default: 0.1]
-    #[arg(long, value_name = "SHARE", value_parser = parse_share)]
-    held_out_part: Option<f64>,
-
-    /// Steps between the networks that --select compares [default: a hundredth of the training]
-    #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u64).range(1..))]
-    select_every: Option<u64>,
-
-    /// Discard an earlier run in the run folder, whatever its configuration
-    #[arg(long)]
-    force: bool,
-
-    /// Print how long the command would take on this machine, then exit
-    #[arg(long)]
-    estimate: bool,
-
-    /// Print the resolved configuration as TOML, then exit
-    #[arg(long, conflicts_with = "estimate")]
-    print_config: bool,
-
-    /// Print a JSON object on stdout at the end
-    #[arg(long)]
-    json: bool,
-}
-
-/// What `--dataset` is for.
-const REAL: &str = "Train on a dataset's real images instead (the upper reference): digits, cifar10, ...";
+use values::{LEARNED, Rate, how_long};
 
 /// Networks that `--select` compares by default.
 const DEFAULT_COMPARISONS: u64 = 100;
