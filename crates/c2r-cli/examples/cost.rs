@@ -124,7 +124,7 @@ fn measure(ipc: usize, n_classes: usize, queue: usize) -> Result<[f64; 2], Box<d
     let mut start = 0.0;
     while updates < 2 * TIMED {
         let event = distillation.step()?.ok_or("the distillation ended too early")?;
-        updates += usize::from(matches!(event, DistillEvent::Images { .. }));
+        updates += u64::from(matches!(event, DistillEvent::Images { .. }));
         if updates == TIMED && start == 0.0 {
             start = cpu_seconds()?;
         }

@@ -195,6 +195,7 @@ mod tests {
     /// The switches are of the process, so a child has them.
     #[cfg(unix)]
     #[test]
+    #[expect(clippy::print_stdout, reason = "the child tells its parent")]
     fn a_signal_after_the_time_limit_lets_the_state_be_saved() {
         use nix::sys::signal::{Signal, raise};
 

@@ -97,6 +97,6 @@ fn real_images_are_trained_on_under_rules_of_their_own() {
     run(command.arg(&trained));
     run(attack(&trained, "fgsm", "attack.json").args(["--n-test", "20"]));
     let table = text(&run(c2r().arg("table").arg(&trained)).stdout);
-    let note = "trained for 7.0 epochs (7 steps) at a learning rate of 0.05, constant";
+    let note = "trained for 7 epochs (7 steps) at a learning rate of 0.05, constant";
     assert!(table.contains(note), "{table}");
 }
