@@ -1,15 +1,15 @@
-//! c2r's own CUDA kernels that cannot be used: the results are the same up to rounding, and take longer.
+//! c2r's own CUDA kernels that cannot be used: libtorch's operators run in their place, with the same results up to rounding, but slower.
 
 use c2r_kernels::cuda::unusable;
 use c2r_run::terminal::Ui;
 use serde_json::Value;
 
-/// What was said of them in this run.
+/// The notes on them that this run has printed.
 #[derive(Default)]
 pub(crate) struct KernelNotes(Vec<String>);
 
 impl KernelNotes {
-    /// Says what is new since the last call; nothing on a CPU.
+    /// Prints a note on each kernel that is new since the last call. On a CPU there is none.
     pub(crate) fn update(&mut self, ui: &Ui) {
         self.add(unusable(), ui);
     }
@@ -31,7 +31,7 @@ impl KernelNotes {
         }
     }
 
-    /// All of them.
+    /// All the notes.
     pub(crate) fn into_notes(self) -> Vec<String> {
         self.0
     }

@@ -8,6 +8,8 @@ use c2r_kernels::FloatFormat;
 use c2r_run::{Environment, Place, Plan, Run, RunError, Status, exit};
 use serde_json::Value;
 
+use crate::ui::{self, Ui};
+
 /// A command that writes to a run folder.
 pub(crate) struct Stage {
     name: &'static str,
@@ -67,6 +69,20 @@ pub(crate) fn unusual_format(device: tch::Device) -> Option<FloatFormat> {
 
 fn is_unusual(on_gpu: bool, convolutions: FloatFormat) -> bool {
     convolutions != if on_gpu { FloatFormat::Tf32 } else { FloatFormat::Fp32 }
+}
+
+/// Records that a run is finished, deletes its state, and says what it wrote.
+///
+/// * `file`: the run's main output.
+pub(crate) fn finish(run: &mut Run, summary: Value, file: &Path, json: bool, ui: &Ui) -> anyhow::Result<()> {
+    let line = summary.to_string();
+    run.finish(summary)?;
+    remove_if_present(&run.file("state.safetensors"))?;
+    ui.note(format!("wrote {} ({})", file.display(), ui::seconds(run.seconds())));
+    if json {
+        ui.out(line);
+    }
+    Ok(())
 }
 
 /// A device as `--device` takes it.

@@ -9,16 +9,16 @@ use std::{
     sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::SeqCst},
 };
 
-/// Files at a time; those beyond are not in the table.
+/// How many files the table holds at a time. More than these are not deleted.
 const MOST_FILES: usize = 16;
-/// Bytes of a path with its end; a file of a longer one is not in the table.
+/// The most bytes of a path, with the 0 at its end. A file with a longer path is not in the table.
 const LONGEST_PATH: usize = 1024;
 
 struct Slot {
     is_taken: AtomicBool,
     /// Odd while `path` is being written.
     version: AtomicU32,
-    /// Ends with 0; empty if there is no file.
+    /// The bytes of the path, and a 0 at their end. Without a file, the first byte is 0.
     path: [AtomicU8; LONGEST_PATH],
 }
 

@@ -19,6 +19,8 @@
 #include <utility>
 #include <vector>
 
+#include "text.h"
+
 namespace c2r {
 namespace cuda {
 namespace {
@@ -465,25 +467,11 @@ extern "C" char* c2r_cuda_ptx(const char* nvrtc, const int64_t* size, const char
   return nullptr;
 }
 
-// Both return null, or a message that the caller frees; log and margin, [2], are filled.
-namespace {
-template <typename F>
-char* failure_of(F run) {
-  try {
-    run();
-    return nullptr;
-  } catch (const c10::Error& error) {
-    return strdup(error.what_without_backtrace());
-  } catch (const std::exception& error) {
-    return strdup(error.what());
-  }
-}
-}  // namespace
-
+// These two return null, or a message that the caller frees. They fill log and margin, [2].
 extern "C" char* c2r_cuda_log(const char* nvrtc, const int64_t* size, const char* architecture, char** log) {
-  return failure_of([&] { *log = strdup(c2r::cuda::code(nvrtc, {size[0], size[1], size[2]}, architecture).log.c_str()); });
+  return c2r::message_of([&] { *log = strdup(c2r::cuda::code(nvrtc, {size[0], size[1], size[2]}, architecture).log.c_str()); });
 }
 
 extern "C" char* c2r_cuda_trial_margin(const int64_t* size, double* margin) {
-  return failure_of([&] { std::tie(margin[0], margin[1]) = c2r::cuda::trial_margin({size[0], size[1], size[2]}); });
+  return c2r::message_of([&] { std::tie(margin[0], margin[1]) = c2r::cuda::trial_margin({size[0], size[1], size[2]}); });
 }

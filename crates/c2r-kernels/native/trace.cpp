@@ -1,28 +1,12 @@
 // A timeline of what libtorch runs, from its own profiler.
 
-#include <c10/util/Exception.h>
 #include <torch/csrc/autograd/profiler_kineto.h>
 
-#include <cstring>
-#include <exception>
 #include <set>
 
-namespace {
+#include "text.h"
 
-// The message of an exception, which the caller frees; null if there is none.
-template <typename Do>
-char* message_of(const Do& act) {
-  try {
-    act();
-    return nullptr;
-  } catch (const c10::Error& error) {
-    return strdup(error.what_without_backtrace());
-  } catch (const std::exception& error) {
-    return strdup(error.what());
-  }
-}
-
-}  // namespace
+using c2r::message_of;
 
 extern "C" char* c2r_trace_begin(bool gpu) {
   namespace profiler = torch::profiler::impl;

@@ -218,7 +218,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     finish(&distillation, &mut run, &kernels, &args, &mut extras)
 }
 
-/// Files that nobody needs to go on. No work is lost because one of them cannot be written.
+/// Files that a run can do without: if one of them cannot be written, the run goes on.
 struct Extras<'a> {
     ui: &'a Ui,
     /// Kinds of files that could not be written.
@@ -230,7 +230,7 @@ const PICTURES: &str = "a picture of the images";
 const CURVES: &str = "the curves";
 
 impl Extras<'_> {
-    /// Says the first error of each kind of file.
+    /// Prints a note on the first error of each kind of file.
     fn wrote(&mut self, what: &'static str, result: anyhow::Result<()>) {
         if let Err(error) = result
             && !self.failed.contains(&what)
@@ -418,16 +418,7 @@ fn finish(
         "claims": distillation.effect()?,
     });
     kernels.record(&mut summary);
-    run.finish(summary.clone())?;
-    let state = run.file("state.safetensors");
-    if state.exists() {
-        std::fs::remove_file(&state).with_context(|| format!("cannot delete {}", state.display()))?;
-    }
-    ui.note(format!("wrote {} ({})", file.display(), ui::seconds(run.seconds())));
-    if args.json {
-        ui.out(summary.to_string());
-    }
-    Ok(())
+    run_dir::finish(run, summary, &file, args.json, ui)
 }
 
 /// The profile with everything that the command line changes, and the sections that have no effect.

@@ -164,7 +164,7 @@ struct Threads {
     used: i32,
     /// Cores that this process may use.
     cores: usize,
-    /// Whether the user gave their number, and so knows it.
+    /// Whether the user chose their number with `--threads`.
     #[serde(skip)]
     given: bool,
     /// Vectors of the processor that c2r's kernels use: AVX-512, AVX2 or none.
@@ -540,7 +540,7 @@ mod tests {
         check("--threads 4 uses all of them", |report| report.threads.used = 1);
         let mut asked = healthy();
         (asked.threads.used, asked.threads.given) = (1, true);
-        assert_eq!(problems(&asked, None), Vec::<String>::new(), "--threads 1 is no problem");
+        assert_eq!(problems(&asked, None), Vec::<String>::new(), "the user asked for one thread");
         check("8 threads share 4 cores", |report| report.threads.used = 8);
         check("no nvrtc", |report| report.unusable_kernels.push("cuda:0, features of 8x8: no nvrtc".into()));
         let none = problems(&healthy(), Some(Path::new("no/such/folder")));

@@ -28,7 +28,7 @@ use crate::{
     fingerprint,
     kernels::KernelNotes,
     run_dir, throughput,
-    ui::{self, Ui},
+    ui::Ui,
 };
 
 pub(crate) use args::Args;
@@ -315,16 +315,7 @@ impl<'a> Task<'a> {
             }
         }
         kernels.record(&mut summary);
-        run.finish(summary.clone())?;
-        let state = run.file(STATE);
-        if state.exists() {
-            std::fs::remove_file(&state).with_context(|| format!("cannot delete {}", state.display()))?;
-        }
-        ui.note(format!("wrote {} ({})", file.display(), ui::seconds(run.seconds())));
-        if args.json {
-            ui.out(summary.to_string());
-        }
-        Ok(())
+        run_dir::finish(run, summary, &file, args.json, ui)
     }
 }
 

@@ -74,7 +74,7 @@ fn results_without_a_record_are_refused_and_only_force_replaces_them() {
     assert_eq!(fs::read(network.join("synthetic.png")).unwrap(), b"theirs", "no training writes it");
 }
 
-/// The record, the lock and the unfinished images of an evaluation are no files of anybody else.
+/// `c2r attack` never keeps its record, its lock or its unfinished images in a file that is not its own.
 #[test]
 fn an_attack_keeps_its_state_in_no_file_that_it_reads_or_writes() {
     let (_guard, folder) = folder();
@@ -106,7 +106,7 @@ fn an_attack_keeps_its_state_in_no_file_that_it_reads_or_writes() {
     fs::remove_file(at("y.run.json")).unwrap();
     run(&mut attack("y.part.safetensors", "y.json", "z.safetensors"));
     assert!(fs::read(at("y.part.safetensors")).unwrap() == model);
-    assert!(fs::read(at("y.run.lock")).unwrap() == model, "a lock says nothing, so it is not emptied");
+    assert!(fs::read(at("y.run.lock")).unwrap() == model, "a lock has no contents, so the file is not emptied");
     run(&mut attack("y.part.safetensors", "x.json", "x.part.safetensors"));
     assert!(TensorFile::read(&at("x.part.safetensors")).unwrap().tensors.contains_key("images"));
 }

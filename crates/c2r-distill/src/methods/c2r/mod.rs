@@ -142,7 +142,7 @@ impl MethodConfig for C2rConfig {
         let keys = ["crl", "objective.anchors", "objective.candidates"];
         note(!self.contrasts(), &keys, "objective.robust is not \"crl\"");
         let counts = [objective.weight, objective.eta, objective.robust_weight].iter().all(|&share| share > 0.0);
-        let silent = "the robust term counts nothing (objective.weight, objective.eta, objective.robust-weight)";
+        let silent = "the robust term has no weight (objective.weight, objective.eta, objective.robust-weight)";
         note(self.contrasts() && !counts, &keys, silent);
         note(!counts, &["objective.robust"], silent);
         let on_real = self.contrasts() && objective.anchors == Anchors::Real;
@@ -154,7 +154,8 @@ impl MethodConfig for C2rConfig {
         let is_absent = objective.robust == RobustTerm::None || objective.eta == 0.0 || objective.weight == 0.0;
         let reason = "there is no robust term (objective.robust, objective.eta, objective.weight)";
         note(is_absent, &["objective.robust-weight"], reason);
-        let reason = "no robust term of synthetic anchors counts (objective.robust, objective.anchors and the weights)";
+        let reason =
+            "no robust term with a weight has synthetic anchors (objective.robust, objective.anchors, the weights)";
         note(is_absent || !counts || on_real, &["aac.weighted"], reason);
         note(objective.weight == 0.0, &["objective.eta"], "objective.weight is 0");
         let weighs = matches!(aac.synthetic, Curriculum::Weight(_)) && aac.weighted != Weighted::Both;
