@@ -167,29 +167,18 @@ impl Apgd {
         draws: &mut Draws,
     ) -> Result<(Tensor, Vec<usize>), AttackError> {
         let (rows, row_aims) = aims.rows(part);
-        let epsilon = threat.epsilon.value();
         let Samples { clean, .. } = Samples::of(batch, &rows);
         let mut x = start(draws, &rows, &clean, threat);
-        let steps = self.config.steps;
-        let end = if threat.norm == Norm::L1 {
-            let mut left = steps;
-            let mut end = None;
-            for (phase, (radius, share)) in L1_PHASES.into_iter().enumerate() {
-                let last = phase + 1 == L1_PHASES.len();
-                let now = if last { left } else { ((f64::from(steps) * share).ceil() as u32).min(left) };
-                left -= now;
-                let radius = radius * epsilon;
-                x = threat.norm.project(&clean, &x, radius);
-                let phase = Phase { norm: threat.norm, radius, steps: now, warm: true, stop: last };
-                let reached = self.run(oracle, batch, &rows, row_aims.as_ref(), &x, phase)?;
-                x = reached.best.shallow_clone();
-                end = Some(reached);
+        let mut last = None;
+        for phase in Phase::of_attempt(threat, self.config.steps) {
+            if phase.norm == Norm::L1 {
+                x = phase.norm.project(&clean, &x, phase.radius);
             }
-            end.expect("there are three phases")
-        } else {
-            let phase = Phase { norm: threat.norm, radius: epsilon, steps, warm: false, stop: true };
-            self.run(oracle, batch, &rows, row_aims.as_ref(), &x, phase)?
-        };
+            let end = self.run(oracle, batch, &rows, row_aims.as_ref(), &x, phase)?;
+            x = end.best.shallow_clone();
+            last = Some(end);
+        }
+        let end = last.expect("an attempt has a phase");
         // The image of the first aim that succeeded, else of the first aim.
         let n_aims = aims.count();
         let mut standing = Vec::new();
@@ -225,18 +214,55 @@ fn start(draws: &mut Draws, rows: &[usize], clean: &Tensor, threat: &ThreatModel
     moved.clamp(0.0, 1.0)
 }
 
-/// A part of a run with one radius.
+/// A part of an attempt with one radius.
 #[derive(Clone, Copy)]
 pub(crate) struct Phase {
     pub(crate) norm: Norm,
     /// Of the ball, pixel units.
     pub(crate) radius: f64,
     pub(crate) steps: u32,
-    /// Whether the start comes from an earlier phase (L1).
+    /// L1: whether the first step's sparsity is taken from the start, not a constant.
     pub(crate) warm: bool,
     /// Whether a sample leaves at the first image that reaches the goal, with all its rows; success is
     /// then known, so no outcome changes.
     pub(crate) stop: bool,
+}
+
+impl Phase {
+    /// The phases of an attempt of `steps` steps, each from the end of the one before.
+    fn of_attempt(threat: &ThreatModel, steps: u32) -> Vec<Self> {
+        let (norm, epsilon) = (threat.norm, threat.epsilon.value());
+        if norm != Norm::L1 {
+            return vec![Self { norm, radius: epsilon, steps, warm: false, stop: true }];
+        }
+        let mut left = steps;
+        let phase = |(nth, (radius, share)): (usize, (f64, f64))| {
+            let stop = nth + 1 == L1_PHASES.len();
+            let steps = if stop { left } else { ((f64::from(steps) * share).ceil() as u32).min(left) };
+            left -= steps;
+            Self { norm, radius: radius * epsilon, steps, warm: true, stop }
+        };
+        L1_PHASES.into_iter().enumerate().map(phase).collect()
+    }
+
+    /// Length of the first step, pixel units.
+    fn first_step(&self) -> f64 {
+        match self.norm {
+            Norm::Linf | Norm::L2 => 2.0 * self.radius,
+            Norm::L1 => self.radius,
+        }
+    }
+
+    /// After how many steps the step is judged, 1-based.
+    fn judged_after(&self) -> Vec<u32> {
+        match self.norm {
+            Norm::Linf | Norm::L2 => checkpoints(self.steps),
+            Norm::L1 => {
+                let every = ((0.04 * f64::from(self.steps)) as u32).max(1);
+                (1..=self.steps / every).map(|nth| nth * every).collect()
+            }
+        }
+    }
 }
 
 /// What [`Apgd::run`] ends with.
@@ -282,8 +308,7 @@ struct State {
     samples: Samples,
     /// The classes that the loss aims at, which need not be the goal's.
     aims: Option<Tensor>,
-    norm: Norm,
-    radius: f64,
+    phase: Phase,
     ball: Ball,
     x: Tensor,
     x_before: Tensor,
@@ -343,89 +368,32 @@ impl Apgd {
         start: &Tensor,
         phase: Phase,
     ) -> Result<End, AttackError> {
-        let Phase { norm, radius, steps, warm, stop } = phase;
         let samples = Samples::of(batch, rows);
-        let n_values = samples.clean.size()[1..].iter().product::<i64>() as f64;
         let mut end = End {
             best: start.copy(),
             best_losses: Tensor::full([rows.len() as i64], f64::NEG_INFINITY, (Kind::Float, start.device())),
             reached: Vec::new(),
         };
         let first = self.gradient(oracle, start, rows, &samples.labels, aims)?;
-        let like = first.losses.ones_like();
-        let (share, n_changed) = match (norm, warm) {
-            (Norm::L1, true) => {
-                let n_changed = count_changed(start, &samples.clean);
-                (&n_changed / (n_values * L1_REDUCTION), n_changed)
-            }
-            _ => (&like * L1_FIRST_SHARE, &like * n_values),
-        };
-        let full_step = match norm {
-            Norm::Linf | Norm::L2 => 2.0 * radius,
-            Norm::L1 => radius,
-        };
-        let from_zero = self.config.first_window_from_zero;
-        let mut state = State {
-            active: Active::new(rows),
-            ball: norm.ball(&samples.clean, radius),
-            samples,
-            aims: aims.map(Tensor::shallow_clone),
-            norm,
-            radius,
-            x: start.copy(),
-            x_before: start.copy(),
-            x_best: start.copy(),
-            gradient_best: first.gradient.copy(),
-            gradient: first.gradient,
-            loss_best: first.losses.copy(),
-            step: per_image(&like) * full_step,
-            halved_last: like.gt(0.0),
-            best_at_checkpoint: first.losses.copy(),
-            window: vec![if from_zero { first.losses.zeros_like() } else { first.losses }],
-            share,
-            n_changed,
-        };
+        let mut state = State::new(rows, samples, aims, start, first, phase);
+        if self.config.first_window_from_zero {
+            state.window = vec![state.loss_best.zeros_like()];
+        }
         let passes = u64::from(self.config.samples);
-        if stop {
-            // The best image is the start.
-            state.active.note(state.samples.reached(&first.logits));
-        }
-
-        let mut checks = match norm {
-            Norm::Linf | Norm::L2 => checkpoints(steps),
-            Norm::L1 => {
-                let every = ((0.04 * f64::from(steps)) as u32).max(1);
-                (1..=steps / every).map(|nth| nth * every).collect()
-            }
-        }
-        .into_iter()
-        .peekable();
-        for step in 1..=steps {
-            if stop && !state.leave(oracle, passes, &mut end)? {
+        let mut judged_after = phase.judged_after().into_iter().peekable();
+        for step in 1..=phase.steps {
+            if phase.stop && !state.leave(oracle, passes, &mut end)? {
                 return Ok(end);
             }
             let moved = state.next(if step == 1 { 1.0 } else { MOMENTUM });
             state.x_before = std::mem::replace(&mut state.x, moved);
             let State { active, samples, aims, x, .. } = &state;
-            let LossGradient { gradient, losses, logits } =
-                self.gradient(oracle, x, active.samples(), &samples.labels, aims.as_ref())?;
-            state.gradient = gradient;
-            let mut better = losses.gt_tensor(&state.loss_best);
-            if stop {
-                // An image that reached the goal stays the best one, whatever its loss.
-                let hit = state.samples.reached(&logits);
-                better = state.active.open(better.logical_or(&hit));
-                state.active.note(hit);
-            }
-            let better_image = per_image(&better);
-            state.x_best = state.x.where_self(&better_image, &state.x_best);
-            state.gradient_best = state.gradient.where_self(&better_image, &state.gradient_best);
-            state.loss_best = losses.maximum(&state.loss_best);
-            state.window.push(losses);
-            if checks.next_if_eq(&step).is_some() {
-                match norm {
+            let there = self.gradient(oracle, x, active.samples(), &samples.labels, aims.as_ref())?;
+            state.arrive(there);
+            if judged_after.next_if_eq(&step).is_some() {
+                match phase.norm {
                     Norm::Linf | Norm::L2 => state.judge_step(self.config.rho),
-                    Norm::L1 => state.judge_sparsity(n_values),
+                    Norm::L1 => state.judge_sparsity(),
                 }
             }
         }
@@ -438,6 +406,49 @@ impl Apgd {
 }
 
 impl State {
+    /// At the `start` of a phase, f32 `[rows, C, H, W]`, where loss and gradient are `first`.
+    fn new(
+        rows: &[usize],
+        samples: Samples,
+        aims: Option<&Tensor>,
+        start: &Tensor,
+        first: LossGradient,
+        phase: Phase,
+    ) -> Self {
+        let LossGradient { gradient, losses, logits } = first;
+        let like = losses.ones_like();
+        let (share, n_changed) = if phase.norm == Norm::L1 && phase.warm {
+            let n_changed = count_changed(start, &samples.clean);
+            (share_to_change(&n_changed, start), n_changed)
+        } else {
+            (&like * L1_FIRST_SHARE, &like * values_per_image(start))
+        };
+        let mut state = Self {
+            active: Active::new(rows),
+            ball: phase.norm.ball(&samples.clean, phase.radius),
+            samples,
+            aims: aims.map(Tensor::shallow_clone),
+            phase,
+            x: start.copy(),
+            x_before: start.copy(),
+            x_best: start.copy(),
+            gradient_best: gradient.copy(),
+            gradient,
+            loss_best: losses.copy(),
+            step: per_image(&like) * phase.first_step(),
+            halved_last: like.gt(0.0),
+            best_at_checkpoint: losses.copy(),
+            window: vec![losses],
+            share,
+            n_changed,
+        };
+        if phase.stop {
+            // The best image is the start.
+            state.active.note(state.samples.reached(&logits));
+        }
+        state
+    }
+
     /// Takes out the samples that are known to have reached the goal; returns whether any row is left.
     fn leave(&mut self, oracle: &mut Oracle<'_>, passes: u64, end: &mut End) -> Result<bool, AttackError> {
         let Some(Leaving { done, left }) = self.active.leave(oracle, passes, false)? else { return Ok(true) };
@@ -470,18 +481,37 @@ impl State {
         ];
         let state = self.samples.tensors().chain(own).chain(&mut self.window).chain(self.aims.as_mut());
         self.active.keep(rows, state);
-        self.ball = self.norm.ball(&self.samples.clean, self.radius);
+        self.ball = self.phase.norm.ball(&self.samples.clean, self.phase.radius);
     }
 
     /// The next point: a projected step, then momentum, projected again.
     fn next(&self, share_of_new: f64) -> Tensor {
-        if self.norm == Norm::L1 {
+        let norm = self.phase.norm;
+        if norm == Norm::L1 {
             let direction = sparse_sign(&self.gradient, &self.share);
             return self.ball.project(&(&self.x + direction * &self.step));
         }
-        let stepped = self.ball.project(&(&self.x + self.norm.steepest(&self.gradient) * &self.step));
+        let stepped = self.ball.project(&(&self.x + norm.steepest(&self.gradient) * &self.step));
         let moved = &self.x + (stepped - &self.x) * share_of_new + (&self.x - &self.x_before) * (1.0 - share_of_new);
         self.ball.project(&moved)
+    }
+
+    /// Takes in what was found at `x`.
+    fn arrive(&mut self, there: LossGradient) {
+        let LossGradient { gradient, losses, logits } = there;
+        self.gradient = gradient;
+        let mut better = losses.gt_tensor(&self.loss_best);
+        if self.phase.stop {
+            // An image that reached the goal stays the best one, whatever its loss.
+            let hit = self.samples.reached(&logits);
+            better = self.active.open(better.logical_or(&hit));
+            self.active.note(hit);
+        }
+        let better_image = per_image(&better);
+        self.x_best = self.x.where_self(&better_image, &self.x_best);
+        self.gradient_best = self.gradient.where_self(&better_image, &self.gradient_best);
+        self.loss_best = losses.maximum(&self.loss_best);
+        self.window.push(losses);
     }
 
     /// Halves the step of the rows that make no progress and sends them back to their best point.
@@ -491,28 +521,40 @@ impl State {
         let halve = oscillates(&losses, rho).logical_or(&stuck);
         let halve_image = per_image(&halve);
         self.step = (&self.step * 0.5).where_self(&halve_image, &self.step);
-        self.x = self.x_best.where_self(&halve_image, &self.x);
-        self.gradient = self.gradient_best.where_self(&halve_image, &self.gradient);
+        self.return_to_best(&halve_image);
         self.halved_last = halve;
         self.best_at_checkpoint = self.loss_best.copy();
-        self.window.drain(..self.window.len() - 1);
     }
 
     /// L1: adapts how many values a step changes to the best perturbation, and the step to whether that
     /// became sparser. Croce & Hein 2021, section 3.2.
-    fn judge_sparsity(&mut self, n_values: f64) {
-        let radius = self.radius;
+    fn judge_sparsity(&mut self) {
+        let radius = self.phase.radius;
         let n_changed = count_changed(&self.x_best, &self.samples.clean);
         let sparser = (&n_changed / self.n_changed.clamp_min(1.0)).lt(L1_SPARSER);
+        self.share = share_to_change(&n_changed, &self.x);
         let sparser_image = per_image(&sparser);
-        self.share = &n_changed / (n_values * L1_REDUCTION);
         let full = self.step.full_like(radius);
         self.step = full.where_self(&sparser_image, &(&self.step / L1_REDUCTION)).clamp(L1_MIN_STEP * radius, radius);
-        self.x = self.x_best.where_self(&sparser_image, &self.x);
-        self.gradient = self.gradient_best.where_self(&sparser_image, &self.gradient);
+        self.return_to_best(&sparser_image);
         self.n_changed = n_changed;
+    }
+
+    /// Sends these images, bool `[N, 1, 1, 1]`, back to their best points, and begins the next window.
+    fn return_to_best(&mut self, images: &Tensor) {
+        self.x = self.x_best.where_self(images, &self.x);
+        self.gradient = self.gradient_best.where_self(images, &self.gradient);
         self.window.drain(..self.window.len() - 1);
     }
+}
+
+fn values_per_image(images: &Tensor) -> f64 {
+    images.size()[1..].iter().product::<i64>() as f64
+}
+
+/// L1: share of the values of `images` that a step changes where the best perturbation changed `n_changed`, both f32 `[N]`.
+fn share_to_change(n_changed: &Tensor, images: &Tensor) -> Tensor {
+    n_changed / (values_per_image(images) * L1_REDUCTION)
 }
 
 /// Number of values that differ, f32 `[N]`.
