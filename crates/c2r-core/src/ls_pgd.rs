@@ -157,6 +157,40 @@ impl PerturbationCache {
     }
 }
 
+/// What a search begins with.
+struct Origin {
+    /// f32 `[N, C, H, W]`.
+    start: Tensor,
+    /// The samples, f32 `[N, C, H, W]`.
+    clean: Tensor,
+    /// i64 `[N]`.
+    labels: Tensor,
+}
+
+impl Origin {
+    fn n(&self) -> i64 {
+        self.labels.size()[0]
+    }
+
+    /// The samples at `rows`, i64 `[n]`.
+    fn rows(&self, rows: &Tensor) -> Self {
+        let [start, clean, labels] = [&self.start, &self.clean, &self.labels].map(|all| all.index_select(0, rows));
+        Self { start, clean, labels }
+    }
+}
+
+/// What a search ends with.
+struct Found {
+    /// f32 `[N, C, H, W]`.
+    images: Tensor,
+    /// What is remembered with them, f32 `[N]`.
+    losses: Tensor,
+    /// Of `images`, f32 `[N, K]`.
+    logits: Tensor,
+    passes: Passes,
+    reused: u64,
+}
+
 /// The attack, checked.
 #[derive(Clone, Debug)]
 pub struct LsPgd {
@@ -213,8 +247,6 @@ impl LsPgd {
         cache: Option<&mut PerturbationCache>,
     ) -> Result<Companions, ClassifierError> {
         let _no_grad = tch::no_grad_guard();
-        let n = ids.len() as i64;
-        let (mut passes, mut reused) = (Passes::default(), 0);
         let cache = cache.filter(|_| self.config.warm_start);
         cache.as_deref().map_or(Ok(()), |cache| cache.check(ids, images))?;
         let mut cache = cache.map(|cache| {
@@ -224,6 +256,21 @@ impl LsPgd {
         let remembered = cache
             .as_ref()
             .map(|(cache, rows)| (cache.deltas.index_select(0, rows), cache.losses.index_select(0, rows)));
+        let start = self.start(images, ids, seed, remembered.as_ref());
+        let from = Origin { start, clean: images.shallow_clone(), labels: labels.shallow_clone() };
+        let found = match &remembered {
+            Some((_, losses)) if self.config.reuse => self.keep_or_search(model, &from, losses)?,
+            _ => self.search(model, &from)?,
+        };
+        if let Some((cache, rows)) = &mut cache {
+            let _ = cache.deltas.index_copy_(0, rows, &(&found.images - images));
+            let _ = cache.losses.index_copy_(0, rows, &found.losses);
+        }
+        Ok(Companions::new(found.images, &found.logits, labels, found.passes, found.reused))
+    }
+
+    /// Where the attack starts, f32 `[N, C, H, W]`: from the `remembered` perturbation and loss of each sample if it has some.
+    fn start(&self, images: &Tensor, ids: &[u64], seed: Seed, remembered: Option<&(Tensor, Tensor)>) -> Tensor {
         let fresh = match self.config.start {
             Start::Clean => None,
             Start::Random => {
@@ -232,7 +279,7 @@ impl LsPgd {
                 Some(send(&Norm::Linf.random_in_ball(shape, ids, radius, seed, "ls-pgd/start"), images.device()))
             }
         };
-        let start = match (&remembered, fresh) {
+        let start = match (remembered, fresh) {
             (None, None) => images.shallow_clone(),
             (None, Some(fresh)) => images + fresh,
             (Some((deltas, losses)), fresh) => {
@@ -240,69 +287,63 @@ impl LsPgd {
                 images + deltas.where_self(&losses.isnan().logical_not().view([-1, 1, 1, 1]), &fresh)
             }
         };
-        let start = self.threat.project(images, &start);
+        self.threat.project(images, &start)
+    }
 
-        // Step 1: where the remembered loss has not fallen, the perturbation stays.
-        let mut best_images = start.shallow_clone();
-        let mut stored_loss = Tensor::full([n], f64::NEG_INFINITY, (Kind::Float, images.device()));
-        let mut best_logits = None;
-        let mut searched = None;
-        if let (true, Some((_, losses))) = (self.config.reuse, &remembered) {
-            let logits = model.logits(&start)?;
-            passes += Passes::forward(n as u64);
-            let loss = loss::ce(&logits, labels);
-            let keep = loss.ge_tensor(losses).logical_and(&losses.isnan().logical_not());
-            let search = keep.logical_not().nonzero().squeeze_dim(1);
-            reused = (n - search.size()[0]) as u64;
+    /// Step 1: where the loss has not fallen below the `remembered` one, f32 `[N]`, the perturbation stays. The others are
+    /// searched.
+    fn keep_or_search(
+        &self,
+        model: &dyn Classifier,
+        from: &Origin,
+        remembered: &Tensor,
+    ) -> Result<Found, ClassifierError> {
+        let logits = model.logits(&from.start)?;
+        // A comparison with NaN, where nothing is remembered, is false.
+        let keep = loss::ce(&logits, &from.labels).ge_tensor(remembered);
+        let rows = keep.logical_not().nonzero().squeeze_dim(1);
+        let (n, n_searched) = (from.n(), rows.size()[0]);
+        let mut found = Found {
+            images: from.start.shallow_clone(),
             // A kept perturbation keeps the loss that it was stored with. A threshold that followed the current loss
             // would climb with every network that finds the sample harder.
-            stored_loss = losses.where_self(&keep, &stored_loss);
-            best_logits = Some(logits);
-            searched = Some(search);
-        }
-
-        // Steps 2 and 3 for the others: one gradient, then the best of several step lengths.
-        let everyone = searched.is_none();
-        let pick =
-            |tensor: &Tensor| searched.as_ref().map_or_else(|| tensor.shallow_clone(), |at| tensor.index_select(0, at));
-        let (from, clean, targets) = (pick(&start), pick(images), pick(labels));
-        let n_searched = from.size()[0];
+            losses: remembered.shallow_clone(),
+            logits,
+            passes: Passes::forward(n as u64),
+            reused: (n - n_searched) as u64,
+        };
         if n_searched > 0 {
-            let (gradient, _) =
-                try_input_gradient(&from, |x| model.logits(x).map(|logits| loss::ce(&logits, &targets)))?;
-            let direction = gradient.sign();
-            let steps = self.steps();
-            let candidates: Vec<Tensor> =
-                steps.iter().map(|step| self.threat.project(&clean, &(&from + &direction * *step))).collect();
-            let candidates = Tensor::cat(&candidates, 0);
-            let logits = model.logits(&candidates)?;
-            let n_steps = steps.len() as i64;
-            let made = [n_searched, n_searched * n_steps].map(|rows| Passes::forward(rows as u64));
-            passes += made.into_iter().chain([Passes::backward(n_searched as u64)]).sum();
-            let loss = loss::ce(&logits, &targets.repeat([n_steps])).view([n_steps, n_searched]);
-            let (loss, winner) = loss.max_dim(0, false);
-            let at = winner * n_searched + Tensor::arange(n_searched, (Kind::Int64, images.device()));
-            let (images, logits) = (candidates.index_select(0, &at), logits.index_select(0, &at));
-            match (everyone, &searched, &mut best_logits) {
-                (false, Some(search), Some(all)) => {
-                    best_images = best_images.index_copy(0, search, &images);
-                    stored_loss = stored_loss.index_copy(0, search, &loss);
-                    *all = all.index_copy(0, search, &logits);
-                }
-                _ => {
-                    best_images = images;
-                    stored_loss = loss;
-                    best_logits = Some(logits);
-                }
-            }
+            let searched = self.search(model, &from.rows(&rows))?;
+            found.images = found.images.index_copy(0, &rows, &searched.images);
+            found.losses = found.losses.index_copy(0, &rows, &searched.losses);
+            found.logits = found.logits.index_copy(0, &rows, &searched.logits);
+            found.passes += searched.passes;
         }
+        Ok(found)
+    }
 
-        if let Some((cache, rows)) = &mut cache {
-            let _ = cache.deltas.index_copy_(0, rows, &(&best_images - images));
-            let _ = cache.losses.index_copy_(0, rows, &stored_loss);
-        }
-        let logits = best_logits.expect("either every sample was searched or all logits were computed");
-        Ok(Companions::new(best_images, &logits, labels, passes, reused))
+    /// Steps 2 and 3: one gradient, then the best of several step lengths.
+    fn search(&self, model: &dyn Classifier, from: &Origin) -> Result<Found, ClassifierError> {
+        let Origin { start, clean, labels } = from;
+        let (gradient, _) = try_input_gradient(start, |x| model.logits(x).map(|logits| loss::ce(&logits, labels)))?;
+        let direction = gradient.sign();
+        let steps = self.steps();
+        let candidates: Vec<Tensor> =
+            steps.iter().map(|step| self.threat.project(clean, &(start + &direction * *step))).collect();
+        let candidates = Tensor::cat(&candidates, 0);
+        let logits = model.logits(&candidates)?;
+        let (n, n_steps) = (from.n(), steps.len() as i64);
+        let losses = loss::ce(&logits, &labels.repeat([n_steps])).view([n_steps, n]);
+        let (losses, winner) = losses.max_dim(0, false);
+        let at = winner * n + Tensor::arange(n, (Kind::Int64, clean.device()));
+        let made = [Passes::forward(n as u64), Passes::forward((n * n_steps) as u64), Passes::backward(n as u64)];
+        Ok(Found {
+            images: candidates.index_select(0, &at),
+            losses,
+            logits: logits.index_select(0, &at),
+            passes: made.into_iter().sum(),
+            reused: 0,
+        })
     }
 
     /// Step lengths, pixel units, smallest first.
