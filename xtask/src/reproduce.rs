@@ -2,7 +2,7 @@
 
 use std::{env, path::PathBuf, time::Duration};
 
-use c2r_experiment::{Experiment, SubsetOrder};
+use c2r_experiment::{Experiment, Scale, SubsetOrder};
 use c2r_grid::{
     Datasets, Grid, GridPlan, MOST_BYTES, Reproduction, Shard, SlurmArray, Subgrid, Workplace, list, pack,
     read_experiment, speeds_of, unpack,
@@ -156,12 +156,7 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     if let Some(limit) = args.time_limit {
         signals::set_time_limit(limit);
     }
-    if args.tasks.is_some() && args.launcher != Launcher::Slurm {
-        return Err(exit::usage("--tasks is for --launcher slurm; --shard I/N runs one of N parts here"));
-    }
-    if args.estimate_for.is_some() && !args.dry_run && !args.list {
-        return Err(exit::usage("--estimate-for is for --list and --dry-run"));
-    }
+    check_together(args)?;
     let place = place(args, checkout)?;
     let selection = Subgrid::merge(args.only.clone());
     // In a checkout, libtorch is linked before c2r is built; an estimate needs it.
@@ -174,24 +169,8 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     let (Some(name), Some(scale_name)) = (&args.experiment, &args.scale) else {
         return Err(exit::usage("name an experiment and a --scale; `--list` shows them"));
     };
-    if args.time_limit.is_some() && args.launcher == Launcher::Slurm {
-        return Err(exit::usage("--time-limit is for --launcher local; with Slurm, write --sbatch '--time=HH:MM:SS'"));
-    }
-    if args.sbatch.iter().any(|options| !options.is_empty()) && args.launcher != Launcher::Slurm {
-        return Err(exit::usage("--sbatch is for --launcher slurm"));
-    }
     let mut experiment = read_experiment(checkout.root(), name)?;
-    experiment.change_grid(scale_name, &args.seeds, &args.methods).map_err(exit::usage)?;
-    let mut scale = experiment.scale(scale_name).map_err(exit::usage)?.clone();
-    scale.held_out |= args.held_out;
-    if args.first_images {
-        scale.subset = SubsetOrder::First;
-    }
-    if scale.held_out && scale.train_per_class.is_none() {
-        return Err(exit::usage(format!(
-            "--held-out needs a scale with train-per-class, and scale {scale_name} trains on all images"
-        )));
-    }
+    let scale = scale(args, scale_name, &mut experiment)?;
     let place = Workplace { threads: scale.threads, ..place };
     let datasets = Datasets::read(&place, &scale.datasets)?;
     let grid = Grid { experiment: &experiment, scale: &scale, place: &place, datasets: &datasets };
@@ -228,25 +207,67 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
         )));
     }
     terminal::note(format!("{}, scale {scale_name}: {}", experiment.title, scale.about));
-    let name = reproduction.name();
     if args.no_run {
-        let nothing = || exit::usage(format!("no attack of {name} is finished in {}", place.results.display()));
+        let nothing = || {
+            let (name, results) = (reproduction.name(), place.results.display());
+            exit::usage(format!("no attack of {name} is finished in {results}"))
+        };
         return judged(reproduction.table()?.ok_or_else(nothing)?);
     }
-    let array = (args.launcher == Launcher::Slurm).then(|| SlurmArray {
-        name: &name,
-        arguments: task_arguments(args, &place),
-        options: &args.sbatch,
-        tasks: args.tasks.map(usize::from),
-        at_once,
-    });
-    if array.is_some() && args.shard != Shard::ALL {
+    run_grid(args, &reproduction, &plan)
+}
+
+/// Refuses options that say nothing together.
+fn check_together(args: &Args) -> anyhow::Result<()> {
+    let with_slurm = args.launcher == Launcher::Slurm;
+    if args.tasks.is_some() && !with_slurm {
+        return Err(exit::usage("--tasks is for --launcher slurm; --shard I/N runs one of N parts here"));
+    }
+    if args.estimate_for.is_some() && !args.dry_run && !args.list {
+        return Err(exit::usage("--estimate-for is for --list and --dry-run"));
+    }
+    if args.time_limit.is_some() && with_slurm {
+        return Err(exit::usage("--time-limit is for --launcher local; with Slurm, write --sbatch '--time=HH:MM:SS'"));
+    }
+    if args.sbatch.iter().any(|options| !options.is_empty()) && !with_slurm {
+        return Err(exit::usage("--sbatch is for --launcher slurm"));
+    }
+    if args.shard != Shard::ALL && with_slurm {
         return Err(exit::usage(
             "--launcher slurm splits the grid itself: leave --shard out, and set the number of parts with --tasks",
         ));
     }
-    let with_estimate = scale_name == LONG_SCALE && !args.no_estimate;
-    let summary = reproduction.run(&plan, with_estimate, array.as_ref())?;
+    Ok(())
+}
+
+/// The scale with what the options change in it and in the grid of its `experiment`.
+fn scale(args: &Args, name: &str, experiment: &mut Experiment) -> anyhow::Result<Scale> {
+    experiment.change_grid(name, &args.seeds, &args.methods).map_err(exit::usage)?;
+    let mut scale = experiment.scale(name).map_err(exit::usage)?.clone();
+    scale.held_out |= args.held_out;
+    if args.first_images {
+        scale.subset = SubsetOrder::First;
+    }
+    if scale.held_out && scale.train_per_class.is_none() {
+        return Err(exit::usage(format!(
+            "--held-out needs a scale with train-per-class, and scale {name} trains on all images"
+        )));
+    }
+    Ok(scale)
+}
+
+/// Runs what is left of the grid, here or with Slurm, and makes the table.
+fn run_grid(args: &Args, reproduction: &Reproduction<'_>, plan: &GridPlan) -> anyhow::Result<()> {
+    let name = reproduction.name();
+    let array = (args.launcher == Launcher::Slurm).then(|| SlurmArray {
+        name: &name,
+        arguments: task_arguments(args, reproduction.grid.place),
+        options: &args.sbatch,
+        tasks: args.tasks.map(usize::from),
+        at_once: reproduction.at_once,
+    });
+    let with_estimate = reproduction.scale_name == LONG_SCALE && !args.no_estimate;
+    let summary = reproduction.run(plan, with_estimate, array.as_ref())?;
     let table = if summary.n_done() > 0 && !args.no_table { reproduction.table() } else { Ok(None) };
     // A table that cannot be made does not hide why commands failed.
     let concluded = summary.conclude(&plan.jobs, args.force);

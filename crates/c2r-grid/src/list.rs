@@ -3,10 +3,11 @@
 use std::{collections::BTreeSet, mem};
 
 use c2r_experiment::Experiment;
-use c2r_run::{exit, terminal};
+use c2r_run::{exit, process, terminal};
 
 use crate::{
-    Datasets, Grid, GridPlan, Job, Shard, Subgrid, Workplace, estimate,
+    Datasets, Grid, GridPlan, Job, Shard, Subgrid, Workplace,
+    estimate::{self, Times},
     experiments::{experiment_names, read_experiment},
     run::finished,
     select::unknown,
@@ -16,7 +17,7 @@ use crate::{
 /// `selection` takes. A grid that has no such part is left out.
 ///
 /// # Errors
-/// If the experiment or the scale does not exist, no grid has the part, or a file cannot be read.
+/// If the experiment or the scale does not exist, no grid has the part, a file cannot be read, or the process was asked to stop.
 pub fn list(
     experiment: Option<&str>,
     scale: Option<&str>,
@@ -33,77 +34,14 @@ pub fn list(
         return Err(exit::usage(unknown("scale", wanted, scales)));
     }
 
-    let is_asked = |name: &str| scale.is_none_or(|wanted| wanted == name);
-    let asked = || experiments.iter().flat_map(|experiment| &experiment.scales).filter(|(name, _)| is_asked(name));
-    let datasets = Datasets::read(&place, asked().flat_map(|(_, scale)| &scale.datasets))?;
-    let mut listed: Vec<(String, GridPlan, Vec<String>)> = Vec::new();
-    let mut all: Vec<Job> = Vec::new();
-    let mut left_out = None;
-    for experiment in &experiments {
-        let mut heading = format!("{}: {}\n", experiment.name, experiment.title);
-        heading.extend(experiment.missing.iter().map(|text| format!("  missing: {text}\n")));
-        for (name, grid) in experiment.scales.iter().filter(|(name, _)| is_asked(name)) {
-            let whole = Grid { experiment, scale: grid, place: &place, datasets: &datasets };
-            let plan = match whole.plan(selection, Shard::ALL) {
-                Err(error) if *selection != Subgrid::default() && exit::code_of(&error) == exit::USAGE => {
-                    left_out.get_or_insert(error);
-                    continue;
-                }
-                plan => plan?,
-            };
-            let first = all.len();
-            all.extend(plan.jobs.iter().map(|job| Job { needs: job.needs.map(|n| n + first), ..job.clone() }));
-            let heading = format!("{}  --scale {name}: {}", mem::take(&mut heading), grid.about);
-            let datasets = datasets.missing(plan.jobs.iter().map(|job| &job.cell.dataset));
-            listed.push((heading, plan, datasets));
-        }
-    }
-    if let Some(error) = left_out.filter(|_| listed.is_empty()) {
-        return Err(exit::usage(format!("--only: {}", exit::message(&error))));
-    }
-    let times = if place.c2r.is_file() {
-        if place.estimate_for.is_none() {
-            terminal::note("estimating the times (the first estimate measures this machine for about a minute)");
-        }
-        estimate::times(&all, &place).map_err(|error| exit::message(&error))
-    } else {
-        Err("c2r is not built".to_owned())
-    };
-    if let Err(reason) = &times {
-        terminal::notes(format!("times are not estimated: {reason}"));
-    }
-    let mut rest = times.as_deref().unwrap_or_default();
-    for (heading, GridPlan { jobs, without_profile, .. }, absent) in &listed {
+    let listed = parts(&experiments, scale, selection, &place)?;
+    let times = times(&listed, &place)?;
+    let mut rest = &times[..];
+    for Listed { heading, plan: GridPlan { jobs, without_profile, .. }, absent } in &listed {
         let finished = finished(jobs);
-        let count = |stage: &str| jobs.iter().filter(|job| job.stage.command() == stage).count();
-        let mut line = format!(
-            "    {}, {}, {}; {} of {} commands are finished",
-            terminal::counted(count("distill"), "distillation"),
-            terminal::counted(count("train"), "training"),
-            terminal::counted(count("attack"), "attack"),
-            finished.iter().filter(|&&done| done).count(),
-            jobs.len()
-        );
-        if !rest.is_empty() {
-            let (own, others) = rest.split_at(jobs.len());
-            rest = others;
-            let open = own.iter().zip(&finished).filter(|(_, done)| !**done);
-            let (known, unknown): (Vec<_>, Vec<_>) = open.map(|(time, _)| time).partition(|time| time.is_ok());
-            if !known.is_empty() {
-                let sum = known.into_iter().flatten().sum();
-                let at_once = if place.estimate_for.is_none() { " with one thread" } else { "" };
-                line += &format!(
-                    "; the rest takes about {} {}, one command{at_once} at a time",
-                    terminal::seconds(sum),
-                    estimate::there(&place)
-                );
-            }
-            if !unknown.is_empty() {
-                line += &format!(" (no estimate for {})", terminal::counted(unknown.len(), "command"));
-            }
-        }
+        let own = rest.split_off(..jobs.len()).unwrap_or_default();
         terminal::text(heading);
-        terminal::out(line);
+        terminal::out(progress(jobs, &finished) + &remaining(own, &finished, &place));
         if experiment.is_some() && scale.is_some() {
             begun(jobs, &finished).into_iter().for_each(terminal::out);
         }
@@ -116,6 +54,107 @@ pub fn list(
         }
     }
     Ok(())
+}
+
+/// A grid, or the part of it that was asked for.
+struct Listed {
+    heading: String,
+    plan: GridPlan,
+    /// Datasets that it needs and that are not here.
+    absent: Vec<String>,
+}
+
+/// What was asked for; at least one.
+fn parts(
+    experiments: &[Experiment],
+    scale: Option<&str>,
+    selection: &Subgrid,
+    place: &Workplace,
+) -> anyhow::Result<Vec<Listed>> {
+    let is_asked = |name: &str| scale.is_none_or(|wanted| wanted == name);
+    let asked = || experiments.iter().flat_map(|experiment| &experiment.scales).filter(|(name, _)| is_asked(name));
+    let datasets = Datasets::read(place, asked().flat_map(|(_, scale)| &scale.datasets))?;
+    let mut listed = Vec::new();
+    let mut left_out = None;
+    for experiment in experiments {
+        let mut heading = format!("{}: {}\n", experiment.name, experiment.title);
+        heading.extend(experiment.missing.iter().map(|text| format!("  missing: {text}\n")));
+        for (name, scale) in experiment.scales.iter().filter(|(name, _)| is_asked(name)) {
+            let grid = Grid { experiment, scale, place, datasets: &datasets };
+            let plan = match grid.plan(selection, Shard::ALL) {
+                Err(error) if *selection != Subgrid::default() && exit::code_of(&error) == exit::USAGE => {
+                    left_out.get_or_insert(error);
+                    continue;
+                }
+                plan => plan?,
+            };
+            let heading = format!("{}  --scale {name}: {}", mem::take(&mut heading), scale.about);
+            let absent = datasets.missing(plan.jobs.iter().map(|job| &job.cell.dataset));
+            listed.push(Listed { heading, plan, absent });
+        }
+    }
+    match left_out {
+        Some(error) if listed.is_empty() => Err(exit::usage(format!("--only: {}", exit::message(&error)))),
+        _ => Ok(listed),
+    }
+}
+
+/// The times of all their jobs, one after the other; none, after saying why, if they are not known.
+fn times(listed: &[Listed], place: &Workplace) -> anyhow::Result<Times> {
+    let reason = if place.c2r.is_file() {
+        if place.estimate_for.is_none() {
+            terminal::note("estimating the times (the first estimate measures this machine for about a minute)");
+        }
+        let mut all: Vec<Job> = Vec::new();
+        for Listed { plan, .. } in listed {
+            let first = all.len();
+            all.extend(plan.jobs.iter().map(|job| Job { needs: job.needs.map(|n| n + first), ..job.clone() }));
+        }
+        match estimate::times(&all, place) {
+            Ok(times) => return Ok(times),
+            Err(error) => {
+                process::check_interrupt()?;
+                exit::message(&error)
+            }
+        }
+    } else {
+        "c2r is not built".to_owned()
+    };
+    terminal::notes(format!("times are not estimated: {reason}"));
+    Ok(Vec::new())
+}
+
+/// How many commands there are, and how many are finished.
+fn progress(jobs: &[Job], finished: &[bool]) -> String {
+    let count = |stage: &str| jobs.iter().filter(|job| job.stage.command() == stage).count();
+    format!(
+        "    {}, {}, {}; {} of {} commands are finished",
+        terminal::counted(count("distill"), "distillation"),
+        terminal::counted(count("train"), "training"),
+        terminal::counted(count("attack"), "attack"),
+        finished.iter().filter(|&&done| done).count(),
+        jobs.len()
+    )
+}
+
+/// How long the commands that are not finished take, of which these `times` are known.
+fn remaining(times: &[Result<f64, String>], finished: &[bool], place: &Workplace) -> String {
+    let open = times.iter().zip(finished).filter(|(_, done)| !**done);
+    let (known, unknown): (Vec<_>, Vec<_>) = open.map(|(time, _)| time).partition(|time| time.is_ok());
+    let mut words = String::new();
+    if !known.is_empty() {
+        let sum = known.into_iter().flatten().sum();
+        let at_once = if place.estimate_for.is_none() { " with one thread" } else { "" };
+        words += &format!(
+            "; the rest takes about {} {}, one command{at_once} at a time",
+            terminal::seconds(sum),
+            estimate::there(place)
+        );
+    }
+    if !unknown.is_empty() {
+        words += &format!(" (no estimate for {})", terminal::counted(unknown.len(), "command"));
+    }
+    words
 }
 
 /// A line for each distilled set that has finished commands.

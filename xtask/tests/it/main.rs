@@ -62,6 +62,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
+[ "$command" = estimate ] && [ -f slow ] && sleep 2
 [ "$command" = estimate ] && [ -f no-device ] && { echo "error: --device cuda is not available" >&2; exit 2; }
 [ -f outside ] && verdict=4
 [ "$command" = table ] && { echo "the table"; exit ${verdict:-0}; }

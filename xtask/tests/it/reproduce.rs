@@ -126,11 +126,17 @@ fn failures_are_told_when_the_time_is_over() {
 #[test]
 fn options_that_would_change_nothing_are_refused() {
     let checkout = Checkout::new();
-    for (words, reason) in [
-        (["--tasks", "3"], "--tasks is for --launcher slurm"),
-        (["--estimate-for", "h200"], "--estimate-for is for --list and --dry-run"),
-    ] {
-        let (code, said) = ended(&checkout.reproduce(&words).output().unwrap());
+    let cases: [(&[&str], &str); 3] = [
+        (&["--tasks", "3"], "--tasks is for --launcher slurm"),
+        (&["--estimate-for", "h200"], "--estimate-for is for --list and --dry-run"),
+        // Before anything is unpacked or built.
+        (
+            &["--launcher", "slurm", "--shard", "1/2", "--unpack", "nowhere.tar"],
+            "--launcher slurm splits the grid itself: leave --shard out",
+        ),
+    ];
+    for (words, reason) in cases {
+        let (code, said) = ended(&checkout.reproduce(words).output().unwrap());
         assert!(code == Some(2) && said.contains(reason), "{said}");
     }
     assert!(checkout.calls().is_empty());
@@ -248,6 +254,16 @@ fn a_time_that_is_not_known_keeps_nothing_from_running() {
     let (code, said) = ended(&checkout.xtask(&words).output().unwrap());
     assert!(code == Some(0) && said.contains("their time is not known: `c2r estimate` failed"), "{said}");
     assert_eq!(checkout.n_finished(), 5);
+}
+
+#[test]
+fn a_list_that_is_stopped_while_it_estimates_says_so() {
+    let checkout = Checkout::new();
+    checkout.mark("slow");
+    checkout.mark("no-device");
+    let list = ["reproduce", "--list", "--time-limit", "1s"];
+    let (code, said) = ended(&checkout.xtask(&list).output().unwrap());
+    assert!(code == Some(124) && said.contains("the time limit is over") && !said.contains("not estimated"), "{said}");
 }
 
 /// What a folder holds: for a link where it leads, for a file what is in it.
