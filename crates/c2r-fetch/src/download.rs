@@ -271,19 +271,39 @@ impl Transfer<'_> {
     }
 
     fn receive(&mut self, response: Response<Body>, pulse: &Pulse, watch: &mut Watch<'_>) -> Result<(), Failure> {
-        let header = |name: &str| header(response.headers(), name);
-        let origin = Origin::of(self.url, response.headers());
-        let status = response.status().as_u16();
-        let length = header("content-length").and_then(|text| text.parse::<u64>().ok());
-        let total = match status {
+        let total = self.begin(&response)?;
+        if let (Some(offered), Some(expected)) = (total, self.expected.bytes)
+            && offered != expected
+        {
+            let content = header(response.headers(), "content-type");
+            let content = content.map(|kind| format!(" ({kind})")).unwrap_or_default();
+            return Err(FetchError::Length { url: self.url.to_owned(), offered, content, expected }.into());
+        }
+        pulse.begun.store(true, Ordering::SeqCst);
+        self.append(response.into_body().into_reader(), pulse, watch)?;
+        match total.or(self.expected.bytes) {
+            Some(all) if self.hashes.bytes < all => {
+                let there = self.hashes.bytes;
+                Err(Failure::passing(format!("the connection ended after {there} of {all} bytes")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes the file ready for what the answer brings: all of it, or the rest. Returns how long the whole is, if the server
+    /// says so.
+    fn begin(&mut self, response: &Response<Body>) -> Result<Option<u64>, Failure> {
+        let headers = response.headers();
+        let origin = Origin::of(self.url, headers);
+        match response.status().as_u16() {
             200 => {
                 self.start_over()?;
                 Origin::keep(origin.as_ref(), self.part)?;
                 self.origin = origin;
-                length
+                Ok(header(headers, "content-length").and_then(|text| text.parse().ok()))
             }
             206 => {
-                let range = header("content-range").unwrap_or_default();
+                let range = header(headers, "content-range").unwrap_or_default();
                 let (start, total) =
                     content_range(&range).ok_or_else(|| self.wrong("a part of a file without its place"))?;
                 let asked = self.hashes.bytes;
@@ -296,35 +316,31 @@ impl Transfer<'_> {
                     return Err(Failure::passing("the server's file has changed since; beginning again"));
                 }
                 self.resumed = true;
-                total
+                Ok(total)
             }
             // What is there is as long as the server's file or longer, and its hash was wrong.
             416 if self.hashes.bytes > 0 => {
                 self.start_over()?;
-                return Err(Failure::passing("the server has no more bytes than there are already"));
+                Err(Failure::passing("the server has no more bytes than there are already"))
             }
             408 | 429 | 500 | 502..=504 => {
                 let reason = format!("the server answers {}", response.status());
-                return Err(Failure::Passing { reason, after: retry_after(response.headers()) });
+                Err(Failure::Passing { reason, after: retry_after(headers) })
             }
             _ => {
                 let reason = format!("the server answers {}", response.status());
-                return Err(self.fault(Fault::Refusing, reason).into());
+                Err(self.fault(Fault::Refusing, reason).into())
             }
-        };
-        if let (Some(offered), Some(expected)) = (total, self.expected.bytes)
-            && offered != expected
-        {
-            let content = header("content-type").map(|kind| format!(" ({kind})")).unwrap_or_default();
-            return Err(FetchError::Length { url: self.url.to_owned(), offered, content, expected }.into());
         }
+    }
+
+    /// Writes what comes to the end of the file.
+    fn append(&mut self, mut body: impl Read, pulse: &Pulse, watch: &mut Watch<'_>) -> Result<(), Failure> {
         let most = self.expected.bytes.unwrap_or(MOST_BYTES);
-        pulse.begun.store(true, Ordering::SeqCst);
-        let mut body = response.into_body().into_reader();
         let mut buffer = vec![0; 64 << 10];
         loop {
             let n = match body.read(&mut buffer) {
-                Ok(0) => break,
+                Ok(0) => return Ok(()),
                 Ok(n) => n,
                 Err(error) if matches!(inner(&error), Some(ureq::Error::Timeout(_))) => return Err(self.silence()),
                 Err(error) => return Err(Failure::passing(format!("the connection broke: {error}"))),
@@ -343,13 +359,6 @@ impl Transfer<'_> {
             if (watch.interrupted)() {
                 return Err(Failure::passing("interrupted"));
             }
-        }
-        match total.or(self.expected.bytes) {
-            Some(all) if self.hashes.bytes < all => {
-                let there = self.hashes.bytes;
-                Err(Failure::passing(format!("the connection ended after {there} of {all} bytes")))
-            }
-            _ => Ok(()),
         }
     }
 }
