@@ -6,24 +6,21 @@ mod elsewhere;
 mod inputs;
 mod journal;
 mod output;
+mod setup;
 mod target;
+mod watch;
 
 use std::{
     fs,
-    ops::ControlFlow,
     path::{Path, PathBuf},
 };
 
 use anyhow::Context;
 pub(crate) use args::Args;
-use c2r_attacks::{
-    AdversarialImages, Attack, AttackConfig, AttackError, AttackReport, EvaluateOptions, Event, Mode, evaluate_with,
-    needs_gradient,
-};
-use c2r_base::{Goal, Seed, ThreatModel};
+use c2r_attacks::{AttackConfig, EvaluateOptions};
+use c2r_base::{Seed, ThreatModel};
 use c2r_distill::Work;
 use c2r_eval::doubts;
-use c2r_experiment::{SubsetOrder, results};
 use c2r_files::{follow_links, sha256_of_file};
 use c2r_models::checkpoint;
 use c2r_run::{
@@ -36,7 +33,8 @@ use inputs::Inputs;
 use journal::Journal;
 use output::Summary;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
+use setup::{Attacks, Setup, threat};
 use target::Target;
 use tch::{Device, Kind};
 
@@ -59,59 +57,21 @@ pub(crate) fn run(mut args: Args, device: Device, ui: &Ui) -> anyhow::Result<()>
         }
         args.each = true;
     }
-    let configs = choice::configs(&args).or_exit(exit::USAGE)?;
-    let attacks: Vec<Box<dyn Attack>> =
-        configs.iter().map(AttackConfig::build).collect::<Result<_, _>>().or_exit(exit::USAGE)?;
-    let threat = threat(&args);
-    let needs_gradient = attacks.iter().any(|attack| needs_gradient(attack.as_ref()));
+    let attacks = Attacks::new(&args)?;
     if args.estimate {
-        return estimate(&args, &configs, needs_gradient, device, ui);
+        return estimate(&args, &attacks, device, ui);
     }
     let place = args.outputs().next().map(|(_, path)| Place::beside(path));
     check_outputs(&args, place.as_ref())?;
-    let model = args.classifier();
-    let model_sha256 = sha256_of_file(model).or_exit(exit::DATA)?;
-    let mut inputs = Inputs::load(&args, ui)?;
-    let shape = inputs.images.image_shape();
-    check_units(&args, shape)?;
-    inputs.notes.extend(doubts::reaches_grey(&threat, shape));
-    let target = Target::load(&args, &mut inputs, &model_sha256, needs_gradient, device)?;
-    inputs.notes.extend(choice::changed_suites(&args, &configs));
-    let mode = if args.each { Mode::Each } else { Mode::Suite };
-    let mut key = json!({
-        "model": model_sha256,
-        "inputs": inputs.sha256,
-        "n": inputs.images.len(),
-        "threat": threat,
-        "mode": mode,
-        "seed": args.seed,
-        "attacks": configs,
-        "save": args.save.is_some(),
-        "as_is": args.as_is,
-    });
-    if let Some(architecture) = args.foreign.arch {
-        key["state_dict"] = json!([architecture.to_string(), args.foreign.expects()]);
-    }
-    if let Some(format) = run_dir::unusual_format(device) {
-        key["precision"] = json!(format.to_string());
-    }
-    // What only a table reads changes the report, too.
-    if let Some(row) = target.subject.as_ref().filter(|_| target.is_described) {
-        key["row"] = json!(row);
-    }
-    // Results of the first images are kept as those of earlier versions, which knew no other.
-    if let Some((chosen, _)) = inputs.subset.as_ref().filter(|(chosen, _)| chosen.order != SubsetOrder::First) {
-        key["subset"] = json!(chosen);
-    }
-    let images = args.save.as_ref().map(|_| AdversarialImages::new(&inputs.images, attacks.len(), mode));
-    let versions = configs.iter().map(|config| (config.name().to_owned(), results::attack(config.name()))).collect();
+    let mut setup = Setup::load(args, attacks, device, ui)?;
+    let key = setup.key();
     let mut journal = None;
     let mut resume = None;
     if let Some(place) = place {
-        let (mut opened, status) = Journal::open(place, &args, key.clone(), versions, images, device)?;
+        let (mut opened, status) = Journal::open(place, &setup, key.clone())?;
         if status == Status::Finished {
             ui.note(format!("{} is finished; nothing to do", opened.run.path().display()));
-            return show(opened.run.summary(), &args, ui).with_context(|| {
+            return show(opened.run.summary(), &setup.args, ui).with_context(|| {
                 let record = opened.run.record().display();
                 format!("{record} has a summary that this c2r cannot show; --json prints it as it is")
             });
@@ -123,48 +83,37 @@ pub(crate) fn run(mut args: Args, device: Device, ui: &Ui) -> anyhow::Result<()>
         journal = Some(opened);
     }
     let options = EvaluateOptions {
-        seed: Seed::new(args.seed),
-        batch_size: args.batch_size(device, inputs.images.image_shape()),
-        mode,
+        seed: Seed::new(setup.args.seed),
+        batch_size: setup.args.batch_size(device, setup.inputs.images.image_shape()),
+        mode: setup.mode,
         self_check: true,
         resume,
         stop: signals::flag(),
         ..EvaluateOptions::default()
     };
     signals::will_save();
-    let mut report = watched(&target, model, &inputs, &attacks, &threat, &options, args.force, journal.as_mut(), ui)?;
+    let mut report = watch::evaluate(&setup, &options, journal.as_mut(), ui)?;
     report.versions.extend(run_dir::versions());
-    inputs.notes.extend(doubts::chance_level(&report));
+    setup.inputs.notes.extend(doubts::chance_level(&report));
     let mut kernels = KernelNotes::default();
     kernels.update(ui);
-    inputs.notes.extend(kernels.into_notes());
-    let summary = Summary::new(&report, &args, &target, (model, &model_sha256), &inputs, device);
-    let summary = serde_json::to_value(summary)?;
+    setup.inputs.notes.extend(kernels.into_notes());
+    let summary = serde_json::to_value(Summary::new(&report, &setup))?;
     // A kill while the files are written must leave a record that claims them.
     if let Some(journal) = &mut journal {
         journal.save(&report, true)?;
     }
-    if let (Some(path), Some(images)) = (&args.save, journal.as_ref().and_then(|journal| journal.images.as_ref())) {
-        output::save(path, images, &configs, mode, &inputs, &summary, &key)?;
+    if let (Some(path), Some(images)) = (&setup.args.save, journal.as_ref().and_then(|journal| journal.images.as_ref()))
+    {
+        output::save(path, images, &setup, &summary, &key)?;
     }
-    if let Some(path) = &args.output {
-        if args.checkpoint.is_none() && args.dataset.is_some() && target.subject.is_none() {
-            ui.note(
-                "note: `c2r table` cannot read this report; give --ipc, the number of images per class that the network was \
-                 trained on",
-            );
-        }
-        output::write_report(path, report, &args, &target, (model, &model_sha256), &inputs, device)?;
+    if let Some(path) = &setup.args.output {
+        output::write_report(path, report, &setup, ui)?;
     }
     if let Some(journal) = journal {
         journal.finish(summary.clone())?;
     }
-    show(&summary, &args, ui)
-}
-
-/// What the attacker may do and wants.
-fn threat(args: &Args) -> ThreatModel {
-    ThreatModel { norm: args.norm, epsilon: args.eps, goal: args.targets.map_or(Goal::Untargeted, Goal::Targeted) }
+    show(&summary, &setup.args, ui)
 }
 
 /// Prints a [`Summary`], which may come from the record of an earlier run.
@@ -173,22 +122,6 @@ fn show(summary: &Value, args: &Args, ui: &Ui) -> anyhow::Result<()> {
         ui.out(summary.to_string());
     } else {
         Summary::deserialize(summary)?.print(ui);
-    }
-    Ok(())
-}
-
-/// Refuses 2 where 2/255 is meant: a radius or step that reaches every image of this `shape` from every other.
-fn check_units(args: &Args, shape: [i64; 3]) -> anyhow::Result<()> {
-    let step_size = args.step_size.as_ref().and_then(|step| step.parse().ok());
-    for (flag, size) in [("--eps", Some(args.eps)), ("--step-size", step_size)] {
-        let Some(Err(error)) = size.map(|size| args.norm.check_length(size, shape)) else { continue };
-        let size = error.length;
-        let advice = if error.counts_255ths {
-            format!("write {size}/255 if you mean steps of 8-bit pixels")
-        } else {
-            "choose a smaller one".to_owned()
-        };
-        return exit::fail(exit::USAGE, format!("{flag} {size} is too large: {error}; {advice}"));
     }
     Ok(())
 }
@@ -257,90 +190,6 @@ fn check_outputs(args: &Args, place: Option<&Place>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `evaluate_with` with progress, a journal and Ctrl-C.
-#[expect(clippy::too_many_arguments, reason = "one call of one function, split for reading")]
-fn watched(
-    target: &Target,
-    model: &Path,
-    inputs: &Inputs,
-    attacks: &[Box<dyn Attack>],
-    threat: &ThreatModel,
-    options: &EvaluateOptions,
-    force: bool,
-    mut journal: Option<&mut Journal>,
-    ui: &Ui,
-) -> anyhow::Result<AttackReport> {
-    let mut progress = ui.progress("clean", 0, inputs.images.len() as u64);
-    let resume = signals::how_to_resume(force);
-    let mut failure = None;
-    let record = journal.as_ref().map(|journal| journal.run.record().to_owned());
-    // With a failure, what had finished is kept.
-    let mut last = None;
-    let mut judged = false;
-    let result = evaluate_with(target.classifier.as_ref(), &inputs.images, attacks, threat, options, &mut |event| {
-        if let Some(images) = journal.as_mut().and_then(|journal| journal.images.as_mut()) {
-            images.observe(event);
-        }
-        // Read once: a signal in between would stop the evaluation without its state.
-        let interrupted = ui.interrupted();
-        match event {
-            Event::Clean { done, .. } => progress.set(*done as u64, ""),
-            Event::Started { attack, done, total, .. } => {
-                let next = ui.progress(attack, *done as u64, *total as u64);
-                std::mem::replace(&mut progress, next).finish();
-                progress.set(*done as u64, "");
-                // After a request to stop, the next event saves the state.
-                return ControlFlow::Continue(());
-            }
-            Event::Judged { entry, done, total, report, .. } => {
-                judged = true;
-                progress.set(*done as u64, format!("{:.1} % robust", 100.0 * report.attacks[*entry].robust_accuracy()));
-                if done == total {
-                    last = Some((*report).clone());
-                }
-                let saved = journal.as_mut().map_or(Ok(()), |journal| journal.save(report, interrupted));
-                if let Err(error) = saved {
-                    failure = Some(error);
-                    return ControlFlow::Break(());
-                }
-            }
-            Event::Stopped { report, .. } => {
-                // A session that finished no batch has nothing new to save, and is not to look like progress.
-                if let Some(journal) = journal.as_mut().filter(|journal| judged || !journal.has_state) {
-                    failure = journal.save(report, true).err();
-                }
-            }
-            _ => {}
-        }
-        if interrupted { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    });
-    progress.finish();
-    if let Some(error) = failure {
-        return Err(error);
-    }
-    if let (Err(error), Some(report)) = (&result, &last)
-        && !matches!(error, AttackError::Interrupted)
-    {
-        output::print_finished(report, record.as_deref(), resume);
-    }
-    result.map_err(|error| match error {
-        AttackError::Interrupted => signals::stopped(match record {
-            Some(record) if journal.as_ref().is_some_and(|journal| journal.has_state) => {
-                let saved = format!("the state is saved in {}; {resume}", record.display());
-                let no_batch = " (no batch was finished this time: allow more time, or use a smaller --batch-size, which resumes, too)";
-                saved + if judged { "" } else { no_batch }
-            }
-            Some(_) => "nothing was finished yet; the same command starts from the beginning".to_owned(),
-            None => "nothing was saved (with --output or --save, the command can resume)".to_owned(),
-        }),
-        AttackError::Config(_) => exit::coded(exit::USAGE, error),
-        AttackError::Images(_) => exit::coded(exit::DATA, anyhow::Error::new(error).context(inputs.name.clone())),
-        AttackError::Failed { .. } | AttackError::Resume(_) => error.into(),
-        // The model was checked on images of this shape; what it does not take is in these images or in the file.
-        _ => exit::coded(exit::DATA, anyhow::Error::new(error).context(model.display().to_string())),
-    })
-}
-
 /// What the command will send through its network.
 pub(crate) fn planned(args: &Args, written: &Written) -> anyhow::Result<Planned> {
     let (Some(name), Some(checkpoint)) = (&args.dataset, &args.checkpoint) else {
@@ -374,14 +223,8 @@ fn images(configs: &[AttackConfig], threat: &ThreatModel, n: f64, accuracy: f64,
     (forward, backward)
 }
 
-fn estimate(
-    args: &Args,
-    configs: &[AttackConfig],
-    needs_gradient: bool,
-    device: Device,
-    ui: &Ui,
-) -> anyhow::Result<()> {
-    let path = args.classifier();
+fn estimate(args: &Args, attacks: &Attacks, device: Device, ui: &Ui) -> anyhow::Result<()> {
+    let (path, configs, needs_gradient) = (args.classifier(), &attacks.configs, attacks.need_gradient());
     let (speed, (forward, backward)) = if args.checkpoint.is_some() && !path.exists() {
         // An estimate of a whole grid comes before its networks are trained.
         let Some(name) = &args.dataset else {

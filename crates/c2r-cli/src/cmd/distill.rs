@@ -9,7 +9,7 @@ use c2r_data::{Dataset, DatasetSpec};
 use c2r_distill::{ConfigError, DistillConfig, DistillEvent, Distillation, LabelKind, METHODS, StepReport, profiles};
 use c2r_files::text_to_path;
 use c2r_run::{
-    Run, Status,
+    Log, Run, Status,
     arguments::{self, any_text},
     process::peak_memory_mb,
     signals,
@@ -189,7 +189,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     if let Some(format) = run_dir::unusual_format(device) {
         record["precision"] = json!(format.to_string());
     }
-    let (mut run, status) = run_dir::open(path, &run_dir::DISTILL, record, &[], device, args.force)?;
+    let (run, status) = run_dir::open(path, &run_dir::DISTILL, record, &[], device, args.force)?;
     if status == Status::Finished {
         ui.note(format!("{} is finished; nothing to do", run.file("synthetic.safetensors").display()));
         if args.json {
@@ -213,23 +213,175 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         ui.note(format!("note: {note}"));
     }
     signals::will_save();
-    let mut extras = Extras { ui, failed: Vec::new() };
-    let kernels = work(&mut distillation, &mut run, &args, &mut extras)?;
-    finish(&distillation, &mut run, &kernels, &args, &mut extras)
+    let mut session = Session::new(distillation, run, &args, ui)?;
+    session.work()?;
+    session.finish()
 }
 
-/// Files that a run can do without: if one of them cannot be written, the run goes on.
-struct Extras<'a> {
-    ui: &'a Ui,
-    /// Kinds of files that could not be written.
-    failed: Vec<&'static str>,
-}
-
+/// Kinds of files that a run can do without: if one of them cannot be written, the run goes on.
 const NETWORKS: &str = "the networks for --networks";
 const PICTURES: &str = "a picture of the images";
 const CURVES: &str = "the curves";
 
-impl Extras<'_> {
+/// Where `--networks` has or would have the networks of this run.
+fn shared_networks(distillation: &Distillation, args: &Args) -> Option<PathBuf> {
+    let id = distillation.networks_id()?;
+    let version = c2r_experiment::results::DISTILL;
+    Some(args.networks.as_ref()?.join(format!("v{version}-{id}.safetensors")))
+}
+
+/// A run from where it was started or resumed.
+struct Session<'a> {
+    distillation: Distillation,
+    run: Run,
+    args: &'a Args,
+    ui: &'a Ui,
+    log: Log,
+    pace: Pace,
+    /// The losses that were read last, as they are shown.
+    numbers: String,
+    /// When the state was saved last, and the steps since then.
+    saved: (Instant, u64),
+    kernels: KernelNotes,
+    /// Kinds of files that could not be written.
+    failed: Vec<&'static str>,
+}
+
+impl<'a> Session<'a> {
+    fn new(distillation: Distillation, run: Run, args: &'a Args, ui: &'a Ui) -> anyhow::Result<Self> {
+        Ok(Self {
+            log: run.log(distillation.iteration())?,
+            pace: Pace::new(&distillation),
+            numbers: String::new(),
+            saved: (Instant::now(), 0),
+            kernels: KernelNotes::default(),
+            failed: Vec::new(),
+            distillation,
+            run,
+            args,
+            ui,
+        })
+    }
+
+    /// Runs until finished; saves the state on the way, on Ctrl-C, and not after a failure.
+    fn work(&mut self) -> anyhow::Result<()> {
+        let (done, total) = self.distillation.progress();
+        let mut progress = self.ui.progress("distil", done, total);
+        self.picture()?;
+        while let Some(event) = self.distillation.step()? {
+            self.saved.1 += 1;
+            self.share_networks(&event)?;
+            let (done, _) = self.distillation.progress();
+            let what = self.report(&event)?;
+            if let Some(seconds) = self.pace.seconds_left(&self.distillation) {
+                progress.set_left(seconds);
+            }
+            let speed = ui::count(self.pace.images(&self.distillation));
+            progress.set(done, format!("{what}{}{speed} images/s", self.numbers));
+            self.kernels.update(self.ui);
+            let interrupted = self.ui.interrupted();
+            if interrupted || self.is_save_due() {
+                self.save()?;
+            }
+            if interrupted {
+                progress.finish();
+                let (done, total) = self.distillation.progress();
+                return Err(signals::stopped(format!(
+                    "step {done} of {total} is saved in {}; {}",
+                    self.run.path().display(),
+                    signals::how_to_resume(self.args.force)
+                )));
+            }
+        }
+        progress.finish();
+        Ok(())
+    }
+
+    /// Writes trained networks for `--networks` once they are there.
+    fn share_networks(&mut self, event: &DistillEvent) -> anyhow::Result<()> {
+        if let (DistillEvent::Preparation { .. } | DistillEvent::Teacher { .. }, Some(file)) =
+            (event, shared_networks(&self.distillation, self.args))
+            && !file.exists()
+            && !self.failed.contains(&NETWORKS)
+            && let Some(networks) = self.distillation.networks()?
+        {
+            self.wrote(NETWORKS, networks.write(&file).map_err(Into::into));
+        }
+        Ok(())
+    }
+
+    /// Reads and logs numbers where that is due (a read waits for the device), and draws the images. Returns what the run is at
+    /// before the updates.
+    fn report(&mut self, event: &DistillEvent) -> anyhow::Result<&'static str> {
+        match *event {
+            DistillEvent::Preparation { done, total } | DistillEvent::Teacher { done, total } => {
+                let teaches = matches!(event, DistillEvent::Teacher { .. });
+                if done % TRAINING_LOG_EVERY == 0 || done == total {
+                    let loss = self.distillation.training_loss()?;
+                    self.numbers = loss.map_or_else(String::new, |loss| format!("loss {loss:.3}, "));
+                    let stage = if teaches { "teacher" } else { "preparation" };
+                    self.say(json!({"stage": stage, "step": done, "loss": loss}));
+                }
+                Ok(if teaches { "training the teacher, " } else { "preparing, " })
+            }
+            DistillEvent::Images { iteration } => {
+                if (iteration % LOG_EVERY == 0 || self.distillation.is_finished())
+                    && let Some(report) = self.distillation.report()?
+                {
+                    self.numbers = describe(&report);
+                    self.log.line(&report)?;
+                    let mut line = serde_json::to_value(&report)?;
+                    line["stage"] = "images".into();
+                    self.say(line);
+                }
+                self.picture()?;
+                Ok("")
+            }
+            _ => Ok(""),
+        }
+    }
+
+    /// Prints a line of `--json`, with the speed.
+    fn say(&self, line: Json) {
+        if self.args.json {
+            self.ui.out(self.pace.line(&self.distillation, line).to_string());
+        }
+    }
+
+    fn is_save_due(&self) -> bool {
+        let (at, steps) = self.saved;
+        let late = at.elapsed() >= Duration::from_secs(self.args.checkpoint_seconds);
+        (late || steps >= self.args.checkpoint_every) && !self.distillation.is_finished()
+    }
+
+    fn save(&mut self) -> anyhow::Result<()> {
+        self.distillation.state()?.write(&self.run.file("state.safetensors"))?;
+        self.curves();
+        self.run.pause()?;
+        self.saved = (Instant::now(), 0);
+        Ok(())
+    }
+
+    fn curves(&mut self) {
+        self.wrote(CURVES, curves::write(&self.run.file("curves.svg"), &self.run.file("log.jsonl")));
+    }
+
+    /// Draws the images where one of the `--pictures` falls due: before the first update, after the last one and
+    /// evenly in between.
+    fn picture(&mut self) -> anyhow::Result<()> {
+        let (at, total) = (self.distillation.iteration(), self.distillation.iterations());
+        let n = self.args.pictures;
+        if n == 0 || total == 0 || (at % total.div_ceil(n) != 0 && at != total) {
+            return Ok(());
+        }
+        let path = self.run.file("pictures").join(format!("{at:06}.png"));
+        if !path.exists() {
+            let set = self.distillation.synthetic_set(versions())?;
+            self.wrote(PICTURES, set.grid_png(&path).map_err(Into::into));
+        }
+        Ok(())
+    }
+
     /// Prints a note on the first error of each kind of file.
     fn wrote(&mut self, what: &'static str, result: anyhow::Result<()>) {
         if let Err(error) = result
@@ -239,102 +391,30 @@ impl Extras<'_> {
             self.failed.push(what);
         }
     }
-}
 
-/// Where `--networks` has or would have the networks of this run.
-fn shared_networks(distillation: &Distillation, args: &Args) -> Option<PathBuf> {
-    let id = distillation.networks_id()?;
-    let version = c2r_experiment::results::DISTILL;
-    Some(args.networks.as_ref()?.join(format!("v{version}-{id}.safetensors")))
-}
-
-/// Runs until finished; saves the state on the way, on Ctrl-C, and not after a failure.
-fn work(
-    distillation: &mut Distillation,
-    run: &mut Run,
-    args: &Args,
-    extras: &mut Extras<'_>,
-) -> anyhow::Result<KernelNotes> {
-    let ui = extras.ui;
-    let mut log = run.log(distillation.iteration())?;
-    let (done, total) = distillation.progress();
-    let mut progress = ui.progress("distil", done, total);
-    let mut saved = Instant::now();
-    let mut since_saved = 0;
-    let pace = Pace::new(distillation);
-    let mut numbers = String::new();
-    let mut kernels = KernelNotes::default();
-    picture(distillation, run, args, extras)?;
-    while let Some(event) = distillation.step()? {
-        since_saved += 1;
-        if let (DistillEvent::Preparation { .. } | DistillEvent::Teacher { .. }, Some(file)) =
-            (&event, shared_networks(distillation, args))
-            && !file.exists()
-            && !extras.failed.contains(&NETWORKS)
-            && let Some(networks) = distillation.networks()?
-        {
-            extras.wrote(NETWORKS, networks.write(&file).map_err(Into::into));
+    /// Writes the results.
+    fn finish(mut self) -> anyhow::Result<()> {
+        let set = self.distillation.synthetic_set(versions())?;
+        let labels = self.distillation.config().common.labels;
+        if let (LabelKind::Teacher, Some(teacher)) = (labels, self.distillation.teachers().next()) {
+            c2r_models::checkpoint::save(&self.run.file("teacher.safetensors"), teacher, Default::default())?;
         }
-        let (done, _) = distillation.progress();
-        let say = |line: &Json| {
-            if args.json {
-                ui.out(line.to_string())
-            }
-        };
-        // Numbers are read where they are logged: a read waits for the device.
-        let what = match event {
-            DistillEvent::Preparation { done: at, total } | DistillEvent::Teacher { done: at, total } => {
-                let teaches = matches!(event, DistillEvent::Teacher { .. });
-                if at % TRAINING_LOG_EVERY == 0 || at == total {
-                    let loss = distillation.training_loss()?;
-                    numbers = loss.map_or_else(String::new, |loss| format!("loss {loss:.3}, "));
-                    let stage = if teaches { "teacher" } else { "preparation" };
-                    say(&pace.line(distillation, json!({"stage": stage, "step": at, "loss": loss})));
-                }
-                if teaches { "training the teacher, " } else { "preparing, " }
-            }
-            DistillEvent::Images { iteration } => {
-                if (iteration % LOG_EVERY == 0 || distillation.is_finished())
-                    && let Some(report) = distillation.report()?
-                {
-                    numbers = describe(&report);
-                    log.line(&report)?;
-                    let mut line = serde_json::to_value(&report)?;
-                    line["stage"] = "images".into();
-                    say(&pace.line(distillation, line));
-                }
-                picture(distillation, run, args, extras)?;
-                ""
-            }
-            _ => "",
-        };
-        if let Some(seconds) = pace.seconds_left(distillation) {
-            progress.set_left(seconds);
-        }
-        progress.set(done, format!("{what}{numbers}{} images/s", ui::count(pace.images(distillation))));
-        kernels.update(ui);
-        let interrupted = ui.interrupted();
-        let due =
-            since_saved >= args.checkpoint_every || saved.elapsed() >= Duration::from_secs(args.checkpoint_seconds);
-        if interrupted || (due && !distillation.is_finished()) {
-            distillation.state()?.write(&run.file("state.safetensors"))?;
-            extras.wrote(CURVES, curves::write(&run.file("curves.svg"), &run.file("log.jsonl")));
-            run.pause()?;
-            saved = Instant::now();
-            since_saved = 0;
-        }
-        if interrupted {
-            progress.finish();
-            let (done, total) = distillation.progress();
-            return Err(signals::stopped(format!(
-                "step {done} of {total} is saved in {}; {}",
-                run.path().display(),
-                signals::how_to_resume(args.force)
-            )));
-        }
+        let file = self.run.file("synthetic.safetensors");
+        set.save(&file)?;
+        self.wrote(PICTURES, set.grid_png(&self.run.file("synthetic.png")).map_err(Into::into));
+        self.curves();
+        let mut summary = json!({
+            "synthetic_set": "synthetic.safetensors",
+            "sha256": c2r_base::artifact::sha256_of_file(&file)?,
+            "iterations": self.distillation.iteration(),
+            "seconds": self.run.seconds(),
+            "peak_memory_mb": peak_memory_mb(),
+            "passes": self.distillation.passes(),
+            "claims": self.distillation.effect()?,
+        });
+        self.kernels.record(&mut summary);
+        run_dir::finish(&mut self.run, summary, &file, self.args.json, self.ui)
     }
-    progress.finish();
-    Ok(kernels)
 }
 
 /// What is shown of an update while it runs.
@@ -375,50 +455,6 @@ impl Pace {
         line["seconds_left"] = self.seconds_left(distillation).into();
         line
     }
-}
-
-/// Draws the images where one of the `--pictures` falls due: before the first update, after the last one and
-/// evenly in between.
-fn picture(distillation: &Distillation, run: &Run, args: &Args, extras: &mut Extras<'_>) -> anyhow::Result<()> {
-    let (at, total) = (distillation.iteration(), distillation.iterations());
-    if args.pictures == 0 || total == 0 || (at % total.div_ceil(args.pictures) != 0 && at != total) {
-        return Ok(());
-    }
-    let path = run.file("pictures").join(format!("{at:06}.png"));
-    if !path.exists() {
-        let set = distillation.synthetic_set(versions())?;
-        extras.wrote(PICTURES, set.grid_png(&path).map_err(Into::into));
-    }
-    Ok(())
-}
-
-fn finish(
-    distillation: &Distillation,
-    run: &mut Run,
-    kernels: &KernelNotes,
-    args: &Args,
-    extras: &mut Extras<'_>,
-) -> anyhow::Result<()> {
-    let ui = extras.ui;
-    let set = distillation.synthetic_set(versions())?;
-    if let (LabelKind::Teacher, Some(teacher)) = (distillation.config().common.labels, distillation.teachers().next()) {
-        c2r_models::checkpoint::save(&run.file("teacher.safetensors"), teacher, Default::default())?;
-    }
-    let file = run.file("synthetic.safetensors");
-    set.save(&file)?;
-    extras.wrote(PICTURES, set.grid_png(&run.file("synthetic.png")).map_err(Into::into));
-    extras.wrote(CURVES, curves::write(&run.file("curves.svg"), &run.file("log.jsonl")));
-    let mut summary = json!({
-        "synthetic_set": "synthetic.safetensors",
-        "sha256": c2r_base::artifact::sha256_of_file(&file)?,
-        "iterations": distillation.iteration(),
-        "seconds": run.seconds(),
-        "peak_memory_mb": peak_memory_mb(),
-        "passes": distillation.passes(),
-        "claims": distillation.effect()?,
-    });
-    kernels.record(&mut summary);
-    run_dir::finish(run, summary, &file, args.json, ui)
 }
 
 /// The profile with everything that the command line changes, and the sections that have no effect.

@@ -1,7 +1,6 @@
 //! The run of an evaluation, kept beside its results until it is finished.
 
 use std::{
-    collections::BTreeMap,
     ffi::OsString,
     fs,
     path::PathBuf,
@@ -9,14 +8,14 @@ use std::{
 };
 
 use anyhow::Context;
-use c2r_attacks::{AdversarialImages, AttackReport};
+use c2r_attacks::{AdversarialImages, AttackConfig, AttackReport};
 use c2r_base::artifact::TensorFile;
+use c2r_experiment::results;
 use c2r_files::remove_if_present;
 use c2r_run::{Place, Plan, Run, RunError, Status, exit};
 use serde_json::Value;
-use tch::Device;
 
-use super::args::Args;
+use super::setup::Setup;
 use crate::run_dir;
 
 pub(super) struct Journal {
@@ -42,19 +41,17 @@ pub(super) fn part(place: &Place) -> PathBuf {
 }
 
 impl Journal {
-    /// Opens the run of the evaluation that `config` describes and whose attacks have the `results` versions.
-    pub(super) fn open(
-        place: Place,
-        args: &Args,
-        config: Value,
-        results: BTreeMap<String, u32>,
-        images: Option<AdversarialImages>,
-        device: Device,
-    ) -> anyhow::Result<(Self, Status)> {
+    /// Opens the run of the evaluation whose [`Setup::key`] is `config`.
+    pub(super) fn open(place: Place, setup: &Setup, config: Value) -> anyhow::Result<(Self, Status)> {
+        let Setup { args, attacks, inputs, .. } = setup;
+        let images =
+            args.save.as_ref().map(|_| AdversarialImages::new(&inputs.images, attacks.configs.len(), setup.mode));
+        let names = attacks.configs.iter().map(AttackConfig::name);
+        let results = names.map(|name| (name.to_owned(), results::attack(name))).collect();
         let part = part(&place);
         let former_part = place.record().with_extension("").with_extension("part.safetensors");
         let outputs = args.outputs().map(|(flag, path)| (flag, path.to_owned())).collect();
-        let environment = run_dir::environment(device);
+        let environment = run_dir::environment(setup.device);
         let plan = Plan { stage: "attack", config, results, environment, outputs, main: None, writes: &[] };
         let opened = Run::open(place, plan, args.force, || remove_if_present(&part));
         let (run, status) = opened.map_err(|error| {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use c2r_attacks::{AdversarialImages, AttackConfig, AttackReport, Flag, Mode, Outcome, StageEntry};
+use c2r_attacks::{AdversarialImages, AttackReport, Flag, Mode, Outcome, StageEntry};
 use c2r_base::{Epsilon, Goal, Norm, Seed, artifact::TensorFile};
 use c2r_eval::{AttackRecord, Evaluation, RecordContext};
 use c2r_experiment::{Subject, Subset};
@@ -10,9 +10,9 @@ use c2r_files::path_to_text;
 use c2r_run::terminal::{Ui, count, counted, note, seconds};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tch::{Device, Tensor};
+use tch::Tensor;
 
-use super::{args::Args, inputs::Inputs, target::Target};
+use super::setup::Setup;
 use crate::run_dir;
 
 const SCHEMA_VERSION: u32 = 1;
@@ -65,14 +65,8 @@ struct OfAttack {
 }
 
 impl Summary {
-    pub(super) fn new(
-        report: &AttackReport,
-        args: &Args,
-        target: &Target,
-        (model, model_sha256): (&Path, &str),
-        inputs: &Inputs,
-        device: Device,
-    ) -> Self {
+    pub(super) fn new(report: &AttackReport, setup: &Setup) -> Self {
+        let Setup { args, inputs, target, .. } = setup;
         let attacks = report.attacks.iter().map(|entry| {
             let counts = entry.counts();
             OfAttack {
@@ -109,13 +103,13 @@ impl Summary {
             flag_notes: report.flags.iter().map(ToString::to_string).collect(),
             notes: inputs.notes.clone(),
             subject: target.subject.clone(),
-            model: path_to_text(model).into_owned(),
-            model_sha256: model_sha256.to_owned(),
+            model: path_to_text(setup.model()).into_owned(),
+            model_sha256: setup.model_sha256.clone(),
             tuned_operators: target.n_tuned,
             inputs: inputs.name.clone(),
             inputs_sha256: inputs.sha256.clone(),
             versions: report.versions.clone(),
-            precision: run_dir::precision(device),
+            precision: run_dir::precision(setup.device),
         }
     }
 
@@ -170,9 +164,7 @@ impl Summary {
 pub(super) fn save(
     path: &Path,
     images: &AdversarialImages,
-    configs: &[AttackConfig],
-    mode: Mode,
-    inputs: &Inputs,
+    setup: &Setup,
     summary: &Value,
     evaluation: &Value,
 ) -> anyhow::Result<()> {
@@ -184,6 +176,7 @@ pub(super) fn save(
         // Models, inputs, threat, seed and every option.
         ("evaluation".to_owned(), evaluation.to_string()),
     ]);
+    let inputs = &setup.inputs;
     let mut file = TensorFile { header, ..TensorFile::default() };
     file.tensors.insert("labels".to_owned(), inputs.images.labels().shallow_clone());
     if let Some((_, positions)) = &inputs.subset {
@@ -191,9 +184,9 @@ pub(super) fn save(
         file.tensors.insert("positions".to_owned(), Tensor::from_slice(&positions));
     }
     for (at, set) in images.sets().iter().enumerate() {
-        let name = match (mode, images.sets().len()) {
+        let name = match (setup.mode, images.sets().len()) {
             (Mode::Suite, _) | (Mode::Each, 1) => "images".to_owned(),
-            (Mode::Each, _) => format!("images.{}", configs[at].name()),
+            (Mode::Each, _) => format!("images.{}", setup.attacks.configs[at].name()),
         };
         file.tensors.insert(name, set.shallow_clone());
     }
@@ -201,28 +194,28 @@ pub(super) fn save(
 }
 
 /// Writes the report: a cell of a table, or else a record with the outcome for every image.
-pub(super) fn write_report(
-    path: &Path,
-    report: AttackReport,
-    args: &Args,
-    target: &Target,
-    (model, model_sha256): (&Path, &str),
-    inputs: &Inputs,
-    device: Device,
-) -> anyhow::Result<()> {
+pub(super) fn write_report(path: &Path, report: AttackReport, setup: &Setup, ui: &Ui) -> anyhow::Result<()> {
+    let Setup { args, inputs, target, .. } = setup;
+    if args.checkpoint.is_none() && args.dataset.is_some() && target.subject.is_none() {
+        ui.note(
+            "note: `c2r table` cannot read this report; give --ipc, the number of images per class that the network was \
+             trained on",
+        );
+    }
     let (test_sha256, notes, subset) = (inputs.sha256.clone(), inputs.notes.clone(), inputs.subset.clone());
-    let (argv, precision, held_out) = (c2r_run::argv(), run_dir::precision(device), args.held_out_after.is_some());
+    let (argv, precision, held_out) =
+        (c2r_run::argv(), run_dir::precision(setup.device), args.held_out_after.is_some());
     match target.subject.clone() {
         Some(subject) if args.each && args.dataset.is_some() => {
-            let model_sha256 = Some(model_sha256.to_owned());
+            let model_sha256 = Some(setup.model_sha256.clone());
             let context =
                 RecordContext { subject, model_sha256, test_sha256, subset, held_out, notes, precision, argv };
             AttackRecord::from_report(&report, context).map_err(anyhow::Error::msg)?.write(path)?;
         }
         subject => {
             let evaluation = Evaluation {
-                model: path_to_text(model).into_owned(),
-                model_sha256: model_sha256.to_owned(),
+                model: path_to_text(setup.model()).into_owned(),
+                model_sha256: setup.model_sha256.clone(),
                 tuned_operators: target.n_tuned,
                 as_is: args.as_is,
                 inputs: inputs.name.clone(),
