@@ -42,36 +42,12 @@ pub(super) fn pixels(
     options: &ImportOptions,
     notes: &mut Vec<String>,
 ) -> Result<(Tensor, Option<Clamped>), DataError> {
-    let stored = images.size();
-    let mut images = images.shallow_clone();
-    if options.nhwc && images.dim() == 4 {
-        images = images.permute([0, 3, 1, 2]);
-    }
-    let size = images.size();
-    if size.len() != 4 || size[1..] != spec.shape() || size[0] == 0 {
-        let [c, h, w] = spec.shape();
-        let mut hint = "";
-        if !options.nhwc && size.len() == 4 && size[1..] == [h, w, c] {
-            hint = "; the channels come last: use option `nhwc`";
-        } else if options.nhwc && stored.len() == 4 && stored[1..] == [c, h, w] {
-            hint = " after option `nhwc`: the channels come second already, leave it out";
-        }
-        return wrong(format!("images of {} are [N, {c}, {h}, {w}], these are {size:?}{hint}", spec.name));
-    }
+    let mut images = channels_second(images, spec, options)?;
     let bytes = images.kind() == Kind::Uint8;
-    if !bytes && !images.is_floating_point() {
+    if bytes {
+        check_bytes(&images, options)?;
+    } else if !images.is_floating_point() {
         return wrong(format!("images must be floats or u8, these are {:?}", images.kind()));
-    }
-    if bytes && options.values != PixelValues::Unit {
-        return wrong(
-            "images are bytes, which are pixels already: leave option `normalized` and option `of-255` out".to_owned(),
-        );
-    }
-    if bytes && images.max().int64_value(&[]) == 1 {
-        return wrong(
-            "the largest value is 1, and bytes go to 255: nearly black images; where 1 means white, store floats in [0, 1]"
-                .to_owned(),
-        );
     }
     if options.bgr && spec.channels == 1 {
         return wrong(format!("images of {} have one channel: leave option `bgr` out", spec.name));
@@ -89,45 +65,89 @@ pub(super) fn pixels(
     }
     let values = match &options.values {
         PixelValues::Unit => raw.shallow_clone(),
-        PixelValues::Bytes => {
-            let high = raw.max().double_value(&[]);
-            if high <= 1.0 + ROUNDING && raw.any().int64_value(&[]) == 1 {
-                return wrong(format!(
-                    "the largest value is {high:.3}, and option `of-255` divides by 255: nearly black images; drop it"
-                ));
-            }
-            &raw / 255.0
-        }
+        PixelValues::Bytes => of_255(&raw)?,
         PixelValues::Normalized { mean, std } => {
-            if mean.len() as i64 != spec.channels {
-                return wrong(format!(
-                    "the normalization has {} channels, the images have {}",
-                    mean.len(),
-                    spec.channels
-                ));
-            }
-            if raw.min().double_value(&[]) >= 0.0 && raw.max().double_value(&[]) <= 1.0 {
-                return wrong("all values are in [0, 1]: not normalized, leave option `normalized` out".to_owned());
-            }
-            let channel = |values: &[f64]| Tensor::from_slice(values).view([1, -1, 1, 1]);
             notes.push(format!("undone: (pixel - {mean:?}) / {std:?}"));
-            &raw * channel(std) + channel(mean)
+            undone(&raw, mean, std)?
         }
     };
-    let (low, high) = (values.min().double_value(&[]), values.max().double_value(&[]));
-    let rounding = rounding(images.kind(), &raw, &options.values);
-    let mut clamped = None;
-    if low < -rounding || high > 1.0 + rounding {
-        let outside = values.lt(-rounding).logical_or(&values.gt(1.0 + rounding)).sum(Kind::Int64).int64_value(&[]);
-        let cut = Clamped { part: outside as f64 / values.numel() as f64, low, high };
-        let normalized = matches!(options.values, PixelValues::Normalized { .. });
-        if !options.clamp || (!normalized && cut.part > CLAMPED_UNDECLARED) {
-            return wrong(format!("{cut}{}", hint(options, &cut)));
-        }
-        notes.push(format!("{cut}: clipped"));
-        clamped = Some(cut);
+    let cut = outside(&values, rounding(images.kind(), &raw, &options.values), options)?;
+    notes.extend(cut.as_ref().map(|cut| format!("{cut}: clipped")));
+    Ok((values.clamp(0.0, 1.0).to_kind(Kind::Float).contiguous(), cut))
+}
+
+/// The images as `[N, C, H, W]` of the dataset.
+fn channels_second(stored: &Tensor, spec: &DatasetSpec, options: &ImportOptions) -> Result<Tensor, DataError> {
+    let images = if options.nhwc && stored.dim() == 4 { stored.permute([0, 3, 1, 2]) } else { stored.shallow_clone() };
+    let size = images.size();
+    if size.len() == 4 && size[1..] == spec.shape() && size[0] > 0 {
+        return Ok(images);
     }
-    Ok((values.clamp(0.0, 1.0).to_kind(Kind::Float).contiguous(), clamped))
+    let [c, h, w] = spec.shape();
+    let stored = stored.size();
+    let hint = if !options.nhwc && size.len() == 4 && size[1..] == [h, w, c] {
+        "; the channels come last: use option `nhwc`"
+    } else if options.nhwc && stored.len() == 4 && stored[1..] == [c, h, w] {
+        " after option `nhwc`: the channels come second already, leave it out"
+    } else {
+        ""
+    };
+    wrong(format!("images of {} are [N, {c}, {h}, {w}], these are {size:?}{hint}", spec.name))
+}
+
+/// Refuses what contradicts bytes, or is none.
+fn check_bytes(images: &Tensor, options: &ImportOptions) -> Result<(), DataError> {
+    if options.values != PixelValues::Unit {
+        return wrong(
+            "images are bytes, which are pixels already: leave option `normalized` and option `of-255` out".to_owned(),
+        );
+    }
+    if images.max().int64_value(&[]) == 1 {
+        return wrong(
+            "the largest value is 1, and bytes go to 255: nearly black images; where 1 means white, store floats in [0, 1]"
+                .to_owned(),
+        );
+    }
+    Ok(())
+}
+
+/// Floats in `[0, 255]` as pixels.
+fn of_255(raw: &Tensor) -> Result<Tensor, DataError> {
+    let high = raw.max().double_value(&[]);
+    if high <= 1.0 + ROUNDING && raw.any().int64_value(&[]) == 1 {
+        return wrong(format!(
+            "the largest value is {high:.3}, and option `of-255` divides by 255: nearly black images; drop it"
+        ));
+    }
+    Ok(raw / 255.0)
+}
+
+/// Pixels that were normalized.
+fn undone(raw: &Tensor, mean: &[f64], std: &[f64]) -> Result<Tensor, DataError> {
+    let (given, there) = (mean.len(), raw.size()[1]);
+    if given as i64 != there {
+        return wrong(format!("the normalization has {given} channels, the images have {there}"));
+    }
+    if raw.min().double_value(&[]) >= 0.0 && raw.max().double_value(&[]) <= 1.0 {
+        return wrong("all values are in [0, 1]: not normalized, leave option `normalized` out".to_owned());
+    }
+    let channel = |values: &[f64]| Tensor::from_slice(values).view([1, -1, 1, 1]);
+    Ok(raw * channel(std) + channel(mean))
+}
+
+/// What is to be cut off because it is outside `[0, 1]` by more than `rounding`, if the options allow that.
+fn outside(values: &Tensor, rounding: f64, options: &ImportOptions) -> Result<Option<Clamped>, DataError> {
+    let (low, high) = (values.min().double_value(&[]), values.max().double_value(&[]));
+    if low >= -rounding && high <= 1.0 + rounding {
+        return Ok(None);
+    }
+    let outside = values.lt(-rounding).logical_or(&values.gt(1.0 + rounding)).sum(Kind::Int64).int64_value(&[]);
+    let cut = Clamped { part: outside as f64 / values.numel() as f64, low, high };
+    let normalized = matches!(options.values, PixelValues::Normalized { .. });
+    if !options.clamp || (!normalized && cut.part > CLAMPED_UNDECLARED) {
+        return wrong(format!("{cut}{}", hint(options, &cut)));
+    }
+    Ok(Some(cut))
 }
 
 /// How far rounding moves a pixel: the larger a normalized value is, the more in bf16 and f16.
