@@ -250,7 +250,7 @@ impl Distillation {
         let prepares = self.preparation_is_due();
         let Self { context, images, method, teachers, passes, watch, .. } = self;
         if let (false, Some(teacher)) = (prepares, teachers.iter_mut().find(|teacher| !teacher.is_trained())) {
-            teacher.train_step(context, passes, watch)?;
+            teacher.train_step(&mut Step { context, images, teacher: None, passes, watch, refused: None })?;
             let (done, total) = self.teaching();
             return Ok(DistillEvent::Teacher { done, total });
         }

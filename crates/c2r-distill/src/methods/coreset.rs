@@ -153,7 +153,7 @@ impl Method for Choice {
     fn prepare(&mut self, step: &mut Step<'_>) -> Result<(), DistillError> {
         let Some(pool) = &mut self.pool else { return Ok(()) };
         if !pool.is_full() {
-            return pool.fill_step(step.context, None, step.passes, step.watch);
+            return pool.fill_step(step, None);
         }
         choose(step, pool, self.rule)?;
         self.chosen = true;

@@ -252,7 +252,7 @@ impl Method for TrajectoryMatching {
             Some(growing) => growing,
             None => self.new_expert(step.context)?,
         };
-        growing.training.train_step(step.context, step.passes, step.watch)?;
+        growing.training.train_step(step)?;
         let _no_grad = tch::no_grad_guard();
         let now = flat(growing.training.model());
         growing.average = &growing.average * self.experts.average + now * (1.0 - self.experts.average);

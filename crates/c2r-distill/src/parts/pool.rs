@@ -17,9 +17,8 @@ use crate::{
     config::{CurvatureConfig, Place, PoolConfig},
     context::Context,
     error::{DistillError, check_scores},
-    method::{TRAINING_LOSS, Watch},
+    method::{Step, TRAINING_LOSS},
     parts::{companions::Attacked, epoch::Epoch},
-    passes::RunPasses,
 };
 
 /// Images per batch when a whole epoch is scored for the curriculum.
@@ -132,11 +131,10 @@ impl Pool {
     /// One training step of the trajectory in training; takes snapshots as they fall due.
     pub(crate) fn fill_step(
         &mut self,
-        context: &Context,
+        step: &mut Step<'_>,
         cache: Option<&mut PerturbationCache>,
-        passes: &mut RunPasses,
-        watch: &mut Watch,
     ) -> Result<(), DistillError> {
+        let context = step.context;
         let Self { networks, recipe, .. } = self;
         let mut network = match self.growing.take() {
             Some(network) => network,
@@ -149,7 +147,7 @@ impl Pool {
             }
         };
         if network.age < recipe.config.max_steps {
-            recipe.train_step(&mut network, context, cache, passes, watch)?;
+            recipe.train_step(&mut network, step, cache)?;
             recipe.take_snapshots(&network, context, networks)?;
         }
         if network.age < recipe.config.max_steps {
@@ -164,16 +162,14 @@ impl Pool {
     pub(crate) fn push(
         &mut self,
         t: u64,
-        context: &Context,
+        step: &mut Step<'_>,
         cache: Option<&mut PerturbationCache>,
-        passes: &mut RunPasses,
-        watch: &mut Watch,
     ) -> Result<bool, DistillError> {
         let PoolConfig { push_every, alive, .. } = self.recipe.config;
         if push_every == 0 || !t.is_multiple_of(push_every) {
             return Ok(false);
         }
-        self.networks.push(self.recipe.young_network(self.next_trajectory, context, cache, passes, watch)?);
+        self.networks.push(self.recipe.young_network(self.next_trajectory, step, cache)?);
         self.next_trajectory += 1;
         let full = alive.is_some_and(|alive| self.networks.len() > alive);
         if full {
@@ -204,20 +200,18 @@ impl Pool {
     pub(crate) fn grow(
         &mut self,
         index: usize,
-        context: &Context,
+        step: &mut Step<'_>,
         mut cache: Option<&mut PerturbationCache>,
-        passes: &mut RunPasses,
-        watch: &mut Watch,
     ) -> Result<bool, DistillError> {
         let Self { networks, recipe, next_trajectory, .. } = self;
         let network = &mut networks[index];
         for _ in 0..recipe.config.steps_per_iteration {
-            recipe.train_step(network, context, cache.as_deref_mut(), passes, watch)?;
+            recipe.train_step(network, step, cache.as_deref_mut())?;
         }
         let PoolConfig { steps_per_iteration, push_every, max_steps, .. } = recipe.config;
         let replaced = push_every == 0 && steps_per_iteration > 0 && network.age > max_steps;
         if replaced {
-            *network = recipe.young_network(*next_trajectory, context, cache, passes, watch)?;
+            *network = recipe.young_network(*next_trajectory, step, cache)?;
             *next_trajectory += 1;
         }
         Ok(replaced)
@@ -281,14 +275,12 @@ impl Recipe {
     fn young_network(
         &self,
         trajectory: u64,
-        context: &Context,
+        step: &mut Step<'_>,
         mut cache: Option<&mut PerturbationCache>,
-        passes: &mut RunPasses,
-        watch: &mut Watch,
     ) -> Result<PoolNetwork, DistillError> {
-        let mut network = self.new_network(context, trajectory)?;
+        let mut network = self.new_network(step.context, trajectory)?;
         while network.age < self.config.min_steps {
-            self.train_step(&mut network, context, cache.as_deref_mut(), passes, watch)?;
+            self.train_step(&mut network, step, cache.as_deref_mut())?;
         }
         Ok(network)
     }
@@ -319,21 +311,20 @@ impl Recipe {
         Ok(())
     }
 
-    /// One SGD step on the next mini-batch of the network's epoch. The loss goes to `watch`.
+    /// One SGD step on the next mini-batch of the network's epoch. The loss is watched.
     fn train_step(
         &self,
         network: &mut PoolNetwork,
-        context: &Context,
+        step: &mut Step<'_>,
         cache: Option<&mut PerturbationCache>,
-        passes: &mut RunPasses,
-        watch: &mut Watch,
     ) -> Result<(), DistillError> {
+        let context = step.context;
         let Self { config, curriculum, seed } = self;
         let (age, trained) = (network.age, seed.child("pool/train", network.trajectory));
         let seed = trained.child("step", age);
         if network.epoch.is_finished() {
             let progress = (network.age as f64 / config.max_steps.max(1) as f64).min(1.0);
-            let scores = epoch_scores(&network.model, curriculum, context, seed, cache, passes)?;
+            let scores = epoch_scores(&network.model, curriculum, seed, step, cache)?;
             check_scores(&scores, age + 1)?;
             let labels = context.data.labels().to_vec();
             let order = curriculum.order(&scores, &labels, progress, &mut seed.stream("order", 0));
@@ -351,7 +342,7 @@ impl Recipe {
             // Augmentation may leave the box; attacks live inside it.
             images = images.clamp(0.0, 1.0);
             let attacked = Attacked { images: &images, labels: &labels, positions: &rows.positions };
-            let companions = context.attack(Place::Pool, &network.model, attacked, seed, None, passes)?;
+            let companions = context.attack(Place::Pool, &network.model, attacked, seed, None, step.passes)?;
             weights = weighs.then(|| curriculum.weights(&companions.scores));
             if config.adversarial {
                 images = companions.images;
@@ -359,7 +350,7 @@ impl Recipe {
         }
         let model = &network.model;
         let mut right = None;
-        let (value, step) = parameter_gradients(model, || {
+        let (value, gradients) = parameter_gradients(model, || {
             let logits = model.logits(&images);
             right = Some(logits.argmax(1, false).eq_tensor(&labels).mean(Kind::Double));
             let entropy = loss::ce(&logits, &labels);
@@ -374,14 +365,14 @@ impl Recipe {
         });
         // The penalty differentiates three more forward passes.
         let n_passes = rows.positions.len() as u64 * if config.curvature.is_some() { 4 } else { 1 };
-        passes.forward += n_passes;
-        passes.backward += n_passes;
-        network.optimizer.step(&model.parameters(), &step);
+        step.passes.forward += n_passes;
+        step.passes.backward += n_passes;
+        network.optimizer.step(&model.parameters(), &gradients);
         let kept = if age == 0 { 0.0 } else { ACCURACY_KEPT };
         let right = right.expect("the loss was computed");
         network.accuracy = &network.accuracy * kept + right * (1.0 - kept);
         network.age += 1;
-        watch.push((TRAINING_LOSS, network.age), &value);
+        step.watch.push((TRAINING_LOSS, network.age), &value);
         Ok(())
     }
 }
@@ -446,16 +437,11 @@ impl NetworkTraining {
         &self.network.model
     }
 
-    pub(crate) fn train_step(
-        &mut self,
-        context: &Context,
-        passes: &mut RunPasses,
-        watch: &mut Watch,
-    ) -> Result<(), DistillError> {
+    pub(crate) fn train_step(&mut self, step: &mut Step<'_>) -> Result<(), DistillError> {
         let (age, config) = (self.network.age, &self.recipe.config);
-        let epoch = age / context.data.len().div_ceil(config.batch_size) as u64;
+        let epoch = age / step.context.data.len().div_ceil(config.batch_size) as u64;
         self.network.optimizer.set_lr(config.lr * self.schedule.factor(age, self.steps(), epoch));
-        self.recipe.train_step(&mut self.network, context, None, passes, watch)
+        self.recipe.train_step(&mut self.network, step, None)
     }
 
     pub(crate) fn state(&mut self, context: &Context, state: &mut State<'_>) -> Result<(), StateError> {
@@ -476,11 +462,11 @@ fn snapshot_ages(config: &PoolConfig) -> Vec<u64> {
 fn epoch_scores(
     model: &Model,
     curriculum: &Curriculum,
-    context: &Context,
     seed: Seed,
+    step: &mut Step<'_>,
     mut cache: Option<&mut PerturbationCache>,
-    passes: &mut RunPasses,
 ) -> Result<Vec<f32>, DistillError> {
+    let context = step.context;
     let n = context.data.len();
     let mut scores = vec![0.0f32; n];
     if curriculum.needs_scores() && !matches!(curriculum, Curriculum::Weight(_)) {
@@ -490,7 +476,7 @@ fn epoch_scores(
             let rows = all.part(start, SCORING_BATCH.min(n - start));
             let (images, labels) = context.real(&rows);
             let attacked = Attacked { images: &images, labels: &labels, positions: &rows.positions };
-            scored.push(context.attack(Place::Pool, model, attacked, seed, cache.as_deref_mut(), passes)?.scores);
+            scored.push(context.attack(Place::Pool, model, attacked, seed, cache.as_deref_mut(), step.passes)?.scores);
         }
         scores = read(&scored).into_iter().map(|score| score as f32).collect();
     }

@@ -129,7 +129,7 @@ impl C2r {
     /// Replaces a network of the pool if one is due, and draws that of this iteration.
     fn network(&mut self, step: &mut Step<'_>, seed: Seed) -> Result<usize, DistillError> {
         let (context, t) = (step.context, step.images.iteration());
-        if self.pool.push(t, context, self.real_cache.as_mut(), step.passes, step.watch)? && !self.memories.is_empty() {
+        if self.pool.push(t, step, self.real_cache.as_mut())? && !self.memories.is_empty() {
             self.memories.remove(0);
         }
         let network = seed.stream("network", 0).random_range(0..self.pool.len());
@@ -269,7 +269,7 @@ impl C2r {
                 .push(&attacked.embeddings, &real.classes);
         }
         for index in self.pool.to_train(network, &mut seed.stream("trained", 0)) {
-            if self.pool.grow(index, context, self.real_cache.as_mut(), step.passes, step.watch)? {
+            if self.pool.grow(index, step, self.real_cache.as_mut())? {
                 self.memories[index] = Memory::default();
             }
         }
@@ -314,7 +314,7 @@ impl Method for C2r {
     }
 
     fn prepare(&mut self, step: &mut Step<'_>) -> Result<(), DistillError> {
-        self.pool.fill_step(step.context, self.real_cache.as_mut(), step.passes, step.watch)
+        self.pool.fill_step(step, self.real_cache.as_mut())
     }
 
     fn prepared_from(&self, context: &Context) -> Option<serde_json::Value> {
