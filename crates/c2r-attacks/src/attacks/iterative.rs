@@ -500,33 +500,7 @@ impl Iterative {
         let mut result = start.copy();
         let mut ball = threat.ball(&state.samples.clean);
         while state.steps > 0 {
-            let point = match (&state.momentum, self.momentum) {
-                (Some(momentum), Some(Momentum { decay, look_ahead: true })) => {
-                    &state.x + momentum * (decay * pgd.step_size)
-                }
-                _ => state.x.shallow_clone(),
-            };
-            let LossGradient { mut gradient, logits, .. } = self.gradient(oracle, &state, &point, noise)?;
-            for _ in 1..self.gradient_samples {
-                gradient += self.gradient(oracle, &state, &point, noise)?.gradient;
-            }
-            let direction = match (&state.variance, self.variance) {
-                (Some(before), Some(variance)) => {
-                    let tuned = &gradient + before;
-                    let neighbours = self.neighbour_gradient(oracle, &state, variance, threat, noise)?;
-                    state.variance = Some(neighbours - &gradient);
-                    tuned
-                }
-                _ => gradient,
-            };
-            let direction = match (&state.momentum, self.momentum) {
-                (Some(before), Some(Momentum { decay, .. })) => {
-                    let grown = next_momentum(&direction, before, decay);
-                    state.momentum = Some(grown.shallow_clone());
-                    grown
-                }
-                _ => direction,
-            };
+            let (direction, logits) = self.direction(oracle, &mut state, threat, noise)?;
             let moved = pgd.step_in(&ball, &state.x, &direction);
             state.steps -= 1;
             if !self.early_stop {
@@ -550,6 +524,44 @@ impl Iterative {
         let all: Vec<usize> = (0..state.active.len()).collect();
         state.active.store(&mut result, &all, &state.x);
         Ok(result)
+    }
+
+    /// Where the next step goes, f32 `[rows, C, H, W]`, and the logits that go with its gradient, f32 `[rows, K]`.
+    fn direction(
+        &self,
+        oracle: &mut Oracle<'_>,
+        state: &mut State,
+        threat: &ThreatModel,
+        noise: &mut Draws,
+    ) -> Result<(Tensor, Tensor), AttackError> {
+        let point = match (&state.momentum, self.momentum) {
+            (Some(momentum), Some(Momentum { decay, look_ahead: true })) => {
+                &state.x + momentum * (decay * self.pgd(threat).step_size)
+            }
+            _ => state.x.shallow_clone(),
+        };
+        let LossGradient { mut gradient, logits, .. } = self.gradient(oracle, state, &point, noise)?;
+        for _ in 1..self.gradient_samples {
+            gradient += self.gradient(oracle, state, &point, noise)?.gradient;
+        }
+        let direction = match (&state.variance, self.variance) {
+            (Some(before), Some(variance)) => {
+                let tuned = &gradient + before;
+                let neighbours = self.neighbour_gradient(oracle, state, variance, threat, noise)?;
+                state.variance = Some(neighbours - &gradient);
+                tuned
+            }
+            _ => gradient,
+        };
+        let direction = match (&state.momentum, self.momentum) {
+            (Some(before), Some(Momentum { decay, .. })) => {
+                let grown = next_momentum(&direction, before, decay);
+                state.momentum = Some(grown.shallow_clone());
+                grown
+            }
+            _ => direction,
+        };
+        Ok((direction, logits))
     }
 
     /// The gradient at `point`, f32 `[rows, C, H, W]`, one row per row of the state.

@@ -77,24 +77,31 @@ pub(crate) fn flags_of_model(
         }
     }
     flags.extend(flags_of_bounds(oracle, rows, images, logits));
+    flags.extend(flags_of_gradient(oracle, rows, images, labels, logits));
+    Ok(flags)
+}
+
+/// Whether attacks that follow the gradient have one.
+fn flags_of_gradient(
+    oracle: &mut Oracle<'_>,
+    rows: &[usize],
+    images: &Tensor,
+    labels: &Tensor,
+    logits: &Tensor,
+) -> Vec<Flag> {
     let gradient = match oracle.tracked(images, rows) {
         Ok((x, own)) => {
             let losses = tch::with_grad(|| loss::ce(&own, labels));
             oracle.backward(&losses, &x, rows, false)
         }
-        Err(error) => {
-            flags.push(Flag::CheckFailed { check: "zero-gradient".to_owned(), reason: error.reason() });
-            return Ok(flags);
-        }
+        Err(error) => return vec![Flag::CheckFailed { check: "zero-gradient".to_owned(), reason: error.reason() }],
     };
     let gradient = match gradient {
         Ok(gradient) => gradient,
         // Attacks that need none do not care, and the others will fail with this.
-        Err(error) => {
-            flags.push(Flag::NoGradient { reason: error.reason() });
-            return Ok(flags);
-        }
+        Err(error) => return vec![Flag::NoGradient { reason: error.reason() }],
     };
+    let mut flags = Vec::new();
     let largest = gradient.abs().flatten(1, -1).amax([1i64].as_slice(), false);
     let correct = logits.argmax(1, false).eq_tensor(labels);
     let of = positions(&correct).len();
@@ -106,7 +113,7 @@ pub(crate) fn flags_of_model(
     if samples as f64 > VANISHING_SHARE * of as f64 {
         flags.push(Flag::VanishingGradient { samples, of });
     }
-    Ok(flags)
+    flags
 }
 
 /// Adds flags that compare attacks with each other.
