@@ -28,14 +28,16 @@ impl Table {
     fn absent(&self) -> String {
         let of_section = |section: &Section| {
             let over = section.averages.get(MEAN_ROBUST)?;
-            let absent = names(PAPER_ATTACKS.into_iter().filter(|attack| !over.iter().any(|used| used == attack)));
-            (!absent.is_empty()).then_some(absent)
+            Some(names(PAPER_ATTACKS.into_iter().filter(|attack| !over.iter().any(|used| used == attack))))
         };
-        let absent: BTreeSet<String> = self.sections.iter().filter_map(of_section).collect();
-        match absent.len() {
-            0 => String::new(),
-            1 => format!(" Not run here: {}.", absent.into_iter().collect::<String>()),
-            _ => " Not all tables here have all of these; their columns show which.".to_owned(),
+        let mut absent: BTreeSet<String> = self.sections.iter().filter_map(of_section).collect();
+        let first = absent.pop_first().unwrap_or_default();
+        if !absent.is_empty() {
+            " Not all tables here have all of these; their columns show which.".to_owned()
+        } else if first.is_empty() {
+            String::new()
+        } else {
+            format!(" Not run here: {first}.")
         }
     }
 

@@ -100,28 +100,7 @@ fn section(
         .zip(&made)
         .map(|(key, row)| (format!("{} ipc {}", row.label, size(row.images_per_class)), row, &rows[*key]))
         .collect();
-    notes.extend(different_trainings(&named));
-    notes.extend(different_formations(&named));
-    let (unknown, all) = (files().filter(|file| file.training.is_none()).count(), files().count());
-    if unknown > 0 && unknown < all {
-        notes.push(format!(
-            "training settings were not compared for {unknown} of {all} attack.json files, which have no run.json next to them"
-        ));
-    }
-    if let Some(note) = conditional(&made) {
-        notes.push(note);
-    }
-    let mixed = |of: fn(&Source) -> &BTreeMap<String, String>| {
-        let found: BTreeSet<String> =
-            files().map(|file| settings::named(of(file))).filter(|named| !named.is_empty()).collect();
-        (found.len() > 1).then(|| found.into_iter().collect::<Vec<_>>().join("; "))
-    };
-    if let Some(list) = mixed(|file| &file.record.versions) {
-        notes.push(format!("the runs come from different program versions: {list}"));
-    }
-    if let Some(list) = mixed(|file| &file.record.precision) {
-        notes.push(format!("attacks were computed in different float formats: {list}"));
-    }
+    notes.extend(differences(&named));
     Ok(Section {
         dataset: key.dataset.clone(),
         protocol: key.protocol.clone(),
@@ -145,6 +124,31 @@ fn section(
         rows: made,
         notes,
     })
+}
+
+/// In what the rows are not alike, or were not compared.
+fn differences(rows: &[(String, &Row, &Runs<'_>)]) -> Vec<String> {
+    let files = || rows.iter().flat_map(|(_, _, runs)| runs.values()).flat_map(|run| run.files.iter().copied());
+    let mut notes: Vec<String> = different_trainings(rows).into_iter().chain(different_formations(rows)).collect();
+    let (unknown, all) = (files().filter(|file| file.training.is_none()).count(), files().count());
+    if unknown > 0 && unknown < all {
+        notes.push(format!(
+            "training settings were not compared for {unknown} of {all} attack.json files, which have no run.json next to them"
+        ));
+    }
+    notes.extend(conditional(rows));
+    let mixed = |of: fn(&Source) -> &BTreeMap<String, String>| {
+        let found: BTreeSet<String> =
+            files().map(|file| settings::named(of(file))).filter(|named| !named.is_empty()).collect();
+        (found.len() > 1).then(|| found.into_iter().collect::<Vec<_>>().join("; "))
+    };
+    if let Some(list) = mixed(|file| &file.record.versions) {
+        notes.push(format!("the runs come from different program versions: {list}"));
+    }
+    if let Some(list) = mixed(|file| &file.record.precision) {
+        notes.push(format!("attacks were computed in different float formats: {list}"));
+    }
+    notes
 }
 
 /// In which settings the rows were trained differently. A reference on real images has the length and the rates of its
@@ -190,8 +194,8 @@ fn different_formations(rows: &[(String, &Row, &Runs<'_>)]) -> Option<String> {
 }
 
 /// The note where outcomes of images are missing.
-fn conditional(rows: &[Row]) -> Option<String> {
-    let compared = || rows.iter().flat_map(|row| &row.cells).filter_map(|cell| cell.comparison.as_ref());
+fn conditional(rows: &[(String, &Row, &Runs<'_>)]) -> Option<String> {
+    let compared = || rows.iter().flat_map(|(_, row, _)| &row.cells).filter_map(|cell| cell.comparison.as_ref());
     let of_seeds = compared().filter(|one| one.covers == Covers::Seeds && one.p_value.is_some()).count();
     (of_seeds > 0).then(|| {
         format!(

@@ -228,3 +228,20 @@ fn the_mean_of_the_five_and_the_mean_with_autoattack() {
     // AutoAttack's parts count in no ratio beside it: the smallest is AutoAttack's 18, the mean of the six 28.
     close(cell(&table, "c2r", "rr").summary.mean, 100.0 * (1.0 - (50.0 - 28.0) / (50.0 - 18.0)));
 }
+
+#[test]
+fn an_attack_that_one_table_lacks_is_not_said_to_lack_in_all() {
+    let few = || source("c2r", "natural", 0, 50, 24, 20);
+    let mut five = source("c2r", "pgd-at", 0, 50, 24, 20);
+    let score = five.record.attacks[0].clone();
+    five.record.attacks.extend(["cw-linf", "vmi-fgsm", "jitter"].map(|attack| AttackScore {
+        attack: attack.into(),
+        config: json!({ "attack": attack }),
+        ..score.clone()
+    }));
+    let markdown = |sources: &[Source]| Table::build(sources, &TableOptions::default()).unwrap().markdown();
+    let text = markdown(&[few()]);
+    assert!(text.contains(" Not run here: CW, VMI-FGSM, Jitter."), "{text}");
+    let text = markdown(&[few(), five]);
+    assert!(text.contains("Not all tables here have all of these") && !text.contains("Not run here"), "{text}");
+}
