@@ -290,8 +290,8 @@ impl Transfer<'_> {
         }
     }
 
-    /// Makes the file ready for what the answer brings: all of it, or the rest. Returns how long the whole is, if the server
-    /// says so.
+    /// Makes the file ready for what the answer brings: all of it, or the rest. Returns the length of the whole, if the server
+    /// gives it.
     fn begin(&mut self, response: &Response<Body>) -> Result<Option<u64>, Failure> {
         let headers = response.headers();
         let origin = Origin::of(self.url, headers);
