@@ -98,7 +98,7 @@ impl Checkout {
             return Ok(());
         }
         let root = self.root.display();
-        Err(exit::usage(format!("{doing} needs a checkout of the repository, and {root} has only its programs")))
+        Err(exit::usage(format!("{doing} needs a checkout of the repository, but {root} has only its programs")))
     }
 
     /// Runs a cargo command, with a line every half minute where there is no terminal.

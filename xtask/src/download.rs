@@ -183,7 +183,7 @@ fn choose<'a>(dataset: &'a DatasetEntry, wanted: Option<&str>) -> anyhow::Result
         }
         None => exit::usage(format!(
             "{} is not published as an archive: it is taken from your copy of ILSVRC-2012 ({}), in the folder {} of \
-             the data folder; docs/datasets.md says how it must look",
+             the data folder; docs/datasets.md shows its layout",
             dataset.name,
             dataset.homepage,
             dataset.folders.join(" or ")
@@ -261,11 +261,11 @@ fn download(dataset: &DatasetEntry, args: &Args, data: &Path) -> anyhow::Result<
 
 /// An error with its exit code and what to do.
 fn explain(error: FetchError) -> anyhow::Error {
-    const ELSEWHERE: &str = "\n  take it from another server with `--mirror URL`, or bring the file from elsewhere and take \
-                             it with `--mirror file:///FOLDER`";
-    const LENGTH: &str = "\n  nothing was fetched, so no hash is known. If you have reason to trust it, and its SHA-256 (64 \
-                          digits) from somebody you trust, add\n    --accept-sha256 HEX\n  to the same command; that \
-                          takes a file of any length";
+    const ELSEWHERE: &str = "\n  download from another server with `--mirror URL`, or copy the file into a folder yourself \
+                             and give `--mirror file:///FOLDER`";
+    const LENGTH: &str = "\n  nothing was fetched, so its hash is not known. If you trust the file, and have its SHA-256 (64 \
+                          digits) from a source that you trust, add\n    --accept-sha256 HEX\n  to the same command, \
+                          which then accepts a file of any length";
     if let FetchError::Unfinished { part, bytes, of, cause } = error {
         let cause = explain(*cause);
         let of = of.map(|of| format!(" of {}", size(of))).unwrap_or_default();
@@ -281,7 +281,7 @@ fn explain(error: FetchError) -> anyhow::Error {
     let what_to_do = match &error {
         FetchError::Interrupted => "; run the same command again to resume".to_owned(),
         FetchError::Server { fault: Fault::Failing, .. } => {
-            format!("; --timeout and --min-speed say how slow a server may be{ELSEWHERE}")
+            format!("; --timeout and --min-speed set how slow a server may be{ELSEWHERE}")
         }
         FetchError::Server { fault: Fault::Refusing, .. } => ELSEWHERE.to_owned(),
         FetchError::Length { .. } => LENGTH.to_owned(),
@@ -311,7 +311,7 @@ fn rejected(error: &FetchError, archive: &Archive<'_>, args: &Args) -> anyhow::E
     lines.extend(expected.length_difference(found).map(|difference| format!("It is {difference}.")));
     let mirror = args.mirror.as_ref().map(|mirror| format!(" --mirror {mirror}")).unwrap_or_default();
     lines.push(format!(
-        "{stays} {}. If you have reason to trust it, take it with\n  cargo xtask download {} --data {}{mirror} --archive {} \
+        "{stays} {}. If you have reason to trust it, accept it with\n  cargo xtask download {} --data {}{mirror} --archive {} \
          --accept-sha256 {}\nwhich records what was accepted; without that {otherwise}.",
         kept.display(),
         archive.dataset.name,

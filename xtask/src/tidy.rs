@@ -155,7 +155,7 @@ fn check_file(file: &str, bytes: &[u8]) -> Vec<String> {
             }
         }
         if ["<", ">"].iter().any(|side| line.starts_with(&format!("{} ", side.repeat(7)))) {
-            problems.push(format!("{file}:{number}: a conflict of a merge that nobody resolved"));
+            problems.push(format!("{file}:{number}: an unresolved merge conflict"));
         }
         for place in machine_paths() {
             if let Some((before, _)) = line.split_once(&place)
@@ -217,7 +217,7 @@ mod tests {
             check("a.toml", &format!("dir = \"~{place}me\""), "");
         }
         check("a.rs", &"\n".repeat(MAX_RUST_LINES + 1), "split it");
-        check("a.md", &format!("one\n{} HEAD\ntwo", "<".repeat(7)), "a.md:2: a conflict of a merge");
+        check("a.md", &format!("one\n{} HEAD\ntwo", "<".repeat(7)), "a.md:2: an unresolved merge conflict");
         check("a.md", "<<<<<<<\n=======\n", "");
         check("a.csv", &"x".repeat(MAX_BYTES as usize + 1), "more than 1000000");
     }

@@ -69,7 +69,7 @@ pub enum ConfigError {
     },
     /// A suite with the numbers that its authors use for another norm.
     #[error(
-        "`{suite}` has the restarts and targets that its authors use for {}, and not those for {norm}; AttackConfig::named_for makes it for a norm",
+        "`{suite}` has the restarts and targets that its authors use for {}, not those for {norm}; make it with AttackConfig::named_for(name, norm)",
         join(known)
     )]
     SuiteOfOtherNorm {
@@ -162,7 +162,7 @@ pub enum AttackError {
     },
     /// The gradient of a sample is NaN in every value: it has no direction.
     #[error(
-        "the model's gradient for sample {sample} is NaN in every pixel (during `{attack}`), so no attack can follow it; sqrt, log, norm and powers have none at 0: write (x + 1e-12).sqrt() in Python"
+        "the model's gradient for sample {sample} is NaN in every pixel (during `{attack}`), so no attack can follow it; sqrt, log, norm and powers have no gradient at 0: write (x + 1e-12).sqrt() in Python"
     )]
     NonFiniteGradient {
         /// Id of the first offending sample.
@@ -192,7 +192,9 @@ pub enum AttackError {
     #[error("the model must return f32 logits, got {0:?}")]
     LogitsKind(Kind),
     /// A different number of classes than before.
-    #[error("the model returned {got} classes after {expected} before")]
+    #[error(
+        "the model returned {got} logits for each image, but {expected} in an earlier pass; the number of classes must not change"
+    )]
     ClassesChanged {
         /// At first.
         expected: i64,
@@ -208,7 +210,7 @@ pub enum AttackError {
         attack: String,
     },
     /// An attack returned another number or shape of images.
-    #[error("attack `{attack}` returned images of shape {got:?} for {expected:?}")]
+    #[error("attack `{attack}` returned images of shape {got:?}; they must have the shape of the batch, {expected:?}")]
     ImageShape {
         /// Which attack.
         attack: String,

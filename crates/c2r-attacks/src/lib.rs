@@ -1,16 +1,15 @@
 //! Adversarial attacks and robustness evaluation on libtorch, for any classifier that maps pixels to
 //! logits.
 //!
-//! **What it is:** the attacks of the field as values ([`AttackConfig`] in, [`Attack`] out), suites
-//! (`autoattack-standard`, `-plus`, `-rand`, `paper-six`), and a driver ([`evaluate`]) that runs them on
-//! surviving samples only, projects and judges every proposal itself, and reports per sample. An attack of your own is
-//! an [`Attack`] that asks the model through an [`Oracle`]; [`Pgd`] is the kernel for adversarial training.
+//! [`evaluate`] runs attacks on a model and reports, for every image, whether it was broken. It needs
 //!
-//! **What it is not:** it depends on no dataset, network or file format; it never prints, reads the
-//! environment or touches the network. A model is whatever implements
-//! [`Classifier`](c2r_base::Classifier): pixels in `[0, 1]` in, logits out, normalization inside.
-//!
-//! **Where to start:** [`evaluate`].
+//! * a **model**: any [`Classifier`](c2r_base::Classifier), which maps f32 images `[N, C, H, W]` with pixels in `[0, 1]`
+//!   to f32 logits `[N, K]`; normalization happens inside it;
+//! * **images** with pixels in `[0, 1]` (f32, or u8, which is divided by 255) and their classes, as
+//!   [`LabelledImages`](c2r_base::LabelledImages);
+//! * **attacks** by name: [`ATTACKS`] and [`SUITES`] list them, and docs/attacks describes their options;
+//! * a [`ThreatModel`](c2r_base::ThreatModel): the norm, and epsilon in pixel units. In Linf, `8/255` lets an attack
+//!   change each pixel value by 8/255.
 //!
 //! ```
 //! use c2r_attacks::c2r_base::{Classifier, ClassifierError, LabelledImages, Norm, ThreatModel};
@@ -42,9 +41,37 @@
 //! ```
 //!
 //! [`AttackConfig::named_for`] makes an attack for a norm: `autoattack-standard` has more restarts and fewer targets in L1.
+//! By default ([`Mode::Suite`]), each attack runs only on the images that the attacks before it did not break.
 //!
-//! [`c2r_base`] and [`tch`] are passed on because this crate's signatures are made of them: one dependency is enough,
-//! and it has the right version of both.
+//! **A closure as model** needs a wrapper. Replace `Brightness` above by `ByClosure(|images| ...)`:
+//!
+//! ```
+//! use c2r_attacks::c2r_base::{Classifier, ClassifierError};
+//! use c2r_attacks::tch::{Device, Kind, Tensor};
+//!
+//! /// From f32 images `[N, C, H, W]` in `[0, 1]` to f32 logits `[N, K]`.
+//! struct ByClosure<F>(F);
+//! impl<F: Fn(&Tensor) -> Tensor> Classifier for ByClosure<F> {
+//!     fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+//!         Ok((self.0)(images))
+//!     }
+//!     fn device(&self) -> Device {
+//!         Device::Cpu // where the closure expects the images
+//!     }
+//! }
+//!
+//! let weights = Tensor::full([3, 16], 0.1, (Kind::Float, Device::Cpu));
+//! let model = ByClosure(|images: &Tensor| images.flatten(1, -1).matmul(&weights.tr()));
+//! let logits = model.logits(&Tensor::ones([2, 1, 4, 4], (Kind::Float, Device::Cpu))).unwrap();
+//! assert_eq!(logits.size(), [2, 3]);
+//! ```
+//!
+//! **Other parts.** An attack of your own is an [`Attack`] that queries the model through an [`Oracle`]. [`Pgd`] is a bare PGD
+//! loop for adversarial training. The crate depends on no dataset, network or file format; it never prints, reads the
+//! environment or accesses the internet.
+//!
+//! [`c2r_base`] and [`tch`] are re-exported, because the signatures of this crate use their types. Depend on this crate
+//! alone, and you have the right versions of both.
 
 mod active;
 mod aims;

@@ -50,7 +50,7 @@ pub(crate) fn check(option: &str, path: &Path, kind: Kind) -> anyhow::Result<()>
     let is_other = fs::metadata(path).is_ok_and(|data| data.is_file() && data.len() > 0) && !kind.is(path);
     if is_other {
         let (path, name) = (path.display(), kind.name());
-        let message = format!("{option} {path} is there and is not a {name}; choose another name, or move it away");
+        let message = format!("{option} {path} exists and is not a {name}; choose another name, or move it away");
         return exit::fail(exit::USAGE, message);
     }
     Ok(())

@@ -22,13 +22,13 @@ pub struct CrlConfig {
 #[non_exhaustive]
 pub enum CrlError {
     /// Zero, negative or not finite.
-    #[error("crl temperature must be positive, got {0}")]
+    #[error("crl.temperature must be positive, got {0}")]
     Temperature(f64),
     /// A queue that holds or returns nothing.
-    #[error("crl queue: {0} must be at least 1")]
+    #[error("crl.queue.{0} must be at least 1")]
     QueueSize(&'static str),
     /// Outside `[0, 1)`.
-    #[error("crl queue momentum must be in [0, 1), got {0}")]
+    #[error("crl.queue.momentum must be in [0, 1), got {0}")]
     Momentum(f64),
 }
 
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "crl temperature must be positive, got 0")]
+    #[should_panic(expected = "crl.temperature must be positive, got 0")]
     fn a_temperature_of_0_has_no_loss() {
         let anchors = rows(&[[1.0, 0.0], [0.0, 1.0]]);
         let labels = Tensor::from_slice(&[0i64, 1]);

@@ -51,7 +51,7 @@ pub(crate) fn class_order(
             Ok((ClassOrder::Sorted, classes))
         }
         (Ok(_), true) => {
-            Err("folders whose names say nothing about the classes, as option `sorted` says; these do: leave it out"
+            Err("folders whose names do not identify the classes, because option `sorted` was given; these names do, so leave it out"
                 .to_owned())
         }
         (Err(unknown), false) => Err(refusal(names, &unknown, spec)),
@@ -185,7 +185,7 @@ mod tests {
         }
         other[0] = "car";
         assert!(order(&other, false).unwrap_err().contains("two have the name of one class"));
-        assert!(order(&CIFAR10, true).unwrap_err().contains("these do: leave it out"));
+        assert!(order(&CIFAR10, true).unwrap_err().contains("these names do, so leave it out"));
         assert!(order(&CIFAR10[1..], false).unwrap_err().contains("10 classes of cifar10, found 9"));
     }
 }

@@ -382,7 +382,7 @@ impl fmt::Display for Dsa {
 /// A text that names no [`Dsa`].
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "`{0}` is not an augmentation strategy: write `none`, or each at most once of color, crop, cutout, flip, scale, rotate joined by `_`"
+    "`{0}` is not an augmentation strategy: write `none`, or some of color, crop, cutout, flip, scale and rotate, each at most once, joined by `_`"
 )]
 pub struct ParseDsaError(String);
 

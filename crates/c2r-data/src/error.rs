@@ -194,7 +194,7 @@ impl DataError {
                 .to_owned()
         } else {
             match path.ancestors().skip(1).find(|folder| folder.is_dir()) {
-                Some(folder) => format!("; {} is there", folder.display()),
+                Some(folder) => format!("; {} exists", folder.display()),
                 None => String::new(),
             }
         };

@@ -52,7 +52,7 @@ const CONVERT_PICKLE: &str = "if you trust it, convert it: python3 -c \"import p
     pickle.load(open('IN.pkl', 'rb')); np.savez('OUT.npz', **(d if isinstance(d, dict) else {'array': d}))\"";
 
 /// What is wrong with [`FileKind::Empty`].
-const EMPTY: &str = "it is empty (0 bytes), as what was cut off while it was written or copied; make or copy it again";
+const EMPTY: &str = "it is empty (0 bytes), perhaps because writing or copying it was cut short; make or copy it again";
 
 impl FileKind {
     /// Looks at `path`.
@@ -122,7 +122,7 @@ pub fn read_tensors(path: &Path) -> Result<TensorFile, DataError> {
             } else {
                 ("as Python writes it", CONVERT_PICKLE)
             };
-            wrong("tensor", &format!("it is a pickle of its own, {what}, which c2r does not read; {convert}"))
+            wrong("tensor", &format!("it is a plain pickle, {what}, which c2r does not read; {convert}"))
         }
         FileKind::Empty => wrong("tensor", EMPTY),
         FileKind::Zip | FileKind::Json | FileKind::Png | FileKind::Jpeg | FileKind::Other => {

@@ -107,8 +107,8 @@ fn check_balance(hard: &Tensor, spec: &DatasetSpec, is_largest: bool) -> Result<
     let per_class = labels.len() / counts.len();
     let Some(class) = counts.iter().position(|&count| count != per_class) else { return Ok(()) };
     let advice = if is_largest {
-        ", where the class of an image is that of its largest probability; store the classes as `labels` beside it, or say \
-         option `grouped` where the images are grouped by class"
+        ", where the class of an image is that of its largest probability; store the classes as `labels` next to it, or use \
+         option `grouped` if the images are grouped by class"
     } else {
         "; c2r takes sets with equally many images of each class"
     };

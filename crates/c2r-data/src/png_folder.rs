@@ -212,8 +212,9 @@ fn read_images(paths: &[PathBuf], channels: Option<i64>) -> Result<Tensor, DataE
     for path in paths {
         let image = decode::read_sized(path, (h, w))?;
         if let Some(what) = decode::loss(&image) {
-            let reason =
-                format!("it has {what}, which c2r would lose: store the set as npz or safetensors, or without them");
+            let reason = format!(
+                "it has {what}, which c2r would drop: save the image without them, or store the set as npz or safetensors"
+            );
             return Err(DataError::Image { path: path.clone(), reason });
         }
         if channels == 1 && image.color().has_color() {

@@ -149,7 +149,7 @@ pub fn spec(name: &str) -> Result<DatasetSpec, DataError> {
         let side = size.parse().ok().filter(|side| SIZES.contains(side));
         spec.resize(side.ok_or_else(|| {
             let (least, most) = (SIZES.start(), SIZES.end());
-            wrong(format!("`{size}` is not a side of {least} to {most} pixels; write e.g. `{base}@64`"))
+            wrong(format!("`{size}` is not a size from {least} to {most} pixels; write e.g. `{base}@64`"))
         })?);
     }
     Ok(spec)

@@ -358,9 +358,7 @@ fn check(tensors: &BTreeMap<String, Tensor>, formation: i64, header: &SyntheticH
             return wrong(format!("{} values of {name} for {channels} channels", values.len()));
         }
         if values.iter().any(|&value| !value.is_finite() || (name == "std" && value <= 0.0)) {
-            return wrong(format!(
-                "{name} {values:?}: mean must be finite and std positive, or training gives no numbers"
-            ));
+            return wrong(format!("{name} {values:?}: mean must be finite and std positive, or training yields NaN"));
         }
     }
     // Before anything is allocated by the number of classes.

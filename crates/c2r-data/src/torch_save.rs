@@ -23,8 +23,8 @@ const MOST_VISITS: usize = 1 << 16;
 const LONGEST_TEXT: usize = 1024;
 
 /// How to keep the tensors of a file that holds other things, too: of a whole network, of a `TensorDataset`, of a dictionary, or of
-/// any other object. A network is only loaded where its class can be imported.
-const CONVERT: &str = "if you trust the file, keep its tensors and lists (of a network, where its class can be imported): \
+/// any other object. Python loads a network only if it can import its class.
+const CONVERT: &str = "if you trust the file, keep only its tensors and lists (for a network, Python must be able to import its class): \
     python3 -c \"import torch; d = torch.load('IN.pt', map_location='cpu', weights_only=False); \
     d = d.state_dict() if hasattr(d, 'state_dict') else dict(zip(('images', 'labels'), d.tensors)) if hasattr(d, 'tensors') \
     else d if isinstance(d, dict) else vars(d); torch.save({k: d[k] for k in d if isinstance(d[k], (torch.Tensor, list, dict))}, 'OUT.pt')\"";

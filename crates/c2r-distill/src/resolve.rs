@@ -167,7 +167,12 @@ impl DistillConfig {
         common.validate()?;
         own.validate(common)?;
         let per_class = common.images.batch_per_class;
-        in_range(needs.takes_batches || per_class == 0, "images.batch-per-class", "0 but for C²R", per_class)?;
+        in_range(
+            needs.takes_batches || per_class == 0,
+            "images.batch-per-class",
+            "0 with every method but C²R",
+            per_class,
+        )?;
         match (&common.teacher, common.labels) {
             (None, LabelKind::Hard) if needs.teacher => Err(ConfigError::SectionMissing { section: "teacher", method }),
             (None, LabelKind::Hard) => Ok(()),

@@ -109,7 +109,7 @@ pub enum EvalError {
     },
     /// The same network as two runs, which would make the deviation too small.
     #[error(
-        "{} and {} are of one network (SHA-256 {sha256:.12}...), but would count as two runs ({seeds})",
+        "{} and {} measured the same network (SHA-256 {sha256:.12}...), but would count as two runs ({seeds})",
         a.display(), b.display()
     )]
     OneNetwork {

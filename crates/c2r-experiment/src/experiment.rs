@@ -351,7 +351,7 @@ impl Experiment {
         })?;
         for (name, method) in &self.methods {
             ensure((method.kind == MethodKind::Distill) == method.profile.is_some(), || {
-                format!("methods.{name}: a profile belongs to `kind = \"distill\"`, and to that only")
+                format!("methods.{name}: with `kind = \"distill\"` it needs a profile, and otherwise it must have none")
             })?;
         }
         let known = |method: &str, place: &str| {
@@ -371,7 +371,7 @@ impl Experiment {
             ensure((0.0..=100.0).contains(&value), || format!("{place} is {value}, not a percentage"))?;
             ensure(radius(epsilon).is_some(), || format!("{place}: `{epsilon}` is not a radius in pixel units"))?;
             ensure(number.over.is_empty() || number.column == MEAN_ROBUST, || {
-                format!("{place}: `over` belongs to the column `{MEAN_ROBUST}`")
+                format!("{place}: only the column `{MEAN_ROBUST}` can have `over`")
             })?;
             ensure(self.published[..position].iter().all(|other| other.cell() != number.cell()), || {
                 let Published { dataset, ipc, method, column, .. } = number;
@@ -730,14 +730,14 @@ over = ["fgsm", "pgd", "cw"]
         );
         check("attack-set", "attack-sets", "attack-sets");
         check("value = 29.12", "value = 129.12", "published number 1 is 129.12");
-        check("column = \"mean-robust\"", "column = \"pgd\"", "`over` belongs to the column `mean-robust`");
+        check("column = \"mean-robust\"", "column = \"pgd\"", "only the column `mean-robust` can have `over`");
         check(
             "column = \"pgd\"\nvalue",
             "column = \"mean-robust\"\nover = [\"fgsm\", \"pgd\", \"cw\"]\nvalue",
             "published twice: cifar10 ipc 10 c2r mean-robust",
         );
         check("kind = \"full\"", "kind = \"all\"", "unknown variant `all`");
-        check("kind = \"full\"", "kind = \"distill\"", "methods.full: a profile belongs");
+        check("kind = \"full\"", "kind = \"distill\"", "methods.full: with `kind");
     }
 
     #[test]

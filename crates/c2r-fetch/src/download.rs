@@ -171,7 +171,8 @@ impl Transfer<'_> {
             let wait = after.map_or(pause, |after| after.max(pause));
             if wait > self.patience.longest_pause {
                 let seconds = wait.as_secs();
-                let reason = format!("{reason}, and asks to come back in {seconds} s; do so");
+                let reason =
+                    format!("{reason}, and asks to wait {seconds} s; run the same command again after that time");
                 return Err(self.fault(Fault::Busy, reason));
             }
             pause = (pause * 2).min(self.patience.longest_pause);
@@ -304,8 +305,9 @@ impl Transfer<'_> {
             }
             206 => {
                 let range = header(headers, "content-range").unwrap_or_default();
-                let (start, total) =
-                    content_range(&range).ok_or_else(|| self.wrong("a part of a file without its place"))?;
+                let (start, total) = content_range(&range).ok_or_else(|| {
+                    self.wrong("the server sent a part of the file without its position (Content-Range)")
+                })?;
                 let asked = self.hashes.bytes;
                 if start != asked {
                     return Err(self.wrong(format!("asked for byte {asked}, the answer begins at {start}")));
@@ -347,7 +349,7 @@ impl Transfer<'_> {
             };
             if self.hashes.bytes + n as u64 > most {
                 self.start_over()?;
-                return Err(self.wrong(format!("more bytes than the {most} there should be")));
+                return Err(self.wrong(format!("the server sent more than the expected {most} bytes")));
             }
             self.file
                 .seek(SeekFrom::Start(self.hashes.bytes))

@@ -44,7 +44,7 @@ pub enum FetchError {
         fault: Fault,
     },
     /// The server's file has another length than the registry promises. Nothing was fetched.
-    #[error("{url}: the server offers {offered} bytes{content}, data/datasets.toml promises {expected}: {}",
+    #[error("{url}: the server offers {offered} bytes{content}, but data/datasets.toml lists {expected}: {}",
             other_length(*offered, *expected))]
     Length {
         /// The address.
@@ -69,7 +69,7 @@ pub enum FetchError {
         cause: Box<FetchError>,
     },
     /// The file is not what was promised.
-    #[error("{name} from {from} is not the file that was promised")]
+    #[error("{name} from {from} is not the file that data/datasets.toml lists")]
     Rejected {
         /// The archive.
         name: String,

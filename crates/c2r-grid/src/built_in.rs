@@ -22,24 +22,24 @@ pub(crate) fn check(jobs: &[Job], place: &Workplace) -> anyhow::Result<()> {
     let again = if place.can_build {
         "build it again, or leave --prebuilt out"
     } else {
-        "its files and its programs are not of one build: unpack the archive again"
+        "its files and its programs come from different builds: unpack the archive again"
     };
     if output.status.code() == Some(i32::from(exit::USAGE)) {
         return Err(exit::usage(format!(
-            "{c2r} is of another version and does not say what is built into it; {}",
+            "{c2r} is another version of c2r, which cannot list what is built into it; {}",
             again
         )));
     }
     let reason = String::from_utf8_lossy(&output.stderr);
     anyhow::ensure!(output.status.success(), "`{c2r} built-in` failed ({}): {}", output.status, reason.trim());
     let built_in: BuiltIn = serde_json::from_slice(&output.stdout)
-        .map_err(|error| exit::usage(format!("{c2r} is of another version ({error}); {}", again)))?;
+        .map_err(|error| exit::usage(format!("{c2r} is another version of c2r ({error}); {}", again)))?;
     let results = built_in.changed_results();
     if !results.is_empty() {
         let results = results.join(", ");
         let what_to_do = if place.can_build { "build both again" } else { again };
         return Err(exit::usage(format!(
-            "{c2r} and this program are of different versions, with other results of {results}; {what_to_do}"
+            "{c2r} and this program are different versions, whose results differ ({results}); {what_to_do}"
         )));
     }
     let used = used(jobs, &place.root)?;
@@ -56,7 +56,7 @@ pub(crate) fn check(jobs: &[Job], place: &Workplace) -> anyhow::Result<()> {
     let (verb, them) = if files.len() == 1 { ("was", "it") } else { ("were", "them") };
     let files = files.join(", ");
     Err(exit::usage(format!(
-        "{files} {verb} changed, and {c2r} was built before and does not read {them}; {what_to_do}"
+        "{files} {verb} changed since {c2r} was built, which has its own copy of {them}; {what_to_do}"
     )))
 }
 

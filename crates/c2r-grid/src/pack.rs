@@ -135,7 +135,7 @@ pub fn pack(jobs: &[Job], file: &Path, most: u64) -> anyhow::Result<Packed> {
             begun.push((position, bytes));
         }
     }
-    anyhow::ensure!(!begun.is_empty(), exit::usage("there is nothing to pack: no command of this grid was begun"));
+    anyhow::ensure!(!begun.is_empty(), exit::usage("there is nothing to pack: no command of this grid has started"));
     let mut packed = Packed::default();
     begun.sort_by_key(|&(position, bytes)| (bytes, position));
     while begun.iter().map(|(_, bytes)| bytes).sum::<u64>() > most {
@@ -239,8 +239,12 @@ pub fn unpack(jobs: &[Job], file: &Path, into: &Path) -> anyhow::Result<Taken> {
         if let Err(error) = replace(job, &there, &replaced.join(&job.id), &mut moved) {
             if let Err(again) = moved.iter().rev().try_for_each(|(from, to)| rename(to, from)) {
                 workshop.disable_cleanup(true);
-                let kept =
-                    format!("{}; what was here of {} is in {}", exit::message(&again), job.name(), replaced.display());
+                let kept = format!(
+                    "{}; the files that {} had here are in {}",
+                    exit::message(&again),
+                    job.name(),
+                    replaced.display()
+                );
                 return Err(error.context(kept));
             }
             return Err(error);

@@ -41,7 +41,7 @@ pub enum RunError {
         difference: String,
     },
     /// The record belongs to a run of a version of c2r that makes other numbers.
-    #[error("{} belongs to a run of a version of c2r that makes other numbers ({difference})", path.display())]
+    #[error("{} belongs to a run of another version of c2r, which computes different numbers ({difference})", path.display())]
     OtherResults {
         /// The run's folder, or the record.
         path: PathBuf,

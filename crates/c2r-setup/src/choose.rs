@@ -55,7 +55,7 @@ pub fn choose(named: Option<&Path>, cuda: Cuda, force: bool) -> anyhow::Result<L
 }
 
 fn named_by_user(folder: &Path, cuda: Cuda) -> anyhow::Result<Libtorch> {
-    const INSTEAD: &str = "unset LIBTORCH, and the right libtorch is found or installed";
+    const INSTEAD: &str = "unset LIBTORCH, and setup will find or install the right one";
     let folder = env::current_dir()?.join(folder);
     let found =
         Libtorch::inspect(&folder).map_err(|error| exit::usage(format!("LIBTORCH is set, but {error}; {INSTEAD}")))?;

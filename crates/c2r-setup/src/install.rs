@@ -54,7 +54,7 @@ pub(crate) fn install(cache: &Path, flavour: Flavour, force: bool) -> anyhow::Re
         cfg!(all(target_os = "linux", target_arch = "x86_64")),
         exit::usage(format!(
             "libtorch is installed automatically on 64-bit Linux (x86_64) only; here, run \
-             `python3 -m pip install torch=={LIBTORCH_VERSION}` or set LIBTORCH, then call this again"
+             `python3 -m pip install torch=={LIBTORCH_VERSION}` or set LIBTORCH, then run this command again"
         ))
     );
     let python = Python::with_pip()?;
@@ -149,7 +149,7 @@ fn run_pip(command: &mut Command, workshop: &Path) -> anyhow::Result<()> {
          - no network: connect, or copy {} from a machine that has it\n  \
          - a mirror instead of pypi.org: set PIP_INDEX_URL\n  \
          - another way: `python3 -m pip install torch=={LIBTORCH_VERSION}` in your own environment, or set\n    \
-           LIBTORCH to an unpacked libtorch {LIBTORCH_VERSION}; then call this again",
+           LIBTORCH to an unpacked libtorch {LIBTORCH_VERSION}; then run this command again",
         cache::folder()?.display()
     )))
 }

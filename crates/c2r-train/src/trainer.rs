@@ -113,7 +113,12 @@ impl<'a> Trainer<'a> {
         config.check()?;
         if let Some(AdversarialConfig { norm, epsilon, .. }) = config.adversarial {
             let is_ball = epsilon.value() < norm.diameter(model.input().image_shape());
-            in_range(is_ball, "adversarial.epsilon", "less than the distance of a black and a white image", epsilon)?;
+            in_range(
+                is_ball,
+                "adversarial.epsilon",
+                "less than the distance between a black and a white image",
+                epsilon,
+            )?;
         }
         let device = model.device();
         let source = source.load(model.input(), config.labels, device)?;

@@ -241,7 +241,7 @@ fn a_build_from_other_files_is_refused() {
 
     write("built-in.json", "{}");
     let (code, said) = run("method=one,seed=0");
-    assert!(code == Some(2) && said.contains("target/release/c2r is of another version"), "{said}");
+    assert!(code == Some(2) && said.contains("target/release/c2r is another version of c2r"), "{said}");
 }
 
 #[test]

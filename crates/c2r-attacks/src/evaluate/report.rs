@@ -347,7 +347,7 @@ impl fmt::Display for Flag {
         match self {
             Self::RandomizedModel { difference } => write!(
                 f,
-                "the model is randomized (logits of two passes differ by {difference:.1e}): use autoattack-rand or eot-pgd; if it is not meant to be, it was exported in train mode (dropout): call model.eval() before torch.jit"
+                "the model is randomized (logits of two passes differ by {difference:.1e}): use autoattack-rand or eot-pgd; if the randomness is not intended, the model was exported in train mode (dropout): call model.eval() before torch.jit"
             ),
             Self::BatchDependentModel { difference } => {
                 write!(
@@ -365,7 +365,7 @@ impl fmt::Display for Flag {
             ),
             Self::BoundedOutputs { low, high } => write!(
                 f,
-                "all outputs end at {low:.3} and {high:.3}, as after a tanh or a clamp: attacks need logits, before that; with squashed outputs, robust accuracy comes out too high"
+                "all outputs end at {low:.3} and {high:.3}, as after a tanh or a clamp: attacks need the logits before it; with squashed outputs, robust accuracy comes out too high"
             ),
             Self::CheckFailed { check, reason } => {
                 write!(f, "the check for {check} could not run, because the model failed in it: {reason}")
@@ -391,7 +391,7 @@ impl fmt::Display for Flag {
             ),
             Self::OneStepBeatsMany { attack, steps, samples } => write!(
                 f,
-                "`fgsm` breaks {samples} more samples in one step than `{attack}` in {steps} steps, whose size does not fit epsilon (`{attack}` on its own uses a quarter of epsilon; its option `step-size` changes it, in a suite as well)"
+                "`fgsm` breaks {samples} more samples in one step than `{attack}` in {steps} steps, whose size does not fit epsilon (outside suites, `{attack}` takes steps of a quarter of epsilon; its option `step-size` changes them, in a suite, too)"
             ),
             Self::WeakerThanNoise { attack, samples } => {
                 write!(f, "random noise breaks {samples} more samples than `{attack}`")

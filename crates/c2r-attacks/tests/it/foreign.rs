@@ -301,7 +301,10 @@ fn a_model_that_misbehaves_later_is_an_error() {
     let options = EvaluateOptions { self_check: false, ..each() };
     let error = evaluate(&fewer, &data, &built(&["fgsm"]), &threat, &options).unwrap_err();
     let AttackError::Model { source, .. } = &error else { panic!("{error:?}") };
-    assert_eq!(source.to_string(), "the model returned 2 classes after 3 before");
+    assert_eq!(
+        source.to_string(),
+        "the model returned 2 logits for each image, but 3 in an earlier pass; the number of classes must not change"
+    );
 
     // Written over after it was needed for the backward pass.
     let overwritten = of(|x| {

@@ -383,7 +383,8 @@ fn problems(report: &Report, folder: Option<&Path>) -> Vec<String> {
         if !folder.is_dir() {
             problems.push(format!("the data folder {shown} does not exist: check --data and C2R_DATA"));
         } else if !report.data.iter().any(is_in_folder) {
-            problems.push(format!("c2r finds no dataset in {shown}: docs/datasets.md shows how the folders must look"));
+            problems
+                .push(format!("c2r finds no dataset in {shown}: docs/datasets.md shows the folders that it looks for"));
         }
     }
     problems

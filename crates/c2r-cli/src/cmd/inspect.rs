@@ -687,7 +687,7 @@ mod tests {
         earlier.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
         write_json(&path, &earlier).unwrap();
         let lines = [
-            "attack report with every image",
+            "attack report with details of every image",
             "linf 2/255, 4 images",
             "clean         50.00 %",
             "fgsm          25.00 %",

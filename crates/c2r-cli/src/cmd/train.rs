@@ -350,7 +350,10 @@ fn synthetic(file: &Path, args: &Args, device: Device, ui: &Ui) -> anyhow::Resul
     let origin = header.origin().with_context(|| file.display().to_string()).or_exit(exit::DATA)?;
     let spec = set.spec().with_context(|| file.display().to_string()).or_exit(exit::DATA)?;
     if !spec.name.starts_with(data::FOLDER) && c2r_data::spec(&spec.name).is_err() {
-        ui.note(format!("note: c2r does not know the dataset {}; the set says what is needed", spec.name));
+        ui.note(format!(
+            "note: c2r has no dataset {}; the network gets its input shape, classes and normalization from the set",
+            spec.name
+        ));
     }
     let teacher = (origin.labels == SetLabels::Teacher)
         .then(|| {

@@ -137,7 +137,7 @@ fn a_run_of_a_version_with_other_numbers_is_made_again_only_by_force() {
         *results.values_mut().last().unwrap() = 999.into();
         fs::write(&path, record.to_string()).unwrap();
         let (code, said) = fails(&mut command(&[]));
-        assert!(code == 2 && said.contains("makes other numbers (results version of "), "{code} {said}");
+        assert!(code == 2 && said.contains("computes different numbers (results version of "), "{code} {said}");
         assert!(said.contains("999 there, c2r 0.") && said.contains("--force"), "{said}");
         record.as_object_mut().unwrap().remove("results");
         fs::write(&path, record.to_string()).unwrap();
@@ -259,7 +259,7 @@ fn pages_tables_and_pictures_replace_only_their_like() {
     run(&mut table());
     fs::write(tables.join("table.csv"), "mine").unwrap();
     let (code, said) = fails(&mut table());
-    assert!(code == 2 && said.contains("table.csv is there"), "{code} {said}");
+    assert!(code == 2 && said.contains("table.csv exists"), "{code} {said}");
 }
 
 #[test]

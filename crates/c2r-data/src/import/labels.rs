@@ -161,8 +161,8 @@ fn largest(soft: &Tensor, name: &str) -> Result<Tensor, DataError> {
     let rows = positions(&several);
     if !rows.is_empty() {
         return wrong(format!(
-            "`{name}` does not say the class of {} images, whose largest probability is that of several classes (images {}): \
-             store the classes as `labels` beside it, or use option `grouped` where the images are grouped by class",
+            "`{name}` does not determine the class of {} images, because several classes share the largest probability (images \
+             {}): store the classes as `labels` next to it, or use option `grouped` if the images are grouped by class",
             rows.len(),
             listed(&rows)
         ));
@@ -184,7 +184,7 @@ fn agree(hard: &Tensor, soft: &Tensor, names: &[String]) -> Result<(), DataError
     }
     let (n, names) = (hard.size()[0], names.join("` and `"));
     wrong(format!(
-        "`{names}` disagree about the class of {} of {n} images (images {}): choose with option `labels NAME` which of them holds",
+        "`{names}` disagree about the class of {} of {n} images (images {}): choose the right one with option `labels NAME`",
         rows.len(),
         listed(&rows)
     ))
@@ -228,7 +228,7 @@ fn hard_labels(name: &str, tensor: &Tensor, wanted: &Wanted<'_>, has_soft: bool)
     }
     if values.min().double_value(&[]) >= 1.0 && values.max().double_value(&[]) == k as f64 {
         return wrong(format!(
-            "`{name}` has labels up to {k}, outside 0..={}, and none of 0: they seem to count from 1; subtract 1 from \
+            "`{name}` has labels up to {k}, outside 0..={}, and no label 0, so they seem to count from 1; subtract 1 from \
              each and save the file again",
             k - 1
         ));
@@ -269,7 +269,7 @@ fn soft_labels(name: &str, tensor: &Tensor, wanted: &Wanted<'_>, notes: &mut Vec
             return Ok(rows);
         }
         notes.push(format!(
-            "rows of `{name}` miss a sum of 1 by up to {furthest:.4}, as {:?} rounds: divided by their sums",
+            "rows of `{name}` miss a sum of 1 by up to {furthest:.4}, the rounding of {:?}; each was divided by its sum",
             tensor.kind()
         ));
         return Ok(&rows / rows.sum_dim_intlist([1i64].as_slice(), true, Kind::Double));
@@ -313,7 +313,7 @@ fn guess(file: &TensorFile, own_file: bool, wanted: &Wanted<'_>) -> Result<Vec<S
         };
         if names.windows(2).any(differ) {
             return wrong(format!(
-                "`{}` differ, and each may have the labels: name one with option `labels NAME`",
+                "`{}` differ, and each could hold the labels: choose one with option `labels NAME`",
                 names.join("` and `")
             ));
         }

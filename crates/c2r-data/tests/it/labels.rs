@@ -117,7 +117,10 @@ fn hard_labels_beside_soft_ones_must_agree() {
 #[test]
 fn classes_and_counts_are_not_guessed() {
     let reason = refused(&with([("soft_labels", &rows().full_like(0.1))]), &import_options());
-    assert!(reason.contains("does not say the class of 20 images") && reason.contains("option `grouped`"), "{reason}");
+    assert!(
+        reason.contains("does not determine the class of 20 images") && reason.contains("option `grouped`"),
+        "{reason}"
+    );
     let uneven = rows();
     uneven.get(0).copy_(&uneven.get(2));
     let reason = refused(&with([("soft_labels", &uneven)]), &import_options());

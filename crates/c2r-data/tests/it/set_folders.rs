@@ -172,8 +172,8 @@ fn folders_that_are_not_there_say_what_is() {
     let folder = tempfile::tempdir().unwrap();
     let absent = folder.path().join("data/cifar");
     for (error, at, part) in [
-        (load("cifar10", Some(&absent)), absent.clone(), format!("; {} is there", folder.path().display())),
-        (load(&format!("folder:{}", absent.display()), None), absent.clone(), "is there".to_owned()),
+        (load("cifar10", Some(&absent)), absent.clone(), format!("; {} exists", folder.path().display())),
+        (load(&format!("folder:{}", absent.display()), None), absent.clone(), "exists".to_owned()),
         (load("folder:~/plain", None), PathBuf::from("~/plain"), "only a shell expands `~`".to_owned()),
         (load("cifar10", Some(Path::new("~/data"))), PathBuf::from("~/data"), "$HOME instead of `~`".to_owned()),
     ] {

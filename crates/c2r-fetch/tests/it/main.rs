@@ -196,8 +196,8 @@ fn a_server_that_ignores_ranges_sends_everything_again() {
 fn a_range_that_was_not_asked_for() {
     for (head, reason) in [
         ("206 Partial Content\nContent-Range: bytes 5-299999/300000", "asked for byte 1234, the answer begins at 5"),
-        ("206 Partial Content\nContent-Range: pages 1-2", "without its place"),
-        ("206 Partial Content", "without its place"),
+        ("206 Partial Content\nContent-Range: pages 1-2", "without its position"),
+        ("206 Partial Content", "without its position"),
     ] {
         let client = Client::new();
         fs::write(client.part(), &contents()[..1234]).unwrap();
@@ -313,8 +313,8 @@ fn lies_about_the_length() {
         assert!(!client.part().exists());
     };
     let shorter = "100000 bytes shorter than the published one, so it is cut short or another file";
-    refused(200_000, &["offers 200000 bytes (text/html)", "promises 300000", shorter]);
-    refused(400_000, &["offers 400000 bytes", "promises 300000", "100000 bytes longer than the published one"]);
+    refused(200_000, &["offers 200000 bytes (text/html)", "lists 300000", shorter]);
+    refused(400_000, &["offers 400000 bytes", "lists 300000", "100000 bytes longer than the published one"]);
 
     // Where the length is not known beforehand: too short is a wrong hash, too long a connection that never brings the
     // rest.
@@ -335,7 +335,7 @@ fn lies_about_the_length() {
     let client = Client::new();
     client.fails(
         is(Fault::Confused),
-        &["more bytes than the 300000"],
+        &["more than the expected 300000 bytes"],
         vec![say("200 OK", [contents(), vec![0; 9]].concat())],
     );
     assert!(!client.part().exists());
@@ -385,7 +385,7 @@ fn refusals_and_requests_to_wait() {
     Client::new().gets(vec![status("429 Too Many Requests\nRetry-After: 1"), honest(usize::MAX)]);
     assert!(start.elapsed() >= Duration::from_secs(1));
     let late = vec![status("429 Too Many Requests\nRetry-After: 3600")];
-    assert_eq!(Client::new().fails(is(Fault::Busy), &["429", "come back in 3600 s"], late), 1);
+    assert_eq!(Client::new().fails(is(Fault::Busy), &["429", "wait 3600 s"], late), 1);
     let date = "429 Too Many Requests\nDate: Sun, 06 Nov 1994 08:00:00 GMT\nRetry-After: Sun, 06 Nov 1994 09:00:00 GMT";
     assert_eq!(Client::new().fails(is(Fault::Busy), &["429", "3600 s"], vec![status(date)]), 1);
     Client::new().gets(vec![status(&date.replace("09:00:00", "07:00:00")), honest(usize::MAX)]);

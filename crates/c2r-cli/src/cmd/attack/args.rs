@@ -117,9 +117,9 @@ pub(crate) struct Args {
 
     /// Write a JSON report
     ///
-    /// `c2r table` and `c2r report` only read reports that are called attack.json and were made with --dataset; with --each, if
-    /// the network comes from --checkpoint; with --ipc, if it comes from --model or --state-dict, and also with --each if
-    /// --attack lists several names (a suite counts as one). Other reports have more detail on every image.
+    /// `c2r table` and `c2r report` only read reports that are called attack.json and were made with --dataset. A network of
+    /// --checkpoint also needs --each. A network of --model or --state-dict needs --ipc, and --each if --attack lists several
+    /// names (a suite counts as one). Other reports have more detail on every image.
     #[arg(long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
 

@@ -59,7 +59,7 @@ impl Journal {
                 RunError::Busy { .. } => (exit::USAGE, "wait for it, or choose another file"),
                 RunError::Unreadable { .. } => (exit::UNEXPECTED, "--force starts again"),
                 RunError::Different { .. } => (exit::USAGE, "choose another file, or discard the run with --force"),
-                RunError::OtherResults { .. } => (exit::USAGE, "--force makes it again"),
+                RunError::OtherResults { .. } => (exit::USAGE, "--force attacks again"),
                 RunError::OtherCommand { .. } => (exit::USAGE, "choose another file"),
                 RunError::Changed { .. } => (exit::USAGE, "--force replaces it"),
                 other => return other.into(),

@@ -132,8 +132,8 @@ impl Summary {
         let cumulative = self.mode == Mode::Suite && self.attacks.len() > 1;
         if cumulative {
             ui.out(
-                "each line shows the share that its attack and all above it left, the worst case so far; --each judges every \
-                 attack by itself",
+                "each line shows the share of images that its attack and all attacks above it failed to break; --each judges \
+                 every attack by itself",
             );
         }
         let accuracy = if cumulative { "left so far" } else { "accuracy" };

@@ -38,8 +38,11 @@ pub(super) fn json_file(report: &mut Report, path: &Path) -> anyhow::Result<()> 
 fn attack_report(report: &mut Report, path: &Path) -> anyhow::Result<()> {
     let record = AttackRecord::read_any(path).or_exit(exit::DATA)?;
     let is_cell = record.evaluation.is_none();
-    let title =
-        if is_cell { "attack report" } else { "attack report with every image, which `c2r table` does not take" };
+    let title = if is_cell {
+        "attack report"
+    } else {
+        "attack report with details of every image, which `c2r table` cannot read"
+    };
     report.title("attack-report", path.display(), title);
     if let Some(attacked) = &record.subject {
         subject(report, attacked);

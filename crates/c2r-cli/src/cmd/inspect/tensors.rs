@@ -195,9 +195,9 @@ pub(super) fn torchscript(report: &mut Report, path: &Path) -> anyhow::Result<()
             Ok(probed) if probed.n_classes == spec.classes.len() as i64 => {
                 names.push(name);
                 wrong.extend(
-                    probed
-                        .no_gradient
-                        .map(|reason| format!("{reason}: only attacks that need none (square, noise) can judge it")),
+                    probed.no_gradient.map(|reason| {
+                        format!("{reason}: only attacks without gradients (square, noise) can evaluate it")
+                    }),
                 );
             }
             // It takes such images, but not as attacks give them, or returns something else than logits.

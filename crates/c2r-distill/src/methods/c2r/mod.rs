@@ -90,21 +90,21 @@ impl MethodConfig for C2rConfig {
             matches!(aac.pool, Curriculum::Pace(_)) && common.pool.as_ref().is_some_and(|pool| pool.push_every > 0),
             "aac.pool",
             "pace",
-            "with pool.push-every nobody knows when a network has learnt enough",
+            "with pool.push-every, networks are trained for no fixed number of steps, so the window has no end to move to",
         )?;
         let remembers = [Place::Synthetic, Place::Matching].map(|place| common.remembers_at(place));
         conflict(
             objective.attack_after_dsa && remembers != [false; 2],
             "objective.attack-after-dsa",
             "true",
-            "with companions.warm-start an attack begins at the perturbation of an image that was augmented otherwise",
+            "with companions.warm-start, an attack would begin at the perturbation of a differently augmented image",
         )?;
         let apart = common.attacks.pool != common.attacks.matching;
         conflict(
             apart && remembers[1] && aac.remember != Remember::Synthetic,
             "aac.remember",
             if aac.remember == Remember::Both { "both" } else { "real" },
-            "perturbations of real images are shared by two places that [attacks] tells apart, pool and matching",
+            "the places pool and matching share the perturbations of real images, but [attacks] attacks them differently",
         )?;
         conflict(
             is_order(&aac.synthetic) && common.images.batch_per_class == 0,
