@@ -161,3 +161,24 @@ pub(crate) fn set_file(named: &Path) -> anyhow::Result<PathBuf> {
     };
     exit::fail(exit::DATA, format!("{folder} is {what}; name the file of a synthetic set"))
 }
+
+/// The network that `c2r train` leaves in its run folder.
+pub(crate) const NETWORK_FILE: &str = "model.safetensors";
+
+/// The file of the network that was named: inside, where that is the run folder of `c2r train`.
+pub(crate) fn network_file(named: &Path) -> anyhow::Result<PathBuf> {
+    if !named.is_dir() {
+        return Ok(named.to_owned());
+    }
+    let inside = named.join(NETWORK_FILE);
+    if inside.is_file() {
+        return Ok(inside);
+    }
+    let folder = named.display();
+    exit::fail(
+        exit::USAGE,
+        format!(
+            "{folder} has no {NETWORK_FILE}; name the file of a network, or the run folder of a finished `c2r train`"
+        ),
+    )
+}

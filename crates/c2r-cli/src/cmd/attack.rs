@@ -57,6 +57,9 @@ pub(crate) fn run(mut args: Args, device: Device, ui: &Ui) -> anyhow::Result<()>
         }
         args.each = true;
     }
+    if let Some(named) = &mut args.checkpoint {
+        *named = data::network_file(named)?;
+    }
     let attacks = Attacks::new(&args)?;
     if args.estimate {
         return estimate(&args, &attacks, device, ui);

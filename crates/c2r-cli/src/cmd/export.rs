@@ -121,17 +121,11 @@ pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
 
 /// The set in a file or run folder that was named.
 fn set_file(named: &Path) -> anyhow::Result<PathBuf> {
-    if checkpoint_file(named).is_some() && !named.join(data::SET_FILE).is_file() {
+    if named.join(data::NETWORK_FILE).is_file() && !named.join(data::SET_FILE).is_file() {
         let named = named.display();
         return exit::fail(exit::USAGE, format!("{named} has a network, not a set; use --to torchscript"));
     }
     data::set_file(named)
-}
-
-/// The network that was named, or is in the run folder that was named.
-fn checkpoint_file(named: &Path) -> Option<PathBuf> {
-    let file = named.join("model.safetensors");
-    file.is_file().then_some(file)
 }
 
 /// The images that networks are trained on.
@@ -176,11 +170,7 @@ fn network(args: &Args, ui: &Ui) -> anyhow::Result<()> {
     if args.stored {
         return exit::fail(exit::USAGE, "--stored is only for sets, and --to torchscript writes a network");
     }
-    let file = checkpoint_file(&args.what).unwrap_or_else(|| args.what.clone());
-    if file.is_dir() {
-        let reason = "has no model.safetensors; name a network or the run folder of `c2r train`";
-        return exit::fail(exit::USAGE, format!("{} {reason}", file.display()));
-    }
+    let file = data::network_file(&args.what)?;
     let (model, _) = checkpoint::load(&file, Device::Cpu).or_exit(exit::DATA)?;
     write_atomically(&args.output, &model.to_torchscript()?)?;
     let input = model.input();

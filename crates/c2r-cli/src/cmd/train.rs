@@ -48,7 +48,6 @@ const CHECKPOINT: Duration = Duration::from_secs(300);
 const NOTED_CUT: f64 = 0.01;
 
 /// Files of a run folder.
-const NETWORK: &str = "model.safetensors";
 const STATE: &str = "state.safetensors";
 
 /// What to train on, whichever it is.
@@ -130,7 +129,7 @@ pub(crate) fn run(args: Args, device: Device, bf16: bool, ui: &Ui) -> anyhow::Re
         run_dir::open(path, &run_dir::TRAIN, record, &inputs, device, args.force)?
     };
     if status == Status::Finished {
-        ui.note(format!("{} is finished; nothing to do", run.file(NETWORK).display()));
+        ui.note(format!("{} is finished; nothing to do", run.file(data::NETWORK_FILE).display()));
         if args.json {
             ui.out(run.summary().to_string());
         }
@@ -294,11 +293,11 @@ impl<'a> Task<'a> {
         ui: &Ui,
     ) -> anyhow::Result<()> {
         let Self { args, total, .. } = self;
-        let file = run.file(NETWORK);
+        let file = run.file(data::NETWORK_FILE);
         let header = [("subject".to_owned(), serde_json::to_string(&self.subject)?)].into();
         checkpoint::save(&file, model, header)?;
         let mut summary = json!({
-            "checkpoint": NETWORK,
+            "checkpoint": data::NETWORK_FILE,
             "seconds": run.seconds(),
             "peak_memory_mb": peak_memory_mb(),
             "final_loss": final_loss,

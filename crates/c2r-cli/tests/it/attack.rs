@@ -64,8 +64,13 @@ fn what_is_saved_gives_the_same_accuracy() {
     assert!(result["forward"].as_u64() > result["backward"].as_u64());
     let again = json(&attack(&checkpoint, &["--inputs", &saved, "--eps", "1/255", "--attack", "clean", "--json"]));
     assert_eq!(again["clean_accuracy"], result["robust_accuracy"]);
-    // The command is done: it says the same without computing.
+    // The command is done: it says the same without computing, and the run folder stands for its network.
     assert_eq!(json(&attack(&checkpoint, &words)), result);
+    let run_dir = folder.path().join("run").display().to_string();
+    assert_eq!(json(&attack(&run_dir, &words)), result);
+    let none = attack(&folder.path().display().to_string(), &words);
+    assert_eq!(none.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&none.stderr).contains("has no model.safetensors"), "{none:?}");
     let other = with(&["--attack", "fgsm", "--json", "--save", &saved]);
     let other = attack(&checkpoint, &other);
     assert_eq!(other.status.code(), Some(2));

@@ -54,8 +54,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     pub(super) model: Option<PathBuf>,
 
-    /// Network that c2r trained
-    #[arg(long, value_name = "FILE")]
+    /// Network that c2r trained: its file, or the run folder of `c2r train`
+    #[arg(long, value_name = "PATH")]
     pub(super) checkpoint: Option<PathBuf>,
 
     #[command(flatten)]
