@@ -155,10 +155,12 @@ class NormReluPool : public torch::autograd::Function<NormReluPool> {
 };
 
 // The kernels on a GPU for what a convolution of x gives.
-bool ready_for_features(const at::Tensor& x) { return x.is_cuda() && cuda::ready(x, {0, x.size(2), x.size(3)}); }
+bool ready_for_features(const at::Tensor& x, int64_t channels) {
+  return x.is_cuda() && cuda::countable(x.size(0), channels, x.size(3)) && cuda::ready(x, {0, x.size(2), x.size(3)});
+}
 
 bool has_kernel(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
-  return fits(x, {x, weight, bias}) && (x.is_cpu() || ready_for_features(x));
+  return fits(x, {x, weight, bias}) && (x.is_cpu() || ready_for_features(x, x.size(1)));
 }
 
 }  // namespace
@@ -416,8 +418,8 @@ Way way_of(const variable_list& inputs) {
     return tiled ? Way::later : Way::plain;
   }
   if (!x.is_cuda() || at::autocast::is_autocast_enabled(at::kCUDA)) return Way::plain;
-  if (cuda::ready(x, {channels, height, width})) return Way::first;
-  return ready_for_features(x) ? Way::later : Way::plain;
+  if (cuda::countable(x.size(0), filters, width) && cuda::ready(x, {channels, height, width})) return Way::first;
+  return ready_for_features(x, filters) ? Way::later : Way::plain;
 }
 
 }  // namespace
