@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <limits>
 #include <map>
 #include <mutex>
 #include <optional>
@@ -98,7 +99,10 @@ struct Driver {
         function(symbol<int(void**, void*, const char*)>(library, "cuModuleGetFunction")),
         launch(symbol<int(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**, void**)>(
             library, "cuLaunchKernel")),
-        set_attribute(symbol<int(void*, int, int)>(library, "cuFuncSetAttribute")) {}
+        set_attribute(symbol<int(void*, int, int)>(library, "cuFuncSetAttribute")),
+        context(symbol<int(void**)>(library, "cuCtxGetCurrent")),
+        set_context(symbol<int(void*)>(library, "cuCtxSetCurrent")),
+        retain(symbol<int(void**, int)>(library, "cuDevicePrimaryCtxRetain")) {}
 
   void* library;
   int (*device)(int*, int);
@@ -107,6 +111,9 @@ struct Driver {
   int (*function)(void**, void*, const char*);
   int (*launch)(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**, void**);
   int (*set_attribute)(void*, int, int);
+  int (*context)(void**);
+  int (*set_context)(void*);
+  int (*retain)(void**, int);
 };
 
 const Driver& driver() {
@@ -115,6 +122,18 @@ const Driver& driver() {
 }
 
 void check(int status, const char* what) { TORCH_CHECK(status == 0, what, " failed with CUDA status ", status); }
+
+// The driver works in the context of its thread. The first call of CUDA's runtime there makes it that of the thread's device; a
+// thread that has made none, though its device is already x's, has none.
+void enter(const at::Tensor& x) {
+  void* context = nullptr;
+  check(driver().context(&context), "cuCtxGetCurrent");
+  if (context != nullptr) return;
+  int device = 0;
+  check(driver().device(&device, x.get_device()), "cuDeviceGet");
+  check(driver().retain(&context, device), "cuDevicePrimaryCtxRetain");
+  check(driver().set_context(context), "cuCtxSetCurrent");
+}
 
 std::string architecture(int index) {
   // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR.
@@ -177,6 +196,7 @@ Kernels kernels_for(const at::Tensor& x, const Size& size) { return find(key(x, 
 
 Kernels compile(const at::Tensor& x, const Size& size) {
   const std::string ptx = code("", size, architecture(x.get_device())).ptx;
+  enter(x);
   void* module = nullptr;
   // CUDA_ERROR_OUT_OF_MEMORY.
   constexpr int NO_MEMORY = 2;
@@ -199,6 +219,7 @@ Kernels compile(const at::Tensor& x, const Size& size) {
 }
 
 void launch(const Kernel& kernel, const at::Tensor& x, int64_t blocks, void** arguments) {
+  enter(x);
   const c10::impl::VirtualGuardImpl guard(c10::kCUDA);
   void* stream = guard.getStreamNativeHandle(guard.getStream(x.device()));
   check(driver().launch(kernel.function, static_cast<unsigned>(blocks), 1, 1, kernel.threads, 1, 1, kernel.bytes, stream, arguments,
@@ -344,6 +365,14 @@ bool exists(const Size& size) {
 }
 
 }  // namespace
+
+bool countable(int64_t n, int64_t channels, int64_t width) {
+  constexpr int64_t MOST = std::numeric_limits<int>::max();
+  // Of a row of pixels and one more, or of the weights of a filter of three channels.
+  const int64_t values = std::max<int64_t>(width + 1, 27);
+  // A block for each 16 filters of an image at most.
+  return channels <= MOST / values && n <= MOST / (channels / 16 + 1);
+}
 
 bool ready(const at::Tensor& x, const Size& size) {
   if (!exists(size)) return false;

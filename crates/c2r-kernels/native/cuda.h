@@ -15,6 +15,10 @@ struct Size {
   int64_t channels, height, width;
 };
 
+// Whether the kernels' 32 bits suffice to count blocks of threads, and the values from one row to the next, for outputs of a
+// convolution of n images `width` wide.
+bool countable(int64_t n, int64_t channels, int64_t width);
+
 // Whether the kernels of this size run on x's device. The first question for a device and a size compiles and compares; the
 // answer stays, unless there was no memory.
 bool ready(const at::Tensor& x, const Size& size);

@@ -30,12 +30,49 @@ using torch::autograd::variable_list;
 // About 16,000 values are worth a thread.
 int64_t grain(const Planes& p) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, p.height * p.width)); }
 
+// On the CPU not channels last: there libtorch's gradient of group_norm writes to null if x wants none.
 at::Tensor plain(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias, double eps) {
-  return at::avg_pool2d(at::relu(at::group_norm(x, weight.size(0), weight, bias, eps)), {2, 2}, {2, 2});
+  return at::avg_pool2d(at::relu(at::group_norm(x.contiguous(), weight.size(0), weight, bias, eps)), {2, 2}, {2, 2});
 }
 
 // Channels last is what convolutions on a GPU compute in.
 at::MemoryFormat layout(const at::Tensor& x) { return x.is_cuda() ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous; }
+
+// Negated when it is read, as the imaginary part of a conjugate is, or zeros without memory.
+bool is_lazy(const at::Tensor& t) { return t.is_neg() || t._is_zerotensor(); }
+
+// The gradient of an output for the kernels.
+at::Tensor in_memory(const at::Tensor& gradient, at::MemoryFormat format) {
+  return (is_lazy(gradient) ? gradient.clone() : gradient).contiguous(format);
+}
+
+// Float in the memory of x's device, and something to pool.
+bool fits(const at::Tensor& x, at::TensorList tensors) {
+  for (const at::Tensor& t : tensors)
+    if (t.device() != x.device() || t.scalar_type() != at::kFloat || t.layout() != at::kStrided || is_lazy(t)) return false;
+  return x.dim() == 4 && x.numel() > 0 && x.size(2) >= 2 && x.size(3) >= 2;
+}
+
+// The number of dimensions and the sizes of each.
+std::vector<int64_t> sizes(at::TensorList tensors) {
+  std::vector<int64_t> all;
+  for (const at::Tensor& t : tensors) {
+    all.push_back(t.dim());
+    all.insert(all.end(), t.sizes().begin(), t.sizes().end());
+  }
+  return all;
+}
+
+constexpr const char* SIZES = "sizes";
+
+// The kernels go by the sizes of the inputs, and libtorch does not count it as a change of a saved one when `set_data` gives it
+// data of another size.
+void check_saved(AutogradContext* ctx, at::TensorList inputs, const at::Tensor& moments) {
+  TORCH_CHECK(moments.device() == inputs[0].device() && fits(inputs[0], inputs) &&
+                  sizes(inputs) == ctx->saved_data[SIZES].toIntVector(),
+              "norm_relu_pool: an input was given data of another size, dtype or device after the forward pass, so it has no "
+              "gradient; compute the output again");
+}
 
 Planes planes(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
   return {x.size(1), x.size(2), x.size(3), x.const_data_ptr<float>(), weight.const_data_ptr<float>(), bias.const_data_ptr<float>()};
@@ -79,6 +116,7 @@ class NormReluPool : public torch::autograd::Function<NormReluPool> {
       });
     }
     ctx->save_for_backward({given, given_weight, given_bias, moments});
+    ctx->saved_data[SIZES] = sizes({given, given_weight, given_bias});
     ctx->saved_data["eps"] = eps;
     return out;
   }
@@ -91,8 +129,9 @@ class NormReluPool : public torch::autograd::Function<NormReluPool> {
       const at::Tensor y = plain(given, given_weight, given_bias, ctx->saved_data["eps"].toDouble());
       return differentiable(ctx, {given, given_weight, given_bias}, y, gradients[0], 4);
     }
+    const at::Tensor gradient = in_memory(gradients[0], layout(given));
+    check_saved(ctx, {given, given_weight, given_bias}, saved[3]);
     const at::Tensor x = given.contiguous(layout(given)), weight = given_weight.contiguous(), bias = given_bias.contiguous();
-    const at::Tensor gradient = gradients[0].contiguous(layout(given));
     at::Tensor out = at::empty_like(x, layout(x));
     at::Tensor sums = at::empty({2, x.size(0), x.size(1)}, x.options());
     if (x.is_cuda()) {
@@ -115,18 +154,13 @@ class NormReluPool : public torch::autograd::Function<NormReluPool> {
   }
 };
 
-// Float on one device, and something to pool.
-bool fits(const at::Tensor& x, at::TensorList tensors) {
-  for (const at::Tensor& t : tensors)
-    if (t.device() != x.device() || t.scalar_type() != at::kFloat || t.is_sparse()) return false;
-  return x.dim() == 4 && x.numel() > 0 && x.size(2) >= 2 && x.size(3) >= 2;
+// The kernels on a GPU for what a convolution of x gives.
+bool ready_for_features(const at::Tensor& x, int64_t channels) {
+  return x.is_cuda() && cuda::countable(x.size(0), channels, x.size(3)) && cuda::ready(x, {0, x.size(2), x.size(3)});
 }
 
-// The kernels on a GPU for what a convolution of x gives.
-bool ready_for_features(const at::Tensor& x) { return x.is_cuda() && cuda::ready(x, {0, x.size(2), x.size(3)}); }
-
 bool has_kernel(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
-  return fits(x, {x, weight, bias}) && (x.is_cpu() || ready_for_features(x));
+  return fits(x, {x, weight, bias}) && (x.is_cpu() || ready_for_features(x, x.size(1)));
 }
 
 }  // namespace
@@ -341,6 +375,7 @@ class Block : public torch::autograd::Function<Block> {
                           : first     ? first_on_cpu(inputs, eps)
                                       : tiled_on_cpu(inputs, eps, keep);
     ctx->save_for_backward({x, weight, bias, norm_weight, norm_bias, passed.moments, passed.features});
+    ctx->saved_data[SIZES] = sizes({x, weight, bias, norm_weight, norm_bias});
     ctx->saved_data["eps"] = eps;
     return passed.out;
   }
@@ -353,9 +388,10 @@ class Block : public torch::autograd::Function<Block> {
       const at::Tensor y = plain(at::conv2d(saved[0], saved[1], saved[2], {1, 1}, {1, 1}), saved[3], saved[4], eps);
       return differentiable(ctx, {saved.begin(), saved.begin() + 5}, y, gradients[0], 8);
     }
+    check_saved(ctx, {saved.data(), 5}, saved[5]);
     // What the convolution gave was kept by all but the kernels for images.
     const variable_list inputs = contiguous(saved, saved[0].is_cuda() && saved[6].defined());
-    const at::Tensor gradient = gradients[0].contiguous(layout(inputs[0]));
+    const at::Tensor gradient = in_memory(gradients[0], layout(inputs[0]));
     const bool of_x = ctx->needs_input_grad(0), of_weight = ctx->needs_input_grad(1);
     const Gradients of = inputs[0].is_cuda()    ? on_gpu(inputs, saved[5], saved[6], gradient, of_x, of_weight)
                          : saved[6].defined() ? tiled_on_cpu(inputs, saved[5], saved[6], gradient, of_x, of_weight)
@@ -371,7 +407,8 @@ class Block : public torch::autograd::Function<Block> {
 
 Way way_of(const variable_list& inputs) {
   const at::Tensor &x = inputs[0], &weight = inputs[1];
-  bool all = fits(x, inputs) && weight.dim() == 4 && weight.size(1) == x.size(1) && weight.size(2) == 3 && weight.size(3) == 3;
+  bool all = fits(x, inputs) && weight.dim() == 4 && weight.size(0) > 0 && weight.size(1) == x.size(1) && weight.size(2) == 3 &&
+             weight.size(3) == 3;
   for (size_t i = 2; i < inputs.size(); ++i) all = all && inputs[i].dim() == 1 && inputs[i].size(0) == weight.size(0);
   if (!all) return Way::plain;
   const int64_t channels = x.size(1), filters = weight.size(0), height = x.size(2), width = x.size(3);
@@ -381,8 +418,8 @@ Way way_of(const variable_list& inputs) {
     return tiled ? Way::later : Way::plain;
   }
   if (!x.is_cuda() || at::autocast::is_autocast_enabled(at::kCUDA)) return Way::plain;
-  if (cuda::ready(x, {channels, height, width})) return Way::first;
-  return ready_for_features(x) ? Way::later : Way::plain;
+  if (cuda::countable(x.size(0), filters, width) && cuda::ready(x, {channels, height, width})) return Way::first;
+  return ready_for_features(x, filters) ? Way::later : Way::plain;
 }
 
 }  // namespace

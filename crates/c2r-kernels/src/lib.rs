@@ -650,6 +650,73 @@ mod tests {
         assert_eq!(y.sum(Kind::Int64).int64_value(&[]), 4);
     }
 
+    /// libtorch has tensors that are negated when they are read, and zeros without memory.
+    #[test]
+    fn values_that_are_not_in_memory() {
+        let [x, weight, bias] = inputs(8, 8);
+        let kernel = toys::images(4, [4, 3, 3]) - 0.5;
+        let of_block = |x: &Tensor| block(x, (&kernel, &bias), (&weight, &bias), EPS).unwrap();
+        let negated = x.detach().neg().internal_neg_view();
+        assert!(negated.is_neg());
+        assert_close("negated", &fused(&negated, &weight, &bias), &fused(&x, &weight, &bias), 1e-5);
+        assert_close("negated", &of_block(&negated), &of_block(&x), 1e-5);
+        for y in [fused(&x, &weight, &bias), of_block(&x)] {
+            let zeros = Tensor::internal_efficientzerotensor(y.size(), (Kind::Float, y.device()));
+            let gradient = Tensor::run_backward(&[(y * zeros).sum(Kind::Float)], &[&x], false, false);
+            assert_eq!(gradient[0].abs().max().double_value(&[]), 0.0);
+        }
+        // The gradient of a part of a complex number, of which a single one has no gaps in memory.
+        let (x, one) = (inputs(2, 2)[0].narrow(0, 0, 1).narrow(1, 0, 1), weight.narrow(0, 0, 1).detach());
+        let gradient = |y: Tensor| {
+            let turned = (Tensor::complex(&y.zeros_like(), &y).conj() * Tensor::complex(&one, &one)).real();
+            Tensor::run_backward(&[turned.sum(Kind::Float)], &[&x], false, false).swap_remove(0)
+        };
+        let (ours, theirs) = (gradient(fused(&x, &one, &one)), gradient(plain(&x, &one, &one)));
+        assert!(relative_error(&ours, &theirs) < 1e-5, "{ours} {theirs}");
+    }
+
+    /// libtorch's `group_norm` would write the gradient of x, which nobody wants, to null.
+    #[test]
+    fn channels_last_without_a_gradient_of_their_own() {
+        let [x, weight, bias] = inputs(8, 8).map(|tensor| tensor.detach().to_kind(Kind::Double));
+        let last = x.permute([0, 2, 3, 1]).contiguous().permute([0, 3, 1, 2]);
+        let weight = weight.set_requires_grad(true);
+        let gradient = |x: &Tensor| {
+            let loss = (fused(x, &weight, &bias)
+                * (x.avg_pool2d([2i64, 2], [2i64, 2], [0i64, 0], false, true, None::<i64>) - 0.1))
+                .sum(Kind::Double);
+            Tensor::run_backward(&[loss], &[&weight], false, false).swap_remove(0)
+        };
+        assert!(relative_error(&gradient(&last), &gradient(&x)) < 1e-9);
+    }
+
+    /// `set_data` changes what the forward pass saved, and libtorch does not notice.
+    #[test]
+    fn data_of_another_size_after_the_forward_pass_are_an_error() {
+        let values = Tensor::from_slice(&[0.3f32, 0.1, 0.4, -0.5]);
+        let images = |n, size| toys::images(n, size) - 0.5;
+        for (what, with_convolution, size, changed, data) in [
+            ("more images", false, [4, 8, 8], 0, images(64, [4, 8, 8])),
+            ("wider images", true, [3, 32, 32], 0, images(2, [3, 32, 48])),
+            ("higher features", true, [4, 32, 32], 0, images(2, [4, 64, 32])),
+            ("more filters", true, [4, 32, 32], 1, images(64, [4, 3, 3])),
+        ] {
+            // Then libtorch convolves, with an error of its own.
+            if with_convolution && size[0] == 4 && vectors() == "none" {
+                continue;
+            }
+            let mut inputs = [images(2, size), images(4, [size[0], 3, 3])].map(|tensor| tensor.set_requires_grad(true));
+            let y = if with_convolution {
+                block(&inputs[0], (&inputs[1], &values), (&values, &values), EPS).unwrap()
+            } else {
+                fused(&inputs[0], &values, &values)
+            };
+            inputs[changed].set_data(&data);
+            let error = Tensor::f_run_backward(&[y.sum(Kind::Float)], &[&inputs[changed]], false, false).unwrap_err();
+            assert!(error.to_string().contains("data of another size"), "{what}: {error}");
+        }
+    }
+
     #[test]
     fn what_does_not_fit_is_an_error() {
         let [x, weight, bias] = inputs(4, 4);
@@ -657,6 +724,10 @@ mod tests {
         assert!(error.contains("4 channels"), "{error}");
         let error = norm_relu_pool(&x.get(0), &weight, &bias, EPS).unwrap_err().to_string();
         assert!(error.contains("3 dimensions"), "{error}");
+        // Before a gradient is asked for, as libtorch's convolution says it.
+        let (x, none) = (inputs(8, 8)[0].shallow_clone(), weight.narrow(0, 0, 0));
+        let error = block(&x, (&x.narrow(0, 0, 0).narrow(2, 0, 3).narrow(3, 0, 3), &none), (&none, &none), EPS);
+        assert!(error.unwrap_err().to_string().contains("at least 1"));
         assert!(tune_torchscript(b"no archive").is_err());
     }
 

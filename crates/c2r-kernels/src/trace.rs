@@ -4,6 +4,7 @@ use std::{
     ffi::{CString, c_char},
     path::Path,
     ptr,
+    sync::{Mutex, TryLockError},
 };
 
 use tch::Device;
@@ -21,8 +22,11 @@ unsafe extern "C" {
 /// Only one piece of code is traced at a time.
 ///
 /// # Errors
-/// If the path is not UTF-8 or has a NUL byte, or what libtorch's profiler says: another one is active, or the file cannot be written.
+/// If another trace is being taken, by this thread or another, if the path is not UTF-8 or has a NUL byte, or what libtorch's
+/// profiler says: the file cannot be written.
 pub fn trace<T>(device: Device, path: &Path, work: impl FnOnce() -> T) -> Result<T, KernelError> {
+    // libtorch's profiler is one for the process and does not check: a second trace ends the first, or the process.
+    static ONE: Mutex<()> = Mutex::new(());
     /// Ends the profiler when `work` panics, too: it would refuse every later trace.
     struct Begun;
     impl Drop for Begun {
@@ -33,6 +37,14 @@ pub fn trace<T>(device: Device, path: &Path, work: impl FnOnce() -> T) -> Result
     }
     let path = path.to_str().ok_or_else(|| KernelError(format!("the path of a trace is UTF-8, not {path:?}")))?;
     let path = CString::new(path).map_err(|error| KernelError(error.to_string()))?;
+    let _one = match ONE.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            return Err(KernelError("another trace is being taken; trace one piece of code at a time".to_owned()));
+        }
+        // A trace that ended in a panic was ended all the same.
+        Ok(one) => one,
+        Err(TryLockError::Poisoned(one)) => one.into_inner(),
+    };
     // SAFETY: what comes back is null or of `strdup`.
     unsafe { taken(c2r_trace_begin(device.is_cuda())) }.map_or(Ok(()), Err)?;
     let begun = Begun;
@@ -52,7 +64,8 @@ mod tests {
     #[test]
     fn the_timeline_has_what_ran_and_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
-        let x = Tensor::ones([2, 3], (Kind::Float, Device::Cpu));
+        let kind = (Kind::Float, Device::Cpu);
+        let x = Tensor::ones([2, 3], kind);
         let file = folder.path().join("trace.json");
         // A trace that ended in a panic is forgotten.
         let panicking = || trace(Device::Cpu, &file, || panic!("on purpose"));
@@ -64,6 +77,17 @@ mod tests {
         let text = std::fs::read_to_string(&file).unwrap();
         assert!(text.contains("\"traceEvents\"") && text.contains("\"aten::cosh\""), "{text}");
         assert!(!text.contains("aten::sinh"), "{text}");
+        // A second one, here or in another thread, leaves the first as it is.
+        trace(Device::Cpu, &file, || {
+            let other =
+                || trace(Device::Cpu, &folder.path().join("other.json"), || drop(Tensor::ones([2], kind).sinh()));
+            let errors = [other(), std::thread::scope(|scope| scope.spawn(other).join().unwrap())];
+            assert!(errors.iter().all(|tried| tried.as_ref().unwrap_err().to_string().contains("another trace")));
+            drop(x.tanh());
+        })
+        .unwrap();
+        let text = std::fs::read_to_string(&file).unwrap();
+        assert!(text.contains("\"aten::tanh\"") && !text.contains("aten::sinh"), "{text}");
         let error = trace(Device::Cpu, Path::new("a\0b"), || ()).unwrap_err().to_string();
         assert!(error.contains("nul byte"), "{error}");
         #[cfg(unix)]
