@@ -59,3 +59,39 @@ impl Aims {
         (rows, self.0.as_ref().map(|aims| aims.index_select(0, &index(samples, aims)).flatten(0, 1)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use c2r_base::{Classifier, ClassifierError};
+    use tch::Device;
+
+    use super::*;
+
+    /// The logits are the pixels.
+    struct Pixels;
+
+    impl Classifier for Pixels {
+        fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+            Ok(images.flatten(1, -1))
+        }
+
+        fn device(&self) -> Device {
+            Device::Cpu
+        }
+    }
+
+    #[test]
+    fn aims_are_the_likeliest_classes_but_the_label() {
+        let images = Tensor::from_slice(&[0.1f32, 0.9, 0.3, 0.5, 0.8, 0.2, 0.6, 0.4]).view([2, 1, 1, 4]);
+        let (labels, ids) = (Tensor::from_slice(&[1i64, 2]), [0, 1]);
+        let batch = AttackBatch { images: &images, labels: &labels, ids: &ids, targets: None };
+        let aims = |likely| Aims::new(&mut Oracle::new(&Pixels, "test", &ids), &batch, Some(likely)).unwrap();
+        let of = |likely, samples: &[usize]| {
+            let (rows, classes) = aims(likely).rows(samples);
+            (rows, Vec::<i64>::try_from(classes.unwrap()).unwrap())
+        };
+        assert_eq!(of(2, &[0, 1]), (vec![0, 0, 1, 1], vec![3, 2, 0, 3]));
+        assert_eq!(of(1, &[1]), (vec![1], vec![0]));
+        assert_eq!(aims(9).count(), 3, "four classes, one of them the label");
+    }
+}

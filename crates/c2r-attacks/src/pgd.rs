@@ -95,3 +95,38 @@ fn sparse_direction(x: &Tensor, gradient: &Tensor, share: f64) -> Tensor {
     let moved = signs.abs().sum_dim_intlist([1i64].as_slice(), true, Kind::Float).clamp_min(1.0);
     free.zeros_like().scatter(1, &at, &(signs / moved)).view_as(gradient)
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+
+    /// Of ten values 25 % are three, rounded up: the largest three that the box lets move.
+    #[test]
+    fn sparse_steps_move_the_largest_values_that_are_free() {
+        let x = Tensor::full([1, 1, 1, 10], 0.5, (Kind::Float, Device::Cpu));
+        // The first value cannot rise, and the second cannot fall.
+        let _ = (x.narrow(3, 0, 1).fill_(1.0), x.narrow(3, 1, 1).fill_(0.0));
+        let gradient =
+            Tensor::from_slice(&[9.0f32, -8.0, 1.0, -7.0, 2.0, 6.0, 3.0, -5.0, 0.5, 4.0]).view([1, 1, 1, 10]);
+        let direction = Vec::<f32>::try_from(sparse_direction(&x, &gradient, 0.25).view(-1)).unwrap();
+        let third = 1.0 / 3.0;
+        assert_eq!(direction, [0.0, 0.0, 0.0, -third, 0.0, third, 0.0, -third, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn a_random_start_may_lie_anywhere_in_the_ball() {
+        let images = Tensor::full([20, 3, 8, 8], 0.5, (Kind::Float, Device::Cpu));
+        let threat = ThreatModel::untargeted(Norm::Linf, "0.1".parse().unwrap());
+        let pgd = Pgd { threat, steps: 1, step_size: 0.1, sparsity: None };
+        let ids: Vec<u64> = (0..20).collect();
+        let moved = pgd.random_start(&images, &ids, Seed::new(1), "test") - images;
+        // 3,840 uniform values.
+        assert!(moved.max().double_value(&[]) > 0.099 && moved.min().double_value(&[]) < -0.099);
+        assert!(
+            moved.abs().max().double_value(&[]) <= 0.1 + 1e-6
+                && moved.mean(Kind::Float).double_value(&[]).abs() < 0.005
+        );
+    }
+}

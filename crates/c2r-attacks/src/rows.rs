@@ -58,3 +58,15 @@ pub(crate) fn write_rows(into: &mut Tensor, rows: &[usize], values: &Tensor) {
 pub(crate) fn per_image(values: &Tensor) -> Tensor {
     values.view([-1, 1, 1, 1])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_attempt_draws_from_streams_of_its_own() {
+        let seeds: Vec<Seed> = (0..4).map(|restart| attempt_seed(Seed::new(5), restart)).collect();
+        assert_eq!(seeds[0], Seed::new(5));
+        assert!((1..4).all(|restart| !seeds[..restart].contains(&seeds[restart])), "{seeds:?}");
+    }
+}

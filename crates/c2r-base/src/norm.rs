@@ -380,6 +380,19 @@ mod tests {
         }
     }
 
+    /// A point that is uniform in a ball of d dimensions has d / (d + 1) of its radius on average, and no side.
+    #[test]
+    fn random_points_are_uniform_in_their_ball() {
+        let ids: Vec<u64> = (0..4000).collect();
+        for norm in [Norm::Linf, Norm::L2, Norm::L1] {
+            let points = norm.random_in_ball(&[1, 1, 3], &ids, 0.4, Seed::new(8), "test");
+            let length = norm.length(&points).mean(Kind::Double).double_value(&[]) / 0.4;
+            assert!((length - 0.75).abs() < 0.01, "{norm}: {length} of the radius");
+            let middle = points.mean_dim([0i64].as_slice(), false, Kind::Float).abs().max().double_value(&[]);
+            assert!(middle < 0.015, "{norm}: the middle is off by {middle}");
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 

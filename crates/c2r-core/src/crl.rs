@@ -268,6 +268,30 @@ mod tests {
         }
     }
 
+    /// Two classes on two axes, companions equal to their anchors, tau = 1: each anchor's denominator is e + 2, so
+    /// p = 1 / (e + 2) is the share of whatever has cosine 0. The gradient of a cosine of unit vectors with respect to
+    /// one of them is the other, less its part along the first.
+    ///
+    /// L_0 moves x0 by p (x1 + x~1), x1 by p x0 and x~1 by p x0; L_1 does the same with the axes exchanged.
+    #[test]
+    fn gradients_by_hand() {
+        let axes = || rows(&[[1.0, 0.0], [0.0, 1.0]]).set_requires_grad(true);
+        let (anchors, companions) = (axes(), axes());
+        let labels = Tensor::from_slice(&[0i64, 1]);
+        let loss = config(1.0).contrast(&anchors, &labels, &companions, &[], None).loss.sum(Kind::Float);
+        let found = c2r_base::grad::gradients(&loss, &[&anchors, &companions]);
+        let p = 1.0 / (std::f64::consts::E + 2.0);
+        close(&found[0].flatten(0, -1), &[0.0, 3.0 * p, 3.0 * p, 0.0]);
+        close(&found[1].flatten(0, -1), &[0.0, p, p, 0.0]);
+
+        // One anchor and its companion against a candidate of another class: it has a share of 1 / (e + 1).
+        let (one, other) = (rows(&[[1.0, 0.0]]), rows(&[[0.0, 1.0]]).set_requires_grad(true));
+        let candidates = [Candidates { embeddings: &other, labels: &labels.narrow(0, 1, 1) }];
+        let loss = config(1.0).contrast(&one, &labels.narrow(0, 0, 1), &one, &candidates, None).loss.sum(Kind::Float);
+        let found = c2r_base::grad::gradients(&loss, &[&other]).swap_remove(0);
+        close(&found.flatten(0, -1), &[1.0 / (std::f64::consts::E + 1.0), 0.0]);
+    }
+
     #[test]
     fn class_means_and_alignment_by_hand() {
         let clean = rows(&[[1.0, 0.0], [3.0, 0.0], [0.0, 5.0]]);
@@ -283,6 +307,9 @@ mod tests {
         // Class 0: (2,0) against (1,1) -> 2; class 2: (0,5) against (0,2) -> 9.
         let value = class_mean_alignment(&clean, &attacked, &labels, 3, None).double_value(&[]);
         assert!((value - 11.0).abs() < 1e-5, "{value}");
+        // Weighted, the differences (1,0) and (1,-2) of class 0 have the mean (1,-1.5); class 2 weighs nothing.
+        let value = class_mean_alignment(&clean, &attacked, &labels, 3, Some(&weights)).double_value(&[]);
+        assert!((value - 3.25).abs() < 1e-5, "{value}");
     }
 
     #[test]

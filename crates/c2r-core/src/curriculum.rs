@@ -285,6 +285,10 @@ mod tests {
         let mut kept = order(&Curriculum::Prefix(PrefixConfig { first: First::Easy, fraction: 0.01 }));
         kept.sort_unstable();
         assert_eq!(kept, [0, 4]);
+        // 1.2 of three, rounded up.
+        let mut kept = order(&Curriculum::Prefix(PrefixConfig { first: First::Hard, fraction: 0.4 }));
+        kept.sort_unstable();
+        assert_eq!(kept, [1, 2, 3, 5]);
     }
 
     #[test]
@@ -301,6 +305,8 @@ mod tests {
         assert_eq!(kept([0.0, 0.0], [0.3, 1.0], 1.0), [0, 1, 2, 3, 4, 5]);
         assert_eq!(kept([0.0, 0.67], [0.33, 1.0], 0.0), [0, 4]);
         assert_eq!(kept([0.0, 0.67], [0.33, 1.0], 1.0), [1, 5]);
+        // The sample in the middle lies on both sides of the window's end, and is in it.
+        assert_eq!(kept([0.5, 0.5], [1.0, 1.0], 0.0), [1, 2, 3, 5]);
     }
 
     #[test]
@@ -310,6 +316,22 @@ mod tests {
             assert_eq!(visited, order(&curriculum));
             visited.sort_unstable();
             assert_eq!(visited, [0, 1, 2, 3, 4, 5]);
+        }
+    }
+
+    /// Two draws of 40 samples are the same by chance once in 40! times.
+    #[test]
+    fn every_draw_shuffles_anew() {
+        let (scores, labels) = ([1.0; 40], [0; 40]);
+        for curriculum in [
+            Curriculum::default(),
+            Curriculum::Weight(WeightConfig { floor: 0.05 }),
+            Curriculum::Prefix(PrefixConfig { first: First::Hard, fraction: 1.0 }),
+            Curriculum::Pace(PaceConfig { low: [0.0, 0.0], high: [1.0, 1.0] }),
+        ] {
+            let [one, two] =
+                [0, 1].map(|draw| curriculum.order(&scores, &labels, 0.0, &mut Seed::new(1).stream("test", draw)));
+            assert_ne!(one, two, "{}", curriculum.mode());
         }
     }
 

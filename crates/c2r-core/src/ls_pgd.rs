@@ -483,6 +483,31 @@ mod tests {
         let plain =
             LsPgd::new(config(), threat()).unwrap().attack(&model, &one, &label, &[9], Seed::new(0), None).unwrap();
         assert_eq!(unseen.images, plain.images);
+        // Without a warm start the cache is not read.
+        let cold = LsPgd::new(LsPgdConfig { candidates: 1, ..config() }, threat()).unwrap();
+        let cold = |cache| cold.attack(&model, &one, &label, &[9], Seed::new(0), cache).unwrap().images;
+        assert_eq!(cold(Some(&mut cache)), cold(None));
+    }
+
+    #[test]
+    fn a_cache_goes_on_from_its_state() {
+        let model = Toy::new(5);
+        let (images, labels, ids) = batch(6, 6);
+        let attack = LsPgd::new(LsPgdConfig { warm_start: true, reuse: true, ..config() }, threat()).unwrap();
+        let mut old = PerturbationCache::new(6, [3, 2, 2], Device::Cpu);
+        let first = attack.attack(&model, &images, &labels, &ids, Seed::new(0), Some(&mut old)).unwrap();
+        let (deltas, losses) = old.state();
+        let saved = (deltas.copy(), losses.copy());
+        let mut new = PerturbationCache::new(6, [3, 2, 2], Device::Cpu);
+        new.load_state(&deltas, &losses).unwrap();
+        // Remembered losses hold, so all perturbations stay.
+        let second = attack.attack(&model, &images, &labels, &ids, Seed::new(0), Some(&mut new)).unwrap();
+        assert_eq!((second.reused, &second.images), (6, &first.images));
+        // What was saved does not follow the cache.
+        let on = LsPgd::new(LsPgdConfig { warm_start: true, ..config() }, threat()).unwrap();
+        on.attack(&Toy::new(8), &images, &labels, &ids, Seed::new(0), Some(&mut old)).unwrap();
+        assert_ne!(old.state(), saved);
+        assert_eq!((deltas, losses), saved);
     }
 
     #[test]
@@ -558,6 +583,53 @@ mod tests {
             assert!((got - stored).abs() < 1e-5, "slope {slope}: {got} is stored, not {stored}");
             assert_eq!((ours.reused, deltas.double_value(&[0])), (kept, 0.25), "slope {slope}");
         }
+    }
+
+    /// A random start is drawn once: what is remembered takes its place.
+    #[test]
+    fn only_what_is_not_remembered_starts_at_random() {
+        // A step of 0.025, up.
+        let config = LsPgdConfig { rel_step_size: 0.1, candidates: 1, start: Start::Random, ..config() };
+        let threat = ThreatModel::untargeted(Norm::Linf, "0.25".parse().unwrap());
+        let attack = |warm_start| LsPgd::new(LsPgdConfig { warm_start, ..config.clone() }, threat).unwrap();
+        let images = Tensor::full([2, 1, 1, 1], 0.5, (Kind::Float, Device::Cpu));
+        let (labels, ids) = (Tensor::from_slice(&[1i64, 1]), [0, 1]);
+        let plain = attack(false).attack(&Slope(1.0), &images, &labels, &ids, Seed::new(4), None).unwrap().images;
+        assert!(
+            plain.max().double_value(&[]) < 0.7 && (plain.get(0) - plain.get(1)).abs().double_value(&[0, 0, 0]) > 0.01
+        );
+        let mut cache = PerturbationCache::new(2, [1, 1, 1], Device::Cpu);
+        let mut next =
+            || attack(true).attack(&Slope(1.0), &images, &labels, &ids, Seed::new(4), Some(&mut cache)).unwrap().images;
+        assert_eq!(next(), plain);
+        assert!((next() - (plain + 0.025)).abs().max().double_value(&[]) < 1e-6);
+    }
+
+    /// Logits `[-50 (x - 0.7)^2, 0]` of images of one pixel: for class 1 nothing is worse than 0.7.
+    struct Peak;
+
+    impl Classifier for Peak {
+        fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+            let x = images.view([-1, 1]);
+            Ok(Tensor::cat(&[(&x - 0.7).square() * -50.0, x.zeros_like()], 1))
+        }
+
+        fn device(&self) -> Device {
+            Device::Cpu
+        }
+    }
+
+    /// Steps of 0.1 * 0.5 * 3^q: 0.05, 0.15 and 0.45. Each pixel is one of them away from the peak, above or below.
+    #[test]
+    fn each_sample_takes_its_best_step() {
+        let config = LsPgdConfig { rel_step_size: 0.1, growth: 3.0, candidates: 3, ..config() };
+        let attack = LsPgd::new(config, ThreatModel::untargeted(Norm::Linf, "0.5".parse().unwrap())).unwrap();
+        let images = Tensor::from_slice(&[0.65f32, 0.55, 0.25, 0.75, 0.85]).view([5, 1, 1, 1]);
+        let (labels, ids) = (Tensor::from_slice(&[1i64; 5]), [0, 1, 2, 3, 4]);
+        let found = attack.attack(&Peak, &images, &labels, &ids, Seed::new(0), None).unwrap();
+        assert!((&found.images - 0.7).abs().max().double_value(&[]) < 1e-6, "{}", found.images);
+        // f_1 - f_0 at the peak.
+        assert!(found.margins.abs().max().double_value(&[]) < 1e-6);
     }
 
     #[test]

@@ -307,10 +307,11 @@ mod tests {
     #[test]
     fn impostors_are_the_most_similar_rows_of_other_classes() {
         let mut queue = queue(config(2, 2));
-        queue.push(&rows(&[[1.0, 0.0], [0.0, 1.0], [4.0, 3.0], [-1.0, 0.0]]), &[0, 1, 2, 2]);
+        // Cosines with the anchor: 1, 0.6, 0.8 and -1. The second is the longest.
+        queue.push(&rows(&[[1.0, 0.0], [12.0, 16.0], [4.0, 3.0], [-1.0, 0.0]]), &[0, 1, 2, 2]);
         let (found, mask) = queue.nearest_impostors(&rows(&[[2.0, 0.0]]), &Tensor::from_slice(&[0i64])).unwrap();
         // The identical direction (class 0) is no impostor.
-        assert_eq!(flat(&found), [0.8, 0.6, 0.0, 1.0]);
+        assert_eq!(flat(&found), [0.8, 0.6, 0.6, 0.8]);
         assert_eq!(flat(&mask), [1.0, 1.0]);
     }
 
@@ -335,23 +336,30 @@ mod tests {
     #[test]
     fn momentum_averages_with_the_stored_class_mean() {
         let mut queue = queue(QueueConfig { momentum: 0.75, ..config(4, 1) });
-        queue.push(&rows(&[[4.0, 0.0]]), &[0]);
-        queue.push(&rows(&[[0.0, 8.0]]), &[0]);
+        queue.push(&rows(&[[4.0, 0.0], [0.0, 4.0]]), &[0, 1]);
+        queue.push(&rows(&[[0.0, 8.0], [0.0, 8.0]]), &[0, 1]);
         assert_eq!(flat(&class_rows(&queue, 0)), [4.0, 0.0, 3.0, 2.0]);
+        assert_eq!(flat(&class_rows(&queue, 1)), [0.0, 4.0, 0.0, 5.0]);
     }
 
     #[test]
     fn state_round_trips() {
-        let mut old = queue(config(2, 1));
-        old.push(&rows(&[[1.0, 0.0], [2.0, 0.0], [3.0, 0.0]]), &[0, 0, 0]);
+        let mut old = queue(config(2, 3));
+        old.push(&rows(&[[0.0, 1.0], [3.0, 4.0], [2.0, 0.0]]), &[0, 0, 0]);
         let (stored, projected, pushed) = old.state();
-        let mut new = queue(config(2, 1));
+        // What was stored before is forgotten.
+        let mut new = queue(config(2, 3));
+        new.push(&rows(&[[1.0, 1.0]]), &[2]);
         new.load_state(&stored, &projected, &pushed).unwrap();
         assert_eq!(flat(&class_rows(&new, 0)), flat(&class_rows(&old, 0)));
         assert_eq!(new.filled(), old.filled());
-        let anchor = (rows(&[[1.0, 1.0]]), Tensor::from_slice(&[1i64]));
-        let [before, after] = [&old, &new].map(|queue| queue.nearest_impostors(&anchor.0, &anchor.1).unwrap().0);
-        assert_eq!(before, after);
+        // Each anchor is nearest to a row of its own, (0.6, 0.8) or (1, 0).
+        let (anchors, labels) = (rows(&[[1.0, 1.0], [1.0, 0.0]]), Tensor::from_slice(&[1i64, 1]));
+        for queue in [&old, &new] {
+            let (found, mask) = queue.nearest_impostors(&anchors, &labels).unwrap();
+            assert_eq!(flat(&found.select(1, 0)), [0.6, 0.8, 1.0, 0.0]);
+            assert_eq!(flat(&mask), [1.0, 1.0, 0.0, 1.0, 1.0, 0.0]);
+        }
         let reason = |stored: &Tensor, projected: &Tensor, pushed: &Tensor| {
             queue(config(2, 1)).load_state(stored, projected, pushed).unwrap_err()
         };

@@ -445,6 +445,102 @@ mod tests {
         }
     }
 
+    /// The first step of PGD-AT and of TRADES with a beta of 2.5, without augmentation: two steps of half of epsilon up what each
+    /// attack raises, from a random start, and the gradient of what each learns.
+    #[test]
+    fn adversarial_steps_by_hand() {
+        let (train, _) = digits();
+        let train = train.subset_per_class(3);
+        let source = TrainSource::of_split(&train, Targets::Hard);
+        for protocol in [Protocol::PgdAt, Protocol::Trades] {
+            let mut config = config(protocol, 1);
+            config.dsa = Dsa::none();
+            let adversarial = config.adversarial.as_mut().unwrap();
+            let is_trades = matches!(adversarial.loss, AdversarialLoss::Trades(_));
+            if let AdversarialLoss::Trades(trades) = &mut adversarial.loss {
+                trades.beta = 2.5;
+            }
+            let (epsilon, seed) = (16.0 / 255.0, Seed::new(1));
+            let noise = start_noise(adversarial, &[1, 8, 8], 30, seed.child("train/attack", 0));
+            assert_ne!(noise[..64], noise[64..128], "each image has a start of its own");
+            let mut ours = model(0);
+            let mut trainer = Trainer::new(&mut ours, &source, &config, seed).unwrap();
+            let rows = trainer.rows(0, 0);
+            let (value, gradients) = trainer.loss(0, &rows);
+
+            let model = model(0);
+            model.set_trainable(false);
+            let (images, labels) = train.batch(&rows.positions, Device::Cpu);
+            let inside = |x: &Tensor| x.maximum(&(&images - epsilon)).minimum(&(&images + epsilon)).clamp(0.0, 1.0);
+            let clean = model.logits(&images).softmax(1, Kind::Float);
+            let mut x = inside(&(&images + Tensor::from_slice(&noise).view_as(&images)));
+            for _ in 0..2 {
+                let (gradient, _) = grad::input_gradient(&x, |x| match is_trades {
+                    true => c2r_base::loss::kl(&clean, &model.logits(x)),
+                    false => c2r_base::loss::ce(&model.logits(x), &labels),
+                });
+                x = inside(&(x + gradient.sign() * (epsilon / 2.0)));
+            }
+            let (expected, expected_gradients) = parameter_gradients(&model, || {
+                let attacked = model.logits(&x);
+                if !is_trades {
+                    return attacked.cross_entropy_for_logits(&labels);
+                }
+                let clean = model.logits(&images);
+                let ratio = clean.log_softmax(1, Kind::Float) - attacked.log_softmax(1, Kind::Float);
+                let divergence = (clean.softmax(1, Kind::Float) * ratio).sum(Kind::Float) / 30.0;
+                clean.cross_entropy_for_logits(&labels) + divergence * 2.5
+            });
+            assert_close(&format!("{protocol}"), &value, &expected, 1e-5);
+            for (got, expected) in gradients.iter().zip(&expected_gradients) {
+                assert_close(&format!("{protocol}"), got, expected, 1e-4);
+            }
+        }
+    }
+
+    /// Augmentation, CutMix and starts of attacks are those of the step.
+    #[test]
+    fn every_step_draws_anew() {
+        let (train, _) = digits();
+        let train = train.subset_per_class(3);
+        let source = TrainSource::of_split(&train, Targets::Hard);
+        for (part, protocol) in [("dsa", Protocol::Natural), ("cutmix", Protocol::Natural), ("start", Protocol::PgdAt)]
+        {
+            let mut config = config(protocol, 4);
+            if part != "dsa" {
+                config.dsa = Dsa::none();
+            }
+            if part == "cutmix" {
+                config.cutmix = 1.0;
+            }
+            let mut ours = model(0);
+            let mut trainer = Trainer::new(&mut ours, &source, &config, Seed::new(1)).unwrap();
+            let rows = trainer.rows(0, 0);
+            let losses = [0, 1, 0].map(|step| trainer.loss(step, &rows).0.double_value(&[]));
+            assert!(losses[0] == losses[2] && (losses[0] - losses[1]).abs() > 1e-5, "{part}: {losses:?}");
+        }
+    }
+
+    /// The loss of mixed images against mixed labels.
+    #[test]
+    fn a_step_with_cutmix_by_hand() {
+        let (train, _) = digits();
+        let train = train.subset_per_class(3);
+        let mut config = config(Protocol::Natural, 1);
+        (config.dsa, config.cutmix) = (Dsa::none(), 1.0);
+        let (mut ours, seed) = (model(0), Seed::new(1));
+        let source = TrainSource::of_split(&train, Targets::Hard);
+        let mut trainer = Trainer::new(&mut ours, &source, &config, seed).unwrap();
+        let rows = trainer.rows(0, 0);
+        let (value, _) = trainer.loss(0, &rows);
+        let (images, labels) = train.batch(&rows.positions, Device::Cpu);
+        let mix = CutMix::draw(1.0, &images, &mut seed.stream("train/cutmix", 0)).unwrap();
+        let labels = mix.distributions(&labels.one_hot(10).to_kind(Kind::Float));
+        let logits = model(0).logits(&mix.images(&images));
+        let expected = -(logits.log_softmax(1, Kind::Float) * labels).sum(Kind::Float) / 30.0;
+        assert_close("loss", &value, &expected, 1e-5);
+    }
+
     #[test]
     fn batches_are_drawn_anew_unless_the_order_is_that_of_storage() {
         let (train, _) = digits();

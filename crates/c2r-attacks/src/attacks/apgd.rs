@@ -585,6 +585,21 @@ mod tests {
         assert_eq!(checkpoints(20), [4, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20]);
     }
 
+    /// Grey images, which no start takes out of the box.
+    #[test]
+    fn starts_lie_on_the_sphere() {
+        let clean = Tensor::full([6, 3, 4, 4], 0.5, (Kind::Float, tch::Device::Cpu));
+        let ids: Vec<u64> = (0..6).collect();
+        for norm in [Norm::Linf, Norm::L2] {
+            let threat = ThreatModel::untargeted(norm, "0.2".parse().unwrap());
+            let mut draws = Draws::streams(c2r_base::Seed::new(1), "test", &ids);
+            let start = start(&mut draws, &[0, 1, 2, 3, 4, 5], &clean, &threat);
+            let off = (norm.distance(&start, &clean) - 0.2).abs().max().double_value(&[]);
+            assert!(off < 1e-6, "{norm}: {off}");
+            assert!((start.get(0) - start.get(1)).abs().max().double_value(&[]) > 0.01);
+        }
+    }
+
     #[test]
     fn sparse_sign_changes_the_share_and_has_unit_length() {
         let gradient = Tensor::from_slice(&[0.1f32, -4.0, 3.0, 0.2, 0.0]).view([1, 1, 1, 5]);

@@ -137,3 +137,27 @@ pub(super) fn stripes(draws: &mut SquareDraws, rows: &[usize], clean: &Tensor, t
     let signs = draws.signs(rows, &[size[1], 1, size[3]], device);
     threat.project(clean, &(clean + signs * threat.epsilon.value()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Windows of 3 x 3 pixels in images of 5 x 6: three places down, four across, each equally often.
+    #[test]
+    fn windows_lie_anywhere_in_the_image() {
+        let mut draws = SquareDraws::streams(Seed::new(2), &[7]);
+        let mut counts = [[0; 4]; 3];
+        let mut n_positive = [0; 3];
+        for _ in 0..6000 {
+            let mut signs = Vec::new();
+            let first = draws.window(0, 0, 3, &[2, 5, 6], &mut signs) as usize;
+            counts[first / 6][first % 6] += 1;
+            assert!(signs.len() == 3 && signs.iter().all(|sign| sign.abs() == 1.0));
+            for (n, sign) in n_positive.iter_mut().zip(signs) {
+                *n += usize::from(sign > 0.0);
+            }
+        }
+        assert!(counts.as_flattened().iter().all(|count| (400..600).contains(count)), "{counts:?}");
+        assert!(n_positive.iter().all(|n| (2800..3200).contains(n)), "{n_positive:?}");
+    }
+}

@@ -384,6 +384,22 @@ fn targets_for(rule: TargetRule, logits: &Tensor, labels: &Tensor, ids: &[u64], 
 mod tests {
     use super::*;
 
+    /// Four classes; the label of the first image has its largest logit, that of the second one its smallest.
+    #[test]
+    fn targets_are_what_their_rule_says_and_never_the_label() {
+        let logits = Tensor::from_slice(&[0.0f32, 1.0, 2.0, 3.0, 3.0, 2.0, 1.0, 0.0]).view([2, 4]);
+        let labels = Tensor::from_slice(&[3i64, 3]);
+        let of = |rule, ids: [u64; 2]| host::to_vec::<i64>(&targets_for(rule, &logits, &labels, &ids, Seed::new(1)));
+        assert_eq!(of(TargetRule::Next, [0, 1]), [0, 0]);
+        assert_eq!(of(TargetRule::LeastLikely, [0, 1]), [0, 2]);
+        assert_eq!(of(TargetRule::SecondBest, [0, 1]), [2, 0]);
+        let mut counts = [0; 4];
+        for id in 0..300 {
+            of(TargetRule::Random, [2 * id, 2 * id + 1]).into_iter().for_each(|target| counts[target as usize] += 1);
+        }
+        assert!(counts[3] == 0 && counts[..3].iter().all(|count| (150..250).contains(count)), "{counts:?}");
+    }
+
     #[test]
     fn a_gpu_takes_as_many_values_as_1024_images_of_cifar() {
         for (shape, expected) in [([3, 32, 32], 1024), ([1, 8, 8], 1024), ([3, 64, 64], 256), ([3, 224, 224], 64)] {

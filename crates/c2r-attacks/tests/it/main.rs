@@ -7,6 +7,7 @@ mod models;
 mod own;
 mod passes;
 mod properties;
+mod rules;
 mod stochastic;
 mod stopping;
 mod support;

@@ -11,6 +11,7 @@ use c2r_attacks::{
     Mode, Oracle, Perturbed, Setting, evaluate, evaluate_with,
 };
 use c2r_base::{Classifier, ClassifierError, Goal, LabelledImages, Norm, Seed, TargetRule, ThreatModel};
+use c2r_testkit::toys::Linear;
 use tch::{Device, Kind, Tensor};
 
 use crate::{
@@ -294,4 +295,59 @@ fn images_of_more_attacks_than_were_announced_are_kept() {
     // Images 1 and 7 are misclassified and not attacked.
     let kept = pgd.get(1) - data.images().get(1);
     assert_eq!(kept.abs().max().double_value(&[]), 0.0);
+}
+
+/// Logits `(2 x, 1)` of the first pixel x; the image of each of these samples goes to another brightness.
+fn brightness(of: &'static [(u64, f64)]) -> Box<dyn Attack> {
+    own(move |_, batch| {
+        let proposal = unchanged(batch);
+        for (row, id) in batch.ids.iter().enumerate() {
+            if let Some((_, x)) = of.iter().find(|(known, _)| known == id) {
+                let _ = proposal.images.get(row as i64).fill_(*x);
+            }
+        }
+        Ok(proposal)
+    })
+}
+
+/// Four images of class 0 with x = 0.75, of which the first attack breaks 0 and the second one 1, and one that is wrong.
+#[test]
+fn a_report_takes_the_worst_of_all_attacks_for_each_image() {
+    let model = Linear::two_pixels();
+    let images = Tensor::full([5, 1, 1, 2], 0.75, (Kind::Float, Device::Cpu));
+    let _ = images.get(4).fill_(0.25);
+    let data = LabelledImages::new(images, Tensor::zeros([5], (Kind::Int64, Device::Cpu))).unwrap();
+    struct Named(&'static str, Box<dyn Attack>);
+    impl Attack for Named {
+        fn name(&self) -> &str {
+            self.0
+        }
+        fn family(&self) -> Family {
+            self.1.family()
+        }
+        fn perturb(
+            &self,
+            model: &dyn Classifier,
+            batch: &AttackBatch<'_>,
+            threat: &ThreatModel,
+            seed: Seed,
+        ) -> Proposal {
+            self.1.perturb(model, batch, threat, seed)
+        }
+    }
+    // The first one moves image 2 away from the boundary, the second one a little towards it.
+    let attacks: [Box<dyn Attack>; 2] = [
+        Box::new(Named("one", brightness(&[(0, 0.4), (2, 0.9)]))),
+        Box::new(Named("two", brightness(&[(1, 0.4), (2, 0.7)]))),
+    ];
+    let options = EvaluateOptions { mode: Mode::Each, ..Default::default() };
+    let report = evaluate(&model, &data, &attacks, &threat(Norm::Linf, 0.5), &options).unwrap();
+    let share = |attack: &str| report.attack(attack).unwrap().robust_accuracy();
+    assert_eq!((report.clean_accuracy(), share("one"), share("two")), (0.8, 0.6, 0.6));
+    assert_eq!(report.robust_accuracy(), 0.4);
+    // The clean margin of image 2 is 0.5: the first attack's is larger, and only the second one's counts.
+    let margin = |attack: usize| f64::from(report.attacks[attack].samples[2].margin.unwrap());
+    assert!((margin(0) - 0.5).abs() < 1e-6 && (margin(1) - 0.4).abs() < 1e-6, "{} {}", margin(0), margin(1));
+    let distance = |attack: usize| report.attacks[attack].samples[2].distance;
+    assert!((distance(0) - 0.15).abs() < 1e-6 && (distance(1) - 0.05).abs() < 1e-6);
 }
