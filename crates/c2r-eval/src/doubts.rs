@@ -30,3 +30,37 @@ pub fn chance_level(report: &AttackReport) -> Option<String> {
         )
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use c2r_attacks::Mode;
+    use c2r_base::{Epsilon, Norm};
+
+    use super::*;
+    use crate::from_report::tests::report;
+
+    /// Half of the distance from black to white reaches grey from both.
+    #[test]
+    fn half_of_the_cube_reaches_grey() {
+        let reaches = |norm: Norm, of_255: f64| {
+            let threat = ThreatModel::untargeted(norm, Epsilon::of_255(of_255));
+            reaches_grey(&threat, [1, 2, 2]).is_some()
+        };
+        assert!(reaches(Norm::Linf, 128.0) && !reaches(Norm::Linf, 127.0));
+        // Four pixels of 0.5: the root of 4 * 0.25 is 1.
+        assert!(reaches(Norm::L2, 255.0) && !reaches(Norm::L2, 254.0));
+    }
+
+    /// Of two classes half are right by chance, so fewer than three quarters are doubtful; with fewer than 50 images none is.
+    #[test]
+    fn near_chance_is_doubtful() {
+        let doubtful = |right: usize, n: usize| {
+            let mut report = report(Mode::Each);
+            report.labels = vec![0; n];
+            report.clean_predictions = (0..n).map(|image| i64::from(image >= right)).collect();
+            chance_level(&report).is_some()
+        };
+        assert!(doubtful(50, 100) && doubtful(74, 100) && !doubtful(75, 100));
+        assert!(doubtful(25, 50) && !doubtful(25, 49));
+    }
+}

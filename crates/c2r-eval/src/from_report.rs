@@ -179,14 +179,14 @@ fn flags(flags: &[Flag], entry: &c2r_attacks::AttackEntry) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use c2r_attacks::{AttackConfig, Family, SampleOutcome, StageEntry};
     use c2r_base::{Epsilon, Norm, Passes, Seed, ThreatModel};
 
     use super::*;
 
     /// Five images, four right, of which `fgsm` breaks one and `pgd` two.
-    fn report(mode: Mode) -> AttackReport {
+    pub(crate) fn report(mode: Mode) -> AttackReport {
         let entry = |name: &str, outcomes: &str| c2r_attacks::AttackEntry {
             name: name.into(),
             config: name.parse::<AttackConfig>().ok().and_then(|config| serde_json::to_value(config).ok()),
@@ -269,6 +269,15 @@ mod tests {
         assert_eq!(record.attacks[1].margins.as_ref().unwrap().to_vec(), [0.5, 0.5, -1.25, -1.25, -1.25]);
         let text = serde_json::to_string(&record).unwrap();
         assert_eq!(serde_json::from_str::<AttackRecord>(&text).unwrap(), record);
+    }
+
+    /// Reports of earlier versions have no clean margins.
+    #[test]
+    fn clean_margins_are_of_every_image_or_of_none() {
+        let mut report = report(Mode::Each);
+        report.clean_margins.clear();
+        let record = AttackRecord::from_report(&report, context()).unwrap();
+        assert_eq!(record.samples.unwrap().margins, None);
     }
 
     #[test]

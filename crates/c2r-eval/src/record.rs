@@ -353,6 +353,7 @@ pub(crate) fn count(images: ArrayView1<'_, bool>) -> usize {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use c2r_base::TargetRule;
     use c2r_experiment::SubsetOrder;
     use ndarray::{arr1, s};
 
@@ -501,6 +502,19 @@ pub(crate) mod tests {
             r.samples.as_mut().unwrap().positions = Some(arr1(&[0, 1, 2, 3, 4, 5, 6, 9]));
         });
         check("attack `fgsm` appears twice at 2/255", |r| r.attacks[1] = r.attacks[0].clone());
+    }
+
+    /// An image that is not in the class aimed at has resisted, whatever other class wins.
+    #[test]
+    fn right_under_a_targeted_attack_with_a_negative_margin() {
+        let mut record = example();
+        record.attacks[1].margins.as_mut().unwrap()[0] = -0.5;
+        assert!(record.check().is_err());
+        record.threat.goal = Goal::Targeted(TargetRule::Next);
+        assert_eq!(record.check(), Ok(()));
+        // Without an attack there is no target.
+        record.samples.as_mut().unwrap().margins.as_mut().unwrap()[0] = -0.5;
+        assert!(record.check().unwrap_err().contains("samples.margins says -0.5 for image 0, which is right"));
     }
 
     #[test]

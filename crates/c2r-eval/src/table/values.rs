@@ -258,3 +258,72 @@ pub(super) fn classes_of(runs: &Runs<'_>, attacks: &[String]) -> BTreeMap<String
     let columns = attacks.iter().map(String::as_str).filter(|attack| *attack != CLEAN);
     std::iter::once(CLEAN).chain(columns).filter_map(of_column).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::record::tests::example;
+
+    /// Calls `check` with one run, of the eight images of [`example`].
+    fn with_one_run(check: impl Fn(&Runs<'_>, &[String])) {
+        let (path, file) = (String::new(), PathBuf::new());
+        let source = Source { path, file, record: example(), training: None, distillation: None, replaced: None };
+        let attacks = source.record.attacks.iter().map(|entry| (entry.attack.as_str(), (entry, &source))).collect();
+        check(
+            &BTreeMap::from([((Some(0), 0), Measured { files: vec![&source], attacks })]),
+            &["fgsm", "pgd"].map(str::to_owned),
+        );
+    }
+
+    /// What an image adds to a column is its derivative for the weight of the image, which takes from all others alike.
+    #[test]
+    fn what_an_image_adds_to_a_ratio_is_the_finite_difference_of_the_ratio() {
+        type Ratio = fn(f64, f64, f64) -> Option<f64>;
+        let ratios: [(&str, Ratio); 3] = [
+            ("drop-rate", |clean, _, pgd| metrics::drop_rate(clean, pgd)),
+            ("rr", metrics::robustness_ratio),
+            ("i-rr", metrics::improved_robustness_ratio),
+        ];
+        // Right under nothing, FGSM and PGD, which is the stronger one.
+        let outcomes = ["11101110", "11101100", "11100100"];
+        with_one_run(|runs, attacks| {
+            let columns = values_of(runs, attacks);
+            for (column, ratio) in ratios {
+                let values = &columns.iter().find(|(name, _)| name == column).unwrap().1;
+                for (at, got) in values.per_image[0].as_ref().unwrap().iter().enumerate() {
+                    let shifted = |step: f64| {
+                        let [clean, fgsm, pgd] = outcomes.map(|right| {
+                            let share = right.matches('1').count() as f64 / 8.0;
+                            share + step * (f64::from(u8::from(right.as_bytes()[at] == b'1')) - share)
+                        });
+                        ratio(clean, f64::midpoint(fgsm, pgd), pgd).unwrap()
+                    };
+                    let expected = values.per_run[0].unwrap() + (shifted(1e-5) - shifted(-1e-5)) / 2e-5;
+                    assert!((got - expected).abs() < 1e-5, "{column}, image {at}: {got}, expected {expected}");
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn a_margin_on_an_edge_is_right_of_it() {
+        with_one_run(|runs, attacks| {
+            // FGSM leaves five images a margin of 0.25 and three -1.5.
+            let counts = margin_counts(runs, attacks, &[-2.0, -1.5, 0.0, 0.25, 1.0]);
+            assert_eq!(counts["fgsm"], [0, 3, 0, 5]);
+        });
+    }
+
+    #[test]
+    fn classes_are_those_under_the_attack() {
+        with_one_run(|runs, attacks| {
+            let classes = classes_of(runs, attacks);
+            // Clean 1110 1110, FGSM 1110 1100, PGD 1110 0100.
+            for (column, second) in [("clean", 75.0), ("fgsm", 50.0), ("pgd", 25.0)] {
+                assert_eq!(classes[column], [Some(75.0), Some(second)], "{column}");
+            }
+        });
+    }
+}

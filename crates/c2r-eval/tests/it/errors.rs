@@ -88,6 +88,41 @@ fn four_images_get_no_mark_whatever_their_p_value_and_five_may() {
     }
 }
 
+/// Every seed loses six images and gains one: t = 5 / sqrt((7 - 25 / 359) 359 / 358) = 1.897 with 358 degrees of freedom, between
+/// the limits for 0.1 (1.649) and for 0.05 (1.967) in any table of Student's t.
+#[test]
+fn five_images_without_a_small_p_value_get_no_mark() {
+    let one: (&[usize], &[usize]) = (&[100], &[0, 1, 2, 3, 4, 5]);
+    let found = against([one; 3]);
+    close(found.images.unwrap(), 5.0);
+    let errors = found.errors.unwrap();
+    close(-found.difference / errors.both, 5.0 / ((7.0 - 25.0 / 359.0) * 359.0 / 358.0f64).sqrt());
+    close(errors.freedom, 358.0);
+    assert!((0.05..0.1).contains(&found.p_value.unwrap()) && !found.significant, "{found:?}");
+}
+
+/// Two sets with two trainings each, which lose three images each, and not the same: a set's mean over its trainings loses half of
+/// six images. By hand: mean -3 / 359, error sqrt((6 / 4 - 9 / 359) / 358 / 359).
+#[test]
+fn trainings_of_one_set_are_averaged_image_by_image() {
+    let of = |method: &'static str, lost: [&'static [usize]; 2]| {
+        (0..2).flat_map(move |set| {
+            lost.into_iter().zip(0..).map(move |(lost, training)| {
+                let mut source = run(method, 2 * set + training, &[], lost);
+                source.record.subject.distill_seed = Some(set);
+                source
+            })
+        })
+    };
+    let sources: Vec<Source> = of("class-mean", [&[], &[]]).chain(of("c2r", [&[0, 1, 2], &[3, 4, 5]])).collect();
+    let options = TableOptions { baseline: Some("class-mean"), ..TableOptions::default() };
+    let table = Table::build(&sources, &options).unwrap();
+    let found = cell(&table, "c2r", "pgd").comparison.as_ref().unwrap();
+    assert_eq!(found.n_pairs, 2);
+    close(found.difference, -100.0 * 3.0 / 359.0);
+    close(found.errors.unwrap().both, 100.0 * ((1.5 - 9.0 / 359.0) / 358.0 / 359.0f64).sqrt());
+}
+
 fn cell<'a>(table: &'a Table, method: &str, column: &str) -> &'a Cell {
     table.sections[0].rows.iter().find(|row| row.method == method).unwrap().cell(column).unwrap()
 }

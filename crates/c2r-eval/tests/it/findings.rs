@@ -96,6 +96,26 @@ fn noise_is_no_difference_and_all_images_may_be_better() {
     assert!(!text.contains("more robust"), "{text}");
 }
 
+/// 31 % against 26 %, each of 100 images: the intervals are wider than the difference.
+#[test]
+fn intervals_that_overlap_show_no_more_robust_networks() {
+    let text = shown(&rows(&[("full", 90, 25), ("class-mean", 60, 20), ("c2r", 60, 30)]));
+    assert!(text.contains("31.0 ± 1.0 % of attacked") && text.contains("real images: 26.0 ± 1.0 % attacked"), "{text}");
+    assert!(!text.contains("more robust"), "{text}");
+}
+
+/// Three runs of the reference, five of the method and of the baseline.
+#[test]
+fn few_runs_of_a_reference_are_said() {
+    let five = |method: &'static str| (0..5).map(move |seed| source(method, "natural", seed, 60, 20, 20));
+    let with = |references: usize| {
+        let references = rows(&[("full", 90, 5)]).into_iter().take(references);
+        shown(&outcomes(references.chain(five("class-mean")).chain(five("c2r")).collect()))
+    };
+    assert!(with(3).contains("Some rows have 3 runs"), "{}", with(3));
+    assert!(!with(0).contains("Some rows have"), "{}", with(0));
+}
+
 #[test]
 fn references_alone_show_nothing() {
     assert_eq!(shown(&rows(&[("full", 90, 60), ("class-mean", 60, 20)])), "");

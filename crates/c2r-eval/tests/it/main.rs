@@ -1,5 +1,6 @@
 //! One binary, because each links libtorch.
 
+mod baselines;
 mod errors;
 mod findings;
 mod origins;
