@@ -445,7 +445,33 @@ mod tests {
         }
     }
 
-    /// The first step of PGD-AT and of TRADES with a beta of 2.5, without augmentation: two steps of half of epsilon up what each
+    /// `images` with the colours that the first step gives them; outside of `[0, 1]` too.
+    fn coloured(config: &TrainConfig, images: &Tensor, seed: Seed) -> Tensor {
+        let [mean, std] = [0.3, 0.37].map(|value| Tensor::full([1, 1, 1, 1], value, (Kind::Float, Device::Cpu)));
+        let mut augmentation = Augmentation::new(config.dsa.clone(), &mean, &std, images.size()[0] as usize);
+        let coloured = augmentation.apply(images, 0, 1, |step| seed.stream("train/dsa", step));
+        let beyond = |x: Tensor| x.double_value(&[]) > 0.05;
+        assert!(beyond(-coloured.min()) && beyond(coloured.max() - 1.0));
+        coloured
+    }
+
+    #[test]
+    fn natural_training_learns_from_colours_outside_of_the_box() {
+        let (train, _) = digits();
+        let train = train.subset_per_class(3);
+        let source = TrainSource::of_split(&train, Targets::Hard);
+        let mut config = config(Protocol::Natural, 1);
+        config.dsa = "color".parse().unwrap();
+        let (mut ours, seed) = (model(0), Seed::new(1));
+        let mut trainer = Trainer::new(&mut ours, &source, &config, seed).unwrap();
+        let rows = trainer.rows(0, 0);
+        let (value, _) = trainer.loss(0, &rows);
+        let (images, labels) = train.batch(&rows.positions, Device::Cpu);
+        let logits = model(0).logits(&coloured(&config, &images, seed));
+        assert_close("loss", &value, &logits.cross_entropy_for_logits(&labels), 1e-5);
+    }
+
+    /// The first step of PGD-AT and of TRADES with a beta of 2.5, on coloured images brought back into `[0, 1]`: two steps of half of epsilon up what each
     /// attack raises, from a random start, and the gradient of what each learns.
     #[test]
     fn adversarial_steps_by_hand() {
@@ -454,7 +480,7 @@ mod tests {
         let source = TrainSource::of_split(&train, Targets::Hard);
         for protocol in [Protocol::PgdAt, Protocol::Trades] {
             let mut config = config(protocol, 1);
-            config.dsa = Dsa::none();
+            config.dsa = "color".parse().unwrap();
             let adversarial = config.adversarial.as_mut().unwrap();
             let is_trades = matches!(adversarial.loss, AdversarialLoss::Trades(_));
             if let AdversarialLoss::Trades(trades) = &mut adversarial.loss {
@@ -471,6 +497,7 @@ mod tests {
             let model = model(0);
             model.set_trainable(false);
             let (images, labels) = train.batch(&rows.positions, Device::Cpu);
+            let images = coloured(&config, &images, seed).clamp(0.0, 1.0);
             let inside = |x: &Tensor| x.maximum(&(&images - epsilon)).minimum(&(&images + epsilon)).clamp(0.0, 1.0);
             let clean = model.logits(&images).softmax(1, Kind::Float);
             let mut x = inside(&(&images + Tensor::from_slice(&noise).view_as(&images)));

@@ -254,6 +254,24 @@ mod tests {
         }
     }
 
+    /// One step to the edge of the ball, or of `[0, 1]`: class 0 is attacked towards class 1, brighter.
+    #[test]
+    fn fgsm_by_hand() {
+        let one = Tensor::ones([1, 1, 1, 1], (Kind::Float, Device::Cpu));
+        let threat = ThreatModel::untargeted(Norm::Linf, "0.1".parse().unwrap());
+        let config: CompanionConfig = toml::from_str("attack = \"fgsm\"").unwrap();
+        let attack = CompanionAttack::new(&config, threat, &one, &one).unwrap();
+        let images = Tensor::from_slice(&[0.6f32, 0.95, 0.6, 0.05]).view([4, 1, 1, 1]);
+        let labels = Tensor::from_slice(&[0i64, 0, 1, 1]);
+        let attacked = Attacked { images: &images, labels: &labels, positions: &[0, 1, 2, 3] };
+        let made = attack.companions(&Brightness, attacked, Seed::new(0), None).unwrap();
+        let got = Vec::<f32>::try_from(made.images.view(-1)).unwrap();
+        for (got, expected) in got.iter().zip([0.7, 1.0, 0.5, 0.0]) {
+            assert!((got - expected).abs() < 1e-6, "{got} instead of {expected}");
+        }
+        assert_eq!((made.passes.forward_images, made.passes.backward_images), (4 * 2, 4));
+    }
+
     /// Mean 0.5, deviation 0.25, radius 0.1. Class 0 is attacked towards class 1, brighter. Normalized 0.4 goes to 0.5; 1.6 and
     /// -1.6 go to the ends of [0, 1], whatever the radius is; class 1 is attacked towards class 0 and goes to 0.3.
     #[test]

@@ -221,3 +221,28 @@ fn covering(data: &Split, class: usize, n: usize, seed: Seed) -> Vec<usize> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use ndarray::{Array1, Array4};
+
+    use super::*;
+    use crate::DistillConfig;
+
+    /// Means and deviations so far inside of `[0, 1]` that nothing is clamped; of 10,240 pixels of each channel.
+    #[test]
+    fn noise_has_the_mean_and_the_deviation_of_each_channel() {
+        let mut spec = c2r_data::spec("cifar10").unwrap();
+        (spec.mean, spec.std) = (vec![0.2, 0.5, 0.8], vec![0.02, 0.06, 0.04]);
+        let mut common = DistillConfig::resolve("faithful", &spec, [("ipc", 1)]).unwrap().common;
+        common.images.init = Init::Noise;
+        let data = Split::new(Array4::zeros((10, 3, 32, 32)), Array1::from_iter(0..10), 10).unwrap();
+        let images = first_images(&common, &spec, &data, Seed::new(0), Device::Cpu).unwrap();
+        for channel in 0..3 {
+            let pixels = images.select(1, channel as i64);
+            let (mean, std) = (pixels.mean(Kind::Float).double_value(&[]), pixels.std(true).double_value(&[]));
+            assert!((mean - spec.mean[channel]).abs() < 0.003, "channel {channel}: a mean of {mean}");
+            assert!((std / spec.std[channel] - 1.0).abs() < 0.05, "channel {channel}: a deviation of {std}");
+        }
+    }
+}

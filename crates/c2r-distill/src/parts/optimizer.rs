@@ -103,6 +103,27 @@ mod tests {
         }
     }
 
+    #[test]
+    fn adam_corrects_the_bias_of_every_step() {
+        // Corrected, the moments of a constant gradient g are g and g^2: every step has length lr.
+        // With betas of 0.5 and 0.9, gradients 2 and 1 give moments 1 and 0.4, then 1 and 0.46; of a bias of 3/4 and 0.19.
+        // A gradient of -1 then makes the first moment 0.
+        let second = (1.0 / 0.75) / (0.46f64 / 0.19).sqrt();
+        for (optimizer, gradients, lengths) in [
+            (ImageOptimizer::Adam, [3.0f32, 3.0, 3.0], [1.0, 1.0, 1.0]),
+            (ImageOptimizer::AdamShort, [2.0, 1.0, -1.0], [1.0, second, 0.0]),
+        ] {
+            let mut images = Tensor::from_slice(&[0.9f32]);
+            let mut update = ImageUpdate::new(&config(optimizer), &images, &[]);
+            let mut expected = 0.9;
+            for (step, (gradient, length)) in gradients.into_iter().zip(lengths).enumerate() {
+                update.apply(&mut images, &Tensor::from_slice(&[gradient]), 0.1, step as u64 + 1);
+                expected -= 0.1 * length;
+                assert!((images.double_value(&[0]) - expected).abs() < 1e-5, "{step}: {images:?} is not {expected}");
+            }
+        }
+    }
+
     /// From 0.8 by 0.3 beyond white, and back by 0.15.
     #[test]
     fn without_the_clamp_an_image_comes_back_from_where_it_went() {

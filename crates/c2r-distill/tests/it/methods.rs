@@ -166,6 +166,31 @@ fn every_method_lowers_its_own_objective() {
     }
 }
 
+/// In classes of one image again and again the means of both sides are the same under the same augmentation, and only then.
+#[test]
+fn both_sides_are_augmented_alike() {
+    let mut copies = digits();
+    let train = &copies.train;
+    let positions: Vec<usize> = (0..10).flat_map(|class| [train.class_positions(class)[0]; 8]).collect();
+    copies.train = train.select(&positions);
+    let matching = |name: &str, changes: &[(&str, toml::Value)]| {
+        let changes = [&[("dsa", "rotate".into()), ("iterations", 1.into())], changes].concat();
+        tch::set_num_threads(1);
+        let mut distillation = Distillation::new(profile(name, &changes), &copies, Device::Cpu).unwrap();
+        finish(&mut distillation).swap_remove(0).matching.unwrap()
+    };
+    let c2r = |per_class: bool, attack_after: bool| {
+        let clean = ("matching.attacked", false.into());
+        let order =
+            [("objective.dsa-per-class", per_class.into()), ("objective.attack-after-dsa", attack_after.into())];
+        matching("faithful", &[&[clean], &order[..]].concat())
+    };
+    let all = [matching("dm", &[]), c2r(false, false), c2r(false, true), c2r(true, false), c2r(true, true)];
+    assert!(all.iter().all(|&distance| distance < 1e-6), "{all:?}");
+    let attacked = matching("faithful", &[("matching.attacked", true.into())]);
+    assert!(attacked > 1e-5, "{attacked}");
+}
+
 /// Hand-made examples of both rules are beside the code; this is about what becomes of them in a set.
 #[test]
 fn coresets_are_training_images_and_differ_from_random_ones() {

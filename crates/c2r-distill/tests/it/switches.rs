@@ -353,3 +353,39 @@ fn a_weight_that_is_infinite_in_32_bits_is_refused() {
         assert!(error.starts_with(&format!("{key} must be at most 3.4e38")), "{error}");
     }
 }
+
+/// The gradient that moves the images, by SGD, is the slope of the loss: companions move with their images. Perturbations so
+/// small that they do not matter; central differences on the way of the update.
+#[test]
+fn companions_pass_their_gradient_on() {
+    for anchors in ["synthetic", "real", "both"] {
+        let lr = 0.25;
+        let config = config(&[
+            ("iterations", 1.into()),
+            ("threat.epsilon", "0.001/255".into()),
+            ("images.init", "noise".into()),
+            ("images.optimizer", "sgd".into()),
+            ("images.space", "pixel".into()),
+            ("images.lr", lr.into()),
+            ("dsa", "none".into()),
+            ("aac.synthetic", off()),
+            ("objective.anchors", anchors.into()),
+            ("objective.eta", 1.0.into()),
+            ("objective.weight", 1.0.into()),
+            ("objective.robust-weight", 1.0.into()),
+            ("matching.weight", 0.0.into()),
+        ]);
+        let noise = images(&start(&config)) * 0.5 + 0.25;
+        let from = |at: &Tensor| {
+            let mut distillation = start(&config);
+            distillation.images().copy_(at);
+            let loss = finish(&mut distillation)[0].loss;
+            (loss, images(&distillation))
+        };
+        let way = from(&noise).1 - &noise;
+        let slope = -way.square().sum(Kind::Double).double_value(&[]) / lr;
+        let [before, after] = [-1.0, 1.0].map(|side| from(&(&noise + &way * side)).0);
+        let difference = (after - before) / 2.0;
+        assert!((slope / difference - 1.0).abs() < 0.03, "{anchors}: {slope} is not {difference}");
+    }
+}
