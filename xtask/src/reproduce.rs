@@ -217,7 +217,7 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     run_grid(args, &reproduction, &plan)
 }
 
-/// Refuses options that say nothing together.
+/// Refuses options that do not go together.
 fn check_together(args: &Args) -> anyhow::Result<()> {
     let with_slurm = args.launcher == Launcher::Slurm;
     if args.tasks.is_some() && !with_slurm {

@@ -380,7 +380,7 @@ mod tests {
         }
     }
 
-    /// A point that is uniform in a ball of d dimensions has d / (d + 1) of its radius on average, and no side.
+    /// A point that is uniform in a ball of d dimensions has d / (d + 1) of its radius on average, and favours no side.
     #[test]
     fn random_points_are_uniform_in_their_ball() {
         let ids: Vec<u64> = (0..4000).collect();

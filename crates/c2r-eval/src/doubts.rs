@@ -39,7 +39,7 @@ mod tests {
     use super::*;
     use crate::from_report::tests::report;
 
-    /// Half of the distance from black to white reaches grey from both.
+    /// Half of the distance from black to white leads from both to grey.
     #[test]
     fn half_of_the_cube_reaches_grey() {
         let reaches = |norm: Norm, of_255: f64| {
@@ -51,7 +51,8 @@ mod tests {
         assert!(reaches(Norm::L2, 255.0) && !reaches(Norm::L2, 254.0));
     }
 
-    /// Of two classes half are right by chance, so fewer than three quarters are doubtful; with fewer than 50 images none is.
+    /// With two classes, guessing is right for half of the images, and less than three quarters is doubtful. Fewer than 50 images are
+    /// never doubtful.
     #[test]
     fn near_chance_is_doubtful() {
         let doubtful = |right: usize, n: usize| {

@@ -504,7 +504,7 @@ pub(crate) mod tests {
         check("attack `fgsm` appears twice at 2/255", |r| r.attacks[1] = r.attacks[0].clone());
     }
 
-    /// An image that is not in the class aimed at has resisted, whatever other class wins.
+    /// A targeted attack fails on an image that it does not bring into the target class, whichever other class wins.
     #[test]
     fn right_under_a_targeted_attack_with_a_negative_margin() {
         let mut record = example();
@@ -512,7 +512,7 @@ pub(crate) mod tests {
         assert!(record.check().is_err());
         record.threat.goal = Goal::Targeted(TargetRule::Next);
         assert_eq!(record.check(), Ok(()));
-        // Without an attack there is no target.
+        // Clean images are judged by their labels, whatever the goal of the attacks.
         record.samples.as_mut().unwrap().margins.as_mut().unwrap()[0] = -0.5;
         assert!(record.check().unwrap_err().contains("samples.margins says -0.5 for image 0, which is right"));
     }

@@ -123,8 +123,8 @@ const Driver& driver() {
 
 void check(int status, const char* what) { TORCH_CHECK(status == 0, what, " failed with CUDA status ", status); }
 
-// The driver works in the context of its thread. The first call of CUDA's runtime there makes it that of the thread's device; a
-// thread that has made none, though its device is already x's, has none.
+// The driver needs a current context in its thread. CUDA's runtime sets one with its first call there. A thread that has not called
+// the runtime has none, even if its device is already that of x.
 void enter(const at::Tensor& x) {
   void* context = nullptr;
   check(driver().context(&context), "cuCtxGetCurrent");

@@ -65,12 +65,12 @@ std::vector<int64_t> sizes(at::TensorList tensors) {
 
 constexpr const char* SIZES = "sizes";
 
-// The kernels go by the sizes of the inputs, and libtorch does not count it as a change of a saved one when `set_data` gives it
-// data of another size.
+// The kernels read as many values as the sizes of the inputs say. If `set_data` gives a saved input data of another size, libtorch
+// does not notice.
 void check_saved(AutogradContext* ctx, at::TensorList inputs, const at::Tensor& moments) {
   TORCH_CHECK(moments.device() == inputs[0].device() && fits(inputs[0], inputs) &&
                   sizes(inputs) == ctx->saved_data[SIZES].toIntVector(),
-              "norm_relu_pool: an input was given data of another size, dtype or device after the forward pass, so it has no "
+              "an input of a block was given data of another size, dtype or device after the forward pass, so it has no "
               "gradient; compute the output again");
 }
 

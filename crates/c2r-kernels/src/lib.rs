@@ -665,7 +665,7 @@ mod tests {
             let gradient = Tensor::run_backward(&[(y * zeros).sum(Kind::Float)], &[&x], false, false);
             assert_eq!(gradient[0].abs().max().double_value(&[]), 0.0);
         }
-        // The gradient of a part of a complex number, of which a single one has no gaps in memory.
+        // The gradient of the real part of a complex number. A single one has no gaps in memory, so nothing copies it.
         let (x, one) = (inputs(2, 2)[0].narrow(0, 0, 1).narrow(1, 0, 1), weight.narrow(0, 0, 1).detach());
         let gradient = |y: Tensor| {
             let turned = (Tensor::complex(&y.zeros_like(), &y).conj() * Tensor::complex(&one, &one)).real();
@@ -701,7 +701,7 @@ mod tests {
             ("higher features", true, [4, 32, 32], 0, images(2, [4, 64, 32])),
             ("more filters", true, [4, 32, 32], 1, images(64, [4, 3, 3])),
         ] {
-            // Then libtorch convolves, with an error of its own.
+            // Without vectors libtorch convolves, and has an error of its own.
             if with_convolution && size[0] == 4 && vectors() == "none" {
                 continue;
             }
@@ -724,7 +724,7 @@ mod tests {
         assert!(error.contains("4 channels"), "{error}");
         let error = norm_relu_pool(&x.get(0), &weight, &bias, EPS).unwrap_err().to_string();
         assert!(error.contains("3 dimensions"), "{error}");
-        // Before a gradient is asked for, as libtorch's convolution says it.
+        // The forward pass already fails, with the message of libtorch's convolution.
         let (x, none) = (inputs(8, 8)[0].shallow_clone(), weight.narrow(0, 0, 0));
         let error = block(&x, (&x.narrow(0, 0, 0).narrow(2, 0, 3).narrow(3, 0, 3), &none), (&none, &none), EPS);
         assert!(error.unwrap_err().to_string().contains("at least 1"));

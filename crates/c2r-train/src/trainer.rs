@@ -471,8 +471,8 @@ mod tests {
         assert_close("loss", &value, &logits.cross_entropy_for_logits(&labels), 1e-5);
     }
 
-    /// The first step of PGD-AT and of TRADES with a beta of 2.5, on coloured images brought back into `[0, 1]`: two steps of half of epsilon up what each
-    /// attack raises, from a random start, and the gradient of what each learns.
+    /// The first step of PGD-AT, and of TRADES with a beta of 2.5, on coloured images that are clamped to `[0, 1]`. The attack
+    /// starts at random and takes two steps of half of epsilon; then comes the gradient of the training loss.
     #[test]
     fn adversarial_steps_by_hand() {
         let (train, _) = digits();

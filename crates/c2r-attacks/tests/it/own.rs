@@ -19,14 +19,14 @@ use crate::{
     support::{config, threat},
 };
 
-/// An attack that is a function.
-struct Of<F>(F);
+/// An attack that is a function, with its name.
+struct Of<F>(&'static str, F);
 
 type Proposal = Result<Perturbed, AttackError>;
 
 impl<F: Fn(&dyn Classifier, &AttackBatch<'_>) -> Proposal + Send + Sync> Attack for Of<F> {
     fn name(&self) -> &str {
-        "own"
+        self.0
     }
 
     fn family(&self) -> Family {
@@ -34,12 +34,12 @@ impl<F: Fn(&dyn Classifier, &AttackBatch<'_>) -> Proposal + Send + Sync> Attack 
     }
 
     fn perturb(&self, model: &dyn Classifier, batch: &AttackBatch<'_>, _: &ThreatModel, _: Seed) -> Proposal {
-        (self.0)(model, batch)
+        (self.1)(model, batch)
     }
 }
 
 fn own(perturb: impl Fn(&dyn Classifier, &AttackBatch<'_>) -> Proposal + Send + Sync + 'static) -> Box<dyn Attack> {
-    Box::new(Of(perturb))
+    Box::new(Of("own", perturb))
 }
 
 /// The clean images, without a pass.
@@ -298,8 +298,8 @@ fn images_of_more_attacks_than_were_announced_are_kept() {
 }
 
 /// Logits `(2 x, 1)` of the first pixel x; the image of each of these samples goes to another brightness.
-fn brightness(of: &'static [(u64, f64)]) -> Box<dyn Attack> {
-    own(move |_, batch| {
+fn brightness(name: &'static str, of: &'static [(u64, f64)]) -> Box<dyn Attack> {
+    let perturb = move |_: &dyn Classifier, batch: &AttackBatch<'_>| {
         let proposal = unchanged(batch);
         for (row, id) in batch.ids.iter().enumerate() {
             if let Some((_, x)) = of.iter().find(|(known, _)| known == id) {
@@ -307,7 +307,8 @@ fn brightness(of: &'static [(u64, f64)]) -> Box<dyn Attack> {
             }
         }
         Ok(proposal)
-    })
+    };
+    Box::new(Of(name, perturb))
 }
 
 /// Four images of class 0 with x = 0.75, of which the first attack breaks 0 and the second one 1, and one that is wrong.
@@ -317,29 +318,9 @@ fn a_report_takes_the_worst_of_all_attacks_for_each_image() {
     let images = Tensor::full([5, 1, 1, 2], 0.75, (Kind::Float, Device::Cpu));
     let _ = images.get(4).fill_(0.25);
     let data = LabelledImages::new(images, Tensor::zeros([5], (Kind::Int64, Device::Cpu))).unwrap();
-    struct Named(&'static str, Box<dyn Attack>);
-    impl Attack for Named {
-        fn name(&self) -> &str {
-            self.0
-        }
-        fn family(&self) -> Family {
-            self.1.family()
-        }
-        fn perturb(
-            &self,
-            model: &dyn Classifier,
-            batch: &AttackBatch<'_>,
-            threat: &ThreatModel,
-            seed: Seed,
-        ) -> Proposal {
-            self.1.perturb(model, batch, threat, seed)
-        }
-    }
     // The first one moves image 2 away from the boundary, the second one a little towards it.
-    let attacks: [Box<dyn Attack>; 2] = [
-        Box::new(Named("one", brightness(&[(0, 0.4), (2, 0.9)]))),
-        Box::new(Named("two", brightness(&[(1, 0.4), (2, 0.7)]))),
-    ];
+    let attacks: [Box<dyn Attack>; 2] =
+        [brightness("one", &[(0, 0.4), (2, 0.9)]), brightness("two", &[(1, 0.4), (2, 0.7)])];
     let options = EvaluateOptions { mode: Mode::Each, ..Default::default() };
     let report = evaluate(&model, &data, &attacks, &threat(Norm::Linf, 0.5), &options).unwrap();
     let share = |attack: &str| report.attack(attack).unwrap().robust_accuracy();

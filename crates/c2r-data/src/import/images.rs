@@ -95,7 +95,7 @@ fn channels_second(stored: &Tensor, spec: &DatasetSpec, options: &ImportOptions)
     wrong(format!("images of {} are [N, {c}, {h}, {w}], these are {size:?}{hint}", spec.name))
 }
 
-/// Refuses what contradicts bytes, or is none.
+/// Refuses options that do not go with bytes, and bytes that hold only 0 and 1.
 fn check_bytes(images: &Tensor, options: &ImportOptions) -> Result<(), DataError> {
     if options.values != PixelValues::Unit {
         return wrong(
@@ -104,7 +104,7 @@ fn check_bytes(images: &Tensor, options: &ImportOptions) -> Result<(), DataError
     }
     if images.max().int64_value(&[]) == 1 {
         return wrong(
-            "the largest value is 1, and bytes go to 255: nearly black images; where 1 means white, store floats in [0, 1]"
+            "the largest value is 1, and bytes go to 255: nearly black images; if 1 means white, store floats in [0, 1]"
                 .to_owned(),
         );
     }
@@ -116,7 +116,7 @@ fn of_255(raw: &Tensor) -> Result<Tensor, DataError> {
     let high = raw.max().double_value(&[]);
     if high <= 1.0 + ROUNDING && raw.any().int64_value(&[]) == 1 {
         return wrong(format!(
-            "the largest value is {high:.3}, and option `of-255` divides by 255: nearly black images; drop it"
+            "the largest value is {high:.3}, and option `of-255` divides by 255: the images would be nearly black; leave it out"
         ));
     }
     Ok(raw / 255.0)
@@ -135,7 +135,7 @@ fn undone(raw: &Tensor, mean: &[f64], std: &[f64]) -> Result<Tensor, DataError> 
     Ok(raw * channel(std) + channel(mean))
 }
 
-/// What is to be cut off because it is outside `[0, 1]` by more than `rounding`, if the options allow that.
+/// What is clipped because it is outside `[0, 1]` by more than `rounding`; an error if the options do not allow that.
 fn outside(values: &Tensor, rounding: f64, options: &ImportOptions) -> Result<Option<Clamped>, DataError> {
     let (low, high) = (values.min().double_value(&[]), values.max().double_value(&[]));
     if low >= -rounding && high <= 1.0 + rounding {

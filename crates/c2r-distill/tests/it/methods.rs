@@ -166,7 +166,7 @@ fn every_method_lowers_its_own_objective() {
     }
 }
 
-/// In classes of one image again and again the means of both sides are the same under the same augmentation, and only then.
+/// If a class is one image many times, the means of both sides are equal if they are augmented alike, and only then.
 #[test]
 fn both_sides_are_augmented_alike() {
     let mut copies = digits();

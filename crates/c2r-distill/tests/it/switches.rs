@@ -354,8 +354,8 @@ fn a_weight_that_is_infinite_in_32_bits_is_refused() {
     }
 }
 
-/// The gradient that moves the images, by SGD, is the slope of the loss: companions move with their images. Perturbations so
-/// small that they do not matter; central differences on the way of the update.
+/// The gradient that moves the images, by SGD, is the slope of the loss: companions move with their images. The perturbations are
+/// too small to matter, and the slope comes from central differences along the update.
 #[test]
 fn companions_pass_their_gradient_on() {
     for anchors in ["synthetic", "real", "both"] {

@@ -126,7 +126,7 @@ fn section(
     })
 }
 
-/// In what the rows are not alike, or were not compared.
+/// Notes on what differs between the rows, and on what was not compared.
 fn differences(rows: &[(String, &Row, &Runs<'_>)]) -> Vec<String> {
     let files = || rows.iter().flat_map(|(_, _, runs)| runs.values()).flat_map(|run| run.files.iter().copied());
     let mut notes: Vec<String> = different_trainings(rows).into_iter().chain(different_formations(rows)).collect();

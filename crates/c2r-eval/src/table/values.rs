@@ -277,7 +277,7 @@ mod tests {
         );
     }
 
-    /// What an image adds to a column is its derivative for the weight of the image, which takes from all others alike.
+    /// What an image adds to a column is the derivative of the column for the weight of the image; all other weights fall alike.
     #[test]
     fn what_an_image_adds_to_a_ratio_is_the_finite_difference_of_the_ratio() {
         type Ratio = fn(f64, f64, f64) -> Option<f64>;

@@ -265,7 +265,7 @@ fn the_mean_of_the_five_and_the_mean_with_autoattack() {
 }
 
 #[test]
-fn an_attack_that_one_table_lacks_is_not_said_to_lack_in_all() {
+fn an_attack_that_one_table_lacks_is_not_reported_for_all() {
     let few = || source("c2r", "natural", 0, 50, 24, 20);
     let mut five = source("c2r", "pgd-at", 0, 50, 24, 20);
     let score = five.record.attacks[0].clone();

@@ -73,7 +73,7 @@ impl Watch<'_> {
                 }
             }
             Event::Stopped { report, .. } => {
-                // A session that finished no batch has nothing new to save, and is not to look like progress.
+                // A session that finished no batch has nothing new to save, and must not look like progress.
                 if let Some(journal) = self.journal.as_mut().filter(|journal| self.judged || !journal.has_state) {
                     self.failure = journal.save(report, true).err();
                 }
@@ -99,7 +99,7 @@ impl Watch<'_> {
                 AttackError::Interrupted => signals::stopped(match record {
                     Some(record) if journal.as_ref().is_some_and(|journal| journal.has_state) => {
                         let saved = format!("the state is saved in {}; {resume}", record.display());
-                        let no_batch = " (no batch was finished this time: allow more time, or use a smaller --batch-size, which resumes, too)";
+                        let no_batch = " (no batch was finished this time: allow more time, or resume with a smaller --batch-size)";
                         saved + if judged { "" } else { no_batch }
                     }
                     Some(_) => "nothing was finished yet; the same command starts from the beginning".to_owned(),
