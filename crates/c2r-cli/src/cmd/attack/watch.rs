@@ -99,7 +99,7 @@ impl Watch<'_> {
                 AttackError::Interrupted => signals::stopped(match record {
                     Some(record) if journal.as_ref().is_some_and(|journal| journal.has_state) => {
                         let saved = format!("the state is saved in {}; {resume}", record.display());
-                        let no_batch = " (no batch was finished this time: allow more time, or resume with a smaller --batch-size)";
+                        let no_batch = " (no batch was finished this time: allow more time, or use a smaller --batch-size; the run resumes with it, too)";
                         saved + if judged { "" } else { no_batch }
                     }
                     Some(_) => "nothing was finished yet; the same command starts from the beginning".to_owned(),
