@@ -182,8 +182,8 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
         return Err(exit::usage(format!("method `{method}` is not implemented: its profile is not in data/profiles")));
     }
     scale.changes.iter().for_each(|change| terminal::note(format!("the grid differs from the file: {change}")));
-    say_what_is_missing(&experiment, &plan);
     if args.dry_run {
+        say_what_is_missing(&experiment, &plan);
         return reproduction.dry_run(&plan, !args.no_table);
     }
     if let Some(file) = &args.pack {
@@ -197,6 +197,7 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     if !absent.is_empty() {
         return exit::fail(exit::DATA, place.no_data_to_run(&absent));
     }
+    say_what_is_missing(&experiment, &plan);
     if !args.prebuilt {
         setup::ensure(checkout)?;
         checkout.build_c2r()?;

@@ -1,7 +1,8 @@
 //! `cargo xtask test`: every test of the workspace, or the checks that run whole commands, or the tests of the Python package.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::Stdio};
 
+use anyhow::Context;
 use c2r_grid::Workplace;
 use c2r_run::{exit, terminal as ui};
 use c2r_setup::python::Environment;
@@ -73,6 +74,9 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     if args.device.is_none() {
         checkout.needs_sources("testing")?;
     }
+    if let Some(name) = &args.package {
+        check_crate(name, checkout)?;
+    }
     setup::ensure(checkout)?;
     let c2r = checkout.c2r();
     if args.prebuilt && !c2r.is_file() {
@@ -127,6 +131,16 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
         return Ok(());
     }
     package::test(false, args.slow, checkout)
+}
+
+/// Refuses a crate that does not exist before anything is installed for its tests.
+fn check_crate(name: &str, checkout: &Checkout) -> anyhow::Result<()> {
+    let mut command = checkout.cargo();
+    command.args(["pkgid", "--quiet", "--package", name]).stdout(Stdio::null()).stderr(Stdio::null());
+    if command.status().context("cannot start cargo")?.success() {
+        return Ok(());
+    }
+    Err(exit::usage(format!("--crate {name}: the workspace has no such crate; its crates are in the folder crates")))
 }
 
 fn cargo_words(args: &Args) -> Vec<String> {

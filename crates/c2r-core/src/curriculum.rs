@@ -192,7 +192,7 @@ impl Curriculum {
                 all.clear();
                 for members in &mut classes {
                     sort_by_score(members, scores, *first);
-                    let kept = ((members.len() as f64 * fraction).ceil() as usize).clamp(1, members.len());
+                    let kept = rounded_up(members.len(), *fraction).clamp(1, members.len());
                     all.extend_from_slice(&members[..kept]);
                 }
                 all.shuffle(rng);
@@ -206,8 +206,8 @@ impl Curriculum {
                     sort_by_score(members, scores, First::Easy);
                     let n = members.len();
                     // At least one sample, however narrow the window and small the class.
-                    let first = ((n as f64 * low).floor() as usize).min(n - 1);
-                    let last = ((n as f64 * high).ceil() as usize).clamp(first + 1, n);
+                    let first = rounded_down(n, low).min(n - 1);
+                    let last = rounded_up(n, high).clamp(first + 1, n);
                     all.extend_from_slice(&members[first..last]);
                 }
                 all.shuffle(rng);
@@ -232,6 +232,17 @@ impl Curriculum {
             _ => scores.detach().ones_like(),
         }
     }
+}
+
+/// What a product of a whole number and a decimal fraction may be off: 0.07 * 100 is a little more than 7.
+const ROUNDING: f64 = 1e-9;
+
+fn rounded_up(n: usize, share: f64) -> usize {
+    (n as f64 * share - ROUNDING).ceil() as usize
+}
+
+fn rounded_down(n: usize, share: f64) -> usize {
+    (n as f64 * share + ROUNDING).floor() as usize
 }
 
 fn sort_by_score(positions: &mut [usize], scores: &[f32], first: First) {
@@ -289,6 +300,18 @@ mod tests {
         let mut kept = order(&Curriculum::Prefix(PrefixConfig { first: First::Hard, fraction: 0.4 }));
         kept.sort_unstable();
         assert_eq!(kept, [1, 2, 3, 5]);
+    }
+
+    #[test]
+    fn a_whole_share_is_not_rounded() {
+        assert!(0.07 * 100.0 > 7.0 && 0.29 * 100.0 < 29.0, "in f64");
+        let n_kept = |curriculum: &Curriculum| {
+            let scores: Vec<f32> = (0..100_u8).map(f32::from).collect();
+            curriculum.order(&scores, &[0; 100], 0.0, &mut Seed::new(1).stream("test", 0)).len()
+        };
+        assert_eq!(n_kept(&Curriculum::Prefix(PrefixConfig { first: First::Hard, fraction: 0.07 })), 7);
+        assert_eq!(n_kept(&Curriculum::Pace(PaceConfig { low: [0.0; 2], high: [0.07; 2] })), 7);
+        assert_eq!(n_kept(&Curriculum::Pace(PaceConfig { low: [0.29; 2], high: [1.0; 2] })), 71);
     }
 
     #[test]

@@ -67,7 +67,7 @@ pub struct ThreatConfig {
 /// A radius as [`Epsilon`] reads it, and 0, which is none. A number needs no quotes.
 fn radius<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Epsilon, D::Error> {
     #[derive(Deserialize)]
-    #[serde(untagged, expecting = "a radius in pixel units, e.g. 2/255")]
+    #[serde(untagged, expecting = "this must be a radius in pixel units, e.g. 2/255")]
     enum Radius {
         Text(String),
         Number(f64),

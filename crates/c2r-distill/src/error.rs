@@ -54,8 +54,13 @@ pub enum ConfigError {
     #[error(transparent)]
     Crl(#[from] CrlError),
     /// In `[aac]`.
-    #[error(transparent)]
-    Curriculum(#[from] CurriculumError),
+    #[error("aac.{place}: {reason}")]
+    Curriculum {
+        /// The key in `[aac]`.
+        place: &'static str,
+        /// What is wrong with it.
+        reason: CurriculumError,
+    },
 }
 
 /// Why a distillation cannot start or continue.
@@ -109,10 +114,17 @@ pub enum DistillError {
     },
     /// A saved state that does not belong to this configuration, or is damaged.
     #[error("the saved state cannot be continued: {0}")]
-    State(#[from] StateError),
+    State(StateError),
     /// An error of a method that is not one of ours.
     #[error(transparent)]
     Method(Box<dyn std::error::Error + Send + Sync>),
+}
+
+// Not by thiserror, which would name the reason a second time, as the source.
+impl From<StateError> for DistillError {
+    fn from(error: StateError) -> Self {
+        Self::State(error)
+    }
 }
 
 /// Refuses scores of images that are NaN: a network exploded, and no order follows from them.

@@ -133,8 +133,9 @@ impl DistillConfig {
         }
         let common: CommonConfig = layers::read(table).map_err(|error| {
             // The sections of methods are known keys, too.
-            let is_top = error.reason.starts_with("unknown field") && !error.key.contains('.');
-            let known: String = sections.iter().map(|section| format!(", `{section}`")).collect();
+            let is_top = error.reason.starts_with(&format!("unknown field `{}`", error.key));
+            let own = sections.iter().filter(|section| !SHARED.contains(section));
+            let known: String = own.map(|section| format!(", `{section}`")).collect();
             if is_top { KeyError::new(error.key, error.reason + &known) } else { error }
         })?;
         let method = (entry.read)(Sections { table: own, ipc: common.ipc })?;

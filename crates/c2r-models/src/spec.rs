@@ -118,7 +118,7 @@ impl FromStr for ModelSpec {
         }
         let parts: Vec<&str> = text.split('-').collect();
         let &[family, depth, width, norm] = parts.as_slice() else {
-            return Err(wrong(format!("it has {} parts instead of 4", parts.len())));
+            return Err(wrong("it is none of the known networks, and the name of a ConvNet has four parts".to_owned()));
         };
         if family != "ConvNet" {
             return Err(wrong(format!("unknown family `{family}`")));
@@ -188,7 +188,7 @@ mod tests {
     #[test]
     fn errors_say_which_part_is_wrong() {
         for (text, part) in [
-            ("ConvNet", "1 parts"),
+            ("ConvNet", "four parts"),
             ("ResNet-D3-W128-IN", "`ResNet`"),
             ("ConvNet-D0-W128-IN", "`D0` is not D1 to D6"),
             ("ConvNet-D7-W128-IN", "`D7`"),

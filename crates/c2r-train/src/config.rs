@@ -48,12 +48,29 @@ fn is_zero(value: &f64) -> bool {
 
 /// How long to train.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", from = "LengthTable")]
 pub enum Length {
     /// Passes over the training set.
     Epochs(u64),
     /// Optimizer steps, whatever the size of the training set.
     Steps(u64),
+}
+
+/// [`Length`] in a file, so that an error shows how to write it.
+#[derive(Deserialize)]
+#[serde(untagged, deny_unknown_fields, expecting = "this must be { epochs = N } or { steps = N }")]
+enum LengthTable {
+    Epochs { epochs: u64 },
+    Steps { steps: u64 },
+}
+
+impl From<LengthTable> for Length {
+    fn from(table: LengthTable) -> Self {
+        match table {
+            LengthTable::Epochs { epochs } => Self::Epochs(epochs),
+            LengthTable::Steps { steps } => Self::Steps(steps),
+        }
+    }
 }
 
 impl Length {
@@ -358,11 +375,20 @@ mod tests {
             ("batch-size = 256", "batch-size = 256\nmomemtum = 0.5"),
             ("rel-step-size = 0.25", "rel-step-size = 0.25\nstep-size = 0.1"),
             ("beta = 6.0", "beta = 6.0\ngamma = 1.0"),
-            ("epochs = 1000", "epoch = 1000"),
         ] {
             assert!(toml.contains(place), "{toml}");
             let message = toml::from_str::<TrainConfig>(&toml.replace(place, wrong)).unwrap_err().to_string();
             assert!(message.contains("unknown"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_length_is_shown_the_right_one() {
+        let toml = toml::to_string(&Protocol::Natural.config()).unwrap();
+        let length = toml.lines().skip_while(|line| *line != "[length]").nth(1).unwrap();
+        for wrong in ["epoch = 3", "epochs = 1.5", "epochs = 3\nsteps = 4", ""] {
+            let message = toml::from_str::<TrainConfig>(&toml.replace(length, wrong)).unwrap_err().to_string();
+            assert!(message.contains("this must be { epochs = N } or { steps = N }"), "{wrong}: {message}");
         }
     }
 

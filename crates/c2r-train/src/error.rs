@@ -7,7 +7,7 @@ use crate::{ranges::RangeError, state::StateError};
 #[non_exhaustive]
 pub enum TrainError {
     /// A setting that makes no sense.
-    #[error("the training config is not valid: {0}")]
+    #[error(transparent)]
     Config(#[from] RangeError),
     /// Images or labels that do not fit the network, the config or each other.
     #[error("the training set does not fit: {0}")]
@@ -26,8 +26,15 @@ pub enum TrainError {
     },
     /// A saved state of a trainer that does not fit.
     #[error("the saved state does not fit: {0}")]
-    State(#[from] StateError),
+    State(StateError),
     /// A saved network that does not fit.
     #[error(transparent)]
     Model(#[from] ModelError),
+}
+
+// Not by thiserror, which would name the reason a second time, as the source.
+impl From<StateError> for TrainError {
+    fn from(error: StateError) -> Self {
+        Self::State(error)
+    }
 }

@@ -119,7 +119,22 @@ pub fn concerns(given: &str, key: &str) -> bool {
 /// [`KeyError`] for an unknown or missing key and for a value that does not fit.
 pub fn read<T: DeserializeOwned>(table: Table) -> Result<T, KeyError> {
     serde_path_to_error::deserialize(Value::Table(table))
-        .map_err(|error| KeyError::new(error.path().to_string(), error.inner().message().trim_end().to_owned()))
+        .map_err(|error| KeyError::new(error.path().to_string(), plain(error.inner().message().trim_end())))
+}
+
+/// serde's `reason` with the names of Rust's types in the words of a TOML file.
+fn plain(reason: &str) -> String {
+    let Some((found, expected)) = reason.rsplit_once(", expected ") else { return reason.to_owned() };
+    let expected = match expected {
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number that is at least 0",
+        "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number",
+        "f32" | "f64" => "a number",
+        _ if expected.starts_with("struct ") || expected.starts_with("internally tagged enum ") => {
+            "a section with keys"
+        }
+        _ => expected,
+    };
+    format!("{found}, expected {expected}")
 }
 
 /// The key most like the unknown one at the end of `path`, in full, among those that serde's `reason` lists in backticks
@@ -152,6 +167,8 @@ mod tests {
     #[serde(deny_unknown_fields, rename_all = "kebab-case")]
     struct Inner {
         learning_rate: f64,
+        #[serde(default)]
+        steps: u64,
     }
 
     fn table(text: &str) -> Table {
@@ -177,8 +194,9 @@ mod tests {
 
     #[test]
     fn assignments_override_and_texts_need_no_quotes() {
-        let example = resolved(&["name=soft", "inner.learning-rate=0.5"]).unwrap();
-        assert_eq!((example.name.as_str(), example.inner.learning_rate), ("soft", 0.5));
+        let example = resolved(&["name=soft", "inner.learning-rate=0.5", "inner.steps=3"]).unwrap();
+        let Inner { learning_rate, steps } = example.inner;
+        assert_eq!((example.name.as_str(), learning_rate, steps), ("soft", 0.5, 3));
         assert_eq!(parse_assignment("name"), None);
     }
 
@@ -209,8 +227,8 @@ mod tests {
         assert_eq!(unknown.meant.as_deref(), Some("inner.learning-rate"));
         assert_eq!(
             unknown.to_string(),
-            "in the configuration, at `inner.learning_rate`: unknown field `learning_rate`, expected `learning-rate`; did \
-             you mean `inner.learning-rate`?"
+            "in the configuration, at `inner.learning_rate`: unknown field `learning_rate`, expected `learning-rate` or \
+             `steps`; did you mean `inner.learning-rate`?"
         );
         assert_eq!(error("inner.xyz=1").meant, None);
         assert_eq!(error("nam=1").meant.as_deref(), Some("name"));
@@ -220,6 +238,14 @@ mod tests {
             wrong.key == "inner.learning-rate" && wrong.reason.starts_with("invalid type: string \"fast\""),
             "{wrong}"
         );
+        for (assignment, expected) in [
+            ("inner.learning-rate=[]", "a number"),
+            ("inner=2", "a section with keys"),
+            ("inner.steps=-1", "a whole number that is at least 0"),
+        ] {
+            let reason = error(assignment).reason;
+            assert!(reason.ends_with(&format!(", expected {expected}")), "{assignment}: {reason}");
+        }
         assert_eq!(error("iner.learning-rate=1").meant.as_deref(), Some("inner"));
         assert_eq!(error("name.x=1").reason, "`name` is a value, not a section");
         let missing = read::<Example>(Table::new()).unwrap_err().to_string();

@@ -99,8 +99,9 @@ pub(crate) struct Args {
     /// Radius of the attacks that are used while distilling, in pixel units, e.g. 2/255 [default: the dataset's]
     ///
     /// It does not change attacks that have a radius of their own in the configuration: attacks.synthetic.epsilon,
-    /// attacks.pool.epsilon or attacks.matching.epsilon (docs/configuration.md). The profiles set none of these.
-    #[arg(long, value_name = "EPS")]
+    /// attacks.pool.epsilon or attacks.matching.epsilon (docs/configuration.md). The profiles set none of these. With 0,
+    /// nothing is attacked.
+    #[arg(long, value_name = "EPS", value_parser = |text: &str| Epsilon::try_from(text.to_owned()))]
     eps: Option<Epsilon>,
 
     /// Folder to write to; not needed with --estimate or --print-config
@@ -181,6 +182,9 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     }
     let path = args.run_dir.as_deref().expect("clap requires it here");
     let mut distillation = Distillation::new(config.clone(), &dataset, device).or_exit(exit::USAGE)?;
+    if args.networks.is_some() && distillation.networks_id().is_none() {
+        ui.note("note: --networks has no effect: no other run can use the networks of this one (docs/cli.md)");
+    }
     let mut record = json!({
         "dataset": dataset.spec.name,
         "data_sha256": dataset.train.sha256(),

@@ -484,6 +484,16 @@ fn resolve(
         Some(Rate::Learned) => changes.push(("lr".to_owned(), Value::String(LEARNED.to_owned()))),
         None => {}
     }
+    let in_adversarial = |(key, _): &&layers::Assignment| key.starts_with("adversarial.");
+    if preset.adversarial.is_none()
+        && let Some((key, _)) = changes.iter().find(in_adversarial)
+        && !changes.iter().any(|(key, _)| key == "adversarial")
+    {
+        let protocol = args.protocol;
+        return Err(exit::usage(format!(
+            "--set {key}: the protocol {protocol} does not train on attacked images; name another --protocol, such as pgd-at"
+        )));
+    }
     let mut is_learned = false;
     for (_, value) in changes.iter_mut().filter(|(key, value)| key == "lr" && value.as_str() == Some(LEARNED)) {
         *value = Value::Float(learned()?);

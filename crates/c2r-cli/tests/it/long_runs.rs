@@ -122,6 +122,20 @@ fn files_that_nobody_needs_do_not_end_a_run() {
 }
 
 #[test]
+fn networks_that_no_other_run_can_use_are_not_kept_in_silence() {
+    let (_guard, folder) = folder();
+    let networks = folder.join("networks");
+    let said = |run_dir: &str, more: &[&str]| {
+        let more = [more, &["--networks", networks.to_str().unwrap()]].concat();
+        text(&run(&mut distill(&folder.join(run_dir), 1, &more)).stderr)
+    };
+    let note = "--networks has no effect";
+    let remembers = ["--set", "companions.warm-start=true", "--set", "aac.remember=real"];
+    assert!(said("alone", &remembers).contains(note) && !networks.exists());
+    assert!(!said("shared", &[]).contains(note) && networks.exists());
+}
+
+#[test]
 fn an_exploding_run_stops_and_keeps_the_last_state() {
     let (_guard, folder) = folder();
     let more = ["--checkpoint-every", "1", "--set", "pool.lr=1e20"];

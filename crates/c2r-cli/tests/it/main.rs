@@ -229,6 +229,9 @@ fn an_option_and_its_key_are_not_given_together() {
     run(c2r().args(print));
     let (code, said) = fails(c2r().args(print).args(["--ipc", "10"]));
     assert!(code == 2 && said.contains("give --ipc or --set ipc=, not both"), "{code} {said}");
+    // And they take the same values.
+    let printed: toml::Table = text(&run(c2r().args(print).args(["--eps", "0"])).stdout).parse().unwrap();
+    assert_eq!(printed["threat"]["epsilon"].as_str(), Some("0"));
 }
 
 /// The set, not the command, says how soft a teacher's labels are.
@@ -388,6 +391,13 @@ fn the_protocols_are_files_and_can_be_printed() {
         assert_eq!(printed["lr"].as_float(), Some(0.05), "that of full data");
         assert_eq!(printed.contains_key("adversarial"), ["pgd-at", "trades"].contains(&protocol));
     }
+    let mut natural = c2r();
+    natural.args(["train", "--dataset", "digits", "--protocol", "natural", "--print-config"]);
+    let (code, said) = fails(natural.args(["--set", "adversarial.steps=3"]));
+    assert!(
+        code == 2 && said.contains("--set adversarial.steps: the protocol natural does not train on"),
+        "{code} {said}"
+    );
     let (code, said) = fails(c2r().args(["train", "--run-dir", "x"]));
     assert!(code == 2 && said.contains("--synthetic") && said.contains("--dataset"), "{code} {said}");
     let (code, said) = fails(c2r().args(["attack", "--eps", "2/255", "--attack", "fgsm", "--dataset", "digits"]));

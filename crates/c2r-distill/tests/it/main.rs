@@ -421,6 +421,8 @@ fn too_little_data_and_wrong_options_are_errors_that_name_them() {
     assert!(
         message("aac.matching", table("mode = \"order\"\nfirst = \"hard\"")).contains("aac.matching cannot be `order`")
     );
+    let fraction = message("aac.pool", table("mode = \"prefix\"\nfirst = \"hard\"\nfraction = 0.0"));
+    assert_eq!(fraction, "aac.pool: curriculum fraction must be in (0, 1], got 0");
     let one_batch = message("aac.synthetic", table("mode = \"order\"\nfirst = \"hard\""));
     assert!(
         one_batch.contains("aac.synthetic cannot be `order`") && one_batch.contains("batch-per-class = 0"),
@@ -447,6 +449,10 @@ fn too_little_data_and_wrong_options_are_errors_that_name_them() {
     let unknown = sections(&|table| drop(table.insert("objectiv".into(), 1.into())));
     let ConfigError::Key(unknown) = unknown else { panic!("{unknown}") };
     assert_eq!((unknown.key.as_str(), unknown.meant.as_deref()), ("objectiv", Some("objective")));
+    // The keys of the top belong to no section.
+    let nested = sections(&|table| drop(table["companions"].as_table_mut().unwrap().insert("paces".into(), 1.into())));
+    let nested = nested.to_string();
+    assert!(nested.contains("`paces`") && nested.contains("`growth`") && !nested.contains("`objective`"), "{nested}");
     let unknown = sections(&|table| drop(table.insert("method".into(), "magic".into())));
     assert!(unknown.to_string().contains("`magic`") && unknown.to_string().contains("`k-center`"), "{unknown}");
     let far = profile("mtt", &[("student.span", 3.into())]).validate().unwrap_err().to_string();

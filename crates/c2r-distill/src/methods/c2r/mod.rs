@@ -66,8 +66,8 @@ impl MethodConfig for C2rConfig {
         in_range(matching.weight > 0.0 || objective.weight > 0.0, "objective.weight", expected, objective.weight)?;
         not_negative("objective.robust-weight", objective.robust_weight)?;
         crl.validate()?;
-        for curriculum in [&aac.synthetic, &aac.pool, &aac.matching] {
-            curriculum.validate()?;
+        for (place, curriculum) in [("synthetic", &aac.synthetic), ("pool", &aac.pool), ("matching", &aac.matching)] {
+            curriculum.validate().map_err(|reason| ConfigError::Curriculum { place, reason })?;
         }
         let conflict = |when, key, value, reason| {
             if when { Err(ConfigError::Conflict { key, value, reason }) } else { Ok(()) }
