@@ -1,6 +1,6 @@
 //! What the tests share.
 
-use std::{collections::BTreeMap, io::Write};
+use std::{cell::RefCell, collections::BTreeMap, io::Write};
 
 use c2r_attacks::{Attack, AttackConfig, AttackReport, EvaluateOptions, evaluate};
 use c2r_base::{Classifier, ClassifierError, Epsilon, LabelledImages, Norm, ThreatModel};
@@ -54,6 +54,31 @@ impl Classifier for Layers {
             x = x.relu().avg_pool2d([2, 2], [2, 2], [0, 0], false, true, None::<i64>);
         }
         Ok(x.flatten(1, -1).linear(&self.0["classifier.weight"], Some(&self.0["classifier.bias"])))
+    }
+
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+}
+
+/// A model that remembers what it was asked about.
+pub(crate) struct Recorder<'a>(&'a dyn Classifier, RefCell<Vec<Tensor>>);
+
+impl<'a> Recorder<'a> {
+    pub(crate) fn new(model: &'a dyn Classifier) -> Self {
+        Self(model, RefCell::default())
+    }
+
+    /// The images of each pass since the last call.
+    pub(crate) fn asked(&self) -> Vec<Tensor> {
+        self.1.take()
+    }
+}
+
+impl Classifier for Recorder<'_> {
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+        self.1.borrow_mut().push(images.detach().copy());
+        self.0.logits(images)
     }
 
     fn device(&self) -> Device {
