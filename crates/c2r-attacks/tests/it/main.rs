@@ -8,6 +8,7 @@ mod own;
 mod passes;
 mod properties;
 mod rules;
+mod rules_gradient;
 mod stochastic;
 mod stopping;
 mod support;

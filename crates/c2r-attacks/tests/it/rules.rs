@@ -15,7 +15,7 @@ use crate::{
     support::{Recorder, config, flags, threat},
 };
 
-fn proposal(
+pub(crate) fn proposal(
     attack: &dyn Attack,
     model: &dyn Classifier,
     data: &LabelledImages,

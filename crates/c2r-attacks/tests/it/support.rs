@@ -86,6 +86,24 @@ impl Classifier for Recorder<'_> {
     }
 }
 
+/// Logits, f32 `[N, K]`, as a function of the flattened images, f32 `[N, D]`.
+pub(crate) struct Function<F>(pub(crate) F);
+
+impl<F: Fn(&Tensor) -> Tensor> Classifier for Function<F> {
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+        Ok((self.0)(&images.flatten(1, -1)))
+    }
+
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+}
+
+/// Images of one row of pixels each.
+pub(crate) fn rows_of_pixels<const D: usize>(rows: &[[f32; D]]) -> Tensor {
+    Tensor::from_slice(rows.as_flattened()).view([-1, 1, 1, D as i64])
+}
+
 /// The first `n` images of the goldens.
 pub(crate) fn first(goldens: &Goldens, n: i64) -> LabelledImages {
     let (images, labels) = goldens.images();
