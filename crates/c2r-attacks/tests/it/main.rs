@@ -9,6 +9,7 @@ mod passes;
 mod properties;
 mod rules;
 mod rules_gradient;
+mod rules_search;
 mod stochastic;
 mod stopping;
 mod support;
