@@ -8,6 +8,8 @@ mod own;
 mod passes;
 mod properties;
 mod rules;
+mod rules_gradient;
+mod rules_search;
 mod stochastic;
 mod stopping;
 mod support;

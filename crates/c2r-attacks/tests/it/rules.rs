@@ -12,10 +12,15 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     properties::{NORMS, SHAPE, perturb, toy},
-    support::{config, flags, threat},
+    support::{Recorder, config, flags, threat},
 };
 
-fn proposal(attack: &dyn Attack, model: &dyn Classifier, data: &LabelledImages, threat: &ThreatModel) -> Perturbed {
+pub(crate) fn proposal(
+    attack: &dyn Attack,
+    model: &dyn Classifier,
+    data: &LabelledImages,
+    threat: &ThreatModel,
+) -> Perturbed {
     let ids: Vec<u64> = (0..data.len() as u64).collect();
     let batch = AttackBatch { images: data.images(), labels: data.labels(), ids: &ids, targets: None };
     attack.perturb(model, &batch, threat, Seed::new(3)).unwrap()
@@ -119,27 +124,13 @@ fn restarts_try_again_only_what_stands() {
     }
 }
 
-/// A model that remembers what it was asked about.
-struct Recorder<'a>(&'a dyn Classifier, RefCell<Vec<Tensor>>);
-
-impl Classifier for Recorder<'_> {
-    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
-        self.1.borrow_mut().push(images.detach().copy());
-        self.0.logits(images)
-    }
-
-    fn device(&self) -> Device {
-        Device::Cpu
-    }
-}
-
 /// FAB keeps the nearest image of all its starts. The first one is the clean image, the others are half as far from it as epsilon or
 /// the nearest image so far, whatever is less (the authors' code).
 #[test]
 fn fab_starts_again_half_way_to_what_it_knows() {
     let (model, data) = toy();
     for epsilon in [0.01, 0.5] {
-        let recorder = Recorder(&model, RefCell::default());
+        let recorder = Recorder::new(&model);
         let of = |restarts: &str| {
             let attack = config("fab", &[("steps", "3"), ("restarts", restarts)]).build().unwrap();
             let found = proposal(attack.as_ref(), &recorder, &data, &threat(Norm::Linf, epsilon)).images;
@@ -148,7 +139,7 @@ fn fab_starts_again_half_way_to_what_it_knows() {
         let (once, often) = (of("1"), of("2"));
         assert!((often - &once).max().double_value(&[]) <= 0.0);
         // A gradient and a judgement for each of three steps, once and then twice.
-        let asked = recorder.1.into_inner();
+        let asked = recorder.asked();
         assert_eq!(asked.len(), 18);
         assert_eq!(max_difference(&asked[6], data.images()), 0.0);
         let start = Norm::Linf.distance(&asked[12], data.images());

@@ -1,6 +1,6 @@
 //! What the tests share.
 
-use std::{collections::BTreeMap, io::Write};
+use std::{cell::RefCell, collections::BTreeMap, io::Write};
 
 use c2r_attacks::{Attack, AttackConfig, AttackReport, EvaluateOptions, evaluate};
 use c2r_base::{Classifier, ClassifierError, Epsilon, LabelledImages, Norm, ThreatModel};
@@ -59,6 +59,49 @@ impl Classifier for Layers {
     fn device(&self) -> Device {
         Device::Cpu
     }
+}
+
+/// A model that remembers what it was asked about.
+pub(crate) struct Recorder<'a>(&'a dyn Classifier, RefCell<Vec<Tensor>>);
+
+impl<'a> Recorder<'a> {
+    pub(crate) fn new(model: &'a dyn Classifier) -> Self {
+        Self(model, RefCell::default())
+    }
+
+    /// The images of each pass since the last call.
+    pub(crate) fn asked(&self) -> Vec<Tensor> {
+        self.1.take()
+    }
+}
+
+impl Classifier for Recorder<'_> {
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+        self.1.borrow_mut().push(images.detach().copy());
+        self.0.logits(images)
+    }
+
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+}
+
+/// Logits, f32 `[N, K]`, as a function of the flattened images, f32 `[N, D]`.
+pub(crate) struct Function<F>(pub(crate) F);
+
+impl<F: Fn(&Tensor) -> Tensor> Classifier for Function<F> {
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+        Ok((self.0)(&images.flatten(1, -1)))
+    }
+
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+}
+
+/// Images of one row of pixels each.
+pub(crate) fn rows_of_pixels<const D: usize>(rows: &[[f32; D]]) -> Tensor {
+    Tensor::from_slice(rows.as_flattened()).view([-1, 1, 1, D as i64])
 }
 
 /// The first `n` images of the goldens.
