@@ -294,8 +294,8 @@ pub fn checkpoints(steps: u32) -> Vec<u32> {
 ///
 /// * `losses`: f32 `[k + 1, N]`, the loss before the window and after each of its k steps.
 ///
-/// Returns bool `[N]`. Condition 1 of Croce & Hein 2020, section 3. Their code compares the first window's
-/// first loss with 0 instead of the start's loss.
+/// Returns bool `[N]`. Condition 1 of Croce & Hein 2020, section 3, with "at most" as in their code, where the paper has "less than".
+/// Their code compares the first window's first loss with 0 instead of the start's loss.
 pub fn oscillates(losses: &Tensor, rho: f64) -> Tensor {
     let steps = losses.size()[0] - 1;
     let rises = losses.narrow(0, 1, steps).gt_tensor(&losses.narrow(0, 0, steps));
