@@ -275,11 +275,11 @@ pub struct PoolConfig {
 
 /// GUARD's penalty on the curvature of the loss at real images, added to the loss that a network is
 /// trained with: `weight * mean_i || grad_x L(x_i + h z_i) - grad_x L(x_i) ||`, z_i the direction of
-/// `grad_x L(x_i)`, of length 1, L the mean cross-entropy of the batch.
+/// `grad_x L(x_i)`, of length 1, L(x_i) the cross-entropy of one image.
 ///
-/// Source: Xue et al. 2025 (arXiv:2403.10045), section "Method"; weight 100 and h 3 are the values of
-/// the authors' code, which takes the gradient itself for z and its difference's norm, not the square.
-/// There x is normalized, and so it is here: h is in units of normalized values.
+/// Source: Xue et al. 2025 (arXiv:2403.10045), section "Method"; weight 100 / 128 and h 3 are those of the authors' code for CIFAR,
+/// which has weight 100 and the gradient of a mean over batches of 128, and takes the gradient itself for z and its
+/// difference's norm, not the square. There x is normalized, and so it is here: h is in units of normalized values.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct CurvatureConfig {

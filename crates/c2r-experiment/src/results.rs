@@ -10,7 +10,7 @@
 //! take numbers that have moved under an unchanged version.
 
 /// `c2r distill`.
-pub const DISTILL: u32 = 4;
+pub const DISTILL: u32 = 5;
 /// `c2r train`.
 pub const TRAIN: u32 = 1;
 /// `c2r attack`.

@@ -17,7 +17,7 @@
 //!
 //! Defaults (`data/profiles/sre2l.toml`, `guard.toml`): CIFAR values of the authors' scripts: Adam with betas
 //! 0.5 and 0.9, rate 0.25 on normalized values falling on a cosine to 0, 1,000 iterations from noise, alpha
-//! 0.01; GUARD: rate 0.1 and alpha 0.05. The priors are off: the authors' code for CIFAR and Tiny-ImageNet has none, and
+//! 0.01, the same for GUARD. The priors are off: the authors' code for CIFAR and Tiny-ImageNet has none, and
 //! their command for ImageNet gives both a weight of 0 (the defaults of that program are 1e-4 and 1e-5).
 //!
 //! Differs from the paper: the ConvNet here has **instance norm, not batch norm**, so there are no running

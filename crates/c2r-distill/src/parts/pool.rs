@@ -488,7 +488,8 @@ fn epoch_scores(
 /// * `images`: f32 `[N, C, H, W]`, pixels; `labels`: i64 `[N]`; `std`: deviation of each channel, f32 `[1, C, 1, 1]`.
 fn curvature(model: &Model, images: &Tensor, labels: &Tensor, config: &CurvatureConfig, std: &Tensor) -> Tensor {
     let tracked = images.detach().set_requires_grad(true);
-    let value = |x: &Tensor| loss::ce(&model.logits(x), labels).mean(Kind::Float);
+    // A sum, so that the gradient at an image is that of its own loss, whatever the size of the batch.
+    let value = |x: &Tensor| loss::ce(&model.logits(x), labels).sum(Kind::Float);
     let length = |x: &Tensor| (x.square().sum_dim_intlist([1i64, 2, 3].as_slice(), true, Kind::Float) + 1e-14).sqrt();
     tch::with_grad(|| {
         // A derivative by normalized values is the deviation times the one by pixels.
@@ -499,4 +500,37 @@ fn curvature(model: &Model, images: &Tensor, labels: &Tensor, config: &Curvature
         let change = Tensor::run_backward(&[difference], &[&tracked], true, true).swap_remove(0) * std;
         length(&change).mean(Kind::Float) * config.weight
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use c2r_base::grad::input_gradient;
+    use c2r_models::ModelInput;
+    use tch::Device;
+
+    use super::*;
+
+    /// Against the definition, image by image: neither the size of the batch nor the other images matter.
+    #[test]
+    fn the_penalty_is_a_mean_over_images() {
+        tch::manual_seed(5);
+        let spec = "ConvNet-D2-W4-IN".parse().unwrap();
+        let (mean, std) = (vec![0.4, 0.5], vec![0.2, 0.3]);
+        let input = ModelInput { channels: 2, height: 8, width: 8, n_classes: 3, mean, std };
+        let model = Model::new(&spec, &input, Seed::new(3), Device::Cpu).unwrap();
+        let std = Tensor::from_slice(&[0.2_f32, 0.3]).view([1, 2, 1, 1]);
+        let images = Tensor::rand([5, 2, 8, 8], (Kind::Float, Device::Cpu));
+        let labels = Tensor::from_slice(&[0_i64, 1, 2, 2, 0]);
+        let config = CurvatureConfig { weight: 0.7, step: 1.5 };
+        let slope = |x: &Tensor, label: &Tensor| input_gradient(x, |x| loss::ce(&model.logits(x), label)).0 * &std;
+        let mut expected = 0.0;
+        for row in 0..5 {
+            let (image, label) = (images.narrow(0, row, 1), labels.narrow(0, row, 1));
+            let here = slope(&image, &label);
+            let there = slope(&(&image + &here / here.norm() * 1.5 * &std), &label);
+            expected += 0.7 / 5.0 * (there - here).norm().double_value(&[]);
+        }
+        let found = curvature(&model, &images, &labels, &config, &std).double_value(&[]);
+        assert!((found - expected).abs() < 1e-4 * expected, "{found} instead of {expected}");
+    }
 }
