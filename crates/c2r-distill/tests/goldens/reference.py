@@ -25,7 +25,8 @@ class ConvNet(nn.Module):
         self.mean, self.std = (torch.tensor(values).view(1, -1, 1, 1) for values in (MEAN, STD))
         layers = []
         for block in range(depth):
-            layers += [nn.Conv2d(filters if block else SHAPE[0], filters, 3, padding=1), nn.GroupNorm(filters, filters), nn.ReLU(), nn.AvgPool2d(2)]
+            layers += [nn.Conv2d(filters if block else SHAPE[0], filters, 3, padding=1), nn.GroupNorm(filters, filters)]
+            layers += [nn.ReLU(), nn.AvgPool2d(2)]
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(filters * (SHAPE[1] >> depth) * (SHAPE[2] >> depth), CLASSES)
 
@@ -58,7 +59,7 @@ class Memory:
 
 def attack(net, x, labels, companions, epsilon, memory=None, rows=...):
     """Companions of `x` (section "LS-PGD"); `rows`: their places in the memory."""
-    project = lambda z: torch.minimum(torch.maximum(z, x - epsilon), x + epsilon).clamp(0, 1)  # P
+    project = lambda z: torch.minimum(torch.maximum(z, x - epsilon), x + epsilon).clamp(0, 1)  # P of the page
     loss = lambda z: F.cross_entropy(net(z), labels, reduction="none")
 
     def sign(z):
@@ -76,7 +77,8 @@ def attack(net, x, labels, companions, epsilon, memory=None, rows=...):
     y = x if memory is None else project(x + memory.d[rows])
     u = sign(y)
     with torch.no_grad():
-        candidates = torch.stack([project(y + step * companions["growth"] ** q * u) for q in range(companions["candidates"])])
+        steps = [step * companions["growth"] ** q for q in range(companions["candidates"])]
+        candidates = torch.stack([project(y + t * u) for t in steps])
         losses, best = torch.stack([loss(candidate) for candidate in candidates]).max(0)
         found = candidates[best, torch.arange(len(x))]
         if memory is not None:
@@ -111,7 +113,7 @@ def chosen(curriculum, scores, labels, progress):
     return torch.cat(kept)
 
 
-def ordered(curriculum, scores, labels):
+def ordered(curriculum, scores, labels, _progress):
     """Positions of an epoch in the mode `order`."""
     order = scores.argsort(descending=curriculum["first"] == "hard", stable=True)
     if curriculum["class-balanced"]:  # the first of each class, the second of each class, ...
@@ -128,21 +130,22 @@ def class_means(embeddings, labels, w):
 def contrast(anchors, labels, others, queue, crl):
     """The terms of L_CRL, one per anchor, and the cosine of each anchor with its impostor.
 
-    others: (embeddings, labels) of the candidates beside the anchors, the companions first.
+    others: (embeddings, labels) of the candidates beside the anchors.
     """
     embeddings, classes = (torch.cat(parts) for parts in zip((anchors, labels), *others))
     cosine = F.normalize(anchors) @ F.normalize(embeddings).T
     candidate = ~torch.eye(len(anchors), len(embeddings), dtype=torch.bool)  # A(i): all but the anchor
     same = labels[:, None] == classes
     positive = (candidate & same).to(cosine)  # P(i)
-    logits, impostors = [(cosine / crl["temperature"]).masked_fill(~candidate, -math.inf)], [cosine.masked_fill(same, -math.inf)]
+    among, impostors = cosine.masked_fill(~candidate, -math.inf), cosine.masked_fill(same, -math.inf)
     if queue is not None and len(queue.labels):
-        negatives = (F.normalize(anchors) @ F.normalize(queue.embeddings).T).masked_fill(labels[:, None] == queue.labels, -math.inf)
-        nearest = negatives.topk(min(crl["queue"]["top-k"], len(queue.labels)))[0]
-        logits, impostors = logits + [nearest / crl["temperature"]], impostors + [nearest]
-    total = torch.cat(logits, 1).logsumexp(1)
-    terms = total - (cosine / crl["temperature"] * positive).sum(1) / positive.sum(1)
-    return terms, torch.cat(impostors, 1).max(1)[0]
+        stored = F.normalize(anchors) @ F.normalize(queue.embeddings).T
+        stored = stored.masked_fill(labels[:, None] == queue.labels, -math.inf)
+        nearest = stored.topk(min(crl["queue"]["top-k"], len(queue.labels)))[0]
+        among, impostors = torch.cat([among, nearest], 1), torch.cat([impostors, nearest], 1)
+    tau = crl["temperature"]
+    terms = (among / tau).logsumexp(1) - (cosine / tau * positive).sum(1) / positive.sum(1)
+    return terms, impostors.max(1)[0]
 
 
 class Queue:
@@ -161,23 +164,26 @@ class Queue:
 
 
 class Run:
-    """A run with the keys `c`: all of the state that goes from one update to the next."""
+    """A run with the keys `c`: whatever goes from one update to the next.
+
+    inputs: weights of the network, first images, real images (u8) and their labels. jitter: relative noise on the weights.
+    """
 
     def __init__(self, c, inputs, jitter=0.0, dtype=torch.float32):
-        of = {name: value.to(dtype) if value.is_floating_point() else value for name, value in inputs.items()}
-        self.c, self.net, self.t, self.accuracy = c, ConvNet().to(dtype).requires_grad_(False), 0, ACCURACY
-        noise = lambda value: 1 + jitter * torch.randn(value.shape, dtype=dtype)
-        self.net.load_state_dict({name: of[f"weights.{name}"] * noise(value) for name, value in self.net.state_dict().items()})
-        self.images = of[f"first.{c['images.formation']}"].clone()
+        self.c, self.t, self.accuracy = c, 0, ACCURACY
+        self.net = ConvNet().to(dtype).requires_grad_(False)
+        for name, parameter in self.net.named_parameters():
+            parameter.copy_(inputs[f"weights.{name}"]).mul_(1 + jitter * torch.randn_like(parameter))
+        self.images = inputs[f"first.{c['images.formation']}"].to(dtype)
         self.labels = torch.arange(CLASSES).repeat_interleave(c["ipc"] * c["images.formation"] ** 2)
         self.real, self.real_labels = inputs["real.images"].to(dtype) / 255, inputs["real.labels"]
         self.moments = [torch.zeros_like(self.images) for _ in range(2)]
         self.velocity = [torch.zeros_like(value) for value in self.net.parameters()]
-        places = {place: self.place(place) for place in ("synthetic", "matching", "pool")}
-        self.places, remember = places, c["aac.remember"]
-        new = lambda place, images, who: Memory(images) if places[place][0].get("warm-start") and remember in (who, "both") else None
-        self.memory = new("synthetic", decode(self.images, c["images.formation"]), "synthetic")
-        self.real_memory = new("matching", self.real, "real")
+        self.places = {place: self.place(place) for place in ("synthetic", "matching", "pool")}
+        remembers = lambda place, who: self.places[place][0].get("warm-start") and c["aac.remember"] in (who, "both")
+        decoded = decode(self.images, c["images.formation"])
+        self.memory = Memory(decoded) if remembers("synthetic", "synthetic") else None
+        self.real_memory = Memory(self.real) if remembers("matching", "real") else None
         self.queue = Queue(self.net.embed(self.real)) if "queue" in c["crl"] else None
         self.epoch = torch.zeros(0, dtype=torch.long)
 
@@ -186,16 +192,20 @@ class Run:
         over, _, under = self.c.get(f"attacks.{place}.epsilon", self.c["threat.epsilon"]).partition("/")
         return self.c.get(f"attacks.{place}.companions", self.c["companions"]), float(over) / float(under or 1)
 
+    def progress(self):
+        """From 0 at the first update to 1 at the last."""
+        return self.t / max(self.c["iterations"] - 1, 1)
+
     def batch(self, decoded):
-        """Positions of the decoded images that the update takes (section "Attack-aware curriculum")."""
+        """Positions of the decoded images that the update takes (section "Attack-aware curriculum, AAC")."""
         c, curriculum = self.c, self.c["aac.synthetic"]
         if curriculum["mode"] not in ("order", "prefix", "pace"):
             return torch.arange(len(decoded))
         if not len(self.epoch):
-            made = attack(self.net, decoded, self.labels, *self.places["synthetic"], self.memory)
-            scores = (1 - margin(self.net(made), self.labels)).clamp(min=0)
-            progress = self.t / max(c["iterations"] - 1, 1)
-            self.epoch = ordered(curriculum, scores, self.labels) if curriculum["mode"] == "order" else chosen(curriculum, scores, self.labels, progress)
+            attacked = attack(self.net, decoded, self.labels, *self.places["synthetic"], self.memory)
+            scores = (1 - margin(self.net(attacked), self.labels)).clamp(min=0)
+            in_order = curriculum["mode"] == "order"
+            self.epoch = (ordered if in_order else chosen)(curriculum, scores, self.labels, self.progress())
         n = CLASSES * c["images.batch-per-class"] or len(self.epoch)
         batch, self.epoch = self.epoch[:n], self.epoch[n:]
         return batch
@@ -211,18 +221,19 @@ class Run:
 
         # Companions x~ = x + d, with a constant d; margins under attack, perturbation scores s.
         attacked = attack(net, inside, labels, *self.places["synthetic"], self.memory, rows)
-        companions, margins = x + (attacked - inside), margin(net(attacked), labels)
-        attacked = attack(net, self.real, real_labels, *self.places["matching"], self.real_memory)
-        real_margins = margin(net(attacked), real_labels)
+        real_attacked = attack(net, self.real, real_labels, *self.places["matching"], self.real_memory)
+        margins, real_margins = margin(net(attacked), labels), margin(net(real_attacked), real_labels)
         scores, real_scores = (1 - margins).clamp(min=0), (1 - real_margins).clamp(min=0)
-        e, e_companions, e_real, e_attacked = net.embed(x), net.embed(companions), net.embed(self.real), net.embed(attacked)
+        e, e_companions = net.embed(x), net.embed(x + (attacked - inside))
+        e_real, e_attacked = net.embed(self.real), net.embed(real_attacked)
 
         # L_DM, of the classes that the batch has.
         target = e_attacked if c["matching.attacked"] else e_real
-        kept = chosen(c["aac.matching"], real_scores, real_labels, self.t / max(c["iterations"] - 1, 1))
+        kept = chosen(c["aac.matching"], real_scores, real_labels, self.progress())
         ones = torch.ones_like(margins)
-        apart = class_means(target[kept], real_labels[kept], weights(c["aac.matching"], real_scores)[kept]) - class_means(e, labels, ones)
-        apart, variance = apart[labels.unique()], target[kept].var(0, unbiased=True).sum()
+        real_means = class_means(target[kept], real_labels[kept], weights(c["aac.matching"], real_scores)[kept])
+        apart = (real_means - class_means(e, labels, ones))[labels.unique()]
+        variance = target[kept].var(0, unbiased=True).sum()
         distances = {"scaled-l2": apart.square().sum(1) / variance, "squared-l1": (apart.abs().sum(1) / 2).square()}
         matching = distances[c["objective.distance"]].mean()
 
@@ -230,14 +241,14 @@ class Run:
         w = weights(c["aac.synthetic"], scores)
         performance = (w * F.cross_entropy(net.classifier(e), labels, reduction="none")).sum() / w.sum()
 
-        # L_rob.
+        # L_rob: L_CRL, or the backbone's.
         robust, impostors, w_robust = 0 * performance, None, w if c["aac.weighted"] == "both" else ones
         if c["objective.robust"] == "crl":
             ours, theirs = [(e_companions, labels)], [(e_attacked, real_labels)]
             means, impostors = [], []
             if c["objective.anchors"] in ("synthetic", "both"):
-                others = {"none": [], "attacked": theirs, "both": theirs + [(e_real, real_labels)]}[c["objective.candidates"]]
-                terms, nearest = contrast(e, labels, ours + others, self.queue, c["crl"])
+                real = {"none": [], "attacked": theirs, "both": theirs + [(e_real, real_labels)]}[c["objective.candidates"]]
+                terms, nearest = contrast(e, labels, ours + real, self.queue, c["crl"])
                 means, impostors = [(w_robust * terms).sum() / w_robust.sum()], [nearest.mean()]
             if c["objective.anchors"] in ("real", "both"):
                 terms, nearest = contrast(e_real, real_labels, theirs + [(e, labels)] + ours, self.queue, c["crl"])
@@ -246,10 +257,10 @@ class Run:
         if c["objective.robust"] == "class-mean":
             robust = class_means(e - e_companions, labels, w_robust).square().sum() / CLASSES / variance
 
-        # "Objective".
+        # L.
         confident = performance * self.accuracy if c["objective.by-accuracy"] else performance
-        eta = c["objective.eta"]
-        loss = c["matching.weight"] * matching + c["objective.weight"] * ((1 - eta) * confident + eta * c["objective.robust-weight"] * robust)
+        eta, r = c["objective.eta"], c["objective.robust-weight"]
+        loss = c["matching.weight"] * matching + c["objective.weight"] * ((1 - eta) * confident + eta * r * robust)
         loss = loss * CLASSES if c["objective.reduction"] == "sum" else loss
         self.descend(torch.autograd.grad(loss, images)[0])
 
@@ -271,7 +282,7 @@ class Run:
         """Adam, or SGD with momentum 0.5, at a rate on a cosine; in normalized space, a step of 1 moves a pixel by std."""
         c, (first, second), t = self.c, self.moments, self.t + 1
         unit = self.net.std.to(gradient) if c["images.space"] == "normalized" else 1.0
-        cosine = (1 + math.cos(math.pi * self.t / max(c["iterations"] - 1, 1))) / 2
+        cosine = (1 + math.cos(math.pi * self.progress())) / 2
         rate = c["images.final-lr"] + (c["images.lr"] - c["images.final-lr"]) * cosine
         gradient = gradient * unit
         if c["images.optimizer"] == "sgd":

@@ -47,7 +47,8 @@ impl Updates {
         while run.progress().0 < 5 {
             run.step().unwrap();
         }
-        // The pool holds one network, which five steps have trained. Nothing of it stays.
+        // The pool holds one network, which five steps have trained. Nothing of it stays. It may still be trained, and has an
+        // accuracy since its first step.
         let mut state = run.state().unwrap();
         let mut put = |name: &str, value: Tensor| {
             let old = state.tensors.insert(name.to_owned(), value).unwrap_or_else(|| panic!("no `{name}` in a state"));
