@@ -1,9 +1,9 @@
 """The updates of C2R's images in PyTorch, for whoever wants to read the method so: `Run.update` is one, from top to bottom.
 
-Written from docs/method.md and docs/configuration.md, not from the code of c2r; make_updates.py beside this file makes of it
-the numbers that c2r is tested with. Sections and symbols are those of docs/method.md, keys (`c`) those of
-docs/configuration.md. Left out is what is random: augmentation, shuffled batches, random starts, the queue's projection, the
-choice of a network (here is one) and of real images (each update takes all of them).
+It follows docs/method.md and docs/configuration.md and shares no code with c2r. make_updates.py beside this file makes of it the
+numbers that c2r is tested with. Sections and symbols are those of docs/method.md, keys (`c`) those of docs/configuration.md.
+Left out is what is random: augmentation, shuffled batches, random starts, the queue's projection, the choice of a network (here
+is one) and of real images (each update takes all of them).
 """
 
 import math

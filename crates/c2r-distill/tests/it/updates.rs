@@ -1,4 +1,4 @@
-//! The first updates of C²R against those that `tests/goldens/reference.py` computes in PyTorch, written from docs/method.md:
+//! The first updates of C²R against those that `tests/goldens/reference.py` computes in PyTorch by docs/method.md:
 //! every clone has its numbers.
 
 use std::{collections::BTreeMap, path::Path};
