@@ -4,6 +4,7 @@ mod backbone;
 mod methods;
 mod own;
 mod switches;
+mod updates;
 
 use std::collections::{BTreeMap, BTreeSet};
 
