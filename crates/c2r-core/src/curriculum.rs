@@ -234,7 +234,7 @@ impl Curriculum {
     }
 }
 
-/// What a product of a whole number and a decimal fraction may be off: 0.07 * 100 is a little more than 7.
+/// How far the product of a whole number and a decimal fraction may be off: 0.07 * 100 is a little more than 7.
 const ROUNDING: f64 = 1e-9;
 
 fn rounded_up(n: usize, share: f64) -> usize {

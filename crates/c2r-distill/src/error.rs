@@ -120,7 +120,7 @@ pub enum DistillError {
     Method(Box<dyn std::error::Error + Send + Sync>),
 }
 
-// Not by thiserror, which would name the reason a second time, as the source.
+// With `#[from]`, the reason would be the source, too, and would be printed twice.
 impl From<StateError> for DistillError {
     fn from(error: StateError) -> Self {
         Self::State(error)

@@ -32,7 +32,7 @@ pub enum TrainError {
     Model(#[from] ModelError),
 }
 
-// Not by thiserror, which would name the reason a second time, as the source.
+// With `#[from]`, the reason would be the source, too, and would be printed twice.
 impl From<StateError> for TrainError {
     fn from(error: StateError) -> Self {
         Self::State(error)

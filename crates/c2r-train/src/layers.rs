@@ -122,7 +122,7 @@ pub fn read<T: DeserializeOwned>(table: Table) -> Result<T, KeyError> {
         .map_err(|error| KeyError::new(error.path().to_string(), plain(error.inner().message().trim_end())))
 }
 
-/// serde's `reason` with the names of Rust's types in the words of a TOML file.
+/// A `reason` of serde's that speaks of a TOML file where serde names types of Rust.
 fn plain(reason: &str) -> String {
     let Some((found, expected)) = reason.rsplit_once(", expected ") else { return reason.to_owned() };
     let expected = match expected {

@@ -22,7 +22,7 @@ fn label_0(images: Tensor) -> LabelledImages {
 
 /// Every query changes a window of the image with the least margin so far (two windows in L2 and L1), stays in the ball,
 /// and the last such image is returned. Windows of a tenth of 8 x 8 pixels have a side of 3, of 2 after query 10 and of
-/// 1 after query 50; in L2 and L1 3 is the least.
+/// 1 after query 50. In L2 and L1, a side is never less than 3.
 #[test]
 fn square_goes_on_from_the_least_margin_so_far_and_stays_in_the_ball() {
     // Far from every boundary, so that the search goes on.

@@ -108,7 +108,7 @@ def chosen(curriculum, scores, labels, progress):
             low, high = (start + (end - start) * progress for start, end in (curriculum["low"], curriculum["high"]))
             kept.append(easy_first[math.floor(low * n + 1e-9) : math.ceil(high * n - 1e-9)])
         else:
-            k = math.ceil(curriculum["fraction"] * n)
+            k = math.ceil(curriculum["fraction"] * n - 1e-9)
             kept.append(easy_first[-k:] if curriculum["first"] == "hard" else easy_first[:k])
     return torch.cat(kept)
 

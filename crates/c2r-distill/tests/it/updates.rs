@@ -1,5 +1,5 @@
-//! The first updates of C²R against those that `tests/goldens/reference.py` computes in PyTorch by docs/method.md:
-//! every clone has its numbers.
+//! The first updates of C²R against those that `tests/goldens/reference.py` computes in PyTorch, following docs/method.md.
+//! Every clone has its numbers.
 
 use std::{collections::BTreeMap, path::Path};
 
