@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use crate::{
     Table,
-    columns::{DROP_RATE, DROP_RATE_ATTACK, MEAN_ROBUST, PAPER_ATTACKS, column_label, names, size},
+    columns::{AUTOATTACK, DROP_RATE, DROP_RATE_ATTACK, MEAN_ROBUST, PAPER_ATTACKS, column_label, names, size},
     stats::{FEWEST_IMAGES, SIGNIFICANT},
     table::{PlannedRow, Section},
 };
@@ -56,7 +56,8 @@ impl Table {
         if shown(MEAN_ROBUST) {
             let five = names(PAPER_ATTACKS);
             lines.push(format!(
-                "mean robust: the mean over the attacks in parentheses. The paper's mean is over {five}.{}",
+                "mean robust: the mean over the attacks in parentheses. The paper does not say whether its mean is over {five} or over these and {}.{}",
+                column_label(AUTOATTACK),
                 self.absent()
             ));
         }
