@@ -170,13 +170,15 @@ impl<'a> Plan<'a> {
         self.scale.filter(|_| planned).map(|scale| scale.seeds.len())
     }
 
-    /// The published number beside ours, whose value is `mean`, in a section with these attacks.
+    /// The published number beside ours, whose value is `mean`, in a section with these attacks. `held_out`: ours is on training
+    /// images.
     pub(super) fn published(
         &self,
         section: &SectionKey,
         row: &RowKey,
         column: &str,
         attacks: &[String],
+        held_out: bool,
         mean: f64,
     ) -> Option<PublishedCell> {
         let averages = averages(attacks);
@@ -215,6 +217,8 @@ impl<'a> Plan<'a> {
         let ours = || names(ours.into_iter().flatten().copied());
         let caveat = if chosen {
             "our number is for a step that was chosen on the test images (best-test)".to_owned()
+        } else if held_out {
+            "our number is for held-out training images, the published one for test images".to_owned()
         } else if other_network {
             format!("our number is for {}, a network that the experiment does not name", section.model)
         } else if !same && number.over.is_empty() {
@@ -231,7 +235,7 @@ impl<'a> Plan<'a> {
         } else {
             String::new()
         };
-        let comparable = same && !chosen && !other_training && !other_network;
+        let comparable = same && !chosen && !held_out && !other_training && !other_network;
         Some(PublishedCell {
             value: number.value,
             source: number.source.clone(),

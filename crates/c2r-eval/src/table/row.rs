@@ -212,6 +212,7 @@ fn cells(shared: &Shared<'_>, key: &RowKey) -> Vec<Cell> {
     // A network that only guesses has nothing to lose: shares of its accuracy say nothing.
     let guesses = only_guesses(runs) || baseline.as_ref().is_some_and(|(_, runs, _)| only_guesses(runs));
     let found: Vec<_> = runs.values().map(contradictions).collect();
+    let held_out = runs.values().flat_map(|run| &run.files).any(|file| file.record.held_out);
     let cell = |(column, values): (String, Values)| {
         let present = by_seeds(runs, &values);
         let (summary, ci95_covers) = summary(&present)?;
@@ -222,7 +223,7 @@ fn cells(shared: &Shared<'_>, key: &RowKey) -> Vec<Cell> {
             Some(comparison)
         });
         Some(Cell {
-            published: plan.published(section, key, &column, attacks, summary.mean),
+            published: plan.published(section, key, &column, attacks, held_out, summary.mean),
             summary,
             ci95_covers,
             values: values.per_run,
