@@ -320,7 +320,7 @@ impl Experiment {
                 _ => change += &format!(", without {}", list(&left_out)),
             }
             if let Some(baseline) = self.baseline.as_ref().filter(|baseline| left_out.contains(baseline)) {
-                change += &format!(": nothing is compared with `{baseline}`, so there are no p-values");
+                change += &format!("; the baseline `{baseline}` is not among them");
             }
             grid.changes.push(change);
             grid.methods = methods;
@@ -666,7 +666,7 @@ over = ["fgsm", "pgd", "cw"]
         assert_eq!((alone.methods, alone.seeds), (vec!["c2r".to_owned()], vec![0, 1, 2]));
         assert_eq!(
             alone.changes,
-            ["methods c2r, without full, class-mean: nothing is compared with `class-mean`, so there are no p-values"]
+            ["methods c2r, without full, class-mean; the baseline `class-mean` is not among them"]
         );
         let compared = changed(&[], &["class-mean", "c2r"]).unwrap();
         assert_eq!(compared.changes, ["methods class-mean, c2r, without full"]);

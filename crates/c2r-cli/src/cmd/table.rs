@@ -88,11 +88,15 @@ pub(crate) struct Results {
     #[arg(long, value_name = "NAME", requires = "experiment")]
     scale: Option<String>,
 
-    /// Use these seeds instead of the experiment file's
+    /// Expect these seeds instead of the experiment file's
+    ///
+    /// They say which runs are missing. Results with other seeds stay in the table.
     #[arg(long, value_name = "N,..", value_delimiter = ',', requires = "experiment")]
     seeds: Vec<u64>,
 
-    /// Use these methods instead of the experiment file's; `all` means every method that the file lists at the scale `paper`
+    /// Expect these methods instead of the experiment file's; `all` means every method that the file lists at the scale `paper`
+    ///
+    /// They say which rows are missing, and the order of the rows. Results of other methods stay in the table.
     #[arg(long, value_name = "NAME,..", value_delimiter = ',', requires = "experiment")]
     methods: Vec<String>,
 
