@@ -67,6 +67,7 @@ fn escaped(text: &str) -> String {
             '↓' => out.push_str("$\\downarrow$"),
             '²' => out.push_str("$^2$"),
             'η' => out.push_str("$\\eta$"),
+            'τ' => out.push_str("$\\tau$"),
             '–' => out.push_str("--"),
             // A bracket at the start of a row would be an option of the line break before it.
             '[' => out.push_str("{[}"),
@@ -85,6 +86,6 @@ mod tests {
     fn what_means_something_to_latex_is_text() {
         assert_eq!(escaped("a_b & 50 % {x} $ #"), r"a\_b \& 50 \% \{x\} \$ \#");
         assert_eq!(escaped(r"\input{x}~^"), r"\textbackslash{}input\{x\}\textasciitilde{}\textasciicircum{}");
-        assert_eq!(escaped("C²R, η 1.0 ± 0.5 ↓ [1]\n"), r"C$^2$R, $\eta$ 1.0 $\pm$ 0.5 $\downarrow$ {[}1] ");
+        assert_eq!(escaped("C²R, η τ 1.0 ± 0.5 ↓ [1]\n"), r"C$^2$R, $\eta$ $\tau$ 1.0 $\pm$ 0.5 $\downarrow$ {[}1] ");
     }
 }
