@@ -1,5 +1,7 @@
 //! The columns of a table: names in files, headings, units.
 
+use crate::stats::SIGNIFICANT;
+
 /// Column: accuracy with no attack.
 pub const CLEAN: &str = "clean";
 /// Column: mean robust accuracy over the paper's [`PAPER_ATTACKS`] attacks.
@@ -165,6 +167,12 @@ pub(crate) fn fixed(value: f64, decimals: usize) -> String {
     if text.starts_with('-') && text.bytes().all(|byte| b"-0.".contains(&byte)) { text[1..].to_owned() } else { text }
 }
 
+/// A p-value as it follows a `p`: `= 0.117`, `< 0.001`. Rounding must not decide on which side of the limit it is.
+pub(crate) fn p_value(p: f64) -> String {
+    let digits = if fixed(p, 3) == fixed(SIGNIFICANT, 3) { 5 } else { 3 };
+    if p < 0.001 { "< 0.001".to_owned() } else { format!("= {}", fixed(p, digits)) }
+}
+
 /// A number of a column: percent with one decimal, logits with two.
 pub(crate) fn value(column: &str, number: f64) -> String {
     fixed(number, if is_margin(column) { 2 } else { 1 })
@@ -173,6 +181,12 @@ pub(crate) fn value(column: &str, number: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rounding_does_not_move_a_p_value_over_the_limit() {
+        let texts = [0.117, 0.0496, 0.0504, 0.001, 0.0004, 1.0].map(p_value);
+        assert_eq!(texts, ["= 0.117", "= 0.04960", "= 0.05040", "= 0.001", "< 0.001", "= 1.000"]);
+    }
 
     fn of(attacks: &[&str]) -> Vec<(&'static str, Vec<String>)> {
         let attacks: Vec<String> = attacks.iter().map(ToString::to_string).collect();

@@ -9,7 +9,7 @@ use c2r_base::Goal;
 
 use crate::{
     Table,
-    columns::{AUTOATTACK, CLEAN, MEAN_ROBUST, MEAN_ROBUST_AUTOATTACK, fixed, names, thousands},
+    columns::{AUTOATTACK, CLEAN, MEAN_ROBUST, MEAN_ROBUST_AUTOATTACK, fixed, names, p_value, thousands},
     render::{heading, threat},
     stats::{Covers, FEWEST_IMAGES, SIGNIFICANT},
     table::{Cell, Row, Section},
@@ -158,9 +158,7 @@ fn beside_baseline(section: &Section, row: &Row) -> Option<String> {
         None => "no p-value could be computed, so this may be chance".to_owned(),
         Some(p) => {
             let passes = p < SIGNIFICANT;
-            // Rounding must not decide on which side of the limit it is.
-            let digits = if fixed(p, 3) == fixed(SIGNIFICANT, 3) { 5 } else { 3 };
-            let p = if p < 0.001 { "p < 0.001".to_owned() } else { format!("p = {}", fixed(p, digits)) };
+            let p = format!("p {}", p_value(p));
             match (comparison.significant, comparison.covers) {
                 (true, _) => format!("{p}, a significant difference"),
                 (false, Covers::SeedsAndImages) if passes => {

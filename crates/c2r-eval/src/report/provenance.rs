@@ -4,7 +4,7 @@ use maud::{Markup, html};
 
 use super::cells::{images, scroll_table};
 use crate::{
-    columns::{column_heading, column_label, fixed, thousands, value},
+    columns::{column_heading, column_label, fixed, p_value, thousands, value},
     render::{heading, setting},
     stats::Covers,
     table::{Cell, Comparison, Row, Run, Section},
@@ -72,7 +72,7 @@ fn number_line(section: &Section, cell: &Cell, compared: bool, published: bool, 
                         td { (signed(comparison.difference)) " (" (comparison.n_pairs) " pairs with " (comparison.baseline) ")" }
                         td {
                             @match comparison.p_value {
-                                Some(p) => { (format!("{p:.3}")) (only(comparison.covers)) (errors(comparison)) },
+                                Some(p) => { (p_value(p).trim_start_matches("= ")) (only(comparison.covers)) (errors(comparison)) },
                                 None => "–",
                             }
                         }
