@@ -56,16 +56,26 @@ impl Table {
                 baseline.chain(references(section, subject)).chain([subject])
             },
         );
-        let fewest = named.map(|row| row.runs.len()).min().unwrap_or(0);
+        let fewest = named.map(Row::n_units).min().unwrap_or(0);
         let mut lines = Vec::new();
-        if !self.sections.iter().any(|section| section.attacks.iter().any(|attack| attack == AUTOATTACK)) {
-            lines.push(
-                "AutoAttack was not run, and a stronger attack can only lower these robust accuracies.".to_owned(),
-            );
-        }
-        if fewest < ENOUGH_RUNS {
-            let runs = if fewest == 1 { "run" } else { "runs" };
-            lines.push(format!("Some rows have {fewest} {runs}; small differences need {ENOUGH_RUNS} or more."));
+        let means = || self.sections.iter().filter_map(|section| Some((section, robust(self.subject(section)?)?)));
+        let without = |&(section, cell): &(&Section, &Cell)| {
+            !section.averages.get(&cell.column).is_some_and(|over| over.iter().any(|attack| attack == AUTOATTACK))
+        };
+        let weaker = match means().filter(without).count() {
+            0 => None,
+            all if all == means().count() => Some("AutoAttack was not run"),
+            _ => Some("Some of these means are without AutoAttack"),
+        };
+        lines.extend(
+            weaker.map(|weaker| format!("{weaker}, and a stronger attack can only lower these robust accuracies.")),
+        );
+        if fewest == 1 {
+            lines.push("Some rows have 1 independent run, so no difference from them can be tested.".to_owned());
+        } else if fewest < ENOUGH_RUNS {
+            lines.push(format!(
+                "Some rows have {fewest} independent runs; small differences need {ENOUGH_RUNS} or more."
+            ));
         }
         if let Some(scale) =
             self.experiment.as_ref().filter(|one| !one.tolerance_applies).and_then(|one| one.scale.as_ref())
@@ -130,6 +140,8 @@ fn accuracies(section: &Section, row: &Row) -> Option<Vec<String>> {
         sentences.push(format!("{label}: {} attacked, {} clean.", percent(robust), percent(clean)));
         if let (true, Some(ours), Some(theirs)) = (other.undistilled, subject.summary.ci95, robust.summary.ci95)
             && ours.0 > theirs.1
+            // Intervals over seeds alone say nothing of other images.
+            && [subject, robust].iter().all(|cell| cell.ci95_covers == Covers::SeedsAndImages)
         {
             sentences.push(
                 "The distilled images train the more robust networks (the 95 % intervals do not overlap).".to_owned(),
@@ -178,5 +190,5 @@ fn beside_baseline(section: &Section, row: &Row) -> Option<String> {
     } else {
         String::new()
     };
-    Some(format!("Compared with {name}{on}: {points} points {side}, {verdict}."))
+    Some(format!("Compared with {name}{on}: {points} points {side} under attack, {verdict}."))
 }

@@ -33,7 +33,7 @@ fn a_clear_difference_is_said_with_its_numbers() {
                     31.0 ± 1.0 % of attacked test images (mean of FGSM, PGD) and on 60.0 ± 0.0 % of clean ones. \
                     All 50,000 real images: 6.0 ± 1.0 % attacked, 90.0 ± 0.0 % clean. The distilled images train the more robust \
                     networks (the 95 % intervals do not overlap). As many random-real: 11.0 ± 1.0 % attacked, 60.0 ± 0.0 % clean. \
-                    Compared with class means: 10.0 points more, p = 0.001, a significant difference.";
+                    Compared with class means: 10.0 points more under attack, p = 0.001, a significant difference.";
     let first = text.lines().next().unwrap();
     let (start, p) = first.split_once(", p ").unwrap();
     assert_eq!(start, expected.split_once(", p ").unwrap().0);
@@ -43,7 +43,7 @@ fn a_clear_difference_is_said_with_its_numbers() {
         rest,
         [
             "- Not shown: AutoAttack was not run, and a stronger attack can only lower these robust accuracies.",
-            "- Not shown: Some rows have 3 runs; small differences need 5 or more.",
+            "- Not shown: Some rows have 3 independent runs; small differences need 5 or more.",
             "- Not shown: `quick` is not the paper's scale, so this neither confirms nor refutes the paper.",
         ]
     );
@@ -89,7 +89,7 @@ fn several_references_on_real_images_are_named() {
 fn noise_is_no_difference_and_all_images_may_be_better() {
     let text = shown(&rows(&[("full", 90, 60), ("class-mean", 60, 20), ("c2r", 60, 19)]));
     assert!(
-        text.contains("Compared with class means: 1.0 points fewer, p = ")
+        text.contains("Compared with class means: 1.0 points fewer under attack, p = ")
             && text.contains(", no significant difference."),
         "{text}"
     );
@@ -112,7 +112,7 @@ fn few_runs_of_a_reference_are_said() {
         let references = rows(&[("full", 90, 5)]).into_iter().take(references);
         shown(&outcomes(references.chain(five("class-mean")).chain(five("c2r")).collect()))
     };
-    assert!(with(3).contains("Some rows have 3 runs"), "{}", with(3));
+    assert!(with(3).contains("Some rows have 3 independent runs"), "{}", with(3));
     assert!(!with(0).contains("Some rows have"), "{}", with(0));
 }
 
@@ -131,8 +131,11 @@ fn a_comparison_on_some_seeds_says_so() {
     }));
     let sources = outcomes(sources);
     let text = shown(&sources);
-    assert!(text.contains("Compared with class means on the 3 seeds that both have: 10.0 points more"), "{text}");
-    assert!(text.contains("Some rows have 3 runs"), "the baseline's: {text}");
+    assert!(
+        text.contains("Compared with class means on the 3 seeds that both have: 10.0 points more under attack"),
+        "{text}"
+    );
+    assert!(text.contains("Some rows have 3 independent runs"), "the baseline's: {text}");
     let whole = table(&sources, "quick");
     let note = "compared with `class-mean` only on the 3 seeds that both rows have; the means are over all";
     let notes = |method: &str| &whole.sections[0].rows.iter().find(|row| row.method == method).unwrap().notes;
