@@ -1,5 +1,6 @@
 //! One line per cell.
 
+use super::grid::goal;
 use crate::{
     EvalError, Table,
     columns::size,
@@ -27,7 +28,7 @@ impl Table {
 type Field = (&'static str, fn(&Section, &Row, &Cell) -> String);
 
 /// Every field of a line: its name, and its text.
-const FIELDS: [Field; 42] = [
+const FIELDS: [Field; 43] = [
     ("dataset", |section, _, _| section.dataset.clone()),
     ("images_per_class", |_, row, _| size(row.images_per_class)),
     ("protocol", |section, _, _| section.protocol.clone()),
@@ -35,6 +36,7 @@ const FIELDS: [Field; 42] = [
     ("model", |section, _, _| section.model.clone()),
     ("norm", |section, _, _| format!("{:?}", section.norm).to_lowercase()),
     ("epsilon", |section, _, _| section.epsilon.clone()),
+    ("goal", |section, _, _| goal_or_untargeted(section)),
     ("method", |_, row, _| row.method.clone()),
     ("profile", |_, row, _| row.profile.clone()),
     ("label", |_, row, _| row.label.clone()),
@@ -73,6 +75,12 @@ const FIELDS: [Field; 42] = [
     ("seeds", seeds),
     ("sources", |_, _, cell| cell.sources.join("; ")),
 ];
+
+/// `untargeted`, or `targeted (next)`.
+fn goal_or_untargeted(section: &Section) -> String {
+    let goal = goal(section).trim_start_matches(", ");
+    if goal.is_empty() { "untargeted".to_owned() } else { goal.to_owned() }
+}
 
 fn errors(cell: &Cell) -> Option<Errors> {
     cell.comparison.as_ref()?.errors

@@ -42,7 +42,8 @@ pub(crate) fn threat(section: &Section) -> String {
     format!("{:?} {}{}", section.norm, section.epsilon, goal(section))
 }
 
-fn goal(section: &Section) -> &'static str {
+/// What follows the radius: nothing, or the goal of a targeted attack.
+pub(super) fn goal(section: &Section) -> &'static str {
     match section.goal {
         Goal::Untargeted => "",
         Goal::Targeted(TargetRule::Next) => ", targeted (next)",
