@@ -158,10 +158,14 @@ fn notes(shared: &Shared<'_>, key: &RowKey, first: &Source, undistilled: bool) -
     if let Some((baseline, theirs)) = baseline_of(shared, key) {
         let both = || runs.keys().filter(|seeds| theirs.contains_key(seeds));
         let common = units(both());
-        if common > 0 && common < units(runs.keys()).max(units(theirs.keys())) {
+        if common == 0 {
+            note(format!(
+                "shares no pair of seeds (distillation and training) with `{baseline}`, so it is not compared"
+            ));
+        } else if common < units(runs.keys()).max(units(theirs.keys())) {
             let seeds = if common == 1 { "the one seed" } else { &format!("the {common} seeds") };
             note(format!("compared with `{baseline}` only on {seeds} that both rows have; the means are over all"));
-        } else if common > 0 && both().count() < runs.len().max(theirs.len()) {
+        } else if both().count() < runs.len().max(theirs.len()) {
             let n = both().count();
             let pairs = if n == 1 { "the one pair" } else { &format!("the {n} pairs") };
             note(format!(
