@@ -36,7 +36,8 @@ impl Table {
     pub(crate) fn findings(&self) -> Vec<Finding> {
         let of_section = |section: &Section| {
             let row = self.subject(section)?;
-            let mut sentences = accuracies(section, row)?;
+            let name = self.name(section, row);
+            let mut sentences = accuracies(section, row, &name).or_else(|| incomplete(section, row, &name))?;
             sentences.extend(beside_baseline(section, row));
             Some(Finding { heading: format!("{}, {}", heading(section), threat(section)), sentences })
         };
@@ -86,6 +87,21 @@ impl Table {
     }
 
     fn subject<'a>(&self, section: &'a Section) -> Option<&'a Row> {
+        let rows = self.candidates(section);
+        rows.iter().find(|row| row.method == SUBJECT).or(rows.last()).copied()
+    }
+
+    /// The label of the subject; where it is one of several methods and not C²R, that too.
+    fn name(&self, section: &Section, subject: &Row) -> String {
+        let label = &subject.label;
+        match self.candidates(section).len() {
+            several @ 2.. if subject.method != SUBJECT => format!("{label} (the last of {several} methods)"),
+            _ => label.clone(),
+        }
+    }
+
+    /// The rows with distilled sets of the largest size, without the baseline.
+    fn candidates<'a>(&self, section: &'a Section) -> Vec<&'a Row> {
         let distilled = |row: &&Row| {
             !row.undistilled
                 && row.images_per_class.is_some()
@@ -93,9 +109,9 @@ impl Table {
                 && !CHOSEN_REAL_IMAGES.contains(&row.method.as_str())
                 && self.baseline.as_ref() != Some(&row.method)
         };
-        let largest = section.rows.iter().filter(distilled).filter_map(|row| row.images_per_class).max();
-        let rows = || section.rows.iter().filter(distilled).filter(|row| row.images_per_class == largest);
-        rows().find(|row| row.method == SUBJECT).or_else(|| rows().next_back())
+        let rows = || section.rows.iter().filter(distilled);
+        let largest = rows().filter_map(|row| row.images_per_class).max();
+        rows().filter(|row| row.images_per_class == largest).collect()
     }
 }
 
@@ -104,27 +120,32 @@ fn robust(row: &Row) -> Option<&Cell> {
     row.cell(MEAN_ROBUST_AUTOATTACK).or_else(|| row.cell(MEAN_ROBUST))
 }
 
+/// Which attacks a mean is over, in parentheses.
+fn mean_of(section: &Section, mean: &Cell) -> String {
+    let over = section.averages.get(&mean.column).map(|over| names(over.iter().map(String::as_str)));
+    over.map(|over| format!(" (mean of {over})")).unwrap_or_default()
+}
+
 fn percent(cell: &Cell) -> String {
     let sd = cell.summary.sd.map(|sd| format!(" ± {}", fixed(sd, 1))).unwrap_or_default();
     format!("{}{sd} %", fixed(cell.summary.mean, 1))
 }
 
 /// The method next to the same number of real images and to all of them.
-fn accuracies(section: &Section, row: &Row) -> Option<Vec<String>> {
+fn accuracies(section: &Section, row: &Row, name: &str) -> Option<Vec<String>> {
     let (subject, clean) = (robust(row)?, row.cell(CLEAN)?);
     let per_class = row.images_per_class?;
-    let over = section.averages.get(&subject.column).map(|over| names(over.iter().map(String::as_str)));
-    let over = over.map(|over| format!(" (mean of {over})")).unwrap_or_default();
+    let over = mean_of(section, subject);
     let images = if per_class == 1 { "image" } else { "images" };
-    let (label, kind, attacked, clean) = (&row.label, section.kind(), percent(subject), percent(clean));
+    let (kind, attacked, clean) = (section.kind(), percent(subject), percent(clean));
     let trained = format!("networks trained on {per_class} distilled {images} per class");
     let mut sentences = vec![match section.goal {
         Goal::Untargeted => {
-            format!("{label}: {trained} are right on {attacked} of attacked {kind}{over} and on {clean} of clean ones.")
+            format!("{name}: {trained} are right on {attacked} of attacked {kind}{over} and on {clean} of clean ones.")
         }
         // An image that gets a third class has resisted.
         Goal::Targeted(_) => format!(
-            "{label}: {trained} keep {attacked} of {kind} from the class that targeted attacks aim at{over} and are right on \
+            "{name}: {trained} keep {attacked} of {kind} from the class that targeted attacks aim at{over} and are right on \
              {clean} of clean ones."
         ),
     }];
@@ -151,6 +172,14 @@ fn accuracies(section: &Section, row: &Row) -> Option<Vec<String>> {
     Some(sentences)
 }
 
+/// Why there is no mean to compare, where others have one.
+fn incomplete(section: &Section, row: &Row, name: &str) -> Option<Vec<String>> {
+    let missing = section.averages.contains_key(MEAN_ROBUST) && robust(row).is_none();
+    missing.then(|| {
+        vec![format!("{name} was not attacked with everything that others were, so it has no mean to compare.")]
+    })
+}
+
 /// All real images, and as many of them as `row` has.
 fn references<'a>(section: &'a Section, row: &'a Row) -> impl Iterator<Item = &'a Row> {
     section.rows.iter().filter(|other| {
@@ -160,7 +189,11 @@ fn references<'a>(section: &'a Section, row: &'a Row) -> impl Iterator<Item = &'
 
 /// Whether the method differs from the baseline.
 fn beside_baseline(section: &Section, row: &Row) -> Option<String> {
-    let comparison = robust(row)?.comparison.as_ref()?;
+    let fullest = robust(row)?;
+    // The baseline may lack AutoAttack.
+    let cell = [Some(fullest), row.cell(MEAN_ROBUST)].into_iter().flatten().find(|cell| cell.comparison.is_some())?;
+    let comparison = cell.comparison.as_ref()?;
+    let over = if cell.column == fullest.column { String::new() } else { mean_of(section, cell) };
     let size = row.images_per_class;
     let baseline = section.rows.iter().find(|one| one.method == comparison.baseline && one.images_per_class == size);
     let name = baseline.map_or(comparison.baseline.as_str(), |baseline| baseline.label.as_str());
@@ -190,5 +223,8 @@ fn beside_baseline(section: &Section, row: &Row) -> Option<String> {
     } else {
         String::new()
     };
-    Some(format!("Compared with {name}{on}: {points} points {side} under attack, {verdict}."))
+    Some(match comparison.difference {
+        0.0 => format!("Compared with {name}{on}: the same under attack{over}."),
+        _ => format!("Compared with {name}{on}: {points} points {side} under attack{over}, {verdict}."),
+    })
 }

@@ -38,7 +38,8 @@ pub(super) fn summary(values: &BTreeMap<Seeds, Value>) -> Option<(Summary, Cover
         (Some(_), Some(both)) => (Some(both.ci95()), Covers::SeedsAndImages),
         (seeds, _) => (seeds, Covers::Seeds),
     };
-    summary.ci95 = ci95;
+    // Where nothing varies, there is no error to compute; 0 % in every run does not mean that all other images fail, too.
+    summary.ci95 = ci95.filter(|(low, high)| low < high);
     Some((summary, covers))
 }
 

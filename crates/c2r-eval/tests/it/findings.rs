@@ -117,6 +117,59 @@ fn few_runs_of_a_reference_are_said() {
 }
 
 #[test]
+fn equal_networks_are_the_same() {
+    let text = shown(&rows(&[("class-mean", 60, 20), ("c2r", 60, 20)]));
+    assert!(text.contains("Compared with class means: the same under attack."), "{text}");
+}
+
+#[test]
+fn one_of_several_methods_is_said_to_be_one() {
+    let text = shown(&rows(&[("class-mean", 60, 20), ("mine", 60, 30), ("theirs", 60, 10)]));
+    assert!(text.contains("theirs (the last of 2 methods): networks trained on"), "{text}");
+    let text = shown(&rows(&[("class-mean", 60, 20), ("mine", 60, 30)]));
+    assert!(text.contains(". mine: networks trained on"), "{text}");
+}
+
+/// AutoAttack for C²R alone: the baseline is compared on what both have.
+#[test]
+fn a_baseline_without_autoattack_is_compared_without_it() {
+    let mut sources = rows(&[("class-mean", 60, 20), ("c2r", 60, 30)]);
+    for source in sources.iter_mut().filter(|source| source.record.subject.method == "c2r") {
+        let mut entry = source.record.attacks[1].clone();
+        entry.attack = "autoattack-standard".into();
+        entry.config = serde_json::json!({ "attack": "autoattack-standard" });
+        source.record.attacks.push(entry);
+    }
+    let text = shown(&sources);
+    assert!(text.contains("31.0 ± 1.0 % of attacked test images (mean of FGSM, PGD, AutoAttack)"), "{text}");
+    let compared = "Compared with class means: 10.0 points more under attack (mean of FGSM, PGD), p ";
+    assert!(text.contains(compared), "{text}");
+}
+
+#[test]
+fn a_method_that_lacks_an_attack_is_named() {
+    let mut sources = rows(&[("class-mean", 60, 20), ("c2r", 60, 30)]);
+    sources.iter_mut().skip(3).for_each(|source| drop(source.record.attacks.pop()));
+    let text = shown(&sources);
+    let expected = "C²R was not attacked with everything that others were, so it has no mean to compare.";
+    assert!(text.contains(expected), "{text}");
+}
+
+/// PGD leaves no image in any run: nothing varies, so nothing is known about other images.
+#[test]
+fn what_does_not_vary_has_no_interval() {
+    let mut sources = rows(&[("class-mean", 60, 20), ("c2r", 60, 30)]);
+    for source in &mut sources {
+        source.record.attacks[1].survivors = 0;
+        source.record.attacks[1].robust_accuracy = 0.0;
+    }
+    let whole = table(&outcomes(sources), "quick");
+    let row = whole.sections[0].rows.iter().find(|row| row.method == "c2r").unwrap();
+    assert_eq!(row.cell("pgd").unwrap().summary.ci95, None);
+    assert!(row.cell("fgsm").unwrap().summary.ci95.is_some());
+}
+
+#[test]
 fn references_alone_show_nothing() {
     assert_eq!(shown(&rows(&[("full", 90, 60), ("class-mean", 60, 20)])), "");
 }
