@@ -41,6 +41,18 @@ impl Table {
         }
     }
 
+    /// How many marks there are, and how many chance would make: with many tests, some marks mean nothing.
+    fn many_tests(&self) -> String {
+        let (tested, marked) = (self.n_tested, self.n_marked);
+        let plural = if tested == 1 { "" } else { "s" };
+        let verb = if marked == 1 { "is" } else { "are" };
+        let by_chance = SIGNIFICANT * tested as f64;
+        let chance = if by_chance < 1.0 { "fewer than one".to_owned() } else { format!("about {}", by_chance.round()) };
+        format!(
+            "{marked} of {tested} comparison{plural} with the baseline {verb} marked. If no method differed from it, chance would mark {chance}: the tests are not corrected for their number."
+        )
+    }
+
     pub(crate) fn legend(&self, bold: &str) -> Vec<String> {
         let kinds: BTreeSet<&str> = self.sections.iter().map(Section::kind).collect();
         let images = match kinds.len() {
@@ -92,9 +104,10 @@ impl Table {
                 "No row shares size, protocol and seeds with a row of `{baseline}`, so differences are not tested for significance."
             ),
             Some(baseline) => format!(
-                "{bold} marks numbers that are better than `{baseline}` by at least {FEWEST_IMAGES} test images, with p < {SIGNIFICANT} in a paired test over seeds and test images together; ↓ marks worse ones. The test is not corrected for the number of cells. A number without a mark did not pass this test, or has nothing to be compared with."
+                "{bold} marks numbers that are better than `{baseline}` by at least {FEWEST_IMAGES} test images, with p < {SIGNIFICANT} in a paired test over seeds and test images together; ↓ marks worse ones. A number without a mark did not pass this test, or has nothing to be compared with."
             ),
         });
+        lines.extend((self.n_tested > 0).then(|| self.many_tests()));
         let changes = self.experiment.iter().flat_map(|experiment| &experiment.changes);
         lines.extend(changes.map(|change| format!("The grid differs from the experiment's file: {change}.")));
         let missing = self.missing.len();

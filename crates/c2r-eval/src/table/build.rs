@@ -8,7 +8,7 @@ use super::{
     group::{Measured, RowKey, Rows, SectionKey, from_unknown_data, group, same},
     plan::{Plan, TableOptions},
     row::{Shared, make_row, trainings},
-    schema::{Row, Section, Table},
+    schema::{Comparison, Row, Section, Table},
     settings,
     values::{Runs, bin_edges, margins_of},
 };
@@ -46,11 +46,15 @@ impl Table {
         missing.retain(|planned| {
             !grouped.iter().any(|(key, rows)| rows.keys().any(|row| plan.is_planned(planned, key, row)))
         });
+        let tested: Vec<&Comparison> = tested(&sections).collect();
+        let (n_tested, n_marked) = (tested.len(), tested.iter().filter(|one| one.significant).count());
         Ok(Self {
             schema_version: Self::SCHEMA_VERSION,
             title: plan.title(),
             experiment: plan.info(),
             baseline: plan.baseline.map(str::to_owned),
+            n_tested,
+            n_marked,
             sections,
             missing,
             planned_rows,
@@ -204,6 +208,14 @@ fn conditional(rows: &[(String, &Row, &Runs<'_>)]) -> Option<String> {
             compared().count()
         )
     })
+}
+
+/// The comparisons of cells that are shown, where the test is one that may give a mark.
+fn tested(sections: &[Section]) -> impl Iterator<Item = &Comparison> {
+    let shown = sections.iter().flat_map(|section| section.rows.iter().map(move |row| (section, row)));
+    let cells = shown.flat_map(|(section, row)| section.columns.iter().filter_map(|column| row.cell(column)));
+    let comparisons = cells.filter_map(|cell| cell.comparison.as_ref());
+    comparisons.filter(|one| one.covers == Covers::SeedsAndImages && one.p_value.is_some())
 }
 
 /// The parameters of each attack, which are those of every run.

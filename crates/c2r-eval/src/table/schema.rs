@@ -24,6 +24,12 @@ pub struct Table {
     pub experiment: Option<ExperimentInfo>,
     /// The method that the others are compared with.
     pub baseline: Option<String>,
+    /// Number of shown cells that were tested over seeds and test images against the baseline.
+    #[serde(default)]
+    pub n_tested: usize,
+    /// Number of those that got a mark ([`Comparison::significant`]).
+    #[serde(default)]
+    pub n_marked: usize,
     /// One per dataset, protocol, architecture and threat; these are never mixed.
     pub sections: Vec<Section>,
     /// Cells of the grid with no result at all.

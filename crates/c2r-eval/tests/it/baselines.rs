@@ -93,3 +93,38 @@ fn a_network_that_guesses_has_no_better_drop_rate() {
         assert_eq!(significant(guessing), [false, false, true], "{guessing}");
     }
 }
+
+/// Shown: clean, FGSM, PGD, their mean and the drop rate. `minimum`, ratios and the like are compared, but not shown.
+#[test]
+fn marks_are_counted_beside_those_of_chance() {
+    let seeds = |method: &'static str, clean: usize, pgd: usize| {
+        (0..3).map(move |seed| source(method, "natural", seed, clean + usize::from(seed == 1), pgd, pgd))
+    };
+    let two = || seeds("class-mean", 60, 30).chain(seeds("c2r", 60, 40)).collect::<Vec<_>>();
+    let options = TableOptions { baseline: Some("class-mean"), ..TableOptions::default() };
+    let table = |sources: Vec<Source>| Table::build(&sources, &options).unwrap();
+    let counts = |table: &Table| (table.n_tested, table.n_marked);
+
+    // The outcomes of clean images are the baseline's, so nothing varies there and nothing was tested.
+    let one = table(crate::report::outcomes(two()));
+    assert_eq!(counts(&one), (4, 4), "{:?}", one.sections[0].columns);
+    let line = "4 of 4 comparisons with the baseline are marked. If no method differed from it, chance would mark fewer than one";
+    for text in [one.markdown(), one.terminal(Some(200)), one.latex(), one.html(&[])] {
+        assert!(text.contains(line), "{text}");
+    }
+    let json: serde_json::Value = serde_json::from_str(&one.json()).unwrap();
+    assert_eq!((&json["n_tested"], &json["n_marked"]), (&4.into(), &4.into()));
+
+    // Two images more than the baseline are no mark.
+    let mut many = two();
+    many.extend(["a", "b", "c", "d", "e", "f", "g", "h"].into_iter().flat_map(|method| seeds(method, 60, 32)));
+    let many = table(crate::report::outcomes(many));
+    assert_eq!(counts(&many), (36, 4));
+    assert!(many.markdown().contains("4 of 36 comparisons with the baseline are marked"), "{}", many.markdown());
+    assert!(many.markdown().contains("chance would mark about 2:"), "{}", many.markdown());
+
+    // Outcomes per image are missing: nothing can get a mark.
+    let seeds_only = table(two());
+    assert_eq!(counts(&seeds_only), (0, 0));
+    assert!(!seeds_only.markdown().contains("chance would mark"));
+}
