@@ -18,7 +18,7 @@ use c2r_train::{
     state::{Entries, State},
 };
 use rand::{Rng, seq::SliceRandom};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tch::{Device, Tensor};
 
