@@ -10,9 +10,9 @@ use c2r_models::ModelSpec;
 use c2r_train::{
     LrSchedule,
     layers::KeyError,
-    ranges::{RangeError, at_least_one, below_one, in_range, not_negative, positive},
+    ranges::{RangeError, at_least_one, below_one, in_range, not_negative, positive, radius},
 };
-use serde::{Deserialize, Deserializer, Serialize, de::Error};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::error::ConfigError;
 
@@ -62,21 +62,6 @@ pub struct ThreatConfig {
     /// Radius in pixel units, e.g. `2/255`; `0` leaves images as they are.
     #[serde(deserialize_with = "radius")]
     pub epsilon: Epsilon,
-}
-
-/// A radius as [`Epsilon`] reads it, and 0, which is none. A number needs no quotes.
-fn radius<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Epsilon, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged, expecting = "this must be a radius in pixel units, e.g. 2/255")]
-    enum Radius {
-        Text(String),
-        Number(f64),
-    }
-    let text = match Radius::deserialize(deserializer)? {
-        Radius::Text(text) => text,
-        Radius::Number(number) => number.to_string(),
-    };
-    if text == "0" { Ok(Epsilon::ZERO) } else { text.parse().map_err(D::Error::custom) }
 }
 
 fn some_radius<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Epsilon>, D::Error> {

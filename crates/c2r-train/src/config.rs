@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     SgdConfig, TrainError, layers,
-    ranges::{at_least_one, below_one, in_range, not_negative, positive},
+    ranges::{at_least_one, below_one, in_range, not_negative, positive, radius},
 };
 
 /// How a network is trained. [`Protocol`] gives every field a value with a source.
@@ -158,6 +158,7 @@ pub struct AdversarialConfig {
     /// How perturbations are measured.
     pub norm: Norm,
     /// Radius, pixel units.
+    #[serde(deserialize_with = "radius")]
     pub epsilon: Epsilon,
     /// Length of a step as a part of epsilon.
     pub rel_step_size: f64,
@@ -366,6 +367,18 @@ mod tests {
         config.adversarial.as_mut().unwrap().epsilon = Epsilon::ZERO;
         let TrainError::Config(error) = config.check().unwrap_err() else { panic!("a config is checked") };
         assert_eq!((error.key, &*error.got), ("adversarial.epsilon", "0"));
+    }
+
+    #[test]
+    fn a_radius_is_a_text_or_a_number() {
+        let toml = toml::to_string(&Protocol::PgdAt.config()).unwrap();
+        let read = |radius: &str| toml::from_str::<TrainConfig>(&toml.replace("\"2/255\"", radius));
+        for radius in ["\"1/4\"", "\"0.25\"", "0.25"] {
+            assert_eq!(read(radius).unwrap().adversarial.unwrap().epsilon.value(), 0.25, "{radius}");
+        }
+        assert_eq!(read("3").unwrap().adversarial.unwrap().epsilon.value(), 3.0);
+        let message = read("true").unwrap_err().to_string();
+        assert!(message.contains("this must be a radius in pixel units, e.g. 2/255"), "{message}");
     }
 
     #[test]

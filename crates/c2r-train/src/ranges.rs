@@ -1,5 +1,8 @@
 //! Checks of numbers in configurations.
 
+use c2r_base::Epsilon;
+use serde::{Deserialize, Deserializer, de::Error};
+
 /// A number outside its range.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{key} must be {expected}, got {got}")]
@@ -41,6 +44,24 @@ pub fn at_least_one(key: &'static str, value: u64) -> Result<(), RangeError> {
 /// A share that can be kept over and over, as of a momentum or a moving average: from 0 to below 1.
 pub fn below_one(key: &'static str, value: f64) -> Result<(), RangeError> {
     in_range((0.0..1.0).contains(&value), key, "in [0, 1)", value)
+}
+
+/// A radius as [`Epsilon`] reads it, and 0, which is none. A number needs no quotes.
+///
+/// # Errors
+/// What `deserializer` holds is neither a text nor a number, or a text that is not a radius.
+pub fn radius<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Epsilon, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "this must be a radius in pixel units, e.g. 2/255")]
+    enum Radius {
+        Text(String),
+        Number(f64),
+    }
+    let text = match Radius::deserialize(deserializer)? {
+        Radius::Text(text) => text,
+        Radius::Number(number) => number.to_string(),
+    };
+    if text == "0" { Ok(Epsilon::ZERO) } else { text.parse().map_err(D::Error::custom) }
 }
 
 #[cfg(test)]

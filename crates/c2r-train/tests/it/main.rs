@@ -1,0 +1,3 @@
+//! Training against an independent implementation.
+
+mod steps;
