@@ -132,6 +132,11 @@ pub enum EvalError {
     },
 }
 
+/// Why a report makes no record, or a record contradicts itself.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct RecordError(pub(crate) String);
+
 /// What bears one name in [`EvalError::OneName`]; how it could be told apart depends on that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
 use crate::{
-    AttackRecord, AttackScore, EvalError, Evaluation, Samples,
+    AttackRecord, AttackScore, EvalError, Evaluation, RecordError, Samples,
     record::{count, is_earlier, load, not_a_record},
 };
 
@@ -40,13 +40,11 @@ impl AttackRecord {
     /// only one.
     ///
     /// # Errors
-    /// In words, if several attacks were run on one another's survivors, or if the parts contradict each other.
-    pub fn from_report(report: &AttackReport, context: RecordContext) -> Result<Self, String> {
+    /// [`RecordError`] if several attacks were run on one another's survivors, or if the parts contradict each other.
+    pub fn from_report(report: &AttackReport, context: RecordContext) -> Result<Self, RecordError> {
         if report.mode == Mode::Suite && report.attacks.len() > 1 {
-            return Err(
-                "the attacks ran on one another's survivors, so a table cannot take their numbers: run each by itself (mode `each`)"
-                    .to_owned(),
-            );
+            let reason = "the attacks ran on one another's survivors, so a table cannot take their numbers: run each by itself (mode `each`)";
+            return Err(RecordError(reason.to_owned()));
         }
         Self::of(report, context)
     }
@@ -56,8 +54,11 @@ impl AttackRecord<Option<Subject>> {
     /// The record of an evaluation of any kind, with every detail.
     ///
     /// # Errors
-    /// In words, if the parts contradict each other.
-    pub fn from_evaluation(evaluation: Evaluation, context: RecordContext<Option<Subject>>) -> Result<Self, String> {
+    /// [`RecordError`] if the parts contradict each other.
+    pub fn from_evaluation(
+        evaluation: Evaluation,
+        context: RecordContext<Option<Subject>>,
+    ) -> Result<Self, RecordError> {
         let record = Self::of(&evaluation.report, context)?;
         Ok(Self { evaluation: Some(Box::new(evaluation)), ..record })
     }
@@ -74,11 +75,11 @@ impl AttackRecord<Option<Subject>> {
             return Self::parse(path, &text, &value);
         }
         let record = Self::from_earlier(value).map_err(|error| not_a_record(path, &error))?;
-        record.map_err(|reason| EvalError::record(path, reason))
+        record.map_err(|error| EvalError::record(path, error.to_string()))
     }
 
     /// The layout of earlier versions: the report itself with more keys.
-    fn from_earlier(value: Value) -> serde_json::Result<Result<Self, String>> {
+    fn from_earlier(value: Value) -> serde_json::Result<Result<Self, RecordError>> {
         #[derive(Deserialize)]
         struct Keys {
             subject: Option<Subject>,
@@ -110,7 +111,7 @@ impl AttackRecord<Option<Subject>> {
 }
 
 impl<S: Serialize + DeserializeOwned> AttackRecord<S> {
-    fn of(report: &AttackReport, context: RecordContext<S>) -> Result<Self, String> {
+    fn of(report: &AttackReport, context: RecordContext<S>) -> Result<Self, RecordError> {
         let n = report.n();
         let attacks = report
             .attacks
@@ -137,7 +138,7 @@ impl<S: Serialize + DeserializeOwned> AttackRecord<S> {
             })
             .collect();
         let labels: Result<Array1<usize>, _> = report.labels.iter().map(|&label| usize::try_from(label)).collect();
-        let labels = labels.map_err(|_| "a label is negative".to_owned())?;
+        let labels = labels.map_err(|_| RecordError("a label is negative".to_owned()))?;
         let (subset, positions) = context.subset.unzip();
         let record = Self {
             schema_version: <AttackRecord>::SCHEMA_VERSION,
@@ -282,7 +283,8 @@ pub(crate) mod tests {
 
     #[test]
     fn suites_are_no_cells() {
-        let message = AttackRecord::from_report(&report(Mode::Suite), context()).unwrap_err();
+        let error: &dyn std::error::Error = &AttackRecord::from_report(&report(Mode::Suite), context()).unwrap_err();
+        let message = error.to_string();
         assert!(message.contains("`each`"), "{message}");
         let mut single = report(Mode::Suite);
         single.attacks.truncate(1);

@@ -13,7 +13,7 @@ use ndarray::{Array1, ArrayView1};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::EvalError;
+use crate::{EvalError, RecordError};
 
 /// What one network does under attack: what `c2r attack --output` writes.
 ///
@@ -194,7 +194,7 @@ impl<S: Serialize + DeserializeOwned> AttackRecord<S> {
         }
         // From the text and not from the value, so that a message has line and column.
         let record: Self = serde_json::from_slice(text).map_err(|error| not_a_record(path, &error))?;
-        record.check().map_err(|reason| EvalError::record(path, reason))?;
+        record.agree().map_err(|reason| EvalError::record(path, reason))?;
         Ok(record)
     }
 
@@ -203,15 +203,19 @@ impl<S: Serialize + DeserializeOwned> AttackRecord<S> {
     /// # Errors
     /// [`EvalError::Record`] if the record contradicts itself, [`EvalError::Artifact`] if writing fails.
     pub fn write(&self, path: &Path) -> Result<(), EvalError> {
-        self.check().map_err(|reason| EvalError::record(path, reason))?;
+        self.agree().map_err(|reason| EvalError::record(path, reason))?;
         Ok(write_json(path, self)?)
     }
 
     /// Whether the parts agree with one another.
     ///
     /// # Errors
-    /// The first contradiction, in words.
-    pub fn check(&self) -> Result<(), String> {
+    /// [`RecordError`] with the first contradiction.
+    pub fn check(&self) -> Result<(), RecordError> {
+        self.agree().map_err(RecordError)
+    }
+
+    fn agree(&self) -> Result<(), String> {
         if self.n == 0 {
             return Err("n is 0: no test image was judged".into());
         }
@@ -463,7 +467,7 @@ pub(crate) mod tests {
         let check = |part: &str, spoil: fn(&mut AttackRecord)| {
             let mut record = example();
             spoil(&mut record);
-            let message = record.check().unwrap_err();
+            let message = record.check().unwrap_err().to_string();
             assert!(message.contains(part), "{message}");
         };
         check("n is 0", |r| r.n = 0);
@@ -514,7 +518,9 @@ pub(crate) mod tests {
         assert_eq!(record.check(), Ok(()));
         // Clean images are judged by their labels, whatever the goal of the attacks.
         record.samples.as_mut().unwrap().margins.as_mut().unwrap()[0] = -0.5;
-        assert!(record.check().unwrap_err().contains("samples.margins says -0.5 for image 0, which is right"));
+        assert!(
+            record.check().unwrap_err().to_string().contains("samples.margins says -0.5 for image 0, which is right")
+        );
     }
 
     #[test]

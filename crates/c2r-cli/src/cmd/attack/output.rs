@@ -210,7 +210,7 @@ pub(super) fn write_report(path: &Path, report: AttackReport, setup: &Setup, ui:
             let model_sha256 = Some(setup.model_sha256.clone());
             let context =
                 RecordContext { subject, model_sha256, test_sha256, subset, held_out, notes, precision, argv };
-            AttackRecord::from_report(&report, context).map_err(anyhow::Error::msg)?.write(path)?;
+            AttackRecord::from_report(&report, context)?.write(path)?;
         }
         subject => {
             let evaluation = Evaluation {
@@ -224,7 +224,7 @@ pub(super) fn write_report(path: &Path, report: AttackReport, setup: &Setup, ui:
             let model_sha256 = None;
             let context =
                 RecordContext { subject, model_sha256, test_sha256, subset, held_out, notes, precision, argv };
-            AttackRecord::from_evaluation(evaluation, context).map_err(anyhow::Error::msg)?.write(path)?;
+            AttackRecord::from_evaluation(evaluation, context)?.write(path)?;
         }
     }
     Ok(())
