@@ -2,10 +2,10 @@
 
 use std::{env, path::PathBuf, time::Duration};
 
-use c2r_experiment::{Experiment, Scale, SubsetOrder};
+use c2r_experiment::{Experiment, Scale, Subgrid, SubsetOrder};
 use c2r_grid::{
-    Datasets, Grid, GridPlan, MOST_BYTES, Reproduction, Shard, SlurmArray, Subgrid, Workplace, list, pack,
-    read_experiment, speeds_of, unpack,
+    Datasets, Grid, GridPlan, MOST_BYTES, Reproduction, Shard, SlurmArray, Workplace, list, pack, read_experiment,
+    speeds_of, unpack,
 };
 use c2r_run::{arguments, exit, signals, terminal};
 
@@ -176,7 +176,7 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     let grid = Grid { experiment: &experiment, scale: &scale, place: &place, datasets: &datasets };
     let (changes, at_once) = (changes(args), args.jobs.map(usize::from));
     let reproduction = Reproduction { grid, scale_name, changes, at_once };
-    selection.check(&scale).map_err(|reason| exit::usage(format!("--only: {reason}")))?;
+    scale.check_part(&selection).map_err(|reason| exit::usage(format!("--only: {reason}")))?;
     let plan = grid.plan(&selection, args.shard)?;
     if let Some(method) = args.methods.iter().find(|method| plan.without_profile.contains(*method)) {
         return Err(exit::usage(format!("method `{method}` is not implemented: its profile is not in data/profiles")));
@@ -331,9 +331,10 @@ fn say_what_is_missing(experiment: &Experiment, plan: &GridPlan) {
     }
 }
 
-/// The options that make another grid of the file's.
+/// The options that make another grid of the file's, and that say which part of it the table is asked for.
 fn changes(args: &Args) -> Vec<String> {
-    let lists = [("--seeds", joined(&args.seeds)), ("--methods", joined(&args.methods))];
+    let lists =
+        [("--seeds", joined(&args.seeds)), ("--methods", joined(&args.methods)), ("--only", joined(&args.only))];
     lists.into_iter().filter_map(|(flag, list)| Some([flag.to_owned(), list?])).flatten().collect()
 }
 

@@ -37,6 +37,10 @@ pub(crate) struct DatasetArgs {
 }
 
 impl DatasetArgs {
+    pub(crate) fn is_folder(&self) -> bool {
+        self.dataset.starts_with(FOLDER)
+    }
+
     /// What is known of the dataset without reading it.
     pub(crate) fn spec(&self) -> anyhow::Result<DatasetSpec> {
         spec(&self.dataset)

@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, path::Path};
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use crate::{ExperimentError, Part, SubsetOrder};
+use crate::{ExperimentError, Part, Subgrid, SubsetOrder, unknown};
 
 /// Name of the file next to the experiments that holds what they share: `[methods]`, and defaults of their scales.
 pub const COMMON: &str = "common.toml";
@@ -121,9 +121,12 @@ pub struct Scale {
     /// choosing settings. A file sets it if its numbers decide anything; an option of `cargo xtask reproduce` does the same.
     #[serde(default)]
     pub held_out: bool,
-    /// What [`Experiment::change_grid`] has replaced, one sentence each; empty for the grid of the file.
+    /// What [`Experiment::change_grid`] and [`Experiment::ask_for`] have changed, one sentence each; empty for the grid of the file.
     #[serde(skip)]
     pub changes: Vec<String>,
+    /// The part that [`Experiment::ask_for`] names; all of it for the grid of the file. Only its rows can be missing.
+    #[serde(skip)]
+    pub asked: Subgrid,
     /// CPU threads of each command; all cores unless given. As many commands run at once as fit.
     pub threads: Option<usize>,
     /// Whether the whole grid is run for one seed before the next seed begins. It changes the order, and nothing else.
@@ -210,6 +213,30 @@ impl Published {
 }
 
 impl Scale {
+    /// Checks that the grid has every value of `part`: one that it does not have is a mistake and not an empty selection.
+    ///
+    /// # Errors
+    /// The first value that is not there, with those that are.
+    pub fn check_part(&self, part: &Subgrid) -> Result<(), String> {
+        fn texts<T: ToString>(values: &[T]) -> Vec<String> {
+            values.iter().map(T::to_string).collect()
+        }
+        for (key, values) in part.values() {
+            let there = match key {
+                "dataset" => self.datasets.clone(),
+                "ipc" => [texts(&self.ipcs), texts(&[Subgrid::ALL_IMAGES])].concat(),
+                "method" => self.methods.clone(),
+                "seed" => texts(&self.seeds),
+                "protocol" => self.protocols.clone(),
+                _ => self.attacks.clone(),
+            };
+            if let Some(value) = values.iter().find(|value| !there.contains(value)) {
+                return Err(unknown(key, value, there));
+            }
+        }
+        Ok(())
+    }
+
     /// The radii of the attacks, pixel units.
     pub fn radii(&self) -> Vec<f64> {
         self.epsilons.iter().map(|text| radius(text).expect("checked when the file was read")).collect()
@@ -324,6 +351,22 @@ impl Experiment {
             }
             grid.changes.push(change);
             grid.methods = methods;
+        }
+        self.scales.insert(scale.to_owned(), grid);
+        Ok(())
+    }
+
+    /// Asks for `part` of the grid called `scale` and remembers it in [`Scale::changes`]; nothing changes for the whole grid.
+    ///
+    /// # Errors
+    /// [`ExperimentError::Unknown`] for a grid that is not there.
+    pub fn ask_for(&mut self, scale: &str, part: Subgrid) -> Result<(), ExperimentError> {
+        let mut grid = self.scale(scale)?.clone();
+        if part != Subgrid::default() {
+            grid.changes.push(format!(
+                "only its part `{part}` was asked for; rows outside it are shown if they have results, and are not missing"
+            ));
+            grid.asked = part;
         }
         self.scales.insert(scale.to_owned(), grid);
         Ok(())

@@ -2,7 +2,7 @@
 //!
 //! **What it is:** [`Experiment`] (`data/paper/*.toml`: methods, grids at several scales, published numbers),
 //! [`DatasetEntry`] (`data/datasets.toml`: layout, normalization, sources, hashes), both read and checked, [`results`]
-//! (which version of a stage's numbers this checkout makes), [`BuiltIn`] (which of these files a program was built with), [`Subject`] (what a trained network is, as checkpoints,
+//! (which version of a stage's numbers this checkout makes), [`BuiltIn`] (which of these files a program was built with), [`Subgrid`] (a part of a grid), [`Subject`] (what a trained network is, as checkpoints,
 //! attack reports and tables say it), and [`Subset`] (which images a result is of).
 //!
 //! **What it is not:** it runs nothing and reads no pixels. `cargo xtask reproduce` expands a grid into `c2r` commands,
@@ -17,6 +17,7 @@ mod error;
 mod experiment;
 mod part;
 pub mod results;
+mod subgrid;
 mod subject;
 mod subset;
 
@@ -25,5 +26,6 @@ pub use datasets::{DataFile, DatasetEntry, DatasetFormat, EmbeddedFile};
 pub use error::ExperimentError;
 pub use experiment::{COMMON, Experiment, Method, MethodKind, Override, Published, Scale, radius};
 pub use part::Part;
+pub use subgrid::{Subgrid, unknown};
 pub use subject::{Selection, Subject};
 pub use subset::{Subset, SubsetOrder};

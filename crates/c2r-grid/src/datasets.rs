@@ -8,14 +8,14 @@ use std::{
 };
 
 use anyhow::Context;
-use c2r_experiment::{DatasetEntry, DatasetFormat};
+use c2r_experiment::{DatasetEntry, DatasetFormat, unknown};
 use c2r_run::{
     exit::{self, OrExit},
     process, terminal,
 };
 use sha2::{Digest, Sha256};
 
-use crate::{Workplace, select::unknown};
+use crate::Workplace;
 
 /// Files that hold pixels or say what they show; anything else next to them changes nothing.
 const EXTENSIONS: [&str; 6] = ["bin", "csv", "jpeg", "jpg", "png", "txt"];

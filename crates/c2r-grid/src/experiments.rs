@@ -6,10 +6,8 @@ use std::{
 };
 
 use anyhow::Context;
-use c2r_experiment::{COMMON, Experiment};
+use c2r_experiment::{COMMON, Experiment, unknown};
 use c2r_run::exit;
-
-use crate::select::unknown;
 
 /// Where the experiment files are, from the top of the checkout.
 pub(crate) const FOLDER: &str = "data/paper";

@@ -5,9 +5,7 @@ use std::{
     process::Command,
 };
 
-use c2r_experiment::results;
-
-use crate::select::ALL_IMAGES;
+use c2r_experiment::{Subgrid, results};
 
 /// The option of every command that deletes earlier work.
 const FORCE: &str = "--force";
@@ -28,7 +26,7 @@ pub struct Cell {
 impl Cell {
     /// Its folder below that of the table: `cifar10/ipc10/c2r/seed0`.
     pub(crate) fn folder(&self) -> String {
-        let ipc = self.ipc.map_or_else(|| ALL_IMAGES.to_owned(), |ipc| format!("ipc{ipc}"));
+        let ipc = self.ipc.map_or_else(|| Subgrid::ALL_IMAGES.to_owned(), |ipc| format!("ipc{ipc}"));
         format!("{}/{ipc}/{}/seed{}", self.dataset, self.method, self.seed)
     }
 }

@@ -41,7 +41,7 @@ pub use record::Failed;
 pub use regression::regression;
 pub use reproduction::Reproduction;
 pub use run::{Failure, Summary, finished, run};
-pub use select::{Shard, Subgrid};
+pub use select::Shard;
 pub use slurm::SlurmArray;
 
 // The tests in `src` share the example of those in `tests`, which names the crate.

@@ -2,15 +2,14 @@
 
 use std::{collections::BTreeSet, mem};
 
-use c2r_experiment::Experiment;
+use c2r_experiment::{Experiment, Subgrid, unknown};
 use c2r_run::{exit, process, terminal};
 
 use crate::{
-    Datasets, Grid, GridPlan, Job, Shard, Subgrid, Workplace,
+    Datasets, Grid, GridPlan, Job, Shard, Workplace,
     estimate::{self, Times},
     experiments::{experiment_names, read_experiment},
     run::finished,
-    select::unknown,
 };
 
 /// Prints all experiments or the one that is named, at all scales or the one that is named, and of each only the part that

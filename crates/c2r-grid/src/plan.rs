@@ -2,13 +2,10 @@
 
 use std::{collections::BTreeSet, path::PathBuf};
 
-use c2r_experiment::{Experiment, Method, MethodKind, Override, Scale, SubsetOrder};
+use c2r_experiment::{Experiment, Method, MethodKind, Override, Scale, Subgrid, SubsetOrder};
 use c2r_run::exit;
 
-use crate::{
-    Cell, Datasets, Downstream, Job, Shard, Stage, Subgrid, Workplace, datasets::Dataset, identity::Identity, order,
-    select::ALL_IMAGES,
-};
+use crate::{Cell, Datasets, Downstream, Job, Shard, Stage, Workplace, datasets::Dataset, identity::Identity, order};
 
 /// One scale of an experiment, and where it runs.
 #[derive(Clone, Copy)]
@@ -41,7 +38,7 @@ impl Grid<'_> {
     /// If the selection names what the grid does not have, or nothing is left.
     pub fn plan(&self, selection: &Subgrid, shard: Shard) -> anyhow::Result<GridPlan> {
         let scale = self.scale;
-        selection.check(scale).map_err(exit::usage)?;
+        scale.check_part(selection).map_err(exit::usage)?;
         let mut plan = GridPlan::default();
         let mut cells = Vec::new();
         for dataset in scale.datasets.iter().filter(|dataset| selection.takes("dataset", dataset)) {
@@ -55,7 +52,7 @@ impl Grid<'_> {
                     MethodKind::Distill => {
                         scale.ipcs.iter().filter(|ipc| selection.takes("ipc", ipc)).map(|&ipc| Some(ipc)).collect()
                     }
-                    MethodKind::Full if selection.takes("ipc", ALL_IMAGES) => vec![None],
+                    MethodKind::Full if selection.takes("ipc", Subgrid::ALL_IMAGES) => vec![None],
                     MethodKind::Full => vec![],
                 };
                 let seeds = || scale.seeds.iter().filter(|seed| selection.takes("seed", seed));

@@ -342,6 +342,11 @@ fn a_changed_grid_is_passed_on_to_table_and_report() {
         calls.lines().filter(|line| line.starts_with("table") || line.starts_with("report")).collect();
     assert_eq!(results.len(), 2);
     assert!(results.iter().all(|line| line.contains(" --scale quick --seeds 0,7 --methods two --output")), "{calls}");
+    let (code, said) = ended(&checkout.reproduce(&["--only", "seed=0", "--only", "method=two"]).output().unwrap());
+    assert_eq!(code, Some(0), "{said}");
+    let calls = fs::read_to_string(checkout.path("calls")).unwrap();
+    let part = " --scale quick --only seed=0,method=two --output";
+    assert_eq!(calls.lines().filter(|line| line.contains(part)).count(), 2, "{calls}");
     let (code, said) = ended(&checkout.reproduce(&["--methods", "three"]).output().unwrap());
     assert!(code == Some(2) && said.contains("no method `three`; there are: one, two"), "{said}");
 }

@@ -255,8 +255,19 @@ fn estimate(args: &Args, attacks: &Attacks, device: Device, ui: &Ui) -> anyhow::
     };
     let work = Work { forward, input_gradient: backward, training: 0.0 };
     estimate::answer(&work, &speed, device, args.json, ui);
-    ui.note("at most: this counts every step for each image that is classified correctly; one that an attack breaks takes no further steps");
+    ui.note(estimate_counts(device));
     Ok(())
+}
+
+/// What an estimate counts, and so whether it is a bound.
+fn estimate_counts(device: Device) -> &'static str {
+    // A GPU waits for the CPU where batches are small: 5,000 queries of Square, one after the other, are no faster for few images.
+    if device.is_cuda() {
+        "this counts every step for each image that is classified correctly, at the speed of whole batches. It leaves out the time \
+         in which the GPU waits for the CPU: attacks of many small steps, such as AutoAttack on few images, take longer"
+    } else {
+        "at most: this counts every step for each image that is classified correctly; one that an attack breaks takes no further steps"
+    }
 }
 
 #[cfg(test)]
@@ -276,6 +287,13 @@ mod tests {
     fn parse(more: &[&str]) -> Args {
         let line = ["attack", "--model", "m.pt", "--inputs", "x", "--eps", "2/255"].iter().chain(more);
         Line::try_parse_from(line).unwrap_or_else(|error| panic!("{error}")).args
+    }
+
+    #[test]
+    fn an_estimate_is_a_bound_only_where_passes_are_what_takes_time() {
+        assert!(estimate_counts(Device::Cpu).starts_with("at most"));
+        let gpu = estimate_counts(Device::Cuda(0));
+        assert!(!gpu.contains("at most") && gpu.contains("waits for the CPU"), "{gpu}");
     }
 
     #[test]

@@ -157,7 +157,9 @@ const LOG_EVERY: u64 = 10;
 const TRAINING_LOG_EVERY: u64 = 100;
 
 pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
-    let spec = args.data.spec()?;
+    // What is known of a folder of images is computed from its images, so they are read once, here.
+    let read = args.data.is_folder().then(|| args.data.load(ui)).transpose()?;
+    let spec = read.as_ref().map_or_else(|| args.data.spec(), |dataset| Ok(dataset.spec.clone()))?;
     let (config, left_out) = resolve(&args, &spec)?;
     for section in left_out {
         let line = format!("the section [{section}] has no effect with this method and is left out");
@@ -176,7 +178,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         ui.text(toml::to_string(&config)?.trim_end());
         return Ok(());
     }
-    let dataset = args.data.load(ui)?;
+    let dataset = read.map_or_else(|| args.data.load(ui), Ok)?;
     if args.estimate {
         return estimate(&config, &dataset, device, args.json, ui);
     }

@@ -13,6 +13,7 @@ use c2r_eval::{
     Alike, EvalError, Experiment, Source, Table, TableOptions, collect,
     table::{Picture, Row},
 };
+use c2r_experiment::Subgrid;
 use image::RgbImage;
 use origin::Sets;
 
@@ -100,6 +101,10 @@ pub(crate) struct Results {
     #[arg(long, value_name = "NAME,..", value_delimiter = ',', requires = "experiment")]
     methods: Vec<String>,
 
+    /// Count as missing only rows of this part of the grid, e.g. dataset=cifar10,ipc=10,method=c2r,protocol=natural
+    #[arg(long, value_name = "KEY=VALUE,..", requires = "experiment")]
+    only: Vec<Subgrid>,
+
     /// Method to compare the others with, seed by seed [default: the experiment's]
     #[arg(long, value_name = "METHOD")]
     baseline: Option<String>,
@@ -118,11 +123,15 @@ impl Results {
             self.experiment.as_deref().map(Experiment::read).transpose().map_err(|error| coded(error.into()))?;
         let by_name = experiment.as_ref().and_then(|experiment| scale_by_name(&self.roots, experiment));
         let scale = self.scale.clone().or(by_name.map(str::to_owned));
-        if !(self.seeds.is_empty() && self.methods.is_empty()) {
+        if !(self.seeds.is_empty() && self.methods.is_empty() && self.only.is_empty()) {
             let Some((experiment, scale)) = experiment.as_mut().zip(scale.as_deref()) else {
-                return exit::fail(exit::USAGE, "--seeds and --methods change a grid: name the grid with --scale");
+                return exit::fail(exit::USAGE, "--seeds, --methods and --only are about a grid: name it with --scale");
             };
+            let only = Subgrid::merge(self.only.clone());
             experiment.change_grid(scale, &self.seeds, &self.methods).map_err(|error| coded(error.into()))?;
+            let grid = experiment.scale(scale).map_err(|error| coded(error.into()))?;
+            grid.check_part(&only).map_err(|reason| exit::usage(format!("--only: {reason}")))?;
+            experiment.ask_for(scale, only).map_err(|error| coded(error.into()))?;
         }
         let mut sources = collect(&self.roots).map_err(coded)?;
         Sets::default().check(&mut sources);

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     EvalError,
-    columns::{CLEAN, MEAN_ROBUST, MEAN_ROBUST_AUTOATTACK, averages, is_sanity, names},
+    columns::{CLEAN, MEAN_ROBUST, MEAN_ROBUST_AUTOATTACK, averages, is_sanity, names, size},
 };
 
 /// Attacks that the field lists in this order; others follow by name.
@@ -126,7 +126,7 @@ impl<'a> Plan<'a> {
         known.map_or_else(|| method.to_owned(), |known| known.label.clone())
     }
 
-    /// The grid's rows.
+    /// The rows of the grid, or of the part that was asked for.
     pub(super) fn rows(&self) -> Vec<PlannedRow> {
         let mut rows = Vec::new();
         let Some(scale) = self.scale else { return rows };
@@ -147,6 +147,13 @@ impl<'a> Plan<'a> {
                 }
             }
         }
+        rows.retain(|row: &PlannedRow| {
+            let asked = |key, value: &str| scale.asked.takes(key, value);
+            asked("dataset", &row.dataset)
+                && asked("protocol", &row.protocol)
+                && asked("method", &row.method)
+                && asked("ipc", &size(row.images_per_class))
+        });
         rows
     }
 
@@ -164,7 +171,7 @@ impl<'a> Plan<'a> {
             && planned.images_per_class == row.images_per_class
     }
 
-    /// Number of runs planned for a row.
+    /// Number of runs planned for a row. All seeds of the grid count, whichever were asked for: a mean over fewer shows it.
     pub(super) fn runs(&self, section: &SectionKey, row: &RowKey) -> Option<usize> {
         let planned = self.rows().iter().any(|planned| self.is_planned(planned, section, row));
         self.scale.filter(|_| planned).map(|scale| scale.seeds.len())

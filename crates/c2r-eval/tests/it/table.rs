@@ -289,6 +289,41 @@ fn a_changed_grid_is_counted_by_what_was_asked_for() {
     assert!(!usual.markdown().contains("differs from the experiment's file") && !usual.json().contains("changes"));
 }
 
+/// The grid has ten rows under two protocols; the sources have four of them.
+#[test]
+fn what_was_not_asked_for_is_not_missing() {
+    let of = |part: &str| {
+        let mut experiment = experiment();
+        experiment.ask_for("quick", part.parse().unwrap()).unwrap();
+        let options = TableOptions { experiment: Some(&experiment), scale: Some("quick"), baseline: None };
+        Table::build(&sources(), &options).unwrap()
+    };
+    let counts = |table: &Table| {
+        (
+            table.planned_rows,
+            table.missing.len(),
+            table.sections.iter().map(|section| section.rows.len()).sum::<usize>(),
+        )
+    };
+    assert_eq!(counts(&of("")), (10, 6, 4));
+    assert!(!of("").markdown().contains("differs from the experiment's file"));
+    // What is there of the rest is shown.
+    assert_eq!(counts(&of("ipc=50")), (4, 4, 4));
+    assert_eq!(counts(&of("ipc=10,protocol=natural")), (2, 0, 4));
+    assert_eq!(counts(&of("ipc=all,protocol=natural")), (1, 0, 4));
+    assert_eq!(counts(&of("method=c2r,attack=pgd")), (4, 2, 4));
+    assert_eq!(counts(&of("dataset=digits")), (0, 0, 4));
+    let part = of("ipc=10,seed=0,seed=1");
+    assert_eq!(counts(&part), (4, 1, 4));
+    let row = |section: usize, row: usize| part.sections[section].rows[row].planned_runs;
+    // Fewer seeds than the grid has are shown as such.
+    assert_eq!([row(0, 0), row(0, 1), row(1, 0)], [None, Some(3), Some(3)]);
+    for text in [part.markdown(), part.latex(), part.html(&[])] {
+        assert!(text.contains("only its part") && text.contains("ipc=10,seed=0,seed=1"), "{text}");
+        assert!(text.contains("1 of 4 rows of the grid"), "{text}");
+    }
+}
+
 #[test]
 fn every_number_has_its_files_seeds_and_configurations() {
     let table = table(&sources(), "quick");

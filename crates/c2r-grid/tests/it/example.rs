@@ -1,7 +1,7 @@
 //! A small grid in a temporary checkout, for the tests in this folder and in `src`.
 
-use c2r_experiment::Experiment;
-use c2r_grid::{Datasets, Grid, GridPlan, Job, Shard, Subgrid, Workplace};
+use c2r_experiment::{Experiment, Subgrid};
+use c2r_grid::{Datasets, Grid, GridPlan, Job, Shard, Workplace};
 
 /// Two distilled methods, one without a profile and the reference, on two datasets.
 const EXPERIMENT: &str = r#"

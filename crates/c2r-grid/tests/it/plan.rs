@@ -2,8 +2,9 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
+use c2r_experiment::Subgrid;
 use c2r_experiment::{Scale, SubsetOrder};
-use c2r_grid::{Datasets, Grid, Job, Shard, Subgrid, Workplace, experiment_names, read_experiment};
+use c2r_grid::{Datasets, Grid, Job, Shard, Workplace, experiment_names, read_experiment};
 use c2r_run::{exit, process::shell_line};
 
 use super::example::{Example, datasets};
