@@ -156,7 +156,8 @@ fn evaluate(py: Python<'_>, request: Request) -> PyResult<Answer> {
         precision: precision(device),
         argv: vec!["c2r.attack".to_owned()],
     };
-    let record = AttackRecord::from_evaluation(evaluation, context).map_err(|error| PyRuntimeError::new_err(error.to_string()))?;
+    let record = AttackRecord::from_evaluation(evaluation, context)
+        .map_err(|error| PyRuntimeError::new_err(error.to_string()))?;
     let named = |(config, set): (&AttackConfig, &Tensor)| {
         Ok((config.name().to_owned(), PyTensor(set.shallow_clone()).into_pyobject(py)?.unbind()))
     };
