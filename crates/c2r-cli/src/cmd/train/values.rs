@@ -12,7 +12,7 @@ pub(super) fn protocols() -> impl TypedValueParser<Value = Protocol> {
         (Protocol::Natural, "natural", "no attacks"),
         (Protocol::PgdAt, "pgd-at", "adversarial training with PGD"),
         (Protocol::Trades, "trades", "TRADES (arXiv:1901.08573)"),
-        (Protocol::DdRobustbench, "dd-robustbench", "natural training exactly as in DD-RobustBench's code"),
+        (Protocol::DdRobustbench, "dd-robustbench", "natural training with DD-RobustBench's epochs, rates and batches"),
     ])
 }
 
