@@ -331,7 +331,7 @@ fn say_what_is_missing(experiment: &Experiment, plan: &GridPlan) {
     }
 }
 
-/// The options that make another grid of the file's, and that say which part of it the table is asked for.
+/// The options that change the grid of the file, and the one that names the part that the table is about.
 fn changes(args: &Args) -> Vec<String> {
     let lists =
         [("--seeds", joined(&args.seeds)), ("--methods", joined(&args.methods)), ("--only", joined(&args.only))];

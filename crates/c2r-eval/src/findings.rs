@@ -172,7 +172,7 @@ fn accuracies(section: &Section, row: &Row, name: &str) -> Option<Vec<String>> {
     Some(sentences)
 }
 
-/// Why there is no mean to compare, where others have one.
+/// What is said of a method that has no mean because it lacks an attack that other rows have.
 fn incomplete(section: &Section, row: &Row, name: &str) -> Option<Vec<String>> {
     let missing = section.averages.contains_key(MEAN_ROBUST) && robust(row).is_none();
     missing.then(|| {
@@ -223,8 +223,8 @@ fn beside_baseline(section: &Section, row: &Row) -> Option<String> {
     } else {
         String::new()
     };
-    Some(match comparison.difference {
-        0.0 => format!("Compared with {name}{on}: the same under attack{over}."),
-        _ => format!("Compared with {name}{on}: {points} points {side} under attack{over}, {verdict}."),
-    })
+    if comparison.difference == 0.0 {
+        return Some(format!("Compared with {name}{on}: the same under attack{over}."));
+    }
+    Some(format!("Compared with {name}{on}: {points} points {side} under attack{over}, {verdict}."))
 }

@@ -356,7 +356,8 @@ impl Experiment {
         Ok(())
     }
 
-    /// Asks for `part` of the grid called `scale` and remembers it in [`Scale::changes`]; nothing changes for the whole grid.
+    /// Makes `part` the only part of the grid called `scale` whose rows can be missing, and adds this to [`Scale::changes`]. A `part`
+    /// without keys changes nothing.
     ///
     /// # Errors
     /// [`ExperimentError::Unknown`] for a grid that is not there.

@@ -54,7 +54,7 @@ impl fmt::Display for Subgrid {
     }
 }
 
-/// ``there is no scale `x`; there are: a, b``.
+/// The message about a name that does not exist: ``there is no scale `x`; there are: a, b``.
 pub fn unknown<T: ToString>(what: &str, name: &str, there: impl IntoIterator<Item = T>) -> String {
     let there: Vec<String> = there.into_iter().map(|item| item.to_string()).collect();
     format!("there is no {what} `{name}`; there are: {}", there.join(", "))

@@ -261,7 +261,8 @@ fn estimate(args: &Args, attacks: &Attacks, device: Device, ui: &Ui) -> anyhow::
 
 /// What an estimate counts, and so whether it is a bound.
 fn estimate_counts(device: Device) -> &'static str {
-    // A GPU waits for the CPU where batches are small: 5,000 queries of Square, one after the other, are no faster for few images.
+    // Where batches are small, a GPU waits for the CPU: Square makes its 5,000 queries one after the other, and few images take as
+    // long as many.
     if device.is_cuda() {
         "this counts every step for each image that is classified correctly, at the speed of whole batches. It leaves out the time \
          in which the GPU waits for the CPU: attacks of many small steps, such as AutoAttack on few images, take longer"

@@ -38,7 +38,7 @@ pub(super) fn summary(values: &BTreeMap<Seeds, Value>) -> Option<(Summary, Cover
         (Some(_), Some(both)) => (Some(both.ci95()), Covers::SeedsAndImages),
         (seeds, _) => (seeds, Covers::Seeds),
     };
-    // Where nothing varies, there is no error to compute; 0 % in every run does not mean that all other images fail, too.
+    // If no outcome varies, no error can be computed: 0 % in every run does not mean that other images would give 0 %.
     summary.ci95 = ci95.filter(|(low, high)| low < high);
     Some((summary, covers))
 }

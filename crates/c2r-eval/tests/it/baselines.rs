@@ -115,7 +115,7 @@ fn marks_are_counted_beside_those_of_chance() {
     let json: serde_json::Value = serde_json::from_str(&one.json()).unwrap();
     assert_eq!((&json["n_tested"], &json["n_marked"]), (&4.into(), &4.into()));
 
-    // Two images more than the baseline are no mark.
+    // A lead of two images is too small for a mark.
     let mut many = two();
     many.extend(["a", "b", "c", "d", "e", "f", "g", "h"].into_iter().flat_map(|method| seeds(method, 60, 32)));
     let many = table(crate::report::outcomes(many));

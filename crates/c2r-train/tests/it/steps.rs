@@ -190,7 +190,7 @@ fn the_draws_are_those_of_the_reference() {
         };
         file.write(&golden("draws.safetensors")).unwrap();
     }
-    let hint = "differs (C2R_ACCEPT=1 writes it anew; then run make_steps.py)";
+    let hint = "differs (C2R_ACCEPT=1 writes it again; then run make_steps.py)";
     assert!(read_json::<Value>(&golden("draws.json")).unwrap() == lists, "draws.json {hint}");
     let stored = TensorFile::read(&golden("draws.safetensors")).unwrap().tensors;
     for (name, drawn) in &tensors {
