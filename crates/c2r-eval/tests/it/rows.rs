@@ -330,6 +330,36 @@ fn published_numbers_do_not_judge_another_architecture() {
 }
 
 #[test]
+fn published_numbers_do_not_judge_held_out_images() {
+    let mut sources = sources();
+    sources.iter_mut().for_each(|source| source.record.held_out = true);
+    let table = table(&sources, "paper");
+    assert_eq!(table.outside_tolerance().count(), 0);
+    let cell = table.sections[0].rows[2].cell("pgd").unwrap();
+    let published = cell.published.as_ref().unwrap();
+    assert!(published.outside_tolerance.is_none() && published.caveat.contains("held-out"), "{published:?}");
+    close(published.difference, 26.0 - 29.12);
+}
+
+#[test]
+fn a_row_that_shares_no_seeds_with_the_baseline_is_not_compared() {
+    let mut sources = sources();
+    for source in sources.iter_mut().filter(|source| source.record.subject.method == "c2r") {
+        source.record.subject.distill_seed = source.record.subject.distill_seed.map(|seed| seed + 10);
+    }
+    let table =
+        Table::build(&sources, &TableOptions { baseline: Some("class-mean"), ..TableOptions::default() }).unwrap();
+    let row = |method: &str| table.sections[0].rows.iter().find(|row| row.method == method).unwrap();
+    let c2r = row("c2r");
+    assert!(c2r.cells.iter().all(|cell| cell.comparison.is_none()));
+    let note = "shares no pair of seeds (distillation and training) with `class-mean`, so it is not compared";
+    assert_eq!(c2r.notes.iter().filter(|held| *held == note).count(), 1, "{:?}", c2r.notes);
+    for other in ["full", "class-mean"] {
+        assert!(!row(other).notes.iter().any(|held| held == note), "{other}: {:?}", row(other).notes);
+    }
+}
+
+#[test]
 fn runs_of_one_set_are_one_unit() {
     // c2r: distilled set 0 trained with seeds 0 and 1, set 1 with seed 2; the baseline likewise.
     let mut sources = sources();
