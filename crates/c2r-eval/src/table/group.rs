@@ -207,6 +207,7 @@ fn add<'a>(run: &mut Measured<'a>, source: &'a Source, entries: &[&'a AttackScor
         }
         one_network(first, source)?;
         same("the clean accuracies of the same run", first, source, |s| s.record.clean_accuracy.to_string())?;
+        same_clean_outcomes(first, source)?;
         if entries.is_empty() || run.attacks.is_empty() {
             return Err(twice(CLEAN, first, source));
         }
@@ -218,6 +219,19 @@ fn add<'a>(run: &mut Measured<'a>, source: &'a Source, entries: &[&'a AttackScor
     }
     run.files.push(source);
     Ok(())
+}
+
+/// An error if two files of one run, whose clean accuracies agree, disagree about an image without an attack. Where one of them has
+/// no outcomes, the accuracies must do.
+fn same_clean_outcomes(a: &Source, b: &Source) -> Result<(), EvalError> {
+    let (Some(left), Some(right)) = (&a.record.samples, &b.record.samples) else { return Ok(()) };
+    let Some(image) = left.clean.iter().zip(&right.clean).position(|(left, right)| left != right) else {
+        return Ok(());
+    };
+    same("outcomes of the same run without an attack", a, b, |source| {
+        let right = source.record.samples.as_ref().is_some_and(|samples| samples.clean[image]);
+        format!("image {image} is classified {}", if right { "correctly" } else { "wrongly" })
+    })
 }
 
 /// In what two files of one run show that they are of different networks that c2r did not train.

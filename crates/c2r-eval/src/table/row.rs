@@ -238,7 +238,24 @@ fn cells(shared: &Shared<'_>, key: &RowKey) -> Vec<Cell> {
             column,
         })
     };
-    values_of(runs, attacks).into_iter().filter_map(cell).collect()
+    let mut cells: Vec<Cell> = values_of(runs, attacks).into_iter().filter_map(cell).collect();
+    unmark_ratios_of_less_robust_networks(&mut cells, attacks);
+    cells
+}
+
+/// A share of the clean accuracy is no better where the accuracies under attack that it is made of are worse: it improves when the
+/// clean accuracy falls more.
+fn unmark_ratios_of_less_robust_networks(cells: &mut [Cell], attacks: &[String]) {
+    let is = |better: bool, cell: &Cell| {
+        cell.comparison.as_ref().is_some_and(|comparison| comparison.significant && comparison.better == better)
+    };
+    let worse: Vec<String> = cells.iter().filter(|cell| is(false, cell)).map(|cell| cell.column.clone()).collect();
+    for cell in cells.iter_mut().filter(|cell| is_share_of_clean(&cell.column) && is(true, cell)) {
+        let less_robust = parts(attacks, &cell.column).into_iter().any(|attack| worse.iter().any(|one| one == attack));
+        if let Some(comparison) = &mut cell.comparison {
+            comparison.significant = !less_robust;
+        }
+    }
 }
 
 /// What the attacks of one run say about each other, over all its files: the names of flags by attack.

@@ -261,7 +261,8 @@ pub struct Comparison {
     #[serde(default)]
     pub images: Option<f64>,
     /// Whether the p-value covers seeds and test images and is below [`crate::stats::SIGNIFICANT`], and the difference is
-    /// worth [`crate::stats::FEWEST_IMAGES`] test images or more.
+    /// worth [`crate::stats::FEWEST_IMAGES`] test images or more. A drop rate or ratio is not marked as better where an accuracy that
+    /// it is made of is marked as worse, nor at all where a network only guesses.
     pub significant: bool,
     /// Whether the difference is in the good direction.
     pub better: bool,

@@ -71,7 +71,7 @@ fn a_network_that_guesses_has_no_better_drop_rate() {
         let mut sources = crate::report::outcomes(
             (0..3)
                 .flat_map(|seed| {
-                    let ours = source("c2r", "natural", seed, 10, 10, 10);
+                    let ours = source("c2r", "natural", seed, 20, 20, 20);
                     let mut both = [ours, source("class-mean", "natural", seed, 60, 20, 20)];
                     for one in both.iter_mut().filter(|one| one.record.subject.method == guessing) {
                         let note = "doubtful: the clean accuracy is no better than guessing among 10 classes; check it";
@@ -92,6 +92,26 @@ fn a_network_that_guesses_has_no_better_drop_rate() {
     for guessing in ["c2r", "class-mean"] {
         assert_eq!(significant(guessing), [false, false, true], "{guessing}");
     }
+}
+
+/// All accuracies fall, the clean one most: 80 and 40 give a drop rate of 50 %, 42 and 30 one of 29 %.
+#[test]
+fn a_less_robust_network_has_no_better_drop_rate() {
+    let marks = |fgsm: usize, pgd: usize| {
+        let of =
+            |seed| [source("class-mean", "natural", seed, 80, 40, 40), source("c2r", "natural", seed, 42, fgsm, pgd)];
+        let table = table(&crate::report::outcomes((0..3).flat_map(of).collect()), "quick");
+        let row = table.sections[0].rows.iter().find(|row| row.method == "c2r").unwrap().clone();
+        ["pgd", "drop-rate", "drop-rate-fgsm", "i-rr"].map(|column| {
+            let comparison = row.cell(column).unwrap().comparison.as_ref().unwrap();
+            (comparison.significant, comparison.better)
+        })
+    };
+    let (better, worse, unmarked) = ((true, true), (true, false), (false, true));
+    assert_eq!(marks(30, 30), [worse, unmarked, unmarked, unmarked]);
+    // One attack each: a ratio is over both.
+    assert_eq!(marks(40, 30), [worse, unmarked, better, unmarked]);
+    assert_eq!(marks(40, 40)[1..], [better; 3]);
 }
 
 /// Shown: clean, FGSM, PGD, their mean and the drop rate. `minimum`, ratios and the like are compared, but not shown.

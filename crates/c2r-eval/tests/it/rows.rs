@@ -279,6 +279,24 @@ fn attacks_of_one_run_may_lie_in_several_files() {
     }
 }
 
+/// As many images are right without an attack, but not the same ones.
+#[test]
+fn files_of_one_run_agree_about_every_clean_image() {
+    let mut sources = with_images();
+    let mut second = sources[7].clone();
+    second.path = "other/attack.json".into();
+    sources[7].record.attacks.truncate(1);
+    second.record.attacks.remove(0);
+    sources.push(second.clone());
+    Table::build(&sources, &TableOptions::default()).unwrap();
+    let clean = &mut second.record.samples.as_mut().unwrap().clean;
+    (clean[3], clean[90]) = (false, true);
+    *sources.last_mut().unwrap() = second;
+    let message = Table::build(&sources, &TableOptions::default()).unwrap_err().to_string();
+    let differ = "(image 3 is classified correctly and image 3 is classified wrongly)";
+    assert!(message.contains(differ) && message.contains("other/attack.json"), "{message}");
+}
+
 #[test]
 fn a_missing_attack_leaves_no_mean() {
     let mut sources = sources();
