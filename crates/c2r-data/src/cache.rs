@@ -8,10 +8,10 @@ use std::{
     io::{self, BufReader, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     sync::Arc,
-    time::UNIX_EPOCH,
+    time::{Duration, UNIX_EPOCH},
 };
 
-use c2r_files::{AtomicFile, FileError};
+use c2r_files::{AtomicFile, FileError, remove_abandoned_parts};
 use rayon::prelude::*;
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
@@ -29,6 +29,8 @@ const FOLDER: &str = ".c2r-cache";
 const SCHEMA_VERSION: &str = "1";
 /// Images that are decoded before they are written: 50 MB at 128x128.
 const CHUNK: usize = 1024;
+/// A file that a killed process left is removed when nothing has been written to it for so long.
+const ABANDONED: Duration = Duration::from_secs(24 * 3600);
 /// Stands where a hash will be.
 const NO_HASH: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
@@ -196,6 +198,8 @@ impl Cache {
         listings: [&Listing; 2],
         on_event: &mut dyn FnMut(LoadEvent),
     ) -> Result<(), WriteError> {
+        // One that cannot be removed, such as another user's, does no harm.
+        let _ = remove_abandoned_parts(self.path.parent().unwrap_or(Path::new(".")), ABANDONED);
         let mut file = AtomicFile::create(&self.path)?;
         let n_images = listings.map(|listing| listing.paths.len());
         file.write_all(&self.header(n_images, [NO_HASH, NO_HASH]))?;

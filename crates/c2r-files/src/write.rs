@@ -2,6 +2,7 @@ use std::{
     fs,
     io::{self, Seek, Write},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use crate::{FileError, open::refuse_pipes, unfinished::Unfinished};
@@ -116,14 +117,25 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
 /// # Errors
 /// [`FileError::Io`].
 pub fn remove_parts(folder: &Path) -> Result<(), FileError> {
-    let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
-    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+    parts(folder).try_for_each(|path| remove_if_present(&path))
+}
+
+/// [`remove_parts`] where another process may be writing: only files that have not changed for `time`.
+///
+/// # Errors
+/// [`FileError::Io`].
+pub fn remove_abandoned_parts(folder: &Path, time: Duration) -> Result<(), FileError> {
+    let age = |path: &Path| path.symlink_metadata().ok()?.modified().ok()?.elapsed().ok();
+    parts(folder).filter(|path| age(path).is_some_and(|age| age >= time)).try_for_each(|path| remove_if_present(&path))
+}
+
+/// The temporary files in a folder; none if there is no such folder.
+fn parts(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten();
+    entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with(PART_PREFIX) && name.ends_with(PART_SUFFIX) {
-            remove_if_present(&path)?;
-        }
-    }
-    Ok(())
+        name.starts_with(PART_PREFIX) && name.ends_with(PART_SUFFIX)
+    })
 }
 
 /// Deletes a file that may be missing.
@@ -153,7 +165,10 @@ mod tests {
     use crate::read;
 
     fn names(folder: &Path) -> Vec<String> {
-        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+        let of = |entry: io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+        let mut names: Vec<String> = fs::read_dir(folder).unwrap().map(of).collect();
+        names.sort();
+        names
     }
 
     #[test]
@@ -203,8 +218,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         write_atomically(&folder.path().join("file"), b"").unwrap();
         fs::write(folder.path().join(".c2r-x1y2.part"), b"half").unwrap();
+        let part = folder.path().join(".c2r-z3.part");
+        let hour = Duration::from_secs(3600);
+        fs::File::create(&part).unwrap().set_modified(std::time::SystemTime::now() - 2 * hour).unwrap();
+        remove_abandoned_parts(folder.path(), hour).unwrap();
+        assert_eq!(names(folder.path()), [".c2r-x1y2.part", "file"]);
         remove_parts(folder.path()).unwrap();
         assert_eq!(names(folder.path()), ["file"]);
+        remove_abandoned_parts(&folder.path().join("missing"), hour).unwrap();
         remove_parts(&folder.path().join("missing")).unwrap();
         remove_if_present(&folder.path().join("missing")).unwrap();
         let error = remove_if_present(folder.path()).unwrap_err();

@@ -84,6 +84,18 @@ fn images_are_decoded_once() {
 
 /// One file per subset and size; neither disturbs the other.
 #[test]
+fn what_killed_commands_left_is_removed_a_day_later() {
+    let data = subset();
+    let folder = data.path().join(".c2r-cache");
+    fs::create_dir(&folder).unwrap();
+    let [old, new] = ["old", "new"].map(|name| folder.join(format!(".c2r-{name}.part")));
+    fs::write(&new, b"of a command that still runs").unwrap();
+    File::create(&old).unwrap().set_modified(SystemTime::now() - Duration::from_secs(25 * 3600)).unwrap();
+    load(data.path()).0.unwrap();
+    assert!(new.exists() && !old.exists());
+}
+
+#[test]
 fn each_size_has_its_own_file() {
     let data = subset();
     load(data.path()).0.unwrap();
