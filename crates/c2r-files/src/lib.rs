@@ -34,5 +34,6 @@ pub use text::{path_to_text, text_to_path};
 pub use unfinished::each_unfinished;
 pub use utf8::read_text;
 pub use write::{
-    AtomicFile, create_folder, follow_links, remove_abandoned_parts, remove_if_present, remove_parts, write_atomically,
+    AtomicFile, create_folder, follow_links, remove_abandoned_parts, remove_if_present, remove_parts, remove_parts_of,
+    write_atomically,
 };

@@ -7,9 +7,11 @@ use std::{
 
 use crate::{FileError, open::refuse_pipes, unfinished::Unfinished};
 
-/// How temporary files are named.
+/// How temporary files are named: the prefix, the beginning of the file's name, a hyphen, random letters and digits, the suffix.
 const PART_PREFIX: &str = ".c2r-";
 const PART_SUFFIX: &str = ".part";
+/// Characters of a file's name in that of its temporary file: at most 200 bytes, so that both names fit where the first does.
+const KEPT_OF_NAME: usize = 50;
 
 /// As many links as Linux follows.
 const MOST_LINKS: usize = 40;
@@ -34,10 +36,11 @@ impl AtomicFile {
     pub fn create(path: &Path) -> Result<Self, FileError> {
         refuse_pipes(path)?;
         let target = follow_links(path);
-        let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = folder_of(&target);
         create_folder(folder)?;
         let mut builder = tempfile::Builder::new();
-        builder.prefix(PART_PREFIX).suffix(PART_SUFFIX);
+        let prefix = part_prefix(&target);
+        builder.prefix(&prefix).suffix(PART_SUFFIX);
         // By default only the owner may read a temporary file; the kernel applies the umask to these permissions.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
@@ -117,25 +120,53 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
 /// # Errors
 /// [`FileError::Io`].
 pub fn remove_parts(folder: &Path) -> Result<(), FileError> {
-    parts(folder).try_for_each(|path| remove_if_present(&path))
+    parts(folder).try_for_each(|(path, _)| remove_if_present(&path))
 }
 
-/// [`remove_parts`] where another process may be writing: only files that have not changed for `time`.
+/// [`remove_parts`] of one file, `path`, which no other process may be writing; others may be writing other files in its folder.
+///
+/// # Errors
+/// [`FileError::Io`].
+pub fn remove_parts_of(path: &Path) -> Result<(), FileError> {
+    let target = follow_links(path);
+    let prefix = part_prefix(&target);
+    // Names with the same beginning have a hyphen there.
+    let is_random = |rest: &str| rest.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    let is_of =
+        |name: &str| name.strip_prefix(&prefix).and_then(|rest| rest.strip_suffix(PART_SUFFIX)).is_some_and(is_random);
+    parts(folder_of(&target)).filter(|(_, name)| is_of(name)).try_for_each(|(part, _)| remove_if_present(&part))
+}
+
+/// [`remove_parts`] where another process may be writing: only files that have not changed for `time`, by the clock of the file
+/// system, which may be another machine's.
 ///
 /// # Errors
 /// [`FileError::Io`].
 pub fn remove_abandoned_parts(folder: &Path, time: Duration) -> Result<(), FileError> {
-    let age = |path: &Path| path.symlink_metadata().ok()?.modified().ok()?.elapsed().ok();
-    parts(folder).filter(|path| age(path).is_some_and(|age| age >= time)).try_for_each(|path| remove_if_present(&path))
+    let Some(now) = tempfile::tempfile_in(folder).and_then(|probe| probe.metadata()?.modified()).ok() else {
+        return Ok(());
+    };
+    let age = |path: &Path| now.duration_since(path.symlink_metadata().ok()?.modified().ok()?).ok();
+    let old = parts(folder).filter(|(path, _)| age(path).is_some_and(|age| age >= time));
+    old.into_iter().try_for_each(|(path, _)| remove_if_present(&path))
 }
 
-/// The temporary files in a folder; none if there is no such folder.
-fn parts(folder: &Path) -> impl Iterator<Item = PathBuf> {
-    let entries = fs::read_dir(folder).into_iter().flatten();
-    entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.starts_with(PART_PREFIX) && name.ends_with(PART_SUFFIX)
-    })
+/// The temporary files in a folder, with their names; none if there is no such folder.
+fn parts(folder: &Path) -> impl Iterator<Item = (PathBuf, String)> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|entry| (entry.path(), entry.file_name().to_string_lossy().into_owned()))
+        .filter(|(_, name)| name.starts_with(PART_PREFIX) && name.ends_with(PART_SUFFIX))
+}
+
+/// How the names of the temporary files of `target` begin.
+fn part_prefix(target: &Path) -> String {
+    let name: String = target.file_name().unwrap_or_default().to_string_lossy().chars().take(KEPT_OF_NAME).collect();
+    format!("{PART_PREFIX}{name}-")
+}
+
+fn folder_of(file: &Path) -> &Path {
+    file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Deletes a file that may be missing.
@@ -217,18 +248,42 @@ mod tests {
     fn what_a_kill_left_is_removed() {
         let folder = tempfile::tempdir().unwrap();
         write_atomically(&folder.path().join("file"), b"").unwrap();
-        fs::write(folder.path().join(".c2r-x1y2.part"), b"half").unwrap();
-        let part = folder.path().join(".c2r-z3.part");
+        fs::write(folder.path().join(".c2r-file-x1y2z3.part"), b"half").unwrap();
+        let part = folder.path().join(".c2r-other-x1y2z3.part");
         let hour = Duration::from_secs(3600);
         fs::File::create(&part).unwrap().set_modified(std::time::SystemTime::now() - 2 * hour).unwrap();
         remove_abandoned_parts(folder.path(), hour).unwrap();
-        assert_eq!(names(folder.path()), [".c2r-x1y2.part", "file"]);
+        assert_eq!(names(folder.path()), [".c2r-file-x1y2z3.part", "file"]);
         remove_parts(folder.path()).unwrap();
         assert_eq!(names(folder.path()), ["file"]);
         remove_abandoned_parts(&folder.path().join("missing"), hour).unwrap();
+        remove_parts_of(&folder.path().join("missing/file")).unwrap();
         remove_parts(&folder.path().join("missing")).unwrap();
         remove_if_present(&folder.path().join("missing")).unwrap();
         let error = remove_if_present(folder.path()).unwrap_err();
         assert!(matches!(&error, FileError::Io { action: "delete", path, .. } if path == folder.path()), "{error}");
+    }
+
+    #[test]
+    fn temporary_files_of_others_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        std::os::unix::fs::symlink("set", at("link")).unwrap();
+        let long = "n".repeat(255);
+        for (open, removed) in [("set", "set"), ("set", "link"), (long.as_str(), long.as_str())] {
+            let file = AtomicFile::create(&at(open)).unwrap();
+            for other in ["se", "set-", "set-two", "run.json"] {
+                remove_parts_of(&at(other)).unwrap();
+            }
+            assert_eq!(parts(folder.path()).count(), 1, "{open}");
+            remove_parts_of(&at(removed)).unwrap();
+            assert_eq!(parts(folder.path()).count(), 0, "{removed}");
+            assert!(file.finish().is_err());
+        }
+        // One that begins alike.
+        let other = AtomicFile::create(&at("set-two")).unwrap();
+        remove_parts_of(&at("set")).unwrap();
+        other.finish().unwrap();
+        assert!(at("set-two").exists());
     }
 }

@@ -9,7 +9,7 @@ use anyhow::Context;
 use c2r_experiment::{BuiltIn, DatasetEntry};
 use c2r_run::{exit, process};
 
-use crate::{Job, Stage, Workplace};
+use crate::{Job, Stage, Workplace, identity};
 
 /// An error that names what differs, if `c2r` was built with other files than those that these jobs are named after.
 ///
@@ -87,6 +87,5 @@ fn used(jobs: &[Job], root: &Path) -> anyhow::Result<BTreeSet<String>> {
 
 /// The profile that a profile starts from. The first one is a file that `c2r` reads, and those behind it are its own.
 fn base(profile: &Path) -> Option<String> {
-    let table: toml::Table = c2r_files::read_text(profile).ok()?.parse().ok()?;
-    Some(format!("data/profiles/{}.toml", table.get("base")?.as_str()?))
+    identity::base(&c2r_files::read_text(profile).ok()?.parse().ok()?)
 }

@@ -1,6 +1,6 @@
 //! The name of a job: a hash over everything that decides its result.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path};
 
 use anyhow::Context;
 use c2r_run::exit;
@@ -34,18 +34,21 @@ impl Identity {
         Ok(self.part("dataset", entry.as_bytes()).part("data", dataset.contents().as_bytes()))
     }
 
-    /// It reads a profile or a protocol, and those next to it that this one starts from (`base = "NAME"`). Comments and layout
+    /// It reads a profile or a protocol, and the profiles of the checkout `root` that this one starts from. Comments and layout
     /// decide nothing.
-    pub(crate) fn settings(self, path: &Path) -> anyhow::Result<Self> {
-        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let table: toml::Table = text.parse().map_err(|error| exit::usage(format!("{}: {error}", path.display())))?;
-        let identity = self.part("profile", serde_json::to_string(&table)?.as_bytes());
-        let base =
-            table.get("base").and_then(toml::Value::as_str).map(|name| path.with_file_name(format!("{name}.toml")));
-        match base.filter(|base| base.is_file() && base != path) {
-            Some(base) => identity.settings(&base),
-            None => Ok(identity),
+    pub(crate) fn settings(mut self, path: &Path, root: &Path) -> anyhow::Result<Self> {
+        let (mut next, mut read) = (Some(path.to_owned()), BTreeSet::new());
+        // A base that does not exist, and a profile that builds on itself, are errors of `c2r`.
+        while let Some(path) =
+            next.filter(|path| read.is_empty() || path.is_file()).filter(|path| read.insert(path.clone()))
+        {
+            let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            let table: toml::Table =
+                text.parse().map_err(|error| exit::usage(format!("{}: {error}", path.display())))?;
+            self = self.part("profile", serde_json::to_string(&table)?.as_bytes());
+            next = base(&table).map(|base| root.join(base));
         }
+        Ok(self)
     }
 
     /// Its arguments. Where a profile is part of it, the path to it is not.
@@ -74,6 +77,11 @@ impl Identity {
         }
         self
     }
+}
+
+/// The profile that a profile starts from (`base = "NAME"`), wherever that one lies: its path in the checkout.
+pub(crate) fn base(profile: &toml::Table) -> Option<String> {
+    Some(format!("data/profiles/{}.toml", profile.get("base")?.as_str()?))
 }
 
 #[cfg(test)]

@@ -200,7 +200,7 @@ impl<'a> Chain<'a> {
             None => identity.data(self.dataset)?,
         };
         if let Some(file) = &settings {
-            identity = identity.settings(file)?;
+            identity = identity.settings(file, &place.root)?;
         }
         let id = identity.words(&what).finish();
         let folder = place.job(&id);

@@ -5,7 +5,7 @@ use std::{
     time::Instant,
 };
 
-use c2r_files::{FileError, path_to_text, read_json, remove_parts, sha256_of_file, write_json};
+use c2r_files::{FileError, path_to_text, read_json, remove_parts_of, sha256_of_file, write_json};
 use serde_json::Value;
 
 use crate::{
@@ -208,10 +208,11 @@ impl Run {
             Err(error) if !force && is_refused(&error) => return Self::finished(place, plan).ok_or(error.into()),
             Err(error) => return Err(error.into()),
         };
-        if place.is_folder {
-            // Ours alone while the lock is held: what a kill in the middle of a write has left.
-            remove_parts(&place.path)?;
-        }
+        // Ours alone while the lock is held: what a kill in the middle of a write has left. Reports and tables may be written to
+        // the folder meanwhile.
+        let inside = plan.writes.iter().map(|name| place.path.join(name));
+        let outside = plan.outputs.iter().map(|(_, path)| path.clone());
+        inside.chain(outside).chain([place.record.clone()]).try_for_each(|file| remove_parts_of(&file))?;
         let Plan { stage, config, results, environment, outputs, main, writes: _ } = plan;
         let mut record = Record::new(stage, config, results, environment);
         record.outputs = outputs.iter().filter_map(|(_, path)| place.name_of(path)).collect();
@@ -425,6 +426,19 @@ mod tests {
         std::fs::write(run.record(), "{}").unwrap();
         drop(run);
         assert!(matches!(open(&other), Err(RunError::Unreadable { .. })));
+    }
+
+    #[test]
+    fn what_a_kill_left_of_its_own_files_is_removed_and_what_others_write_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let parts = [".c2r-set-aaaaaa.part", ".c2r-run.json-bbbbbb.part", ".c2r-attack.json-cccccc.part"];
+        parts.iter().for_each(|name| std::fs::write(at(name), b"half").unwrap());
+        Run::open(Place::folder(folder.path()), plan(&json!({}), &[]), false, || Ok(())).unwrap();
+        assert_eq!(parts.map(|name| at(name).exists()), [false, false, true]);
+        let report = at("attack.json");
+        Run::open(Place::beside(&report), plan(&json!({}), &[&report]), false, || Ok(())).unwrap();
+        assert!(!at(parts[2]).exists());
     }
 
     #[test]

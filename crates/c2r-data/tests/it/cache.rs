@@ -82,7 +82,6 @@ fn images_are_decoded_once() {
     assert_eq!(names.len(), 1, "no temporary file is left");
 }
 
-/// One file per subset and size; neither disturbs the other.
 #[test]
 fn what_killed_commands_left_is_removed_a_day_later() {
     let data = subset();
@@ -95,6 +94,7 @@ fn what_killed_commands_left_is_removed_a_day_later() {
     assert!(new.exists() && !old.exists());
 }
 
+/// One file per subset and size; neither disturbs the other.
 #[test]
 fn each_size_has_its_own_file() {
     let data = subset();

@@ -2,8 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use c2r_experiment::Subgrid;
-use c2r_experiment::{Scale, SubsetOrder};
+use c2r_experiment::{Experiment, Scale, Subgrid, SubsetOrder};
 use c2r_grid::{Datasets, Grid, Job, Shard, Workplace, experiment_names, read_experiment};
 use c2r_run::{exit, process::shell_line};
 
@@ -236,6 +235,28 @@ fn an_id_changes_with_all_that_decides_the_result_and_so_do_those_behind_it() {
     let data = example.folder.path().join("cifar/cifar-10-batches-bin/data_batch_1.bin");
     std::fs::write(data, "other pixels").unwrap();
     assert!(before.iter().zip(&ids(&example)).all(|(a, b)| a != b), "other data");
+}
+
+/// As `c2r` looks for it: among its own profiles, wherever the profile that builds on it lies.
+#[test]
+fn the_base_of_a_profile_elsewhere_counts() {
+    let mut example = Example::new();
+    let root = example.folder.path().to_owned();
+    let write = |name: &str, text: &str| c2r_files::write_atomically(&root.join(name), text.as_bytes()).unwrap();
+    let file = root.join("data/paper/example.toml");
+    let experiment = fs::read_to_string(&file).unwrap().replace("data/profiles/faithful.toml", "my/own.toml");
+    write("data/paper/example.toml", &experiment);
+    example.experiment = Experiment::read(&file).unwrap();
+    write("my/own.toml", "base = \"base\"\neta = 0.4");
+    let id = || example.jobs("dataset=cifar10,method=c2r").swap_remove(0).id;
+    let [first, second, round] = ["ipc = 1", "ipc = 2", "base = \"base\"\nipc = 2"].map(|base| {
+        write("data/profiles/base.toml", base);
+        id()
+    });
+    assert!(first != second && second != round, "another base, and one that goes round");
+    // What lies beside the profile is not its base.
+    write("my/base.toml", "ipc = 3");
+    assert_eq!(id(), round);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use anyhow::Context;
 use c2r_attacks::{AdversarialImages, AttackConfig, AttackReport};
 use c2r_base::artifact::TensorFile;
 use c2r_experiment::results;
-use c2r_files::remove_if_present;
+use c2r_files::{remove_if_present, remove_parts_of};
 use c2r_run::{Place, Plan, Run, RunError, Status, exit};
 use serde_json::Value;
 
@@ -66,6 +66,7 @@ impl Journal {
             };
             exit::coded(code, run_dir::with_advice(error, advice))
         })?;
+        remove_parts_of(&part)?;
         if status == Status::Finished {
             // A kill right after the last write of the record leaves it there.
             remove_if_present(&part)?;
