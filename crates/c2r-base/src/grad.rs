@@ -33,6 +33,11 @@ pub fn message_of(error: &TchError) -> String {
     text.split("Exception raised from").next().unwrap_or(&text).trim().to_owned()
 }
 
+/// Whether an error of libtorch says that memory ran out, on the CPU or on a GPU. It then says nothing about the model.
+pub fn is_out_of_memory(message: &str) -> bool {
+    ["out of memory", "can't allocate memory", "bad_alloc", "ALLOC_FAILED"].iter().any(|said| message.contains(said))
+}
+
 /// Gradient of the sum of per-sample losses with respect to the images only.
 ///
 /// * `images`: f32 `[N, C, H, W]`; not changed, whether or not it tracks gradients.

@@ -11,7 +11,7 @@ use std::{
 
 use c2r_base::{
     Classifier, ClassifierError,
-    grad::{GradientError, try_gradient},
+    grad::{GradientError, is_out_of_memory, message_of, try_gradient},
 };
 use tch::{CModule, Device, Kind, TchError, Tensor};
 
@@ -188,6 +188,9 @@ impl TorchScript {
         let failed = returned.iter().filter_map(|logits| logits.as_ref().err()).next();
         if let Some(error) = failed {
             let message = diagnosis::message(error);
+            if is_out_of_memory(&message_of(error)) {
+                return Err(ModelError::TorchScript { path: self.path.clone(), reason: message });
+            }
             if returned.iter().all(Result::is_err) {
                 let hint = diagnosis::hint(&self.module, &batches[0], &message, self.device);
                 let reason = hint.map_or(message.clone(), |hint| format!("{message}: {hint}"));
@@ -227,7 +230,12 @@ impl TorchScript {
             return wrong(format!("it returns {n_classes} value for each image: {}", diagnosis::ONE_OUTPUT));
         }
         let sum = tch::with_grad(|| returned[0].sum(Kind::Float));
-        let no_gradient = try_gradient(&sum, &batches[0], false).err();
+        let no_gradient = match try_gradient(&sum, &batches[0], false) {
+            Err(GradientError::Failed(reason)) if is_out_of_memory(&reason) => {
+                return Err(ModelError::TorchScript { path: self.path.clone(), reason });
+            }
+            other => other.err(),
+        };
         self.specialize(shape);
         Ok(Probed { n_classes, no_gradient })
     }
@@ -346,6 +354,13 @@ mod tests {
                 "{name}: {error}"
             );
         }
+    }
+
+    #[test]
+    fn too_little_memory_is_no_verdict_on_a_model() {
+        let error = of_files("memory.pt").unwrap().probe(SHAPE).unwrap_err();
+        let ModelError::TorchScript { reason, .. } = &error else { panic!("{error:?}") };
+        assert!(reason.contains("out of memory") && !reason.contains("torch.jit"), "{reason}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use c2r_base::{Seed, ThreatModel, loss};
+use c2r_base::{Seed, ThreatModel, grad::is_out_of_memory, loss};
 use serde::Deserialize;
 use tch::Tensor;
 
@@ -89,15 +89,17 @@ fn flags_of_gradient(
     labels: &Tensor,
     logits: &Tensor,
 ) -> Vec<Flag> {
+    let not_checked = |reason| Flag::CheckFailed { check: "zero-gradient".to_owned(), reason };
     let gradient = match oracle.tracked(images, rows) {
         Ok((x, own)) => {
             let losses = tch::with_grad(|| loss::ce(&own, labels));
             oracle.backward(&losses, &x, rows, false)
         }
-        Err(error) => return vec![Flag::CheckFailed { check: "zero-gradient".to_owned(), reason: error.reason() }],
+        Err(error) => return vec![not_checked(error.reason())],
     };
     let gradient = match gradient {
         Ok(gradient) => gradient,
+        Err(error) if is_out_of_memory(&error.reason()) => return vec![not_checked(error.reason())],
         // Attacks that need none do not care, and the others will fail with this.
         Err(error) => return vec![Flag::NoGradient { reason: error.reason() }],
     };

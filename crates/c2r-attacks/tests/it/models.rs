@@ -325,6 +325,36 @@ impl Classifier for OwnBackward {
     }
 }
 
+/// A model without a gradient: memory ran out, or its backward pass is broken.
+struct NoBackward<'a>(&'a Tanh, &'static str);
+
+impl Classifier for NoBackward<'_> {
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+        Ok(self.0.logits(images))
+    }
+
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+
+    fn gradient(&self, _: &Tensor, _: &Tensor, _: bool) -> Result<Tensor, GradientError> {
+        Err(GradientError::Failed(self.1.to_owned()))
+    }
+}
+
+#[test]
+fn too_little_memory_is_no_verdict_on_a_model() {
+    let (model, data) = toy();
+    let flag = |reason| {
+        let noise = [config("noise", &[]).build().unwrap()];
+        let model = NoBackward(&model, reason);
+        // The check of bounded outputs follows the gradient, too, and comes first.
+        run(&model, &data, &noise, &threat(Norm::Linf, 0.01), &EvaluateOptions::default()).flags.last().unwrap().name()
+    };
+    assert_eq!(flag("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."), "check-failed");
+    assert_eq!(flag("derivative for aten::sign is not implemented"), "no-gradient");
+}
+
 /// An image that FGSM would break becomes darker instead.
 #[test]
 fn a_model_may_have_a_backward_pass_of_its_own() {
