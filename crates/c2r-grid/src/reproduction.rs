@@ -1,10 +1,10 @@
 //! A grid from its jobs to its table and page.
 
-use std::{collections::BTreeSet, path::PathBuf, thread};
+use std::{collections::BTreeSet, path::PathBuf, thread, time::Duration};
 
 use anyhow::Context;
 use c2r_experiment::SubsetOrder;
-use c2r_run::{exit, process, signals, terminal};
+use c2r_run::{Lock, exit, process, signals, terminal};
 
 use crate::{
     Grid, GridPlan, Job, SlurmArray, built_in, estimate,
@@ -15,6 +15,8 @@ use crate::{
 
 /// The page next to the tables.
 const PAGE: &str = "report.html";
+/// How often a process that waits for another one's table looks again.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// A grid that is to be run.
 pub struct Reproduction<'a> {
@@ -86,6 +88,7 @@ impl Reproduction<'_> {
     /// If the table's folder cannot be made, or `c2r table` or `c2r report` fails.
     pub fn table(&self) -> anyhow::Result<Option<bool>> {
         let Grid { scale, place, datasets, .. } = self.grid;
+        let _lock = self.lock_table()?;
         let jobs = self.grid.whole()?.jobs;
         let absent = datasets.missing(&scale.datasets);
         if table_folder::update(&self.table_folder(), &jobs, &finished(&jobs), &absent)? == 0 {
@@ -109,6 +112,26 @@ impl Reproduction<'_> {
         }
         terminal::note(format!("report: {}", report.last().map_or(PAGE, String::as_str)));
         Ok(Some(outside))
+    }
+
+    /// Waits until no other process makes this table: a table holds what was finished when its process looked, and would replace a
+    /// later one's. `None` where nothing can be written, and so replaced.
+    fn lock_table(&self) -> anyhow::Result<Option<Lock>> {
+        let path = self.grid.place.results.join(format!(".{}.lock", self.name()));
+        let mut is_said = false;
+        loop {
+            match Lock::acquire_where_possible(&path) {
+                Ok(Some(lock)) => return Ok(Some(lock)),
+                Err(_) => return Ok(None),
+                Ok(None) => {}
+            }
+            if !is_said {
+                terminal::note("another process is making this table; waiting for it");
+                is_said = true;
+            }
+            process::check_interrupt()?;
+            thread::sleep(LOOK_AGAIN);
+        }
     }
 
     /// Prints a shell script that does what [`Reproduction::run`] and, if asked for, [`Reproduction::table`] would, and

@@ -2,10 +2,12 @@
 
 use std::{fs, path::Path, thread};
 
-use c2r_grid::{Failed, Failure, Job, MOST_BYTES, Packed, Summary, Taken, finished, pack, run, unpack};
-use c2r_run::exit;
+use c2r_grid::{
+    Failed, Failure, Grid, Job, MOST_BYTES, Packed, Reproduction, Summary, Taken, finished, pack, run, unpack,
+};
+use c2r_run::{Lock, exit};
 
-use super::example::Example;
+use super::example::{Example, datasets};
 
 /// Counts its calls, fails for seed 1's distillation with code 3, and otherwise writes the files that its arguments name.
 const C2R: &str = r#"#!/bin/sh
@@ -217,6 +219,26 @@ fn two_at_once_share_the_work() {
     assert_eq!((one.n_done(), two.n_done()), (28, 28));
     assert_eq!(one.n_finished + two.n_finished, 28, "each job ran once");
     assert_eq!(n_calls(&example), 28);
+}
+
+/// A table has what finished while its process waited for another one's.
+#[test]
+fn one_process_at_a_time_makes_a_table() {
+    let example = Example::new();
+    example.program(C2R);
+    let jobs = example.jobs("dataset=digits,ipc=10,seed=0,method=c2r");
+    let datasets = datasets(&example.place);
+    let (experiment, place) = (&example.experiment, &example.place);
+    let grid = Grid { experiment, scale: experiment.scale("quick").unwrap(), place, datasets: &datasets };
+    let reproduction = Reproduction { grid, scale_name: "quick", changes: vec![], at_once: None };
+    let lock = Lock::acquire(&place.results.join(".example-quick.lock")).unwrap().unwrap();
+    thread::scope(|scope| {
+        let table = scope.spawn(|| reproduction.table().unwrap());
+        run(&jobs, &finished(&jobs), 2, place).unwrap();
+        assert!(!table.is_finished());
+        drop(lock);
+        assert_eq!(table.join().unwrap(), Some(false));
+    });
 }
 
 #[test]
