@@ -16,7 +16,8 @@ pub const TRAIN: u32 = 1;
 /// `c2r attack`.
 pub const ATTACK: u32 = 3;
 
-/// `c2r attack` with the attack `name`. If one attack alone changes, its version is raised here, and the results of the others stay.
+/// `c2r attack` with the attack `name`. If one attack alone changes, its version is raised here together with those of the suites that
+/// contain it, and the results of the others stay.
 pub fn attack(name: &str) -> u32 {
     match name {
         "deepfool" => ATTACK + 1,

@@ -273,8 +273,9 @@ fn estimate_counts(device: Device) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use c2r_attacks::{ATTACKS, SUITES};
+    use c2r_attacks::{ATTACKS, AttackConfig, SUITES};
     use c2r_base::{Epsilon, TargetRule};
+    use c2r_experiment::results;
     use clap::{CommandFactory, Parser};
 
     use super::{choice::configs, *};
@@ -288,6 +289,17 @@ mod tests {
     fn parse(more: &[&str]) -> Args {
         let line = ["attack", "--model", "m.pt", "--inputs", "x", "--eps", "2/255"].iter().chain(more);
         Line::try_parse_from(line).unwrap_or_else(|error| panic!("{error}")).args
+    }
+
+    /// Where a member changes alone, so do the results of the suite.
+    #[test]
+    fn a_suite_has_the_results_version_of_its_members() {
+        for name in SUITES {
+            let AttackConfig::Suite(suite) = name.parse().unwrap() else { panic!("{name} is no suite") };
+            for member in &suite.attacks {
+                assert_eq!(results::attack(member.name()), results::attack(name), "{name}: {}", member.name());
+            }
+        }
     }
 
     #[test]
