@@ -32,18 +32,29 @@ fn nvrtc_compiles_the_kernels() {
     let nvrtc = nvrtc.trim();
     let features = [(32, 32), (16, 16), (8, 8), (64, 64), (128, 128), (4, 6)].map(|(height, width)| [0, height, width]);
     for size in features.into_iter().chain([[3, 32, 32], [1, 8, 8], [1, 28, 28]]) {
-        let ptx = c2r_kernels::cuda_ptx(nvrtc, size, "compute_80").unwrap();
+        let ptx = c2r_kernels::cuda_ptx(nvrtc, size, 80).unwrap();
         let name = if size[0] == 0 { "norm_relu_pool" } else { "first_block" };
         for kernel in ["forward", "backward"] {
             assert!(ptx.contains(&format!(".entry {name}_{kernel}(")), "{ptx}");
         }
         // What does not fit into registers would be slow memory. Registers are allocated for a real architecture only.
-        let log = c2r_kernels::cuda::compiler_log(nvrtc, size, "sm_90").unwrap();
+        let log = c2r_kernels::cuda::compiler_log(nvrtc, size, 90).unwrap();
         let kept = log.matches("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads").count();
         assert_eq!(kept, 2, "{size:?} spills: {log}");
     }
-    let error = c2r_kernels::cuda_ptx(nvrtc, [0, 32, 32], "compute_none").unwrap_err().to_string();
-    assert!(error.contains("architecture"), "{error}");
+    let error = c2r_kernels::cuda_ptx(nvrtc, [-1, 8, 8], 80).unwrap_err().to_string();
+    assert!(error.contains("NVRTC_ERROR_COMPILATION") && error.contains("blocks.cu("), "{error}");
+
+    // A GPU between two architectures that NVRTC knows, one newer than all of them, and one that is too old.
+    let target = |capability: i32| {
+        let ptx = c2r_kernels::cuda_ptx(nvrtc, [0, 8, 8], capability).unwrap();
+        let (_, from) = ptx.split_once(".target sm_").unwrap();
+        from.lines().next().unwrap().trim().parse::<i32>().unwrap()
+    };
+    assert_eq!([80, 82, 90, 92].map(target), [80, 80, 90, 90]);
+    assert!((100..999).contains(&target(999)), "{}", target(999));
+    let error = c2r_kernels::cuda_ptx(nvrtc, [0, 8, 8], 21).unwrap_err().to_string();
+    assert!(error.contains("compute capability 2.1"), "{error}");
 }
 
 /// Every size of the usual networks: rounding, some 1e-6, moves no value across zero where it would change a gradient, and almost
@@ -59,9 +70,23 @@ fn rounding_does_not_fail_the_comparison_before_first_use() {
     }
 }
 
+/// Turing has 64 KiB, Ampere and later at least 99.
+#[test]
+fn too_little_shared_memory_is_a_reason() {
+    const KIB: i32 = 1024;
+    let error = c2r_kernels::cuda::fits_shared_memory([3, 32, 32], 64 * KIB).unwrap_err().to_string();
+    assert!(error.contains("64 KiB") && error.ends_with("need 93"), "{error}");
+    for size in [[3, 32, 32], [1, 32, 32], [1, 28, 28], [1, 8, 8]] {
+        c2r_kernels::cuda::fits_shared_memory(size, 99 * KIB).unwrap();
+    }
+    for size in [[1, 8, 8], [0, 32, 32], [0, 128, 128]] {
+        c2r_kernels::cuda::fits_shared_memory(size, 64 * KIB).unwrap();
+    }
+}
+
 #[test]
 fn without_nvrtc_there_is_a_reason() {
-    let error = c2r_kernels::cuda_ptx("/no/libnvrtc.so", [0, 32, 32], "compute_80").unwrap_err().to_string();
+    let error = c2r_kernels::cuda_ptx("/no/libnvrtc.so", [0, 32, 32], 80).unwrap_err().to_string();
     assert!(error.contains("/no/libnvrtc.so"), "{error}");
     assert!(c2r_kernels::cuda_state().is_empty(), "no GPU was asked");
 }
