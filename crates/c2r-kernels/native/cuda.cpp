@@ -185,11 +185,11 @@ int parts_of(int64_t n, int filters) {
   return static_cast<int>(std::clamp<int64_t>(BLOCKS / n, 1, (filters + 15) / 16));
 }
 
-void run_first_forward(const Kernels& kernels, const First& inputs, double eps, at::Tensor& moments, at::Tensor& out) {
+void run_first_forward(const Kernels& kernels, const First& inputs, double eps, int parts, at::Tensor& moments, at::Tensor& out) {
   const void *x = in(inputs.x), *w = in(inputs.weight), *norm = in(inputs.norm_weight), *bias = in(inputs.norm_bias);
   void *m = out_of(moments), *to = out_of(out);
   float epsilon = static_cast<float>(eps);
-  int filters = static_cast<int>(inputs.weight.size(0)), parts = parts_of(inputs.x.size(0), filters);
+  int filters = static_cast<int>(inputs.weight.size(0));
   void* arguments[] = {&x, &w, &norm, &bias, &epsilon, &filters, &parts, &m, &to};
   launch(kernels.forward, inputs.x, inputs.x.size(0) * parts, arguments);
 }
@@ -265,7 +265,7 @@ void compare(const Kernels& kernels, const Size& size, const at::TensorOptions& 
     x_gradient = at::empty_like(x);
     kernel_gradients = at::empty({n, channels, size.channels, 3, 3}, options);
     const First inputs = {x, theirs.kernel, weight, bias};
-    run_first_forward(kernels, inputs, 1e-5, moments, out);
+    run_first_forward(kernels, inputs, 1e-5, parts_of(n, static_cast<int>(channels)), moments, out);
     run_first_backward(kernels, inputs, moments, gradient, x_gradient, kernel_gradients, sums);
   } else {
     const at::Tensor turned = x.contiguous(at::MemoryFormat::ChannelsLast);
@@ -277,7 +277,13 @@ void compare(const Kernels& kernels, const Size& size, const at::TensorOptions& 
   same(x_gradient, theirs.gradients[0], "gradient of the input");
   same(sums.select(0, 0).sum(0), theirs.gradients[1], "gradient of the weight");
   same(sums.select(0, 1).sum(0), theirs.gradients[2], "gradient of the bias");
-  if (first) same(kernel_gradients.sum(0), theirs.gradients[3], "gradient of the convolution");
+  if (!first) return;
+  same(kernel_gradients.sum(0), theirs.gradients[3], "gradient of the convolution");
+  // Each block of threads had one group of filters. Where images are many, it has all of them in turn.
+  at::Tensor out_in_turn = at::full_like(out, NAN), moments_in_turn = at::full_like(moments, NAN);
+  run_first_forward(kernels, {x, theirs.kernel, weight, bias}, 1e-5, 1, moments_in_turn, out_in_turn);
+  TORCH_CHECK(at::equal(out, out_in_turn) && at::equal(moments, moments_in_turn),
+              "its output differs where a block of threads goes over all filters");
 }
 
 // Whether blocks.cu has kernels of this size.
@@ -351,7 +357,8 @@ void norm_backward(const at::Tensor& x, const at::Tensor& weight, const at::Tens
 
 void first_forward(const First& inputs, double eps, at::Tensor& moments, at::Tensor& out) {
   const c10::DeviceGuard device(inputs.x.device());
-  run_first_forward(kernels_for(inputs.x, images(inputs.x)), inputs, eps, moments, out);
+  const int parts = parts_of(inputs.x.size(0), static_cast<int>(inputs.weight.size(0)));
+  run_first_forward(kernels_for(inputs.x, images(inputs.x)), inputs, eps, parts, moments, out);
 }
 
 void first_backward(const First& inputs, const at::Tensor& moments, const at::Tensor& gradient, at::Tensor& x_gradient,

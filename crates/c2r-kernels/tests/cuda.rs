@@ -16,7 +16,7 @@ type In = *const f32;
 type Out = *mut f32;
 type Forward = unsafe extern "C" fn(i32, In, In, In, f32, i32, Out, Out);
 type Backward = unsafe extern "C" fn(i32, In, In, In, In, In, i32, Out, Out, Out);
-type FirstForward = unsafe extern "C" fn(i32, In, In, In, In, f32, i32, Out, Out);
+type FirstForward = unsafe extern "C" fn(i32, In, In, In, In, f32, i32, i32, Out, Out);
 type FirstBackward = unsafe extern "C" fn(i32, In, In, In, In, In, In, i32, Out, Out, Out, Out);
 
 #[test]
@@ -154,13 +154,13 @@ fn emulated_norms_give_the_plain_results() {
     }
 }
 
-/// Images of every kind; filters that do not fill a group.
+/// Images of every kind; three groups of filters, the last not full, on as many blocks of threads or fewer.
 #[test]
 #[expect(unsafe_code, reason = "calls of the emulated kernels with the pointers of tensors that live through them")]
 fn emulated_first_blocks_give_the_plain_results() {
     let folder = tempfile::tempdir().unwrap();
     for (channels, height, width) in [(3, 32, 32), (1, 8, 8), (1, 28, 28), (3, 12, 20)] {
-        let (n, filters) = (2, 19);
+        let (n, filters) = (2, 37);
         let x = noise(&[n, channels, height, width], 0.754_877_666).set_requires_grad(true);
         let weight = noise(&[filters, channels, 3, 3], 0.324_717_96).set_requires_grad(true);
         let zero = Tensor::zeros([filters], (Kind::Float, x.device()));
@@ -172,9 +172,10 @@ fn emulated_first_blocks_give_the_plain_results() {
         let gradients = Tensor::run_backward(&[loss], &[&x, &weight, &norm_weight, &norm_bias], false, false);
 
         let library = emulated(folder.path(), [channels, height, width], height / 2);
-        let (out, gradient) = (last(&expected).zeros_like(), last(&gradient));
-        let moments = Tensor::zeros([n, filters, 2], (Kind::Float, x.device()));
-        let run = |of_x: Out, of_weight: Out, sums: &Tensor| {
+        let gradient = last(&gradient);
+        let run = |parts: i32, of_x: Out, of_weight: Out, sums: &Tensor| {
+            let out = last(&expected).zeros_like();
+            let moments = Tensor::zeros([n, filters, 2], (Kind::Float, x.device()));
             let given =
                 [&x, &weight, &norm_weight, &norm_bias, &moments, &gradient].map(|tensor| at(tensor).cast_const());
             let [x, weight, norm_weight, norm_bias, at_moments, gradient] = given;
@@ -182,7 +183,7 @@ fn emulated_first_blocks_give_the_plain_results() {
             // SAFETY: as above; null pointers are gradients that are not wanted.
             unsafe {
                 let forward: Symbol<'_, FirstForward> = library.get(b"emulate_forward").unwrap();
-                forward(n, x, weight, norm_weight, norm_bias, 1e-5, filters, at(&moments), at(&out));
+                forward(n, x, weight, norm_weight, norm_bias, 1e-5, filters, parts, at(&moments), at(&out));
                 let backward: Symbol<'_, FirstBackward> = library.get(b"emulate_backward").unwrap();
                 let (of_norm, of_bias) = (at(&sums.get(0)), at(&sums.get(1)));
                 backward(
@@ -200,29 +201,25 @@ fn emulated_first_blocks_give_the_plain_results() {
                     of_bias,
                 );
             }
+            out
         };
         let x_gradient = x.detach().zeros_like();
         let weight_gradients = Tensor::zeros([n, filters, channels, 3, 3], (Kind::Float, x.device()));
         let sums = Tensor::zeros([2, n, filters], (Kind::Float, x.device()));
-        run(at(&x_gradient), at(&weight_gradients), &sums);
+        let out = run(1, at(&x_gradient), at(&weight_gradients), &sums);
         let total = |each: &Tensor| each.sum_dim_intlist([0i64].as_slice(), false, Kind::Float);
         let what = format!("{channels}x{height}x{width}");
-        let found = [
-            out.shallow_clone(),
-            x_gradient.copy(),
-            total(&weight_gradients),
-            total(&sums.get(0)),
-            total(&sums.get(1)),
-        ];
+        let found = [out.copy(), x_gradient.copy(), total(&weight_gradients), total(&sums.get(0)), total(&sums.get(1))];
         let plain = [&expected, &gradients[0], &gradients[1], &gradients[2], &gradients[3]];
         let plain =
             plain.into_iter().enumerate().map(|(i, tensor)| if i == 0 { last(tensor) } else { tensor.detach() });
         same(&what, &found.into_iter().zip(plain).collect::<Vec<_>>());
         // Only one of the two, as in an attack and in training.
         let (alone_x, alone_weight) = (x_gradient.zeros_like(), weight_gradients.zeros_like());
-        run(at(&alone_x), std::ptr::null_mut(), &sums);
-        run(std::ptr::null_mut(), at(&alone_weight), &sums);
+        let shared = run(2, at(&alone_x), std::ptr::null_mut(), &sums);
+        let apart = run(3, std::ptr::null_mut(), at(&alone_weight), &sums);
         assert_eq!((alone_x, alone_weight), (x_gradient, weight_gradients), "{what}");
+        assert_eq!((&shared, &apart), (&out, &out), "{what}");
     }
 }
 
