@@ -1,8 +1,12 @@
-//! c2r's own CUDA kernels that cannot be used: libtorch's operators run in their place, with the same results up to rounding, but slower.
+//! c2r's own CUDA kernels: which of them a run used, and notes on those that cannot be used.
 
-use c2r_kernels::cuda::unusable;
+use c2r_kernels::{cuda::unusable, cuda_state};
 use c2r_run::terminal::Ui;
 use serde_json::Value;
+
+/// What it means that a kernel cannot be used.
+pub(crate) const COST: &str = "which is slower; without the kernel for images, the first block convolves in TF32 instead of \
+                               fp32, unless --precision fp32 is given";
 
 /// The notes on them that this run has printed.
 #[derive(Default)]
@@ -16,7 +20,7 @@ impl KernelNotes {
 
     fn add(&mut self, unusable: Vec<String>, ui: &Ui) {
         for kernel in unusable {
-            let note = format!("a CUDA kernel of c2r could not be used, which is slower: {kernel}");
+            let note = format!("a CUDA kernel of c2r could not be used, {COST}: {kernel}");
             if !self.0.contains(&note) {
                 ui.note(format!("note: {note}"));
                 self.0.push(note);
@@ -24,10 +28,17 @@ impl KernelNotes {
         }
     }
 
-    /// Puts all of them into the summary of a run, as `notes`, if there are any.
+    /// Puts all of them into the summary of a run, as `notes`, and what became of each kernel, as `kernels`, if there are any.
     pub(crate) fn record(&self, summary: &mut Value) {
+        self.record_with(cuda_state(), summary);
+    }
+
+    fn record_with(&self, kernels: Vec<String>, summary: &mut Value) {
         if !self.0.is_empty() {
             summary["notes"] = self.0.clone().into();
+        }
+        if !kernels.is_empty() {
+            summary["kernels"] = kernels.into();
         }
     }
 
@@ -54,7 +65,9 @@ mod tests {
         let of = |size: &str| format!("cuda:0, features of {size}: libtorch's operators, because it has no nvrtc");
         notes.add(vec![of("8x8")], &ui);
         notes.add(vec![of("16x16"), of("8x8")], &ui);
-        notes.record(&mut summary);
+        let used = "cuda:0, color images of 32x32: fused kernels, compared with libtorch's operators";
+        notes.record_with(vec![used.to_owned()], &mut summary);
+        assert_eq!(summary["kernels"], json!([used]));
         let all = summary["notes"].as_array().unwrap();
         assert!(all.len() == 2 && all.iter().all(|note| note.as_str().unwrap().contains("it has no nvrtc")), "{all:?}");
         assert_eq!(notes.into_notes().len(), 2);

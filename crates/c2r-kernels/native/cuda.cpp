@@ -7,10 +7,8 @@
 #include <c10/util/Exception.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include <dlfcn.h>
-
 #include <algorithm>
-#include <filesystem>
+#include <cmath>
 #include <limits>
 #include <map>
 #include <mutex>
@@ -20,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "libraries.h"
 #include "text.h"
 
 namespace c2r {
@@ -35,94 +34,6 @@ constexpr double SAME = 1e-4;
 // Rounding may move a value that is less than this from zero to the other side, and then the gradient of ReLU is another.
 constexpr double NEAR = 1e-4;
 
-// A function of a library that is loaded by name.
-template <typename F>
-F* symbol(void* library, const char* name) {
-  void* found = dlsym(library, name);
-  TORCH_CHECK(found != nullptr, "it has no ", name);
-  return reinterpret_cast<F*>(found);
-}
-
-void* open(const std::vector<std::string>& names) {
-  std::string tried;
-  for (const std::string& name : names) {
-    if (void* library = dlopen(name.c_str(), RTLD_LAZY | RTLD_GLOBAL)) return library;
-    tried += (tried.empty() ? "" : ", ") + name;
-  }
-  TORCH_CHECK(false, "none of these can be loaded: ", tried);
-}
-
-// NVRTC. Its functions return 0 for success.
-struct Nvrtc {
-  explicit Nvrtc(const std::string& name)
-      : library(open(name.empty() ? std::vector<std::string>{"libcaffe2_nvrtc.so", "libnvrtc.so.13", "libnvrtc.so"}
-                                  : std::vector<std::string>{name})),
-        create(symbol<int(void**, const char*, const char*, int, const char* const*, const char* const*)>(library, "nvrtcCreateProgram")),
-        compile(symbol<int(void*, int, const char* const*)>(library, "nvrtcCompileProgram")),
-        ptx_size(symbol<int(void*, size_t*)>(library, "nvrtcGetPTXSize")),
-        ptx(symbol<int(void*, char*)>(library, "nvrtcGetPTX")),
-        log_size(symbol<int(void*, size_t*)>(library, "nvrtcGetProgramLogSize")),
-        log(symbol<int(void*, char*)>(library, "nvrtcGetProgramLog")),
-        destroy(symbol<int(void**)>(library, "nvrtcDestroyProgram")) {
-    load_builtins();
-  }
-
-  // NVRTC opens another library by name, which the loader does not find in a package of Python: the one beside it is loaded
-  // before.
-  void load_builtins() const {
-    Dl_info info;
-    if (dladdr(reinterpret_cast<void*>(create), &info) == 0 || info.dli_fname == nullptr) return;
-    std::error_code none;
-    for (const auto& entry : std::filesystem::directory_iterator(std::filesystem::path(info.dli_fname).parent_path(), none)) {
-      const std::string name = entry.path().filename().string();
-      if (name.rfind("libnvrtc-builtins.so", 0) == 0) dlopen(entry.path().c_str(), RTLD_LAZY | RTLD_GLOBAL);
-    }
-  }
-
-  void* library;
-  int (*create)(void**, const char*, const char*, int, const char* const*, const char* const*);
-  int (*compile)(void*, int, const char* const*);
-  int (*ptx_size)(void*, size_t*);
-  int (*ptx)(void*, char*);
-  int (*log_size)(void*, size_t*);
-  int (*log)(void*, char*);
-  int (*destroy)(void**);
-};
-
-// The driver. Its functions return 0 for success.
-struct Driver {
-  Driver()
-      : library(open({"libcuda.so.1", "libcuda.so"})),
-        device(symbol<int(int*, int)>(library, "cuDeviceGet")),
-        attribute(symbol<int(int*, int, int)>(library, "cuDeviceGetAttribute")),
-        load(symbol<int(void**, const void*)>(library, "cuModuleLoadData")),
-        function(symbol<int(void**, void*, const char*)>(library, "cuModuleGetFunction")),
-        launch(symbol<int(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**, void**)>(
-            library, "cuLaunchKernel")),
-        set_attribute(symbol<int(void*, int, int)>(library, "cuFuncSetAttribute")),
-        context(symbol<int(void**)>(library, "cuCtxGetCurrent")),
-        set_context(symbol<int(void*)>(library, "cuCtxSetCurrent")),
-        retain(symbol<int(void**, int)>(library, "cuDevicePrimaryCtxRetain")) {}
-
-  void* library;
-  int (*device)(int*, int);
-  int (*attribute)(int*, int, int);
-  int (*load)(void**, const void*);
-  int (*function)(void**, void*, const char*);
-  int (*launch)(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**, void**);
-  int (*set_attribute)(void*, int, int);
-  int (*context)(void**);
-  int (*set_context)(void*);
-  int (*retain)(void**, int);
-};
-
-const Driver& driver() {
-  static const Driver loaded;
-  return loaded;
-}
-
-void check(int status, const char* what) { TORCH_CHECK(status == 0, what, " failed with CUDA status ", status); }
-
 // The driver needs a current context in its thread. CUDA's runtime sets one with its first call there. A thread that has not called
 // the runtime has none, even if its device is already that of x.
 void enter(const at::Tensor& x) {
@@ -135,14 +46,18 @@ void enter(const at::Tensor& x) {
   check(driver().set_context(context), "cuCtxSetCurrent");
 }
 
-std::string architecture(int index) {
+int attribute(int index, int which) {
+  int device = 0, value = 0;
+  check(driver().device(&device, index), "cuDeviceGet");
+  check(driver().attribute(&value, which, device), "cuDeviceGetAttribute");
+  return value;
+}
+
+// 90 for 9.0.
+int capability(int index) {
   // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR.
   constexpr int MAJOR = 75, MINOR = 76;
-  int device = 0, major = 0, minor = 0;
-  check(driver().device(&device, index), "cuDeviceGet");
-  check(driver().attribute(&major, MAJOR, device), "cuDeviceGetAttribute");
-  check(driver().attribute(&minor, MINOR, device), "cuDeviceGetAttribute");
-  return "compute_" + std::to_string(major) + std::to_string(minor);
+  return 10 * attribute(index, MAJOR) + attribute(index, MINOR);
 }
 
 // Warps of a block of threads. blocks.cu has the same number.
@@ -179,9 +94,15 @@ using Key = std::tuple<int, int64_t, int64_t, int64_t>;
 std::mutex making;
 std::mutex reading;
 std::map<Key, Kernels> compiled;
-// What there was no memory for when it was asked for last; the next question tries again. Where the functions are there, only the
-// comparison is missing.
-std::map<Key, Kernels> waiting;
+// What there was no memory for. Where the functions are there, only the comparison is missing.
+struct Waiting {
+  Kernels kernels;
+  std::string ptx;
+  // Questions from one try to the next, twice as many each time, and how many of them are still to come: a try is expensive,
+  // because libtorch frees the memory that it keeps before it gives up.
+  int64_t pause = 0, left = 0;
+};
+std::map<Key, Waiting> waiting;
 
 Key key(const at::Tensor& x, const Size& size) { return {x.get_device(), size.channels, size.height, size.width}; }
 
@@ -194,8 +115,12 @@ std::optional<Kernels> find(const Key& key) {
 
 Kernels kernels_for(const at::Tensor& x, const Size& size) { return find(key(x, size)).value(); }
 
-Kernels compile(const at::Tensor& x, const Size& size) {
-  const std::string ptx = code("", size, architecture(x.get_device())).ptx;
+// Fills ptx where it is empty.
+Kernels compile(const at::Tensor& x, const Size& size, std::string& ptx) {
+  // CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN.
+  constexpr int SHARED_MEMORY = 97;
+  check_shared_memory(size, attribute(x.get_device(), SHARED_MEMORY));
+  if (ptx.empty()) ptx = code("", size, capability(x.get_device()), false).ptx;
   enter(x);
   void* module = nullptr;
   // CUDA_ERROR_OUT_OF_MEMORY.
@@ -208,7 +133,7 @@ Kernels compile(const at::Tensor& x, const Size& size) {
     found.threads = 32 * warps(size);
     found.bytes = bytes;
     check(driver().function(&found.function, module, name.c_str()), "cuModuleGetFunction");
-    // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: more than 48 KB are asked for, and not every GPU has them.
+    // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: more than 48 KB have to be asked for.
     constexpr int DYNAMIC_BYTES = 8;
     if (bytes > 48 * 1024) check(driver().set_attribute(found.function, DYNAMIC_BYTES, bytes), "cuFuncSetAttribute");
     return found;
@@ -260,11 +185,11 @@ int parts_of(int64_t n, int filters) {
   return static_cast<int>(std::clamp<int64_t>(BLOCKS / n, 1, (filters + 15) / 16));
 }
 
-void run_first_forward(const Kernels& kernels, const First& inputs, double eps, at::Tensor& moments, at::Tensor& out) {
+void run_first_forward(const Kernels& kernels, const First& inputs, double eps, int parts, at::Tensor& moments, at::Tensor& out) {
   const void *x = in(inputs.x), *w = in(inputs.weight), *norm = in(inputs.norm_weight), *bias = in(inputs.norm_bias);
   void *m = out_of(moments), *to = out_of(out);
   float epsilon = static_cast<float>(eps);
-  int filters = static_cast<int>(inputs.weight.size(0)), parts = parts_of(inputs.x.size(0), filters);
+  int filters = static_cast<int>(inputs.weight.size(0));
   void* arguments[] = {&x, &w, &norm, &bias, &epsilon, &filters, &parts, &m, &to};
   launch(kernels.forward, inputs.x, inputs.x.size(0) * parts, arguments);
 }
@@ -340,7 +265,7 @@ void compare(const Kernels& kernels, const Size& size, const at::TensorOptions& 
     x_gradient = at::empty_like(x);
     kernel_gradients = at::empty({n, channels, size.channels, 3, 3}, options);
     const First inputs = {x, theirs.kernel, weight, bias};
-    run_first_forward(kernels, inputs, 1e-5, moments, out);
+    run_first_forward(kernels, inputs, 1e-5, parts_of(n, static_cast<int>(channels)), moments, out);
     run_first_backward(kernels, inputs, moments, gradient, x_gradient, kernel_gradients, sums);
   } else {
     const at::Tensor turned = x.contiguous(at::MemoryFormat::ChannelsLast);
@@ -352,7 +277,13 @@ void compare(const Kernels& kernels, const Size& size, const at::TensorOptions& 
   same(x_gradient, theirs.gradients[0], "gradient of the input");
   same(sums.select(0, 0).sum(0), theirs.gradients[1], "gradient of the weight");
   same(sums.select(0, 1).sum(0), theirs.gradients[2], "gradient of the bias");
-  if (first) same(kernel_gradients.sum(0), theirs.gradients[3], "gradient of the convolution");
+  if (!first) return;
+  same(kernel_gradients.sum(0), theirs.gradients[3], "gradient of the convolution");
+  // Each block of threads had one group of filters. Where images are many, it has all of them in turn.
+  at::Tensor out_in_turn = at::full_like(out, NAN), moments_in_turn = at::full_like(moments, NAN);
+  run_first_forward(kernels, {x, theirs.kernel, weight, bias}, 1e-5, 1, moments_in_turn, out_in_turn);
+  TORCH_CHECK(at::equal(out, out_in_turn) && at::equal(moments, moments_in_turn),
+              "its output differs where a block of threads goes over all filters");
 }
 
 // Whether blocks.cu has kernels of this size.
@@ -380,15 +311,19 @@ bool ready(const at::Tensor& x, const Size& size) {
   const std::lock_guard<std::mutex> lock(making);
   // Another thread may have made them while this one waited.
   if (const auto known = find(key(x, size))) return known->reason.empty();
-  Kernels kernels;
+  Waiting tried;
   bool is_lasting = true;
-  // `waiting` changes under both locks, so that one is enough to read it.
-  if (const auto found = waiting.find(key(x, size)); found != waiting.end()) kernels = found->second;
+  // `waiting` changes under both locks, so that one is enough to read it. What counts the questions is read here only.
+  if (const auto found = waiting.find(key(x, size)); found != waiting.end()) {
+    if (--found->second.left > 0) return false;
+    tried = found->second;
+  }
+  Kernels& kernels = tried.kernels;
   kernels.reason.clear();
   try {
     const c10::DeviceGuard device(x.device());
     c10::AutoGradMode no_gradients(false);
-    if (kernels.forward.function == nullptr) kernels = compile(x, size);
+    if (kernels.forward.function == nullptr) kernels = compile(x, size, tried.ptx);
     compare(kernels, size, x.options().requires_grad(false));
   } catch (const c10::OutOfMemoryError& error) {
     kernels.reason = error.what_without_backtrace();
@@ -400,7 +335,8 @@ bool ready(const at::Tensor& x, const Size& size) {
   }
   const std::lock_guard<std::mutex> short_lock(reading);
   if (!is_lasting) {
-    waiting[key(x, size)] = kernels;
+    tried.left = tried.pause = std::max<int64_t>(1, 2 * tried.pause);
+    waiting[key(x, size)] = tried;
     return false;
   }
   waiting.erase(key(x, size));
@@ -421,7 +357,8 @@ void norm_backward(const at::Tensor& x, const at::Tensor& weight, const at::Tens
 
 void first_forward(const First& inputs, double eps, at::Tensor& moments, at::Tensor& out) {
   const c10::DeviceGuard device(inputs.x.device());
-  run_first_forward(kernels_for(inputs.x, images(inputs.x)), inputs, eps, moments, out);
+  const int parts = parts_of(inputs.x.size(0), static_cast<int>(inputs.weight.size(0)));
+  run_first_forward(kernels_for(inputs.x, images(inputs.x)), inputs, eps, parts, moments, out);
 }
 
 void first_backward(const First& inputs, const at::Tensor& moments, const at::Tensor& gradient, at::Tensor& x_gradient,
@@ -441,21 +378,21 @@ std::string state() {
   for (const auto& [at, kernels] : compiled)
     line(at, kernels.reason.empty() ? "fused kernels, compared with libtorch's operators"
                                     : "libtorch's operators, because " + kernels.reason);
-  for (const auto& [at, kernels] : waiting) line(at, "libtorch's operators until there is memory, because " + kernels.reason);
+  for (const auto& [at, tried] : waiting) line(at, "libtorch's operators until there is memory, because " + tried.kernels.reason);
   return lines.str();
 }
 
-Code code(const std::string& name, const Size& size, const std::string& architecture) {
+Code code(const std::string& name, const Size& size, int capability, bool registers) {
   const Nvrtc nvrtc(name);
+  const std::string architecture = (registers ? "sm_" : "compute_") + std::to_string(nvrtc.architecture(capability));
   const auto define = [](const char* macro, int64_t value) { return std::string("-DC2R_") + macro + "=" + std::to_string(value); };
   std::vector<std::string> options = {"--gpu-architecture=" + architecture, "--std=c++17", define("CHANNELS", size.channels),
                                       define("HEIGHT", size.height), define("WIDTH", size.width), define("WARPS", warps(size))};
-  // Registers are allocated for a real architecture, and the log says so then.
-  if (architecture.rfind("sm_", 0) == 0) options.push_back("--ptxas-options=-v");
+  if (registers) options.push_back("--ptxas-options=-v");
   std::vector<const char*> texts;
   for (const std::string& option : options) texts.push_back(option.c_str());
   void* program = nullptr;
-  check(nvrtc.create(&program, SOURCE, "blocks.cu", 0, nullptr, nullptr), "nvrtcCreateProgram");
+  nvrtc.check(nvrtc.create(&program, SOURCE, "blocks.cu", 0, nullptr, nullptr), "nvrtcCreateProgram");
   const int status = nvrtc.compile(program, static_cast<int>(texts.size()), texts.data());
   size_t length = 0;
   Code made;
@@ -464,13 +401,21 @@ Code code(const std::string& name, const Size& size, const std::string& architec
   nvrtc.log(program, made.log.data());
   if (status != 0) {
     nvrtc.destroy(&program);
-    TORCH_CHECK(false, "NVRTC does not compile blocks.cu: ", made.log.c_str());
+    TORCH_CHECK(false, "NVRTC does not compile blocks.cu: ", nvrtc.error_name(status), ": ", made.log.c_str());
   }
-  check(nvrtc.ptx_size(program, &length), "nvrtcGetPTXSize");
+  nvrtc.check(nvrtc.ptx_size(program, &length), "nvrtcGetPTXSize");
   made.ptx.resize(length);
-  check(nvrtc.ptx(program, made.ptx.data()), "nvrtcGetPTX");
+  nvrtc.check(nvrtc.ptx(program, made.ptx.data()), "nvrtcGetPTX");
   nvrtc.destroy(&program);
   return made;
+}
+
+void check_shared_memory(const Size& size, int available) {
+  constexpr int KIB = 1024;
+  const auto [forward, backward] = shared_bytes(size);
+  const int needed = std::max(forward, backward);
+  TORCH_CHECK(needed <= available, "this GPU has ", available / KIB, " KiB of shared memory for a block of threads, and the kernels need ",
+              (needed + KIB - 1) / KIB);
 }
 
 std::pair<double, double> trial_margin(const Size& size) {
@@ -485,9 +430,9 @@ std::pair<double, double> trial_margin(const Size& size) {
 // Texts that the caller frees.
 extern "C" char* c2r_cuda_state() noexcept { return strdup(c2r::cuda::state().c_str()); }
 
-extern "C" char* c2r_cuda_ptx(const char* nvrtc, const int64_t* size, const char* architecture, char** message) {
+extern "C" char* c2r_cuda_ptx(const char* nvrtc, const int64_t* size, int capability, char** message) {
   try {
-    return strdup(c2r::cuda::code(nvrtc, {size[0], size[1], size[2]}, architecture).ptx.c_str());
+    return strdup(c2r::cuda::code(nvrtc, {size[0], size[1], size[2]}, capability, false).ptx.c_str());
   } catch (const c10::Error& error) {
     *message = strdup(error.what_without_backtrace());
   } catch (const std::exception& error) {
@@ -496,9 +441,13 @@ extern "C" char* c2r_cuda_ptx(const char* nvrtc, const int64_t* size, const char
   return nullptr;
 }
 
-// These two return null, or a message that the caller frees. They fill log and margin, [2].
-extern "C" char* c2r_cuda_log(const char* nvrtc, const int64_t* size, const char* architecture, char** log) {
-  return c2r::message_of([&] { *log = strdup(c2r::cuda::code(nvrtc, {size[0], size[1], size[2]}, architecture).log.c_str()); });
+// These return null, or a message that the caller frees. They fill log and margin, [2].
+extern "C" char* c2r_cuda_log(const char* nvrtc, const int64_t* size, int capability, char** log) {
+  return c2r::message_of([&] { *log = strdup(c2r::cuda::code(nvrtc, {size[0], size[1], size[2]}, capability, true).log.c_str()); });
+}
+
+extern "C" char* c2r_cuda_shared_memory(const int64_t* size, int available) {
+  return c2r::message_of([&] { c2r::cuda::check_shared_memory({size[0], size[1], size[2]}, available); });
 }
 
 extern "C" char* c2r_cuda_trial_margin(const int64_t* size, double* margin) {

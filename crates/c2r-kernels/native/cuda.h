@@ -20,7 +20,7 @@ struct Size {
 bool countable(int64_t n, int64_t channels, int64_t width);
 
 // Whether the kernels of this size run on x's device. The first question for a device and a size compiles and compares; the
-// answer stays, unless there was no memory.
+// answer stays, unless there was no memory: then later questions try again, ever more seldom.
 bool ready(const at::Tensor& x, const Size& size);
 
 // Float tensors on one device with the shapes of blocks.cu: x, gradients and outputs [N, C, H, W] are channels last, the
@@ -48,10 +48,14 @@ struct Code {
   std::string ptx, log;
 };
 
-// The kernels of this size for an architecture such as compute_80, by the NVRTC at `nvrtc` (a path, or a name that the loader
-// finds; empty: the one of libtorch). For one such as sm_90 the log has the registers and the spills of each kernel. Throws what
-// the compiler says.
-Code code(const std::string& nvrtc, const Size& size, const std::string& architecture);
+// The kernels of this size for GPUs of a compute capability (90 for 9.0) and later, by the NVRTC at `nvrtc` (a path, or a name that
+// the loader finds; empty: the one of libtorch). With `registers`, the log has the registers and the spills of each kernel. Throws
+// what the compiler says.
+Code code(const std::string& nvrtc, const Size& size, int capability, bool registers);
+
+// Throws, with the numbers, if the kernels of this size need more shared memory than a GPU has for a block of threads (bytes). Both
+// passes must fit, because the second goes on with what the first computed.
+void check_shared_memory(const Size& size, int available);
 
 // What the comparison with libtorch's operators asks for, computed on the CPU: how far the nearest value that enters ReLU is from
 // zero where a gradient comes from, and the share of the windows from which one comes.

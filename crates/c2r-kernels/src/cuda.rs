@@ -5,12 +5,8 @@ use std::ffi::{CString, c_char};
 use crate::{KernelError, cuda_state, taken, text};
 
 unsafe extern "C" {
-    fn c2r_cuda_log(
-        nvrtc: *const c_char,
-        size: *const i64,
-        architecture: *const c_char,
-        log: *mut *mut c_char,
-    ) -> *mut c_char;
+    fn c2r_cuda_log(nvrtc: *const c_char, size: *const i64, capability: i32, log: *mut *mut c_char) -> *mut c_char;
+    fn c2r_cuda_shared_memory(size: *const i64, available: i32) -> *mut c_char;
     fn c2r_cuda_trial_margin(size: *const i64, margin: *mut f64) -> *mut c_char;
 }
 
@@ -23,22 +19,31 @@ fn is_unusable(line: &str) -> bool {
     line.contains(": libtorch's operators")
 }
 
-/// What the compiler says of the kernels of a size (see [`crate::cuda_ptx`]) for a real architecture, such as `sm_90`: the
-/// registers and the spills of each. Needs no GPU.
+/// What the compiler says of the kernels of a size for GPUs of a compute capability (see [`crate::cuda_ptx`]): the registers and
+/// the spills of each. Needs no GPU.
 ///
 /// # Errors
-/// If NVRTC cannot be loaded, and what it says of the source.
-pub fn compiler_log(nvrtc: &str, size: [i64; 3], architecture: &str) -> Result<String, KernelError> {
-    let c_text = |text: &str| CString::new(text).map_err(|error| KernelError(error.to_string()));
-    let (nvrtc, architecture) = (c_text(nvrtc)?, c_text(architecture)?);
+/// As [`crate::cuda_ptx`].
+pub fn compiler_log(nvrtc: &str, size: [i64; 3], capability: i32) -> Result<String, KernelError> {
+    let nvrtc = CString::new(nvrtc).map_err(|error| KernelError(error.to_string()))?;
     let mut log = std::ptr::null_mut();
-    // SAFETY: the texts and the three numbers live through the call; what comes back is null or of `strdup`.
+    // SAFETY: the text and the three numbers live through the call; what comes back is null or of `strdup`.
     unsafe {
-        match taken(c2r_cuda_log(nvrtc.as_ptr(), size.as_ptr(), architecture.as_ptr(), &mut log)) {
+        match taken(c2r_cuda_log(nvrtc.as_ptr(), size.as_ptr(), capability, &mut log)) {
             Some(error) => Err(error),
             None => Ok(text(log).unwrap_or_default()),
         }
     }
+}
+
+/// Checks that kernels of a size (see [`crate::cuda_ptx`]) can run on a GPU with `available` bytes of shared memory for a block
+/// of threads.
+///
+/// # Errors
+/// If they need more, with both numbers.
+pub fn fits_shared_memory(size: [i64; 3], available: i32) -> Result<(), KernelError> {
+    // SAFETY: the three numbers live through the call; what comes back is null or of `strdup`.
+    unsafe { taken(c2r_cuda_shared_memory(size.as_ptr(), available)).map_or(Ok(()), Err) }
 }
 
 /// What kernels of a size (see [`crate::cuda_ptx`]) are compared on before they are used, computed on the CPU: the least distance
@@ -56,7 +61,22 @@ pub fn trial_margin(size: [i64; 3]) -> Result<[f64; 2], KernelError> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+
+    /// In a process that has loaded no NVRTC, which the loader would find without a folder.
+    #[test]
+    fn nvrtc_is_looked_for_beside_libtorch() {
+        // A libtorch for GPUs has one.
+        if let Err(error) = crate::cuda_ptx("", [0, 32, 32], 80) {
+            let error = error.to_string();
+            let (_, tried) = error.split_once("loaded: ").unwrap();
+            let first = Path::new(tried.split(", ").next().unwrap());
+            assert!(first.ends_with("libcaffe2_nvrtc.so"), "{error}");
+            assert!(first.with_file_name("libtorch_cpu.so").exists(), "{error}");
+        }
+    }
 
     #[test]
     fn a_line_says_whether_its_kernel_is_used() {

@@ -11,7 +11,8 @@
 //! The first two are differentiable; TorchScript knows them as `c2r::norm_relu_pool` and `c2r::block`. The fast forms are for
 //! float32 on the CPU and on a GPU, where [`block`] computes in the layout that convolutions like (channels last) and leaves out
 //! the bias that the normalization subtracts. Everything else, second derivatives among it, runs on libtorch's operators, with
-//! the same result up to rounding. docs/performance.md has the measurements.
+//! the same result up to rounding, which is coarser on a GPU: the kernel for images convolves in fp32 (relative errors of some
+//! 1e-6), libtorch in TF32 (1e-3) unless [`allow_tf32`] was told otherwise. docs/performance.md has the measurements.
 //!
 //! The CUDA kernels are compiled by NVRTC when an image size is first met and compared with libtorch's operators on noise
 //! before they are used; if anything fails, libtorch's operators are used, and [`cuda_state`] says why.
@@ -87,12 +88,7 @@ unsafe extern "C" {
         message: *mut *mut c_char,
     );
     fn c2r_cuda_state() -> *mut c_char;
-    fn c2r_cuda_ptx(
-        nvrtc: *const c_char,
-        size: *const i64,
-        architecture: *const c_char,
-        message: *mut *mut c_char,
-    ) -> *mut c_char;
+    fn c2r_cuda_ptx(nvrtc: *const c_char, size: *const i64, capability: i32, message: *mut *mut c_char) -> *mut c_char;
     fn c2r_script(
         names: *const *const c_char,
         tensors: *const *const C_tensor,
@@ -167,17 +163,17 @@ pub fn cuda_state() -> Vec<String> {
 /// * `nvrtc`: path of the library, or a name that the loader finds; empty for the one of libtorch.
 /// * `size`: channels, height and width. 0 channels: the kernels of [`norm_relu_pool`] for features of any number of channels,
 ///   with even sides. 1 or 3: those of [`block`] for images of up to 32x32, with sides that are multiples of 4.
-/// * `architecture`: such as `compute_80`.
+/// * `capability`: of the GPU, 90 for 9.0. The code is for the largest architecture up to it that NVRTC knows; a driver compiles it
+///   further.
 ///
 /// # Errors
-/// If NVRTC cannot be loaded, and what it says of the source.
-pub fn cuda_ptx(nvrtc: &str, size: [i64; 3], architecture: &str) -> Result<String, KernelError> {
-    let c_text = |text: &str| CString::new(text).map_err(|error| KernelError(error.to_string()));
-    let (nvrtc, architecture) = (c_text(nvrtc)?, c_text(architecture)?);
+/// If NVRTC cannot be loaded or knows only newer GPUs, and what it says of the source.
+pub fn cuda_ptx(nvrtc: &str, size: [i64; 3], capability: i32) -> Result<String, KernelError> {
+    let nvrtc = CString::new(nvrtc).map_err(|error| KernelError(error.to_string()))?;
     let mut message = std::ptr::null_mut();
-    // SAFETY: the texts and the three numbers live through the call; what comes back is null or of `strdup`.
+    // SAFETY: the text and the three numbers live through the call; what comes back is null or of `strdup`.
     unsafe {
-        let ptx = c2r_cuda_ptx(nvrtc.as_ptr(), size.as_ptr(), architecture.as_ptr(), &mut message);
+        let ptx = c2r_cuda_ptx(nvrtc.as_ptr(), size.as_ptr(), capability, &mut message);
         match taken(message) {
             Some(error) => Err(error),
             None => Ok(text(ptx).unwrap_or_default()),

@@ -46,7 +46,7 @@ impl fmt::Display for FloatFormat {
 }
 
 /// What this thread computes f32 convolutions and f32 matrix products in on `device`, as libtorch's switches say. A GPU
-/// older than Ampere has no TF32 and computes in f32 all the same.
+/// older than Ampere has no TF32 and computes in f32 all the same, and so does the CUDA kernel of [`crate::block`] for images.
 pub fn precision(device: Device) -> [FloatFormat; 2] {
     let cuda = device.is_cuda();
     let autocast = c2r_autocast(cuda);

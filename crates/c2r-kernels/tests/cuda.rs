@@ -16,7 +16,7 @@ type In = *const f32;
 type Out = *mut f32;
 type Forward = unsafe extern "C" fn(i32, In, In, In, f32, i32, Out, Out);
 type Backward = unsafe extern "C" fn(i32, In, In, In, In, In, i32, Out, Out, Out);
-type FirstForward = unsafe extern "C" fn(i32, In, In, In, In, f32, i32, Out, Out);
+type FirstForward = unsafe extern "C" fn(i32, In, In, In, In, f32, i32, i32, Out, Out);
 type FirstBackward = unsafe extern "C" fn(i32, In, In, In, In, In, In, i32, Out, Out, Out, Out);
 
 #[test]
@@ -32,18 +32,29 @@ fn nvrtc_compiles_the_kernels() {
     let nvrtc = nvrtc.trim();
     let features = [(32, 32), (16, 16), (8, 8), (64, 64), (128, 128), (4, 6)].map(|(height, width)| [0, height, width]);
     for size in features.into_iter().chain([[3, 32, 32], [1, 8, 8], [1, 28, 28]]) {
-        let ptx = c2r_kernels::cuda_ptx(nvrtc, size, "compute_80").unwrap();
+        let ptx = c2r_kernels::cuda_ptx(nvrtc, size, 80).unwrap();
         let name = if size[0] == 0 { "norm_relu_pool" } else { "first_block" };
         for kernel in ["forward", "backward"] {
             assert!(ptx.contains(&format!(".entry {name}_{kernel}(")), "{ptx}");
         }
         // What does not fit into registers would be slow memory. Registers are allocated for a real architecture only.
-        let log = c2r_kernels::cuda::compiler_log(nvrtc, size, "sm_90").unwrap();
+        let log = c2r_kernels::cuda::compiler_log(nvrtc, size, 90).unwrap();
         let kept = log.matches("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads").count();
         assert_eq!(kept, 2, "{size:?} spills: {log}");
     }
-    let error = c2r_kernels::cuda_ptx(nvrtc, [0, 32, 32], "compute_none").unwrap_err().to_string();
-    assert!(error.contains("architecture"), "{error}");
+    let error = c2r_kernels::cuda_ptx(nvrtc, [-1, 8, 8], 80).unwrap_err().to_string();
+    assert!(error.contains("NVRTC_ERROR_COMPILATION") && error.contains("blocks.cu("), "{error}");
+
+    // A GPU between two architectures that NVRTC knows, one newer than all of them, and one that is too old.
+    let target = |capability: i32| {
+        let ptx = c2r_kernels::cuda_ptx(nvrtc, [0, 8, 8], capability).unwrap();
+        let (_, from) = ptx.split_once(".target sm_").unwrap();
+        from.lines().next().unwrap().trim().parse::<i32>().unwrap()
+    };
+    assert_eq!([80, 82, 90, 92].map(target), [80, 80, 90, 90]);
+    assert!((100..999).contains(&target(999)), "{}", target(999));
+    let error = c2r_kernels::cuda_ptx(nvrtc, [0, 8, 8], 21).unwrap_err().to_string();
+    assert!(error.contains("compute capability 2.1"), "{error}");
 }
 
 /// Every size of the usual networks: rounding, some 1e-6, moves no value across zero where it would change a gradient, and almost
@@ -59,9 +70,23 @@ fn rounding_does_not_fail_the_comparison_before_first_use() {
     }
 }
 
+/// Turing has 64 KiB, Ampere and later at least 99.
+#[test]
+fn too_little_shared_memory_is_a_reason() {
+    const KIB: i32 = 1024;
+    let error = c2r_kernels::cuda::fits_shared_memory([3, 32, 32], 64 * KIB).unwrap_err().to_string();
+    assert!(error.contains("64 KiB") && error.ends_with("need 93"), "{error}");
+    for size in [[3, 32, 32], [1, 32, 32], [1, 28, 28], [1, 8, 8]] {
+        c2r_kernels::cuda::fits_shared_memory(size, 99 * KIB).unwrap();
+    }
+    for size in [[1, 8, 8], [0, 32, 32], [0, 128, 128]] {
+        c2r_kernels::cuda::fits_shared_memory(size, 64 * KIB).unwrap();
+    }
+}
+
 #[test]
 fn without_nvrtc_there_is_a_reason() {
-    let error = c2r_kernels::cuda_ptx("/no/libnvrtc.so", [0, 32, 32], "compute_80").unwrap_err().to_string();
+    let error = c2r_kernels::cuda_ptx("/no/libnvrtc.so", [0, 32, 32], 80).unwrap_err().to_string();
     assert!(error.contains("/no/libnvrtc.so"), "{error}");
     assert!(c2r_kernels::cuda_state().is_empty(), "no GPU was asked");
 }
@@ -129,13 +154,13 @@ fn emulated_norms_give_the_plain_results() {
     }
 }
 
-/// Images of every kind; filters that do not fill a group.
+/// Images of every kind; three groups of filters, the last not full, on as many blocks of threads or fewer.
 #[test]
 #[expect(unsafe_code, reason = "calls of the emulated kernels with the pointers of tensors that live through them")]
 fn emulated_first_blocks_give_the_plain_results() {
     let folder = tempfile::tempdir().unwrap();
     for (channels, height, width) in [(3, 32, 32), (1, 8, 8), (1, 28, 28), (3, 12, 20)] {
-        let (n, filters) = (2, 19);
+        let (n, filters) = (2, 37);
         let x = noise(&[n, channels, height, width], 0.754_877_666).set_requires_grad(true);
         let weight = noise(&[filters, channels, 3, 3], 0.324_717_96).set_requires_grad(true);
         let zero = Tensor::zeros([filters], (Kind::Float, x.device()));
@@ -147,9 +172,10 @@ fn emulated_first_blocks_give_the_plain_results() {
         let gradients = Tensor::run_backward(&[loss], &[&x, &weight, &norm_weight, &norm_bias], false, false);
 
         let library = emulated(folder.path(), [channels, height, width], height / 2);
-        let (out, gradient) = (last(&expected).zeros_like(), last(&gradient));
-        let moments = Tensor::zeros([n, filters, 2], (Kind::Float, x.device()));
-        let run = |of_x: Out, of_weight: Out, sums: &Tensor| {
+        let gradient = last(&gradient);
+        let run = |parts: i32, of_x: Out, of_weight: Out, sums: &Tensor| {
+            let out = last(&expected).zeros_like();
+            let moments = Tensor::zeros([n, filters, 2], (Kind::Float, x.device()));
             let given =
                 [&x, &weight, &norm_weight, &norm_bias, &moments, &gradient].map(|tensor| at(tensor).cast_const());
             let [x, weight, norm_weight, norm_bias, at_moments, gradient] = given;
@@ -157,7 +183,7 @@ fn emulated_first_blocks_give_the_plain_results() {
             // SAFETY: as above; null pointers are gradients that are not wanted.
             unsafe {
                 let forward: Symbol<'_, FirstForward> = library.get(b"emulate_forward").unwrap();
-                forward(n, x, weight, norm_weight, norm_bias, 1e-5, filters, at(&moments), at(&out));
+                forward(n, x, weight, norm_weight, norm_bias, 1e-5, filters, parts, at(&moments), at(&out));
                 let backward: Symbol<'_, FirstBackward> = library.get(b"emulate_backward").unwrap();
                 let (of_norm, of_bias) = (at(&sums.get(0)), at(&sums.get(1)));
                 backward(
@@ -175,29 +201,25 @@ fn emulated_first_blocks_give_the_plain_results() {
                     of_bias,
                 );
             }
+            out
         };
         let x_gradient = x.detach().zeros_like();
         let weight_gradients = Tensor::zeros([n, filters, channels, 3, 3], (Kind::Float, x.device()));
         let sums = Tensor::zeros([2, n, filters], (Kind::Float, x.device()));
-        run(at(&x_gradient), at(&weight_gradients), &sums);
+        let out = run(1, at(&x_gradient), at(&weight_gradients), &sums);
         let total = |each: &Tensor| each.sum_dim_intlist([0i64].as_slice(), false, Kind::Float);
         let what = format!("{channels}x{height}x{width}");
-        let found = [
-            out.shallow_clone(),
-            x_gradient.copy(),
-            total(&weight_gradients),
-            total(&sums.get(0)),
-            total(&sums.get(1)),
-        ];
+        let found = [out.copy(), x_gradient.copy(), total(&weight_gradients), total(&sums.get(0)), total(&sums.get(1))];
         let plain = [&expected, &gradients[0], &gradients[1], &gradients[2], &gradients[3]];
         let plain =
             plain.into_iter().enumerate().map(|(i, tensor)| if i == 0 { last(tensor) } else { tensor.detach() });
         same(&what, &found.into_iter().zip(plain).collect::<Vec<_>>());
         // Only one of the two, as in an attack and in training.
         let (alone_x, alone_weight) = (x_gradient.zeros_like(), weight_gradients.zeros_like());
-        run(at(&alone_x), std::ptr::null_mut(), &sums);
-        run(std::ptr::null_mut(), at(&alone_weight), &sums);
+        let shared = run(2, at(&alone_x), std::ptr::null_mut(), &sums);
+        let apart = run(3, std::ptr::null_mut(), at(&alone_weight), &sums);
         assert_eq!((alone_x, alone_weight), (x_gradient, weight_gradients), "{what}");
+        assert_eq!((&shared, &apart), (&out, &out), "{what}");
     }
 }
 

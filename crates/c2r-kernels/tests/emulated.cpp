@@ -88,8 +88,7 @@ extern "C" void emulate_backward(int images, const float* x, const float* weight
 static_assert(BACKWARD_FLOATS <= sizeof(shared) / sizeof(float), "the array is large enough");
 
 extern "C" void emulate_forward(int images, const float* x, const float* weight, const float* norm_weight, const float* norm_bias,
-                                float eps, int filters, float* moments, float* out) {
-  const int parts = 2;
+                                float eps, int filters, int parts, float* moments, float* out) {
   launch(images * parts,
          [=] { first_block_forward(x, weight, norm_weight, norm_bias, eps, filters, parts, moments, out); });
 }

@@ -20,6 +20,7 @@ use serde::Serialize;
 use tch::{Cuda, Device, Kind, Tensor};
 
 use crate::{
+    kernels::COST,
     run_dir,
     throughput::{self, Throughput},
 };
@@ -372,11 +373,9 @@ fn problems(report: &Report, folder: Option<&Path>) -> Vec<String> {
         }
         Ordering::Less | Ordering::Equal => {}
     }
-    problems.extend(report.unusable_kernels.iter().map(|kernel| {
-        format!(
-            "a CUDA kernel of c2r cannot be used, which makes networks slower and changes results by rounding only: {kernel}"
-        )
-    }));
+    problems.extend(
+        report.unusable_kernels.iter().map(|kernel| format!("a CUDA kernel of c2r cannot be used, {COST}: {kernel}")),
+    );
     let is_in_folder = |data: &DataState| data.found.as_deref().is_some_and(|found| found != "embedded");
     if let Some(folder) = folder {
         let shown = folder.display();
