@@ -41,10 +41,15 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     let Peers { device, json, peers, .. } = &args.peers;
     if args.what == "gpu" && !peers {
-        if !args.prebuilt {
-            setup::ensure(checkout)?;
+        if args.prebuilt {
+            checkout.check_c2r()?;
         }
-        return gpu::run(device, args.tiny, args.prebuilt, json.clone(), checkout);
+        // Also for what is built: it may have come from another machine, and the link did not.
+        setup::ensure(checkout)?;
+        if !args.prebuilt {
+            checkout.build_c2r()?;
+        }
+        return gpu::run(device, args.tiny, json.clone(), checkout);
     }
     if args.tiny || args.prebuilt || (!peers && (json.is_some() || device != "cpu")) {
         return Err(exit::usage("--tiny and --prebuilt are for `gpu`; --device and --json are for `gpu` and --peers"));

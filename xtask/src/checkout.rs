@@ -74,6 +74,26 @@ impl Checkout {
         self.target.join("release").join(format!("c2r{}", env::consts::EXE_SUFFIX))
     }
 
+    /// The `c2r` command to run, which finds libtorch.
+    pub(crate) fn run_c2r(&self) -> Command {
+        let mut command = Command::new(self.c2r());
+        with_libtorch(&mut command, &self.libtorch_link());
+        command
+    }
+
+    /// Checks that there is a `c2r` command, for `--prebuilt`.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub(crate) fn check_c2r(&self) -> anyhow::Result<()> {
+        let c2r = self.c2r();
+        if c2r.is_file() {
+            return Ok(());
+        }
+        let shown = c2r.display();
+        Err(exit::usage(format!("--prebuilt: {shown} does not exist; build it, or leave --prebuilt out")))
+    }
+
     /// `path` relative to the top folder, if it is inside.
     pub(crate) fn relative<'a>(&self, path: &'a Path) -> &'a Path {
         path.strip_prefix(&self.root).unwrap_or(path)

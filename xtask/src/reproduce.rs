@@ -201,11 +201,8 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     if !args.prebuilt {
         setup::ensure(checkout)?;
         checkout.build_c2r()?;
-    } else if !place.c2r.is_file() {
-        return Err(exit::usage(format!(
-            "--prebuilt: {} does not exist; build it, or leave --prebuilt out",
-            place.c2r.display()
-        )));
+    } else {
+        checkout.check_c2r()?;
     }
     terminal::note(format!("{}, scale {scale_name}: {}", experiment.title, scale.about));
     if args.no_run {

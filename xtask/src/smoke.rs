@@ -1,11 +1,11 @@
 //! `cargo xtask test --device NAME`: every command of `c2r` once, on a device of one's choice.
 
-use std::{fs, path::Path, process::Command, time::Instant};
+use std::{fs, path::Path, time::Instant};
 
 use anyhow::Context;
 use c2r_run::{exit, process, terminal as ui};
 
-use crate::checkout::{self, Checkout};
+use crate::checkout::Checkout;
 
 /// The commands in an order in which each finds what it reads; `@` stands for a temporary folder. Distillation and training
 /// are as short as they can be: what counts is that every tensor is on the device.
@@ -68,9 +68,8 @@ fn names(help: &str) -> Vec<&str> {
 
 /// What `c2r` prints.
 fn said(checkout: &Checkout, words: &[&str]) -> anyhow::Result<String> {
-    let mut command = Command::new(checkout.c2r());
+    let mut command = checkout.run_c2r();
     command.args(words).env_remove("C2R_DATA");
-    checkout::with_libtorch(&mut command, &checkout.libtorch_link());
     let output =
         process::output(&mut command)?.with_context(|| format!("{} does not exist", checkout.c2r().display()))?;
     process::check_interrupt()?;

@@ -79,11 +79,8 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     }
     setup::ensure(checkout)?;
     let c2r = checkout.c2r();
-    if args.prebuilt && !c2r.is_file() {
-        return Err(exit::usage(format!(
-            "--prebuilt: {} does not exist; build it, or leave --prebuilt out",
-            c2r.display()
-        )));
+    if args.prebuilt {
+        checkout.check_c2r()?;
     }
     if (args.regression || args.device.is_some() || args.python) && !args.prebuilt {
         checkout.build_c2r()?;

@@ -56,6 +56,7 @@ Exit codes:
   2    wrong arguments or configuration
   3    data missing or damaged, or an attacked model failed
   4    finished, but numbers are outside the stated tolerance (table, report)
+  101  memory ran out, or a defect; the last checkpoint stays
   124  the time limit is over; the state is saved, and the same command resumes
   130  interrupted; the state is saved, and the same command resumes";
 

@@ -68,7 +68,7 @@ pub(crate) fn of_classifier(
     has_gradient: bool,
 ) -> anyhow::Result<Throughput> {
     let (batch_size, device) = (labels.numel(), classifier.device());
-    let logits = |x: &Tensor| classifier.logits(x).expect("it took these images before");
+    let logits = |x: &Tensor| classifier.logits(x).expect("the network fails on images that it took before");
     {
         let _no_grad = tch::no_grad_guard();
         let _logits = classifier.logits(images)?;
@@ -88,7 +88,8 @@ pub(crate) fn of_classifier(
 }
 
 /// Images per second of a ConvNet's convolutions alone, each kind of pass measured for at least `seconds`: a bound for every
-/// implementation that leaves convolutions to libtorch. c2r's first block on the CPU does not.
+/// implementation that leaves convolutions to libtorch. On the CPU c2r's blocks do not, on a GPU all but the first one do: there
+/// the features are channels last and the bias is left out, as in [`c2r_kernels::block`].
 pub(crate) fn convolutions(
     model: &ConvNetSpec,
     spec: &DatasetSpec,
@@ -97,27 +98,34 @@ pub(crate) fn convolutions(
     seconds: f64,
 ) -> Throughput {
     let _no_grad = tch::no_grad_guard();
-    let values =
-        |shape: [i64; 4]| Tensor::linspace(-0.5, 0.5, shape.iter().product::<i64>(), (Kind::Float, device)).view(shape);
+    let values = |shape: [i64; 4]| {
+        let [n, channels, height, width] = shape;
+        let line = Tensor::linspace(-0.5, 0.5, shape.iter().product::<i64>(), (Kind::Float, device));
+        match device.is_cuda() {
+            true => line.view([n, height, width, channels]).permute([0, 3, 1, 2]),
+            false => line.view(shape),
+        }
+    };
     let n = batch_size as i64;
-    let layers: Vec<[Tensor; 4]> = (0..model.depth)
+    let layers: Vec<(Tensor, Tensor, Option<Tensor>, Tensor)> = (0..model.depth)
         .map(|block| {
             let channels = if block == 0 { spec.channels } else { model.width };
             let x = values([n, channels, spec.height >> block, spec.width >> block]);
             let weight = values([model.width, channels, 3, 3]);
-            let bias = Tensor::zeros([model.width], (Kind::Float, device));
-            let gradient = x.conv2d(&weight, Some(&bias), 1, 1, 1, 1);
-            [x, weight, bias, gradient]
+            let bias = (!device.is_cuda()).then(|| Tensor::zeros([model.width], (Kind::Float, device)));
+            let gradient = x.conv2d(&weight, bias.as_ref(), 1, 1, 1, 1);
+            (x, weight, bias, gradient)
         })
         .collect();
     let forward = || {
-        for [x, weight, bias, _] in &layers {
-            let _y = x.conv2d(weight, Some(bias), 1, 1, 1, 1);
+        for (x, weight, bias, _) in &layers {
+            let _y = x.conv2d(weight, bias.as_ref(), 1, 1, 1, 1);
         }
     };
     let backward = |wanted: &dyn Fn(usize) -> [bool; 2]| {
-        for (block, [x, weight, _, gradient]) in layers.iter().enumerate() {
-            let _gradients = c2r_kernels::convolution_backward(gradient, x, weight, wanted(block)).expect("shapes fit");
+        for (block, (x, weight, _, gradient)) in layers.iter().enumerate() {
+            let _gradients = c2r_kernels::convolution_backward(gradient, x, weight, wanted(block))
+                .unwrap_or_else(|error| panic!("the gradients of a convolution could not be computed: {error}"));
         }
     };
     let rate = |pass: &dyn Fn()| rate(batch_size, device, seconds, pass);

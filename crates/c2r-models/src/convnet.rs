@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use c2r_kernels::KernelError;
 use tch::{Device, Kind, Tensor};
 
 use crate::{
@@ -9,9 +10,6 @@ use crate::{
 
 /// Epsilon of the instance normalization, torch's default.
 pub(crate) const NORM_EPS: f64 = 1e-5;
-
-/// Why the kernels do not fail.
-const SHAPES_FIT: &str = "parameters have the shapes of the specification, and images were checked";
 
 /// Module positions per block in the original `nn.Sequential`: convolution, norm, ReLU, pool.
 pub(crate) const MODULES_PER_BLOCK: i64 = 4;
@@ -101,8 +99,7 @@ impl ConvNet {
         let mut x = images.shallow_clone();
         for Block { convolution, norm, pool } in &self.0 {
             if let (None, Some(norm)) = (&convolutions, norm) {
-                x = c2r_kernels::block(&x, (&convolution.0, &convolution.1), (&norm.0, &norm.1), NORM_EPS)
-                    .expect(SHAPES_FIT);
+                x = done(c2r_kernels::block(&x, (&convolution.0, &convolution.1), (&norm.0, &norm.1), NORM_EPS));
                 continue;
             }
             x = x.conv2d(&convolution.0, Some(&convolution.1), 1, 1, 1, 1);
@@ -110,13 +107,19 @@ impl ConvNet {
                 convolutions.push(x.shallow_clone());
             }
             x = match norm {
-                Some((weight, bias)) => c2r_kernels::norm_relu_pool(&x, weight, bias, NORM_EPS).expect(SHAPES_FIT),
+                Some((weight, bias)) => done(c2r_kernels::norm_relu_pool(&x, weight, bias, NORM_EPS)),
                 // In place where it may be: the convolution does not need its output for its gradient.
                 None => pool.apply(&if convolutions.is_some() { x.relu() } else { x.relu_() }),
             };
         }
         x.flatten(1, -1)
     }
+}
+
+/// What a kernel returned. Parameters have the shapes of the specification, and images were checked: what can still fail is the
+/// machine, by running out of memory first of all.
+fn done(result: Result<Tensor, KernelError>) -> Tensor {
+    result.unwrap_or_else(|error| panic!("a block of the network could not be computed: {error}"))
 }
 
 /// 2x2 average pooling with stride 2; odd sizes are rounded down.

@@ -77,13 +77,20 @@ impl<T, E: Into<anyhow::Error>> OrExit<T> for Result<T, E> {
     }
 }
 
-/// An error with its causes, each on a line of its own, as a program prints it before it ends. Further lines of a cause are
-/// indented: what comes from a file cannot look like a line of ours.
+/// `text` without the stack that libtorch writes into its errors, at their end.
+pub(crate) fn without_stack(text: &str) -> &str {
+    let stack = ["Exception raised from", "frame #0:"].iter().filter_map(|start| text.find(start)).min();
+    &text[..stack.unwrap_or(text.len())]
+}
+
+/// An error with its causes, each on a line of its own, as a program prints it before it ends, without libtorch's stack. Further
+/// lines of a cause are indented: what comes from a file cannot look like a line of ours.
 pub fn message(error: &anyhow::Error) -> String {
     let indented = |line: &str| if line.starts_with(' ') { line.to_owned() } else { format!("    {line}") };
     let cause = |cause: &(dyn Error + 'static)| {
         let text = cause.to_string();
-        let (first, rest) = text.trim_end().split_once('\n').unwrap_or((text.trim_end(), ""));
+        let text = without_stack(&text).trim_end();
+        let (first, rest) = text.split_once('\n').unwrap_or((text, ""));
         std::iter::once(first.to_owned()).chain(rest.lines().map(indented)).collect::<Vec<_>>().join("\n")
     };
     error.chain().map(cause).collect::<Vec<_>>().join("\n  because: ")
@@ -104,5 +111,8 @@ mod tests {
         let forged = anyhow::anyhow!("x\nlooks wrong: y\n").context("a");
         assert_eq!(message(&forged), "a\n  because: x\n    looks wrong: y");
         assert_eq!(message(&anyhow::anyhow!("two:\n  one\n  two")), "two:\n  one\n  two");
+        let stack =
+            "no memory\nException raised from malloc at a.cpp:1 (most recent call first):\nframe #0: c10::Error";
+        assert_eq!(message(&anyhow::anyhow!(stack).context("a")), "a\n  because: no memory");
     }
 }

@@ -1,8 +1,6 @@
 use c2r_base::host::send;
 use tch::{Device, Tensor};
 
-/// Steps whose numbers are sent together.
-const MOST_STEPS: u64 = 64;
 /// Floats that are sent together, unless one step takes more: 64 MiB.
 const MOST_FLOATS: usize = 1 << 24;
 
@@ -14,6 +12,9 @@ pub struct Ahead {
 }
 
 impl Ahead {
+    /// Steps whose numbers are drawn and sent together, at most.
+    pub const MOST_STEPS: u64 = 64;
+
     /// What `draw` gives for `step`, f32 of `shape` on `device`.
     ///
     /// * `end`: the loop has no step from there on.
@@ -26,7 +27,7 @@ impl Ahead {
         }
         let length = shape.iter().product::<i64>() as usize;
         let most = (MOST_FLOATS / length.max(1)) as u64;
-        let n = most.min(MOST_STEPS).min(end.saturating_sub(step)).max(1);
+        let n = most.min(Self::MOST_STEPS).min(end.saturating_sub(step)).max(1);
         // Whole steps are copied: this crate is not optimized, so a loop over the numbers would take longer than drawing them.
         let mut values = Vec::with_capacity(length * n as usize);
         (step..step + n).for_each(|step| values.extend_from_slice(&draw(step)));

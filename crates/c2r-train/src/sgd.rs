@@ -73,7 +73,7 @@ impl Sgd {
         let buffers: Vec<&Tensor> = self.buffers.iter().map(|(_, tensor)| tensor).collect();
         let gradients: Vec<&Tensor> = gradients.iter().collect();
         c2r_kernels::sgd_step(&parameters, &gradients, &buffers, [lr, momentum, weight_decay])
-            .unwrap_or_else(|error| panic!("gradients do not fit their parameters: {error}"));
+            .unwrap_or_else(|error| panic!("a step of the optimizer failed: {error}"));
     }
 
     /// Visits the buffers, by the names of their parameters.

@@ -1,6 +1,6 @@
 //! Our update of C²R next to one written class by class and anchor by anchor in PyTorch: the same mathematics and sizes.
 
-use std::{collections::BTreeMap, process::Command};
+use std::collections::BTreeMap;
 
 use anyhow::Context;
 use c2r_run::{exit, terminal as ui};
@@ -57,7 +57,7 @@ pub(super) fn run(args: &Peers, checkout: &Checkout) -> anyhow::Result<()> {
     let (width, real, threads) = (args.width.unwrap_or(128), args.n.unwrap_or(256), args.threads().to_string());
     let model = format!("ConvNet-D3-W{width}-IN");
     let profile = |device: &str, real: usize, sets: &[&str]| {
-        let mut command = Command::new(checkout.c2r());
+        let mut command = checkout.run_c2r();
         command.args([
             "--quiet",
             "--threads",

@@ -1,9 +1,6 @@
 //! Our attacks next to torchattacks and pyautoattack: the same TorchScript model, images, radius and threads.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use c2r_run::{exit, terminal as ui};
@@ -192,7 +189,7 @@ impl Bench<'_> {
         struct Entry {
             seconds: f64,
         }
-        let mut command = Command::new(self.checkout.c2r());
+        let mut command = self.checkout.run_c2r();
         command.args(["--quiet", "--threads", &self.threads.to_string(), "attack", "--json", "--device", &self.device]);
         command.arg("--model").arg(&self.model).arg("--inputs").arg(images);
         command.args(["--attack", attack, "--eps", &self.epsilon.0, "--seed", seed]);

@@ -123,7 +123,9 @@ pub(super) struct Script {
 impl Script {
     /// What the script prints when it is called with `words`.
     pub(super) fn call(&self, words: &[&str]) -> anyhow::Result<String> {
-        printed_by(Command::new(&self.interpreter).arg(&self.path).args(words))
+        let printed = printed(Command::new(&self.interpreter).arg(&self.path).args(words))?;
+        let advice = || exit::usage(format!("`{}` does not exist; give another --python", self.interpreter.display()));
+        printed.ok_or_else(advice)
     }
 
     /// The last line that it prints, as JSON; libraries may print lines of their own before.
@@ -138,15 +140,20 @@ pub(super) fn json<T: DeserializeOwned>(printed: &str) -> anyhow::Result<T> {
     serde_json::from_str(last).with_context(|| format!("the program printed `{last}`"))
 }
 
-/// What a program prints.
+/// What a program that was built here prints.
 ///
 /// # Errors
 /// If it is not there or fails; then with what it says.
 pub(super) fn printed_by(command: &mut Command) -> anyhow::Result<String> {
+    let program = command.get_program().display().to_string();
+    printed(command)?.ok_or_else(|| exit::usage(format!("`{program}` does not exist; build it")))
+}
+
+/// What a program prints; `None` if it is not there.
+fn printed(command: &mut Command) -> anyhow::Result<Option<String>> {
     process::check_interrupt()?;
-    let program = command.get_program().to_string_lossy().into_owned();
-    let output = process::output(command)?
-        .ok_or_else(|| exit::usage(format!("`{program}` does not exist; give another --python")))?;
+    let program = command.get_program().display().to_string();
+    let Some(output) = process::output(command)? else { return Ok(None) };
     process::check_interrupt()?;
     anyhow::ensure!(
         output.status.success(),
@@ -154,5 +161,5 @@ pub(super) fn printed_by(command: &mut Command) -> anyhow::Result<String> {
         output.status,
         String::from_utf8_lossy(&output.stderr).trim_end()
     );
-    Ok(String::from_utf8(output.stdout)?)
+    Ok(Some(String::from_utf8(output.stdout)?))
 }

@@ -2,6 +2,7 @@
 //! Slurm, with a shell script in the place of `c2r`; the archive of `dist`, with the real one.
 #![cfg(unix)]
 
+mod bench;
 #[cfg(target_os = "linux")]
 mod dist;
 mod download;

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     ops::ControlFlow,
+    panic::{self, AssertUnwindSafe},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -251,16 +252,19 @@ impl Evaluation<'_> {
                 .split(part)
                 .map(|part| Task::new(part, self.data, report.targets.as_deref(), workers.device()))
                 .collect();
-            let judged = workers.run(attack, self.threat, self.options.seed, tasks);
-            if judged.is_err() {
+            let run = || workers.run(attack, self.threat, self.options.seed, tasks);
+            // libtorch's operators panic where memory runs out.
+            let judged = panic::catch_unwind(AssertUnwindSafe(run));
+            if !matches!(judged, Ok(Ok(_))) {
                 let stopped = self.options.stop.load(Ordering::Relaxed);
                 // The evaluation ends here, whatever the observer returns.
                 let _ = (self.observer)(&Event::Stopped { entry, report: &*report });
-                if stopped {
+                if stopped && judged.is_ok() {
                     return Err(AttackError::Interrupted);
                 }
             }
-            let Judged { images, broken, predictions, distances, margins, queries, passes, repaired } = judged?;
+            let Judged { images, broken, predictions, distances, margins, queries, passes, repaired } =
+                judged.unwrap_or_else(|panic| panic::resume_unwind(panic))?;
 
             let result = &mut report.attacks[entry];
             for (row, &position) in part.iter().enumerate() {

@@ -48,8 +48,8 @@ pub enum Event<'a> {
         /// The report so far; complete enough to resume from.
         report: &'a AttackReport,
     },
-    /// [`crate::EvaluateOptions::stop`] was set while a batch was attacked, or the model or the attack failed on it. The evaluation ends
-    /// with an error, whatever the observer returns.
+    /// [`crate::EvaluateOptions::stop`] was set while a batch was attacked, or the model or the attack failed or panicked on it. The
+    /// evaluation ends with an error or that panic, whatever the observer returns.
     Stopped {
         /// Index of the entry in the report.
         entry: usize,

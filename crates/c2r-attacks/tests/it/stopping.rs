@@ -2,6 +2,7 @@
 
 use std::{
     ops::ControlFlow,
+    panic::{self, AssertUnwindSafe},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -150,6 +151,41 @@ impl Classifier for StopsAt<'_> {
     fn device(&self) -> Device {
         self.model.device()
     }
+}
+
+/// As where memory runs out: libtorch's operators have no other way to say so.
+#[test]
+fn a_panic_loses_only_its_batch() {
+    struct Panics<'a>(&'a Tanh, &'a AtomicBool);
+    impl Classifier for Panics<'_> {
+        fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+            assert!(!self.1.load(Ordering::Relaxed), "on purpose");
+            Ok(self.0.logits(images))
+        }
+        fn device(&self) -> Device {
+            self.0.device()
+        }
+    }
+    let (model, data) = toy();
+    let attacks = [config("pgd", &[("steps", "9")]).build().unwrap()];
+    let (threat, options) = (threat(Norm::Linf, 0.02), EvaluateOptions { batch_size: 5, ..Default::default() });
+    let whole = run(&model, &data, &attacks, &threat, &options);
+    let (full, mut state) = (AtomicBool::new(false), None);
+    let ended = panic::catch_unwind(AssertUnwindSafe(|| {
+        evaluate_with(&Panics(&model, &full), &data, &attacks, &threat, &options, &mut |event| {
+            match event {
+                c2r_attacks::Event::Judged { .. } => full.store(true, Ordering::Relaxed),
+                c2r_attacks::Event::Stopped { report, .. } => state = Some((*report).clone()),
+                _ => {}
+            }
+            ControlFlow::Continue(())
+        })
+    }));
+    assert_eq!(ended.unwrap_err().downcast_ref(), Some(&"on purpose"));
+    let state = state.expect("the observer was told");
+    assert_eq!(state.attacks[0].stages[0].attacked, 5);
+    let resumed = run(&model, &data, &attacks, &threat, &EvaluateOptions { resume: Some(state), ..options });
+    assert_eq!(whole.attacks[0].samples, resumed.attacks[0].samples);
 }
 
 #[test]

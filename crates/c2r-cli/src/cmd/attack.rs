@@ -95,11 +95,10 @@ pub(crate) fn run(mut args: Args, device: Device, ui: &Ui) -> anyhow::Result<()>
         ..EvaluateOptions::default()
     };
     signals::will_save();
-    let mut report = watch::evaluate(&setup, &options, journal.as_mut(), ui)?;
+    let mut kernels = KernelNotes::default();
+    let mut report = watch::evaluate(&setup, &options, journal.as_mut(), &mut kernels, ui)?;
     report.versions.extend(run_dir::versions());
     setup.inputs.notes.extend(doubts::chance_level(&report));
-    let mut kernels = KernelNotes::default();
-    kernels.update(ui);
     setup.inputs.notes.extend(kernels.into_notes());
     let summary = serde_json::to_value(Summary::new(&report, &setup))?;
     // A kill while the files are written must leave a record that claims them.

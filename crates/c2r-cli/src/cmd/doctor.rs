@@ -47,7 +47,7 @@ Examples:
 
 For each step, --profile prints libtorch's operator calls, the values read back to the CPU (each stalls a GPU), and \
 the tensors copied between CPU and device, with their size. It also prints the number of images sent forward and backward, \
-the time, and how much of that time the convolutions alone would take (docs/performance.md).")]
+the median and the mean time, and how much of the median the convolutions alone would take (docs/performance.md).")]
 #[command(group = clap::ArgGroup::new("measured").multiple(true).args(["throughput", "profile"]))]
 pub(crate) struct Args {
     /// Folder with the downloaded datasets

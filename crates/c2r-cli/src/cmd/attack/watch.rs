@@ -9,18 +9,21 @@ use c2r_run::{
 };
 
 use super::{journal::Journal, output, setup::Setup};
+use crate::kernels::KernelNotes;
 
-/// Evaluates; saves the state on the way and on Ctrl-C.
+/// Evaluates; saves the state on the way and on Ctrl-C. Notes on CUDA kernels are added to `kernels`.
 pub(super) fn evaluate(
     setup: &Setup,
     options: &EvaluateOptions,
     journal: Option<&mut Journal>,
+    kernels: &mut KernelNotes,
     ui: &Ui,
 ) -> anyhow::Result<AttackReport> {
     let Setup { target, inputs, attacks, threat, .. } = setup;
     let mut watch = Watch {
         ui,
         journal,
+        kernels,
         progress: ui.progress("clean", 0, inputs.images.len() as u64),
         judged: false,
         finished: None,
@@ -34,6 +37,7 @@ pub(super) fn evaluate(
 struct Watch<'a> {
     ui: &'a Ui,
     journal: Option<&'a mut Journal>,
+    kernels: &'a mut KernelNotes,
     progress: Progress,
     /// Whether a batch was judged in this session.
     judged: bool,
@@ -48,6 +52,7 @@ impl Watch<'_> {
         if let Some(images) = self.journal.as_mut().and_then(|journal| journal.images.as_mut()) {
             images.observe(event);
         }
+        self.kernels.update(self.ui);
         // Read once: a signal in between would stop the evaluation without its state.
         let interrupted = self.ui.interrupted();
         match event {

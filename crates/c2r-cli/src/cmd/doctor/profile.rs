@@ -11,7 +11,7 @@ use c2r_distill::{DistillConfig, DistillEvent, Distillation, METHODS, Work, prof
 use c2r_kernels::count;
 use c2r_models::{ConvNetSpec, Frozen, Model, ModelSpec};
 use c2r_run::exit;
-use c2r_train::{Length, Protocol, Targets, TrainSource, Trainer, model_input};
+use c2r_train::{Ahead, Length, Protocol, Targets, TrainSource, Trainer, model_input};
 use serde::Serialize;
 use tch::Device;
 use toml::Value;
@@ -62,10 +62,15 @@ pub(super) struct Row {
     counts: Option<Counted>,
     /// Images sent through networks.
     images: Work,
-    /// Of the first run in this process.
+    /// Of the first run in this process; of PGD, from before the network was made and the images were sent to the device.
     first_seconds: f64,
+    /// Of PGD: the attack and its judging in that run, after the clean images were classified.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    first_attack_seconds: Option<f64>,
     /// Median of all runs but the first, or the time of the first if it is the only one.
     seconds: f64,
+    /// Their mean: some steps draw noise for many more.
+    mean_seconds: f64,
     /// What the convolutions of these images take alone.
     convolution_seconds: f64,
     /// What is left after an attack, in `[0, 1]`.
@@ -84,6 +89,9 @@ struct Counted {
 
 /// Runs after the first that are timed, at least.
 const TIMED: usize = 3;
+/// The same for training steps on a GPU, where one that draws noise for the steps after it takes much longer than those: two
+/// blocks of such steps.
+const TIMED_ON_GPU: usize = 2 * Ahead::MOST_STEPS as usize;
 /// Real images of each class, at least: four for each of ten stored images.
 const PER_CLASS: usize = 40;
 /// Training steps that fill the pool, and updates until one of its networks is replaced.
@@ -129,10 +137,11 @@ impl Run {
     }
 }
 
-/// Runs it for the first time, then `once` or not until it is timed, then to count.
+/// Runs it for the first time, then until it is timed, `least` times or more, then to count. With a `least` of 0 it is run only
+/// once.
 fn measure(
     what: &str,
-    once: bool,
+    least: usize,
     convolutions: &Throughput,
     setting: &Setting,
     run: &mut dyn FnMut() -> anyhow::Result<Run>,
@@ -145,11 +154,12 @@ fn measure(
         anyhow::Ok((done, start.elapsed().as_secs_f64()))
     };
     let (first, first_seconds) = timed()?;
-    let mut later = Vec::new();
-    while !once && (later.len() < TIMED || later.iter().sum::<f64>() < setting.patience) {
+    let (once, mut later) = (least == 0, Vec::new());
+    while !once && (later.len() < least || later.iter().sum::<f64>() < setting.patience) {
         later.push(timed()?.1);
     }
     later.sort_by(f64::total_cmp);
+    let mean = later.iter().sum::<f64>() / later.len() as f64;
     if let Some(folder) = &setting.trace {
         let file = folder.join(format!("{}.json", what.replace(' ', "-")));
         let traced = || {
@@ -173,7 +183,9 @@ fn measure(
         counts,
         images: first.images,
         first_seconds,
+        first_attack_seconds: None,
         seconds: later.get(later.len() / 2).copied().unwrap_or(first_seconds),
+        mean_seconds: if once { first_seconds } else { mean },
         convolution_seconds: convolutions.seconds(&first.images),
         robust_accuracy: first.robust_accuracy,
     })
@@ -246,7 +258,7 @@ fn distill(setting: &Setting, layers: &ConvNetSpec) -> anyhow::Result<Vec<Row>> 
         distillation.step()?;
         Ok(Run::step(images))
     };
-    Ok(vec![measure("update of C2R", false, &convolutions, setting, &mut update)?])
+    Ok(vec![measure("update of C2R", TIMED, &convolutions, setting, &mut update)?])
 }
 
 fn train(setting: &Setting, layers: &ConvNetSpec) -> anyhow::Result<Vec<Row>> {
@@ -265,7 +277,8 @@ fn train(setting: &Setting, layers: &ConvNetSpec) -> anyhow::Result<Vec<Row>> {
         let mut network = Model::new(model, &model_input(&dataset.spec), Seed::new(0), *device)?;
         let source = TrainSource::new(&images, Targets::Hard);
         let mut trainer = Trainer::new(&mut network, &source, &config, Seed::new(0))?;
-        measure(what, false, &convolutions, setting, &mut || {
+        let least = if device.is_cuda() { TIMED_ON_GPU } else { TIMED };
+        measure(what, least, &convolutions, setting, &mut || {
             trainer.step()?;
             Ok(done)
         })
@@ -275,9 +288,11 @@ fn train(setting: &Setting, layers: &ConvNetSpec) -> anyhow::Result<Vec<Row>> {
 
 fn attack(setting: &Setting, layers: &ConvNetSpec) -> anyhow::Result<Vec<Row>> {
     let Setting { model, dataset, n, attacks, device, .. } = setting;
+    let images = dataset.test.to_labelled();
+    // From here on things are used for the first time, and made ready, compiled and compared for that.
+    let start = Instant::now();
     let network = Frozen::new(Model::new(model, &model_input(&dataset.spec), Seed::new(0), *device)?);
     // Labelled by the network itself, so that every image is attacked.
-    let images = dataset.test.to_labelled();
     let (images, _) = images.select(&(0..images.len().min(*n)).collect::<Vec<_>>(), *device);
     let labels = {
         let _no_grad = tch::no_grad_guard();
@@ -299,12 +314,12 @@ fn attack(setting: &Setting, layers: &ConvNetSpec) -> anyhow::Result<Vec<Row>> {
     // A network that nothing has trained has margins of its own: half of the images are to survive PGD.
     let pgd: AttackConfig = "pgd".parse()?;
     let (mut low, mut high) = (1e-5f64, 0.25f64);
-    let (start, mut first_seconds) = (Instant::now(), None);
+    let mut first = None;
     for _ in 0..HALVINGS {
         let middle = (low * high).sqrt();
-        let robust = run(&pgd, middle)?.robust_accuracy();
-        first_seconds.get_or_insert_with(|| start.elapsed().as_secs_f64());
-        if robust > 0.5 { low = middle } else { high = middle }
+        let report = run(&pgd, middle)?;
+        first.get_or_insert_with(|| (start.elapsed().as_secs_f64(), report.attacks[0].seconds()));
+        if report.robust_accuracy() > 0.5 { low = middle } else { high = middle }
     }
     let epsilon = (low * high).sqrt();
     let convolutions = convolutions(setting, layers, images.len());
@@ -313,15 +328,16 @@ fn attack(setting: &Setting, layers: &ConvNetSpec) -> anyhow::Result<Vec<Row>> {
         if name == "vmi-fgsm" {
             config.set("neighbours", "5")?;
         }
-        let mut row = measure(name, name.starts_with("autoattack"), &convolutions, setting, &mut || {
+        let least = if name.starts_with("autoattack") { 0 } else { TIMED };
+        let mut row = measure(name, least, &convolutions, setting, &mut || {
             let report = run(&config, epsilon)?;
             let passes = report.counts();
             let (forward, backward) = (passes.forward_images as f64, passes.backward_images as f64);
             let images = Work { forward, input_gradient: backward, training: 0.0 };
             Ok(Run { steps: passes.forward_calls, images, robust_accuracy: Some(report.robust_accuracy()) })
         })?;
-        if name == "pgd" {
-            row.first_seconds = first_seconds.unwrap_or(row.first_seconds);
+        if let (Some((whole, attack)), "pgd") = (first, name.as_str()) {
+            (row.first_seconds, row.first_attack_seconds) = (whole, Some(attack));
         }
         Ok(row)
     };
@@ -330,10 +346,11 @@ fn attack(setting: &Setting, layers: &ConvNetSpec) -> anyhow::Result<Vec<Row>> {
 
 /// The rows as a table of numbers per step.
 pub(super) fn table(rows: &[Row]) -> Vec<String> {
-    let line = |[what, cells @ ..]: [String; 9]| {
+    let line = |[what, cells @ ..]: [String; 10]| {
         format!("{what:<20}{}", cells.iter().map(|cell| format!("{cell:>10}")).collect::<String>())
     };
-    let heading = ["per step of", "calls", "reads", "copies", "kB copied", "forward", "backward", "ms", "share"];
+    let heading =
+        ["per step of", "calls", "reads", "copies", "kB copied", "forward", "backward", "ms", "mean", "share"];
     let mut lines = vec![line(heading.map(str::to_owned))];
     lines.extend(rows.iter().map(|row| {
         let steps = row.steps.max(1) as f64;
@@ -350,6 +367,7 @@ pub(super) fn table(rows: &[Row]) -> Vec<String> {
             format!("{:.0}", (forward + training) / steps),
             format!("{:.0}", (input_gradient + training) / steps),
             format!("{:.2}", 1e3 * row.seconds / steps),
+            format!("{:.2}", 1e3 * row.mean_seconds / steps),
             format!("{:.0} %", 100.0 * row.convolution_seconds / row.seconds),
         ])
     }));
@@ -358,6 +376,8 @@ pub(super) fn table(rows: &[Row]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     #[test]
@@ -370,12 +390,14 @@ mod tests {
             counts: Some(counts),
             images,
             first_seconds: 9.0,
+            first_attack_seconds: None,
             seconds: 0.2,
+            mean_seconds: 0.25,
             convolution_seconds: 0.05,
             robust_accuracy: None,
         };
         let words = |row: Row| table(&[row])[1].split_whitespace().map(str::to_owned).collect::<Vec<_>>().join(" ");
-        assert_eq!(words(row), "x 3.0 0.5 1.0 2.0 11 6 20.00 25 %");
+        assert_eq!(words(row), "x 3.0 0.5 1.0 2.0 11 6 20.00 25.00 25 %");
     }
 
     /// The passes are those that the definitions give by hand.
@@ -400,10 +422,35 @@ mod tests {
         // The clean pass, once more to warm up, ten steps, and the pass that judges.
         let attack = profiled(Profiled::Attack, "pgd");
         assert_eq!((attack[0].images, attack[0].steps), (images(104.0, 80.0, 0.0), 13));
+        let alone = attack[0].first_attack_seconds.expect("it is PGD");
+        assert!(0.0 < alone && alone < attack[0].first_seconds && train[0].first_attack_seconds.is_none());
         for row in train.iter().chain(&distill).chain(&attack) {
             let counts = row.counts.expect("it was run more than once");
             assert!(counts.calls > 2 * row.steps && row.seconds > 0.0 && row.convolution_seconds > 0.0, "{row:?}");
         }
+    }
+
+    /// One step in four does the work of all, as one that draws noise ahead.
+    #[test]
+    fn the_mean_counts_what_the_median_leaves_out() {
+        let dataset = c2r_data::load("digits", None).unwrap();
+        let (model, attacks, sets) = (ModelSpec::convnet(2, 8), Vec::new(), Vec::new());
+        let (write, trace, device) = (None, None, Device::Cpu);
+        let setting = Setting { model, dataset, n: 8, attacks, sets, write, trace, device, patience: 0.0 };
+        let speed = Throughput { forward: 1.0, input_gradient: 1.0, training: 1.0, batch_size: 1 };
+        let runs = Cell::new(0);
+        let mut step = || {
+            runs.set(runs.get() + 1);
+            if runs.get() % 4 == 0 {
+                std::thread::sleep(std::time::Duration::from_millis(40));
+            }
+            Ok(Run::step(Work { forward: 1.0, input_gradient: 0.0, training: 0.0 }))
+        };
+        let row = measure("x", 8, &speed, &setting, &mut step).unwrap();
+        assert_eq!(runs.get(), 10, "one before what is timed, and one to count");
+        assert!(row.mean_seconds >= 0.01 && row.seconds < 0.01, "{row:?}");
+        let once = measure("x", 0, &speed, &setting, &mut step).unwrap();
+        assert!(runs.get() == 11 && once.mean_seconds == once.first_seconds && once.counts.is_none());
     }
 
     #[test]
