@@ -32,7 +32,7 @@ impl Lock {
     ///
     /// # Errors
     /// [`FileError::Io`] if the file cannot be created or opened.
-    pub(crate) fn acquire_where_possible(path: &Path) -> Result<Option<Self>, FileError> {
+    pub fn acquire_where_possible(path: &Path) -> Result<Option<Self>, FileError> {
         match Self::acquire(path) {
             Err(error) if has_no_locks(&error) => {
                 let folder = path.parent().unwrap_or(path).display();
