@@ -514,7 +514,7 @@ fn estimate(config: &DistillConfig, dataset: &Dataset, device: Device, json: boo
     let per_class = config.common.train_per_class.unwrap_or(usize::MAX);
     let work = config.work(n_classes, dataset.train.len().min(per_class.saturating_mul(n_classes)));
     let pool = config.common.pool.as_ref().map(|pool| pool.batch_size);
-    let batch_size = pool.or(config.method.needs().training_batch).unwrap_or(ESTIMATE_BATCH);
+    let batch_size = pool.or(config.method.needs().training_batch).unwrap_or(ESTIMATE_BATCH).min(dataset.train.len());
     let speed = throughput::measure(&config.common.model, &dataset.spec, batch_size, device)?;
     estimate::answer(&work, &speed, device, json, ui);
     Ok(())
