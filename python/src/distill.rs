@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Instant};
 
 use c2r_base::artifact::{self, TensorFile};
 use c2r_data::{Dataset, SyntheticSet};
-use c2r_distill::{DistillConfig, DistillEvent, Distillation, LabelKind, METHODS, profiles};
+use c2r_distill::{DistillConfig, DistillEvent, Distillation, LabelKind, METHODS, folder, profiles};
 use c2r_files::remove_if_present;
 use c2r_run::{Environment, Place, Plan, Run, RunError, Status};
 use c2r_train::layers;
@@ -20,13 +20,6 @@ use crate::{
     watch::{Watch, device, precision, versions},
 };
 
-/// What a run leaves in its folder besides its record.
-const STATE: &str = "state.safetensors";
-const SET: &str = "synthetic.safetensors";
-const TEACHER: &str = "teacher.safetensors";
-const LOG: &str = "log.jsonl";
-/// What a run writes in its folder besides the record.
-const WRITTEN: &[&str] = &[STATE, SET, TEACHER, LOG];
 /// Updates between lines of the log.
 const LOG_EVERY: u64 = 10;
 
@@ -95,7 +88,7 @@ impl Job {
             self.steps(&mut distillation, None)?;
             return distillation.synthetic_set(versions()).map_err(runtime_error);
         };
-        let (file, state) = (run.0.file(SET), run.0.file(STATE));
+        let (file, state) = (run.0.file(folder::SET), run.0.file(folder::STATE));
         if run.1 == Status::Finished {
             return SyntheticSet::load(&file).map_err(value_error);
         }
@@ -106,11 +99,12 @@ impl Job {
         self.steps(&mut distillation, Some(&mut run.0))?;
         let set = distillation.synthetic_set(versions()).map_err(runtime_error)?;
         if let (LabelKind::Teacher, Some(teacher)) = (self.config.common.labels, distillation.teachers().next()) {
-            c2r_models::checkpoint::save(&run.0.file(TEACHER), teacher, Default::default()).map_err(runtime_error)?;
+            c2r_models::checkpoint::save(&run.0.file(folder::TEACHER), teacher, Default::default())
+                .map_err(runtime_error)?;
         }
         set.save(&file).map_err(runtime_error)?;
         let summary = json!({
-            "synthetic_set": SET,
+            "synthetic_set": folder::SET,
             "sha256": artifact::sha256_of_file(&file).map_err(runtime_error)?,
             "iterations": distillation.iteration(),
             "seconds": run.0.seconds(),
@@ -127,11 +121,7 @@ impl Job {
         let Some(path) = &self.run_dir else { return Ok(None) };
         let plan = Plan {
             stage: "distill",
-            config: json!({
-                "dataset": self.dataset.spec.name,
-                "data_sha256": self.dataset.train.sha256(),
-                "distill": self.config,
-            }),
+            config: folder::record(&self.config, &self.dataset, self.device),
             results: [("distill".to_owned(), c2r_experiment::results::DISTILL)].into(),
             environment: Environment {
                 versions: versions(),
@@ -140,11 +130,10 @@ impl Job {
                 precision: precision(self.device),
             },
             outputs: Vec::new(),
-            main: Some(SET),
-            writes: WRITTEN,
+            needed: folder::needed(&self.config),
+            writes: folder::FILES,
         };
-        let discard = || WRITTEN.iter().try_for_each(|name| remove_if_present(&path.join(name)));
-        Run::open(Place::folder(path), plan, self.force, discard).map(Some).map_err(|error| {
+        Run::open(Place::folder(path), plan, self.force, || folder::discard(path)).map(Some).map_err(|error| {
             let advice = match error {
                 RunError::Busy { .. } => "wait for it, or choose another run_dir",
                 RunError::Unreadable { .. } => "delete it, or choose another run_dir",
@@ -190,7 +179,7 @@ impl Job {
             let due = saved.elapsed().as_secs_f64() >= self.checkpoint_seconds && !distillation.is_finished();
             if let (Some(run), true) = (run.as_mut(), due || told.is_err()) {
                 let state = distillation.state().map_err(runtime_error)?;
-                state.write(&run.file(STATE)).map_err(runtime_error)?;
+                state.write(&run.file(folder::STATE)).map_err(runtime_error)?;
                 run.pause().map_err(runtime_error)?;
                 saved = Instant::now();
             }

@@ -74,7 +74,7 @@ pub(crate) fn caught<T>(what: &str, work: impl FnOnce() -> PyResult<T>) -> PyRes
 pub(crate) fn panicked(what: &str, panic: &(dyn Any + Send)) -> PyErr {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("unknown");
-    let text = text.split("Exception raised from").next().unwrap_or(text).trim_end_matches("\\n").trim_end();
+    let text = c2r_run::exit::without_stack(text).trim_end_matches("\\n").trim_end();
     PyRuntimeError::new_err(format!("{what} failed: {text}"))
 }
 

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use c2r_base::LabelledImages;
 use c2r_data::{Dataset, Split, SyntheticHeader, SyntheticSet, arrays::to_array, arrays::to_tensor};
+use c2r_distill::folder;
 use pyo3::prelude::*;
 use pyo3_tch::PyTensor;
 use tch::{Device, Kind, Tensor};
@@ -43,7 +44,7 @@ impl Parts {
 
 #[pyfunction]
 pub(crate) fn load_set(path: PathBuf) -> PyResult<Parts> {
-    let inside = path.join("synthetic.safetensors");
+    let inside = path.join(folder::SET);
     let is_run = path.is_dir() && !SyntheticSet::is_png_folder(&path) && inside.is_file();
     Parts::of(&SyntheticSet::load(if is_run { &inside } else { &path }).map_err(value_error)?)
 }
@@ -115,5 +116,5 @@ fn bytes(images: &Tensor, labels: &Tensor) -> PyResult<Tensor> {
 
 /// The file of a teacher that labels the set at `path`.
 pub(crate) fn teacher_beside(path: &Path) -> PathBuf {
-    if path.is_dir() { path.join("teacher.safetensors") } else { path.with_file_name("teacher.safetensors") }
+    if path.is_dir() { path.join(folder::TEACHER) } else { path.with_file_name(folder::TEACHER) }
 }

@@ -3,7 +3,7 @@
 use std::{ffi::CString, path::PathBuf};
 
 use c2r_base::{Epsilon, LabelledImages, Seed};
-use c2r_data::{DataError, Dataset, DatasetSpec, SetLabels, arrays::to_tensor};
+use c2r_data::{Dataset, DatasetSpec, SetLabels, arrays::to_tensor};
 use c2r_models::{Frozen, Model, ModelSpec, checkpoint};
 use c2r_train::{Protocol, Targets, Teacher, TrainConfig, TrainSource, TrainStep, Trainer, layers, model_input};
 use pyo3::{
@@ -114,18 +114,7 @@ fn material(request: &Request, device: Device) -> PyResult<(DatasetSpec, Materia
     let (images, labels) = set.decode(device);
     let images = LabelledImages::new(images, labels).map_err(value_error)?;
     let header = &set.header;
-    let (mean, std) = (header.mean.clone(), header.std.clone());
-    let spec = match c2r_data::spec(&header.dataset) {
-        Ok(mut spec) => {
-            // The set is the authority on how its pixels are normalized.
-            (spec.mean, spec.std) = (mean, std);
-            spec
-        }
-        Err(DataError::UnknownDataset { .. }) => {
-            DatasetSpec::unlisted(&header.dataset, images.image_shape(), header.classes, mean, std)
-        }
-        Err(error) => return Err(value_error(error)),
-    };
+    let spec = set.spec().map_err(value_error)?;
     let origin = header.origin().map_err(value_error)?;
     let teacher = match (&request.path, origin.labels) {
         (Some(path), SetLabels::Teacher) => {

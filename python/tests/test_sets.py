@@ -170,6 +170,20 @@ def test_a_run_folder_is_resumed_and_guarded(tmp_path):
         c2r.distill(images_and_labels, 1, "dm", run_dir=folder, progress=False, **{**options, "seed": 4})
 
 
+def test_a_run_folder_is_that_of_the_command(tmp_path):
+    """Another float format is another run, and what the command draws is discarded, too."""
+    options = {"iterations": 1, "model": "ConvNet-D1-W8-IN", "matching.real_per_class": 3, "progress": False}
+    c2r.distill(blobs(), 1, "dm", run_dir=tmp_path, **options)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match='precision is null there and "bf16" here'):
+        c2r.distill(blobs(), 1, "dm", run_dir=tmp_path, **options)
+    (tmp_path / "pictures").mkdir()
+    for drawn in ("pictures/000000.png", "synthetic.png", "curves.svg"):
+        (tmp_path / drawn).write_text("old")
+    c2r.distill(blobs(), 1, "dm", run_dir=tmp_path, force=True, **options)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {".lock", "log.jsonl", "run.json", "synthetic.safetensors"}
+
+
 def test_wrong_keys_are_named():
     with pytest.raises(ValueError, match="iteratoins.*did you mean `iterations`"):
         c2r.distill(blobs(), 1, "dm", iteratoins=3, progress=False)

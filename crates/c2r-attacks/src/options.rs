@@ -141,7 +141,13 @@ impl Check {
     }
 
     pub(crate) fn count(&self, option: &str, value: u32) -> Result<(), ConfigError> {
-        if value == 0 { self.fail(option, "must be at least 1") } else { Ok(()) }
+        // Sums of two steps still are whole numbers of 32 bits.
+        let most = i32::MAX as u32;
+        match value {
+            0 => self.fail(option, "must be at least 1"),
+            _ if value > most => self.fail(option, format!("must be at most {most}, got {value}")),
+            _ => Ok(()),
+        }
     }
 
     pub(crate) fn at_least(&self, option: &str, value: f64, least: f64) -> Result<(), ConfigError> {

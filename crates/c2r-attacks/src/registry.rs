@@ -437,6 +437,7 @@ mod tests {
     fn values_are_checked() {
         for (name, option, value) in [
             ("pgd", "steps", "0"),
+            ("apgd-ce", "steps", "4294967295"),
             ("pgd", "steps", "-1"),
             ("pgd", "steps", "x"),
             ("pgd", "step-size", "0"),

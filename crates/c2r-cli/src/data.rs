@@ -146,7 +146,7 @@ pub(crate) fn coded(error: DataError) -> anyhow::Error {
 }
 
 /// The set that `c2r distill` leaves in its run folder.
-pub(crate) const SET_FILE: &str = "synthetic.safetensors";
+pub(crate) const SET_FILE: &str = c2r_distill::folder::SET;
 
 /// The file or PNG folder of the synthetic set that was named: inside, where that is the run folder of `c2r distill`.
 pub(crate) fn set_file(named: &Path) -> anyhow::Result<PathBuf> {

@@ -8,6 +8,7 @@ use c2r_base::{
     artifact::{TensorFile, sha256_hex},
 };
 use c2r_data::{SetLabels, SyntheticHeader, SyntheticSet, arrays::to_tensor};
+use c2r_distill::folder;
 use c2r_models::{Frozen, checkpoint};
 use c2r_train::{Targets, Teacher};
 use tch::Device;
@@ -43,7 +44,7 @@ pub(crate) fn of_set(file: &Path) -> anyhow::Result<(SyntheticHeader, Option<Str
     let soft = set.soft_labels.as_ref().map(|soft| to_tensor(soft.view()));
     let hash = match soft {
         _ if origin.labels == SetLabels::Teacher => {
-            let teacher = checkpoint::load(&file.with_file_name("teacher.safetensors"), Device::Cpu);
+            let teacher = checkpoint::load(&file.with_file_name(folder::TEACHER), Device::Cpu);
             let temperature = origin.teacher.unwrap_or_default().temperature;
             teacher.ok().map(|(network, _)| {
                 of(&images, &Targets::Teacher(Teacher { network: &Frozen::new(network), temperature }))

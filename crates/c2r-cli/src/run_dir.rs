@@ -2,48 +2,39 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
+use c2r_distill::{DistillConfig, folder};
 use c2r_experiment::results;
 use c2r_files::{FileError, read_json, remove_if_present, remove_parts, sha256_of_file};
-use c2r_kernels::FloatFormat;
 use c2r_run::{Environment, Place, Plan, Run, RunError, Status, exit};
 use serde_json::Value;
 
-use crate::ui::{self, Ui};
+use crate::{
+    data::NETWORK_FILE,
+    ui::{self, Ui},
+};
 
 /// A command that writes to a run folder.
 pub(crate) struct Stage {
     name: &'static str,
     /// Version of its numbers.
     results: u32,
-    /// The file without which a run is not finished.
-    main: &'static str,
+    /// The files without which a run is not finished.
+    needed: &'static [&'static str],
     /// All that it writes there besides the record and pictures.
     writes: &'static [&'static str],
 }
 
 /// `c2r distill`.
-pub(crate) const DISTILL: Stage = Stage {
-    name: "distill",
-    results: results::DISTILL,
-    main: "synthetic.safetensors",
-    writes: &[
-        "state.safetensors",
-        "synthetic.safetensors",
-        "synthetic.png",
-        "teacher.safetensors",
-        "log.jsonl",
-        "curves.svg",
-    ],
-};
+pub(crate) fn distill(config: &DistillConfig) -> Stage {
+    Stage { name: "distill", results: results::DISTILL, needed: folder::needed(config), writes: folder::FILES }
+}
 /// `c2r train`.
 pub(crate) const TRAIN: Stage = Stage {
     name: "train",
     results: results::TRAIN,
-    main: "model.safetensors",
-    writes: &["state.safetensors", "model.safetensors", "log.jsonl"],
+    needed: &[NETWORK_FILE],
+    writes: &["state.safetensors", NETWORK_FILE, "log.jsonl"],
 };
-/// Pictures of a distillation.
-const PICTURES: &str = "pictures";
 /// Where tables look for a measurement of the network of the folder.
 const REPORT: &str = "attack.json";
 
@@ -59,17 +50,6 @@ pub(crate) fn versions() -> BTreeMap<String, String> {
 pub(crate) fn precision(device: tch::Device) -> BTreeMap<String, String> {
     let names = ["convolutions", "matmuls"].map(str::to_owned);
     names.into_iter().zip(c2r_kernels::precision(device).map(|format| format.to_string())).collect()
-}
-
-/// The float format of convolutions where it is not the default of the device: then it belongs to what a run is asked for, and a
-/// run in another format is another run.
-pub(crate) fn unusual_format(device: tch::Device) -> Option<FloatFormat> {
-    let [convolutions, _] = c2r_kernels::precision(device);
-    is_unusual(device.is_cuda(), convolutions).then_some(convolutions)
-}
-
-fn is_unusual(on_gpu: bool, convolutions: FloatFormat) -> bool {
-    convolutions != if on_gpu { FloatFormat::Tf32 } else { FloatFormat::Fp32 }
 }
 
 /// Records that a run is finished, deletes its state, and says what it wrote.
@@ -111,7 +91,7 @@ pub(crate) fn environment(device: tch::Device) -> Environment {
 /// Those of [`Run::open`], with what to do about them.
 pub(crate) fn open(
     path: &Path,
-    stage: &'static Stage,
+    stage: &Stage,
     config: Value,
     inputs: &[(&str, &Path)],
     device: tch::Device,
@@ -127,10 +107,10 @@ pub(crate) fn open(
             return exit::fail(exit::USAGE, message);
         }
     }
-    let &Stage { name, results, main, writes } = stage;
+    let &Stage { name, results, needed, writes } = stage;
     let results = [(name.to_owned(), results)].into();
     let environment = environment(device);
-    let plan = Plan { stage: name, config, results, environment, outputs: Vec::new(), main: Some(main), writes };
+    let plan = Plan { stage: name, config, results, environment, outputs: Vec::new(), needed, writes };
     let (run, status) = Run::open(Place::folder(path), plan, force, || discard(path, stage)).map_err(|error| {
         let (code, advice) = match error {
             RunError::Busy { .. } => (exit::USAGE, "wait for it, or choose another --run-dir"),
@@ -145,7 +125,7 @@ pub(crate) fn open(
         exit::coded(code, with_advice(error, advice))
     })?;
     if status != Status::Finished {
-        remove_parts(&path.join(PICTURES))?;
+        remove_parts(&path.join(folder::PICTURES))?;
     }
     Ok((run, status))
 }
@@ -167,40 +147,14 @@ pub(crate) fn same_file(a: &Path, b: &Path) -> bool {
 /// Deletes what a run of `stage` wrote, and nothing else but a report on the network that goes with it: beside the next network
 /// a table would take it for that one's.
 fn discard(path: &Path, stage: &Stage) -> Result<(), FileError> {
+    if stage.name != TRAIN.name {
+        return folder::discard(path);
+    }
     let report = path.join(REPORT);
-    if stage.name == TRAIN.name
-        && let (Ok(record), Ok(sha256)) = (read_json::<Value>(&report), sha256_of_file(&path.join(stage.main)))
+    if let (Ok(record), Ok(sha256)) = (read_json::<Value>(&report), sha256_of_file(&path.join(NETWORK_FILE)))
         && record["model_sha256"] == sha256
     {
         remove_if_present(&report)?;
     }
-    stage.writes.iter().try_for_each(|name| remove_if_present(&path.join(name)))?;
-    if stage.name != DISTILL.name {
-        return Ok(());
-    }
-    let pictures = path.join(PICTURES);
-    let Ok(entries) = fs::read_dir(&pictures) else { return Ok(()) };
-    for file in entries.filter_map(|entry| Some(entry.ok()?.path())) {
-        let numbered = file.file_stem().is_some_and(|stem| stem.to_string_lossy().parse::<u64>().is_ok());
-        if numbered && file.extension().is_some_and(|extension| extension == "png") {
-            remove_if_present(&file)?;
-        }
-    }
-    // It stays if it holds other files.
-    let _ = fs::remove_dir(&pictures);
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_default_format_is_not_part_of_a_run() {
-        let unusual =
-            |on_gpu| [FloatFormat::Fp32, FloatFormat::Tf32, FloatFormat::Bf16].map(|format| is_unusual(on_gpu, format));
-        assert_eq!(unusual(true), [true, false, true]);
-        assert_eq!(unusual(false), [false, true, true]);
-        assert_eq!(unusual_format(tch::Device::Cpu), None);
-    }
+    stage.writes.iter().try_for_each(|name| remove_if_present(&path.join(name)))
 }

@@ -24,9 +24,9 @@ pub enum CrlError {
     /// Zero, negative or not finite.
     #[error("crl.temperature must be positive, got {0}")]
     Temperature(f64),
-    /// A queue that holds or returns nothing.
-    #[error("crl.queue.{0} must be at least 1")]
-    QueueSize(&'static str),
+    /// A queue that holds or returns nothing, or more than can be counted.
+    #[error("crl.queue.{0} must be from 1 to {max}, got {1}", max = i32::MAX)]
+    QueueSize(&'static str, usize),
     /// Outside `[0, 1)`.
     #[error("crl.queue.momentum must be in [0, 1), got {0}")]
     Momentum(f64),
@@ -59,11 +59,10 @@ impl CrlConfig {
     pub fn validate(&self) -> Result<(), CrlError> {
         check_temperature(self.temperature)?;
         if let Some(queue) = &self.queue {
-            if queue.per_class == 0 {
-                return Err(CrlError::QueueSize("per-class"));
-            }
-            if queue.top_k == 0 {
-                return Err(CrlError::QueueSize("top-k"));
+            for (key, size) in [("per-class", queue.per_class), ("top-k", queue.top_k)] {
+                if !(1..=i32::MAX as usize).contains(&size) {
+                    return Err(CrlError::QueueSize(key, size));
+                }
             }
             if !(0.0..1.0).contains(&queue.momentum) {
                 return Err(CrlError::Momentum(queue.momentum));
@@ -349,7 +348,12 @@ mod tests {
         let queue = QueueConfig { per_class: 1, top_k: 0, projection: 0, momentum: 0.0 };
         assert_eq!(
             CrlConfig { temperature: 0.1, queue: Some(queue.clone()) }.validate(),
-            Err(CrlError::QueueSize("top-k"))
+            Err(CrlError::QueueSize("top-k", 0))
+        );
+        let endless = QueueConfig { per_class: i64::MAX as usize, top_k: 1, ..queue.clone() };
+        assert_eq!(
+            CrlConfig { temperature: 0.1, queue: Some(endless) }.validate(),
+            Err(CrlError::QueueSize("per-class", i64::MAX as usize))
         );
         let queue = QueueConfig { top_k: 1, momentum: 1.0, ..queue };
         assert_eq!(CrlConfig { temperature: 0.1, queue: Some(queue) }.validate(), Err(CrlError::Momentum(1.0)));

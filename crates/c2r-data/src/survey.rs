@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use c2r_files::path_to_text;
+
 use crate::DataError;
 
 /// Endings of image files that are read.
@@ -38,14 +40,19 @@ impl Survey {
         Self { root: root.to_owned(), images: nothing(), dangling: nothing(), folders: nothing(), others: nothing() }
     }
 
-    /// The folders in a folder that are not hidden, with their names, by name.
+    /// The folders in a folder that are not hidden, with their names, by name. No two names are the same text.
     pub(crate) fn folders(&mut self, folder: &Path) -> Result<Vec<(String, PathBuf)>, DataError> {
         let mut folders = Vec::new();
         for entry in entries(folder)? {
             match entry.kind {
                 // Empty or not, it stands for a class.
                 Kind::Folder | Kind::EmptyFolder => {
-                    let name = entry.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                    let name = path_to_text(entry.path.file_name().unwrap_or_default()).into_owned();
+                    if folders.iter().any(|(other, _)| *other == name) {
+                        let expected =
+                            format!("another name than `{name}`, which stands for the folder beside it, too");
+                        return Err(DataError::Layout { path: entry.path, expected });
+                    }
                     folders.push((name, entry.path));
                 }
                 Kind::Dangling => self.dangling.push(entry.path),

@@ -10,7 +10,7 @@ use c2r_models::ModelSpec;
 use c2r_train::{
     LrSchedule,
     layers::KeyError,
-    ranges::{RangeError, at_least_one, below_one, in_range, not_negative, positive, radius},
+    ranges::{RangeError, below_one, count, count_or_none, in_range, not_negative, positive, radius},
 };
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -381,7 +381,8 @@ impl CommonConfig {
 
     /// Checks everything that does not depend on the method.
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
-        in_range(self.ipc >= 1, "ipc", "at least 1", self.ipc)?;
+        count("ipc", self.ipc as u64)?;
+        count_or_none("iterations", self.iterations)?;
         if let Some(name) = self.name.as_ref().filter(|name| name.trim().is_empty()) {
             in_range(false, "name", "at least one character, or left out", format!("`{name}`"))?;
         }
@@ -404,6 +405,7 @@ impl CommonConfig {
         }
         let images = &self.images;
         in_range(matches!(images.formation, 1 | 2), "images.formation", "1 or 2", images.formation)?;
+        count_or_none("images.batch-per-class", images.batch_per_class as u64)?;
         positive("images.lr", images.lr)?;
         not_negative("images.final-lr", images.final_lr)?;
         self.pool.iter().try_for_each(PoolConfig::validate)?;
@@ -413,9 +415,13 @@ impl CommonConfig {
 
 impl PoolConfig {
     fn validate(&self) -> Result<(), ConfigError> {
-        at_least_one("pool.trajectories", self.trajectories as u64)?;
-        at_least_one("pool.snapshots", self.snapshots as u64)?;
-        at_least_one("pool.batch-size", self.batch_size as u64)?;
+        count("pool.trajectories", self.trajectories as u64)?;
+        count("pool.snapshots", self.snapshots as u64)?;
+        count("pool.batch-size", self.batch_size as u64)?;
+        count_or_none("pool.max-steps", self.max_steps)?;
+        count_or_none("pool.steps-per-iteration", self.steps_per_iteration)?;
+        count_or_none("pool.networks-per-iteration", self.networks_per_iteration as u64)?;
+        count_or_none("pool.push-every", self.push_every)?;
         let (alive, first) = (self.alive.unwrap_or(usize::MAX), self.trajectories * self.snapshots);
         in_range(alive >= first, "pool.alive", "at least pool.trajectories times pool.snapshots", alive)?;
         in_range(self.min_steps <= self.max_steps, "pool.min-steps", "at most pool.max-steps", self.min_steps)?;
@@ -434,7 +440,7 @@ impl CompanionConfig {
         match self {
             Self::LsPgd(config) => LsPgd::new(config.clone(), threat).map(drop).map_err(ConfigError::from),
             Self::Pgd(config) | Self::ClampedNormalizedPgd(config) => {
-                at_least_one("companions.steps", u64::from(config.steps))?;
+                count("companions.steps", u64::from(config.steps))?;
                 Ok(positive("companions.rel-step-size", config.rel_step_size)?)
             }
             Self::Fgsm(_) => Ok(()),
@@ -446,6 +452,7 @@ impl MatchingConfig {
     pub(crate) fn validate(&self) -> Result<(), RangeError> {
         not_negative("matching.weight", self.weight)?;
         let n = self.real_per_class;
-        in_range(n >= 2, "matching.real-per-class", "at least 2", n)
+        in_range(n >= 2, "matching.real-per-class", "at least 2", n)?;
+        count("matching.real-per-class", n as u64)
     }
 }

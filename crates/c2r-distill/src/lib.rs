@@ -18,7 +18,7 @@
 //! the methods it is compared with implement, and which a method of another crate can.
 //!
 //! **What it is not:** it trains no downstream network (`c2r-train`), attacks nothing for a report
-//! (`c2r-attacks`), and never prints or chooses a file name.
+//! (`c2r-attacks`), never prints, and writes no file: [`folder`] only says which ones the folder of a run has.
 //!
 //! **Where to start:** [`DistillConfig::resolve`], then docs/method.md for the equations of C²R and the decisions
 //! where the paper is silent, and docs/baselines.md for the other methods.
@@ -27,6 +27,7 @@ mod config;
 mod context;
 mod cost;
 mod error;
+pub mod folder;
 mod method;
 mod methods;
 mod parts;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use c2r_data::DatasetSpec;
 use c2r_train::{
     layers::{self, Assignment, KeyError},
-    ranges::{in_range, positive},
+    ranges::{count_or_none, in_range, positive},
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error, ser::SerializeMap};
 use toml::{Table, Value};
@@ -188,6 +188,8 @@ impl DistillConfig {
             }
             (Some(teacher), labels) => {
                 positive("teacher.temperature", teacher.temperature)?;
+                count_or_none("teacher.steps", teacher.steps)?;
+                count_or_none("teacher.count", u64::from(teacher.count))?;
                 let (most, expected) = match labels {
                     LabelKind::Soft => (u32::MAX, "at least 1"),
                     LabelKind::Hard | LabelKind::Teacher => (1, "1 unless labels = \"soft\""),

@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, path::Path};
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use crate::{ExperimentError, Part, Subgrid, SubsetOrder, unknown};
+use crate::{ExperimentError, Part, Selection, Subgrid, SubsetOrder, unknown};
 
 /// Name of the file next to the experiments that holds what they share: `[methods]`, and defaults of their scales.
 pub const COMMON: &str = "common.toml";
@@ -89,7 +89,7 @@ pub struct Scale {
     /// Downstream protocols, in the order of the table.
     pub protocols: Vec<String>,
     /// Which step's network a training keeps: `last` unless given, `held-out`, or `best-test`, which marks every output.
-    pub select: Option<String>,
+    pub select: Option<Selection>,
     /// Attacks, in the order of the columns.
     pub attacks: Vec<String>,
     /// Norm of the attacks: `linf`, `l2` or `l1`.
@@ -190,9 +190,6 @@ pub struct Published {
 /// The column that [`Published::over`] belongs to.
 const MEAN_ROBUST: &str = "mean-robust";
 
-/// What `c2r train --select` takes; the first is what it does without.
-const SELECTIONS: [&str; 3] = ["last", "held-out", "best-test"];
-
 /// The radius of published numbers that name none.
 const FIELD_EPSILON: &str = "2/255";
 
@@ -243,8 +240,8 @@ impl Scale {
     }
 
     /// What to give `c2r train --select`; `None` for the last step, which is the default.
-    pub fn selection(&self) -> Option<&str> {
-        self.select.as_deref().filter(|select| *select != SELECTIONS[0])
+    pub fn selection(&self) -> Option<Selection> {
+        self.select.filter(|select| !select.is_last())
     }
 
     /// Downstream networks; `None` is the dataset's own.
@@ -269,8 +266,9 @@ impl Override {
 /// A radius in pixel units: `2/255` or `0.5` as a positive number below 1e9; `None` for anything else.
 pub fn radius(text: &str) -> Option<f64> {
     let (above, below) = text.split_once('/').unwrap_or((text, "1"));
-    let value = above.trim().parse::<f64>().ok()? / below.trim().parse::<f64>().ok()?;
-    (value > 0.0 && value < 1e9).then_some(value)
+    let below = below.trim().parse::<f64>().ok()?;
+    let value = above.trim().parse::<f64>().ok()? / below;
+    (below > 0.0 && value > 0.0 && value < 1e9).then_some(value)
 }
 
 impl Experiment {
@@ -441,11 +439,6 @@ impl Scale {
         }
         let norm = self.norm.as_str();
         ensure(["linf", "l2", "l1"].contains(&norm), || format!("norm is `{norm}`, neither linf nor l2 nor l1"))?;
-        if let Some(select) = &self.select {
-            ensure(SELECTIONS.contains(&select.as_str()), || {
-                format!("select is `{select}`, neither {}", SELECTIONS.join(" nor "))
-            })?;
-        }
         for text in &self.epsilons {
             ensure(radius(text).is_some(), || {
                 format!("epsilons: `{text}` is not a radius in pixel units, such as 2/255")
@@ -749,10 +742,15 @@ over = ["fgsm", "pgd", "cw"]
         );
         check("seeds = [0, 1, 2]", "seeds = []", "scales.quick.seeds is empty");
         check("\"0.5\"", "\"2/0\"", "`2/0` is not a radius");
+        check("\"0.5\"", "\"-2/-255\"", "`-2/-255` is not a radius");
         check("norm = \"linf\"", "norm = \"l7\"", "norm is `l7`");
         check("threads = 1", "threads = 0", "threads must be at least 1");
         check("threads = 1", "held-out = true", "scales.quick.held-out: no image is held out");
-        check("threads = 1", "select = \"best\"", "select is `best`, neither last nor held-out nor best-test");
+        check(
+            "threads = 1",
+            "select = \"best\"",
+            "unknown variant `best`, expected one of `last`, `held-out`, `best-test`",
+        );
         check(
             "threads = 1",
             "first = [{ attacks = [\"apgd\"] }]",

@@ -35,6 +35,19 @@ pub enum FloatFormat {
     Bf16,
 }
 
+impl FloatFormat {
+    /// The format of convolutions on `device` where it is not the device's default: then it belongs to what a run is asked for,
+    /// and a run in another format is another run.
+    pub fn unusual(device: Device) -> Option<Self> {
+        let [convolutions, _] = precision(device);
+        convolutions.is_unusual(device.is_cuda()).then_some(convolutions)
+    }
+
+    fn is_unusual(self, on_gpu: bool) -> bool {
+        self != if on_gpu { Self::Tf32 } else { Self::Fp32 }
+    }
+}
+
 impl fmt::Display for FloatFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -97,6 +110,15 @@ mod tests {
     use tch::{Kind, Tensor};
 
     use super::*;
+
+    #[test]
+    fn the_default_format_is_not_part_of_a_run() {
+        let unusual =
+            |on_gpu| [FloatFormat::Fp32, FloatFormat::Tf32, FloatFormat::Bf16].map(|format| format.is_unusual(on_gpu));
+        assert_eq!(unusual(true), [true, false, true]);
+        assert_eq!(unusual(false), [false, true, true]);
+        assert_eq!(FloatFormat::unusual(Device::Cpu), None);
+    }
 
     /// The switches are of the process, so one test has them all.
     #[test]

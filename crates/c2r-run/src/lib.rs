@@ -14,7 +14,7 @@
 //! let folder = tempfile::tempdir().unwrap();
 //! let open = || {
 //!     let config = serde_json::json!({"seed": 7});
-//!     let plan = Plan { stage: "demo", config, results: [].into(), environment: Environment::default(), outputs: vec![], main: None, writes: &[] };
+//!     let plan = Plan { stage: "demo", config, results: [].into(), environment: Environment::default(), outputs: vec![], needed: &[], writes: &[] };
 //!     Run::open(Place::folder(folder.path()), plan, false, || Ok(())).unwrap()
 //! };
 //! let (mut run, status) = open();

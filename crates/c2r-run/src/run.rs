@@ -161,8 +161,8 @@ pub struct Plan {
     /// Files outside a folder of its own that the run writes, by name: it only counts as finished while they are there
     /// and unchanged.
     pub outputs: Vec<(&'static str, PathBuf)>,
-    /// The file in the run's own folder without which it does not count as finished; it must also be as the run wrote it.
-    pub main: Option<&'static str>,
+    /// The files in the run's own folder without which it does not count as finished; they must also be as the run wrote them.
+    pub needed: &'static [&'static str],
     /// All files that the run writes in its own folder, besides the record. Where they are there without a record, the run is not
     /// opened.
     pub writes: &'static [&'static str],
@@ -173,7 +173,7 @@ pub struct Plan {
 pub struct Run {
     place: Place,
     outputs: Vec<(&'static str, PathBuf)>,
-    main: Option<&'static str>,
+    needed: &'static [&'static str],
     record: Record,
     opened: Instant,
     /// `None` of a finished run in a folder where nothing can be written.
@@ -213,7 +213,7 @@ impl Run {
         let inside = plan.writes.iter().map(|name| place.path.join(name));
         let outside = plan.outputs.iter().map(|(_, path)| path.clone());
         inside.chain(outside).chain([place.record.clone()]).try_for_each(|file| remove_parts_of(&file))?;
-        let Plan { stage, config, results, environment, outputs, main, writes: _ } = plan;
+        let Plan { stage, config, results, environment, outputs, needed, writes: _ } = plan;
         let mut record = Record::new(stage, config, results, environment);
         record.outputs = outputs.iter().filter_map(|(_, path)| place.name_of(path)).collect();
         let mut status = Status::New;
@@ -240,14 +240,14 @@ impl Run {
                     (record.seconds, record.state) = (old.seconds, old.state);
                     // Where an earlier version began, nobody knows which numbers these are.
                     record.results = old.results;
-                } else if is_written(&written_files(&place, &outputs, main), &old)? {
+                } else if is_written(&written_files(&place, &outputs, needed), &old)? {
                     (status, record) = (Status::Finished, old);
                 }
             }
         } else if force {
             discard()?;
         }
-        let run = Self { place, outputs, main, record, opened: Instant::now(), _lock: Some(lock) };
+        let run = Self { place, outputs, needed, record, opened: Instant::now(), _lock: Some(lock) };
         // Beside a file, an old record is replaced at once: it may tell of work that is gone, and the new one claims the old files.
         if status != Status::Finished && (run.place.is_folder || run.place.record.exists()) {
             run.write()?;
@@ -257,13 +257,13 @@ impl Run {
 
     /// The planned run if it is finished, without the lock.
     fn finished(place: Place, plan: Plan) -> Option<(Self, Status)> {
-        let Plan { stage, config, results, outputs, main, .. } = plan;
+        let Plan { stage, config, results, outputs, needed, .. } = plan;
         let record = read_json::<Record>(&place.record).ok()?;
         let is_same = record.stage == stage
             && first_difference(&record.config, &config, "").is_none()
             && record.other_results(&results).is_none();
-        let is_whole = record.is_finished() && is_written(&written_files(&place, &outputs, main), &record).ok()?;
-        let run = Self { place, outputs, main, record, opened: Instant::now(), _lock: None };
+        let is_whole = record.is_finished() && is_written(&written_files(&place, &outputs, needed), &record).ok()?;
+        let run = Self { place, outputs, needed, record, opened: Instant::now(), _lock: None };
         (is_same && is_whole).then_some((run, Status::Finished))
     }
 
@@ -321,7 +321,7 @@ impl Run {
     /// # Errors
     /// [`FileError::Io`].
     pub fn finish(&mut self, summary: Value) -> Result<(), FileError> {
-        let files = written_files(&self.place, &self.outputs, self.main.filter(|name| self.file(name).exists()));
+        let files = written_files(&self.place, &self.outputs, self.needed);
         let hashes = files.iter().map(|(name, path)| Ok(((*name).to_owned(), sha256_of_file(path)?)));
         let written = hashes.collect::<Result<BTreeMap<_, _>, FileError>>()?;
         self.record.finish(summary, written);
@@ -351,9 +351,9 @@ fn is_refused(error: &FileError) -> bool {
 fn written_files(
     place: &Place,
     outputs: &[(&'static str, PathBuf)],
-    main: Option<&'static str>,
+    needed: &[&'static str],
 ) -> Vec<(&'static str, PathBuf)> {
-    outputs.iter().cloned().chain(main.map(|name| (name, place.path.join(name)))).collect()
+    outputs.iter().cloned().chain(needed.iter().map(|&name| (name, place.path.join(name)))).collect()
 }
 
 /// Whether the outputs of a finished run are there.
@@ -381,7 +381,7 @@ mod tests {
         let environment = Environment::default();
         let results = [("distill".to_owned(), 4)].into();
         let (config, writes) = (config.clone(), &["set", "log"]);
-        Plan { stage: "distill", config, results, environment, outputs, main: None, writes }
+        Plan { stage: "distill", config, results, environment, outputs, needed: &[], writes }
     }
 
     #[test]
@@ -407,14 +407,14 @@ mod tests {
             let error = Run::open(Place::folder(&path), stage.clone(), force, || unreachable!()).unwrap_err();
             assert!(matches!(&error, RunError::OtherCommand { stage, .. } if stage == "distill"), "{error}");
         }
-        let with_main = || {
-            let plan = Plan { main: Some("set"), ..plan(&config, &[]) };
+        let with_set = || {
+            let plan = Plan { needed: &["set"], ..plan(&config, &[]) };
             Run::open(Place::folder(&path), plan, false, || unreachable!()).unwrap().1
         };
         std::fs::write(path.join("set"), "images").unwrap();
-        assert_eq!(with_main(), Status::Finished, "records of earlier versions have no hash of it");
+        assert_eq!(with_set(), Status::Finished, "records of earlier versions have no hash of it");
         std::fs::remove_file(path.join("set")).unwrap();
-        assert_eq!(with_main(), Status::New, "what it made is gone");
+        assert_eq!(with_set(), Status::New, "what it made is gone");
 
         let mut discarded = false;
         let (run, status) = Run::open(Place::folder(&path), plan(&other, &[]), true, || {
@@ -442,20 +442,24 @@ mod tests {
     }
 
     #[test]
-    fn a_finished_run_whose_main_file_was_changed_is_refused() {
+    fn a_finished_run_is_refused_if_a_file_of_it_was_changed_and_made_again_if_one_is_gone() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("set");
         let open = || {
-            let plan = Plan { main: Some("set"), ..plan(&json!(1), &[]) };
+            let plan = Plan { needed: &["set", "teacher"], ..plan(&json!(1), &[]) };
             Run::open(Place::folder(folder.path()), plan, false, || unreachable!())
         };
-        let (mut run, _) = open().unwrap();
-        std::fs::write(&path, "images").unwrap();
-        run.finish(Value::Null).unwrap();
-        drop(run);
-        assert_eq!(open().unwrap().1, Status::Finished);
-        std::fs::write(&path, "imag").unwrap();
-        assert!(matches!(open(), Err(RunError::Changed { path: changed }) if changed == path));
+        let paths = ["set", "teacher"].map(|name| folder.path().join(name));
+        for path in &paths {
+            let mut run = open().unwrap().0;
+            paths.iter().for_each(|path| std::fs::write(path, "floats").unwrap());
+            run.finish(Value::Null).unwrap();
+            drop(run);
+            assert_eq!(open().unwrap().1, Status::Finished);
+            std::fs::write(path, "float").unwrap();
+            assert!(matches!(open(), Err(RunError::Changed { path: changed }) if changed == *path));
+            std::fs::remove_file(path).unwrap();
+            assert_eq!(open().unwrap().1, Status::New);
+        }
     }
 
     #[test]
@@ -504,7 +508,7 @@ mod tests {
     fn a_finished_run_is_recognised_without_its_lock() {
         let folder = tempfile::tempdir().unwrap();
         let place = || Place::folder(folder.path());
-        let planned = |config: i32| Plan { main: Some("set"), ..plan(&json!(config), &[]) };
+        let planned = |config: i32| Plan { needed: &["set"], ..plan(&json!(config), &[]) };
         let finished = |config| Run::finished(place(), planned(config));
         assert!(finished(1).is_none());
         let (mut run, _) = Run::open(place(), planned(1), false, || unreachable!()).unwrap();

@@ -56,7 +56,7 @@ pub fn make(
 pub fn lock(path: &Path, who: &str) -> anyhow::Result<Lock> {
     let mut told = false;
     loop {
-        if let Some(lock) = Lock::acquire(path)? {
+        if let Some(lock) = Lock::acquire_where_possible(path)? {
             return Ok(lock);
         }
         if !told {

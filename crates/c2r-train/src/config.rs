@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     SgdConfig, TrainError, layers,
-    ranges::{at_least_one, below_one, in_range, not_negative, positive, radius},
+    ranges::{below_one, count, count_or_none, in_range, not_negative, positive, radius},
 };
 
 /// How a network is trained. [`Protocol`] gives every field a value with a source.
@@ -281,8 +281,8 @@ impl TrainConfig {
     /// [`TrainError::Config`] naming the first field that does not.
     pub fn check(&self) -> Result<(), TrainError> {
         let (Length::Epochs(length) | Length::Steps(length)) = self.length;
-        at_least_one("length", length)?;
-        at_least_one("batch-size", self.batch_size as u64)?;
+        count("length", length)?;
+        count("batch-size", self.batch_size as u64)?;
         positive("lr", self.lr)?;
         below_one("momentum", self.momentum)?;
         not_negative("weight-decay", self.weight_decay)?;
@@ -298,6 +298,7 @@ impl TrainConfig {
         in_range(!reaches_all, "adversarial.epsilon", expected, epsilon)?;
         let expected = "at least 1 (leave `adversarial` out to train naturally)";
         in_range(steps >= 1, "adversarial.steps", expected, steps)?;
+        count_or_none("adversarial.steps", u64::from(steps))?;
         if let AdversarialLoss::Trades(TradesConfig { beta }) = loss {
             positive("adversarial.loss.trades.beta", beta)?;
             let expected = "true for TRADES, whose gradient is zero at the image";
@@ -414,12 +415,15 @@ mod tests {
             assert!(matches!(&error, TrainError::Config(range) if range.key == key), "{error:?} instead of {key}");
         };
         check("length", &|config| config.length = Length::Steps(0));
+        check("length", &|config| config.length = Length::Epochs(i64::MAX as u64));
         check("batch-size", &|config| config.batch_size = 0);
+        check("batch-size", &|config| config.batch_size = i64::MAX as usize);
         check("lr", &|config| config.lr = f64::NAN);
         check("momentum", &|config| config.momentum = 1.0);
         check("cutmix", &|config| config.cutmix = 1.5);
         check("weight-decay", &|config| config.weight_decay = -1.0);
         check("adversarial.steps", &|config| config.adversarial.as_mut().unwrap().steps = 0);
+        check("adversarial.steps", &|config| config.adversarial.as_mut().unwrap().steps = u32::MAX);
         check("adversarial.random-start", &|config| config.adversarial.as_mut().unwrap().random_start = false);
     }
 

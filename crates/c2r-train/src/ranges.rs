@@ -36,9 +36,18 @@ fn fits_f32(key: &'static str, value: f64) -> Result<(), RangeError> {
     in_range((value as f32).is_finite(), key, "at most 3.4e38, the largest 32-bit float", value)
 }
 
-/// 1 or more.
-pub fn at_least_one(key: &'static str, value: u64) -> Result<(), RangeError> {
-    in_range(value >= 1, key, "at least 1", value)
+/// The largest number of steps, images or networks: the product of two is still a whole number of 64 bits.
+const MOST: u64 = i32::MAX as u64;
+
+/// A number of steps, images or networks, 1 or more.
+pub fn count(key: &'static str, value: u64) -> Result<(), RangeError> {
+    in_range(value >= 1, key, "at least 1", value)?;
+    count_or_none(key, value)
+}
+
+/// A number of steps, images or networks, 0 or more.
+pub fn count_or_none(key: &'static str, value: u64) -> Result<(), RangeError> {
+    in_range(value <= MOST, key, "at most 2147483647", value)
 }
 
 /// A share that can be kept over and over, as of a momentum or a moving average: from 0 to below 1.
@@ -67,6 +76,14 @@ pub fn radius<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Epsilon, D::
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counts_can_be_multiplied() {
+        assert_eq!(count_or_none("steps", MOST + 1).unwrap_err().expected, format!("at most {MOST}"));
+        assert!(count_or_none("steps", 0).is_ok() && count("steps", 0).is_err());
+        assert!(count("steps", 1).is_ok() && count("steps", MOST).is_ok() && count("steps", MOST + 1).is_err());
+        assert!(MOST.checked_mul(MOST).is_some());
+    }
 
     #[test]
     fn numbers_that_are_infinite_in_32_bits_are_refused() {

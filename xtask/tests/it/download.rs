@@ -92,6 +92,34 @@ fn serve(bytes: Vec<u8>, answers: Vec<usize>) -> (String, thread::JoinHandle<()>
     (address, server)
 }
 
+/// As on a network file system without its lock service: the kernel answers every `flock` with ENOLCK.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+const WITHOUT_LOCKS: &str = r#"
+import ctypes, os, struct, sys
+ERRNO, ALLOW, FLOCK, ENOLCK = 0x50000, 0x7FFF0000, 73, 37
+steps = [(0x20, 0, 0, 0), (0x15, 0, 1, FLOCK), (0x06, 0, 0, ERRNO | ENOLCK), (0x06, 0, 0, ALLOW)]
+program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
+class Filter(ctypes.Structure):
+    _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+call = ctypes.CDLL(None).prctl
+assert call(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+assert call(22, 2, ctypes.byref(Filter(len(steps), ctypes.addressof(program))), 0, 0) == 0  # PR_SET_SECCOMP
+os.execvp(sys.argv[1], sys.argv[1:])
+"#;
+
+#[test]
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+fn a_file_system_without_locks_gets_a_note() {
+    let (mirror, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (bytes, hash) = honest_archive();
+    fs::write(mirror.path().join(ARCHIVE), bytes).unwrap();
+    let mirror = mirror.path().to_str().unwrap();
+    let download = download(&["cifar10", "--mirror", mirror, "--accept-sha256", &hash], data.path());
+    let mut command = Command::new("python3");
+    command.args(["-c", WITHOUT_LOCKS]).arg(download.get_program()).args(download.get_args()).env_remove("C2R_DATA");
+    check(&command.output().unwrap(), 0, &["this file system has no locks", "6 files"]);
+}
+
 #[test]
 fn from_a_folder_without_a_network() {
     let (mirror_folder, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());

@@ -6,7 +6,9 @@ use std::{
 use anyhow::Context;
 use c2r_base::{Epsilon, artifact::TensorFile};
 use c2r_data::{Dataset, DatasetSpec};
-use c2r_distill::{ConfigError, DistillConfig, DistillEvent, Distillation, LabelKind, METHODS, StepReport, profiles};
+use c2r_distill::{
+    ConfigError, DistillConfig, DistillEvent, Distillation, LabelKind, METHODS, StepReport, folder, profiles,
+};
 use c2r_files::text_to_path;
 use c2r_run::{
     Log, Run, Status,
@@ -187,23 +189,16 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     if args.networks.is_some() && distillation.networks_id().is_none() {
         ui.note("note: --networks has no effect: no other run can use the networks of this one (docs/cli.md)");
     }
-    let mut record = json!({
-        "dataset": dataset.spec.name,
-        "data_sha256": dataset.train.sha256(),
-        "distill": config,
-    });
-    if let Some(format) = run_dir::unusual_format(device) {
-        record["precision"] = json!(format.to_string());
-    }
-    let (run, status) = run_dir::open(path, &run_dir::DISTILL, record, &[], device, args.force)?;
+    let record = folder::record(&config, &dataset, device);
+    let (run, status) = run_dir::open(path, &run_dir::distill(&config), record, &[], device, args.force)?;
     if status == Status::Finished {
-        ui.note(format!("{} is finished; nothing to do", run.file("synthetic.safetensors").display()));
+        ui.note(format!("{} is finished; nothing to do", run.file(folder::SET).display()));
         if args.json {
             ui.out(run.summary().to_string());
         }
         return Ok(());
     }
-    let state = run.file("state.safetensors");
+    let state = run.file(folder::STATE);
     if status == Status::Unfinished && state.exists() {
         let context = || format!("cannot resume from {}; --force starts again", state.display());
         distillation.restore(&TensorFile::read(&state).with_context(context)?).with_context(context)?;
@@ -361,7 +356,7 @@ impl<'a> Session<'a> {
     }
 
     fn save(&mut self) -> anyhow::Result<()> {
-        self.distillation.state()?.write(&self.run.file("state.safetensors"))?;
+        self.distillation.state()?.write(&self.run.file(folder::STATE))?;
         self.curves();
         self.run.pause()?;
         self.saved = (Instant::now(), 0);
@@ -369,7 +364,7 @@ impl<'a> Session<'a> {
     }
 
     fn curves(&mut self) {
-        self.wrote(CURVES, curves::write(&self.run.file("curves.svg"), &self.run.file("log.jsonl")));
+        self.wrote(CURVES, curves::write(&self.run.file(folder::CURVES), &self.run.file(folder::LOG)));
     }
 
     /// Draws the images where one of the `--pictures` falls due: before the first update, after the last one and
@@ -380,7 +375,7 @@ impl<'a> Session<'a> {
         if n == 0 || total == 0 || (at % total.div_ceil(n) != 0 && at != total) {
             return Ok(());
         }
-        let path = self.run.file("pictures").join(format!("{at:06}.png"));
+        let path = self.run.file(folder::PICTURES).join(format!("{at:06}.png"));
         if !path.exists() {
             let set = self.distillation.synthetic_set(versions())?;
             self.wrote(PICTURES, set.grid_png(&path).map_err(Into::into));
@@ -403,14 +398,14 @@ impl<'a> Session<'a> {
         let set = self.distillation.synthetic_set(versions())?;
         let labels = self.distillation.config().common.labels;
         if let (LabelKind::Teacher, Some(teacher)) = (labels, self.distillation.teachers().next()) {
-            c2r_models::checkpoint::save(&self.run.file("teacher.safetensors"), teacher, Default::default())?;
+            c2r_models::checkpoint::save(&self.run.file(folder::TEACHER), teacher, Default::default())?;
         }
-        let file = self.run.file("synthetic.safetensors");
+        let file = self.run.file(folder::SET);
         set.save(&file)?;
-        self.wrote(PICTURES, set.grid_png(&self.run.file("synthetic.png")).map_err(Into::into));
+        self.wrote(PICTURES, set.grid_png(&self.run.file(folder::PICTURE)).map_err(Into::into));
         self.curves();
         let mut summary = json!({
-            "synthetic_set": "synthetic.safetensors",
+            "synthetic_set": folder::SET,
             "sha256": c2r_base::artifact::sha256_of_file(&file)?,
             "iterations": self.distillation.iteration(),
             "seconds": self.run.seconds(),
@@ -514,7 +509,7 @@ fn estimate(config: &DistillConfig, dataset: &Dataset, device: Device, json: boo
     let per_class = config.common.train_per_class.unwrap_or(usize::MAX);
     let work = config.work(n_classes, dataset.train.len().min(per_class.saturating_mul(n_classes)));
     let pool = config.common.pool.as_ref().map(|pool| pool.batch_size);
-    let batch_size = pool.or(config.method.needs().training_batch).unwrap_or(ESTIMATE_BATCH);
+    let batch_size = pool.or(config.method.needs().training_batch).unwrap_or(ESTIMATE_BATCH).min(dataset.train.len());
     let speed = throughput::measure(&config.common.model, &dataset.spec, batch_size, device)?;
     estimate::answer(&work, &speed, device, json, ui);
     Ok(())

@@ -10,6 +10,7 @@ use std::{
 use anyhow::Context;
 use c2r_base::{Epsilon, LabelledImages, Seed, artifact::TensorFile};
 use c2r_data::{Dataset, DatasetSpec, Mosaics, SetLabels, Split, SyntheticSet, arrays::to_tensor};
+use c2r_distill::folder;
 use c2r_experiment::{Selection, Subject};
 use c2r_kernels::{Bf16, FloatFormat};
 use c2r_models::{Frozen, Model, ModelSpec, checkpoint};
@@ -217,7 +218,7 @@ impl<'a> Task<'a> {
         if !self.args.select.is_last() {
             record["select_every"] = self.select_every.into();
         }
-        let format = self.bf16.map_or_else(|| run_dir::unusual_format(device), |_| Some(FloatFormat::Bf16));
+        let format = self.bf16.map_or_else(|| FloatFormat::unusual(device), |_| Some(FloatFormat::Bf16));
         if let Some(format) = format {
             record["precision"] = json!(format.to_string());
         }
@@ -356,7 +357,7 @@ fn synthetic(file: &Path, args: &Args, device: Device, ui: &Ui) -> anyhow::Resul
     }
     let teacher = (origin.labels == SetLabels::Teacher)
         .then(|| {
-            let path = file.with_file_name("teacher.safetensors");
+            let path = file.with_file_name(folder::TEACHER);
             let (model, _) = checkpoint::load(&path, device)
                 .with_context(|| {
                     format!("{} is labelled by a teacher, whose file has to be in the same folder", file.display())

@@ -259,6 +259,19 @@ fn a_teachers_temperature_reaches_the_training() {
     let (own, softer) = (distilled("1.0"), distilled("6.0"));
     let (of_own, of_softer) = (trained(&own), trained(&softer));
     assert!(of_own.size() == of_softer.size() && of_own != of_softer);
+    // Without its teacher a distillation is not finished, and one with another teacher is not its own.
+    let again = || {
+        let more = ["--set", "labels=teacher", "--set", "teacher.steps=10", "--set", "teacher.temperature=6.0"];
+        distill(&softer, 2, &more)
+    };
+    let teacher = softer.join("teacher.safetensors");
+    let written = fs::read(&teacher).unwrap();
+    fs::write(&teacher, &written[1..]).unwrap();
+    let (code, said) = fails(&mut again());
+    assert!(code == 3 && said.contains("teacher.safetensors was changed after it was written"), "{code} {said}");
+    fs::remove_file(&teacher).unwrap();
+    run(&mut again());
+    assert_eq!(fs::read(&teacher).unwrap(), written);
     // The images are the same; what labels them is not, so a run folder of one does not take the other.
     let images =
         |set: &Path| TensorFile::read(&set.join("synthetic.safetensors")).unwrap().tensors["images"].shallow_clone();

@@ -136,6 +136,24 @@ fn datasets_leave_nothing_out() {
     assert!(data.notes[0].contains("2 other files were not read (val, train/readme.md)"), "{:?}", data.notes);
 }
 
+/// Latin-1 letters that are not UTF-8, and a folder whose name is what one of them is written as.
+#[test]
+#[cfg(target_os = "linux")]
+fn classes_that_are_not_utf8_stay_apart() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+    let folder = tempfile::tempdir().unwrap();
+    let class = |split: &str, name: &[u8]| folder.path().join(split).join(OsStr::from_bytes(name)).join("0.png");
+    for (name, value) in [(b"caf\xe8", 3), (b"caf\xe9", 9)] {
+        ["train", "test"].into_iter().for_each(|split| save(class(split, name), value));
+    }
+    let data = load_folder(folder.path(), None).unwrap();
+    assert_eq!(data.spec.classes, [r"caf\xE8", r"caf\xE9"]);
+    assert!([data.train.labels(), data.test.labels()].iter().all(|labels| labels.to_vec() == [0, 1]));
+    save(class("train", br"caf\xE9"), 9);
+    let error = load_folder(folder.path(), None).unwrap_err().to_string();
+    assert!(error.contains("train/caf") && error.contains(r"another name than `caf\xE9`"), "{error}");
+}
+
 /// As torchvision and Pillow do it with `convert("RGB")`, but with a word.
 #[test]
 fn datasets_name_what_eight_bits_cannot_hold() {

@@ -25,7 +25,7 @@ use c2r_base::{Seed, grad::gradients, loss};
 use c2r_models::Model;
 use c2r_train::{
     Sgd, SgdConfig, parameter_gradients,
-    ranges::{at_least_one, below_one, not_negative},
+    ranges::{below_one, count, count_or_none, not_negative},
     state::State,
 };
 use rand::seq::SliceRandom;
@@ -109,8 +109,9 @@ impl MethodConfig for GradientMatchingConfig {
     fn validate(&self, _: &CommonConfig) -> Result<(), ConfigError> {
         let gradients = &self.gradients;
         self.matching.validate()?;
-        at_least_one("gradients.outer", gradients.outer)?;
-        at_least_one("gradients.batch-size", gradients.batch_size as u64)?;
+        count("gradients.outer", gradients.outer)?;
+        count_or_none("gradients.inner", gradients.inner)?;
+        count("gradients.batch-size", gradients.batch_size as u64)?;
         not_negative("gradients.lr", gradients.lr)?;
         Ok(below_one("gradients.momentum", gradients.momentum)?)
     }

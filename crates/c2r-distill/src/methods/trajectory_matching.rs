@@ -28,7 +28,7 @@ use c2r_data::dsa::Dsa;
 use c2r_models::Model;
 use c2r_train::{
     LrSchedule,
-    ranges::{at_least_one, below_one, in_range, not_negative, positive},
+    ranges::{below_one, count, count_or_none, in_range, not_negative, positive},
     state::State,
 };
 use rand::{Rng, seq::SliceRandom};
@@ -121,19 +121,20 @@ impl MethodConfig for TrajectoryMatchingConfig {
 
     fn validate(&self, _: &CommonConfig) -> Result<(), ConfigError> {
         let Self { experts, student } = self;
-        at_least_one("experts.count", experts.count as u64)?;
-        at_least_one("experts.epochs", experts.epochs)?;
-        at_least_one("experts.batch-size", experts.batch_size as u64)?;
+        count("experts.count", experts.count as u64)?;
+        count("experts.epochs", experts.epochs)?;
+        count("experts.batch-size", experts.batch_size as u64)?;
         not_negative("experts.lr", experts.lr)?;
         below_one("experts.momentum", experts.momentum)?;
         not_negative("experts.weight-decay", experts.weight_decay)?;
         below_one("experts.average", experts.average)?;
-        at_least_one("student.max-start", student.max_start)?;
-        at_least_one("student.span", student.span)?;
+        count("student.max-start", student.max_start)?;
+        count("student.span", student.span)?;
         let last = (student.max_start - 1).saturating_add(student.span);
         let reach = "no later with student.max-start than experts.epochs";
         in_range(last <= experts.epochs, "student.span", reach, format!("epoch {last} of {}", experts.epochs))?;
-        at_least_one("student.steps", student.steps)?;
+        count("student.steps", student.steps)?;
+        count_or_none("student.batch-size", student.batch_size as u64)?;
         positive("student.lr", student.lr)?;
         Ok(not_negative("student.lr-of-lr", student.lr_of_lr)?)
     }

@@ -406,6 +406,21 @@ fn too_little_data_and_wrong_options_are_errors_that_name_them() {
     let message = |key: &str, value: toml::Value| config(&[(key, value)]).validate().unwrap_err().to_string();
     assert!(message("objective.eta", 1.5.into()).contains("objective.eta must be in [0, 1], got 1.5"));
     assert!(message("images.formation", 3.into()).contains("images.formation must be 1 or 2, got 3"));
+    for key in [
+        "ipc",
+        "iterations",
+        "images.batch-per-class",
+        "pool.trajectories",
+        "pool.snapshots",
+        "pool.max-steps",
+        "pool.steps-per-iteration",
+        "pool.networks-per-iteration",
+        "pool.push-every",
+        "pool.batch-size",
+        "matching.real-per-class",
+    ] {
+        assert_eq!(message(key, i64::MAX.into()), format!("{key} must be at most 2147483647, got {}", i64::MAX));
+    }
     assert!(message("labels", "soft".into()).contains("[teacher]"));
     let taught = |labels: &str, count: i64| {
         let teacher = table(&format!("count = {count}\nsteps = 4\ntemperature = 1.0"));

@@ -160,10 +160,9 @@ impl<'a> Plan<'a> {
     /// Whether a row of results is the planned one.
     pub(super) fn is_planned(&self, planned: &PlannedRow, section: &SectionKey, row: &RowKey) -> bool {
         let Some(scale) = self.scale else { return false };
-        let selection = scale.selection().and_then(|asked| serde_json::from_value::<Selection>(asked.into()).ok());
         norm(scale).is_some_and(|norm| format!("{norm:?}") == section.norm)
             && scale.radii().contains(&f64::from_bits(section.epsilon))
-            && section.selection == selection.unwrap_or_default()
+            && section.selection == scale.select.unwrap_or_default()
             && is_network_of(scale, &section.model)
             && planned.dataset == section.dataset
             && planned.protocol == section.protocol

@@ -12,6 +12,17 @@ use crate::{
     table::{close, experiment, source, sources, table},
 };
 
+/// The parser of experiment files is not [`Epsilon`]'s, which needs libtorch.
+#[test]
+fn radii_of_experiment_files_are_those_of_attacks() {
+    for text in
+        ["2/255", " 8 / 255", "0.5", "1e-3", "0", "-1", "8/0", "-2/-255", "0/255", "2/-255", "1/2/3", "nan", "inf", ""]
+    {
+        let radius = text.parse::<Epsilon>().ok().map(Epsilon::value);
+        assert_eq!(c2r_experiment::radius(text), radius, "{text}");
+    }
+}
+
 fn refusal(spoil: impl Fn(&mut Vec<Source>)) -> String {
     let mut sources = sources();
     spoil(&mut sources);

@@ -52,7 +52,7 @@ impl Journal {
         let former_part = place.record().with_extension("").with_extension("part.safetensors");
         let outputs = args.outputs().map(|(flag, path)| (flag, path.to_owned())).collect();
         let environment = run_dir::environment(setup.device);
-        let plan = Plan { stage: "attack", config, results, environment, outputs, main: None, writes: &[] };
+        let plan = Plan { stage: "attack", config, results, environment, outputs, needed: &[], writes: &[] };
         let opened = Run::open(place, plan, args.force, || remove_if_present(&part));
         let (run, status) = opened.map_err(|error| {
             let (code, advice) = match error {

@@ -7,6 +7,7 @@ use c2r_base::{Goal, ThreatModel};
 use c2r_eval::doubts;
 use c2r_experiment::SubsetOrder;
 use c2r_files::sha256_of_file;
+use c2r_kernels::FloatFormat;
 use c2r_run::{
     exit::{self, OrExit},
     terminal::Ui,
@@ -15,7 +16,6 @@ use serde_json::{Value, json};
 use tch::Device;
 
 use super::{args::Args, choice, inputs::Inputs, target::Target};
-use crate::run_dir;
 
 /// What is attacked, and with what.
 pub(super) struct Setup {
@@ -86,7 +86,7 @@ impl Setup {
         if let Some(architecture) = args.foreign.arch {
             key["state_dict"] = json!([architecture.to_string(), args.foreign.expects()]);
         }
-        if let Some(format) = run_dir::unusual_format(self.device) {
+        if let Some(format) = FloatFormat::unusual(self.device) {
             key["precision"] = json!(format.to_string());
         }
         // What only a table reads changes the report, too.
