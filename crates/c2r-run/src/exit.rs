@@ -78,7 +78,7 @@ impl<T, E: Into<anyhow::Error>> OrExit<T> for Result<T, E> {
 }
 
 /// `text` without the stack that libtorch writes into its errors, at their end.
-pub(crate) fn without_stack(text: &str) -> &str {
+pub fn without_stack(text: &str) -> &str {
     let stack = ["Exception raised from", "frame #0:"].iter().filter_map(|start| text.find(start)).min();
     &text[..stack.unwrap_or(text.len())]
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use c2r_experiment::{Experiment, Scale, Subgrid, SubsetOrder};
+use c2r_experiment::{Experiment, Scale, Selection, Subgrid, SubsetOrder};
 use c2r_grid::{Datasets, Grid, Job, Shard, Workplace, experiment_names, read_experiment};
 use c2r_run::{exit, process::shell_line};
 
@@ -108,12 +108,12 @@ fn a_grid_may_ask_for_a_chosen_step() {
     let only = "dataset=digits,ipc=1,method=c2r,seed=0,protocol=natural,attack=pgd";
     let ids = |example: &Example| example.jobs(only).into_iter().map(|job| job.id).collect::<Vec<_>>();
     let usual = ids(&example);
-    let mut select = |which: &str| {
-        example.experiment.scales.get_mut("quick").unwrap().select = Some(which.into());
+    let mut select = |which: Selection| {
+        example.experiment.scales.get_mut("quick").unwrap().select = Some(which);
         (ids(&example), shell_line(&example.jobs(only)[1].what))
     };
-    assert_eq!(select("last").0, usual, "goes without saying");
-    let (chosen, train) = select("held-out");
+    assert_eq!(select(Selection::Last).0, usual, "goes without saying");
+    let (chosen, train) = select(Selection::HeldOut);
     assert!(train.contains(" --select held-out "), "{train}");
     assert_eq!(chosen[0], usual[0], "the same distilled set");
     assert!(chosen[1] != usual[1] && chosen[2] != usual[2]);
