@@ -96,7 +96,7 @@ mod tests {
         ours.clone().chain(theirs).for_each(|name| fs::write(at(name), "x").unwrap());
         discard(folder.path()).unwrap();
         assert!(theirs.into_iter().all(|name| at(name).exists()) && !ours.clone().any(|name| at(name).exists()));
-        ["pictures/first.png", "pictures/1.txt"].map(|name| fs::remove_file(at(name)).unwrap());
+        ["pictures/first.png", "pictures/1.txt"].iter().for_each(|name| fs::remove_file(at(name)).unwrap());
         discard(folder.path()).unwrap();
         assert!(!at(PICTURES).exists());
     }
