@@ -163,7 +163,11 @@ pub fn catch_panics() {
         let place = info.location().map(ToString::to_string).unwrap_or_default();
         let reason = panic_reason(info.payload());
         notes(format!("thread '{}' panicked at {place}:\n{reason}", thread.name().unwrap_or("without a name")));
-        memory_advice(reason).into_iter().for_each(note);
+        if let Some(advice) = memory_advice(reason) {
+            note(advice);
+            // A trace needs memory: where it gets none, the standard library waits for ever for a lock that it holds itself.
+            return;
+        }
         let trace = Backtrace::capture();
         if trace.status() == BacktraceStatus::Captured {
             notes(trace.to_string());
