@@ -273,7 +273,8 @@ fn train(setting: &Setting, layers: &ConvNetSpec) -> anyhow::Result<Vec<Row>> {
         }
         config.length = Length::Steps(1);
         let done = Run::step(train::work(&config, images.len()));
-        config.length = Length::Steps(u64::from(u32::MAX));
+        // As many as a training may have, so that it does not end while it is measured.
+        config.length = Length::Steps(i32::MAX as u64);
         let mut network = Model::new(model, &model_input(&dataset.spec), Seed::new(0), *device)?;
         let source = TrainSource::new(&images, Targets::Hard);
         let mut trainer = Trainer::new(&mut network, &source, &config, Seed::new(0))?;
