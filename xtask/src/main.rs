@@ -68,6 +68,8 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
 }
 
 fn main() -> ExitCode {
-    terminal::catch_panics();
-    arguments::parse().map_or_else(|code| code, |cli: Cli| terminal::conclude(run(&cli)))
+    // Memory runs out in commands of c2r, which say themselves what to do.
+    let advice = |_: &str| None;
+    terminal::catch_panics(advice);
+    arguments::parse().map_or_else(|code| code, |cli: Cli| terminal::conclude(run(&cli), advice))
 }

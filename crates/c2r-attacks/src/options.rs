@@ -141,7 +141,7 @@ impl Check {
     }
 
     pub(crate) fn count(&self, option: &str, value: u32) -> Result<(), ConfigError> {
-        // Sums of two steps still are whole numbers of 32 bits.
+        // The sum of two counts still fits into 32 bits.
         let most = i32::MAX as u32;
         match value {
             0 => self.fail(option, "must be at least 1"),

@@ -16,6 +16,7 @@ mod throughput;
 use std::{num::NonZeroUsize, process::ExitCode, time::Duration};
 
 use anyhow::Context;
+use c2r_base::grad::is_out_of_memory;
 use c2r_kernels::FloatFormat;
 use c2r_run::{
     arguments, exit,
@@ -255,15 +256,37 @@ fn planned(words: &[String], written: &mut cmd::estimate::Written) -> anyhow::Re
     }
 }
 
+/// What to do about an error that says that memory ran out.
+fn memory_advice(error: &str) -> Option<&'static str> {
+    is_out_of_memory(error).then_some(
+        "memory ran out: work on fewer images at once (attack: --batch-size N, which may change when a run resumes; train: \
+         --set batch-size=N; distill: --set matching.real-per-class=N or images.batch-per-class=N), or free memory and run the \
+         same command again, which resumes from its last checkpoint, if it keeps any",
+    )
+}
+
 fn main() -> ExitCode {
     allocator::keep_memory();
-    ui::catch_panics();
-    arguments::parse().map_or_else(|code| code, |cli| ui::conclude(run(cli)))
+    ui::catch_panics(memory_advice);
+    arguments::parse().map_or_else(|code| code, |cli| ui::conclude(run(cli), memory_advice))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The first is what libtorch said on the CPU where memory was limited, shortened; the second has the form that its source gives.
+    #[test]
+    fn what_to_do_is_said_where_memory_ran_out() {
+        for said in [
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 786432000 bytes.",
+            "CUDA out of memory. Tried",
+        ] {
+            let advice = memory_advice(said).unwrap();
+            assert!(advice.contains("--batch-size") && !advice.contains('\n'), "{advice}");
+        }
+        assert_eq!(memory_advice("the size of tensor a (3) must match that of b"), None);
+    }
 
     #[test]
     fn too_many_threads_are_noted_and_far_too_many_refused() {

@@ -50,7 +50,7 @@ impl Survey {
                     let name = path_to_text(entry.path.file_name().unwrap_or_default()).into_owned();
                     if folders.iter().any(|(other, _)| *other == name) {
                         let expected =
-                            format!("another name than `{name}`, which stands for the folder beside it, too");
+                            format!("another name than `{name}`, because a second folder is written in the same way");
                         return Err(DataError::Layout { path: entry.path, expected });
                     }
                     folders.push((name, entry.path));

@@ -130,7 +130,7 @@ pub fn remove_parts(folder: &Path) -> Result<(), FileError> {
 pub fn remove_parts_of(path: &Path) -> Result<(), FileError> {
     let target = follow_links(path);
     let prefix = part_prefix(&target);
-    // Names with the same beginning have a hyphen there.
+    // After the prefix, the temporary file of a longer name has another hyphen.
     let is_random = |rest: &str| rest.bytes().all(|byte| byte.is_ascii_alphanumeric());
     let is_of =
         |name: &str| name.strip_prefix(&prefix).and_then(|rest| rest.strip_suffix(PART_SUFFIX)).is_some_and(is_random);
@@ -151,7 +151,7 @@ pub fn remove_abandoned_parts(folder: &Path, time: Duration) -> Result<(), FileE
     old.into_iter().try_for_each(|(path, _)| remove_if_present(&path))
 }
 
-/// The temporary files in a folder, with their names; none if there is no such folder.
+/// The temporary files in a folder, with their names. A folder that does not exist has none.
 fn parts(folder: &Path) -> impl Iterator<Item = (PathBuf, String)> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     entries

@@ -114,8 +114,8 @@ impl Reproduction<'_> {
         Ok(Some(outside))
     }
 
-    /// Waits until no other process makes this table: a table holds what was finished when its process looked, and would replace a
-    /// later one's. `None` where nothing can be written, and so replaced.
+    /// Waits until no other process makes this table. A table shows what was finished when its process looked, and an older one that
+    /// is written last would replace a newer one. `None` if the results folder cannot be written, where nothing can be replaced.
     fn lock_table(&self) -> anyhow::Result<Option<Lock>> {
         let path = self.grid.place.results.join(format!(".{}.lock", self.name()));
         let mut is_said = false;

@@ -20,7 +20,7 @@ struct Size {
 bool countable(int64_t n, int64_t channels, int64_t width);
 
 // Whether the kernels of this size run on x's device. The first question for a device and a size compiles and compares; the
-// answer stays, unless there was no memory: then later questions try again, ever more seldom.
+// answer stays, unless there was no memory: then later questions try again, less and less often.
 bool ready(const at::Tensor& x, const Size& size);
 
 // Float tensors on one device with the shapes of blocks.cu: x, gradients and outputs [N, C, H, W] are channels last, the

@@ -11,8 +11,8 @@
 //! The first two are differentiable; TorchScript knows them as `c2r::norm_relu_pool` and `c2r::block`. The fast forms are for
 //! float32 on the CPU and on a GPU, where [`block`] computes in the layout that convolutions like (channels last) and leaves out
 //! the bias that the normalization subtracts. Everything else, second derivatives among it, runs on libtorch's operators, with
-//! the same result up to rounding, which is coarser on a GPU: the kernel for images convolves in fp32 (relative errors of some
-//! 1e-6), libtorch in TF32 (1e-3) unless [`allow_tf32`] was told otherwise. docs/performance.md has the measurements.
+//! the same result up to rounding, which is coarser on a GPU: the kernel for images convolves in fp32 (23 bits after the point),
+//! libtorch in TF32 (10 bits) unless [`allow_tf32`] switched it off. docs/performance.md has the measurements.
 //!
 //! The CUDA kernels are compiled by NVRTC when an image size is first met and compared with libtorch's operators on noise
 //! before they are used; if anything fails, libtorch's operators are used, and [`cuda_state`] says why.

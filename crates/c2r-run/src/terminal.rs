@@ -135,9 +135,12 @@ fn nobody_reads() -> bool {
     failed.as_ref().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
 }
 
-/// Ends a program: prints its error. A stdout that could not be written is one, too, unless its reader has gone, who has
+/// What to do about an error with this message, if that is known.
+pub type Advice = fn(&str) -> Option<&'static str>;
+
+/// Ends a program: prints its error, and what `advice` has to say about it. A stdout that could not be written is one, too, unless its reader has gone, who has
 /// seen what they wanted.
-pub fn conclude(result: anyhow::Result<()>) -> ExitCode {
+pub fn conclude(result: anyhow::Result<()>, advice: Advice) -> ExitCode {
     let failed = STDOUT.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
     let written = match failed {
         Some(error) if error.kind() != ErrorKind::BrokenPipe => {
@@ -150,22 +153,23 @@ pub fn conclude(result: anyhow::Result<()>) -> ExitCode {
         Err(error) => {
             let message = exit::message(&error);
             notes(format!("error: {message}"));
-            memory_advice(&message).into_iter().for_each(note);
+            advice(&message).into_iter().for_each(note);
             ExitCode::from(exit::code_of(&error))
         }
     }
 }
 
-/// Panics are printed as everything else is: escaped, and without harm where stderr is gone.
-pub fn catch_panics() {
-    panic::set_hook(Box::new(|info: &PanicHookInfo<'_>| {
+/// Panics are printed as everything else is: escaped, and without harm where stderr is gone. A panic that `advice` knows, such as
+/// one where memory ran out, is printed without a trace. A trace needs memory: if it gets none, the standard library waits for ever
+/// for a lock that it holds itself.
+pub fn catch_panics(advice: Advice) {
+    panic::set_hook(Box::new(move |info: &PanicHookInfo<'_>| {
         let thread = thread::current();
         let place = info.location().map(ToString::to_string).unwrap_or_default();
         let reason = panic_reason(info.payload());
         notes(format!("thread '{}' panicked at {place}:\n{reason}", thread.name().unwrap_or("without a name")));
-        if let Some(advice) = memory_advice(reason) {
+        if let Some(advice) = advice(reason) {
             note(advice);
-            // A trace needs memory: where it gets none, the standard library waits for ever for a lock that it holds itself.
             return;
         }
         let trace = Backtrace::capture();
@@ -181,16 +185,6 @@ fn panic_reason(panic: &(dyn Any + Send)) -> &str {
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("a value that is not text");
     // The line end before the stack, in a text that has the form of `Debug`.
     exit::without_stack(text).trim_end_matches("\\n").trim_end()
-}
-
-/// What to do if an error says that memory ran out, on the CPU or on a GPU.
-fn memory_advice(error: &str) -> Option<&'static str> {
-    const SAID: [&str; 4] = ["out of memory", "can't allocate memory", "bad_alloc", "ALLOC_FAILED"];
-    SAID.iter().any(|said| error.contains(said)).then_some(
-        "memory ran out: work on fewer images at once (attack: --batch-size N, which may change when a run resumes; train: \
-         --set batch-size=N; distill: --set matching.real-per-class=N or images.batch-per-class=N), or free memory and run the \
-         same command again, which resumes from its last checkpoint, if it keeps any",
-    )
 }
 
 /// True where bars and colours make sense.
@@ -495,18 +489,16 @@ mod tests {
 
     /// The CPU's is what libtorch said where memory was limited, shortened; the GPU's has the form that its source gives it.
     #[test]
-    fn a_panic_has_no_stack_of_libtorch_and_advice_where_memory_ran_out() {
+    fn a_panic_has_no_stack_of_libtorch() {
         let on_the_cpu = r#"called `Result::unwrap()` on an `Err` value: Torch("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 786432000 bytes. Error code 12 (Cannot allocate memory)\nframe #0: c10::ThrowEnforceNotMet(char const*, int) + 0x6a (0x7f1f in libc10.so)\nframe #1: c10::alloc_cpu(unsigned long)")"#;
         let on_a_gpu = "CUDA out of memory. Tried to allocate 20.00 GiB.\nException raised from malloc at CUDACachingAllocator.cpp:1588 (most recent call first):\nframe #0: c10::Error";
         for (said, end) in [(on_the_cpu, "(Cannot allocate memory)"), (on_a_gpu, "20.00 GiB.")] {
             let reason = panic_reason(&said);
             assert!(reason.ends_with(end) && said.starts_with(reason), "{reason}");
-            let advice = memory_advice(reason).unwrap();
-            assert!(advice.contains("--batch-size") && !advice.contains('\n'), "{advice}");
         }
         let other = "the size of tensor a (3) must match that of b".to_owned();
         let reason = panic_reason(&other);
-        assert_eq!((reason, memory_advice(reason)), (other.as_str(), None));
+        assert_eq!(reason, other);
         assert_eq!(panic_reason(&3), "a value that is not text");
     }
 

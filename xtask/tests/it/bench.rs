@@ -2,7 +2,7 @@ use std::{fs, process::Command};
 
 use super::{Checkout, ended};
 
-/// A `c2r` that was built elsewhere, where there is no link to libtorch yet.
+/// The program was built elsewhere, and the link to libtorch does not exist yet.
 #[test]
 fn a_prebuilt_program_is_there_and_finds_libtorch() {
     let checkout = Checkout::new();

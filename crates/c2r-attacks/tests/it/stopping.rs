@@ -153,7 +153,7 @@ impl Classifier for StopsAt<'_> {
     }
 }
 
-/// As where memory runs out: libtorch's operators have no other way to say so.
+/// libtorch's operators panic when memory runs out.
 #[test]
 fn a_panic_loses_only_its_batch() {
     struct Panics<'a>(&'a Tanh, &'a AtomicBool);

@@ -294,7 +294,7 @@ mod tests {
     #[test]
     fn a_suite_has_the_results_version_of_its_members() {
         for name in SUITES {
-            let AttackConfig::Suite(suite) = name.parse().unwrap() else { panic!("{name} is no suite") };
+            let AttackConfig::Suite(suite) = name.parse().unwrap() else { panic!("{name} is not a suite") };
             for member in &suite.attacks {
                 assert_eq!(results::attack(member.name()), results::attack(name), "{name}: {}", member.name());
             }

@@ -243,8 +243,8 @@ fn cells(shared: &Shared<'_>, key: &RowKey) -> Vec<Cell> {
     cells
 }
 
-/// A share of the clean accuracy is no better where the accuracies under attack that it is made of are worse: it improves when the
-/// clean accuracy falls more.
+/// Takes away the marks of drop rates and ratios that are better although an accuracy under attack that they are computed from is
+/// marked as worse. They improved only because the clean accuracy fell more.
 fn unmark_ratios_of_less_robust_networks(cells: &mut [Cell], attacks: &[String]) {
     let is = |better: bool, cell: &Cell| {
         cell.comparison.as_ref().is_some_and(|comparison| comparison.significant && comparison.better == better)
