@@ -2,7 +2,7 @@
 
 use std::{env, path::PathBuf, time::Duration};
 
-use c2r_experiment::{Experiment, Scale, Subgrid, SubsetOrder};
+use c2r_experiment::{Experiment, Scale, Subgrid};
 use c2r_grid::{
     Datasets, Grid, GridPlan, MOST_BYTES, Reproduction, Shard, SlurmArray, Workplace, list, pack, read_experiment,
     speeds_of, unpack,
@@ -61,12 +61,6 @@ pub(crate) struct Args {
     /// For scales that train on a part of the training images.
     #[arg(long)]
     held_out: bool,
-
-    /// Attack the first N test images of the files instead of a class-balanced sample of N
-    ///
-    /// To compare with tables of earlier versions of c2r, which did so.
-    #[arg(long)]
-    first_images: bool,
 
     /// Number of commands (with Slurm, of tasks) to run at once [default: as many as fit on the cores]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
@@ -138,7 +132,7 @@ pub(crate) struct Args {
     dry_run: bool,
 
     /// List all experiments (or the one that is named, or the part that --only names) with size, progress and remaining time
-    #[arg(long, conflicts_with_all = ["shard", "seeds", "methods", "held_out", "first_images", "force", "dry_run", "pack", "unpack"])]
+    #[arg(long, conflicts_with_all = ["shard", "seeds", "methods", "held_out", "force", "dry_run", "pack", "unpack"])]
     list: bool,
 }
 
@@ -243,9 +237,6 @@ fn scale(args: &Args, name: &str, experiment: &mut Experiment) -> anyhow::Result
     experiment.change_grid(name, &args.seeds, &args.methods).map_err(exit::usage)?;
     let mut scale = experiment.scale(name).map_err(exit::usage)?.clone();
     scale.held_out |= args.held_out;
-    if args.first_images {
-        scale.subset = SubsetOrder::First;
-    }
     if scale.held_out && scale.train_per_class.is_none() {
         return Err(exit::usage(format!(
             "--held-out needs a scale with train-per-class, and scale {name} trains on all images"
@@ -355,8 +346,6 @@ fn task_arguments(args: &Args, place: &Workplace) -> Vec<String> {
     args.only.iter().for_each(|only| option("--only", Some(only.to_string())));
     words.extend(["--prebuilt", "--no-table", "--no-estimate"].map(String::from));
     // --force is left out: old results are discarded before the array is submitted.
-    for (flag, given) in [("--held-out", args.held_out), ("--first-images", args.first_images)] {
-        words.extend(given.then(|| flag.to_owned()));
-    }
+    words.extend(args.held_out.then(|| "--held-out".to_owned()));
     words
 }

@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, path::Path};
 use serde::Deserialize;
 use toml::{Table, Value};
 
-use crate::{ExperimentError, Part, Selection, Subgrid, SubsetOrder, unknown};
+use crate::{ExperimentError, Part, Selection, Subgrid, unknown};
 
 /// Name of the file next to the experiments that holds what they share: `[methods]`, and defaults of their scales.
 pub const COMMON: &str = "common.toml";
@@ -114,9 +114,6 @@ pub struct Scale {
     pub train_per_class: Option<usize>,
     /// Attack only N test images.
     pub n_test: Option<usize>,
-    /// Which N: a class-balanced sample unless given, or `first`, for tables that were made with the first ones.
-    #[serde(default)]
-    pub subset: SubsetOrder,
     /// Judge on the training images that [`train_per_class`](Self::train_per_class) leaves, instead of on test images: for
     /// choosing settings. A file sets it if its numbers decide anything; an option of `cargo xtask reproduce` does the same.
     #[serde(default)]

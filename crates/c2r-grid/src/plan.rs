@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, path::PathBuf};
 
-use c2r_experiment::{Experiment, Method, MethodKind, Override, Scale, Subgrid, SubsetOrder};
+use c2r_experiment::{Experiment, Method, MethodKind, Override, Scale, Subgrid};
 use c2r_run::exit;
 
 use crate::{Cell, Datasets, Downstream, Job, Shard, Stage, Workplace, datasets::Dataset, identity::Identity, order};
@@ -164,9 +164,6 @@ impl<'a> Chain<'a> {
         what.extend(words(["--norm", &scale.norm, "--eps", epsilon, "--each", "--seed", &seed]));
         what.extend(option("--held-out-after", scale.train_per_class.filter(|_| scale.held_out)));
         what.extend(option("--n-test", scale.n_test));
-        // The default is left out.
-        let other_order = scale.n_test.is_some() && scale.subset != SubsetOrder::default();
-        what.extend(option("--subset", other_order.then_some(scale.subset)));
         let overrides = self.overrides(Some(&network.protocol));
         let all = scale.attack_set.iter().chain(overrides.iter().flat_map(|part| &part.attack_set));
         let own = format!("{attack}.");

@@ -3,7 +3,6 @@
 use std::{collections::BTreeSet, path::PathBuf, thread, time::Duration};
 
 use anyhow::Context;
-use c2r_experiment::SubsetOrder;
 use c2r_run::{Lock, exit, process, signals, terminal};
 
 use crate::{
@@ -35,8 +34,7 @@ impl Reproduction<'_> {
     pub fn name(&self) -> String {
         let Grid { experiment, scale, .. } = self.grid;
         let judged = if scale.held_out { "-held-out" } else { "" };
-        let order = if scale.subset == SubsetOrder::First { "-first-images" } else { "" };
-        format!("{}-{}{judged}{order}", experiment.name, self.scale_name)
+        format!("{}-{}{judged}", experiment.name, self.scale_name)
     }
 
     /// Runs what is not finished, on this machine or as an array of Slurm; `with_estimate` says first how long that takes

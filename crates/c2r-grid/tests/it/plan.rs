@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use c2r_experiment::{Experiment, Scale, Selection, Subgrid, SubsetOrder};
+use c2r_experiment::{Experiment, Scale, Selection, Subgrid};
 use c2r_grid::{Datasets, Grid, Job, Shard, Workplace, experiment_names, read_experiment};
 use c2r_run::{exit, process::shell_line};
 
@@ -82,24 +82,6 @@ fn held_out_images_are_judged_after_the_same_training() {
     assert_eq!(ids(&held_out)[..2], ids(&test)[..2]);
     assert_ne!(held_out[2].id, test[2].id);
     assert!(shell_line(&held_out[2].what).contains("--held-out-after 500 --n-test 100"));
-}
-
-#[test]
-fn the_first_images_are_judged_where_that_is_asked_for() {
-    let example = Example::new();
-    let only = "dataset=digits,ipc=1,method=c2r,seed=0,protocol=natural,attack=pgd";
-    let datasets = datasets(&example.place);
-    let jobs = |subset, n_test| {
-        let scale = Scale { subset, n_test, ..example.experiment.scale("quick").unwrap().clone() };
-        let grid = Grid { experiment: &example.experiment, scale: &scale, place: &example.place, datasets: &datasets };
-        grid.plan(&only.parse().unwrap(), Shard::ALL).unwrap().jobs
-    };
-    let (sample, first) = (jobs(SubsetOrder::ClassBalanced, Some(100)), jobs(SubsetOrder::First, Some(100)));
-    assert!(!shell_line(&sample[2].what).contains("--subset"));
-    assert!(shell_line(&first[2].what).contains("--n-test 100 --subset first"));
-    assert!(sample[1].id == first[1].id && sample[2].id != first[2].id, "the same network, judged anew");
-    let all = [SubsetOrder::ClassBalanced, SubsetOrder::First].map(|subset| jobs(subset, None)[2].id.clone());
-    assert_eq!(all[0], all[1], "where all images are judged there is nothing to choose");
 }
 
 #[test]
