@@ -34,28 +34,24 @@ pub(crate) struct Record {
     status: String,
     /// The resolved configuration: every key that can change the result.
     pub(crate) config: Value,
-    /// Versions of the numbers, by stage or by attack. Empty in records of earlier versions.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    /// Versions of the numbers, by stage or by attack.
     pub(crate) results: BTreeMap<String, u32>,
     /// The command line of the process that wrote this.
     argv: Vec<String>,
     versions: BTreeMap<String, String>,
     threads: i32,
     device: String,
-    /// Empty in records of earlier versions.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     precision: BTreeMap<String, String>,
     /// Seconds since 1970.
     started_unix: u64,
     /// Wall-clock seconds over all sessions that worked on this run.
     pub(crate) seconds: f64,
     /// Results of a finished run.
-    #[serde(default)]
     pub(crate) summary: Value,
     /// How far an unfinished run is, where no file of its own holds that.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub(crate) state: Value,
-    /// Files outside a folder of its own that the run writes, relative to the record. Empty in records of earlier versions.
+    /// Files outside a folder of its own that the run writes, relative to the record.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) outputs: Vec<String>,
     /// SHA-256 of the outputs of a finished run, by name.
@@ -95,7 +91,7 @@ impl Record {
         self.status == FINISHED
     }
 
-    /// The first version of the numbers that is another one in `results`, in words. A record that has none may be of any.
+    /// The first version of the numbers that is another one in `results`, in words.
     pub(crate) fn other_results(&self, results: &BTreeMap<String, u32>) -> Option<String> {
         let (name, there, here) = self.results.iter().find_map(|(name, there)| {
             let here = results.get(name).filter(|here| *here != there)?;

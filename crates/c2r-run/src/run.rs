@@ -124,12 +124,11 @@ impl Place {
         &self.lock
     }
 
-    /// Whether the record that is there says that its run writes `file`. An unreadable record, or one of an earlier version, counts
-    /// as claiming every file.
+    /// Whether the record that is there says that its run writes `file`. An unreadable record counts as claiming every file.
     pub fn claims(&self, file: &Path) -> bool {
         let Ok(record) = read_json::<Record>(&self.record) else { return self.record.exists() };
         let name = self.name_of(file);
-        record.outputs.is_empty() || name.is_some_and(|name| record.outputs.contains(&name))
+        name.is_some_and(|name| record.outputs.contains(&name))
     }
 
     /// What the record calls an output: its path relative to the record's folder, so that all may be moved together.
@@ -238,8 +237,6 @@ impl Run {
                 if !old.is_finished() {
                     status = Status::Unfinished;
                     (record.seconds, record.state) = (old.seconds, old.state);
-                    // Where an earlier version began, nobody knows which numbers these are.
-                    record.results = old.results;
                 } else if is_written(&written_files(&place, &outputs, needed), &old)? {
                     (status, record) = (Status::Finished, old);
                 }
@@ -412,7 +409,7 @@ mod tests {
             Run::open(Place::folder(&path), plan, false, || unreachable!()).unwrap().1
         };
         std::fs::write(path.join("set"), "images").unwrap();
-        assert_eq!(with_set(), Status::Finished, "records of earlier versions have no hash of it");
+        assert_eq!(with_set(), Status::Finished, "nobody said that it was needed, so it has no hash");
         std::fs::remove_file(path.join("set")).unwrap();
         assert_eq!(with_set(), Status::New, "what it made is gone");
 
@@ -463,9 +460,8 @@ mod tests {
     }
 
     #[test]
-    fn a_run_of_other_numbers_is_refused_and_one_of_unknown_numbers_is_not() {
+    fn a_run_of_other_numbers_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let record = folder.path().join("run.json");
         let open = |version: u32, force| {
             let results = [("distill".to_owned(), version)].into();
             let environment = Environment {
@@ -490,17 +486,6 @@ mod tests {
         refused(5);
         assert_eq!(open(5, true).unwrap().1, Status::New);
         refused(4);
-        // Of the time before this was recorded.
-        let mut before: Value = read_json(&record).unwrap();
-        assert_eq!(before.as_object_mut().unwrap().remove("results"), Some(json!({"distill": 5})));
-        write_json(&record, &before).unwrap();
-        for _ in 0..2 {
-            let (run, status) = open(6, false).unwrap();
-            assert!(status == Status::Unfinished && run.record.results.is_empty());
-        }
-        before["status"] = "finished".into();
-        write_json(&record, &before).unwrap();
-        assert_eq!(open(6, false).unwrap().1, Status::Finished);
     }
 
     /// Root may write wherever there are permissions, so the system's refusal is not tested here.

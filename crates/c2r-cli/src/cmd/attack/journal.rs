@@ -2,7 +2,6 @@
 
 use std::{
     ffi::OsString,
-    fs,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -24,8 +23,6 @@ pub(super) struct Journal {
     pub(super) images: Option<AdversarialImages>,
     /// Where they are kept until the evaluation is finished.
     part: PathBuf,
-    /// Where earlier versions kept them.
-    former_part: PathBuf,
     /// Whether the record holds a state of this evaluation.
     pub(super) has_state: bool,
     /// How often an unfinished evaluation is saved.
@@ -49,7 +46,6 @@ impl Journal {
         let names = attacks.configs.iter().map(AttackConfig::name);
         let results = names.map(|name| (name.to_owned(), results::attack(name))).collect();
         let part = part(&place);
-        let former_part = place.record().with_extension("").with_extension("part.safetensors");
         let outputs = args.outputs().map(|(flag, path)| (flag, path.to_owned())).collect();
         let environment = run_dir::environment(setup.device);
         let plan = Plan { stage: "attack", config, results, environment, outputs, needed: &[], writes: &[] };
@@ -72,7 +68,7 @@ impl Journal {
             remove_if_present(&part)?;
         }
         let interval = Duration::from_secs(args.checkpoint_seconds);
-        Ok((Self { run, images, part, former_part, has_state: false, interval, saved: Instant::now() }, status))
+        Ok((Self { run, images, part, has_state: false, interval, saved: Instant::now() }, status))
     }
 
     /// The report of an unfinished evaluation; its images are restored.
@@ -84,14 +80,8 @@ impl Journal {
         let context = || format!("cannot resume from {}; --force starts again", self.run.record().display());
         let report = serde_json::from_value(state).with_context(context)?;
         if let Some(images) = &mut self.images {
-            // The images are written before the state: where there are none, an earlier version has saved both.
-            let is_former = !self.part.exists() && self.former_part.exists();
-            let part =
-                TensorFile::read(if is_former { &self.former_part } else { &self.part }).with_context(context)?;
+            let part = TensorFile::read(&self.part).with_context(context)?;
             images.restore(part.tensors.into_values().collect()).with_context(context)?;
-            if is_former {
-                fs::rename(&self.former_part, &self.part).with_context(context)?;
-            }
         }
         self.has_state = true;
         Ok(Some(report))
