@@ -31,21 +31,17 @@ pub struct Source {
 
 /// What a `run.json` says about how a run came to be.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
 pub struct RunInfo {
     /// `distill` or `train`.
-    #[serde(default)]
     pub stage: String,
     /// The resolved configuration.
-    #[serde(default)]
     pub config: Value,
     /// The command.
-    #[serde(default)]
     pub argv: Vec<String>,
     /// `running` or `finished`; empty where it is not known.
-    #[serde(default)]
     pub status: String,
     /// When its last session began, seconds since 1970; 0 where it is not known.
-    #[serde(default)]
     pub started_unix: u64,
     /// The `run.json` itself.
     #[serde(skip)]

@@ -25,10 +25,8 @@ pub struct Table {
     /// The method that the others are compared with.
     pub baseline: Option<String>,
     /// Number of shown cells that were tested over seeds and test images against the baseline.
-    #[serde(default)]
     pub n_tested: usize,
     /// Number of those that got a mark ([`Comparison::significant`]).
-    #[serde(default)]
     pub n_marked: usize,
     /// One per dataset, protocol, architecture and threat; these are never mixed.
     pub sections: Vec<Section>,
@@ -98,7 +96,7 @@ pub struct Section {
     pub goal: Goal,
     /// Number of test images.
     pub n_test: usize,
-    /// Which of the test images these are; `None` for all of them, and for files of earlier versions.
+    /// Which of the test images these are; `None` for all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subset: Option<Subset>,
     /// Whether they are not test images but training images that nothing was trained on.
@@ -109,7 +107,6 @@ pub struct Section {
     /// Attacks in the order of their columns; sanity floors are last.
     pub attacks: Vec<String>,
     /// The attacks that each column of a mean robust accuracy is over.
-    #[serde(default)]
     pub averages: BTreeMap<String, Vec<String>>,
     /// Parameters of each attack.
     pub attack_configs: BTreeMap<String, Value>,
@@ -202,7 +199,6 @@ pub struct Cell {
     /// Over runs. The interval is over independent units: runs that share a distilled set are averaged first.
     pub summary: Summary,
     /// What the interval speaks about.
-    #[serde(default)]
     pub ci95_covers: Covers,
     /// One value per run of [`Row::runs`]; `None` where it is missing or undefined.
     pub values: Vec<Option<f64>>,
@@ -246,19 +242,15 @@ pub struct Comparison {
     /// Number of pairs; runs that share a distilled set count once.
     pub n_pairs: usize,
     /// What the p-value speaks about.
-    #[serde(default)]
     pub covers: Covers,
     /// Two-sided p-value of the paired differences: over seeds and test images ([`crate::stats::Crossed`]) where every run
     /// kept the outcome of each image, else [`Comparison::p_value_seeds`]. `None` where it cannot be computed.
     pub p_value: Option<f64>,
     /// Two-sided p-value of the paired t-test over seeds, for these test images only.
-    #[serde(default)]
     pub p_value_seeds: Option<f64>,
     /// Standard errors of the difference; `None` without outcomes per image.
-    #[serde(default)]
     pub errors: Option<Errors>,
     /// The size of the difference in test images: how many would have to come out differently, at least.
-    #[serde(default)]
     pub images: Option<f64>,
     /// Whether the p-value covers seeds and test images and is below [`crate::stats::SIGNIFICANT`], and the difference is
     /// worth [`crate::stats::FEWEST_IMAGES`] test images or more. A drop rate or ratio is not marked as better where an accuracy that

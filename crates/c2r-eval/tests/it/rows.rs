@@ -471,7 +471,7 @@ fn attacks_in_different_float_formats_are_told_apart() {
         [("convolutions", convolutions), ("matmuls", "fp32")].map(|(what, format)| (what.into(), format.into())).into()
     };
     let mut sources = sources();
-    // Those that do not say are files of earlier versions, which nothing is known of.
+    // Of those that do not say, nothing is known.
     for source in &mut sources[0..3] {
         source.record.precision = formats("fp32");
     }

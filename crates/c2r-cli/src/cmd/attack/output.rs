@@ -46,7 +46,6 @@ pub(super) struct Summary {
     inputs: String,
     inputs_sha256: String,
     versions: BTreeMap<String, String>,
-    #[serde(default)]
     precision: BTreeMap<String, String>,
 }
 
