@@ -1,18 +1,11 @@
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use c2r_attacks::{AttackReport, Flag, Mode, Outcome};
 use c2r_experiment::{Subject, Subset};
 use ndarray::Array1;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use serde_json::Value;
+use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{
-    AttackRecord, AttackScore, EvalError, Evaluation, RecordError, Samples,
-    record::{count, is_earlier, load, not_a_record},
-};
+use crate::{AttackRecord, AttackScore, Evaluation, RecordError, Samples, record::count};
 
 /// What an [`AttackReport`] does not know about itself.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,52 +55,6 @@ impl AttackRecord<Option<Subject>> {
         let record = Self::of(&evaluation.report, context)?;
         Ok(Self { evaluation: Some(Box::new(evaluation)), ..record })
     }
-
-    /// Reads and checks what `c2r attack --output` wrote, also in the layout that earlier versions used where the result
-    /// is not a cell of a table.
-    ///
-    /// # Errors
-    /// [`EvalError::Artifact`] if the file cannot be read, is cut short or has missing or unknown fields;
-    /// [`EvalError::Record`] if it was written by another version or contradicts itself. Both name the file.
-    pub fn read_any(path: &Path) -> Result<Self, EvalError> {
-        let (text, value) = load(path)?;
-        if !is_earlier(&value) {
-            return Self::parse(path, &text, &value);
-        }
-        let record = Self::from_earlier(value).map_err(|error| not_a_record(path, &error))?;
-        record.map_err(|error| EvalError::record(path, error.to_string()))
-    }
-
-    /// The layout of earlier versions: the report itself with more keys.
-    fn from_earlier(value: Value) -> serde_json::Result<Result<Self, RecordError>> {
-        #[derive(Deserialize)]
-        struct Keys {
-            subject: Option<Subject>,
-            model: String,
-            model_sha256: String,
-            tuned_operators: usize,
-            as_is: bool,
-            inputs: String,
-            inputs_sha256: String,
-            notes: Vec<String>,
-            command: Vec<String>,
-        }
-        let keys = Keys::deserialize(&value)?;
-        let report = AttackReport::deserialize(value)?;
-        let context = RecordContext {
-            subject: keys.subject,
-            model_sha256: None,
-            test_sha256: keys.inputs_sha256,
-            subset: None,
-            held_out: false,
-            notes: keys.notes,
-            precision: BTreeMap::new(),
-            argv: keys.command,
-        };
-        let Keys { model, model_sha256, tuned_operators, as_is, inputs, .. } = keys;
-        let evaluation = Evaluation { model, model_sha256, tuned_operators, as_is, inputs, report };
-        Ok(Self::from_evaluation(evaluation, context))
-    }
 }
 
 impl<S: Serialize + DeserializeOwned> AttackRecord<S> {
@@ -133,7 +80,7 @@ impl<S: Serialize + DeserializeOwned> AttackRecord<S> {
                     flags: flags(&report.flags, entry),
                     config: serde_json::to_value(&entry.config).expect("a configuration serializes to JSON"),
                     survived: Some(survived),
-                    margins: entry.samples.iter().map(|sample| sample.margin).collect(),
+                    margins: Some(entry.samples.iter().map(|sample| sample.margin).collect()),
                 }
             })
             .collect();
@@ -152,7 +99,7 @@ impl<S: Serialize + DeserializeOwned> AttackRecord<S> {
                 labels,
                 clean: report.clean_correct().collect(),
                 positions: positions.map(Array1::from),
-                margins: (report.clean_margins.len() == n).then(|| report.clean_margins.clone().into()),
+                margins: Some(report.clean_margins.clone().into()),
             }),
             attack_seed: report.seed.value(),
             model_sha256: context.model_sha256,
@@ -210,7 +157,7 @@ pub(crate) mod tests {
                     },
                     prediction: 0,
                     distance: 0.0,
-                    margin: Some(if outcome == 's' { 0.5 } else { -1.25 }),
+                    margin: if outcome == 's' { 0.5 } else { -1.25 },
                     queries: 1,
                     stages: 1,
                 })
@@ -225,7 +172,7 @@ pub(crate) mod tests {
             batch_size: 5,
             classes: 2,
             labels: vec![0, 1, 0, 1, 0],
-            images_fingerprint: None,
+            images_fingerprint: String::new(),
             targets: None,
             clean_predictions: vec![0, 1, 0, 1, 1],
             clean_margins: vec![1.0, 1.0, 1.0, 1.0, -1.25],
@@ -270,15 +217,6 @@ pub(crate) mod tests {
         assert_eq!(record.attacks[1].margins.as_ref().unwrap().to_vec(), [0.5, 0.5, -1.25, -1.25, -1.25]);
         let text = serde_json::to_string(&record).unwrap();
         assert_eq!(serde_json::from_str::<AttackRecord>(&text).unwrap(), record);
-    }
-
-    /// Reports of earlier versions have no clean margins.
-    #[test]
-    fn clean_margins_are_of_every_image_or_of_none() {
-        let mut report = report(Mode::Each);
-        report.clean_margins.clear();
-        let record = AttackRecord::from_report(&report, context()).unwrap();
-        assert_eq!(record.samples.unwrap().margins, None);
     }
 
     #[test]

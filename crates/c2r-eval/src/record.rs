@@ -53,14 +53,12 @@ pub struct AttackRecord<S = Subject> {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub held_out: bool,
     /// The reasons for doubt in words, with their numbers.
-    #[serde(default)]
     pub flag_notes: Vec<String>,
     /// Reductions and oddities of the evaluation to print under a table.
     pub notes: Vec<String>,
     /// Versions of the programs involved, e.g. `c2r`, `libtorch`.
     pub versions: BTreeMap<String, String>,
-    /// Float formats (`fp32`, `tf32`) by what was computed in them: `convolutions`, `matmuls`. Empty in files of earlier
-    /// versions.
+    /// Float formats (`fp32`, `tf32`) by what was computed in them: `convolutions`, `matmuls`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub precision: BTreeMap<String, String>,
     /// The command that wrote this file.
@@ -114,7 +112,6 @@ pub struct AttackScore {
     /// Reasons to doubt the number, e.g. `zero-gradient`; see docs/attacks/flags.md.
     pub flags: Vec<String>,
     /// The attack's parameters, e.g. steps and step size; null if unknown. Rows with other parameters do not mix.
-    #[serde(default)]
     pub config: Value,
     /// Which images survived, `[N]`, in the order of [`Samples::labels`]; in the file a text such as `1101`.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "one_text")]
@@ -155,30 +152,37 @@ impl AttackRecord {
     /// As [`AttackRecord::read_any`], and [`EvalError::NotACell`].
     pub fn read(path: &Path) -> Result<Self, EvalError> {
         let (text, value) = load(path)?;
-        if is_earlier(&value) || value.get("evaluation").is_some() || value.get("subject") == Some(&Value::Null) {
+        if value.get("evaluation").is_some() || value.get("subject") == Some(&Value::Null) {
             return Err(EvalError::NotACell(path.to_owned()));
         }
         Self::parse(path, &text, &value)
     }
 }
 
-/// Whether this is the layout of earlier versions for what is not a cell of a table.
-pub(crate) fn is_earlier(value: &Value) -> bool {
-    value.get("mode").is_some() && value.get("clean_predictions").is_some()
+impl AttackRecord<Option<Subject>> {
+    /// Reads and checks what `c2r attack --output` wrote.
+    ///
+    /// # Errors
+    /// [`EvalError::Artifact`] if the file cannot be read, is cut short or has missing or unknown fields;
+    /// [`EvalError::Record`] if it was written by another version or contradicts itself. Both name the file.
+    pub fn read_any(path: &Path) -> Result<Self, EvalError> {
+        let (text, value) = load(path)?;
+        Self::parse(path, &text, &value)
+    }
 }
 
-pub(crate) fn load(path: &Path) -> Result<(Vec<u8>, Value), EvalError> {
+fn load(path: &Path) -> Result<(Vec<u8>, Value), EvalError> {
     let text = read(path)?;
     let value = serde_json::from_slice(&text).map_err(|error| not_a_record(path, &error))?;
     Ok((text, value))
 }
 
-pub(crate) fn not_a_record(path: &Path, error: &serde_json::Error) -> FileError {
+fn not_a_record(path: &Path, error: &serde_json::Error) -> FileError {
     FileError::format(path, "attack.json", error.to_string())
 }
 
 impl<S: Serialize + DeserializeOwned> AttackRecord<S> {
-    pub(crate) fn parse(path: &Path, text: &[u8], value: &Value) -> Result<Self, EvalError> {
+    fn parse(path: &Path, text: &[u8], value: &Value) -> Result<Self, EvalError> {
         match value.get("schema_version").and_then(Value::as_u64) {
             Some(version) if version == u64::from(<AttackRecord>::SCHEMA_VERSION) => {}
             Some(version) => {
@@ -428,8 +432,8 @@ pub(crate) mod tests {
 
     #[test]
     fn round_trip() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("attack.json");
+        let fbare = tempfile::tempdir().unwrap();
+        let path = fbare.path().join("attack.json");
         example().write(&path).unwrap();
         assert_eq!(AttackRecord::read(&path).unwrap(), example());
         let text = fs::read_to_string(&path).unwrap();
@@ -444,13 +448,13 @@ pub(crate) mod tests {
         drawn.write(&path).unwrap();
         assert!(fs::read_to_string(&path).unwrap().contains(r#""positions": "19 0 3 4 11 7 2 18""#));
         assert_eq!(AttackRecord::read(&path).unwrap(), drawn);
-        let mut older = example();
-        older.model_sha256 = None;
-        older.samples.as_mut().unwrap().margins = None;
-        older.attacks.iter_mut().for_each(|entry| entry.margins = None);
-        older.write(&path).unwrap();
+        let mut bare = example();
+        bare.model_sha256 = None;
+        bare.samples.as_mut().unwrap().margins = None;
+        bare.attacks.iter_mut().for_each(|entry| entry.margins = None);
+        bare.write(&path).unwrap();
         assert!(!fs::read_to_string(&path).unwrap().contains("margins"));
-        assert_eq!(AttackRecord::read(&path).unwrap(), older);
+        assert_eq!(AttackRecord::read(&path).unwrap(), bare);
     }
 
     /// Eight images of this many.
@@ -525,8 +529,8 @@ pub(crate) mod tests {
 
     #[test]
     fn a_broken_file_is_named() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("attack.json");
+        let fbare = tempfile::tempdir().unwrap();
+        let path = fbare.path().join("attack.json");
         let check = |text: &str, part: &str| {
             fs::write(&path, text).unwrap();
             let message = AttackRecord::read(&path).unwrap_err().to_string();
@@ -539,7 +543,7 @@ pub(crate) mod tests {
         check(&text.replace(r#""schema_version": 1"#, r#""schema_version": 9"#), "schema_version is 9");
         check(&text.replace(r#""schema_version": 1,"#, ""), "schema_version is missing");
         check(&text.replace(r#""n": 8,"#, r#""n": 8, "extra": 1,"#), "unknown field `extra`");
-        check(r#"{"schema_version": 1, "mode": "suite", "clean_predictions": [1]}"#, "a table cannot take this report");
+        check(r#"{"schema_version": 1, "evaluation": {}}"#, "a table cannot take this report");
         check(&text.replace(r#""attack_seed": 0,"#, ""), "missing field `attack_seed`");
         check(&text.replace("11101100", "1110110x"), "found 'x'");
         check(&text.replace("0 0 0 0 1", "0 0 0 a 1"), "`a` is not a number");

@@ -198,7 +198,7 @@ fn first_outcomes(report: &AttackReport, mode: Mode) -> Vec<SampleOutcome> {
             outcome: if correct { Outcome::Survived } else { Outcome::CleanError },
             prediction,
             distance: 0.0,
-            margin: report.clean_margins.get(position).copied(),
+            margin: report.clean_margins[position],
             queries: 0,
             stages: 0,
         })
@@ -272,7 +272,7 @@ impl Evaluation<'_> {
                 sample.stages = stage + 1;
                 sample.prediction = predictions[row];
                 sample.distance = distances[row];
-                sample.margin = sample.margin.map(|margin| margin.min(margins[row]));
+                sample.margin = sample.margin.min(margins[row]);
                 sample.queries += queries[row];
                 if broken[row] {
                     sample.outcome = Outcome::Broken { by: attack.name().to_owned() };
@@ -351,7 +351,7 @@ impl Evaluation<'_> {
             batch_size,
             classes,
             labels: host::to_vec::<i64>(data.labels()),
-            images_fingerprint: Some(fingerprint),
+            images_fingerprint: fingerprint,
             targets: matches!(threat.goal, Goal::Targeted(_)).then_some(targets),
             clean_predictions,
             clean_margins,

@@ -44,9 +44,8 @@ pub struct SampleOutcome {
     /// Distance of that image from the clean one, pixel units, in the threat model's norm.
     pub distance: f64,
     /// The smallest margin of the label, in logits, among the clean image and those that were judged: an estimate of
-    /// the robust margin from above, as good as the attack. `None` in reports of earlier versions.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub margin: Option<f32>,
+    /// the robust margin from above, as good as the attack.
+    pub margin: f32,
     /// Forward passes that the sample took part in, judging included.
     pub queries: u64,
     /// Stages of the entry that have been run on it.
@@ -139,24 +138,19 @@ pub struct AttackReport {
     pub classes: i64,
     /// One per sample.
     pub labels: Vec<i64>,
-    /// Tells the images that were attacked from others: a hash of their shape and values. `None` in reports of earlier
-    /// versions.
-    #[serde(default)]
-    pub images_fingerprint: Option<String>,
+    /// Tells the images that were attacked from others: a hash of their shape and values.
+    pub images_fingerprint: String,
     /// Target classes, if the goal is targeted.
     pub targets: Option<Vec<i64>>,
     /// Predictions on the clean images.
     pub clean_predictions: Vec<i64>,
-    /// Margins of the labels on the clean images, in logits; empty in reports of earlier versions.
-    #[serde(default)]
+    /// Margins of the labels on the clean images, in logits.
     pub clean_margins: Vec<f32>,
     /// What the clean pass, its warm-up and the self-checks cost.
     pub clean_counts: Passes,
     /// Wall clock of the clean pass alone, with a model that is warm.
     pub clean_seconds: f64,
-    /// Wall clock of the warm-up and the self-checks before it; 0 in reports of earlier versions, whose `clean_seconds`
-    /// include them.
-    #[serde(default)]
+    /// Wall clock of the warm-up and the self-checks before it.
     pub check_seconds: f64,
     /// In the order they ran.
     pub attacks: Vec<AttackEntry>,
@@ -435,9 +429,7 @@ impl Serialize for AttackReport {
         map.serialize_entry("check_seconds", &self.check_seconds)?;
         map.serialize_entry("attacks", &self.attacks)?;
         map.serialize_entry("labels", &self.labels)?;
-        if let Some(fingerprint) = &self.images_fingerprint {
-            map.serialize_entry("images_fingerprint", fingerprint)?;
-        }
+        map.serialize_entry("images_fingerprint", &self.images_fingerprint)?;
         if let Some(targets) = &self.targets {
             map.serialize_entry("targets", targets)?;
         }

@@ -43,7 +43,7 @@ pub(crate) fn check(
     if report.labels != host::to_vec::<i64>(data.labels()) {
         return refuse("its labels are not those of the data".to_owned());
     }
-    if report.images_fingerprint.as_ref().is_some_and(|known| known != fingerprint) {
+    if report.images_fingerprint != fingerprint {
         return refuse("its images are not those of the data".to_owned());
     }
     if report.threat != *threat || report.seed != seed || report.mode != mode {
@@ -69,9 +69,7 @@ fn check_lists(report: &AttackReport) -> Result<(), String> {
         if got == n { Ok(()) } else { Err(format!("it has {got} {what} for {n} samples")) }
     };
     length("clean predictions", report.clean_predictions.len())?;
-    if !report.clean_margins.is_empty() {
-        length("clean margins", report.clean_margins.len())?;
-    }
+    length("clean margins", report.clean_margins.len())?;
     let is_targeted = report.threat.goal != Goal::Untargeted;
     match &report.targets {
         Some(targets) if is_targeted => {

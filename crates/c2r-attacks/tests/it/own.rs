@@ -327,7 +327,7 @@ fn a_report_takes_the_worst_of_all_attacks_for_each_image() {
     assert_eq!((report.clean_accuracy(), share("one"), share("two")), (0.8, 0.6, 0.6));
     assert_eq!(report.robust_accuracy(), 0.4);
     // The clean margin of image 2 is 0.5: the first attack's is larger, and only the second one's counts.
-    let margin = |attack: usize| f64::from(report.attacks[attack].samples[2].margin.unwrap());
+    let margin = |attack: usize| f64::from(report.attacks[attack].samples[2].margin);
     assert!((margin(0) - 0.5).abs() < 1e-6 && (margin(1) - 0.4).abs() < 1e-6, "{} {}", margin(0), margin(1));
     let distance = |attack: usize| report.attacks[attack].samples[2].distance;
     assert!((distance(0) - 0.15).abs() < 1e-6 && (distance(1) - 0.05).abs() < 1e-6);

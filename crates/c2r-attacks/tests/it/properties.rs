@@ -116,7 +116,7 @@ fn the_margin_of_a_linear_model_is_the_robust_margin() {
     let clean = Vec::<f32>::try_from(model.margin(data.images(), data.labels())).unwrap();
     let distance = Vec::<f32>::try_from(model.distance(data.images(), data.labels(), Norm::Linf)).unwrap();
     for position in 0..data.len() {
-        let margin = |attack: &str| report.attack(attack).unwrap().samples[position].margin.unwrap();
+        let margin = |attack: &str| report.attack(attack).unwrap().samples[position].margin;
         // The margin falls linearly and is zero at the smallest adversarial distance.
         let robust = match clean[position] {
             wrong if wrong < 0.0 => wrong,

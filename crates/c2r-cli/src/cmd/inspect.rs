@@ -643,10 +643,10 @@ mod tests {
         let path = folder.path().join("report.json");
         let threat = c2r_base::ThreatModel::untargeted(c2r_base::Norm::Linf, c2r_base::Epsilon::of_255(2.0));
         let sample = |outcome| c2r_attacks::SampleOutcome {
+            margin: if outcome == c2r_attacks::Outcome::Survived { 1.0 } else { -1.0 },
             outcome,
             prediction: 0,
             distance: 0.0,
-            margin: None,
             queries: 1,
             stages: 1,
         };
@@ -662,10 +662,10 @@ mod tests {
             batch_size: 8,
             classes: 2,
             labels: vec![0, 0, 0, 0],
-            images_fingerprint: None,
+            images_fingerprint: String::new(),
             targets: None,
             clean_predictions: vec![0, 0, 1, 1],
-            clean_margins: vec![],
+            clean_margins: vec![1.0, 1.0, -1.0, -1.0],
             clean_counts: Default::default(),
             clean_seconds: 0.0,
             check_seconds: 0.0,
@@ -678,14 +678,26 @@ mod tests {
             flags: vec![],
             versions: BTreeMap::new(),
         };
-        // The layout of earlier versions: the report with more keys.
-        let mut earlier = serde_json::to_value(&whole).unwrap();
-        let keys = json!({
-            "model": "m.pt", "model_sha256": "ab", "tuned_operators": 0, "as_is": false, "inputs": "x.safetensors",
-            "inputs_sha256": "cd", "notes": [], "command": ["c2r", "attack"],
-        });
-        earlier.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
-        write_json(&path, &earlier).unwrap();
+        let evaluation = c2r_eval::Evaluation {
+            model: "m.pt".into(),
+            model_sha256: "ab".into(),
+            tuned_operators: 0,
+            as_is: false,
+            inputs: "x.safetensors".into(),
+            report: whole,
+        };
+        let context = c2r_eval::RecordContext {
+            subject: None,
+            model_sha256: None,
+            test_sha256: "cd".into(),
+            subset: None,
+            held_out: false,
+            notes: vec![],
+            precision: BTreeMap::new(),
+            argv: vec![],
+        };
+        let mut record = AttackRecord::from_evaluation(evaluation, context).unwrap();
+        record.write(&path).unwrap();
         let lines = [
             "attack report with details of every image",
             "linf 2/255, 4 images",
@@ -695,16 +707,14 @@ mod tests {
             "model         m.pt",
         ];
         check(&report(&path, None).unwrap(), &lines, &[]);
-        earlier["subject"] = serde_json::to_value(example_subject()).unwrap();
-        write_json(&path, &earlier).unwrap();
-        let lines_with_subject = ["pgd-at on c2r", "all attacks   25.00 %"];
-        check(&report(&path, None).unwrap(), &lines_with_subject, &[]);
-        // The layout of now says the same.
-        AttackRecord::read_any(&path).unwrap().write(&path).unwrap();
-        check(&report(&path, None).unwrap(), &[&lines[..], &lines_with_subject].concat(), &[]);
+        record.subject = Some(example_subject());
+        record.write(&path).unwrap();
+        let with_subject = ["pgd-at on c2r", "all attacks   25.00 %"];
+        check(&report(&path, None).unwrap(), &[&lines[..], &with_subject].concat(), &[]);
 
-        earlier["labels"] = json!([0]);
-        write_json(&path, &earlier).unwrap();
+        let mut damaged = serde_json::to_value(&record).unwrap();
+        damaged["n"] = json!(5);
+        write_json(&path, &damaged).unwrap();
         let error = report(&path, None).err().unwrap();
         assert!(error.to_string().contains("report.json") && exit::code_of(&error) == exit::DATA, "{error:#}");
     }

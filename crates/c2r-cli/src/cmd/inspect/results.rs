@@ -25,7 +25,7 @@ pub(super) fn json_file(report: &mut Report, path: &Path) -> anyhow::Result<()> 
     if has(&["sections", "planned_rows", "configs"]) {
         return table(report, path);
     }
-    if has(&["attacks", "subject"]) || has(&["attacks", "clean_predictions"]) {
+    if has(&["attacks", "subject"]) {
         return attack_report(report, path);
     }
     let keys: Vec<&str> = value.as_object().into_iter().flat_map(|object| object.keys().map(String::as_str)).collect();
