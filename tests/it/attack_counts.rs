@@ -1,26 +1,14 @@
 //! What attacks cost besides the model: operators, values read and tensors copied, per step. The numbers are those of a GPU.
 
 use c2r_attacks::{Attack, AttackBatch, AttackConfig, EvaluateOptions, Mode, evaluate};
-use c2r_base::{Classifier, ClassifierError, LabelledImages, Norm, Seed, ThreatModel};
+use c2r_base::{Classifier, LabelledImages, Norm, Seed, ThreatModel};
 use c2r_kernels::count::{self, Counts};
+use c2r_testkit::toys;
 use tch::{Device, Kind, Tensor};
 
 const N: i64 = 12;
 const CLASSES: i64 = 10;
 const SHAPE: [i64; 3] = [3, 8, 8];
-
-/// `x W`: two operators forward.
-struct Linear(Tensor);
-
-impl Classifier for Linear {
-    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
-        Ok(images.flatten(1, -1).matmul(&self.0))
-    }
-
-    fn device(&self) -> Device {
-        Device::Cpu
-    }
-}
 
 /// Fixed numbers without structure in `[0, 1)`.
 fn noise(shape: &[i64]) -> Tensor {
@@ -28,11 +16,17 @@ fn noise(shape: &[i64]) -> Tensor {
     (Tensor::arange(n, (Kind::Float, Device::Cpu)) * 0.754_877_666).frac().view(shape)
 }
 
-fn model() -> Linear {
-    Linear(noise(&[SHAPE.iter().product(), CLASSES]) - 0.5)
+fn weight() -> Tensor {
+    noise(&[SHAPE.iter().product(), CLASSES]) - 0.5
 }
 
-fn data(model: &Linear) -> LabelledImages {
+/// `x W`: two operators forward.
+fn model() -> impl Classifier {
+    let weight = weight();
+    toys::function(move |images| images.flatten(1, -1).matmul(&weight))
+}
+
+fn data(model: &impl Classifier) -> LabelledImages {
     let images = noise(&[N, SHAPE[0], SHAPE[1], SHAPE[2]]) * 0.8 + 0.1;
     let labels = model.logits(&images).unwrap().argmax(1, false);
     LabelledImages::new(images, labels).unwrap()
@@ -102,7 +96,7 @@ fn pgd_reads_once() {
 /// Reads and copies for each pass of a whole evaluation, of which Square is most; half of the images are broken on the way.
 #[test]
 fn autoattack_reads_every_few_passes() {
-    let model = model();
+    let (model, weight) = (model(), weight());
     let data = data(&model);
     let attacks = [attack("autoattack-standard", &[("queries", "400")])];
     let options = EvaluateOptions { mode: Mode::Each, workers: 1, self_check: false, ..EvaluateOptions::default() };
@@ -113,7 +107,7 @@ fn autoattack_reads_every_few_passes() {
         let others = (0..CLASSES).filter(|&class| class != label);
         let of = |class: i64| {
             let gap = logits.double_value(&[image, label]) - logits.double_value(&[image, class]);
-            gap / (model.0.select(1, label) - model.0.select(1, class)).abs().sum(Kind::Double).double_value(&[])
+            gap / (weight.select(1, label) - weight.select(1, class)).abs().sum(Kind::Double).double_value(&[])
         };
         others.map(of).fold(f64::INFINITY, f64::min)
     };

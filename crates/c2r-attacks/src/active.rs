@@ -202,23 +202,10 @@ impl Active {
 
 #[cfg(test)]
 mod tests {
-    use c2r_base::{Classifier, ClassifierError};
+    use c2r_testkit::toys;
     use tch::Device;
 
     use super::*;
-
-    /// Two classes, whatever the image.
-    struct Constant;
-
-    impl Classifier for Constant {
-        fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
-            Ok(Tensor::zeros([images.size()[0], 2], (Kind::Float, Device::Cpu)))
-        }
-
-        fn device(&self) -> Device {
-            Device::Cpu
-        }
-    }
 
     /// Three samples of two rows each. Sample 7 reaches its goal in step 9 by its second row, and by its first one in step
     /// 10, which does not count any more; sample 9 in step 10 by both. The readings are after steps 1 to 8 and 10.
@@ -226,7 +213,8 @@ mod tests {
     fn samples_leave_with_all_rows_and_pay_for_their_queries_alone() {
         let ids: Vec<u64> = (0..10).collect();
         let rows = [5, 5, 7, 7, 9, 9];
-        let mut oracle = Oracle::new(&Constant, "test", &ids);
+        let constant = toys::function(|x| Tensor::zeros([x.size()[0], 2], (Kind::Float, Device::Cpu)));
+        let mut oracle = Oracle::new(&constant, "test", &ids);
         let mut active = Active::new(&rows);
         let images = Tensor::zeros([6, 1, 1, 1], (Kind::Float, Device::Cpu));
         let mut readings = Vec::new();

@@ -62,30 +62,15 @@ impl Aims {
 
 #[cfg(test)]
 mod tests {
-    use c2r_base::{Classifier, ClassifierError};
-    use tch::Device;
-
     use super::*;
-
-    /// The logits are the pixels.
-    struct Pixels;
-
-    impl Classifier for Pixels {
-        fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
-            Ok(images.flatten(1, -1))
-        }
-
-        fn device(&self) -> Device {
-            Device::Cpu
-        }
-    }
 
     #[test]
     fn aims_are_the_likeliest_classes_but_the_label() {
         let images = Tensor::from_slice(&[0.1f32, 0.9, 0.3, 0.5, 0.8, 0.2, 0.6, 0.4]).view([2, 1, 1, 4]);
         let (labels, ids) = (Tensor::from_slice(&[1i64, 2]), [0, 1]);
         let batch = AttackBatch { images: &images, labels: &labels, ids: &ids, targets: None };
-        let aims = |likely| Aims::new(&mut Oracle::new(&Pixels, "test", &ids), &batch, Some(likely)).unwrap();
+        let pixels = c2r_testkit::toys::function(|images| images.flatten(1, -1));
+        let aims = |likely| Aims::new(&mut Oracle::new(&pixels, "test", &ids), &batch, Some(likely)).unwrap();
         let of = |likely, samples: &[usize]| {
             let (rows, classes) = aims(likely).rows(samples);
             (rows, Vec::<i64>::try_from(classes.unwrap()).unwrap())

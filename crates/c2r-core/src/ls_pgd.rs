@@ -358,7 +358,8 @@ impl LsPgd {
 
 #[cfg(test)]
 mod tests {
-    use c2r_base::grad::input_gradient;
+    use c2r_base::{ClassifierError, grad::input_gradient};
+    use c2r_testkit::toys;
     use proptest::prelude::*;
 
     use super::*;
@@ -553,17 +554,11 @@ mod tests {
     }
 
     /// Logits `[slope * x, 0]` of images of one pixel.
-    struct Slope(f64);
-
-    impl Classifier for Slope {
-        fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+    fn sloping(slope: f64) -> impl Classifier {
+        toys::function(move |images| {
             let x = images.view([-1, 1]);
-            Ok(Tensor::cat(&[&x * self.0, x.zeros_like()], 1))
-        }
-
-        fn device(&self) -> Device {
-            Device::Cpu
-        }
+            Tensor::cat(&[&x * slope, x.zeros_like()], 1)
+        })
     }
 
     /// A pixel of 0.5 of class 1, whose loss `ln(1 + exp(slope * x))` rises with x, so the attack ends at 0.75.
@@ -577,7 +572,7 @@ mod tests {
         // slope, kept, stored loss: `python3 -c "from math import *; print([log(1 + exp(.75 * s)) for s in (1, 3, 2, .5)])"`
         // prints 1.136871, 2.350206, 1.701413, 0.898123. The third network is above the first, though below the second.
         for (slope, kept, stored) in [(1.0, 0, 1.136871), (3.0, 1, 1.136871), (2.0, 1, 1.136871), (0.5, 0, 0.898123)] {
-            let ours = attack.attack(&Slope(slope), &image, &label, &[0], Seed::new(0), Some(&mut cache)).unwrap();
+            let ours = attack.attack(&sloping(slope), &image, &label, &[0], Seed::new(0), Some(&mut cache)).unwrap();
             let (deltas, losses) = cache.state();
             let got = losses.double_value(&[0]);
             assert!((got - stored).abs() < 1e-5, "slope {slope}: {got} is stored, not {stored}");
@@ -594,29 +589,16 @@ mod tests {
         let attack = |warm_start| LsPgd::new(LsPgdConfig { warm_start, ..config.clone() }, threat).unwrap();
         let images = Tensor::full([2, 1, 1, 1], 0.5, (Kind::Float, Device::Cpu));
         let (labels, ids) = (Tensor::from_slice(&[1i64, 1]), [0, 1]);
-        let plain = attack(false).attack(&Slope(1.0), &images, &labels, &ids, Seed::new(4), None).unwrap().images;
+        let plain = attack(false).attack(&sloping(1.0), &images, &labels, &ids, Seed::new(4), None).unwrap().images;
         assert!(
             plain.max().double_value(&[]) < 0.7 && (plain.get(0) - plain.get(1)).abs().double_value(&[0, 0, 0]) > 0.01
         );
         let mut cache = PerturbationCache::new(2, [1, 1, 1], Device::Cpu);
-        let mut next =
-            || attack(true).attack(&Slope(1.0), &images, &labels, &ids, Seed::new(4), Some(&mut cache)).unwrap().images;
+        let mut next = || {
+            attack(true).attack(&sloping(1.0), &images, &labels, &ids, Seed::new(4), Some(&mut cache)).unwrap().images
+        };
         assert_eq!(next(), plain);
         assert!((next() - (plain + 0.025)).abs().max().double_value(&[]) < 1e-6);
-    }
-
-    /// Logits `[-50 (x - 0.7)^2, 0]` of images of one pixel: for class 1 nothing is worse than 0.7.
-    struct Peak;
-
-    impl Classifier for Peak {
-        fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
-            let x = images.view([-1, 1]);
-            Ok(Tensor::cat(&[(&x - 0.7).square() * -50.0, x.zeros_like()], 1))
-        }
-
-        fn device(&self) -> Device {
-            Device::Cpu
-        }
     }
 
     /// Steps of 0.1 * 0.5 * 3^q: 0.05, 0.15 and 0.45. Each pixel is one of them away from the peak, above or below.
@@ -626,7 +608,12 @@ mod tests {
         let attack = LsPgd::new(config, ThreatModel::untargeted(Norm::Linf, "0.5".parse().unwrap())).unwrap();
         let images = Tensor::from_slice(&[0.65f32, 0.55, 0.25, 0.75, 0.85]).view([5, 1, 1, 1]);
         let (labels, ids) = (Tensor::from_slice(&[1i64; 5]), [0, 1, 2, 3, 4]);
-        let found = attack.attack(&Peak, &images, &labels, &ids, Seed::new(0), None).unwrap();
+        // For class 1 nothing is worse than 0.7.
+        let peak = toys::function(|images| {
+            let x = images.view([-1, 1]);
+            Tensor::cat(&[(&x - 0.7).square() * -50.0, x.zeros_like()], 1)
+        });
+        let found = attack.attack(&peak, &images, &labels, &ids, Seed::new(0), None).unwrap();
         assert!((&found.images - 0.7).abs().max().double_value(&[]) < 1e-6, "{}", found.images);
         // f_1 - f_0 at the peak.
         assert!(found.margins.abs().max().double_value(&[]) < 1e-6);

@@ -18,6 +18,28 @@ macro_rules! classifier {
     };
 }
 
+/// A model on the CPU that is a function of the images, f32 `[N, C, H, W]`, to logits, f32 `[N, K]`.
+pub fn function(logits: impl Fn(&Tensor) -> Tensor) -> impl Classifier {
+    fallible(move |images| Ok(logits(images)))
+}
+
+/// [`function`] that may fail.
+pub fn fallible(logits: impl Fn(&Tensor) -> Result<Tensor, ClassifierError>) -> impl Classifier {
+    ByClosure(logits)
+}
+
+struct ByClosure<F>(F);
+
+impl<F: Fn(&Tensor) -> Result<Tensor, ClassifierError>> Classifier for ByClosure<F> {
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+        (self.0)(images)
+    }
+
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+}
+
 /// Logits `W x + b` on flattened images: the smallest change of a label in any norm is known.
 #[derive(Debug)]
 pub struct Linear {

@@ -331,7 +331,7 @@ fn moved_mass(
 
 #[cfg(test)]
 mod tests {
-    use c2r_base::{Classifier, ClassifierError, Seed};
+    use c2r_base::{Classifier, Seed};
 
     use super::*;
     use crate::oracle::unhurried;
@@ -342,25 +342,16 @@ mod tests {
         (Tensor::arange(n, (Kind::Float, Device::Cpu)) * stride).frac().view(shape)
     }
 
-    /// Logits with a bend, of each image by itself: the same whichever images are in the batch.
-    struct Bent(Tensor);
-
-    impl Classifier for Bent {
-        fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
-            let each = images.flatten(1, -1).unbind(0).into_iter();
-            let logits = each.map(|x| (x * &self.0).square().sum_dim_intlist([1i64].as_slice(), false, Kind::Float));
-            Ok(Tensor::stack(&logits.collect::<Vec<_>>(), 0))
-        }
-
-        fn device(&self) -> Device {
-            Device::Cpu
-        }
-    }
-
     /// Some samples are broken at the start, some on the way, some never; with targets, too, and only a part of the batch.
     #[test]
     fn square_is_the_same_as_on_a_gpu() {
-        let model = Bent(noise(&[5, 48], 0.754_877_666) - 0.4);
+        let weight = noise(&[5, 48], 0.754_877_666) - 0.4;
+        // Logits with a bend, of each image by itself: the same whichever images are in the batch.
+        let model = c2r_testkit::toys::function(|images| {
+            let each = images.flatten(1, -1).unbind(0).into_iter();
+            let logits = each.map(|x| (x * &weight).square().sum_dim_intlist([1i64].as_slice(), false, Kind::Float));
+            Tensor::stack(&logits.collect::<Vec<_>>(), 0)
+        });
         let images = noise(&[12, 3, 4, 4], 0.569_840_291) * 0.9 + 0.05;
         let labels = model.logits(&images).unwrap().argmax(1, false);
         let others = (&labels + 1).remainder(5);

@@ -5,8 +5,8 @@ use std::{cell::Cell, collections::BTreeSet, time::Duration};
 use c2r_attacks::{
     ATTACKS, Attack, AttackError, AttackReport, ConfigError, EvaluateOptions, Family, Flag, Mode, Outcome, evaluate,
 };
-use c2r_base::{Classifier, ClassifierError, LabelledImages, Norm, grad::GradientError};
-use c2r_testkit::toys::{self, Linear, Tanh};
+use c2r_base::{Classifier, LabelledImages, Norm, grad::GradientError};
+use c2r_testkit::toys::{self, Linear, Tanh, function};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
@@ -15,23 +15,6 @@ use crate::{
 };
 
 const SHAPE: [i64; 3] = [2, 6, 6];
-
-/// A function of the images as a model.
-struct Of<F>(F);
-
-impl<F: Fn(&Tensor) -> Result<Tensor, ClassifierError>> Classifier for Of<F> {
-    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
-        (self.0)(images)
-    }
-
-    fn device(&self) -> Device {
-        Device::Cpu
-    }
-}
-
-fn of(logits: impl Fn(&Tensor) -> Tensor) -> impl Classifier {
-    Of(move |images: &Tensor| Ok(logits(images)))
-}
 
 /// A linear model of `classes` classes and 24 images that it classifies correctly.
 fn linear(classes: i64) -> (Linear, LabelledImages) {
@@ -67,8 +50,9 @@ fn the_size_of_a_gradient_decides_nothing() {
         let known = |attack: &&dyn Attack| attack.check(&threat(norm, epsilon), 2).is_ok();
         let names: BTreeSet<&str> = steps.iter().map(AsRef::as_ref).filter(known).map(Attack::name).collect();
         let attacks = built(&names.into_iter().collect::<Vec<_>>());
-        let report =
-            |factor: f64| run(&of(|x| model.logits(x) * factor), &data, &attacks, &threat(norm, epsilon), &each());
+        let report = |factor: f64| {
+            run(&function(|x| model.logits(x) * factor), &data, &attacks, &threat(norm, epsilon), &each())
+        };
         let expected = survivors(&report(1.0));
         assert!(expected.iter().any(|(_, survived)| survived.contains(&true) && survived.contains(&false)), "{norm}");
         for factor in [1e-36, 1e-20, 1e28] {
@@ -95,7 +79,8 @@ fn saturated_logits_are_attacked_in_l2_and_flagged() {
     let images = toys::images(24, SHAPE);
     let data = LabelledImages::new(images.copy(), model.logits(&images).argmax(1, false)).unwrap();
     let attacks = built(&["fgsm", "pgd", "apgd-ce"]);
-    let report = |factor: f64| run(&of(|x| model.logits(x) * factor), &data, &attacks, &threat(Norm::L2, 0.3), &each());
+    let report =
+        |factor: f64| run(&function(|x| model.logits(x) * factor), &data, &attacks, &threat(Norm::L2, 0.3), &each());
     let margins = Vec::<f32>::try_from(model.margin(data.images(), data.labels())).unwrap();
     let factor = 40.0 / f64::from(margins.iter().copied().fold(0.0, f32::max));
     let (plain, saturated) = (report(1.0), report(factor * 2.0));
@@ -120,7 +105,7 @@ fn nan_in_gradients_is_repaired_and_flagged_or_named() {
     let images = toys::images(24, SHAPE);
     let _ = images.narrow(2, 0, 1).narrow(3, 0, 1).fill_(0.0);
     let data = LabelledImages::new(images.copy(), model.logits(&images).argmax(1, false)).unwrap();
-    let root = of(|x| model.logits(&x.sqrt().square()));
+    let root = function(|x| model.logits(&x.sqrt().square()));
     let mut n_flagged = BTreeSet::new();
     for (norm, epsilon) in NORMS {
         let threat = threat(norm, epsilon * 3.0);
@@ -158,8 +143,9 @@ fn nan_in_gradients_is_repaired_and_flagged_or_named() {
 fn a_gradient_without_direction_is_an_error_that_names_it() {
     let (model, data) = linear(3);
     // The square root of 0 times x: NaN in every pixel.
-    let lost =
-        of(|x| model.logits(x) + (x * 0.0).sqrt().flatten(1, -1).sum_dim_intlist([1i64].as_slice(), true, Kind::Float));
+    let lost = function(|x| {
+        model.logits(x) + (x * 0.0).sqrt().flatten(1, -1).sum_dim_intlist([1i64].as_slice(), true, Kind::Float)
+    });
     for name in ["fgsm", "mi-fgsm", "deepfool", "fab-t", "apgd-ce"] {
         let error = evaluate(&lost, &data, &built(&[name]), &threat(Norm::Linf, 0.05), &each()).unwrap_err();
         let text = error.to_string();
@@ -178,7 +164,7 @@ type Logits<'a> = &'a dyn Fn(&Tensor) -> Tensor;
 #[test]
 fn bounded_outputs_are_doubted_and_ordinary_logits_are_not() {
     let flags = |model: Logits<'_>, data: &LabelledImages| {
-        let report = run(&of(model), data, &built(&["clean"]), &threat(Norm::Linf, 0.01), &each());
+        let report = run(&function(model), data, &built(&["clean"]), &threat(Norm::Linf, 0.01), &each());
         let about = |flag: &Flag| matches!(flag, Flag::ProbabilitiesNotLogits | Flag::BoundedOutputs { .. });
         report.flags.into_iter().filter(about).collect::<Vec<_>>()
     };
@@ -230,8 +216,8 @@ fn bounded_outputs_are_doubted_and_ordinary_logits_are_not() {
 fn a_model_may_change_its_images() {
     let (model, data) = linear(3);
     let before = data.images().copy();
-    let darker = of(|x| model.logits(&(x * 0.9)));
-    let changing = of(|x| {
+    let darker = function(|x| model.logits(&(x * 0.9)));
+    let changing = function(|x| {
         let mut given = x.detach();
         let _ = given.g_mul_scalar_(0.9);
         model.logits(x)
@@ -262,7 +248,7 @@ fn a_model_may_change_its_images() {
 #[test]
 fn what_has_no_gradient_is_left_to_black_box_attacks() {
     let (model, data) = linear(3);
-    let classes = of(|x| model.logits(x).argmax(1, false).onehot(3));
+    let classes = function(|x| model.logits(x).argmax(1, false).onehot(3));
     let threat = threat(Norm::Linf, 0.2);
     let black_box = [config("square", &[("queries", "100")]).build().unwrap(), config("noise", &[]).build().unwrap()];
     let report = run(&classes, &data, &black_box, &threat, &each());
@@ -290,14 +276,14 @@ fn a_model_that_misbehaves_later_is_an_error() {
         let options = EvaluateOptions { batch_size, ..each() };
         evaluate(model, &data, &built(&["fgsm", "deepfool"]), &threat, &options)
     };
-    let squeezed = of(|x| if x.size()[0] == 1 { model.logits(x).squeeze_dim(0) } else { model.logits(x) });
+    let squeezed = function(|x| if x.size()[0] == 1 { model.logits(x).squeeze_dim(0) } else { model.logits(x) });
     for batch_size in [1, 23, 24] {
         let error = result(&squeezed, batch_size).unwrap_err();
         assert!(matches!(&error, AttackError::LogitsShape { rows: 1, got } if got == &[3]), "{error}");
     }
     let clean = data.images().copy();
     let is_clean = |x: &Tensor| x.size() == clean.size() && (x - &clean).abs().max().double_value(&[]) == 0.0;
-    let fewer = of(|x| if is_clean(x) { model.logits(x) } else { model.logits(x).narrow(1, 0, 2) });
+    let fewer = function(|x| if is_clean(x) { model.logits(x) } else { model.logits(x).narrow(1, 0, 2) });
     let options = EvaluateOptions { self_check: false, ..each() };
     let error = evaluate(&fewer, &data, &built(&["fgsm"]), &threat, &options).unwrap_err();
     let AttackError::Model { source, .. } = &error else { panic!("{error:?}") };
@@ -307,7 +293,7 @@ fn a_model_that_misbehaves_later_is_an_error() {
     );
 
     // Written over after it was needed for the backward pass.
-    let overwritten = of(|x| {
+    let overwritten = function(|x| {
         let mut z = model.logits(x).exp();
         let z_before = z.shallow_clone();
         let _ = z.g_add_scalar_(1.0);
@@ -338,7 +324,7 @@ fn a_radius_that_reaches_every_image_is_refused_in_every_norm() {
 fn the_clean_pass_is_timed_without_warm_up_and_checks() {
     let (model, data) = linear(3);
     let is_warm = Cell::new(false);
-    let cold = of(|x| {
+    let cold = function(|x| {
         if !is_warm.replace(true) {
             std::thread::sleep(Duration::from_secs(1));
         }

@@ -1,5 +1,7 @@
 //! Models that fail, change, hide their gradients or are doubtful in another way, and the workers that share one.
 
+use std::cell::Cell;
+
 use c2r_attacks::{AttackConfig, AttackError, EvaluateOptions, Flag, Mode, evaluate};
 use c2r_base::{
     Classifier, ClassifierError, LabelledImages, Norm,
@@ -14,17 +16,11 @@ use crate::{
 };
 
 /// Answers with what it was given.
-struct Fixed(Tensor);
-
-impl Classifier for Fixed {
-    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+fn fixed(logits: Tensor) -> impl Classifier {
+    toys::function(move |images| {
         let zero = images.flatten(1, -1).sum_dim_intlist([1i64].as_slice(), true, Kind::Float) * 0.0;
-        Ok(self.0.narrow(0, 0, images.size()[0]) + zero)
-    }
-
-    fn device(&self) -> Device {
-        Device::Cpu
-    }
+        logits.narrow(0, 0, images.size()[0]) + zero
+    })
 }
 
 /// A model that lends itself to other threads, and counts on how many it runs.
@@ -114,28 +110,16 @@ fn workers_report_the_first_offending_sample() {
     }
 }
 
-/// A model that cannot take more than two images at once and says so.
-struct Small;
-
-impl Classifier for Small {
-    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
-        match images.size()[0] {
-            1..=2 => Ok(Tanh::new(CLASSES, SHAPE, 12).logits(images)),
-            n => Err(ClassifierError::new(format!("{n} images are too many"))),
-        }
-    }
-
-    fn device(&self) -> Device {
-        Device::Cpu
-    }
-}
-
 #[test]
 fn what_a_model_says_when_it_fails_comes_back_with_the_samples() {
-    let (_, data) = toy();
+    let (model, data) = toy();
+    let small = toys::fallible(|images| match images.size()[0] {
+        1..=2 => Ok(model.logits(images)),
+        n => Err(ClassifierError::new(format!("{n} images are too many"))),
+    });
     let attacks = [config("deepfool", &[]).build().unwrap()];
     let (threat, options) = (threat(Norm::Linf, 0.1), EvaluateOptions::default());
-    let error = evaluate(&Small, &data, &attacks, &threat, &options).unwrap_err();
+    let error = evaluate(&small, &data, &attacks, &threat, &options).unwrap_err();
     let AttackError::Model { sample: 0, rows, ref attack, ref source } = error else { panic!("{error:?}") };
     assert_eq!((rows, attack.as_str()), (data.len(), "clean"));
     assert_eq!(source.to_string(), format!("{rows} images are too many"));
@@ -148,7 +132,7 @@ fn bad_logits_and_labels_name_the_sample() {
     let result = |logits: Tensor| {
         let attacks = [config("fgsm", &[]).build().unwrap()];
         let options = EvaluateOptions::default();
-        evaluate(&Fixed(logits), &data, &attacks, &threat(Norm::Linf, 0.1), &options)
+        evaluate(&fixed(logits), &data, &attacks, &threat(Norm::Linf, 0.1), &options)
     };
     let nan = Tensor::from_slice(&[1.0f32, 0.0, f32::NAN, 1.0, 0.0, 1.0]).view([3, 2]);
     assert!(matches!(result(nan), Err(AttackError::NonFiniteLogits { sample: 1, .. })));
@@ -158,7 +142,7 @@ fn bad_logits_and_labels_name_the_sample() {
     assert!(matches!(result(one), Err(AttackError::LogitsShape { .. })));
     let labels = LabelledImages::new(toys::images(3, [1, 2, 2]), Tensor::from_slice(&[0i64, 7, 1])).unwrap();
     let attacks = [config("fgsm", &[]).build().unwrap()];
-    let three = Fixed(Tensor::zeros([3, 3], (Kind::Float, Device::Cpu)));
+    let three = fixed(Tensor::zeros([3, 3], (Kind::Float, Device::Cpu)));
     let error = evaluate(&three, &labels, &attacks, &threat(Norm::Linf, 0.1), &EvaluateOptions::default());
     assert!(error.unwrap_err().to_string().contains("sample 1 has label 7, outside 0..=2"));
 }
@@ -166,65 +150,27 @@ fn bad_logits_and_labels_name_the_sample() {
 #[test]
 fn doubtful_models_are_flagged() {
     let (model, data) = toy();
-    struct Probabilities<'a>(&'a Tanh);
-    impl Classifier for Probabilities<'_> {
-        fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
-            Ok(self.0.logits(images).softmax(1, Kind::Float))
-        }
-        fn device(&self) -> Device {
-            Device::Cpu
-        }
-    }
-    struct InBatch<'a>(&'a Tanh);
-    impl Classifier for InBatch<'_> {
-        fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
-            Ok(self.0.logits(&(images - images.mean_dim([0i64].as_slice(), true, Kind::Float))))
-        }
-        fn device(&self) -> Device {
-            Device::Cpu
-        }
-    }
-    struct Saturated<'a>(&'a Tanh);
-    impl Classifier for Saturated<'_> {
-        fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
-            Ok(self.0.logits(images) * 1e4)
-        }
-        fn device(&self) -> Device {
-            Device::Cpu
-        }
-    }
+    let probabilities = toys::function(|x| model.logits(x).softmax(1, Kind::Float));
+    let in_batch = toys::function(|x| model.logits(&(x - x.mean_dim([0i64].as_slice(), true, Kind::Float))));
+    let saturated = toys::function(|x| model.logits(x) * 1e4);
     let flags = |model: &dyn Classifier| {
         run(model, &data, &[config("fgsm", &[]).build().unwrap()], &threat(Norm::Linf, 0.01), &Default::default()).flags
     };
     assert_eq!(flags(&model), []);
-    assert!(flags(&Probabilities(&model)).contains(&Flag::ProbabilitiesNotLogits));
-    assert!(flags(&InBatch(&model)).iter().any(|flag| matches!(flag, Flag::BatchDependentModel { .. })));
-    assert!(flags(&Saturated(&model)).iter().any(|flag| matches!(flag, Flag::ZeroGradient { .. })));
-}
-
-/// Answers of a model that change from one pass to the next.
-struct Changing<'a> {
-    model: &'a Tanh,
-    n_passes: std::cell::Cell<u32>,
-    factor: fn(u32) -> f64,
-}
-
-impl Classifier for Changing<'_> {
-    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
-        self.n_passes.set(self.n_passes.get() + 1);
-        Ok(self.model.logits(images) * (self.factor)(self.n_passes.get()))
-    }
-
-    fn device(&self) -> Device {
-        Device::Cpu
-    }
+    assert!(flags(&probabilities).contains(&Flag::ProbabilitiesNotLogits));
+    assert!(flags(&in_batch).iter().any(|flag| matches!(flag, Flag::BatchDependentModel { .. })));
+    assert!(flags(&saturated).iter().any(|flag| matches!(flag, Flag::ZeroGradient { .. })));
 }
 
 #[test]
 fn a_randomized_model_is_flagged_and_another_accuracy_at_epsilon_zero_is_an_error() {
     let (model, data) = toy();
     let result = |factor: fn(u32) -> f64| {
-        let model = Changing { model: &model, n_passes: std::cell::Cell::new(0), factor };
+        let n_passes = Cell::new(0);
+        let model = toys::function(|images| {
+            n_passes.set(n_passes.get() + 1);
+            model.logits(images) * factor(n_passes.get())
+        });
         let attacks = [config("fgsm", &[]).build().unwrap()];
         let options = EvaluateOptions::default();
         evaluate(&model, &data, &attacks, &threat(Norm::Linf, 0.01), &options)
@@ -280,18 +226,12 @@ fn several_steps_that_one_step_beats_are_flagged() {
 
 #[test]
 fn square_on_a_masked_gradient_raises_the_flag() {
-    /// Differentiates to zero, but moves.
-    struct Masked(Linear);
-    impl Classifier for Masked {
-        fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
-            let zero = images.flatten(1, -1).sum_dim_intlist([1i64].as_slice(), true, Kind::Float) * 0.0;
-            Ok(self.0.logits(&images.detach()) + zero)
-        }
-        fn device(&self) -> Device {
-            Device::Cpu
-        }
-    }
-    let model = Masked(Linear::mixed(3, SHAPE));
+    let linear = Linear::mixed(3, SHAPE);
+    // Differentiates to zero, but moves.
+    let model = toys::function(|images| {
+        let zero = images.flatten(1, -1).sum_dim_intlist([1i64].as_slice(), true, Kind::Float) * 0.0;
+        linear.logits(&images.detach()) + zero
+    });
     let images = toys::images(8, SHAPE);
     let labels = model.logits(&images).unwrap().argmax(1, false);
     let data = LabelledImages::new(images, labels).unwrap();
@@ -368,54 +308,18 @@ fn a_model_may_have_a_backward_pass_of_its_own() {
     assert!((margin - 0.04).abs() < 1e-6, "{margin}: the clean image's is the smaller one");
 }
 
-/// This model fails if it gets more than a given number of images at a time.
-struct Limited<'a> {
-    model: &'a Tanh,
-    most: i64,
-    largest: std::cell::Cell<i64>,
-}
-
-impl Classifier for Limited<'_> {
-    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
-        let n = images.size()[0];
-        self.largest.set(self.largest.get().max(n));
-        if n > self.most { Err(ClassifierError::new("out of memory")) } else { Ok(self.model.logits(images)) }
-    }
-
-    fn device(&self) -> Device {
-        Device::Cpu
-    }
-}
-
 #[test]
 fn checks_of_the_model_keep_to_the_batch_size() {
     let (model, data) = toy();
-    let model = Limited { model: &model, most: 2, largest: std::cell::Cell::new(0) };
+    let largest = Cell::new(0);
+    let model = toys::fallible(|images| {
+        let n = images.size()[0];
+        largest.set(largest.get().max(n));
+        if n > 2 { Err(ClassifierError::new("out of memory")) } else { Ok(model.logits(images)) }
+    });
     let options = EvaluateOptions { batch_size: 2, ..Default::default() };
     let report = run(&model, &data, &[config("fgsm", &[]).build().unwrap()], &threat(Norm::Linf, 0.01), &options);
-    assert_eq!((report.flags, model.largest.get()), (vec![], 2));
-}
-
-/// A model that fails at one pass.
-struct FailsAt<'a> {
-    model: &'a Tanh,
-    at: u32,
-    n_passes: std::cell::Cell<u32>,
-}
-
-impl Classifier for FailsAt<'_> {
-    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
-        self.n_passes.set(self.n_passes.get() + 1);
-        if self.n_passes.get() == self.at {
-            Err(ClassifierError::new("out of memory"))
-        } else {
-            Ok(self.model.logits(images))
-        }
-    }
-
-    fn device(&self) -> Device {
-        Device::Cpu
-    }
+    assert_eq!((report.flags, largest.get()), (vec![], 2));
 }
 
 /// The first pass is the warm-up, and three follow for other checks; then images are driven up and down, with five passes
@@ -424,7 +328,11 @@ impl Classifier for FailsAt<'_> {
 fn a_check_that_the_model_fails_in_is_named() {
     let (model, data) = toy();
     let flags = |at| {
-        let model = FailsAt { model: &model, at, n_passes: std::cell::Cell::new(0) };
+        let n_passes = Cell::new(0);
+        let model = toys::fallible(|images| {
+            n_passes.set(n_passes.get() + 1);
+            if n_passes.get() == at { Err(ClassifierError::new("out of memory")) } else { Ok(model.logits(images)) }
+        });
         run(
             &model,
             &data,

@@ -1,17 +1,13 @@
 //! Attacks of other crates: what the driver checks before it believes them, and what it asks of all attacks.
 
-use std::{
-    collections::BTreeSet,
-    ops::ControlFlow,
-    sync::atomic::{AtomicUsize, Ordering},
-};
+use std::{cell::Cell, collections::BTreeSet, ops::ControlFlow};
 
 use c2r_attacks::{
     AdversarialImages, Attack, AttackBatch, AttackConfig, AttackError, Choice, ConfigError, EvaluateOptions, Family,
     Mode, Oracle, Perturbed, Setting, evaluate, evaluate_with,
 };
-use c2r_base::{Classifier, ClassifierError, Goal, LabelledImages, Norm, Seed, TargetRule, ThreatModel};
-use c2r_testkit::toys::Linear;
+use c2r_base::{Classifier, Goal, LabelledImages, Norm, Seed, TargetRule, ThreatModel};
+use c2r_testkit::toys::{self, Linear};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
@@ -209,30 +205,19 @@ fn the_norm_of_a_suite_is_not_written() {
     }
 }
 
-/// A model that counts how often it is asked.
-struct Counted<M>(M, AtomicUsize);
-
-impl<M: Classifier> Classifier for Counted<M> {
-    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
-        self.1.fetch_add(1, Ordering::Relaxed);
-        self.0.logits(images)
-    }
-
-    fn device(&self) -> Device {
-        self.0.device()
-    }
-}
-
 #[test]
 fn attacks_that_cannot_run_are_refused_before_the_images_are_classified() {
     let (model, data) = toy();
-    let model = Counted(model, AtomicUsize::new(0));
+    let n_asked = Cell::new(0);
+    let counted = toys::function(|images| {
+        n_asked.set(n_asked.get() + 1);
+        model.logits(images)
+    });
     let options = EvaluateOptions { batch_size: 2, ..EvaluateOptions::default() };
     let asked = |attacks: &[&str], threat: &ThreatModel| {
         let attacks: Vec<_> = attacks.iter().map(|name| config(name, &[]).build().unwrap()).collect();
-        let before = model.1.load(Ordering::Relaxed);
-        let Err(AttackError::Config(error)) = evaluate(&model, &data, &attacks, threat, &options) else { panic!() };
-        (error, model.1.load(Ordering::Relaxed) - before)
+        let Err(AttackError::Config(error)) = evaluate(&counted, &data, &attacks, threat, &options) else { panic!() };
+        (error, n_asked.get())
     };
     let (error, n) = asked(&["pgd", "cw-linf"], &threat(Norm::L2, 0.1));
     assert!(matches!(error, ConfigError::UnsupportedNorm { attack, .. } if attack == "cw-linf"));
@@ -242,27 +227,14 @@ fn attacks_that_cannot_run_are_refused_before_the_images_are_classified() {
     assert!(matches!(error, ConfigError::UnsupportedGoal { attack } if attack == "deepfool"));
     assert_eq!(n, 0);
     // The number of classes is known once the model has answered.
-    let three = Counted(FirstThree(toy().0), AtomicUsize::new(0));
+    let three = toys::fallible(|images| Ok(counted.logits(images)?.narrow(1, 0, 3)));
     let data = {
         let labels = data.labels().clamp_max(2);
         LabelledImages::new(data.images().copy(), labels).unwrap()
     };
     let error = evaluate(&three, &data, &[config("apgd-t", &[]).build().unwrap()], &threat(Norm::Linf, 0.02), &options);
     assert!(matches!(error, Err(AttackError::Config(ConfigError::TooFewClasses { needed: 4, classes: 3, .. }))));
-    assert_eq!(three.1.load(Ordering::Relaxed), 1);
-}
-
-/// Three of the logits.
-struct FirstThree<M>(M);
-
-impl<M: Classifier> Classifier for FirstThree<M> {
-    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
-        Ok(self.0.logits(images)?.narrow(1, 0, 3))
-    }
-
-    fn device(&self) -> Device {
-        self.0.device()
-    }
+    assert_eq!(n_asked.get(), 1);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use c2r_attacks::{
     ATTACKS, AdversarialImages, Attack, AttackBatch, AttackConfig, AttackError, EvaluateOptions, Mode, Outcome,
     evaluate, evaluate_with,
 };
-use c2r_base::{Classifier, ClassifierError, Epsilon, Goal, LabelledImages, Norm, Seed, TargetRule, ThreatModel};
+use c2r_base::{Classifier, Epsilon, Goal, LabelledImages, Norm, Seed, TargetRule, ThreatModel};
 use c2r_testkit::toys::{self, Linear, Tanh};
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
@@ -189,24 +189,12 @@ fn epsilon_zero_is_clean_accuracy() {
     }
 }
 
-/// A model with a parameter, to see that nothing touches it.
-struct Weighted(Tensor);
-
-impl Classifier for Weighted {
-    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
-        Ok(images.flatten(1, -1).matmul(&self.0))
-    }
-
-    fn device(&self) -> Device {
-        Device::Cpu
-    }
-}
-
 #[test]
 fn parameters_and_their_gradients_are_untouched() {
     let weight = toys::images(1, [1, 72, CLASSES]).view([72, CLASSES]) - 0.5;
     let before = weight.copy();
-    let model = Weighted(weight.set_requires_grad(true));
+    let weight = weight.set_requires_grad(true);
+    let model = toys::function(|images| images.flatten(1, -1).matmul(&weight));
     let images = toys::images(6, SHAPE);
     let labels = model.logits(&images).unwrap().argmax(1, false);
     let data = LabelledImages::new(images.copy(), labels).unwrap();
@@ -214,8 +202,8 @@ fn parameters_and_their_gradients_are_untouched() {
         let options = EvaluateOptions { mode: Mode::Each, ..Default::default() };
         run(&model, &data, &attacks(norm), &threat(norm, epsilon), &options);
     }
-    assert!(!model.0.grad().defined());
-    assert_eq!((model.0.detach() - before).abs().max().double_value(&[]), 0.0);
+    assert!(!weight.grad().defined());
+    assert_eq!((weight.detach() - before).abs().max().double_value(&[]), 0.0);
     assert_eq!((data.images() - images).abs().max().double_value(&[]), 0.0);
 }
 

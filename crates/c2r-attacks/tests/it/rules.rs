@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use c2r_attacks::{Attack, AttackBatch, Perturbed};
-use c2r_base::{Classifier, ClassifierError, LabelledImages, Norm, Seed, ThreatModel};
+use c2r_base::{Classifier, LabelledImages, Norm, Seed, ThreatModel};
 use c2r_testkit::{
     max_difference,
     toys::{self, Linear},
@@ -223,23 +223,8 @@ fn the_search_of_cw_l2_finds_a_weight() {
     assert_eq!((n_standing("0"), n_standing("6")), (10, 0));
 }
 
-/// Logits `[-20 |x - 0.7123| - 1, 0]` of images of one pixel, and every pixel that it was asked about. For class 1 the loss
-/// is largest at the peak, and class 0 never wins.
-struct Peak(RefCell<Vec<Vec<f64>>>);
-
+/// Where the loss of [`apgd_takes_the_steps_of_its_paper`] is largest.
 const TOP: f64 = 0.7123;
-
-impl Classifier for Peak {
-    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
-        let x = images.view([-1, 1]);
-        self.0.borrow_mut().push(Vec::try_from(x.detach().view(-1).to_kind(Kind::Double)).unwrap());
-        Ok(Tensor::cat(&[(&x - TOP).abs() * -20.0 - 1.0, x.zeros_like()], 1))
-    }
-
-    fn device(&self) -> Device {
-        Device::Cpu
-    }
-}
 
 /// Algorithm 1 of Croce & Hein 2020 (arXiv:2003.01690) for one pixel: the points that it asks about, in order. Checkpoints are
 /// those of 100 steps, of section 3.2; alpha = 0.75. The loss stands for its value: it is larger where it is nearer
@@ -285,10 +270,16 @@ fn apgd_takes_the_steps_of_its_paper() {
     let data = LabelledImages::new(images, Tensor::from_slice(&[1i64; 5])).unwrap();
     let epsilon = 0.23;
     for rho in [0.75, 0.5] {
-        let model = Peak(RefCell::default());
+        let asked = RefCell::new(Vec::<Vec<f64>>::new());
+        // Of images of one pixel. For class 1 the loss is largest at the peak, and class 0 never wins.
+        let model = toys::function(|images| {
+            let x = images.view([-1, 1]);
+            asked.borrow_mut().push(Vec::try_from(x.detach().view(-1).to_kind(Kind::Double)).unwrap());
+            Tensor::cat(&[(&x - TOP).abs() * -20.0 - 1.0, x.zeros_like()], 1)
+        });
         let attack = config("apgd-ce", &[("rho", &rho.to_string())]).build().unwrap();
         let found = proposal(attack.as_ref(), &model, &data, &threat(Norm::Linf, epsilon)).images;
-        let asked = model.0.into_inner();
+        let asked = asked.take();
         assert_eq!(asked.len(), 101);
         for (at, &clean) in clean.iter().enumerate() {
             let expected = algorithm_1(f64::from(clean), epsilon, rho, asked[0][at]);

@@ -6,13 +6,13 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     rules::proposal,
-    support::{Function, Recorder, config, rows_of_pixels, threat},
+    support::{Recorder, config, function, rows_of_pixels, threat},
 };
 
 /// A model on which the cross entropy of class 1 has the gradient of `f`: logits `(30 + f, 0)`, whose cross entropy is
 /// `30 + f` up to e^-30.
-fn ascending(f: impl Fn(&Tensor) -> Tensor) -> Function<impl Fn(&Tensor) -> Tensor> {
-    Function(move |x: &Tensor| {
+fn ascending(f: impl Fn(&Tensor) -> Tensor) -> impl Classifier {
+    function(move |x| {
         let f = f(x);
         Tensor::stack(&[&f + 30.0, f.zeros_like()], 1)
     })
@@ -47,7 +47,7 @@ fn apgd_counts_rises_alone_and_a_share_of_rho_is_too_few() {
 /// because class 2 falls: ln(1 + e^0.1) = 0.74 after ln(1 + 2 e^-0.4) = 0.85.
 #[test]
 fn apgd_returns_the_image_that_reached_the_goal_whatever_its_loss() {
-    let model = Function(|x: &Tensor| {
+    let model = function(|x| {
         let x = x.select(1, 0);
         let left = (&x - 0.5).clamp_max(0.0);
         Tensor::stack(&[x - 0.3, &left * -0.5, left * 150.0], 1)
@@ -73,7 +73,7 @@ fn apgd_keeps_the_image_that_reached_the_goal_until_it_is_read() {
     // Logits of class 1 and of three others near the peak; inside the window, if there is one, class 1 loses by little
     // to a fifth.
     let model = |window: Option<f64>| {
-        Function(move |x: &Tensor| {
+        function(move |x| {
             let x = x.select(1, 0);
             let inside = window.map_or_else(|| x.lt(0.0), |at| (&x - at).abs().lt(1e-3)).to_kind(Kind::Float);
             let others: Tensor = (&x - 0.7123).abs() * -20.0 - 0.1 - &inside * 30.0;
@@ -111,7 +111,7 @@ fn apgd_keeps_the_image_that_reached_the_goal_until_it_is_read() {
 /// taken before the host reads, and does not count.
 #[test]
 fn an_early_stop_keeps_the_image_that_reached_the_goal_until_it_is_read() {
-    let model = Function(|x: &Tensor| {
+    let model = function(|x| {
         let x = x.select(1, 0);
         let inside = (&x - 0.52).abs().lt(0.01).to_kind(Kind::Float);
         Tensor::stack(&[x.zeros_like(), inside * 2.0 - 1.0, x * 0.4 - 0.5], 1)
@@ -130,7 +130,7 @@ fn an_early_stop_keeps_the_image_that_reached_the_goal_until_it_is_read() {
 /// target and without.
 #[test]
 fn the_cw_loss_pushes_until_the_margin_is_kappa() {
-    let model = Function(|x: &Tensor| {
+    let model = function(|x| {
         let x = x.select(1, 0);
         Tensor::stack(&[x.full_like(0.55), x], 1)
     });
@@ -153,7 +153,7 @@ fn the_cw_loss_pushes_until_the_margin_is_kappa() {
 #[test]
 fn apgd_t_returns_the_image_of_the_first_target_that_is_reached() {
     let model = |ahead: f64| {
-        Function(move |x: &Tensor| {
+        function(move |x| {
             let x = x.select(1, 0);
             let own = &x * -1.0 + 0.55 + ahead;
             Tensor::stack(&[own, x.zeros_like(), x.full_like(-0.01), x.full_like(-0.02)], 1)
@@ -240,7 +240,7 @@ fn apgd_l1_by_hand(epsilon: f64, start: &Tensor) -> (Vec<Vec<f32>>, Vec<f32>, [u
 
 #[test]
 fn apgd_in_l1_takes_the_steps_of_its_paper() {
-    let model = Function(|x: &Tensor| {
+    let model = function(|x| {
         let f = -((x - Tensor::from_slice(&TOPS)).abs().matmul(&Tensor::from_slice(&FACTORS)));
         Tensor::stack(&[&f - 1.0, f.zeros_like()], 1)
     });
@@ -268,7 +268,7 @@ fn apgd_in_l1_takes_the_steps_of_its_paper() {
 /// The first two phases have larger balls, where a success is none: all 10 steps are taken and three starts.
 #[test]
 fn apgd_in_l1_does_not_stop_outside_epsilon() {
-    let model = Function(|x: &Tensor| {
+    let model = function(|x| {
         let f = x.select(1, 0);
         let outside = (x - 0.5).abs().sum_dim_intlist([1i64].as_slice(), false, Kind::Float).gt(0.22);
         Tensor::stack(&[&f - 9.0, f.zeros_like(), outside.to_kind(Kind::Float) * 2.0 - 1.0], 1)

@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     rules::proposal,
-    support::{Function, Recorder, config, rows_of_pixels, threat},
+    support::{Recorder, config, function, rows_of_pixels, threat},
 };
 
 fn label_0(images: Tensor) -> LabelledImages {
@@ -27,7 +27,7 @@ fn label_0(images: Tensor) -> LabelledImages {
 fn square_goes_on_from_the_least_margin_so_far_and_stays_in_the_ball() {
     // Far from every boundary, so that the search goes on.
     let (linear, ahead) = (Linear::mixed(3, [1, 8, 8]), Tensor::from_slice(&[3.0f32, 0.0, 0.0]));
-    let model = Function(|x: &Tensor| linear.logits(x) + &ahead);
+    let model = function(|x| linear.logits(x) + &ahead);
     let images = (toys::images(3, [1, 8, 8]) - 0.5) * 0.2 + 0.5;
     for (norm, epsilon) in [(Norm::Linf, 0.03), (Norm::L2, 0.2), (Norm::L1, 0.6)] {
         for sample in 0..3 {
@@ -138,7 +138,7 @@ fn square_moves_the_length_of_two_windows_into_the_first() {
 /// With one pixel the three norms are one.
 #[test]
 fn fab_by_hand() {
-    let model = Function(|x: &Tensor| {
+    let model = function(|x| {
         let x = x.select(1, 0);
         let margin: Tensor = (&x - 0.2) * -4.0 + 1.0 + (&x - 0.4).relu() * 3.0;
         Tensor::stack(&[&margin, &margin.zeros_like()], 1)
@@ -221,7 +221,7 @@ fn cw_l2_grows_c_until_success_and_bisects_afterwards() {
 /// of its round nor of the last round.
 #[test]
 fn cw_l2_keeps_the_nearest_image_of_all_rounds() {
-    let model = Function(|x: &Tensor| {
+    let model = function(|x| {
         let x = x.select(1, 0);
         Tensor::stack(&[x.full_like(0.76), x], 1)
     });

@@ -11,7 +11,7 @@ use std::{
 
 use c2r_attacks::{AttackConfig, AttackError, AttackReport, EvaluateOptions, Mode, evaluate, evaluate_with};
 use c2r_base::{Classifier, ClassifierError, LabelledImages, Norm, Seed, ThreatModel};
-use c2r_testkit::toys::Tanh;
+use c2r_testkit::toys::{self, Tanh};
 use tch::{Device, Tensor};
 
 use crate::{
@@ -154,23 +154,17 @@ impl Classifier for StopsAt<'_> {
 /// libtorch's operators panic when memory runs out.
 #[test]
 fn a_panic_loses_only_its_batch() {
-    struct Panics<'a>(&'a Tanh, &'a AtomicBool);
-    impl Classifier for Panics<'_> {
-        fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
-            assert!(!self.1.load(Ordering::Relaxed), "on purpose");
-            Ok(self.0.logits(images))
-        }
-        fn device(&self) -> Device {
-            self.0.device()
-        }
-    }
     let (model, data) = toy();
     let attacks = [config("pgd", &[("steps", "9")]).build().unwrap()];
     let (threat, options) = (threat(Norm::Linf, 0.02), EvaluateOptions { batch_size: 5, ..Default::default() });
     let whole = run(&model, &data, &attacks, &threat, &options);
     let (full, mut state) = (AtomicBool::new(false), None);
+    let panics = toys::function(|images| {
+        assert!(!full.load(Ordering::Relaxed), "on purpose");
+        model.logits(images)
+    });
     let ended = panic::catch_unwind(AssertUnwindSafe(|| {
-        evaluate_with(&Panics(&model, &full), &data, &attacks, &threat, &options, &mut |event| {
+        evaluate_with(&panics, &data, &attacks, &threat, &options, &mut |event| {
             match event {
                 c2r_attacks::Event::Judged { .. } => full.store(true, Ordering::Relaxed),
                 c2r_attacks::Event::Stopped { report, .. } => state = Some((*report).clone()),

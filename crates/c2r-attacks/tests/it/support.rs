@@ -4,7 +4,7 @@ use std::{cell::RefCell, collections::BTreeMap, io::Write};
 
 use c2r_attacks::{Attack, AttackConfig, AttackReport, EvaluateOptions, evaluate};
 use c2r_base::{Classifier, ClassifierError, Epsilon, LabelledImages, Norm, ThreatModel};
-use c2r_testkit::goldens::Goldens;
+use c2r_testkit::{goldens::Goldens, toys};
 use tch::{CModule, Device, Tensor};
 
 pub(crate) const MODELS: [&str; 2] = ["convnet_nat", "convnet_at8"];
@@ -87,16 +87,8 @@ impl Classifier for Recorder<'_> {
 }
 
 /// Logits, f32 `[N, K]`, as a function of the flattened images, f32 `[N, D]`.
-pub(crate) struct Function<F>(pub(crate) F);
-
-impl<F: Fn(&Tensor) -> Tensor> Classifier for Function<F> {
-    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
-        Ok((self.0)(&images.flatten(1, -1)))
-    }
-
-    fn device(&self) -> Device {
-        Device::Cpu
-    }
+pub(crate) fn function(logits: impl Fn(&Tensor) -> Tensor) -> impl Classifier {
+    toys::function(move |images| logits(&images.flatten(1, -1)))
 }
 
 /// Images of one row of pixels each.

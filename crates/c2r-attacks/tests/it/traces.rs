@@ -6,8 +6,8 @@ use c2r_attacks::{
     AttackBatch, LossKind, SquareConfig,
     replay::{self, Draws, SquareDraws},
 };
-use c2r_base::{Classifier, ClassifierError, LabelledImages, Norm};
-use c2r_testkit::goldens::Goldens;
+use c2r_base::{Classifier, LabelledImages, Norm};
+use c2r_testkit::{goldens::Goldens, toys};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
@@ -73,24 +73,6 @@ fn n_close(got: &Tensor, expected: &Tensor, tolerance: f64) -> usize {
     error.le(tolerance).sum(Kind::Int64).int64_value(&[]) as usize
 }
 
-/// A model that remembers what it answered.
-struct Recorder<'a> {
-    model: &'a Layers,
-    logits: RefCell<Vec<Tensor>>,
-}
-
-impl Classifier for Recorder<'_> {
-    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
-        let logits = self.model.logits(images)?;
-        self.logits.borrow_mut().push(logits.detach());
-        Ok(logits)
-    }
-
-    fn device(&self) -> Device {
-        self.model.device()
-    }
-}
-
 fn check_apgd(trace: &Trace, prefix: &str) {
     let item = trace.item(prefix);
     let norm = if item["norm"] == "L2" { Norm::L2 } else { Norm::Linf };
@@ -107,11 +89,16 @@ fn check_apgd(trace: &Trace, prefix: &str) {
     let loss = item["loss"].as_str().unwrap();
     let aims = (loss == "dlr-targeted").then(|| trace.file["apgd/target_2nd_class"].shallow_clone());
     let kind = if loss == "ce" { LossKind::Ce } else { LossKind::Dlr };
-    let model = Recorder { model: &trace.model, logits: RefCell::default() };
+    let answers = RefCell::new(Vec::new());
+    let model = toys::fallible(|images| {
+        let logits = trace.model.logits(images)?;
+        answers.borrow_mut().push(logits.detach());
+        Ok(logits)
+    });
     let got =
         replay::apgd(&model, data.images(), data.labels(), aims.as_ref(), kind, norm, epsilon, steps, &start).unwrap();
     let expected = &trace.file[&format!("{prefix}/logits_per_gradient")];
-    for (gradient, logits) in model.logits.borrow().iter().take(5).enumerate() {
+    for (gradient, logits) in answers.borrow().iter().take(5).enumerate() {
         let worst = (logits - expected.get(gradient as i64)).abs().max().double_value(&[]);
         assert!(worst < 1e-3, "{} {prefix}: logits at gradient {gradient} are off by {worst}", trace.name);
     }

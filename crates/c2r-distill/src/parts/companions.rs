@@ -223,6 +223,7 @@ impl ClampedNormalized {
 
 #[cfg(test)]
 mod tests {
+    use c2r_testkit::toys;
     use tch::{Device, Kind};
 
     use super::*;
@@ -241,17 +242,11 @@ mod tests {
     }
 
     /// Logits `[-x, x]` of images of one pixel, brighter or darker.
-    struct Brightness;
-
-    impl Classifier for Brightness {
-        fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+    fn brightness() -> impl Classifier {
+        toys::function(|images| {
             let x = images.view([-1, 1]);
-            Ok(Tensor::cat(&[-&x, x], 1))
-        }
-
-        fn device(&self) -> Device {
-            Device::Cpu
-        }
+            Tensor::cat(&[-&x, x], 1)
+        })
     }
 
     /// One step to the edge of the ball, or of `[0, 1]`: class 0 is attacked towards class 1, brighter.
@@ -264,7 +259,7 @@ mod tests {
         let images = Tensor::from_slice(&[0.6f32, 0.95, 0.6, 0.05]).view([4, 1, 1, 1]);
         let labels = Tensor::from_slice(&[0i64, 0, 1, 1]);
         let attacked = Attacked { images: &images, labels: &labels, positions: &[0, 1, 2, 3] };
-        let made = attack.companions(&Brightness, attacked, Seed::new(0), None).unwrap();
+        let made = attack.companions(&brightness(), attacked, Seed::new(0), None).unwrap();
         let got = Vec::<f32>::try_from(made.images.view(-1)).unwrap();
         for (got, expected) in got.iter().zip([0.7, 1.0, 0.5, 0.0]) {
             assert!((got - expected).abs() < 1e-6, "{got} instead of {expected}");
@@ -285,7 +280,7 @@ mod tests {
             let images = Tensor::from_slice(&[0.6f32, 0.9, 0.1, 0.6]).view([4, 1, 1, 1]);
             let labels = Tensor::from_slice(&[0i64, 0, 0, 1]);
             let attacked = Attacked { images: &images, labels: &labels, positions: &[0, 1, 2, 3] };
-            attack.companions(&Brightness, attacked, Seed::new(0), None).unwrap()
+            attack.companions(&brightness(), attacked, Seed::new(0), None).unwrap()
         };
         let made = attack(steps);
         let got = Vec::<f32>::try_from(made.images.view(-1)).unwrap();
