@@ -3,6 +3,7 @@
 use std::{fs, path::Path, time::Instant};
 
 use anyhow::Context;
+use c2r_files::shell_line;
 use c2r_run::{exit, process, terminal as ui};
 
 use crate::checkout::Checkout;
@@ -76,7 +77,7 @@ fn said(checkout: &Checkout, words: &[&str]) -> anyhow::Result<String> {
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let line = process::shell_line(["c2r"].iter().chain(words));
+    let line = shell_line(["c2r"].iter().chain(words));
     let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
     Err(exit::error(exit::UNEXPECTED, format!("`{line}` failed ({}):\n{reason}", output.status)))
 }

@@ -30,7 +30,7 @@ pub use error::FileError;
 pub use hash::{sha256_hex, sha256_of_file};
 pub use json::{read_json, write_json};
 pub use open::{is_empty_folder, open, read};
-pub use text::{path_to_text, text_to_path};
+pub use text::{path_to_text, shell_line, text_to_path};
 pub use unfinished::each_unfinished;
 pub use utf8::read_text;
 pub use write::{

@@ -28,6 +28,16 @@ pub fn text_to_path(text: &str) -> PathBuf {
     bytes_of(text).map_or_else(|| literal.to_owned(), PathBuf::from)
 }
 
+/// A command as one would type it, for people to copy.
+pub fn shell_line<S: AsRef<str>>(words: impl IntoIterator<Item = S>) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=+./:,@%".contains(c);
+    let quoted = words.into_iter().map(|word| match word.as_ref() {
+        word if !word.is_empty() && word.chars().all(plain) => word.to_owned(),
+        word => format!("'{}'", word.replace('\'', r"'\''")),
+    });
+    quoted.collect::<Vec<_>>().join(" ")
+}
+
 /// The path with its escapes resolved, if it is one that had to be escaped.
 #[cfg(unix)]
 fn bytes_of(text: &str) -> Option<OsString> {
@@ -52,6 +62,12 @@ mod tests {
     use std::os::unix::ffi::OsStrExt;
 
     use super::*;
+
+    #[test]
+    fn shell_lines_are_quoted_where_needed() {
+        assert_eq!(shell_line(["c2r", "--eps", "2/255", "--set", "a=1"]), "c2r --eps 2/255 --set a=1");
+        assert_eq!(shell_line(["a b", "it's", ""]), r"'a b' 'it'\''s' ''");
+    }
 
     #[test]
     fn a_path_in_latin_1_comes_back_from_its_text() {

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, path::PathBuf, thread, time::Duration};
 
 use anyhow::Context;
+use c2r_files::shell_line;
 use c2r_run::{Lock, exit, process, signals, terminal};
 
 use crate::{
@@ -140,7 +141,7 @@ impl Reproduction<'_> {
     pub fn dry_run(&self, plan: &GridPlan, with_table: bool) -> anyhow::Result<()> {
         let place = self.grid.place;
         let c2r = place.show(&place.c2r);
-        let line = |args: Vec<&String>| process::shell_line(std::iter::once(&c2r).chain(args));
+        let line = |args: Vec<&String>| shell_line(std::iter::once(&c2r).chain(args));
         plan.jobs.iter().for_each(|job| terminal::out(line(job.args().collect())));
         if with_table {
             // The table has what is finished of the rest of the grid, too.

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use c2r_files::remove_if_present;
+use c2r_files::{remove_if_present, shell_line};
 use c2r_run::{exit, process, signals, terminal};
 
 use crate::{
@@ -292,7 +292,7 @@ fn run_job(job: &Job, position: usize, board: &Board, place: &Workplace) -> anyh
 /// What a failed job did, its command, and the end of its log.
 fn report(job: &Job, how: &str) -> String {
     let words = std::iter::once("c2r").chain(job.args().map(String::as_str));
-    let what = format!("{} {how}\n  command: {}", job.name(), process::shell_line(words));
+    let what = format!("{} {how}\n  command: {}", job.name(), shell_line(words));
     log::with_end_of(&job.log(), &what, "it printed nothing")
 }
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::Context;
-use c2r_files::{read_json, write_atomically, write_json};
+use c2r_files::{read_json, shell_line, write_atomically, write_json};
 use c2r_run::{exit, process, signals, terminal};
 use serde::{Deserialize, Serialize};
 
@@ -103,8 +103,8 @@ impl SlurmArray<'_> {
         let open = plan.jobs.iter().zip(before).filter(|(_, done)| !**done);
         let open: BTreeSet<usize> = open.map(|(job, _)| job.chain % n_shards + 1).collect();
         let program = env::current_exe().context("cannot tell which program this is")?.display().to_string();
-        let line = process::shell_line(std::iter::once(&program).chain(&self.arguments));
-        let root = process::shell_line([place.root.display().to_string()]);
+        let line = shell_line(std::iter::once(&program).chain(&self.arguments));
+        let root = shell_line([place.root.display().to_string()]);
         let script =
             format!("#!/bin/sh\ncd {root} || exit 2\nexec {line} --shard \"$SLURM_ARRAY_TASK_ID/{n_shards}\"\n");
         let script_path = folder.join("task.sh");

@@ -11,8 +11,8 @@ use std::{
 };
 
 use anyhow::Context;
-use c2r_files::{remove_if_present, write_atomically};
-use c2r_run::{exit, process::shell_line};
+use c2r_files::{remove_if_present, shell_line, write_atomically};
+use c2r_run::exit;
 
 use crate::{Job, Stage, lease};
 

@@ -116,16 +116,6 @@ pub fn with_libraries(command: &mut Command, folder: &Path) {
     }
 }
 
-/// A command as one would type it, for people to copy.
-pub fn shell_line<S: AsRef<str>>(words: impl IntoIterator<Item = S>) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=+./:,@%".contains(c);
-    let quoted = words.into_iter().map(|word| match word.as_ref() {
-        word if !word.is_empty() && word.chars().all(plain) => word.to_owned(),
-        word => format!("'{}'", word.replace('\'', r"'\''")),
-    });
-    quoted.collect::<Vec<_>>().join(" ")
-}
-
 /// A group of its own keeps Ctrl-C in a terminal from reaching the program next to us, and lets us reach its children too (a
 /// `python3` can be a shell script that starts the real one).
 fn spawn(command: &mut Command) -> anyhow::Result<Child> {
@@ -156,12 +146,6 @@ fn stop(child: &mut Child, now: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn shell_lines_are_quoted_where_needed() {
-        assert_eq!(shell_line(["c2r", "--eps", "2/255", "--set", "a=1"]), "c2r --eps 2/255 --set a=1");
-        assert_eq!(shell_line(["a b", "it's", ""]), r"'a b' 'it'\''s' ''");
-    }
 
     #[test]
     fn missing_program_is_none() {

@@ -1,5 +1,6 @@
 //! Everything behind the numbers of a row.
 
+use c2r_files::shell_line;
 use maud::{Markup, html};
 
 use super::cells::{images, scroll_table};
@@ -143,28 +144,4 @@ fn run_block(run: &Run) -> Markup {
 /// A command; nothing where it is not known.
 fn command(argv: &[String]) -> Markup {
     html! { @if !argv.is_empty() { pre { (shell_line(argv)) } } }
-}
-
-/// A command as a shell takes it.
-fn shell_line(argv: &[String]) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:,=+@%".contains(c);
-    let word = |word: &String| {
-        if !word.is_empty() && word.chars().all(plain) {
-            word.clone()
-        } else {
-            format!("'{}'", word.replace('\'', r"'\''"))
-        }
-    };
-    argv.iter().map(word).collect::<Vec<_>>().join(" ")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn commands_can_be_pasted() {
-        let argv = ["c2r", "train", "--set", "length={steps=20}", "it's", ""].map(str::to_owned);
-        assert_eq!(shell_line(&argv), r"c2r train --set 'length={steps=20}' 'it'\''s' ''");
-    }
 }

@@ -3,8 +3,9 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 use c2r_experiment::{Experiment, Scale, Selection, Subgrid};
+use c2r_files::shell_line;
 use c2r_grid::{Datasets, Grid, Job, Shard, Workplace, experiment_names, read_experiment};
-use c2r_run::{exit, process::shell_line};
+use c2r_run::exit;
 
 use super::example::{Example, datasets};
 
