@@ -29,7 +29,7 @@ use crate::{
     error::{Raised, caught, of_attack, panicked, runtime_error, value_error},
     memory::KeepMemory,
     model::{Callable, Loaded, Script, Stop},
-    watch::{Watch, device, precision, versions},
+    watch::{Watch, device, versions},
 };
 
 /// How often Ctrl-C is looked for while the model runs on other threads.
@@ -153,7 +153,7 @@ fn evaluate(py: Python<'_>, request: Request) -> PyResult<Answer> {
         subset: None,
         held_out: false,
         notes,
-        precision: precision(device),
+        precision: c2r_kernels::precision_names(device),
         argv: vec!["c2r.attack".to_owned()],
     };
     let record = AttackRecord::from_evaluation(evaluation, context)

@@ -17,7 +17,7 @@ use crate::{
     error::{caught, runtime_error, value_error},
     memory::KeepMemory,
     sets::{self, Parts},
-    watch::{Watch, device, precision, versions},
+    watch::{Watch, device, versions},
 };
 
 /// Updates between lines of the log.
@@ -127,7 +127,7 @@ impl Job {
                 versions: versions(),
                 threads: tch::get_num_threads(),
                 device: format!("{:?}", self.device),
-                precision: precision(self.device),
+                precision: c2r_kernels::precision_names(self.device),
             },
             outputs: Vec::new(),
             needed: folder::needed(&self.config),

@@ -32,12 +32,6 @@ pub(crate) fn device(text: &str) -> PyResult<Device> {
     }
 }
 
-/// The floats of convolutions and of matrix products on this device, as `torch.backends` is set.
-pub(crate) fn precision(device: Device) -> BTreeMap<String, String> {
-    let names = ["convolutions", "matmuls"].map(str::to_owned);
-    names.into_iter().zip(c2r_kernels::precision(device).map(|format| format.to_string())).collect()
-}
-
 /// Versions that every artefact records.
 pub(crate) fn versions() -> BTreeMap<String, String> {
     let own = [("c2r", env!("CARGO_PKG_VERSION").to_owned())];

@@ -45,13 +45,6 @@ pub(crate) fn versions() -> BTreeMap<String, String> {
     own.into_iter().chain(c2r_kernels::versions()).map(|(name, version)| (name.to_owned(), version)).collect()
 }
 
-/// The floats of convolutions and of matrix products on this device. c2r's CUDA kernel for images convolves in fp32 even
-/// where the first is TF32.
-pub(crate) fn precision(device: tch::Device) -> BTreeMap<String, String> {
-    let names = ["convolutions", "matmuls"].map(str::to_owned);
-    names.into_iter().zip(c2r_kernels::precision(device).map(|format| format.to_string())).collect()
-}
-
 /// Records that a run is finished, deletes its state, and says what it wrote.
 ///
 /// * `file`: the run's main output.
@@ -80,7 +73,7 @@ pub(crate) fn environment(device: tch::Device) -> Environment {
         versions: versions(),
         threads: tch::get_num_threads(),
         device: format!("{device:?}"),
-        precision: precision(device),
+        precision: c2r_kernels::precision_names(device),
     }
 }
 

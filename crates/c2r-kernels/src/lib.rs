@@ -29,7 +29,7 @@ mod trace;
 
 use std::ffi::{CStr, CString, c_char};
 
-pub use precision::{Bf16, FloatFormat, allow_tf32, precision};
+pub use precision::{Bf16, FloatFormat, allow_tf32, precision, precision_names};
 pub use trace::trace;
 
 use tch::Tensor;

@@ -1,6 +1,6 @@
 //! In which floats libtorch computes convolutions and matrix products of f32 tensors: read, and set.
 
-use std::{fmt, marker::PhantomData};
+use std::{collections::BTreeMap, fmt, marker::PhantomData};
 
 use tch::Device;
 
@@ -68,6 +68,12 @@ pub fn precision(device: Device) -> [FloatFormat; 2] {
     }
     [c2r_tf32_convolutions(), c2r_tf32_products()]
         .map(|on| if cuda && on { FloatFormat::Tf32 } else { FloatFormat::Fp32 })
+}
+
+/// [`precision`] for a record: the name of each format, of `convolutions` and of `matmuls`.
+pub fn precision_names(device: Device) -> BTreeMap<String, String> {
+    let names = ["convolutions", "matmuls"].map(str::to_owned);
+    names.into_iter().zip(precision(device).map(|format| format.to_string())).collect()
 }
 
 /// Whether convolutions may use TF32 on GPUs, in the whole process: libtorch's default. Matrix products never do, which is

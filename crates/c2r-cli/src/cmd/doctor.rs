@@ -214,7 +214,7 @@ pub(crate) fn run(args: Args, threads_given: bool, device: Device, ui: &Ui) -> a
         },
         cuda: cuda(),
         device: run_dir::device_name(device),
-        precision: run_dir::precision(device),
+        precision: c2r_kernels::precision_names(device),
         data: data(args.data.as_deref()),
         throughput: None,
         profile: Vec::new(),

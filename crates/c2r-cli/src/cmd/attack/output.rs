@@ -13,7 +13,6 @@ use serde_json::{Value, json};
 use tch::Tensor;
 
 use super::setup::Setup;
-use crate::run_dir;
 
 const SCHEMA_VERSION: u32 = 1;
 
@@ -108,7 +107,7 @@ impl Summary {
             inputs: inputs.name.clone(),
             inputs_sha256: inputs.sha256.clone(),
             versions: report.versions.clone(),
-            precision: run_dir::precision(setup.device),
+            precision: c2r_kernels::precision_names(setup.device),
         }
     }
 
@@ -203,7 +202,7 @@ pub(super) fn write_report(path: &Path, report: AttackReport, setup: &Setup, ui:
     }
     let (test_sha256, notes, subset) = (inputs.sha256.clone(), inputs.notes.clone(), inputs.subset.clone());
     let (argv, precision, held_out) =
-        (c2r_run::argv(), run_dir::precision(setup.device), args.held_out_after.is_some());
+        (c2r_run::argv(), c2r_kernels::precision_names(setup.device), args.held_out_after.is_some());
     match target.subject.clone() {
         Some(subject) if args.each && args.dataset.is_some() => {
             let model_sha256 = Some(setup.model_sha256.clone());
