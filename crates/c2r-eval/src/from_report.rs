@@ -165,7 +165,6 @@ pub(crate) mod tests {
         };
         AttackReport {
             schema_version: AttackReport::SCHEMA_VERSION,
-            subject: None,
             threat: ThreatModel::untargeted(Norm::Linf, Epsilon::of_255(2.0)),
             mode,
             seed: Seed::new(3),

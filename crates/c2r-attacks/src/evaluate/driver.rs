@@ -344,7 +344,6 @@ impl Evaluation<'_> {
         }
         Ok(AttackReport {
             schema_version: AttackReport::SCHEMA_VERSION,
-            subject: None,
             threat: *threat,
             mode: options.mode,
             seed: options.seed,

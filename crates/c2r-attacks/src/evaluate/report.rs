@@ -124,8 +124,6 @@ pub struct AttackReport {
     /// [`AttackReport::SCHEMA_VERSION`]; a report of another version is not read.
     #[serde(deserialize_with = "known_version")]
     pub schema_version: u32,
-    /// What was attacked, as described by the caller; [`crate::evaluate`] leaves it out.
-    pub subject: Option<Value>,
     /// What the attacker may do and wants.
     pub threat: ThreatModel,
     /// Whether attacks run on what the ones before left, or each on everything.
@@ -408,9 +406,6 @@ impl Serialize for AttackReport {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("schema_version", &self.schema_version)?;
-        if let Some(subject) = &self.subject {
-            map.serialize_entry("subject", subject)?;
-        }
         map.serialize_entry("threat", &self.threat)?;
         map.serialize_entry("mode", &self.mode)?;
         map.serialize_entry("seed", &self.seed)?;

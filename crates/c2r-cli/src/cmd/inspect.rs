@@ -655,7 +655,6 @@ mod tests {
             [c2r_attacks::Outcome::Survived, c2r_attacks::Outcome::Broken { by }, c2r_attacks::Outcome::CleanError];
         let whole = AttackReport {
             schema_version: AttackReport::SCHEMA_VERSION,
-            subject: None,
             threat,
             mode: c2r_attacks::Mode::Suite,
             seed: Seed::new(3),
