@@ -8,7 +8,7 @@ use c2r_testkit::{
     max_difference,
     toys::{self, Linear},
 };
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::{
     properties::{NORMS, SHAPE, perturb, toy},

@@ -9,7 +9,7 @@ use c2r_attacks::{
 use c2r_base::{Classifier, LabelledImages, Norm};
 use c2r_testkit::{goldens::Goldens, toys};
 use serde_json::Value;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
 use crate::support::{Layers, MODELS, config, threat};
 
