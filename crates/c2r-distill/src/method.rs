@@ -77,7 +77,7 @@ pub struct Needs {
     pub takes_batches: bool,
     /// Real images of each class that one update takes.
     pub real_per_class: usize,
-    /// It attacks pool, matched and synthetic images by `[attacks]`.
+    /// It attacks pool, matched and synthetic images by `[attacks]`, and remembers perturbations (`companions.warm-start`).
     pub places: bool,
     /// In which order its networks and the teacher see real images.
     pub curriculum: Curriculum,

@@ -205,13 +205,27 @@ impl DistillConfig {
         let mut idle = self.method.idle(&self.common);
         let needs = self.method.needs();
         if needs.selects {
-            let keys =
-                ["iterations", "images.init", "images.optimizer", "images.lr", "images.final-lr", "images.clamp"];
+            let keys = [
+                "iterations",
+                "dsa",
+                "images.init",
+                "images.optimizer",
+                "images.lr",
+                "images.final-lr",
+                "images.space",
+                "images.clamp",
+            ];
             idle.extend(keys.map(|key| (key, "real images are chosen and left as they are")));
+            if self.common.pool.is_none() {
+                idle.push(("model", "no network is trained"));
+            }
         }
         let trains_on_attacked = self.common.pool.as_ref().is_some_and(|pool| pool.adversarial);
         if !needs.attacks && !trains_on_attacked {
-            idle.push(("threat", "nothing is attacked"));
+            idle.extend(["threat", "companions"].map(|key| (key, "nothing is attacked")));
+        } else if !needs.places {
+            let reason = "this method attacks every image afresh";
+            idle.extend(["companions.warm-start", "companions.reuse"].map(|key| (key, reason)));
         }
         if matches!(&self.common.companions, Some(CompanionConfig::LsPgd(ls)) if ls.candidates == 1) {
             idle.push(("companions.growth", "companions.candidates = 1 tries one step length"));

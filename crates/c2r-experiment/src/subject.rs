@@ -42,6 +42,22 @@ impl Subject {
         format!("each stored image is a {formation}x{formation} mosaic")
     }
 
+    /// The note of a network that was trained on the first `n` real images of each class, or, if `is_distilled`, on what was
+    /// distilled from them.
+    pub fn part_note(n: impl fmt::Display, is_distilled: bool) -> String {
+        let how = if is_distilled { "distilled from" } else { "trained on" };
+        format!("{how} the first {n} training images of each class")
+    }
+
+    /// How many real images of each class it was made from, as the notes say; `None` for all, and where that is not known.
+    pub fn n_train_per_class(&self) -> Option<usize> {
+        let number = |note: &String| {
+            let n: usize = note.split(' ').find_map(|word| word.parse().ok())?;
+            [true, false].iter().any(|&is_distilled| *note == Self::part_note(n, is_distilled)).then_some(n)
+        };
+        self.notes.iter().find_map(number)
+    }
+
     /// Images per side in each stored training image, as the notes say: 1 for whole images.
     pub fn formation(&self) -> i64 {
         (2..10).find(|&formation| self.notes.contains(&Self::mosaic_note(formation))).unwrap_or(1)
@@ -76,5 +92,23 @@ impl fmt::Display for Selection {
             Self::HeldOut => "held-out",
             Self::BestTest => "best-test",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_part_of_the_training_images_is_read_from_its_note() {
+        let part = |notes: &[&str]| {
+            let notes = notes.iter().map(|note| (*note).to_owned()).collect();
+            Subject { notes, ..Subject::default() }.n_train_per_class()
+        };
+        for is_distilled in [true, false] {
+            assert_eq!(part(&["7 of 9", &Subject::part_note(50, is_distilled)]), Some(50));
+        }
+        assert_eq!(part(&["judged on the first 50 training images of each class"]), None);
+        assert_eq!(part(&[]), None);
     }
 }

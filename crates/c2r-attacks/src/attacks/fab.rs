@@ -227,8 +227,10 @@ impl Fab {
             let (difference, direction) = match &aims {
                 Some(aims) => {
                     let (labels, aims) = (labels.unsqueeze(1), aims.unsqueeze(1));
-                    let found = oracle.gradient(&x, active.samples(), |_, logits| {
-                        (logits.gather(1, &aims, false) - logits.gather(1, &labels, false)).squeeze_dim(1)
+                    let found = oracle.gradient(&x, active.samples(), |_, logits| match &samples.targets {
+                        // Where the target passes the label, another class may be ahead of both: then that one is in the way.
+                        Some(_) => -samples.batch(&[]).goal_margin(logits),
+                        None => (logits.gather(1, &aims, false) - logits.gather(1, &labels, false)).squeeze_dim(1),
                     })?;
                     let (direction, factor) = in_range(&found.gradient);
                     (scaled(&found.losses, &factor), direction)

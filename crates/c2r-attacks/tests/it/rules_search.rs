@@ -3,7 +3,9 @@
 use std::cell::{Cell, RefCell};
 
 use c2r_attacks::{AttackBatch, SquareConfig, replay};
-use c2r_base::{Classifier, ClassifierError, LabelledImages, Norm, grad::GradientError, loss};
+use c2r_base::{
+    Classifier, ClassifierError, Goal, LabelledImages, Norm, Seed, TargetRule, ThreatModel, grad::GradientError, loss,
+};
 use c2r_testkit::{
     max_difference,
     toys::{self, Linear},
@@ -172,6 +174,28 @@ fn fab_t_walks_to_the_likely_classes_and_keeps_the_nearest() {
             let all = rows_of_pixels(&[[0.92, 0.5], [0.5, 0.71]]).narrow(0, 0, targets.parse().unwrap());
             assert!(max_difference(judged, &all) < 1e-5, "{norm}: {judged}");
             assert!(max_difference(&found, &rows_of_pixels(&[nearest])) < 1e-5, "{norm}, {targets}: {found}");
+        }
+    }
+}
+
+/// Logits (0, 10 (x - 0.7), 5 (x - 0.6)): the label wins up to 0.6, class 2 up to 0.8, and then the target, class 1. Where the
+/// target passes the label, at 0.7, class 2 is ahead of both, and no image there reaches the goal.
+///
+/// 1. At 0.5 the label is the target's rival, at a boundary of 0.7: x = 0.5 + 1.05 * 0.2 = 0.71, which is of class 2.
+/// 2. There class 2 is, at a boundary of 0.8. d1 = 0.09, d2 = 0.3, and d1 / (d1 + d2) = 0.231 is more than alpha_max: x = 0.9 *
+///    (0.71 + 1.05 * 0.09) + 0.1 * (0.5 + 1.05 * 0.3) = 0.80555 reaches it.
+#[test]
+fn fab_with_a_target_walks_to_where_the_target_is_ahead_of_every_class() {
+    let weight = Tensor::from_slice(&[0.0f32, 10.0, 5.0]).view([3, 1]);
+    let model = Linear::new(weight, Tensor::from_slice(&[0.0f32, -7.0, -3.0]));
+    let (data, targets) = (label_0(rows_of_pixels(&[[0.5]])), Tensor::from_slice(&[1i64]));
+    let batch = AttackBatch { images: data.images(), labels: data.labels(), ids: &[0], targets: Some(&targets) };
+    for norm in [Norm::Linf, Norm::L2, Norm::L1] {
+        let threat = ThreatModel { goal: Goal::Targeted(TargetRule::Next), ..threat(norm, 0.7) };
+        for name in ["fab", "fab-t"] {
+            let attack = config(name, &[("steps", "2")]).build().unwrap();
+            let found = attack.perturb(&model, &batch, &threat, Seed::new(0)).unwrap().images;
+            assert!((found.double_value(&[0, 0, 0, 0]) - 0.80555).abs() < 1e-5, "{name}, {norm}: {found}");
         }
     }
 }

@@ -169,7 +169,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     }
     for (key, reason) in config.idle() {
         let option = match key {
-            "threat" if args.eps.is_some() => "--eps",
+            "threat" | "threat.epsilon" if args.eps.is_some() => "--eps",
             "iterations" if args.iterations.is_some() => "--iterations",
             _ if config::is_set(&args.set, key) => key,
             _ => continue,

@@ -368,7 +368,7 @@ fn synthetic(file: &Path, args: &Args, device: Device, ui: &Ui) -> anyhow::Resul
         .transpose()?;
     let mut notes = Vec::new();
     if let Some(per_class) = origin.train_per_class {
-        notes.push(format!("distilled from the first {per_class} training images of each class"));
+        notes.push(Subject::part_note(per_class, true));
     }
     if set.formation > 1 {
         notes.push(Subject::mosaic_note(set.formation));
@@ -420,7 +420,7 @@ fn real(name: &str, args: &Args, ui: &Ui) -> anyhow::Result<Material> {
     let mut notes = notes;
     let mut split = match args.train_per_class {
         Some(n) => {
-            notes.push(format!("trained on the first {n} training images of each class"));
+            notes.push(Subject::part_note(n.get(), false));
             train.subset_per_class(n.get())
         }
         None => train,

@@ -106,6 +106,21 @@ fn a_report_for_tables() {
     assert!(held_out.held_out && !record.held_out);
     assert_eq!(held_out.n, 438);
     assert!(held_out.notes[0].contains("not on test images"), "{:?}", held_out.notes);
+    // The network was trained on all of them. One that was trained on the first 100 of each class has no such note.
+    let is_doubted = |record: &c2r_eval::AttackRecord| record.notes.iter().any(|note| note.contains("NOT held out"));
+    assert!(is_doubted(&held_out) && !is_doubted(&record), "{:?}", held_out.notes);
+    let run = folder.path().join("apart");
+    let words = ["train", "--dataset", "digits", "--train-per-class", "100", "--set", "length={steps=2}", "--quiet"];
+    let trained = Command::new(env!("CARGO_BIN_EXE_c2r")).args(words).arg("--run-dir").arg(&run).output().unwrap();
+    assert!(trained.status.success(), "{}", String::from_utf8_lossy(&trained.stderr));
+    let apart = run.join("model.safetensors");
+    for (n, expected) in [("99", true), ("100", false), ("101", false)] {
+        let output = folder.path().join(format!("apart-{n}.json"));
+        let words = ["--attack", "fgsm", "--each", "--held-out-after", n, "--output", output.to_str().unwrap()];
+        assert!(attack(apart.to_str().unwrap(), &with(&words)).status.success());
+        let record = c2r_eval::AttackRecord::read(&output).unwrap();
+        assert_eq!(is_doubted(&record), expected, "{n}: {:?}", record.notes);
+    }
     assert_ne!(held_out.test_sha256, record.test_sha256);
     // Of the training images after the 100th of each class, which are 39 to 46 a class, the same number of each.
     let output = folder.path().join("few.json");

@@ -20,9 +20,15 @@ pub(super) fn off() -> toml::Value {
 fn methods_without_updates_or_attacks_name_what_they_do_not_read() {
     let named = |name: &str| -> Vec<&str> { profile(name, &[]).idle().into_iter().map(|(key, _)| key).collect() };
     let chosen = named("random-real");
-    assert!(["iterations", "images.init", "images.lr", "threat"].iter().all(|key| chosen.contains(key)), "{chosen:?}");
-    assert_eq!(named("dm").iter().filter(|key| **key == "threat").count(), 1);
-    assert!(!named("faithful").contains(&"threat"));
+    let idle = ["iterations", "model", "dsa", "images.init", "images.lr", "images.space", "threat"];
+    assert!(idle.iter().all(|key| chosen.contains(key)), "{chosen:?}");
+    assert!(!named("herding").contains(&"model"));
+    for key in ["threat", "companions"] {
+        assert_eq!(named("dm").iter().filter(|idle| **idle == key).count(), 1, "{key}");
+        assert!(!named("faithful").contains(&key) && !named("mat").contains(&key), "{key}");
+    }
+    // MAT attacks each image afresh.
+    assert!(["companions.warm-start", "companions.reuse"].iter().all(|key| named("mat").contains(key)));
     // The pool of these trains the teacher, or the one network that chooses.
     assert!(["pool.snapshots", "pool.max-steps", "pool.push-every"].iter().all(|key| named("sre2l").contains(key)));
     let herding = named("herding");
@@ -51,8 +57,14 @@ fn idle_keys_are_named_and_change_nothing() {
     type Change = (&'static str, toml::Value);
     let unmatched: Change = ("matching.weight", 0.0.into());
     let clean: Vec<Change> = vec![("matching.attacked", false.into()), without_crl.clone()];
+    let unseen: Vec<Change> = vec![unmatched.clone(), ("objective.eta", 0.0.into())];
     let untrained: Vec<Change> = vec![("pool.steps-per-iteration", 0.into())];
     let alone: Vec<Change> = vec![("objective.robust", "none".into()), ("aac.synthetic", off())];
+    let radius: Change =
+        ("attacks", table("synthetic.epsilon = \"4/255\"\npool.epsilon = \"4/255\"\nmatching.epsilon = \"4/255\""));
+    let attack = table(
+        "synthetic.companions.attack = \"fgsm\"\npool.companions.attack = \"fgsm\"\nmatching.companions.attack = \"fgsm\"",
+    );
     let cases: Vec<(&str, Vec<Change>, Change)> = vec![
         ("aac.remember", vec![], ("aac.remember", "real".into())),
         ("companions.growth", vec![("companions.candidates", 1.into())], ("companions.growth", 3.0.into())),
@@ -78,7 +90,12 @@ fn idle_keys_are_named_and_change_nothing() {
         ("pool.alive", vec![], ("pool.alive", 4.into())),
         ("attacks.pool", vec![("pool.adversarial", false.into())], ("attacks.pool.epsilon", "4/255".into())),
         ("attacks.matching", clean.clone(), ("attacks.matching.epsilon", "4/255".into())),
-        ("attacks.synthetic", alone, ("attacks.synthetic.epsilon", "4/255".into())),
+        ("attacks.matching", unseen, ("attacks.matching.epsilon", "4/255".into())),
+        ("attacks.synthetic", alone.clone(), ("attacks.synthetic.epsilon", "4/255".into())),
+        ("attacks.synthetic", vec![("objective.weight", 0.0.into())], ("attacks.synthetic.epsilon", "4/255".into())),
+        ("companions.warm-start", alone, ("companions.warm-start", true.into())),
+        ("threat.epsilon", vec![radius], ("threat.epsilon", "32/255".into())),
+        ("companions", vec![("attacks", attack)], ("companions.start", "random".into())),
     ];
     for (key, setting, change) in cases {
         assert!(named(&setting).contains(&key), "`{key}` is not named");

@@ -42,7 +42,7 @@ impl Target {
     ) -> anyhow::Result<Self> {
         match (&args.model, &args.checkpoint) {
             (Some(path), _) => Self::script(path, args, inputs, sha256, needs_gradient, device),
-            (None, Some(path)) => Self::network(path, inputs, device),
+            (None, Some(path)) => Self::network(path, args, inputs, device),
             (None, None) => Self::state_dict(args, inputs, sha256, device),
         }
     }
@@ -86,7 +86,7 @@ impl Target {
     }
 
     /// Loads a network that c2r trained.
-    fn network(path: &Path, inputs: &mut Inputs, device: Device) -> anyhow::Result<Self> {
+    fn network(path: &Path, args: &Args, inputs: &mut Inputs, device: Device) -> anyhow::Result<Self> {
         let name = path.display();
         let loaded = checkpoint::load(path, device);
         if loaded.is_err() && TorchScript::load(path, device).is_ok() {
@@ -105,6 +105,9 @@ impl Target {
             Some(subject) => elsewhere::judged_on(subject, path, inputs)?,
             None => false,
         };
+        if let (Some(n), Some(subject), false) = (args.held_out_after, &subject, is_described) {
+            inputs.notes.extend(perhaps_seen(subject, n.get()));
+        }
         Ok(Self { classifier: Box::new(Frozen::new(model)), subject, is_described, n_tuned: 0 })
     }
 
@@ -119,6 +122,22 @@ impl Target {
         let is_described = subject.is_some();
         Ok(Self { classifier: Box::new(network), subject, is_described, n_tuned: 0 })
     }
+}
+
+/// A note on a network that was made from more than the first `n` training images of each class: those after them are not
+/// held out.
+fn perhaps_seen(subject: &Subject, n: usize) -> Option<String> {
+    if subject.n_train_per_class().is_some_and(|first| first <= n) {
+        return None;
+    }
+    Some(if subject.data_sha256.is_empty() {
+        "perhaps NOT held out: the real images behind this network's training set are not known".to_owned()
+    } else {
+        format!(
+            "NOT held out: the real images that this network, or its training set, was made from are more than the first {n} \
+             of each class (--train-per-class {n})"
+        )
+    })
 }
 
 /// What a table says of a network that c2r did not train; `None` where the user does not say how many images it was trained on.

@@ -18,7 +18,7 @@ pub use config::{
 };
 
 use crate::{
-    config::{CommonConfig, Place},
+    config::{CommonConfig, Place, PlaceConfig},
     context::Context,
     cost::Work,
     error::{ConfigError, DistillError},
@@ -131,17 +131,29 @@ impl MethodConfig for C2rConfig {
         note(!remembers, &["aac.remember"], "perturbations are remembered only with companions.warm-start = true");
         note(self.matching.weight == 0.0, &["objective.distance"], "matching.weight is 0");
         note(!self.matches(), &["aac.matching", "matching.attacked"], "matching.weight is 0");
-        let (attacked, _) = self.embeds_real();
-        let at_matching = attacked || aac.matching.needs_scores();
-        note(
-            !at_matching,
-            &["attacks.matching"],
-            "no real image is attacked (matching.attacked, objective.candidates)",
-        );
-        note(!self.attacks_synthetic(), &["attacks.synthetic"], "no synthetic image is attacked (objective.robust)");
+        let counts = [objective.weight, objective.eta, objective.robust_weight].iter().all(|&share| share > 0.0);
+        let matched = (self.matching.attacked || aac.matching.needs_scores()) && self.matches();
+        let sees_real = self.anchors_real() || objective.candidates != RealCandidates::None || self.crl.queue.is_some();
+        let at_matching = matched || (counts && self.contrasts() && sees_real);
+        note(!at_matching, &["attacks.matching"], "no attack on a real image counts (matching, objective, crl.queue)");
+        let entropy = objective.weight > 0.0 && objective.eta != 1.0;
+        let scored = aac.synthetic.needs_scores() && (entropy || aac.synthetic.sorts());
+        let at_synthetic = scored || (counts && objective.robust != RobustTerm::None);
+        note(!at_synthetic, &["attacks.synthetic"], "no attack on a synthetic image counts (objective, aac.synthetic)");
+        let at_pool = common.pool.as_ref().is_some_and(|pool| pool.adversarial) || aac.pool.needs_scores();
+        let places = [(Place::Synthetic, at_synthetic), (Place::Pool, at_pool), (Place::Matching, at_matching)];
+        let all_own = |is_own: fn(&PlaceConfig) -> bool| {
+            places.iter().all(|&(place, attacked)| !attacked || common.attacks.at(place).is_some_and(is_own))
+        };
+        let reason = "every place where images are attacked has its own (attacks.PLACE)";
+        note(all_own(|at| at.epsilon.is_some()), &["threat.epsilon"], reason);
+        note(all_own(|at| at.companions.is_some()), &["companions"], reason);
+        let remembered = (at_synthetic && aac.remember != Remember::Real)
+            || ((at_matching || aac.pool.sorts()) && aac.remember != Remember::Synthetic);
+        let keys = ["companions.warm-start", "companions.reuse"];
+        note(!remembered, &keys, "no attacked image is among those that aac.remember names");
         let keys = ["crl", "objective.anchors", "objective.candidates"];
         note(!self.contrasts(), &keys, "objective.robust is not \"crl\"");
-        let counts = [objective.weight, objective.eta, objective.robust_weight].iter().all(|&share| share > 0.0);
         let silent = "the robust term has no weight (objective.weight, objective.eta, objective.robust-weight)";
         note(self.contrasts() && !counts, &keys, silent);
         note(!counts, &["objective.robust"], silent);
@@ -159,7 +171,6 @@ impl MethodConfig for C2rConfig {
         note(is_absent || !counts || on_real, &["aac.weighted"], reason);
         note(objective.weight == 0.0, &["objective.eta"], "objective.weight is 0");
         let weighs = matches!(aac.synthetic, Curriculum::Weight(_)) && aac.weighted != Weighted::Both;
-        let entropy = objective.weight > 0.0 && objective.eta != 1.0;
         note(
             weighs && !entropy,
             &["aac.synthetic"],
