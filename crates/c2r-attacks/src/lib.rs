@@ -43,28 +43,7 @@
 //! [`AttackConfig::named_for`] makes an attack for a norm: `autoattack-standard` has more restarts and fewer targets in L1.
 //! By default ([`Mode::Suite`]), each attack runs only on the images that the attacks before it did not break.
 //!
-//! **A closure as model** needs a wrapper. Replace `Brightness` above by `ByClosure(|images| ...)`:
-//!
-//! ```
-//! use c2r_attacks::c2r_base::{Classifier, ClassifierError};
-//! use c2r_attacks::tch::{Device, Kind, Tensor};
-//!
-//! /// From f32 images `[N, C, H, W]` in `[0, 1]` to f32 logits `[N, K]`.
-//! struct ByClosure<F>(F);
-//! impl<F: Fn(&Tensor) -> Tensor> Classifier for ByClosure<F> {
-//!     fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
-//!         Ok((self.0)(images))
-//!     }
-//!     fn device(&self) -> Device {
-//!         Device::Cpu // where the closure expects the images
-//!     }
-//! }
-//!
-//! let weights = Tensor::full([3, 16], 0.1, (Kind::Float, Device::Cpu));
-//! let model = ByClosure(|images: &Tensor| images.flatten(1, -1).matmul(&weights.tr()));
-//! let logits = model.logits(&Tensor::ones([2, 1, 4, 4], (Kind::Float, Device::Cpu))).unwrap();
-//! assert_eq!(logits.size(), [2, 3]);
-//! ```
+//! **A closure** becomes a model with [`c2r_base::classifier_fn`], in place of `Brightness` above.
 //!
 //! **Other parts.** An attack of your own is an [`Attack`] that queries the model through an [`Oracle`]. [`Pgd`] is a bare PGD
 //! loop for adversarial training. The crate depends on no dataset, network or file format; it never prints, reads the

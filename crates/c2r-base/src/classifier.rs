@@ -1,4 +1,4 @@
-use std::error::Error;
+use std::{error::Error, fmt};
 
 use tch::{Device, Tensor};
 
@@ -60,6 +60,53 @@ pub trait Classifier {
     /// With replicas, an evaluation on the CPU runs parts of a batch side by side, one thread each.
     fn replica(&self) -> Option<Box<dyn Classifier + Send>> {
         None
+    }
+}
+
+/// A model that is a function of the images: `logits` takes f32 `[N, C, H, W]` in `[0, 1]` on `device` and returns f32
+/// `[N, K]`.
+///
+/// libtorch's operators panic when they fail. If yours may, call the forms that begin with `f_`, which return their errors:
+///
+/// ```
+/// use c2r_base::{Classifier, ClassifierError, classifier_fn};
+/// use tch::{Device, Kind, Tensor};
+///
+/// let weights = Tensor::full([3, 16], 0.1, (Kind::Float, Device::Cpu));
+/// let model = classifier_fn(Device::Cpu, |images| {
+///     images.flatten(1, -1).f_matmul(&weights.tr()).map_err(ClassifierError::new)
+/// });
+/// assert_eq!(model.logits(&Tensor::ones([2, 1, 4, 4], (Kind::Float, Device::Cpu)))?.size(), [2, 3]);
+/// assert!(model.logits(&Tensor::ones([2, 1, 5, 5], (Kind::Float, Device::Cpu))).is_err());
+/// # Ok::<(), ClassifierError>(())
+/// ```
+pub fn classifier_fn<F>(device: Device, logits: F) -> ClassifierFn<F>
+where
+    F: Fn(&Tensor) -> Result<Tensor, ClassifierError>,
+{
+    ClassifierFn { device, logits }
+}
+
+/// What [`classifier_fn`] returns.
+#[derive(Clone, Copy)]
+pub struct ClassifierFn<F> {
+    device: Device,
+    logits: F,
+}
+
+impl<F> fmt::Debug for ClassifierFn<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClassifierFn").field("device", &self.device).finish_non_exhaustive()
+    }
+}
+
+impl<F: Fn(&Tensor) -> Result<Tensor, ClassifierError>> Classifier for ClassifierFn<F> {
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+        (self.logits)(images)
+    }
+
+    fn device(&self) -> Device {
+        self.device
     }
 }
 

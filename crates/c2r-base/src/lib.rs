@@ -41,7 +41,7 @@ mod seed;
 mod threat;
 
 pub use adam::Adam;
-pub use classifier::{Classifier, ClassifierError};
+pub use classifier::{Classifier, ClassifierError, ClassifierFn, classifier_fn};
 pub use epsilon::{Epsilon, ParseEpsilonError};
 pub use images::{ImageError, LabelledImages};
 pub use norm::{Ball, Norm, ParseNormError, TooLong};

@@ -1,6 +1,6 @@
 //! Classifiers whose margins and smallest adversarial distances are known in closed form.
 
-use c2r_base::{Classifier, ClassifierError, Norm};
+use c2r_base::{Classifier, ClassifierError, Norm, classifier_fn};
 use tch::{Device, Kind, Tensor};
 
 /// Makes a toy a classifier on the CPU, which never fails; the toy's own `logits` needs no `unwrap`.
@@ -25,19 +25,7 @@ pub fn function(logits: impl Fn(&Tensor) -> Tensor) -> impl Classifier {
 
 /// [`function`] that may fail.
 pub fn fallible(logits: impl Fn(&Tensor) -> Result<Tensor, ClassifierError>) -> impl Classifier {
-    ByClosure(logits)
-}
-
-struct ByClosure<F>(F);
-
-impl<F: Fn(&Tensor) -> Result<Tensor, ClassifierError>> Classifier for ByClosure<F> {
-    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
-        (self.0)(images)
-    }
-
-    fn device(&self) -> Device {
-        Device::Cpu
-    }
+    classifier_fn(Device::Cpu, logits)
 }
 
 /// Logits `W x + b` on flattened images: the smallest change of a label in any norm is known.
