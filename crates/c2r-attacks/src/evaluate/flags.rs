@@ -90,26 +90,40 @@ fn flags_of_gradient(
     logits: &Tensor,
 ) -> Vec<Flag> {
     let not_checked = |reason| Flag::CheckFailed { check: "zero-gradient".to_owned(), reason };
-    let gradient = match oracle.tracked(images, rows) {
-        Ok((x, own)) => {
-            let losses = tch::with_grad(|| loss::ce(&own, labels));
-            oracle.backward(&losses, &x, rows, false)
+    // Largest value of each image's gradient of a loss.
+    let mut largest_gradient = |loss: fn(&Tensor, &Tensor) -> Tensor| {
+        let (x, own) = oracle.tracked(images, rows).map_err(|error| not_checked(error.reason()))?;
+        let losses = tch::with_grad(|| loss(&own, labels));
+        match oracle.backward(&losses, &x, rows, false) {
+            Ok(gradient) => Ok(gradient.abs().flatten(1, -1).amax([1i64].as_slice(), false)),
+            Err(error) if is_out_of_memory(&error.reason()) => Err(not_checked(error.reason())),
+            // Attacks that need none do not care, and the others will fail with this.
+            Err(error) => Err(Flag::NoGradient { reason: error.reason() }),
         }
-        Err(error) => return vec![not_checked(error.reason())],
     };
-    let gradient = match gradient {
-        Ok(gradient) => gradient,
-        Err(error) if is_out_of_memory(&error.reason()) => return vec![not_checked(error.reason())],
-        // Attacks that need none do not care, and the others will fail with this.
-        Err(error) => return vec![Flag::NoGradient { reason: error.reason() }],
+    let largest = match largest_gradient(loss::ce) {
+        Ok(largest) => largest,
+        Err(flag) => return vec![flag],
     };
     let mut flags = Vec::new();
-    let largest = gradient.abs().flatten(1, -1).amax([1i64].as_slice(), false);
     let correct = logits.argmax(1, false).eq_tensor(labels);
     let of = positions(&correct).len();
-    let zero = positions(&largest.eq(0.0).logical_and(&correct)).len();
+    let is_zero = largest.eq(0.0).logical_and(&correct);
+    let zero = positions(&is_zero).len();
     if zero > 0 {
-        flags.push(Flag::ZeroGradient { samples: zero, of });
+        // A saturated softmax leaves the margin its gradient; a model that rounds has none at all.
+        match largest_gradient(loss::margin) {
+            Ok(of_margin) => {
+                let flat = positions(&of_margin.eq(0.0).logical_and(&is_zero)).len();
+                if flat > 0 {
+                    flags.push(Flag::FlatModel { samples: flat, of });
+                }
+                if zero > flat {
+                    flags.push(Flag::ZeroGradient { samples: zero - flat, of });
+                }
+            }
+            Err(flag) => flags.extend([Flag::ZeroGradient { samples: zero, of }, flag]),
+        }
     }
     let samples = positions(&largest.lt(VANISHING).logical_and(&correct)).len() - zero;
     if samples as f64 > VANISHING_SHARE * of as f64 {

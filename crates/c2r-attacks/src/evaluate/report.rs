@@ -256,7 +256,15 @@ pub enum Flag {
         /// What failed.
         reason: String,
     },
-    /// The gradient of the cross entropy is exactly zero for correctly classified samples.
+    /// The gradients of the cross entropy and of the margin are exactly zero for correctly classified samples: no loss has a
+    /// gradient there, as in a model that rounds.
+    FlatModel {
+        /// How many.
+        samples: usize,
+        /// Of how many that were tried.
+        of: usize,
+    },
+    /// The gradient of the cross entropy is exactly zero for correctly classified samples, that of the margin is not.
     ZeroGradient {
         /// How many.
         samples: usize,
@@ -313,6 +321,7 @@ impl Flag {
             Self::BoundedOutputs { .. } => "bounded-outputs",
             Self::CheckFailed { .. } => "check-failed",
             Self::NoGradient { .. } => "no-gradient",
+            Self::FlatModel { .. } => "flat-model",
             Self::ZeroGradient { .. } => "zero-gradient",
             Self::VanishingGradient { .. } => "vanishing-gradient",
             Self::NonFiniteGradient { .. } => "non-finite-gradient",
@@ -365,6 +374,10 @@ impl fmt::Display for Flag {
             Self::NoGradient { reason } => {
                 write!(f, "only attacks that need no gradient (square, noise) can judge this model: {reason}")
             }
+            Self::FlatModel { samples, of } => write!(
+                f,
+                "the model has no gradient (it is zero in every pixel) for {samples} of {of} samples, as if it rounds its input or its outputs: attacks that follow a gradient cannot move these images, so the robust accuracy that they find is too high; use square, or attack a copy of the model without the rounding"
+            ),
             Self::ZeroGradient { samples, of } => write!(
                 f,
                 "the gradient of the cross entropy is zero for {samples} of {of} samples: use attacks on margins (cw-linf, apgd-dlr, apgd-t)"

@@ -159,7 +159,17 @@ fn doubtful_models_are_flagged() {
     assert_eq!(flags(&model), []);
     assert!(flags(&probabilities).contains(&Flag::ProbabilitiesNotLogits));
     assert!(flags(&in_batch).iter().any(|flag| matches!(flag, Flag::BatchDependentModel { .. })));
-    assert!(flags(&saturated).iter().any(|flag| matches!(flag, Flag::ZeroGradient { .. })));
+    let saturated = flags(&saturated);
+    assert!(saturated.iter().any(|flag| matches!(flag, Flag::ZeroGradient { .. })), "{saturated:?}");
+    assert!(!saturated.iter().any(|flag| matches!(flag, Flag::FlatModel { .. })), "{saturated:?}");
+    for rounds in [
+        |x: &Tensor, model: &Tanh| model.logits(&((x * 8.0).round() / 8.0)),
+        |x: &Tensor, model: &Tanh| (model.logits(x) * 100.0).round() / 100.0,
+    ] {
+        let flags = flags(&toys::function(|x| rounds(x, &model)));
+        assert!(flags.iter().any(|flag| matches!(flag, Flag::FlatModel { .. })), "{flags:?}");
+        assert!(!flags.iter().any(|flag| matches!(flag, Flag::ZeroGradient { .. })), "{flags:?}");
+    }
 }
 
 #[test]
