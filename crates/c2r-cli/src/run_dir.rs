@@ -35,8 +35,9 @@ pub(crate) const TRAIN: Stage = Stage {
     needed: &[NETWORK_FILE],
     writes: &["state.safetensors", NETWORK_FILE, "log.jsonl"],
 };
-/// Where tables look for a measurement of the network of the folder.
-const REPORT: &str = "attack.json";
+/// Where tables look for a measurement of the network of the folder, the record of the run that made it, and where both name the
+/// network.
+const REPORT: [(&str, &str); 2] = [("attack.json", "/model_sha256"), ("attack.run.json", "/config/model")];
 
 /// Versions that every artefact records.
 pub(crate) fn versions() -> BTreeMap<String, String> {
@@ -138,16 +139,20 @@ pub(crate) fn same_file(a: &Path, b: &Path) -> bool {
 }
 
 /// Deletes what a run of `stage` wrote, and nothing else but a report on the network that goes with it: beside the next network
-/// a table would take it for that one's.
+/// a table would take it for that one's, and the same attack on that one would be refused.
 fn discard(path: &Path, stage: &Stage) -> Result<(), FileError> {
     if stage.name != TRAIN.name {
         return folder::discard(path);
     }
-    let report = path.join(REPORT);
-    if let (Ok(record), Ok(sha256)) = (read_json::<Value>(&report), sha256_of_file(&path.join(NETWORK_FILE)))
-        && record["model_sha256"] == sha256
-    {
-        remove_if_present(&report)?;
+    if let Ok(network) = sha256_of_file(&path.join(NETWORK_FILE)) {
+        for (name, of_network) in REPORT {
+            let file = path.join(name);
+            if read_json::<Value>(&file)
+                .is_ok_and(|record| record.pointer(of_network) == Some(&network.as_str().into()))
+            {
+                remove_if_present(&file)?;
+            }
+        }
     }
     stage.writes.iter().try_for_each(|name| remove_if_present(&path.join(name)))
 }

@@ -35,8 +35,10 @@ fn a_forced_training_deletes_its_own_files_and_no_input() {
     assert_eq!(fs::read(&images).unwrap(), before);
     assert_eq!(fs::read(own.join("curves.svg")).unwrap(), b"mine");
     assert_ne!(fs::read(own.join("model.safetensors")).unwrap(), network);
-    // A table would take the old network's report for the new one's. A report on another network is somebody's.
+    // A table would take the old network's report for the new one's. The same command attacks the new one.
     assert!(!own.join("attack.json").exists());
+    run(attack(&own, "fgsm", "attack.json").args(["--n-test", "20"]));
+    // A report on another network is somebody's.
     fs::write(own.join("attack.json"), r#"{"model_sha256": "ab"}"#).unwrap();
     run(&mut train(&images, &own, &["--force"]));
     assert!(own.join("attack.json").exists() && images.exists());
