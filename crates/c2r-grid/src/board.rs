@@ -111,7 +111,8 @@ impl Board {
         let (count, name) = (format!("[{}/{}]", state.done, state.total), job.name());
         let line = match outcome {
             Outcome::Finished => format!("{count} {name} ({took})"),
-            Outcome::Failed => format!("{count} {name} FAILED ({took})"),
+            // The first of many that fail alike says why, not only the end of the grid.
+            Outcome::Failed => format!("{count} {name} FAILED ({took}): {}", log::last_line(&job.log())),
             Outcome::Stopped => format!("{name} stopped ({took})"),
             Outcome::FinishedElsewhere => format!("{count} {name} was finished by another process"),
             Outcome::Elsewhere if state.elsewhere.insert(position) => {

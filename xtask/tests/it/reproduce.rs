@@ -161,12 +161,14 @@ fn shards_and_others_share_a_results_folder() {
 }
 
 #[test]
-fn a_failure_is_said_once_with_its_code_and_its_cause() {
+fn a_failure_is_said_at_once_and_at_the_end_with_its_code() {
     let checkout = Checkout::new();
     checkout.mark("broken");
     let (code, said) = ended(&checkout.reproduce(&[]).output().unwrap());
     assert_eq!(code, Some(3), "{said}");
-    assert!(said.contains("cannot read data_batch_1.bin") && said.contains("1 more failed in the same way"), "{said}");
+    let at_once = |line: &str| line.contains(" FAILED (") && line.contains("cannot read data_batch_1.bin");
+    assert!(said.lines().filter(|line| at_once(line)).count() == 2, "{said}");
+    assert!(said.contains("1 more failed in the same way"), "{said}");
     assert!(said.contains("2 commands failed, so 8 that need their results did not run"), "{said}");
 }
 
