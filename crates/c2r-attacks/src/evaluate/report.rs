@@ -306,7 +306,7 @@ pub enum Flag {
         /// By how many samples.
         samples: usize,
     },
-    /// FGSM broke more than an attack that goes up the same loss in several steps: those do not fit the radius.
+    /// FGSM broke more than an attack that goes up the same loss in several steps: those may not fit the radius.
     OneStepBeatsMany {
         /// Which attack of several steps.
         attack: String,
@@ -364,12 +364,12 @@ impl fmt::Display for Flag {
         match self {
             Self::RandomizedModel { difference } => write!(
                 f,
-                "the model is randomized (logits of two passes differ by {difference:.1e}): use autoattack-rand or eot-pgd; if the randomness is not intended, the model was exported in train mode (dropout): call model.eval() before torch.jit"
+                "the model is randomized (logits of two passes differ by {difference:.1e}): use autoattack-rand or eot-pgd; if the randomness is not intended, the model is in train mode (dropout): call model.eval(), and only then torch.jit if you export it"
             ),
             Self::BatchDependentModel { difference } => {
                 write!(
                     f,
-                    "logits depend on the rest of the batch (by {difference:.1e}): was the model exported in train mode? Call model.eval() before torch.jit"
+                    "logits depend on the rest of the batch (by {difference:.1e}): is the model in train mode? Call model.eval(), and only then torch.jit if you export it"
                 )
             }
             Self::ChangesItsInput { difference } => write!(
@@ -404,7 +404,8 @@ impl fmt::Display for Flag {
             ),
             Self::NonFiniteGradient { attack, samples } => write!(
                 f,
-                "the gradient has values that are NaN or infinite for {samples} samples (during `{attack}`); NaN counted as 0, so `{attack}` may be weaker than it should be; sqrt, log, norm and powers have no gradient at 0: write (x + 1e-12).sqrt() in Python"
+                "the gradient has values that are NaN or infinite for {samples} sample{} (during `{attack}`); NaN counted as 0, so `{attack}` may be weaker than it should be; sqrt, log, norm and powers have no gradient at 0: write (x + 1e-12).sqrt() in Python",
+                plural(*samples)
             ),
             Self::Downhill { attack, samples, of } => write!(
                 f,
@@ -412,17 +413,24 @@ impl fmt::Display for Flag {
             ),
             Self::BlackBoxBeatsWhiteBox { attack, samples } => write!(
                 f,
-                "`{attack}`, which uses no gradients, broke {samples} samples that the gradient attacks before it did not: gradients may be masked, or those attacks may be too short"
+                "`{attack}`, which uses no gradients, broke {samples} sample{} that the gradient attacks before it did not: gradients may be masked, or those attacks may be too short",
+                plural(*samples)
             ),
             Self::OneStepBeatsMany { attack, steps, samples } => write!(
                 f,
-                "`fgsm` breaks {samples} more samples in one step than `{attack}` in {steps} steps, whose size does not fit epsilon (outside suites, `{attack}` takes steps of a quarter of epsilon; its option `step-size` changes them, in a suite, too)"
+                "`fgsm` breaks {samples} more sample{} in one step than `{attack}` in {steps} steps, whose size may not fit epsilon (outside suites, `{attack}` takes steps of a quarter of epsilon; its option `step-size` changes them, in a suite, too)",
+                plural(*samples)
             ),
             Self::WeakerThanNoise { attack, samples } => {
-                write!(f, "random noise breaks {samples} more samples than `{attack}`")
+                write!(f, "random noise breaks {samples} more sample{} than `{attack}`", plural(*samples))
             }
         }
     }
+}
+
+/// What makes `sample` of that many.
+const fn plural(samples: usize) -> &'static str {
+    if samples == 1 { "" } else { "s" }
 }
 
 fn share(hits: impl Iterator<Item = bool>) -> f64 {
