@@ -5,12 +5,36 @@ use std::error::Error;
 use c2r_base::{ClassifierError, Epsilon, ImageError, Norm, grad::GradientError};
 use tch::{Device, Kind};
 
+/// Where the classes are from that a label is outside of.
+fn outputs(error: &ImageError) -> String {
+    match error {
+        ImageError::Label { classes, .. } => format!(": the model has {classes} outputs"),
+        _ => String::new(),
+    }
+}
+
+/// Names of attacks without what people leave out or write otherwise.
+fn plain(name: &str) -> String {
+    name.to_lowercase().replace(['-', '_', ' '], "")
+}
+
+/// The attack among `known`, separated by spaces, that `name` seems to mean: it is spelled otherwise, or begins its name.
+fn meant(name: &str, known: &str) -> String {
+    let name = plain(name);
+    let is_like = |known: &&str| plain(known) == name;
+    let begins = |known: &&str| known.split_once('-').is_some_and(|(first, _)| first == name);
+    match known.split(' ').find(is_like).or_else(|| known.split(' ').find(begins)) {
+        Some(known) => format!(" (did you mean `{known}`?)"),
+        None => String::new(),
+    }
+}
+
 /// Why a configuration cannot work.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
     /// No such attack.
-    #[error("`{name}` is not an attack; known: {known}")]
+    #[error("`{name}` is not an attack{}; known: {known}", meant(name, known))]
     UnknownAttack {
         /// What was asked for.
         name: String,
@@ -116,7 +140,7 @@ pub enum AttackError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// Images or labels that cannot be right.
-    #[error(transparent)]
+    #[error("{0}{more}", more = outputs(.0))]
     Images(#[from] ImageError),
     /// The model returned an error instead of logits.
     #[error("the model failed on a batch of {rows} images that begins with sample {sample} (during `{attack}`)")]

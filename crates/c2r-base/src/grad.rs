@@ -30,7 +30,9 @@ pub enum GradientError {
 /// What libtorch says, without its C++ stack.
 pub fn message_of(error: &TchError) -> String {
     let text = error.to_string();
-    text.split("Exception raised from").next().unwrap_or(&text).trim().to_owned()
+    // What the Rust binding puts in front.
+    let text = text.strip_prefix("Internal torch error: ").unwrap_or(&text);
+    text.split("Exception raised from").next().unwrap_or(text).trim().to_owned()
 }
 
 /// Whether an error of libtorch says that memory ran out, on the CPU or on a GPU. It then says nothing about the model.

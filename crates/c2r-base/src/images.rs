@@ -12,6 +12,14 @@ pub struct LabelledImages {
     n_clamped: usize,
 }
 
+/// What to write so that images have a dtype that is taken.
+const fn as_images(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Half | Kind::BFloat16 | Kind::Double => "images.float()",
+        _ => "images.to(torch.uint8) for pixels in 0..=255, images.float() for pixels in [0, 1]",
+    }
+}
+
 /// Why a pair of tensors is not a set of labelled images.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -20,7 +28,7 @@ pub enum ImageError {
     #[error("images must have shape [N, C, H, W], got {0:?}")]
     Shape(Vec<i64>),
     /// Neither u8 nor f32.
-    #[error("images must be f32 in [0, 1] or u8 in 0..=255, got {0:?}")]
+    #[error("images must be f32 in [0, 1] or u8 in 0..=255, got {0:?}; in Python, write {advice}", advice = as_images(*.0))]
     ImageKind(Kind),
     /// Not `[N]` for N images.
     #[error("labels must have shape [{expected}], one per image, got {got:?}")]
@@ -31,7 +39,7 @@ pub enum ImageError {
         got: Vec<i64>,
     },
     /// Not i64.
-    #[error("labels must be i64, got {0:?}")]
+    #[error("labels must be i64, got {0:?}; in Python, write labels.long()")]
     LabelKind(Kind),
     /// NaN or infinite pixel.
     #[error("sample {sample} has a pixel that is not finite ({value})")]
@@ -207,11 +215,16 @@ mod tests {
             matches!(error(images(f32::NAN), labels()), ImageError::NotFinite { sample: 1, value } if value.is_nan())
         );
         assert!(matches!(error(images(0.5).view([3, 4]), labels()), ImageError::Shape(shape) if shape == [3, 4]));
-        assert!(matches!(error(images(0.5).to_kind(Kind::Double), labels()), ImageError::ImageKind(Kind::Double)));
+        let double = error(images(0.5).to_kind(Kind::Double), labels());
+        assert!(matches!(double, ImageError::ImageKind(Kind::Double)));
+        assert!(double.to_string().ends_with("got Double; in Python, write images.float()"), "{double}");
+        let whole = error(images(0.5).to_kind(Kind::Int64), labels());
+        assert!(whole.to_string().contains("images.to(torch.uint8) for pixels in 0..=255"), "{whole}");
         let two = error(images(0.5), Tensor::from_slice(&[0i64, 1]));
         assert!(matches!(two, ImageError::LabelShape { expected: 3, got } if got == [2]));
         let narrow = error(images(0.5), Tensor::from_slice(&[0i32, 1, 2]));
         assert!(matches!(narrow, ImageError::LabelKind(Kind::Int)));
+        assert_eq!(narrow.to_string(), "labels must be i64, got Int; in Python, write labels.long()");
         let negative = error(images(0.5), Tensor::from_slice(&[0i64, -1, 2]));
         assert!(matches!(negative, ImageError::NegativeLabel { sample: 1, label: -1 }));
         let none = Tensor::zeros([0, 1, 2, 2], (Kind::Float, Device::Cpu));

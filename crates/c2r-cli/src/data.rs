@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use c2r_data::{DataError, Dataset, DatasetSpec, LoadEvent, SyntheticSet};
+use c2r_data::{DataError, Dataset, DatasetSpec, LoadEvent, Split, SyntheticSet};
 use c2r_files::{path_to_text, text_to_path};
 use c2r_run::{
     arguments::any_text,
@@ -49,6 +49,17 @@ impl DatasetArgs {
     /// Reads the dataset; notes what is odd about it.
     pub(crate) fn load(&self, ui: &Ui) -> anyhow::Result<Dataset> {
         load(&self.dataset, self.data.as_deref(), ui)
+    }
+}
+
+/// Says so where `--train-per-class` asks for more images than any class has.
+pub(crate) fn note_too_many(per_class: usize, train: &Split, ui: &Ui) {
+    let classes = 0..train.n_classes();
+    let most = classes.map(|class| train.class_positions(class).len()).max().unwrap_or_default();
+    if per_class > most {
+        ui.note(format!(
+            "note: no class has more than {most} training images, so --train-per-class {per_class} takes all"
+        ));
     }
 }
 

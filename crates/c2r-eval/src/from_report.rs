@@ -146,6 +146,7 @@ pub(crate) mod tests {
                 counts: Passes { forward_calls: 1, forward_images: 8, backward_calls: 1, backward_images: 4 },
                 seconds: 0.25,
                 repaired_gradients: 0,
+                surer: 0,
             }],
             samples: outcomes
                 .chars()

@@ -353,6 +353,7 @@ mod tests {
                 matches!(&error, ModelError::TorchScript { reason, .. } if reason.contains(words)),
                 "{name}: {error}"
             );
+            assert!(!error.to_string().contains("Internal torch error"), "{name}: {error}");
         }
     }
 

@@ -161,6 +161,13 @@ def attack(
     names = attack.split(",") if isinstance(attack, str) else list(attack)
     if not names:
         raise ValueError('attack names no attack: give one or more, such as "pgd" or "autoattack-standard"')
+    if isinstance(model, Mapping) and not callable(model):
+        raise TypeError(
+            "the model is a dictionary, perhaps a state_dict, which has weights and no network: "
+            "net.load_state_dict(state_dict), then give net"
+        )
+    if not callable(model) and not isinstance(model, (str, os.PathLike)):
+        raise TypeError(f"the model must be a callable or the path of a TorchScript file, not {type(model).__qualname__}")
     images = _arguments.tensor("images", images)
     labels = _arguments.tensor("labels", labels).to(images.device)
     if trace and (not isinstance(model, torch.nn.Module) or isinstance(model, torch.jit.ScriptModule)):

@@ -66,7 +66,7 @@ _OTHER_CLASSES = {
     "RFGSM": 'c2r.attack has "r-fgsm", one random and one gradient step; PGD with random_start=True is closest',
     "UPGD": "PGD, MIFGSM and EOTPGD are its parts",
     **dict.fromkeys(
-        ("DIFGSM", "TIFGSM", "SINIFGSM", "PIFGSM", "PIFGSMPP", "LGV"), "of its kind there are MIFGSM to VNIFGSM"
+        ("DIFGSM", "TIFGSM", "SINIFGSM", "PIFGSM", "PIFGSMPP", "LGV"), "of its kind there are MIFGSM, NIFGSM, VMIFGSM and VNIFGSM"
     ),
     **dict.fromkeys(("PGDRS", "PGDRSL2"), "for randomized models there is EOTPGD"),
     "SPSA": "without gradients there is Square",

@@ -148,6 +148,16 @@ mod tests {
     }
 
     #[test]
+    fn one_sample_is_not_samples() {
+        let text = |samples| Flag::OneStepBeatsMany { attack: "pgd".to_owned(), steps: 10, samples }.to_string();
+        assert!(text(1).starts_with("`fgsm` breaks 1 more sample in one step"), "{}", text(1));
+        assert!(text(2).starts_with("`fgsm` breaks 2 more samples in one step"), "{}", text(2));
+        let noise = |samples| Flag::WeakerThanNoise { attack: "pgd".to_owned(), samples }.to_string();
+        assert_eq!(noise(1), "random noise breaks 1 more sample than `pgd`");
+        assert_eq!(noise(2), "random noise breaks 2 more samples than `pgd`");
+    }
+
+    #[test]
     fn attacks_of_others_are_left_out() {
         assert_eq!(AttackResult::of_config("mine", &json!({"attack": "mine", "steps": 3}), 5), None);
         // The options count, not the name.

@@ -20,7 +20,7 @@ use crate::{
     error::{AttackError, ConfigError},
     evaluate::{
         event::Event,
-        flags::{flags_of_model, flags_of_results},
+        flags::{climbs_from_label, flags_of_model, flags_of_results, is_surer},
         judge::{Judged, Task},
         parallel::Workers,
         report::{AttackEntry, AttackReport, Mode, Outcome, SampleOutcome, StageEntry},
@@ -239,6 +239,7 @@ impl Evaluation<'_> {
                 counts: Passes::default(),
                 seconds: 0.0,
                 repaired_gradients: 0,
+                surer: 0,
             });
         }
         let done = report.attacks[entry].stages[stage].attacked;
@@ -266,6 +267,10 @@ impl Evaluation<'_> {
             let Judged { images, broken, predictions, distances, margins, queries, passes, repaired } =
                 judged.unwrap_or_else(|panic| panic::resume_unwind(panic))?;
 
+            let climbs = climbs_from_label(attack.name(), attack.family(), self.threat.goal);
+            let clean = |position: usize| report.clean_margins[position];
+            let surer =
+                part.iter().zip(&margins).filter(|&(&position, &margin)| is_surer(margin, clean(position))).count();
             let result = &mut report.attacks[entry];
             for (row, &position) in part.iter().enumerate() {
                 let sample = &mut result.samples[position];
@@ -283,6 +288,7 @@ impl Evaluation<'_> {
             done.survivors += broken.iter().filter(|broken| !**broken).count();
             done.counts += passes;
             done.repaired_gradients += repaired.iter().filter(|repaired| **repaired).count();
+            done.surer += if climbs { surer } else { 0 };
             done.seconds += start.elapsed().as_secs_f64();
             let done = done.attacked;
             let (positions, attack) = (part, attack.name());

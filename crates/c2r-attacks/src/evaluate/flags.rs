@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use c2r_base::{Seed, ThreatModel, grad::is_out_of_memory, loss};
+use c2r_base::{Goal, Seed, ThreatModel, grad::is_out_of_memory, loss};
 use serde::Deserialize;
 use tch::Tensor;
 
@@ -28,6 +28,21 @@ const SAME_LOGITS_ALONE: f64 = 1e-3;
 const VANISHING: f64 = 1e-10;
 /// A few saturated samples are ordinary; more than this share of the correct ones is a reason for doubt. Ours.
 const VANISHING_SHARE: f64 = 0.05;
+/// Fewer samples say nothing about the direction of a gradient. Ours.
+const FEW_SURER: usize = 4;
+/// A margin that grows by a larger share of itself has clearly grown. Ours.
+const SURER: f32 = 0.1;
+
+/// Whether this attack follows gradients of a loss of the label that fall with its margin. TPGD leaves the model's own
+/// distribution in any direction, and APGD-T aims at one class after the other.
+pub(crate) fn climbs_from_label(attack: &str, family: Family, goal: Goal) -> bool {
+    family == Family::Gradient && goal == Goal::Untargeted && !matches!(attack, "tpgd" | "apgd-t")
+}
+
+/// Whether the label of an image has a clearly larger margin than that of the clean one.
+pub(crate) fn is_surer(margin: f32, clean: f32) -> bool {
+    margin > clean + SURER * clean.abs()
+}
 
 /// Reasons to doubt the model, found on its first clean batch.
 ///
@@ -179,9 +194,27 @@ pub(crate) fn flags_of_results(report: &mut AttackReport) {
     flags.extend(
         repaired.into_iter().map(|(attack, samples)| Flag::NonFiniteGradient { attack: attack.to_owned(), samples }),
     );
+    flags.extend(downhill(report));
     for flag in flags {
         if !report.flags.contains(&flag) {
             report.flags.push(flag);
         }
     }
+}
+
+/// Attacks whose gradient leads them to images that are classified more surely. Where the gradient is zero, they end at random
+/// points, which says nothing.
+fn downhill(report: &AttackReport) -> Vec<Flag> {
+    let without_gradient = |flag: &Flag| match flag {
+        Flag::FlatModel { samples, of } | Flag::ZeroGradient { samples, of } => 2 * samples > *of,
+        _ => false,
+    };
+    if report.flags.iter().any(without_gradient) {
+        return Vec::new();
+    }
+    let stages = report.attacks.iter().flat_map(|entry| &entry.stages);
+    let wrong = stages.filter(|stage| stage.surer >= FEW_SURER && 2 * stage.surer > stage.attacked);
+    wrong
+        .map(|stage| Flag::Downhill { attack: stage.attack.clone(), samples: stage.surer, of: stage.attacked })
+        .collect()
 }

@@ -70,6 +70,10 @@ pub struct StageEntry {
     /// Samples with gradients that had NaN or infinite values, which were replaced ([`crate::Oracle`]).
     #[serde(default, skip_serializing_if = "is_zero")]
     pub repaired_gradients: usize,
+    /// Samples whose judged image has a clearly larger margin of the label than the clean one, by over a tenth: counted where
+    /// the attack goes up a loss of the label alone.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub surer: usize,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
@@ -285,6 +289,16 @@ pub enum Flag {
         /// For how many samples.
         samples: usize,
     },
+    /// An attack that follows the gradient leaves most samples classified clearly more surely than the clean images: the gradient
+    /// points the wrong way.
+    Downhill {
+        /// Which attack.
+        attack: String,
+        /// How many samples are classified more surely.
+        samples: usize,
+        /// Of how many that were attacked.
+        of: usize,
+    },
     /// A black-box attack broke what attacks that see gradients did not: gradients may be masked.
     BlackBoxBeatsWhiteBox {
         /// Which black-box attack.
@@ -292,7 +306,7 @@ pub enum Flag {
         /// By how many samples.
         samples: usize,
     },
-    /// FGSM broke more than an attack that goes up the same loss in several steps: those do not fit the radius.
+    /// FGSM broke more than an attack that goes up the same loss in several steps: those may not fit the radius.
     OneStepBeatsMany {
         /// Which attack of several steps.
         attack: String,
@@ -325,6 +339,7 @@ impl Flag {
             Self::ZeroGradient { .. } => "zero-gradient",
             Self::VanishingGradient { .. } => "vanishing-gradient",
             Self::NonFiniteGradient { .. } => "non-finite-gradient",
+            Self::Downhill { .. } => "downhill",
             Self::BlackBoxBeatsWhiteBox { .. } => "black-box-beats-white-box",
             Self::OneStepBeatsMany { .. } => "one-step-beats-many",
             Self::WeakerThanNoise { .. } => "weaker-than-noise",
@@ -335,6 +350,7 @@ impl Flag {
     pub fn attack(&self) -> Option<&str> {
         match self {
             Self::NonFiniteGradient { attack, .. }
+            | Self::Downhill { attack, .. }
             | Self::BlackBoxBeatsWhiteBox { attack, .. }
             | Self::OneStepBeatsMany { attack, .. }
             | Self::WeakerThanNoise { attack, .. } => Some(attack),
@@ -348,12 +364,12 @@ impl fmt::Display for Flag {
         match self {
             Self::RandomizedModel { difference } => write!(
                 f,
-                "the model is randomized (logits of two passes differ by {difference:.1e}): use autoattack-rand or eot-pgd; if the randomness is not intended, the model was exported in train mode (dropout): call model.eval() before torch.jit"
+                "the model is randomized (logits of two passes differ by {difference:.1e}): use autoattack-rand or eot-pgd; if the randomness is not intended, the model is in train mode (dropout): call model.eval(), and only then torch.jit if you export it"
             ),
             Self::BatchDependentModel { difference } => {
                 write!(
                     f,
-                    "logits depend on the rest of the batch (by {difference:.1e}): was the model exported in train mode? Call model.eval() before torch.jit"
+                    "logits depend on the rest of the batch (by {difference:.1e}): is the model in train mode? Call model.eval(), and only then torch.jit if you export it"
                 )
             }
             Self::ChangesItsInput { difference } => write!(
@@ -388,21 +404,33 @@ impl fmt::Display for Flag {
             ),
             Self::NonFiniteGradient { attack, samples } => write!(
                 f,
-                "the gradient has values that are NaN or infinite for {samples} samples (during `{attack}`); NaN counted as 0, so `{attack}` may be weaker than it should be; sqrt, log, norm and powers have no gradient at 0: write (x + 1e-12).sqrt() in Python"
+                "the gradient has values that are NaN or infinite for {samples} sample{} (during `{attack}`); NaN counted as 0, so `{attack}` may be weaker than it should be; sqrt, log, norm and powers have no gradient at 0: write (x + 1e-12).sqrt() in Python",
+                plural(*samples)
+            ),
+            Self::Downhill { attack, samples, of } => write!(
+                f,
+                "the images of `{attack}` are classified more surely than the clean ones for {samples} of {of} samples: the gradient of the model points the wrong way (a backward pass of its own? gradient reversal?), so attacks that follow it find a robust accuracy that is too high; correct the backward pass, or use square"
             ),
             Self::BlackBoxBeatsWhiteBox { attack, samples } => write!(
                 f,
-                "`{attack}`, which uses no gradients, broke {samples} samples that the gradient attacks before it did not: gradients may be masked, or those attacks may be too short"
+                "`{attack}`, which uses no gradients, broke {samples} sample{} that the gradient attacks before it did not: gradients may be masked, or those attacks may be too short",
+                plural(*samples)
             ),
             Self::OneStepBeatsMany { attack, steps, samples } => write!(
                 f,
-                "`fgsm` breaks {samples} more samples in one step than `{attack}` in {steps} steps, whose size does not fit epsilon (outside suites, `{attack}` takes steps of a quarter of epsilon; its option `step-size` changes them, in a suite, too)"
+                "`fgsm` breaks {samples} more sample{} in one step than `{attack}` in {steps} steps, whose size may not fit epsilon (outside suites, `{attack}` takes steps of a quarter of epsilon; its option `step-size` changes them, in a suite, too)",
+                plural(*samples)
             ),
             Self::WeakerThanNoise { attack, samples } => {
-                write!(f, "random noise breaks {samples} more samples than `{attack}`")
+                write!(f, "random noise breaks {samples} more sample{} than `{attack}`", plural(*samples))
             }
         }
     }
+}
+
+/// What makes `sample` of that many.
+const fn plural(samples: usize) -> &'static str {
+    if samples == 1 { "" } else { "s" }
 }
 
 fn share(hits: impl Iterator<Item = bool>) -> f64 {
@@ -481,6 +509,7 @@ mod tests {
             counts: Passes::default(),
             seconds: 0.0,
             repaired_gradients: 0,
+            surer: 0,
         };
         let stages = stages.iter().map(stage).collect();
         AttackEntry { name: "pgd".to_owned(), config: None, stages, samples: Vec::new() }

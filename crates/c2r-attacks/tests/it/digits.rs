@@ -10,13 +10,13 @@ use tch::{Device, Kind, Tensor};
 
 use crate::support::{config, flags, n_different, run, threat};
 
-struct Digits {
+pub(crate) struct Digits {
     tensors: BTreeMap<String, Tensor>,
     manifest: Value,
 }
 
 impl Digits {
-    fn load() -> Self {
+    pub(crate) fn load() -> Self {
         tch::set_num_threads(1);
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens");
         Self {
@@ -29,7 +29,7 @@ impl Digits {
         self.manifest[key].as_f64().unwrap()
     }
 
-    fn data(&self, n: i64) -> LabelledImages {
+    pub(crate) fn data(&self, n: i64) -> LabelledImages {
         LabelledImages::new(self.tensors["images"].narrow(0, 0, n), self.tensors["labels"].narrow(0, 0, n)).unwrap()
     }
 

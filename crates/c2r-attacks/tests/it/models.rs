@@ -1,16 +1,17 @@
 //! Models that fail, change, hide their gradients or are doubtful in another way, and the workers that share one.
 
-use std::cell::Cell;
+use std::{cell::Cell, ops::ControlFlow};
 
-use c2r_attacks::{AttackConfig, AttackError, EvaluateOptions, Flag, Mode, evaluate};
+use c2r_attacks::{AttackConfig, AttackError, EvaluateOptions, Event, Flag, Mode, evaluate, evaluate_with};
 use c2r_base::{
-    Classifier, ClassifierError, LabelledImages, Norm,
+    Classifier, ClassifierError, Goal, LabelledImages, Norm, TargetRule, ThreatModel,
     grad::{GradientError, try_gradient},
 };
 use c2r_testkit::toys::{self, Linear, Tanh};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
+    digits::Digits,
     properties::{CLASSES, NORMS, SHAPE, attacks, toy},
     support::{config, run, threat},
 };
@@ -144,7 +145,7 @@ fn bad_logits_and_labels_name_the_sample() {
     let attacks = [config("fgsm", &[]).build().unwrap()];
     let three = fixed(Tensor::zeros([3, 3], (Kind::Float, Device::Cpu)));
     let error = evaluate(&three, &labels, &attacks, &threat(Norm::Linf, 0.1), &EvaluateOptions::default());
-    assert!(error.unwrap_err().to_string().contains("sample 1 has label 7, outside 0..=2"));
+    assert!(error.unwrap_err().to_string().ends_with("sample 1 has label 7, outside 0..=2: the model has 3 outputs"));
 }
 
 #[test]
@@ -228,7 +229,7 @@ fn several_steps_that_one_step_beats_are_flagged() {
         "{flagged:?}"
     );
     let text = flagged[0].to_string();
-    assert!(text.contains("than `bim` in 10 steps") && text.contains("size does not fit epsilon"), "{text}");
+    assert!(text.contains("than `bim` in 10 steps") && text.contains("size may not fit epsilon"), "{text}");
     assert_eq!(flags("bim", &[]), [], "the default step reaches the surface");
     assert_eq!(flags("bim", &[short, ("steps", "1")]), [], "one step against one step says nothing");
     assert_eq!(flags("bim", &[short, ("loss", "cw")]), [], "another loss is another attack");
@@ -316,6 +317,98 @@ fn a_model_may_have_a_backward_pass_of_its_own() {
     assert_eq!(report.robust_accuracy(), 1.0);
     let margin = report.attacks[0].samples[0].margin;
     assert!((margin - 0.04).abs() < 1e-6, "{margin}: the clean image's is the smaller one");
+}
+
+/// The digits' network with a backward pass that points the wrong way.
+struct Reversed(Digits);
+
+impl Classifier for Reversed {
+    fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
+        self.0.logits(images)
+    }
+
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+
+    fn gradient(&self, scalar: &Tensor, images: &Tensor, keep_graph: bool) -> Result<Tensor, GradientError> {
+        Ok(-self.0.gradient(scalar, images, keep_graph)?)
+    }
+}
+
+fn downhill(flags: &[Flag]) -> Vec<&str> {
+    flags.iter().filter(|flag| flag.name() == "downhill").filter_map(Flag::attack).collect()
+}
+
+#[test]
+fn a_gradient_that_points_the_wrong_way_is_flagged() {
+    let reversed = Reversed(Digits::load());
+    let data = reversed.0.data(30);
+    let attacks =
+        ["fgsm", "pgd", "cw-linf", "noise", "tpgd", "deepfool"].map(|name| config(name, &[]).build().unwrap());
+    let options = EvaluateOptions { mode: Mode::Each, batch_size: 8, ..Default::default() };
+    let threat = threat(Norm::Linf, 16.0 / 255.0);
+    let report = run(&reversed, &data, &attacks, &threat, &options);
+    assert_eq!(downhill(&report.flags), ["fgsm", "pgd", "cw-linf"], "{:?}", report.flags);
+    let text = report.flags.iter().find(|flag| flag.name() == "downhill").unwrap().to_string();
+    assert!(text.starts_with("the images of `fgsm` are classified more surely than the clean ones for "), "{text}");
+    assert_eq!(downhill(&run(&reversed.0, &data, &attacks, &threat, &options).flags), [""; 0]);
+
+    // Too few samples to say so, and another goal.
+    let few = run(&reversed, &reversed.0.data(3), &attacks, &threat, &options);
+    assert_eq!(downhill(&few.flags), [""; 0]);
+    let aims = ThreatModel { goal: Goal::Targeted(TargetRule::Next), ..threat };
+    let aimed = run(&reversed, &data, &attacks[1..2], &aims, &options);
+    assert_eq!((downhill(&aimed.flags), aimed.attacks[0].stages[0].surer), (vec![], 0));
+
+    // What was counted before an interruption counts.
+    let mut state = String::new();
+    let stopped = evaluate_with(&reversed, &data, &attacks, &threat, &options, &mut |event| match event {
+        Event::Judged { report, attack: "pgd", done: 24, .. } => {
+            state = serde_json::to_string(report).unwrap();
+            ControlFlow::Break(())
+        }
+        _ => ControlFlow::Continue(()),
+    });
+    assert!(matches!(stopped, Err(AttackError::Interrupted)));
+    let resume = Some(serde_json::from_str(&state).unwrap());
+    let resumed = run(&reversed, &data, &attacks, &threat, &EvaluateOptions { resume, ..options });
+    assert_eq!(resumed.flags, report.flags);
+    assert_eq!(resumed.attacks[1].stages[0].surer, report.attacks[1].stages[0].surer);
+}
+
+/// Neither where the gradient is right, at any radius, nor where it is zero and images end at random points.
+#[test]
+fn ordinary_and_flat_models_are_not_said_to_point_the_wrong_way() {
+    let digits = Digits::load();
+    let data = digits.data(20);
+    let saturated = toys::fallible(|x| Ok(digits.logits(x)? * 1e4));
+    let rounds = toys::fallible(|x| digits.logits(&((x * 16.0).round() / 16.0)));
+    let models: [(&str, &dyn Classifier); 3] = [("as it is", &digits), ("saturated", &saturated), ("rounds", &rounds)];
+    for (norm, epsilon) in
+        [(Norm::Linf, 1.0 / 255.0), (Norm::Linf, 0.1), (Norm::Linf, 0.5), (Norm::L2, 1.0), (Norm::L2, 5.0)]
+    {
+        for (what, model) in models {
+            let options = EvaluateOptions { mode: Mode::Each, ..Default::default() };
+            let report = run(model, &data, &attacks(norm), &threat(norm, epsilon), &options);
+            assert_eq!(downhill(&report.flags), [""; 0], "{what} {norm} {epsilon}");
+            let surer = report.attacks.iter().flat_map(|entry| &entry.stages).map(|stage| stage.surer).sum::<usize>();
+            assert!(what != "as it is" || surer == 0, "{surer} at {norm} {epsilon}");
+        }
+    }
+
+    // Where the gradient is zero and noise alone makes the model surer.
+    let valley = toys::function(|x| {
+        let margin = ((x.detach() - 0.5).square() + x * 0.0).mean_dim([1i64, 2, 3].as_slice(), false, Kind::Float);
+        Tensor::stack(&[&margin + 0.001, margin * 0.0], 1)
+    });
+    let grey = Tensor::full([8, 1, 4, 4], 0.5, (Kind::Float, Device::Cpu));
+    let grey = LabelledImages::new(grey, Tensor::zeros([8], (Kind::Int64, Device::Cpu))).unwrap();
+    let pgd = [config("pgd", &[]).build().unwrap()];
+    let report = run(&valley, &grey, &pgd, &threat(Norm::Linf, 0.1), &EvaluateOptions::default());
+    assert_eq!(report.attacks[0].stages[0].surer, 8);
+    assert!(report.flags.iter().any(|flag| flag.name() == "flat-model"), "{:?}", report.flags);
+    assert_eq!(downhill(&report.flags), [""; 0]);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use std::{
 
 use anyhow::Context;
 pub(crate) use args::Args;
-use c2r_attacks::{AttackConfig, EvaluateOptions};
+use c2r_attacks::{AttackConfig, AttackReport, EvaluateOptions};
 use c2r_base::{Seed, ThreatModel};
 use c2r_distill::Work;
 use c2r_eval::doubts;
@@ -80,7 +80,10 @@ pub(crate) fn run(mut args: Args, device: Device, ui: &Ui) -> anyhow::Result<()>
             });
         }
         resume = opened.resume()?;
-        if resume.is_some() {
+        let is_begun = |report: &AttackReport| {
+            report.attacks.iter().flat_map(|entry| &entry.stages).any(|stage| stage.attacked > 0)
+        };
+        if resume.as_ref().is_some_and(is_begun) {
             ui.note(format!("resuming from {}", opened.run.record().display()));
         }
         journal = Some(opened);
@@ -309,6 +312,12 @@ mod tests {
     }
 
     #[test]
+    fn epsilon_is_another_name_for_eps() {
+        let line = ["attack", "--model", "m.pt", "--inputs", "x", "--attack", "pgd", "--epsilon", "2/255"];
+        assert_eq!(Line::try_parse_from(line).unwrap_or_else(|error| panic!("{error}")).args.eps, Epsilon::of_255(2.0));
+    }
+
+    #[test]
     fn options_reach_their_attack_and_strangers_are_errors() {
         let configs_of = |more: &[&str]| configs(&parse(more));
         let pgd = &configs_of(&["--attack", "pgd", "--steps", "7", "--step-size", "0.25/255"]).unwrap()[0];
@@ -320,6 +329,14 @@ mod tests {
         assert!(matches!(&both[1], AttackConfig::Pgd(pgd) if pgd.steps == 7));
         assert!(configs_of(&["--attack", "fgsm", "--set", "pgd.steps=7"]).is_err());
         assert!(configs_of(&["--attack", "fgsmm"]).unwrap_err().to_string().contains("apgd-ce"));
+        for (name, meant) in [("PGD", "pgd"), ("mifgsm", "mi-fgsm"), ("autoattack", "autoattack-standard")] {
+            let error = configs_of(&["--attack", name]).unwrap_err().to_string();
+            let expected = format!("`{name}` is not an attack (did you mean `{meant}`?); known: ");
+            assert!(error.starts_with(&expected), "{error}");
+        }
+        assert!(
+            configs_of(&["--attack", "fgsmm"]).unwrap_err().to_string().starts_with("`fgsmm` is not an attack; known")
+        );
         assert!(configs_of(&["--attack", "autoattack-standard", "--queries", "9"]).is_ok());
         let names = |more: &[&str]| -> Vec<String> {
             configs_of(more).unwrap().iter().map(|config| config.name().to_owned()).collect()

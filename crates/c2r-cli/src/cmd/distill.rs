@@ -103,7 +103,7 @@ pub(crate) struct Args {
     /// It does not change attacks that have a radius of their own in the configuration: attacks.synthetic.epsilon,
     /// attacks.pool.epsilon or attacks.matching.epsilon (docs/configuration.md). The profiles set none of these. With 0,
     /// nothing is attacked.
-    #[arg(long, value_name = "EPS", value_parser = |text: &str| Epsilon::try_from(text.to_owned()))]
+    #[arg(long, value_name = "EPS", alias = "epsilon", value_parser = |text: &str| Epsilon::try_from(text.to_owned()))]
     eps: Option<Epsilon>,
 
     /// Folder to write to; not needed with --estimate or --print-config
@@ -181,6 +181,9 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         return Ok(());
     }
     let dataset = read.map_or_else(|| args.data.load(ui), Ok)?;
+    if let Some(n) = args.data.train_per_class {
+        data::note_too_many(n.get(), &dataset.train, ui);
+    }
     if args.estimate {
         return estimate(&config, &dataset, device, args.json, ui);
     }

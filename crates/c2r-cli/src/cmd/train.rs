@@ -421,6 +421,7 @@ fn real(name: &str, args: &Args, ui: &Ui) -> anyhow::Result<Material> {
     let mut split = match args.train_per_class {
         Some(n) => {
             notes.push(Subject::part_note(n.get(), false));
+            data::note_too_many(n.get(), &train, ui);
             train.subset_per_class(n.get())
         }
         None => train,

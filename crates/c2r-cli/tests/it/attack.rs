@@ -261,10 +261,10 @@ fn inputs_are_checked_and_bytes_are_pixels() {
         (with_pixel(4, f64::INFINITY), labels.copy(), "sample 4 has a pixel that is not finite (inf)"),
         (with_pixel(5, 1.5), labels.copy(), "sample 5 has a pixel of 1.5, outside [0, 1]"),
         (with_pixel(6, -0.5), labels.copy(), "sample 6 has a pixel of -0.5, outside [0, 1]"),
-        (images.copy(), with_label(7, 10), "sample 7 has label 10, outside 0..=9"),
+        (images.copy(), with_label(7, 10), "sample 7 has label 10, outside 0..=9: the model has 10 outputs"),
         (images.copy(), with_label(8, -1), "sample 8 has label -1; labels start at 0"),
-        (images.to_kind(Kind::Double), labels.copy(), "got Double"),
-        (images.copy(), labels.to_kind(Kind::Int), "labels must be i64, got Int"),
+        (images.to_kind(Kind::Double), labels.copy(), "got Double; in Python, write images.float()"),
+        (images.copy(), labels.to_kind(Kind::Int), "labels must be i64, got Int; in Python, write labels.long()"),
         (images.get(0), labels.copy(), "images must have shape [N, C, H, W], got [1, 8, 8]"),
         (images.copy(), labels.narrow(0, 0, 19), "labels must have shape [20], one per image, got [19]"),
         (images.narrow(0, 0, 0), labels.narrow(0, 0, 0), "there are no images"),
@@ -463,6 +463,47 @@ fn a_time_limit_stops_inside_a_long_batch() {
     let stopped = attack(&checkpoint, &with(&[&words[..], &limit[..]].concat()));
     assert!(String::from_utf8_lossy(&stopped.stderr).contains("the state is saved"));
     assert!(read()["state"].is_object(), "{}", read());
+}
+
+/// More images than there are, and a state before the first batch, from which there is nothing to go on.
+#[test]
+fn notes_say_what_happens() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = checkpoint_in(folder.path());
+    let said = |words: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_c2r"));
+        command.args(["attack", "--checkpoint", &checkpoint, "--device", "cpu", "--threads", "1"]).args(with(words));
+        String::from_utf8_lossy(&command.output().unwrap().stderr).into_owned()
+    };
+    let note = "note: --n-test 360 is more than there are; 359 images will be attacked";
+    assert!(said(&["--attack", "clean", "--n-test", "360"]).contains(note), "{}", said(&["--attack", "clean"]));
+    assert!(!said(&["--attack", "clean", "--n-test", "359"]).contains("note: --n-test"));
+
+    let report = folder.path().join("report.json").display().to_string();
+    let long = ["--set", "square.queries=1000000", "--time-limit", "3s", "--output", &report];
+    let alone = [&["--attack", "square"][..], &long].concat();
+    assert!(said(&alone).contains("the state is saved"));
+    let again = said(&alone);
+    assert!(again.contains("the state is saved") && !again.contains("resuming from"), "{again}");
+    let after = [&["--attack", "clean,square", "--force"][..], &long].concat();
+    assert!(said(&after).contains("the state is saved"));
+    let again = said(&after.iter().copied().filter(|word| *word != "--force").collect::<Vec<_>>());
+    assert!(again.contains("resuming from"), "{again}");
+}
+
+#[test]
+fn more_training_images_than_there_are_get_a_note() {
+    let folder = tempfile::tempdir().unwrap();
+    let train = |per_class: &str| {
+        let words = ["train", "--dataset", "digits", "--train-per-class", per_class, "--set", "length={steps=2}"];
+        let mut command = Command::new(env!("CARGO_BIN_EXE_c2r"));
+        command.args(words).arg("--run-dir").arg(folder.path().join(per_class));
+        String::from_utf8_lossy(&command.output().unwrap().stderr).into_owned()
+    };
+    let note = "training images, so --train-per-class 2000 takes all";
+    let said = train("2000");
+    assert!(said.contains("note: no class has more than") && said.contains(note), "{said}");
+    assert!(!train("100").contains("note: no class"));
 }
 
 /// A report without what a clock measured.

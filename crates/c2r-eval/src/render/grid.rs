@@ -83,7 +83,7 @@ pub(crate) fn cell_notes(row: &Row, cell: &Cell) -> Vec<String> {
 fn meaning(flag: &str) -> &'static str {
     match flag {
         "one-step-beats-many" => {
-            "FGSM breaks more images in one step than this attack in many; its step size does not fit the radius"
+            "FGSM breaks more images in one step than this attack in many; its step size may not fit the radius"
         }
         "weaker-than-noise" => "random noise breaks more images than this attack",
         "black-box-beats-white-box" => {

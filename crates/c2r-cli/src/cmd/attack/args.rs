@@ -88,7 +88,7 @@ pub(crate) struct Args {
     pub(super) attack: Vec<String>,
 
     /// Radius in pixel units: a fraction such as 2/255 or a decimal
-    #[arg(long, value_name = "EPS")]
+    #[arg(long, value_name = "EPS", alias = "epsilon")]
     pub(super) eps: Epsilon,
 
     /// Norm of the perturbation
@@ -129,7 +129,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     pub(super) save: Option<PathBuf>,
 
-    /// With --output or --save, save the state every SECONDS seconds
+    /// With --output or --save, save the state every SECONDS seconds, at the end of the batch that is running
+    ///
+    /// A process that is killed loses the batches since then; Ctrl-C and --time-limit lose only the one that is running.
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     pub(super) checkpoint_seconds: u64,
 

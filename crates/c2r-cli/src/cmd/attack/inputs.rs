@@ -31,7 +31,13 @@ pub(super) struct Inputs {
 
 impl Inputs {
     pub(super) fn load(args: &Args, ui: &Ui) -> anyhow::Result<Self> {
-        if args.dataset.is_some() { Self::of_dataset(args, ui) } else { Self::of_file(args) }
+        let inputs = if args.dataset.is_some() { Self::of_dataset(args, ui) } else { Self::of_file(args) }?;
+        let there = inputs.images.len();
+        if let Some(n) = args.n_test.filter(|&n| n > there as u64) {
+            let images = ui::counted(there, "image");
+            ui.note(format!("note: --n-test {n} is more than there are; {images} will be attacked"));
+        }
+        Ok(inputs)
     }
 
     fn of_dataset(args: &Args, ui: &Ui) -> anyhow::Result<Self> {

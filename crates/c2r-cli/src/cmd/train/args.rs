@@ -78,7 +78,7 @@ pub(crate) struct Args {
     pub(super) lr: Option<Rate>,
 
     /// Radius of adversarial training in pixel units, e.g. 2/255 [default: the dataset's]
-    #[arg(long, value_name = "EPS")]
+    #[arg(long, value_name = "EPS", alias = "epsilon")]
     pub(super) eps: Option<Epsilon>,
 
     /// Seed of initialization, order and augmentation
