@@ -128,7 +128,7 @@ pub(crate) struct Args {
     /// Run nothing; print the commands as a shell script, and estimate how long they would take on this machine
     ///
     /// The script makes the same table and report at its end.
-    #[arg(long)]
+    #[arg(long, visible_alias = "estimate")]
     dry_run: bool,
 
     /// List all experiments (or the one that is named, or the part that --only names) with size, progress and remaining time

@@ -172,7 +172,7 @@ pub(crate) fn set_file(named: &Path) -> anyhow::Result<PathBuf> {
     let what = if is_run {
         "a run folder without synthetic.safetensors: its distillation is not finished, or it is the folder of another command"
     } else {
-        "neither a run folder (synthetic.safetensors) nor a PNG folder of c2r (set.json)"
+        "neither a run folder (synthetic.safetensors) nor a PNG folder of c2r (set.json); `c2r import` converts a folder CLASS/*.png"
     };
     exit::fail(exit::DATA, format!("{folder} is {what}; name the file of a synthetic set"))
 }

@@ -19,6 +19,8 @@ use crate::{
     synthetic::{Clamped, SyntheticHeader},
 };
 
+/// How notes of [`import`] begin that doubt what was declared. They are in the set's config, too, under `notes`.
+pub const IMPORT_DOUBT: &str = "doubtful: ";
 /// Names that a note lists.
 const LISTED: usize = 20;
 

@@ -78,7 +78,7 @@ pub use digits::parse_digits;
 pub use error::DataError;
 pub use foreign::{FileKind, read_tensors};
 pub use formation::{decode_formation, mosaic};
-pub use import::{ImportOptions, PixelValues, import};
+pub use import::{IMPORT_DOUBT, ImportOptions, PixelValues, import};
 pub use load::{load, load_with};
 pub use picture::write_grid;
 pub use png_folder::{ClassFolders, read_class_folders};

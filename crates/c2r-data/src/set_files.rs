@@ -6,7 +6,11 @@ use c2r_base::artifact::ArtifactError;
 
 use tch::{Kind, Tensor};
 
-use crate::{DataError, SyntheticSet, foreign::read_tensors, npy, picture, png_folder, torch_write};
+use crate::{
+    DataError, SyntheticSet,
+    foreign::{FileKind, read_tensors},
+    npy, picture, png_folder, torch_write,
+};
 
 impl SyntheticSet {
     /// Writes the set as safetensors, whole or not at all; equal sets give equal bytes.
@@ -78,6 +82,19 @@ impl SyntheticSet {
     /// or header field too many or too few, or breaks a rule of the fields (shapes, dtypes, ranges).
     pub fn load(path: &Path) -> Result<Self, DataError> {
         let file = if path.is_dir() { png_folder::read(path)? } else { read_tensors(path)? };
+        if !Self::is_header(&file.header) && path.is_file() {
+            let kind = match FileKind::of(path)? {
+                FileKind::Torch => "a PyTorch file",
+                FileKind::Npy | FileKind::Npz => "a NumPy file",
+                _ => "a file",
+            };
+            let name = path.display();
+            let reason = format!(
+                "the header has no `format` of a set of c2r; if this is {kind} with a set of another program, convert it with \
+                 `c2r import {name} --dataset NAME -o set.safetensors`"
+            );
+            return Err(ArtifactError::format(path, "synthetic set", reason).into());
+        }
         Self::from_file(file).map_err(|error| ArtifactError::format(path, "synthetic set", error.to_string()).into())
     }
 

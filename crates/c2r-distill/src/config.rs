@@ -424,7 +424,9 @@ impl PoolConfig {
         count_or_none("pool.push-every", self.push_every)?;
         let (alive, first) = (self.alive.unwrap_or(usize::MAX), self.trajectories * self.snapshots);
         in_range(alive >= first, "pool.alive", "at least pool.trajectories times pool.snapshots", alive)?;
-        in_range(self.min_steps <= self.max_steps, "pool.min-steps", "at most pool.max-steps", self.min_steps)?;
+        let steps =
+            format!("{} and {}; a key that you do not set has its default: set both", self.min_steps, self.max_steps);
+        in_range(self.min_steps <= self.max_steps, "pool.min-steps", "at most pool.max-steps", steps)?;
         not_negative("pool.lr", self.lr)?;
         below_one("pool.momentum", self.momentum)?;
         not_negative("pool.weight-decay", self.weight_decay)?;

@@ -14,7 +14,11 @@ const PROFILES: &[(&str, &str)] = profiles! {
     "k-center" "dm" "dc" "dsa" "mtt" "mat" "sre2l" "guard"
 };
 
-/// The names of all profiles.
+/// What tables call the method of the profile [`FAITHFUL`]: another name of it.
+const C2R: &str = "c2r";
+const FAITHFUL: &str = "faithful";
+
+/// The names of all profiles. [`profile`] takes `c2r` for `faithful`, too.
 pub fn names() -> impl Iterator<Item = &'static str> {
     PROFILES.iter().map(|(name, _)| *name)
 }
@@ -49,6 +53,7 @@ pub enum ProfileError {
 /// # Panics
 /// If an embedded profile is not TOML, which a test excludes.
 pub fn profile(name: &str) -> Result<Table, ProfileError> {
+    let name = if name == C2R { FAITHFUL } else { name };
     let (_, text) = PROFILES.iter().find(|(known, _)| *known == name).ok_or_else(|| ProfileError::Unknown {
         name: name.to_owned(),
         known: names().collect::<Vec<_>>().join(", "),
@@ -114,6 +119,14 @@ mod tests {
         assert_eq!(rates("base = \"dm\"\nimages.final-lr = 0.0"), (Some(1.0), Some(0.0)));
         // The rate of C²R falls.
         assert_eq!(rates("base = \"faithful\"\nimages.lr = 0.1"), (Some(0.1), Some(0.001)));
+    }
+
+    #[test]
+    fn c2r_is_another_name_of_faithful() {
+        let named = profile("c2r").unwrap();
+        assert_eq!(named, profile("faithful").unwrap());
+        assert_eq!(named["profile"].as_str(), Some("faithful"));
+        assert_eq!(expand("base = \"c2r\"".parse().unwrap()).unwrap(), named);
     }
 
     #[test]

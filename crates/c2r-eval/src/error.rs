@@ -23,11 +23,13 @@ pub enum EvalError {
         reason: String,
     },
     /// A report of attacks from which no table can be made.
-    #[error(
-        "{}: a table cannot take this report: it was made without `--each`, or without `--ipc` for a model that c2r did not train",
-        .0.display()
-    )]
-    NotACell(PathBuf),
+    #[error("{}: a table cannot take this report: it was made {why}", path.display())]
+    NotACell {
+        /// The report.
+        path: PathBuf,
+        /// What its command did or did not say.
+        why: NoCell,
+    },
     /// Several files are broken; each is named.
     #[error("{} result files cannot be used:{}", .0.len(), listed(.0))]
     Several(Vec<EvalError>),
@@ -50,6 +52,22 @@ pub enum EvalError {
         b_path: PathBuf,
         /// Its value.
         b: String,
+    },
+    /// Two results that would be in one table were made from different real images.
+    #[error(
+        "{} and {} cannot be in one table: the real training data (SHA-256) differ ({a} and {b})", a_path.display(), b_path.display()
+    )]
+    TrainingData {
+        /// First file.
+        a_path: PathBuf,
+        /// Its hash, and the number of images where the two differ in it.
+        a: String,
+        /// Second file.
+        b_path: PathBuf,
+        /// Its hash.
+        b: String,
+        /// Whether the two say that they took different numbers of images of each class.
+        other_number: bool,
     },
     /// Results that would be in one table were measured on different numbers of test images.
     #[error(
@@ -130,6 +148,28 @@ pub enum EvalError {
         /// Which methods there are.
         methods: String,
     },
+}
+
+/// Why a report is not a cell of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NoCell {
+    /// On the images of a file, not on those of a dataset.
+    Inputs,
+    /// For a network that nothing is known of.
+    Unknown,
+    /// With attacks on one another's survivors.
+    Suite,
+}
+
+impl fmt::Display for NoCell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Inputs => "with `--inputs`, and a table is of the test images of a dataset (`--dataset`)",
+            Self::Unknown => "without `--ipc` for a model that c2r did not train",
+            Self::Suite => "without `--each`",
+        })
+    }
 }
 
 /// Why a report makes no record, or a record contradicts itself.

@@ -152,13 +152,21 @@ fn accuracies(section: &Section, row: &Row, name: &str) -> Option<Vec<String>> {
     let several = section.rows.iter().filter(|other| other.undistilled).count() > 1;
     for other in references(section, row) {
         let (Some(robust), Some(clean)) = (other.cell(&subject.column), other.cell(CLEAN)) else { continue };
-        let all = || format!("All {} real images", thousands(other.n_images));
+        let all = || format!("all {} real images", thousands(other.n_images));
         let label = match (other.undistilled, several) {
             (true, true) => format!("{} ({})", all(), other.label),
             (true, false) => all(),
-            (false, _) => format!("As many {}", other.label),
+            (false, _) => format!("as many real images ({})", other.label),
         };
-        sentences.push(format!("{label}: {} attacked, {} clean.", percent(robust), percent(clean)));
+        let (attacked, clean) = (percent(robust), percent(clean));
+        sentences.push(match section.goal {
+            Goal::Untargeted => {
+                format!("Networks trained on {label} are right on {attacked} of attacked and on {clean} of clean ones.")
+            }
+            Goal::Targeted(_) => {
+                format!("Networks trained on {label} keep {attacked} from that class and are right on {clean} of clean ones.")
+            }
+        });
         if let (true, Some(ours), Some(theirs)) = (other.undistilled, subject.summary.ci95, robust.summary.ci95)
             && ours.0 > theirs.1
             // Intervals over seeds alone say nothing of other images.
@@ -217,7 +225,10 @@ fn beside_baseline(section: &Section, row: &Row) -> Option<String> {
     let whole = [Some(row), baseline].into_iter().flatten().all(|row| row.n_units() <= comparison.n_pairs);
     let seeds = |row: &Row| -> BTreeSet<_> { row.runs.iter().map(|run| (run.distill_seed, run.train_seed)).collect() };
     let on = if !whole {
-        format!(" on the {} seeds that both have", comparison.n_pairs)
+        match comparison.n_pairs {
+            1 => " on the one seed that both have".to_owned(),
+            n => format!(" on the {n} seeds that both have"),
+        }
     } else if baseline.is_some_and(|baseline| seeds(baseline) != seeds(row)) {
         " on the pairs of seeds (distillation and training) that both have".to_owned()
     } else {

@@ -46,7 +46,7 @@ pub mod table;
 
 pub use c2r_experiment::Experiment;
 pub use collect::{RunInfo, Source, collect};
-pub use error::{Alike, EvalError, RecordError};
+pub use error::{Alike, EvalError, NoCell, RecordError};
 pub use from_report::RecordContext;
 pub use record::{AttackRecord, AttackScore, Evaluation, Samples};
 pub use report::EmbeddedPicture;

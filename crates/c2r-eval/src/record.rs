@@ -13,7 +13,7 @@ use ndarray::{Array1, ArrayView1};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::{EvalError, RecordError};
+use crate::{EvalError, NoCell, RecordError};
 
 /// What one network does under attack: what `c2r attack --output` writes.
 ///
@@ -152,8 +152,17 @@ impl AttackRecord {
     /// As [`AttackRecord::read_any`], and [`EvalError::NotACell`].
     pub fn read(path: &Path) -> Result<Self, EvalError> {
         let (text, value) = load(path)?;
-        if value.get("evaluation").is_some() || value.get("subject") == Some(&Value::Null) {
-            return Err(EvalError::NotACell(path.to_owned()));
+        let unknown = value.get("subject") == Some(&Value::Null);
+        if value.get("evaluation").is_some() || unknown {
+            let words = value.get("argv").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
+            let why = if words.into_iter().any(|word| word == "--inputs" || word.starts_with("--inputs=")) {
+                NoCell::Inputs
+            } else if unknown {
+                NoCell::Unknown
+            } else {
+                NoCell::Suite
+            };
+            return Err(EvalError::NotACell { path: path.to_owned(), why });
         }
         Self::parse(path, &text, &value)
     }

@@ -44,6 +44,8 @@ pub struct Taken {
     pub n_unfinished: usize,
     /// Jobs that are finished here, or on which another process works, and that stayed as they are.
     pub n_kept: usize,
+    /// Jobs in the archive that are not among those that were asked for.
+    pub n_others: usize,
     /// Jobs unfinished on both sides, not taken because at least as much time was spent on them here.
     pub as_far: Vec<String>,
     /// Jobs unfinished on both sides that were taken, because less time was spent on them here.
@@ -78,12 +80,16 @@ impl Packed {
 impl Taken {
     /// Says what was taken from `file`.
     pub fn say(&self, file: &Path) {
-        let Self { n_finished, n_unfinished, n_kept, as_far, replaced } = self;
+        let Self { n_finished, n_unfinished, n_kept, n_others, as_far, replaced } = self;
         let kept = if *n_kept > 0 { format!("; {n_kept} more were here already") } else { String::new() };
         terminal::note(format!(
             "took {n_finished} finished and {n_unfinished} unfinished commands from {}{kept}",
             file.display()
         ));
+        if *n_others > 0 {
+            let (n, are) = (terminal::counted(*n_others, "command"), if *n_others == 1 { "is" } else { "are" });
+            terminal::note(format!("not taken: {n} of the archive that {are} not in this part of the grid"));
+        }
         for name in as_far {
             terminal::note(format!("not taken: {name} (at least as much time was spent on it here)"));
         }
@@ -210,6 +216,7 @@ fn rename(from: &Path, to: &Path) -> anyhow::Result<()> {
 /// If the archive is not one of `pack`, or a file cannot be written. What was taken before the error is whole, and the job that
 /// could not be taken is as it was.
 pub fn unpack(jobs: &[Job], file: &Path, into: &Path) -> anyhow::Result<Taken> {
+    fs::File::open(file).with_context(|| format!("cannot read the archive {}", file.display())).or_exit(exit::DATA)?;
     create_folder(into)?;
     let mut workshop = tempfile::Builder::new().prefix(WORKSHOP).tempdir_in(into)?;
     let (packed, replaced) = (workshop.path().join("packed"), workshop.path().join("replaced"));
@@ -219,6 +226,10 @@ pub fn unpack(jobs: &[Job], file: &Path, into: &Path) -> anyhow::Result<Taken> {
         .with_context(|| format!("{} is not an archive of --pack", file.display()))
         .or_exit(exit::DATA)?;
     let mut taken = Taken::default();
+    for entry in fs::read_dir(&packed)? {
+        let name = entry?.file_name();
+        taken.n_others += usize::from(jobs.iter().all(|job| *job.id != *name));
+    }
     for job in jobs {
         let there = Job { folder: packed.join(&job.id), ..job.clone() };
         if !there.folder.is_dir() {

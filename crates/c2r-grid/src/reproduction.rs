@@ -75,8 +75,13 @@ impl Reproduction<'_> {
             0 => String::new(),
             n => format!(", {n} by other processes"),
         };
-        let (n_done, n_reused) = (summary.n_done(), summary.n_reused);
-        terminal::note(format!("{n_done} commands are finished: {n_reused} were finished before{others}"));
+        let before = match summary.n_reused {
+            0 => String::new(),
+            n => format!(", {n} of them before this run"),
+        };
+        let n = summary.n_done();
+        let (done, are) = (terminal::counted(n, "command"), if n == 1 { "is" } else { "are" });
+        terminal::note(format!("{done} {are} finished{before}{others}"));
         Ok(summary)
     }
 

@@ -52,7 +52,7 @@ Examples:
   c2r distill --dataset cifar10 --data DIR --config dm --ipc 10 --estimate
 
 Profiles for --config (docs/method.md and docs/baselines.md have the equations and sources):
-  faithful            C2R; our reading where the paper is ambiguous
+  faithful (or c2r)   C2R; our reading where the paper is ambiguous
   plus                C2R; a teacher network, stored with the set, labels the images in training
   literal             C2R; ambiguous passages taken word for word
   class-mean          C2R without its two parts (its backbone)
@@ -281,7 +281,7 @@ impl<'a> Session<'a> {
                 progress.set_left(seconds);
             }
             let speed = ui::count(self.pace.images(&self.distillation));
-            progress.set(done, format!("{what}{}{speed} images/s", self.numbers));
+            progress.set(done, format!("{what}, {}{speed} images/s", self.numbers));
             self.kernels.update(self.ui);
             let interrupted = self.ui.interrupted();
             if interrupted || self.is_save_due() {
@@ -291,7 +291,7 @@ impl<'a> Session<'a> {
                 progress.finish();
                 let (done, total) = self.distillation.progress();
                 return Err(signals::stopped(format!(
-                    "step {done} of {total} is saved in {}; {}",
+                    "step {done} of {total} is saved ({what}) in {}; {}",
                     self.run.path().display(),
                     signals::how_to_resume(self.args.force)
                 )));
@@ -314,9 +314,9 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Reads and logs numbers where that is due (a read waits for the device), and draws the images. Returns what the run is at
-    /// before the updates.
-    fn report(&mut self, event: &DistillEvent) -> anyhow::Result<&'static str> {
+    /// Reads and logs numbers where that is due (a read waits for the device), and draws the images. Returns what the run is
+    /// at: the steps that it counts are those of the networks and the updates of the images.
+    fn report(&mut self, event: &DistillEvent) -> anyhow::Result<String> {
         match *event {
             DistillEvent::Preparation { done, total } | DistillEvent::Teacher { done, total } => {
                 let teaches = matches!(event, DistillEvent::Teacher { .. });
@@ -326,7 +326,8 @@ impl<'a> Session<'a> {
                     let stage = if teaches { "teacher" } else { "preparation" };
                     self.say(json!({"stage": stage, "step": done, "loss": loss}));
                 }
-                Ok(if teaches { "training the teacher, " } else { "preparing, " })
+                let stage = if teaches { "training the teacher" } else { "preparing" };
+                Ok(format!("{stage} {done}/{total}"))
             }
             DistillEvent::Images { iteration } => {
                 if (iteration % LOG_EVERY == 0 || self.distillation.is_finished())
@@ -339,9 +340,9 @@ impl<'a> Session<'a> {
                     self.say(line);
                 }
                 self.picture()?;
-                Ok("")
+                Ok(format!("update {iteration}/{}", self.distillation.config().common.iterations))
             }
-            _ => Ok(""),
+            _ => Ok(String::new()),
         }
     }
 

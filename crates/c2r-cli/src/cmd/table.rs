@@ -1,4 +1,5 @@
 mod origin;
+mod unattacked;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,7 +11,7 @@ use anyhow::Context;
 use c2r_base::artifact;
 use c2r_data::SyntheticSet;
 use c2r_eval::{
-    Alike, EvalError, Experiment, Source, Table, TableOptions, collect,
+    Alike, EvalError, Experiment, NoCell, Source, Table, TableOptions, collect,
     table::{Picture, Row},
 };
 use c2r_experiment::Subgrid;
@@ -192,6 +193,12 @@ pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
         }
     }
     let (mut table, sources) = args.results.table()?;
+    // An experiment says itself which of its rows are missing.
+    if args.results.experiment.is_none()
+        && let Some(note) = unattacked::note(&args.results.roots, &sources)
+    {
+        ui.note(note);
+    }
     if let Some(folder) = &args.output_dir {
         table.pictures = pictures(&table, &sources, folder, ui)?;
         for (name, format) in FILES {
@@ -235,7 +242,7 @@ fn coded(error: EvalError) -> anyhow::Error {
     let code = match &error {
         EvalError::Nothing(_)
         | EvalError::Record { .. }
-        | EvalError::NotACell(_)
+        | EvalError::NotACell { .. }
         | EvalError::OtherNetwork { .. }
         | EvalError::Several(_)
         | EvalError::Artifact(_) => exit::DATA,
@@ -251,7 +258,14 @@ fn advice(error: &EvalError) -> Option<String> {
     let text = match error {
         EvalError::Several(errors) => return errors.iter().find_map(advice),
         EvalError::Nothing(_) => "write one with `c2r attack --output FOLDER/attack.json`",
-        EvalError::NotACell(_) => "run the same `c2r attack` again with that option",
+        EvalError::NotACell { why: NoCell::Inputs, .. } => {
+            "run `c2r attack` again with `--dataset NAME` instead; images of your own are a dataset as `--dataset folder:PATH`"
+        }
+        EvalError::NotACell { .. } => "run the same `c2r attack` again with that option",
+        EvalError::TrainingData { other_number: true, .. } => {
+            "give both the same `--train-per-class`, or make a table of each"
+        }
+        EvalError::TrainingData { .. } => "make a table of each",
         EvalError::Mixed { .. } => {
             "give `c2r table` the results of one table at a time; for `cargo xtask reproduce`, that is a folder such as \
              runs/table2-quick"

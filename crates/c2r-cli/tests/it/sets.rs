@@ -20,6 +20,11 @@ fn an_imported_set_stands_beside_a_distilled_one() {
     import("data[1][0]", "b.safetensors", "0");
     let said = text(&run(c2r().arg("inspect").arg(at("a.safetensors"))).stdout);
     assert!(said.contains("clipped") && said.contains("% of the values lie outside [0, 1]"), "{said}");
+    assert!(said.contains("over 10 % of the values were clipped"), "{said}");
+    let (code, said) = fails(
+        c2r().args(["train", "--model", "ConvNet-D2-W8-IN", "--synthetic"]).arg(&dc).arg("--run-dir").arg(at("x")),
+    );
+    assert!(code == 3 && said.contains("PyTorch file") && said.contains("`c2r import"), "{code} {said}");
 
     let measure = |set: &str, to: &str| {
         let mut train = c2r();
@@ -35,7 +40,26 @@ fn an_imported_set_stands_beside_a_distilled_one() {
         table.arg("table").args(names.iter().map(|name| at(name)));
         table
     };
-    let said = text(&run(&mut table(&["ours", "a"])).stdout);
+    let shown_first = run(&mut table(&["ours", "a"]));
+    assert!(!text(&shown_first.stderr).contains("not in the table"), "{}", text(&shown_first.stderr));
+    // Another network, and an attack that was stopped.
+    std::fs::create_dir_all(at("ours/later")).unwrap();
+    for name in ["run.json", "model.safetensors"] {
+        std::fs::copy(at("b").join(name), at("ours/later").join(name)).unwrap();
+    }
+    std::fs::create_dir_all(at("ours/stopped")).unwrap();
+    std::fs::write(at("ours/stopped/attack.run.json"), "{}").unwrap();
+    let shown = run(&mut table(&["ours", "a"]));
+    let noted = text(&shown.stderr);
+    assert!(noted.contains("2 folders not in the table, because not attacked to the end yet: "), "{noted}");
+    assert!(noted.contains("ours/later, ") && noted.contains("ours/stopped"), "{noted}");
+    // Attacked elsewhere: the report names the network by its hash.
+    let shown = run(&mut table(&["ours", "b"]));
+    assert!(text(&shown.stderr).contains("1 folder not in the table"), "{}", text(&shown.stderr));
+    for name in ["later", "stopped"] {
+        std::fs::remove_dir_all(at("ours").join(name)).unwrap();
+    }
+    let said = text(&shown_first.stdout);
     for part in ["c2r", "imported", "the real images it was distilled from are unknown", "lie outside [0, 1]"] {
         assert!(said.contains(part), "{said}\nlacks {part}");
     }

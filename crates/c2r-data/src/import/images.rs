@@ -3,7 +3,7 @@
 use c2r_base::artifact::TensorFile;
 use tch::{Kind, Tensor};
 
-use super::options::{ImportOptions, PixelValues, contents, named, wrong};
+use super::options::{ImportOptions, PixelValues, contents, named, usual_values, wrong};
 use crate::{DataError, DatasetSpec, synthetic::Clamped};
 
 /// How far a pixel may be outside `[0, 1]` and still be rounding (of f16, or of undoing a normalization).
@@ -11,6 +11,13 @@ const ROUNDING: f64 = 1e-3;
 /// Part of the values that may be cut off where nothing was declared as normalized. Neither rounding nor optimizing pixels past
 /// their range explains more. Ours; of values that were normalized to mean 0, about half are below 0.
 const CLAMPED_UNDECLARED: f64 = 0.1;
+/// Part of the values that may be cut off without a doubt where something was undone. Of DC, DSA and DM some values leave the
+/// range in earnest, but a tenth is what a wrong scale cuts off. Ours.
+const CLAMPED_MANY: f64 = 0.1;
+/// Another normalization is named if at least this part is cut off, which is also what tables note, ...
+const CLAMPED_COMPARED: f64 = 0.01;
+/// ... and if it leaves at most this share of that outside. Ours.
+const CLEARLY_FEWER: f64 = 0.5;
 /// Names that images go by. `data[0][0]` is the layout of DC, DSA and DM; further entries are further experiments.
 const USUAL: [&str; 2] = ["images", "data[0][0]"];
 
@@ -71,8 +78,23 @@ pub(super) fn pixels(
             undone(&raw, mean, std)?
         }
     };
-    let cut = outside(&values, rounding(images.kind(), &raw, &options.values), options)?;
-    notes.extend(cut.as_ref().map(|cut| format!("{cut}: clipped")));
+    let cut = cut_off(&values, rounding(images.kind(), &raw, &options.values));
+    let normalized = matches!(options.values, PixelValues::Normalized { .. });
+    if let Some(cut) = &cut {
+        let fewer = if normalized { leaving_fewer(&raw, images.kind(), cut, spec) } else { None };
+        if !options.clamp || (!normalized && cut.part > CLAMPED_UNDECLARED) {
+            let fewer = fewer.map_or_else(String::new, |fewer| format!("; {fewer}"));
+            return wrong(format!("{cut}{}{fewer}", hint(options, cut)));
+        }
+        notes.push(format!("{cut}: clipped"));
+        let many = (normalized && cut.part > CLAMPED_MANY).then(|| {
+            format!(
+                "over {:.0} % of the values were clipped: the set may have been normalized in another way; look at the images",
+                100.0 * CLAMPED_MANY
+            )
+        });
+        notes.extend(many.into_iter().chain(fewer).map(|doubt| format!("{}{doubt}", crate::IMPORT_DOUBT)));
+    }
     Ok((values.clamp(0.0, 1.0).to_kind(Kind::Float).contiguous(), cut))
 }
 
@@ -135,19 +157,39 @@ fn undone(raw: &Tensor, mean: &[f64], std: &[f64]) -> Result<Tensor, DataError> 
     Ok(raw * channel(std) + channel(mean))
 }
 
-/// What is clipped because it is outside `[0, 1]` by more than `rounding`; an error if the options do not allow that.
-fn outside(values: &Tensor, rounding: f64, options: &ImportOptions) -> Result<Option<Clamped>, DataError> {
+/// What is outside `[0, 1]` by more than `rounding`.
+fn cut_off(values: &Tensor, rounding: f64) -> Option<Clamped> {
     let (low, high) = (values.min().double_value(&[]), values.max().double_value(&[]));
     if low >= -rounding && high <= 1.0 + rounding {
-        return Ok(None);
+        return None;
     }
     let outside = values.lt(-rounding).logical_or(&values.gt(1.0 + rounding)).sum(Kind::Int64).int64_value(&[]);
-    let cut = Clamped { part: outside as f64 / values.numel() as f64, low, high };
-    let normalized = matches!(options.values, PixelValues::Normalized { .. });
-    if !options.clamp || (!normalized && cut.part > CLAMPED_UNDECLARED) {
-        return wrong(format!("{cut}{}", hint(options, &cut)));
+    Some(Clamped { part: outside as f64 / values.numel() as f64, low, high })
+}
+
+/// Which of the dataset's usual normalizations leave clearly fewer values outside than what was declared, in words.
+fn leaving_fewer(raw: &Tensor, kind: Kind, cut: &Clamped, spec: &DatasetSpec) -> Option<String> {
+    if cut.part < CLAMPED_COMPARED {
+        return None;
     }
-    Ok(Some(cut))
+    let part = |values: &PixelValues| {
+        let undone = match values {
+            PixelValues::Normalized { mean, std } => undone(raw, mean, std).ok()?,
+            PixelValues::Unit | PixelValues::Bytes => raw.shallow_clone(),
+        };
+        Some(cut_off(&undone, rounding(kind, raw, values)).map_or(0.0, |cut| cut.part))
+    };
+    let parts = usual_values(spec).into_iter().filter_map(|(name, values)| Some((name, part(&values)?)));
+    let fewer = parts.filter(|(_, other)| *other <= CLEARLY_FEWER * cut.part);
+    let fewer: Vec<String> = fewer.map(|(name, part)| format!("{name} {:.1} %", 100.0 * part)).collect();
+    (!fewer.is_empty()).then(|| {
+        format!(
+            "fewer values than {:.1} % would lie outside with another normalization: {}; if the code that made the set used that one, import it \
+             so",
+            100.0 * cut.part,
+            fewer.join(", ")
+        )
+    })
 }
 
 /// How far rounding moves a pixel: the larger a normalized value is, the more in bf16 and f16.

@@ -3,7 +3,7 @@
 use c2r_base::artifact::TensorFile;
 use tch::Tensor;
 
-use crate::DataError;
+use crate::{DataError, DatasetSpec};
 
 /// The deviations of CIFAR-10 in the code of DC, DSA, DM and MTT. They are means of the deviations inside images, not
 /// the deviation of all pixels.
@@ -54,6 +54,14 @@ impl PixelValues {
         }
         Ok(Self::Normalized { mean, std })
     }
+}
+
+/// What else the values of a set of `spec` may be, by name: its own normalization, that of DC, DSA, DM and MTT, and pixels.
+pub(super) fn usual_values(spec: &DatasetSpec) -> Vec<(String, PixelValues)> {
+    let dd = (spec.base_name() == "cifar10").then_some("cifar10-dd");
+    let names = [Some(spec.name.as_str()), dd].into_iter().flatten();
+    let named = |name: &str| Some((format!("`{name}`"), PixelValues::normalized(name).ok()?));
+    names.filter_map(named).chain([("none".to_owned(), PixelValues::Unit)]).collect()
 }
 
 /// What a foreign file does not say about itself. Errors call these options by the names that `c2r import` has for them.

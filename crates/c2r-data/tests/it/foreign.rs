@@ -8,7 +8,7 @@ use std::{
 
 use c2r_base::artifact::TensorFile;
 use c2r_data::{
-    Clamped, ClassFolders, ClassOrder, DataError, FileKind, ImportOptions, PixelValues, SyntheticSet,
+    Clamped, ClassFolders, ClassOrder, DataError, FileKind, IMPORT_DOUBT, ImportOptions, PixelValues, SyntheticSet,
     arrays::to_tensor, import, read_class_folders, read_tensors,
 };
 use serde_json::json;
@@ -372,6 +372,43 @@ fn declarations_are_checked() {
         imported(&with(pixels() * 255.0), None, &ImportOptions { values: PixelValues::Bytes, ..import_options() })
             .unwrap();
     close(&to_tensor(set.images.view()), &pixels());
+}
+
+/// Values that another normalization of the dataset would leave inside, and very many that are cut off, are doubted.
+#[test]
+fn another_normalization_is_doubted() {
+    let cifar10 = c2r_data::spec("cifar10").unwrap();
+    tch::manual_seed(0);
+    // Pixels of which about 2 % were optimized past their range.
+    let pixels = (Tensor::randn([10, 3, 32, 32], (Kind::Float, Device::Cpu)) * 0.215 + 0.5).contiguous();
+    let file = |mean: [f32; 3], std: [f32; 3]| {
+        let of = |values: [f32; 3]| Tensor::from_slice(&values).view([1, 3, 1, 1]);
+        tensors([("images", (&pixels - of(mean)) / of(std))])
+    };
+    let dd = file([0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.201]);
+    let doubts = |file: &TensorFile, text: &str| {
+        let values = PixelValues::normalized(text).unwrap();
+        let options = ImportOptions { values, clamp: true, grouped: true, ..import_options() };
+        let (set, notes) = import(file, None, &cifar10, &options, json!({})).unwrap();
+        assert_eq!(set.header.config["notes"], json!(notes));
+        let refused = import(file, None, &cifar10, &ImportOptions { clamp: false, ..options }, json!({}));
+        let doubts: Vec<String> =
+            notes.iter().filter_map(|note| note.strip_prefix(IMPORT_DOUBT)).map(str::to_owned).collect();
+        (doubts, refused.unwrap_err().to_string())
+    };
+    let (none, refused) = doubts(&dd, "cifar10-dd");
+    assert!(none.is_empty() && !refused.contains("would leave"), "{none:?} {refused}");
+    let (halves, refused) = doubts(&dd, "0.5,0.5,0.5/0.5,0.5,0.5");
+    assert!(halves[0].starts_with("over 10 % of the values were clipped") && halves[0].contains("look at the images"));
+    let named = "% would lie outside with another normalization: `cifar10` 6.";
+    assert!(halves[1].contains(named) && halves[1].contains(" %, `cifar10-dd` 2.0 %; if the code"), "{halves:?}");
+    assert!(halves[1].starts_with("fewer values than 3") && refused.contains(named), "{refused}");
+    let (own, _) = doubts(&dd, "cifar10");
+    assert!(own.len() == 1 && own[0].contains("normalization: `cifar10-dd` 2.0 %;"), "{own:?}");
+    // Clearly fewer there too: pixels that were not normalized.
+    let plain = tensors([("images", pixels.copy())]);
+    let (plain, _) = doubts(&plain, "0.5,0.5,0.5/1.2,1.2,1.2");
+    assert!(plain.iter().any(|doubt| doubt.contains(", none 2.0 %;")), "{plain:?}");
 }
 
 /// What no undoing was declared of is pixels, or nearly; bytes are not images in `[0, 1]`.

@@ -421,6 +421,11 @@ fn too_little_data_and_wrong_options_are_errors_that_name_them() {
     ] {
         assert_eq!(message(key, i64::MAX.into()), format!("{key} must be at most 2147483647, got {}", i64::MAX));
     }
+    let steps = message("pool.min-steps", 6.into());
+    assert!(
+        steps.contains("at most pool.max-steps, got 6 and 5; a key that you do not set has its default"),
+        "{steps}"
+    );
     assert!(message("labels", "soft".into()).contains("[teacher]"));
     let taught = |labels: &str, count: i64| {
         let teacher = table(&format!("count = {count}\nsteps = 4\ntemperature = 1.0"));

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::{
-    group::{Measured, RowKey, Rows, SectionKey, from_unknown_data, group, same},
+    group::{Measured, RowKey, Rows, SectionKey, from_unknown_data, group, same_data},
     plan::{Plan, TableOptions},
     row::{Shared, make_row, trainings},
     schema::{Comparison, Row, Section, Table},
@@ -76,7 +76,7 @@ fn section(
     let mut known = files().filter(|file| !from_unknown_data(file));
     if let Some(first) = known.next() {
         for file in known {
-            same("the real training data (SHA-256)", first, file, |s| s.record.subject.data_sha256.clone())?;
+            same_data(first, file)?;
         }
     }
     let parameters = parameters(runs())?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use c2r_base::{Norm, artifact};
-use c2r_experiment::Selection;
+use c2r_experiment::{Selection, Subject};
 use ndarray::Array1;
 
 use crate::{Alike, AttackScore, EvalError, Source, columns::CLEAN};
@@ -302,6 +302,25 @@ fn twice(column: &str, a: &Source, b: &Source) -> EvalError {
 }
 
 /// An error that names both files, unless `value` is the same for both.
+/// Refuses two files that are of different real images.
+pub(super) fn same_data(a: &Source, b: &Source) -> Result<(), EvalError> {
+    let (left, right) = (&a.record.subject, &b.record.subject);
+    if left.data_sha256 == right.data_sha256 {
+        return Ok(());
+    }
+    let other_number = left.n_train_per_class() != right.n_train_per_class();
+    let words = |subject: &Subject| {
+        let of = match subject.n_train_per_class() {
+            _ if !other_number => String::new(),
+            Some(n) => format!(", the first {n} of each class"),
+            None => ", all images".to_owned(),
+        };
+        format!("{:.12}{of}", subject.data_sha256)
+    };
+    let (a_path, b_path) = (a.path.clone().into(), b.path.clone().into());
+    Err(EvalError::TrainingData { a_path, a: words(left), b_path, b: words(right), other_number })
+}
+
 pub(super) fn same(
     what: &'static str,
     a: &Source,

@@ -31,8 +31,9 @@ fn a_clear_difference_is_said_with_its_numbers() {
     let text = shown(&rows(&[("full", 90, 5), ("random-real", 60, 10), ("class-mean", 60, 20), ("c2r", 60, 30)]));
     let expected = "- **cifar10, natural training, Linf 2/255**. C²R: networks trained on 10 distilled images per class are right on \
                     31.0 ± 1.0 % of attacked test images (mean of FGSM, PGD) and on 60.0 ± 0.0 % of clean ones. \
-                    All 50,000 real images: 6.0 ± 1.0 % attacked, 90.0 ± 0.0 % clean. The distilled images train the more robust \
-                    networks (the 95 % intervals do not overlap). As many random-real: 11.0 ± 1.0 % attacked, 60.0 ± 0.0 % clean. \
+                    Networks trained on all 50,000 real images are right on 6.0 ± 1.0 % of attacked and on 90.0 ± 0.0 % of clean ones. The distilled images train the more robust \
+                    networks (the 95 % intervals do not overlap). Networks trained on as many real images (random-real) are \
+                    right on 11.0 ± 1.0 % of attacked and on 60.0 ± 0.0 % of clean ones. \
                     Compared with class means: 10.0 points more under attack, p = 0.001, a significant difference.";
     let first = text.lines().next().unwrap();
     let (start, p) = first.split_once(", p ").unwrap();
@@ -73,14 +74,21 @@ fn the_threat_model_is_said() {
 #[test]
 fn several_references_on_real_images_are_named() {
     let mut sources = rows(&[("full", 90, 5), ("c2r", 60, 30)]);
-    assert!(shown(&sources).contains("All 50,000 real images: 6.0 ± 1.0 % attacked"), "{}", shown(&sources));
+    assert!(
+        shown(&sources).contains("all 50,000 real images are right on 6.0 ± 1.0 % of attacked"),
+        "{}",
+        shown(&sources)
+    );
     for mut other in rows(&[("full", 80, 8)]) {
         other.record.subject.method = "mine".into();
         other.path = other.path.replace("full", "mine");
         sources.push(other);
     }
     let text = shown(&sources);
-    for part in ["All 50,000 real images (all real images): 6.0 ±", "All 50,000 real images (mine): 9.0 ±"] {
+    for part in [
+        "all 50,000 real images (all real images) are right on 6.0 ±",
+        "all 50,000 real images (mine) are right on 9.0 ±",
+    ] {
         assert!(text.contains(part), "{text}\nlacks {part}");
     }
 }
@@ -100,7 +108,10 @@ fn noise_is_no_difference_and_all_images_may_be_better() {
 #[test]
 fn intervals_that_overlap_show_no_more_robust_networks() {
     let text = shown(&rows(&[("full", 90, 25), ("class-mean", 60, 20), ("c2r", 60, 30)]));
-    assert!(text.contains("31.0 ± 1.0 % of attacked") && text.contains("real images: 26.0 ± 1.0 % attacked"), "{text}");
+    assert!(
+        text.contains("31.0 ± 1.0 % of attacked") && text.contains("real images are right on 26.0 ± 1.0 % of attacked"),
+        "{text}"
+    );
     assert!(!text.contains("more robust"), "{text}");
 }
 
@@ -172,6 +183,15 @@ fn what_does_not_vary_has_no_interval() {
 #[test]
 fn references_alone_show_nothing() {
     assert_eq!(shown(&rows(&[("full", 90, 60), ("class-mean", 60, 20)])), "");
+}
+
+/// One run of the baseline.
+#[test]
+fn a_comparison_on_one_seed_is_singular() {
+    let mut sources = outcomes(vec![source("class-mean", "natural", 0, 60, 20, 20)]);
+    sources.extend(outcomes((0..3).map(|seed| source("c2r", "natural", seed, 60, 30, 30)).collect()));
+    let text = shown(&sources);
+    assert!(text.contains("Compared with class means on the one seed that both have: "), "{text}");
 }
 
 /// Five runs of one method against three of the baseline.

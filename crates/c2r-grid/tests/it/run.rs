@@ -98,6 +98,8 @@ fn a_grid_travels() {
     let file = here.folder.path().join("work.tar.gz");
     let nothing = pack(&jobs, &file, MOST_BYTES).unwrap_err();
     assert!(exit::code_of(&nothing) == exit::USAGE && !file.exists());
+    let missing = unpack(&jobs, &file, &there.place.results).unwrap_err();
+    assert!(exit::code_of(&missing) == exit::DATA && exit::message(&missing).starts_with("cannot read the archive"));
 
     // Seed 1 fails; its distillation has been begun. A state, a lock and what a reader may not follow lie there, too.
     run(&jobs, &finished(&jobs), 2, &here.place).unwrap();
@@ -110,6 +112,8 @@ fn a_grid_travels() {
     assert_eq!(packed, Packed { n_finished: 14, n_unfinished: 1, ..Packed::default() });
 
     let into = there.place.results.join("jobs");
+    let none = unpack(&[], &file, &into).unwrap();
+    assert_eq!(none, Taken { n_others: 15, ..Taken::default() }, "another part of the grid");
     let taken = unpack(&other, &file, &into).unwrap();
     assert_eq!(taken, Taken { n_finished: 14, n_unfinished: 1, ..Taken::default() });
     let names = |folder: &Path| {

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, path::Path};
 
 use c2r_base::artifact::TensorFile;
 use c2r_data::{
-    Mosaics, SyntheticSet,
+    IMPORT_DOUBT, Mosaics, SyntheticSet,
     arrays::{to_array, to_tensor},
 };
 use c2r_models::{ModelError, TorchScript, checkpoint};
@@ -12,6 +12,7 @@ use c2r_run::{
     exit::{self, OrExit},
     terminal::{count, counted},
 };
+use serde_json::Value;
 use tch::{Device, Kind};
 
 use super::{
@@ -157,6 +158,8 @@ pub(super) fn synthetic(
     let versions: Vec<String> = header.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
     report.line("versions", versions.join(", "));
     report.line("config", header.config.to_string());
+    let notes = header.config.get("notes").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
+    notes.filter_map(|note| note.strip_prefix(IMPORT_DOUBT)).for_each(|doubt| report.doubt(doubt));
     let reference = doubts::Reference::of(report, &header.dataset);
     doubts::images(report, "images", &images, reference.as_ref());
     // A folder of images is only known if it can be read.
