@@ -52,7 +52,7 @@ impl DatasetArgs {
     }
 }
 
-/// Says so where `--train-per-class` asks for more images than any class has.
+/// Prints a note where `--train-per-class` asks for more images than any class has.
 pub(crate) fn note_too_many(per_class: usize, train: &Split, ui: &Ui) {
     let classes = 0..train.n_classes();
     let most = classes.map(|class| train.class_positions(class).len()).max().unwrap_or_default();
