@@ -10,7 +10,7 @@ use c2r_base::artifact::TensorFile;
 use images::{find_images, pixels};
 use labels::{Labels, Wanted, find_labels};
 use options::wrong;
-pub use options::{ImportOptions, PixelValues};
+pub use options::{IMPORT_DOUBT, ImportOptions, PixelValues};
 use serde_json::json;
 use tch::Tensor;
 
@@ -19,8 +19,6 @@ use crate::{
     synthetic::{Clamped, SyntheticHeader},
 };
 
-/// How notes of [`import`] begin that doubt what was declared. They are in the set's config, too, under `notes`.
-pub const IMPORT_DOUBT: &str = "doubtful: ";
 /// Names that a note lists.
 const LISTED: usize = 20;
 

@@ -3,7 +3,7 @@
 use c2r_base::artifact::TensorFile;
 use tch::{Kind, Tensor};
 
-use super::options::{ImportOptions, PixelValues, contents, named, usual_values, wrong};
+use super::options::{IMPORT_DOUBT, ImportOptions, PixelValues, contents, named, usual_values, wrong};
 use crate::{DataError, DatasetSpec, synthetic::Clamped};
 
 /// How far a pixel may be outside `[0, 1]` and still be rounding (of f16, or of undoing a normalization).
@@ -93,7 +93,7 @@ pub(super) fn pixels(
                 100.0 * CLAMPED_MANY
             )
         });
-        notes.extend(many.into_iter().chain(fewer).map(|doubt| format!("{}{doubt}", crate::IMPORT_DOUBT)));
+        notes.extend(many.into_iter().chain(fewer).map(|doubt| format!("{}{doubt}", IMPORT_DOUBT)));
     }
     Ok((values.clamp(0.0, 1.0).to_kind(Kind::Float).contiguous(), cut))
 }

@@ -5,6 +5,9 @@ use tch::Tensor;
 
 use crate::{DataError, DatasetSpec};
 
+/// How notes of [`import`](super::import) begin that doubt what was declared. They are in the set's config, too, under `notes`.
+pub const IMPORT_DOUBT: &str = "doubtful: ";
+
 /// The deviations of CIFAR-10 in the code of DC, DSA, DM and MTT. They are means of the deviations inside images, not
 /// the deviation of all pixels.
 const CIFAR10_DD_STD: [f64; 3] = [0.2023, 0.1994, 0.2010];

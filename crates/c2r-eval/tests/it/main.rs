@@ -1,6 +1,7 @@
 //! One binary, because each links libtorch.
 
 mod baselines;
+mod causes;
 mod errors;
 mod findings;
 mod origins;
