@@ -291,7 +291,7 @@ impl<'a> Session<'a> {
                 progress.finish();
                 let (done, total) = self.distillation.progress();
                 return Err(signals::stopped(format!(
-                    "step {done} of {total} is saved ({what}) in {}; {}",
+                    "step {done} of {total} ({what}) is saved in {}; {}",
                     self.run.path().display(),
                     signals::how_to_resume(self.args.force)
                 )));
