@@ -177,6 +177,12 @@ pub(crate) fn set_file(named: &Path) -> anyhow::Result<PathBuf> {
     exit::fail(exit::DATA, format!("{folder} is {what}; name the file of a synthetic set"))
 }
 
+/// Where tables look for the measurement of a network.
+pub(crate) const REPORT_FILE: &str = "attack.json";
+
+/// The record of the attack that writes [`REPORT_FILE`], which is there first.
+pub(crate) const REPORT_RECORD: &str = "attack.run.json";
+
 /// The network that `c2r train` leaves in its run folder.
 pub(crate) const NETWORK_FILE: &str = "model.safetensors";
 

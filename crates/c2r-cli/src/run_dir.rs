@@ -9,7 +9,7 @@ use c2r_run::{Environment, Place, Plan, Run, RunError, Status, exit};
 use serde_json::Value;
 
 use crate::{
-    data::NETWORK_FILE,
+    data::{NETWORK_FILE, REPORT_FILE, REPORT_RECORD},
     ui::{self, Ui},
 };
 
@@ -35,9 +35,8 @@ pub(crate) const TRAIN: Stage = Stage {
     needed: &[NETWORK_FILE],
     writes: &["state.safetensors", NETWORK_FILE, "log.jsonl"],
 };
-/// Where tables look for a measurement of the network of the folder, the record of the run that made it, and where both name the
-/// network.
-const REPORT: [(&str, &str); 2] = [("attack.json", "/model_sha256"), ("attack.run.json", "/config/model")];
+/// The report on the network of a folder and its record, and where each of them has the hash of the network.
+const REPORTS: [(&str, &str); 2] = [(REPORT_FILE, "/model_sha256"), (REPORT_RECORD, "/config/model")];
 
 /// Versions that every artefact records.
 pub(crate) fn versions() -> BTreeMap<String, String> {
@@ -145,7 +144,7 @@ fn discard(path: &Path, stage: &Stage) -> Result<(), FileError> {
         return folder::discard(path);
     }
     if let Ok(network) = sha256_of_file(&path.join(NETWORK_FILE)) {
-        for (name, of_network) in REPORT {
+        for (name, of_network) in REPORTS {
             let file = path.join(name);
             if read_json::<Value>(&file)
                 .is_ok_and(|record| record.pointer(of_network) == Some(&network.as_str().into()))

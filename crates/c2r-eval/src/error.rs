@@ -154,18 +154,18 @@ pub enum EvalError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NoCell {
-    /// On the images of a file, not on those of a dataset.
+    /// It attacked the images of a file, not those of a dataset.
     Inputs,
-    /// For a network that nothing is known of.
+    /// Nothing is known about its network.
     Unknown,
-    /// With attacks on one another's survivors.
+    /// Its attacks ran on what others had left.
     Suite,
 }
 
 impl fmt::Display for NoCell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Inputs => "with `--inputs`, and a table is of the test images of a dataset (`--dataset`)",
+            Self::Inputs => "with `--inputs`, but a table is about the test images of a dataset (`--dataset`)",
             Self::Unknown => "without `--ipc` for a model that c2r did not train",
             Self::Suite => "without `--each`",
         })

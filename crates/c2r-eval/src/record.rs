@@ -441,8 +441,8 @@ pub(crate) mod tests {
 
     #[test]
     fn round_trip() {
-        let fbare = tempfile::tempdir().unwrap();
-        let path = fbare.path().join("attack.json");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("attack.json");
         example().write(&path).unwrap();
         assert_eq!(AttackRecord::read(&path).unwrap(), example());
         let text = fs::read_to_string(&path).unwrap();
@@ -538,8 +538,8 @@ pub(crate) mod tests {
 
     #[test]
     fn a_broken_file_is_named() {
-        let fbare = tempfile::tempdir().unwrap();
-        let path = fbare.path().join("attack.json");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("attack.json");
         let check = |text: &str, part: &str| {
             fs::write(&path, text).unwrap();
             let message = AttackRecord::read(&path).unwrap_err().to_string();

@@ -409,7 +409,7 @@ mod tests {
             Run::open(Place::folder(&path), plan, false, || unreachable!()).unwrap().1
         };
         std::fs::write(path.join("set"), "images").unwrap();
-        assert_eq!(with_set(), Status::Finished, "nobody said that it was needed, so it has no hash");
+        assert_eq!(with_set(), Status::Finished, "a file that was not needed has no hash");
         std::fs::remove_file(path.join("set")).unwrap();
         assert_eq!(with_set(), Status::New, "what it made is gone");
 

@@ -51,7 +51,7 @@ fn an_imported_set_stands_beside_a_distilled_one() {
     std::fs::write(at("ours/stopped/attack.run.json"), "{}").unwrap();
     let shown = run(&mut table(&["ours", "a"]));
     let noted = text(&shown.stderr);
-    assert!(noted.contains("2 folders not in the table, because not attacked to the end yet: "), "{noted}");
+    assert!(noted.contains("2 folders not in the table, because no attack on the network is finished: "), "{noted}");
     assert!(noted.contains("ours/later, ") && noted.contains("ours/stopped"), "{noted}");
     // Attacked elsewhere: the report names the network by its hash.
     let shown = run(&mut table(&["ours", "b"]));

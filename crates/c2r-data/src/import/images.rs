@@ -184,8 +184,7 @@ fn leaving_fewer(raw: &Tensor, kind: Kind, cut: &Clamped, spec: &DatasetSpec) ->
     let fewer: Vec<String> = fewer.map(|(name, part)| format!("{name} {:.1} %", 100.0 * part)).collect();
     (!fewer.is_empty()).then(|| {
         format!(
-            "fewer values than {:.1} % would lie outside with another normalization: {}; if the code that made the set used that one, import it \
-             so",
+            "fewer values than {:.1} % would lie outside with another normalization: {}; if the set was made with one of these, name that one",
             100.0 * cut.part,
             fewer.join(", ")
         )

@@ -9,13 +9,13 @@ use std::{
 use c2r_eval::{RunInfo, Source};
 use c2r_files::{read_json, sha256_of_file};
 
-use crate::{data::NETWORK_FILE, ui};
+use crate::{
+    data::{NETWORK_FILE, REPORT_FILE, REPORT_RECORD},
+    ui,
+};
 
 /// Folders that the note names.
 const NAMED: usize = 3;
-const REPORT: &str = "attack.json";
-/// The record of an attack, which is there before its report.
-const RECORD: &str = "attack.run.json";
 
 /// Names the folders under `roots` with a trained network or an unfinished attack, but without a report. `None` if there are none.
 pub(super) fn note(roots: &[PathBuf], sources: &[Source]) -> Option<String> {
@@ -41,7 +41,10 @@ pub(super) fn note(roots: &[PathBuf], sources: &[Source]) -> Option<String> {
         more => format!(" and {more} more"),
     };
     let n = ui::counted(found.len(), "folder");
-    Some(format!("note: {n} not in the table, because not attacked to the end yet: {}{more}", names.join(", ")))
+    Some(format!(
+        "note: {n} not in the table, because no attack on the network is finished: {}{more}",
+        names.join(", ")
+    ))
 }
 
 /// Adds the folders with a network of `c2r train` or the record of an attack. What cannot be read is none.
@@ -50,7 +53,7 @@ fn walk(folder: &Path, found: &mut BTreeSet<PathBuf>) {
         let run = read_json::<RunInfo>(&folder.join("run.json"));
         folder.join(NETWORK_FILE).is_file() && run.is_ok_and(|run| run.stage == "train" && !run.is_running())
     };
-    let is_attacked = || folder.join(RECORD).is_file() && !folder.join(REPORT).is_file();
+    let is_attacked = || folder.join(REPORT_RECORD).is_file() && !folder.join(REPORT_FILE).is_file();
     if is_attacked() || is_trained() {
         found.insert(folder.to_owned());
     }
