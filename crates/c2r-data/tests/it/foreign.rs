@@ -401,7 +401,10 @@ fn another_normalization_is_doubted() {
     let (halves, refused) = doubts(&dd, "0.5,0.5,0.5/0.5,0.5,0.5");
     assert!(halves[0].starts_with("over 10 % of the values were clipped") && halves[0].contains("look at the images"));
     let named = "% would lie outside with another normalization: `cifar10` 6.";
-    assert!(halves[1].contains(named) && halves[1].contains(" %, `cifar10-dd` 2.0 %; if the code"), "{halves:?}");
+    assert!(
+        halves[1].contains(named) && halves[1].contains(" %, `cifar10-dd` 2.0 %; if the set was made with"),
+        "{halves:?}"
+    );
     assert!(halves[1].starts_with("fewer values than 3") && refused.contains(named), "{refused}");
     let (own, _) = doubts(&dd, "cifar10");
     assert!(own.len() == 1 && own[0].contains("normalization: `cifar10-dd` 2.0 %;"), "{own:?}");
