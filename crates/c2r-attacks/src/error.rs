@@ -117,7 +117,9 @@ pub enum ConfigError {
         diameter: f64,
     },
     /// A loss with a denominator of more logits than there are.
-    #[error("attack `{attack}` needs a model with {needed} classes or more, but this one has {classes}")]
+    #[error(
+        "attack `{attack}` needs a model with {needed} classes or more, but this one has {classes}; apgd-ce, fab-t and square take two"
+    )]
     TooFewClasses {
         /// Which attack.
         attack: String,

@@ -195,7 +195,11 @@ impl Contents<'_> {
                     self.arrays.insert(or("list"), id);
                     left = 0;
                 }
-                (left > 0).then(|| format!("a list of {} values, {left} of which are not read", items.len()))
+                (left > 0).then(|| {
+                    let n = items.len();
+                    let what = if left == n { "what it holds is" } else { &format!("{left} of its values are") };
+                    format!("a list of length {n}; {what} not read")
+                })
             }
             Value::Dict(items) => {
                 for pair in items.chunks_exact(2) {

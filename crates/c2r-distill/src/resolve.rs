@@ -113,7 +113,14 @@ impl DistillConfig {
         let name: String = match table.remove("method") {
             Some(Value::String(name)) => name,
             Some(other) => return Err(KeyError::new("method".to_owned(), format!("{other} is not a text")).into()),
-            None => return Err(KeyError::new(".".to_owned(), "missing field `method`".to_owned()).into()),
+            None => {
+                return Err(KeyError::new(
+                    ".".to_owned(),
+                    "missing field `method`; to change a profile, begin with `base = \"faithful\"`, or another one"
+                        .to_owned(),
+                )
+                .into());
+            }
         };
         let entry = methods.iter().find(|entry| entry.name == name).ok_or_else(|| {
             let known: Vec<String> = methods.iter().map(|entry| format!("`{}`", entry.name)).collect();

@@ -1,4 +1,7 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use c2r_base::{Classifier, ClassifierError};
 use tch::{Device, Kind, Tensor};
@@ -175,7 +178,11 @@ fn find(
         let places = PLACES.iter().flat_map(|outer| PLACES.map(|inner| format!("{outer}.{inner}")));
         for place in places {
             let found = compare(&expected, place.trim_matches('.'), shapes);
-            let rank = |found: &Found| (std::cmp::Reverse(found.names.len()), found.misfit.len());
+            // Where no name is known, the error lists the whole file.
+            let rank = |found: &Found| match found.names.len() {
+                0 => (Reverse(0), usize::MAX - found.misfit.unexpected.len()),
+                n => (Reverse(n), found.misfit.len()),
+            };
             let found = Found { layers: layers.clone(), ..found };
             if best.as_ref().is_none_or(|best| rank(&found) < rank(best)) {
                 best = Some(found);

@@ -16,11 +16,11 @@ use rand::Rng;
 use tch::{Device, Tensor};
 
 use crate::{
-    attack::Attack,
+    attack::{Attack, Family},
     error::{AttackError, ConfigError},
     evaluate::{
         event::Event,
-        flags::{climbs_from_label, flags_of_model, flags_of_results, is_surer},
+        flags::{climbs_from_label, flags_of_gradient, flags_of_model, flags_of_results, is_surer},
         judge::{Judged, Task},
         parallel::Workers,
         report::{AttackEntry, AttackReport, Mode, Outcome, SampleOutcome, StageEntry},
@@ -318,11 +318,14 @@ impl Evaluation<'_> {
         let classes = logits.size()[1];
         data.check_classes(classes)?;
         check_classes(attacks, threat, classes)?;
-        let flags = if options.self_check {
-            flags_of_model(&mut oracle, first, &images, &labels, &logits, threat, options.seed)?
-        } else {
-            Vec::new()
-        };
+        let mut flags = Vec::new();
+        if options.self_check {
+            flags = flags_of_model(&mut oracle, first, &images, &logits, threat, options.seed)?;
+            // Clean images and noise need none.
+            if attacks.iter().any(|attack| attack.family() != Family::Sanity) {
+                flags.extend(flags_of_gradient(&mut oracle, first, &images, &labels, &logits));
+            }
+        }
         self.tell(&Event::Clean { done: 0, total: n })?;
         let check_seconds = start.elapsed().as_secs_f64();
         let start = Instant::now();

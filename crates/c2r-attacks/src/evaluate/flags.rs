@@ -52,7 +52,6 @@ pub(crate) fn flags_of_model(
     oracle: &mut Oracle<'_>,
     rows: &[usize],
     images: &Tensor,
-    labels: &Tensor,
     logits: &Tensor,
     threat: &ThreatModel,
     seed: Seed,
@@ -92,12 +91,11 @@ pub(crate) fn flags_of_model(
         }
     }
     flags.extend(flags_of_bounds(oracle, rows, images, logits));
-    flags.extend(flags_of_gradient(oracle, rows, images, labels, logits));
     Ok(flags)
 }
 
 /// Whether attacks that follow the gradient have one.
-fn flags_of_gradient(
+pub(crate) fn flags_of_gradient(
     oracle: &mut Oracle<'_>,
     rows: &[usize],
     images: &Tensor,

@@ -392,7 +392,7 @@ impl fmt::Display for Flag {
             }
             Self::FlatModel { samples, of } => write!(
                 f,
-                "the model has no gradient (it is zero in every pixel) for {samples} of {of} samples, as if it rounds its input or its outputs: attacks that follow a gradient cannot move these images, so the robust accuracy that they find is too high; use square, or attack a copy of the model without the rounding"
+                "the model has no gradient (it is zero in every pixel) for {samples} of the {of} images of the first batch that it classifies correctly, as if it rounds its input or its outputs: attacks that follow a gradient cannot move these images, so the robust accuracy that they find is too high; use square, or attack a copy of the model without the rounding"
             ),
             Self::ZeroGradient { samples, of } => write!(
                 f,

@@ -297,10 +297,10 @@ impl Classifier for NoBackward<'_> {
 fn too_little_memory_is_no_verdict_on_a_model() {
     let (model, data) = toy();
     let flag = |reason| {
-        let noise = [config("noise", &[]).build().unwrap()];
+        let square = [config("square", &[("queries", "2")]).build().unwrap()];
         let model = NoBackward(&model, reason);
         // The check of bounded outputs follows the gradient, too, and comes first.
-        run(&model, &data, &noise, &threat(Norm::Linf, 0.01), &EvaluateOptions::default()).flags.last().unwrap().name()
+        run(&model, &data, &square, &threat(Norm::Linf, 0.01), &EvaluateOptions::default()).flags.last().unwrap().name()
     };
     assert_eq!(flag("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."), "check-failed");
     assert_eq!(flag("derivative for aten::sign is not implemented"), "no-gradient");

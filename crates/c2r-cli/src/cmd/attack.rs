@@ -101,7 +101,9 @@ pub(crate) fn run(mut args: Args, device: Device, ui: &Ui) -> anyhow::Result<()>
     let mut kernels = KernelNotes::default();
     let mut report = watch::evaluate(&setup, &options, journal.as_mut(), &mut kernels, ui)?;
     report.versions.extend(run_dir::versions());
-    setup.inputs.notes.extend(doubts::chance_level(&report));
+    if !setup.inputs.are_attacked {
+        setup.inputs.notes.extend(doubts::chance_level(&report));
+    }
     setup.inputs.notes.extend(kernels.into_notes());
     let summary = serde_json::to_value(Summary::new(&report, &setup))?;
     // A kill while the files are written must leave a record that claims them.
@@ -113,7 +115,7 @@ pub(crate) fn run(mut args: Args, device: Device, ui: &Ui) -> anyhow::Result<()>
         output::save(path, images, &setup, &summary, &key)?;
     }
     if let Some(path) = &setup.args.output {
-        output::write_report(path, report, &setup, ui)?;
+        output::write_report(path, report, &setup)?;
     }
     if let Some(journal) = journal {
         journal.finish(summary.clone())?;
@@ -251,9 +253,11 @@ fn estimate(args: &Args, attacks: &Attacks, device: Device, ui: &Ui) -> anyhow::
             let _no_grad = tch::no_grad_guard();
             target.classifier.logits(&some)?
         };
+        let threat = threat(args);
+        attacks.built.iter().try_for_each(|attack| attack.check(&threat, logits.size()[1])).or_exit(exit::USAGE)?;
         let accuracy = logits.argmax(1, false).eq_tensor(&labels).to_kind(Kind::Double).mean(None).double_value(&[]);
         let speed = throughput::of_classifier(target.classifier.as_ref(), &some, &labels, needs_gradient)?;
-        (speed, images(configs, &threat(args), n as f64, accuracy, logits.size()[1] as usize))
+        (speed, images(configs, &threat, n as f64, accuracy, logits.size()[1] as usize))
     };
     let work = Work { forward, input_gradient: backward, training: 0.0 };
     estimate::answer(&work, &speed, device, args.json, ui);
@@ -314,7 +318,10 @@ mod tests {
     #[test]
     fn epsilon_is_another_name_for_eps() {
         let line = ["attack", "--model", "m.pt", "--inputs", "x", "--attack", "pgd", "--epsilon", "2/255"];
-        assert_eq!(Line::try_parse_from(line).unwrap_or_else(|error| panic!("{error}")).args.eps, Epsilon::of_255(2.0));
+        assert_eq!(
+            Line::try_parse_from(line).unwrap_or_else(|error| panic!("{error}")).args.eps,
+            Some(Epsilon::of_255(2.0))
+        );
     }
 
     #[test]

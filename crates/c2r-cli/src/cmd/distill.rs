@@ -189,6 +189,12 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     }
     let path = args.run_dir.as_deref().expect("clap requires it here");
     let mut distillation = Distillation::new(config.clone(), &dataset, device).or_exit(exit::USAGE)?;
+    if args.name.is_none() && config.common.name.is_none() && is_changed(&args) {
+        ui.note(format!(
+            "note: tables call this set `{}`, as they do without your changes; --name gives it a name of its own",
+            config.label()
+        ));
+    }
     if args.networks.is_some() && distillation.networks_id().is_none() {
         ui.note("note: --networks has no effect: no other run can use the networks of this one (docs/cli.md)");
     }
@@ -220,6 +226,11 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
     let mut session = Session::new(distillation, run, &args, ui)?;
     session.work()?;
     session.finish()
+}
+
+/// Whether settings differ from those of a profile in more than sizes, seeds and what is distilled.
+fn is_changed(args: &Args) -> bool {
+    args.eps.is_some() || !args.set.is_empty() || profiles::names().all(|name| name != args.config)
 }
 
 /// Kinds of files that a run can do without: if one of them cannot be written, the run goes on.
@@ -338,6 +349,10 @@ impl<'a> Session<'a> {
                     let mut line = serde_json::to_value(&report)?;
                     line["stage"] = "images".into();
                     self.say(line);
+                }
+                // What is shown until the first numbers of the images are not those of the networks.
+                if iteration < LOG_EVERY && !self.distillation.is_finished() {
+                    self.numbers.clear();
                 }
                 self.picture()?;
                 Ok(format!("update {iteration}/{}", self.distillation.config().common.iterations))

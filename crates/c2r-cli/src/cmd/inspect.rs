@@ -19,6 +19,7 @@ use c2r_run::{
 use dataset::dataset;
 use report::Report;
 use results::{json_file, run_record, texts};
+use serde_json::Value;
 use tch::Device;
 use tensors::{safetensors, set_or_doubt, synthetic, tensors, torchscript};
 
@@ -66,6 +67,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PNG")]
     grid: Option<PathBuf>,
 
+    /// Print only the configuration of a run folder or a distilled set, as TOML
+    ///
+    /// `c2r distill --config` takes that of a distillation. To compare two runs, compare what this prints for each.
+    #[arg(long, conflicts_with_all = ["json", "grid"])]
+    config: bool,
+
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -73,9 +80,16 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
     let report = inspect(&args)?;
-    if args.json {
-        let what = args.what.clone().or_else(|| Some(path_to_text(args.foreign.state_dict.as_ref()?).into_owned()));
-        ui.out(report.json(&what.unwrap_or_default()).to_string());
+    let what = args.what.clone().or_else(|| Some(path_to_text(args.foreign.state_dict.as_ref()?).into_owned()));
+    let what = what.unwrap_or_default();
+    if args.config {
+        let Some(configuration) = report.configuration else {
+            let message = format!("--config: {what} is neither a run folder of c2r nor a set that c2r distilled");
+            return exit::fail(exit::USAGE, message);
+        };
+        ui.text(configuration_text(configuration)?.trim_end());
+    } else if args.json {
+        ui.out(report.json(&what).to_string());
     } else {
         report.lines().iter().for_each(|line| ui.out(line));
         report.doubts.iter().for_each(|doubt| ui.out(format!("looks wrong: {doubt}")));
@@ -84,6 +98,22 @@ pub(crate) fn run(args: Args, ui: &Ui) -> anyhow::Result<()> {
         ui.note(format!("wrote {}", grid.display()));
     }
     Ok(())
+}
+
+/// A configuration as `--print-config` prints it, where nothing stands for what is absent.
+fn configuration_text(mut configuration: Value) -> anyhow::Result<String> {
+    fn without_nulls(value: &mut Value) {
+        match value {
+            Value::Object(object) => {
+                object.retain(|_, value| !value.is_null());
+                object.values_mut().for_each(without_nulls);
+            }
+            Value::Array(values) => values.iter_mut().for_each(without_nulls),
+            _ => {}
+        }
+    }
+    without_nulls(&mut configuration);
+    Ok(toml::to_string(&configuration)?)
 }
 
 fn inspect(args: &Args) -> anyhow::Result<Report> {
@@ -252,12 +282,13 @@ mod tests {
         SCHEMA_VERSION, SyntheticHeader,
         arrays::{to_array, to_tensor},
     };
+    use c2r_distill::{DistillConfig, METHODS, profiles};
     use c2r_eval::{AttackRecord, Table, table::CLEAN};
     use c2r_experiment::Subject;
     use c2r_files::{read_json, write_json};
     use c2r_models::{Model, ModelInput, checkpoint};
     use ndarray::Axis;
-    use serde_json::{Value, json};
+    use serde_json::json;
     use tch::{CModule, Device, Kind, Tensor};
 
     use super::*;
@@ -265,7 +296,7 @@ mod tests {
     fn args(what: &Path, grid: Option<&Path>) -> Args {
         let what = Some(what.display().to_string());
         let foreign = StateDictArgs { state_dict: None, arch: None, normalized: None };
-        Args { what, foreign, dataset: None, data: None, grid: grid.map(Path::to_owned), json: false }
+        Args { what, foreign, dataset: None, data: None, grid: grid.map(Path::to_owned), config: false, json: false }
     }
 
     fn report(what: &Path, grid: Option<&Path>) -> anyhow::Result<Report> {
@@ -307,6 +338,20 @@ mod tests {
                 extra_storage: String::new(),
             },
         }
+    }
+
+    #[test]
+    fn a_configuration_is_what_distill_takes() {
+        let spec = c2r_data::spec("digits").unwrap();
+        let (config, _) = DistillConfig::resolve_with(METHODS, profiles::profile("plus").unwrap(), &spec, &[]).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let record =
+            json!({"stage": "distill", "status": "finished", "config": {"distill": config, "dataset": "digits"}});
+        write_json(&folder.path().join("run.json"), &record).unwrap();
+        let found = report(folder.path(), None).unwrap().configuration.unwrap();
+        let table: toml::Table = configuration_text(found).unwrap().parse().unwrap();
+        let (read, _) = DistillConfig::resolve_with(METHODS, table, &spec, &[]).unwrap();
+        assert_eq!(json!(read), json!(config));
     }
 
     #[test]

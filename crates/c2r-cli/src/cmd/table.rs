@@ -15,6 +15,8 @@ use c2r_eval::{
     table::{Picture, Row},
 };
 use c2r_experiment::Subgrid;
+use c2r_files::text_to_path;
+use c2r_run::arguments;
 use image::RgbImage;
 use origin::Sets;
 
@@ -110,6 +112,12 @@ pub(crate) struct Results {
     #[arg(long, value_name = "METHOD")]
     baseline: Option<String>,
 
+    /// Call the method of all results below FOLDER this NAME (repeatable)
+    ///
+    /// Use it for runs of one method that you made with different settings, such as `--name runs/weak=c2r-weak`.
+    #[arg(long, value_name = "FOLDER=NAME", value_parser = naming, conflicts_with = "experiment")]
+    name: Vec<(PathBuf, String)>,
+
     /// Put networks of different architectures into one table, where each row names its network
     ///
     /// A row is then called `METHOD, NETWORK`, also in --baseline if one method has several networks.
@@ -137,15 +145,36 @@ impl Results {
         let mut sources = collect(&self.roots).map_err(coded)?;
         Sets::default().check(&mut sources);
         let mut baseline = self.baseline.clone();
-        let named = self.across_networks.then(|| {
-            let mut named = sources.clone();
+        let mut named = sources.clone();
+        for (folder, name) in &self.name {
+            name_method(&mut named, folder, name)?;
+        }
+        if self.across_networks {
             name_networks(&mut named, &mut baseline);
-            named
-        });
+        }
         let options =
             TableOptions { experiment: experiment.as_ref(), scale: scale.as_deref(), baseline: baseline.as_deref() };
-        Ok((Table::build(named.as_ref().unwrap_or(&sources), &options).map_err(coded)?, sources))
+        Ok((Table::build(&named, &options).map_err(coded)?, sources))
     }
+}
+
+/// `FOLDER=NAME`.
+fn naming(text: &str) -> Result<(PathBuf, String), String> {
+    let (folder, name) = text.rsplit_once('=').ok_or("expected FOLDER=NAME")?;
+    Ok((text_to_path(folder), arguments::name(name)?))
+}
+
+/// Gives the method of what lies below `folder` another name.
+fn name_method(sources: &mut [Source], folder: &Path, name: &str) -> anyhow::Result<()> {
+    let shown = folder.display();
+    let whole = folder.canonicalize().with_context(|| format!("--name {shown}={name}")).or_exit(exit::USAGE)?;
+    let mut below = sources.iter_mut().filter(|source| source.file.starts_with(&whole)).peekable();
+    if below.peek().is_none() {
+        let reason = format!("--name {shown}={name}: no attack.json of this table is below {shown}");
+        return exit::fail(exit::USAGE, reason);
+    }
+    below.for_each(|source| name.clone_into(&mut source.record.subject.method));
+    Ok(())
 }
 
 /// A table as text.
@@ -261,7 +290,7 @@ fn advice(error: &EvalError) -> Option<String> {
         EvalError::NotACell { why: NoCell::Inputs, .. } => {
             "run `c2r attack` again with `--dataset NAME` instead; images of your own are a dataset as `--dataset folder:PATH`"
         }
-        EvalError::NotACell { .. } => "run the same `c2r attack` again with that option",
+        EvalError::NotACell { .. } => "run the same `c2r attack` again with that option and --force",
         EvalError::TrainingData { other_number: true, .. } => {
             "give both the same `--train-per-class`, or make a table of each"
         }
@@ -284,7 +313,9 @@ fn advice(error: &EvalError) -> Option<String> {
         EvalError::OneName { alike: Alike::ImportedSets, .. } => {
             "import each with its own name or seed (`c2r import --method NAME --seed N`), then train and attack again"
         }
-        EvalError::OneName { .. } => "give each its own profile, seed or table",
+        EvalError::OneName { .. } => {
+            "give each a name here (`c2r table --name FOLDER=NAME`), or before it is distilled (`c2r distill --name NAME`)"
+        }
         EvalError::OtherNetwork { .. } => {
             "if it was trained again, attack it again at every radius (`c2r attack ... --output FILE --force`), or delete the \
              report of the earlier one"
@@ -383,9 +414,9 @@ pub(crate) fn synthetic_sets(table: &Table, sources: &[Source], ui: &Ui) -> anyh
                 }
             }
             let Some((set, source)) = found else {
-                ui.detail(format!(
-                    "pictures of {} ({dataset}, ipc {ipc}) are left out: no folder of its runs has the \
-                     distill/synthetic.safetensors or synthetic.safetensors that they were trained on",
+                ui.note(format!(
+                    "note: no picture of {} ({dataset}, ipc {ipc}): neither the folders of its attack.json nor the two above \
+                     have the synthetic.safetensors or distill/synthetic.safetensors that its networks were trained on",
                     row.method
                 ));
                 continue;

@@ -64,6 +64,10 @@ fn what_is_saved_gives_the_same_accuracy() {
     assert!(result["forward"].as_u64() > result["backward"].as_u64());
     let again = json(&attack(&checkpoint, &["--inputs", &saved, "--eps", "1/255", "--attack", "clean", "--json"]));
     assert_eq!(again["clean_accuracy"], result["robust_accuracy"]);
+    // What is attacked may be guessed at, and `clean` asks for no gradient.
+    assert!(again["flags"].as_array().unwrap().is_empty(), "{again}");
+    let notes = again["notes"].to_string();
+    assert!(notes.contains("has images that fgsm,pgd,square attacked") && !notes.contains("guessing"), "{notes}");
     // The command is done: it says the same without computing, and the run folder stands for its network.
     assert_eq!(json(&attack(&checkpoint, &words)), result);
     let run_dir = folder.path().join("run").display().to_string();

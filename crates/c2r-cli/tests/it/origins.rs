@@ -111,3 +111,57 @@ fn sets_with_soft_labels_and_with_a_teacher_are_recognized() {
     file.write(&set).unwrap();
     assert_eq!(pictures(&folder), whole[..1]);
 }
+
+/// One attack makes a cell without `--each`, several do not; what bears one name is named apart afterwards.
+#[test]
+fn rows_of_one_method_get_names_of_their_own() {
+    let (_guard, folder) = folder();
+    let network = folder.join("network");
+    run(&mut train(&["--dataset", "digits", "--set", "length={steps=60}"], &network));
+    let attacked = |words: &[&str]| {
+        let mut attack = c2r();
+        attack.args(["attack", "--dataset", "digits", "--threads", "1", "--checkpoint"]).arg(&network).args(words);
+        attack
+    };
+    let clean = text(&run(&mut attacked(&["--attack", "clean"])).stdout);
+    assert!(clean.matches("clean").count() == 1 && !clean.contains("radius"), "{clean}");
+    let (code, said) = fails(&mut attacked(&["--attack", "clean,pgd"]));
+    assert!(code == 2 && said.contains("--eps is missing"), "{said}");
+
+    let report = |name: &str, attacks: &str| {
+        let output = folder.join(name).join("attack.json");
+        let mut attack = attacked(&["--eps", "32/255", "--attack", attacks, "--output"]);
+        text(&run(attack.arg(output)).stderr)
+    };
+    let note = "cannot read this report; for a table, add --each";
+    assert!(report("both", "fgsm,pgd").contains(note));
+    assert!(["one", "two"].iter().all(|name| !report(name, "fgsm").contains(note)));
+    let table = |names: &[&str]| {
+        let mut table = c2r();
+        table.args(["table", "one", "two", "--format", "markdown"]).args(names).current_dir(&folder);
+        table
+    };
+    assert_eq!(fails(&mut table(&[])).0, 2, "the same network twice");
+    let named = text(&run(&mut table(&["--name", "two=another"])).stdout);
+    assert!(named.contains("| all | another") && named.contains("| all | full"), "{named}");
+    let (code, said) = fails(&mut table(&["--name", "both=another"]));
+    assert!(code == 2 && said.contains("no attack.json of this table is below both"), "{said}");
+}
+
+/// A changed profile still calls itself what it was, and the record has all of its settings.
+#[test]
+fn a_changed_profile_is_noted_and_its_configuration_printed() {
+    let (_guard, folder) = folder();
+    let said = text(&run(&mut distill(&folder.join("ours"), 1, &[])).stderr);
+    assert!(said.contains("tables call this set `c2r`"), "{said}");
+    let said = text(&run(&mut distill(&folder.join("named"), 1, &["--name", "mine"])).stderr);
+    assert!(!said.contains("tables call this set"), "{said}");
+    let printed = |path: &str| text(&run(c2r().args(["inspect", "--config"]).arg(folder.join(path))).stdout);
+    let ours = printed("ours");
+    assert_eq!(ours, printed("ours/synthetic.safetensors"));
+    fs::write(folder.join("ours.toml"), &ours).unwrap();
+    let mut again = c2r();
+    again.args(["distill", "--dataset", "digits", "--print-config", "--config"]).arg(folder.join("ours.toml"));
+    assert_eq!(text(&run(&mut again).stdout), ours);
+    assert_eq!(fails(c2r().args(["inspect", "--config", "digits"])).0, 2);
+}

@@ -74,14 +74,14 @@ pub(super) fn pixels(
         PixelValues::Unit => raw.shallow_clone(),
         PixelValues::Bytes => of_255(&raw)?,
         PixelValues::Normalized { mean, std } => {
-            notes.push(format!("undone: (pixel - {mean:?}) / {std:?}"));
+            notes.push(format!("the normalization was undone: pixel = value * {std:?} + {mean:?}"));
             undone(&raw, mean, std)?
         }
     };
     let cut = cut_off(&values, rounding(images.kind(), &raw, &options.values));
     let normalized = matches!(options.values, PixelValues::Normalized { .. });
     if let Some(cut) = &cut {
-        let fewer = if normalized { leaving_fewer(&raw, images.kind(), cut, spec) } else { None };
+        let fewer = leaving_fewer(&raw, images.kind(), cut, spec).filter(|_| options.values != PixelValues::Bytes);
         if !options.clamp || (!normalized && cut.part > CLAMPED_UNDECLARED) {
             let fewer = fewer.map_or_else(String::new, |fewer| format!("; {fewer}"));
             return wrong(format!("{cut}{}{fewer}", hint(options, cut)));
@@ -93,6 +93,7 @@ pub(super) fn pixels(
                 100.0 * CLAMPED_MANY
             )
         });
+        let fewer = fewer.filter(|_| normalized);
         notes.extend(many.into_iter().chain(fewer).map(|doubt| format!("{}{doubt}", IMPORT_DOUBT)));
     }
     Ok((values.clamp(0.0, 1.0).to_kind(Kind::Float).contiguous(), cut))
@@ -181,12 +182,13 @@ fn leaving_fewer(raw: &Tensor, kind: Kind, cut: &Clamped, spec: &DatasetSpec) ->
     };
     let parts = usual_values(spec).into_iter().filter_map(|(name, values)| Some((name, part(&values)?)));
     let fewer = parts.filter(|(_, other)| *other <= CLEARLY_FEWER * cut.part);
-    let fewer: Vec<String> = fewer.map(|(name, part)| format!("{name} {:.1} %", 100.0 * part)).collect();
+    let fewer: Vec<String> = fewer.map(|(name, part)| format!("{name} ({:.1} %)", 100.0 * part)).collect();
     (!fewer.is_empty()).then(|| {
         format!(
-            "fewer values than {:.1} % would lie outside with another normalization: {}; if the set was made with one of these, name that one",
-            100.0 * cut.part,
-            fewer.join(", ")
+            "fewer values would lie outside with {} than with what was given ({:.1} %); if the set was made with one of these, name \
+             that one",
+            fewer.join(" or "),
+            100.0 * cut.part
         )
     })
 }

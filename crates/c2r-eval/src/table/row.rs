@@ -150,7 +150,8 @@ fn notes(shared: &Shared<'_>, key: &RowKey, first: &Source, undistilled: bool) -
     if different > 1 {
         note(format!(
             "its runs are of {different} DIFFERENT sets under one name and seed of distillation, which count as one set; \
-             if they come from several methods, give each a name with `c2r import --method NAME`"
+             give repetitions of one method a seed each (`c2r import --seed N`) and different methods a name each (`c2r table \
+             --name FOLDER=NAME`)"
         ));
     } else if seeds.iter().collect::<BTreeSet<_>>().len() < seeds.len() {
         note("some runs share a distilled set, so the interval and p-value are over sets, not over runs".to_owned());
@@ -164,13 +165,15 @@ fn notes(shared: &Shared<'_>, key: &RowKey, first: &Source, undistilled: bool) -
             ));
         } else if common < units(runs.keys()).max(units(theirs.keys())) {
             let seeds = if common == 1 { "the one seed" } else { &format!("the {common} seeds") };
-            note(format!("compared with `{baseline}` only on {seeds} that both rows have; the means are over all"));
+            note(format!(
+                "compared with `{baseline}` only on {seeds} that both rows have; the means shown are over all runs"
+            ));
         } else if both().count() < runs.len().max(theirs.len()) {
             let n = both().count();
             let pairs = if n == 1 { "the one pair" } else { &format!("the {n} pairs") };
             note(format!(
                 "compared with `{baseline}` only on {pairs} of seeds (distillation and training) that both rows have; the means \
-                 are over all"
+                 shown are over all runs"
             ));
         }
     }

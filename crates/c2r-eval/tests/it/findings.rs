@@ -210,7 +210,7 @@ fn a_comparison_on_some_seeds_says_so() {
     );
     assert!(text.contains("Some rows have 3 independent runs"), "the baseline's: {text}");
     let whole = table(&sources, "quick");
-    let note = "compared with `class-mean` only on the 3 seeds that both rows have; the means are over all";
+    let note = "compared with `class-mean` only on the 3 seeds that both rows have; the means shown are over all runs";
     let notes = |method: &str| &whole.sections[0].rows.iter().find(|row| row.method == method).unwrap().notes;
     assert!(notes("c2r").iter().any(|said| said == note), "{:?}", notes("c2r"));
     assert!(notes("class-mean").is_empty(), "{:?}", notes("class-mean"));

@@ -61,7 +61,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     pub(super) foreign: StateDictArgs,
 
-    /// File of images: safetensors with `images` and `labels`
+    /// File of images: safetensors, .npz or torch.save with `images` and `labels`
     ///
     /// `images` is f32 in [0, 1] or u8, [N, C, H, W]; `labels` is i64, one for each image.
     #[arg(long, value_name = "FILE")]
@@ -87,9 +87,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAMES", value_delimiter = ',', required = true)]
     pub(super) attack: Vec<String>,
 
-    /// Radius in pixel units: a fraction such as 2/255 or a decimal
+    /// Radius in pixel units: a fraction such as 2/255 or a decimal; only `--attack clean` needs none
     #[arg(long, value_name = "EPS", alias = "epsilon")]
-    pub(super) eps: Epsilon,
+    pub(super) eps: Option<Epsilon>,
 
     /// Norm of the perturbation
     #[arg(long, value_name = "NORM", default_value = "linf", ignore_case = true, value_parser = norms())]
@@ -117,9 +117,9 @@ pub(crate) struct Args {
 
     /// Write a JSON report
     ///
-    /// `c2r table` and `c2r report` only read reports that are called attack.json and were made with --dataset. A network of
-    /// --checkpoint also needs --each. A network of --model or --state-dict needs --ipc, and --each if --attack lists several
-    /// names (a suite counts as one). Other reports have more detail on every image.
+    /// `c2r table` and `c2r report` only read reports that are called attack.json and were made with --dataset, and with --each if
+    /// --attack lists several names (a suite counts as one). A network of --model or --state-dict also needs --ipc. Other
+    /// reports have more detail on every image.
     #[arg(long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
 
@@ -193,6 +193,8 @@ pub(crate) struct Args {
     pub(super) row: RowArgs,
 }
 
+/// The attack that changes nothing.
+pub(super) const CLEAN: &str = "clean";
 const SETTINGS: &str = "Options of the attacks";
 /// What `--dataset` is for.
 const TEST_IMAGES: &str = "Attack a dataset's test images: digits, cifar10, ...";

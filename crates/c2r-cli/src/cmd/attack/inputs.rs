@@ -1,7 +1,7 @@
 //! The images that are attacked.
 
 use anyhow::Context;
-use c2r_base::{LabelledImages, artifact::TensorFile};
+use c2r_base::LabelledImages;
 use c2r_experiment::Subset;
 use c2r_files::{path_to_text, sha256_of_file};
 use c2r_run::{
@@ -10,8 +10,11 @@ use c2r_run::{
 };
 use tch::{Kind, Tensor};
 
-use super::args::Args;
+use super::args::{Args, CLEAN};
 use crate::data;
+
+/// What `--save` calls its files.
+pub(super) const ADVERSARIAL: &str = "c2r-adversarial";
 
 /// Images with their labels, and where they are from.
 pub(super) struct Inputs {
@@ -24,6 +27,8 @@ pub(super) struct Inputs {
     pub(super) classes: Option<Vec<String>>,
     /// Training images of the dataset, where that is known.
     pub(super) n_train: Option<usize>,
+    /// Whether they come from `--save`.
+    pub(super) are_attacked: bool,
     pub(super) notes: Vec<String>,
     /// Which of the images these are, where they are not all.
     pub(super) subset: Option<(Subset, Vec<usize>)>,
@@ -68,15 +73,17 @@ impl Inputs {
             None => split,
         };
         let (classes, n_train) = (Some(dataset.spec.classes.clone()), dataset.spec.n_train);
-        Ok(Self { images: chosen.to_labelled(), name: name.clone(), sha256, classes, n_train, notes, subset })
+        let (images, name) = (chosen.to_labelled(), name.clone());
+        Ok(Self { images, name, sha256, classes, n_train, are_attacked: false, notes, subset })
     }
 
     fn of_file(args: &Args) -> anyhow::Result<Self> {
         let path = args.inputs.as_ref().expect("clap requires it here");
         let name = path_to_text(path).into_owned();
-        let file = TensorFile::read(path)
+        let file = c2r_data::read_tensors(path)
             .context(
-                "--inputs takes a safetensors file with `images` and `labels` (for folders of images, use --dataset folder:DIR)",
+                "--inputs takes a file of safetensors, NumPy (.npz) or torch.save with `images` and `labels` (for folders of \
+                 images, use --dataset folder:DIR)",
             )
             .or_exit(exit::DATA)?;
         let take = |wanted: &str| match file.tensors.get(wanted) {
@@ -99,12 +106,17 @@ impl Inputs {
         let images = checked.with_context(|| name.clone()).or_exit(exit::DATA)?;
         let sha256 = sha256_of_file(path).or_exit(exit::DATA)?;
         let mut notes: Vec<String> = subset.iter().map(|(chosen, _)| chosen.describe("images of the file")).collect();
+        let are_attacked = file.header.get("format").is_some_and(|format| format == ADVERSARIAL);
+        if are_attacked {
+            let by = file.header.get("attack").map(|attack| attack.trim_matches('"')).unwrap_or_default();
+            notes.push(format!("{name} has images that {by} attacked: `{CLEAN}` is the accuracy on these"));
+        }
         let rounded = images.n_clamped();
         if rounded > 0 {
             let n = ui::counted(rounded, "value");
             notes.push(format!("{name}: {n} outside [0, 1] by less than 1e-6 (rounding) were clipped"));
         }
-        Ok(Self { images, name, sha256, classes: None, n_train: None, notes, subset })
+        Ok(Self { images, name, sha256, classes: None, n_train: None, are_attacked, notes, subset })
     }
 }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tch::Tensor;
 
-use super::setup::Setup;
+use super::{args::CLEAN, inputs::ADVERSARIAL, setup::Setup};
 
 const SCHEMA_VERSION: u32 = 1;
 
@@ -119,7 +119,8 @@ impl Summary {
         if let Some(subject) = self.subject.as_ref().filter(|subject| !subject.selection.is_last()) {
             subject.notes.iter().for_each(|note| ui.out(note));
         }
-        ui.out(format!("{}, {} radius {}", counted(self.n, "image"), self.norm, self.eps));
+        let images = counted(self.n, "image");
+        ui.out(if self.eps == Epsilon::ZERO { images } else { format!("{images}, {} radius {}", self.norm, self.eps) });
         if let Goal::Targeted(rule) = self.goal {
             let rule = json!(rule);
             let rule = rule.as_str().expect("a rule is a word");
@@ -137,7 +138,9 @@ impl Summary {
         let accuracy = if cumulative { "left so far" } else { "accuracy" };
         ui.out(format!("{:<22}{accuracy:>12}{:>18}{:>14}", "attack", "broken", "time"));
         let (clean, took) = (percent(self.clean_accuracy), seconds(self.clean_seconds));
-        ui.out(format!("{:<22}{clean:>12}{:>18}{took:>14}", "clean", ""));
+        if self.attacks.iter().all(|entry| entry.attack != CLEAN) {
+            ui.out(format!("{CLEAN:<22}{clean:>12}{:>18}{took:>14}", ""));
+        }
         let share = |broken: usize, of: usize| format!("{} of {}", count(broken as f64), count(of as f64));
         let broken = |stage: &StageEntry| stage.attacked.saturating_sub(stage.survivors);
         for entry in &self.attacks {
@@ -167,7 +170,7 @@ pub(super) fn save(
     evaluation: &Value,
 ) -> anyhow::Result<()> {
     let header = BTreeMap::from([
-        ("format".to_owned(), "c2r-adversarial".to_owned()),
+        ("format".to_owned(), ADVERSARIAL.to_owned()),
         ("schema_version".to_owned(), SCHEMA_VERSION.to_string()),
         ("attack".to_owned(), summary["attack"].to_string()),
         ("robust_accuracy".to_owned(), summary["robust_accuracy"].to_string()),
@@ -192,19 +195,13 @@ pub(super) fn save(
 }
 
 /// Writes the report: a cell of a table, or else a record with the outcome for every image.
-pub(super) fn write_report(path: &Path, report: AttackReport, setup: &Setup, ui: &Ui) -> anyhow::Result<()> {
+pub(super) fn write_report(path: &Path, report: AttackReport, setup: &Setup) -> anyhow::Result<()> {
     let Setup { args, inputs, target, .. } = setup;
-    if args.checkpoint.is_none() && args.dataset.is_some() && target.subject.is_none() {
-        ui.note(
-            "note: `c2r table` cannot read this report; give --ipc, the number of images per class that the network was \
-             trained on",
-        );
-    }
     let (test_sha256, notes, subset) = (inputs.sha256.clone(), inputs.notes.clone(), inputs.subset.clone());
     let (argv, precision, held_out) =
         (c2r_run::argv(), c2r_kernels::precision_names(setup.device), args.held_out_after.is_some());
     match target.subject.clone() {
-        Some(subject) if args.each && args.dataset.is_some() => {
+        Some(subject) if setup.is_cell() => {
             let model_sha256 = Some(setup.model_sha256.clone());
             let context =
                 RecordContext { subject, model_sha256, test_sha256, subset, held_out, notes, precision, argv };

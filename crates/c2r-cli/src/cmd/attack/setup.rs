@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use c2r_attacks::{Attack, AttackConfig, Mode, needs_gradient};
-use c2r_base::{Goal, ThreatModel};
+use c2r_base::{Epsilon, Goal, ThreatModel};
 use c2r_eval::doubts;
 use c2r_experiment::SubsetOrder;
 use c2r_files::sha256_of_file;
@@ -15,7 +15,12 @@ use c2r_run::{
 use serde_json::{Value, json};
 use tch::Device;
 
-use super::{args::Args, choice, inputs::Inputs, target::Target};
+use super::{
+    args::{Args, CLEAN},
+    choice,
+    inputs::Inputs,
+    target::Target,
+};
 
 /// What is attacked, and with what.
 pub(super) struct Setup {
@@ -40,6 +45,11 @@ impl Attacks {
     pub(super) fn new(args: &Args) -> anyhow::Result<Self> {
         let configs = choice::configs(args).or_exit(exit::USAGE)?;
         let built = configs.iter().map(AttackConfig::build).collect::<Result<_, _>>().or_exit(exit::USAGE)?;
+        if args.eps.is_none() && configs.iter().any(|config| config.name() != CLEAN) {
+            let message =
+                "--eps is missing: the radius in pixel units, such as 8/255 (only `--attack clean` needs none)";
+            return exit::fail(exit::USAGE, message);
+        }
         Ok(Self { configs, built })
     }
 
@@ -61,7 +71,22 @@ impl Setup {
         let target = Target::load(&args, &mut inputs, &model_sha256, attacks.need_gradient(), device)?;
         inputs.notes.extend(choice::changed_suites(&args, &attacks.configs));
         let mode = if args.each { Mode::Each } else { Mode::Suite };
-        Ok(Self { args, device, attacks, threat, mode, inputs, target, model_sha256 })
+        let setup = Self { args, device, attacks, threat, mode, inputs, target, model_sha256 };
+        if setup.args.output.is_some() && setup.args.dataset.is_some() && !setup.is_cell() {
+            let missing = if setup.target.subject.is_none() {
+                "--ipc, the number of images per class that the network was trained on"
+            } else {
+                "--each, so that every attack is judged by itself"
+            };
+            ui.note(format!("note: `c2r table` cannot read this report; for a table, add {missing}"));
+        }
+        Ok(setup)
+    }
+
+    /// Whether the report is a cell of a table.
+    pub(super) fn is_cell(&self) -> bool {
+        let apart = self.mode == Mode::Each || self.attacks.configs.len() == 1;
+        self.args.dataset.is_some() && self.target.subject.is_some() && apart
     }
 
     /// The file of the classifier.
@@ -103,13 +128,14 @@ impl Setup {
 
 /// What the attacker may do and wants.
 pub(super) fn threat(args: &Args) -> ThreatModel {
-    ThreatModel { norm: args.norm, epsilon: args.eps, goal: args.targets.map_or(Goal::Untargeted, Goal::Targeted) }
+    let epsilon = args.eps.unwrap_or(Epsilon::ZERO);
+    ThreatModel { norm: args.norm, epsilon, goal: args.targets.map_or(Goal::Untargeted, Goal::Targeted) }
 }
 
 /// Refuses 2 where 2/255 is meant: a radius or step that reaches every image of this `shape` from every other.
 fn check_units(args: &Args, shape: [i64; 3]) -> anyhow::Result<()> {
     let step_size = args.step_size.as_ref().and_then(|step| step.parse().ok());
-    for (flag, size) in [("--eps", Some(args.eps)), ("--step-size", step_size)] {
+    for (flag, size) in [("--eps", args.eps), ("--step-size", step_size)] {
         let Some(Err(error)) = size.map(|size| args.norm.check_length(size, shape)) else { continue };
         let size = error.length;
         let advice = if error.counts_255ths {

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 use c2r_base::Classifier;
+use c2r_data::FileKind;
 use c2r_experiment::{Selection, Subject};
 use c2r_files::path_to_text;
 use c2r_models::{Frozen, ModelError, TorchScript, checkpoint};
@@ -60,6 +61,10 @@ impl Target {
         let script = TorchScript::load(path, device);
         if script.is_err() && checkpoint::load(path, device).is_ok() {
             return exit::fail(exit::USAGE, format!("{name} is a network that c2r trained: use --checkpoint {name}"));
+        }
+        if let (Err(error), Ok(FileKind::Torch)) = (&script, FileKind::of(path)) {
+            let other = "if it is a state_dict of an architecture that c2r has, use --state-dict and --arch";
+            return exit::fail(exit::DATA, format!("{error}; {other}"));
         }
         let script = script.or_exit(exit::DATA)?;
         let shape = inputs.images.image_shape();

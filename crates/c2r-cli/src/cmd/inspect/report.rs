@@ -39,6 +39,8 @@ pub(super) struct Report {
     pub(super) dataset: Option<String>,
     /// Folder that holds the downloaded datasets.
     pub(super) data: Option<PathBuf>,
+    /// The whole configuration of a run or a set of c2r.
+    pub(super) configuration: Option<Value>,
 }
 
 impl Report {

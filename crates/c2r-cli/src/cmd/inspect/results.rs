@@ -109,6 +109,7 @@ pub(super) fn run_record(report: &mut Report, path: &Path) -> anyhow::Result<()>
         value.get(name).map(|value| value.as_str().map_or(value.to_string(), str::to_owned)).unwrap_or_default()
     };
     report.title("run", path.display(), format!("run of c2r {}, {}", text("stage"), text("status")));
+    report.configuration = value.get("config").and_then(|config| config.get(text("stage"))).cloned();
     report.line("time", value["seconds"].as_f64().map(seconds).unwrap_or_default());
     report.line("device", text("device").replace("Cpu", "CPU"));
     for name in ["threads", "precision", "versions", "results", "config", "summary"] {

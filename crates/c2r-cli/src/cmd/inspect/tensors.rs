@@ -158,6 +158,8 @@ pub(super) fn synthetic(
     let versions: Vec<String> = header.versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
     report.line("versions", versions.join(", "));
     report.line("config", header.config.to_string());
+    // In a run folder, the record has it as well.
+    report.configuration.get_or_insert_with(|| header.config.clone());
     let notes = header.config.get("notes").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
     notes.filter_map(|note| note.strip_prefix(IMPORT_DOUBT)).for_each(|doubt| report.doubt(doubt));
     let reference = doubts::Reference::of(report, &header.dataset);
