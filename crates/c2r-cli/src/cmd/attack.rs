@@ -61,6 +61,9 @@ pub(crate) fn run(mut args: Args, device: Device, ui: &Ui) -> anyhow::Result<()>
         *named = data::network_file(named)?;
     }
     let attacks = Attacks::new(&args)?;
+    for note in choice::idle(&args, &attacks.configs, &threat(&args)) {
+        ui.note(format!("note: {note}"));
+    }
     if args.estimate {
         return estimate(&args, &attacks, device, ui);
     }

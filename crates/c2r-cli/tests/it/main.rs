@@ -540,4 +540,13 @@ fn options_that_do_nothing_are_refused_or_said() {
     let note = "--held-out-part has no effect without --select held-out";
     assert!(train(&["--held-out-part", "0.2"]).contains(note));
     assert!(!train(&["--held-out-part", "0.2", "--select", "held-out"]).contains(note));
+    let distill = |more: &[&str]| {
+        text(&run(c2r().args(["distill", "--dataset", "digits", "--ipc", "2", "--print-config"]).args(more)).stderr)
+    };
+    let note = "note: images.batch-per-class has no effect: ";
+    assert!(distill(&["--set", "images.batch-per-class=99"]).contains(note));
+    assert!(!distill(&["--set", "images.batch-per-class=1"]).contains(note));
+    let note = "note: experts.epochs has no effect: a student follows no epoch after";
+    assert!(distill(&["--config", "mtt", "--set", "experts.epochs=99"]).contains(note));
+    assert!(!distill(&["--config", "mtt"]).contains(note));
 }
