@@ -505,7 +505,7 @@ pub(crate) fn planned(args: &Args, written: &mut Written) -> anyhow::Result<Plan
     let per_class = estimate::train_per_class(&dataset).min(config.common.train_per_class.unwrap_or(usize::MAX));
     let work = config.work(n_classes, per_class * n_classes);
     written.set(args.run_dir.as_deref(), &dataset, config.common.decoded_per_class());
-    Ok(Planned { dataset, model: config.common.model, work })
+    Ok(Planned { dataset, model: config.common.model, work, note: None })
 }
 
 fn estimate(config: &DistillConfig, dataset: &Dataset, device: Device, json: bool, ui: &Ui) -> anyhow::Result<()> {

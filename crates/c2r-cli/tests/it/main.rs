@@ -454,6 +454,8 @@ fn times_of_commands_whose_inputs_do_not_exist_are_estimated() {
         r#"["attack", "--checkpoint", "b/model.safetensors", "--dataset", "digits", "--attack", "pgd", "--eps", "0.1"]"#,
         r#"["attack", "--checkpoint", "c/model.safetensors", "--dataset", "digits", "--attack", "pgd", "--eps", "0.1"]"#,
         r#"["table", "b"]"#,
+        r#"["attack", "--checkpoint", "b/model.safetensors", "--dataset", "digits", "--attack", "pgd", "--eps", "0.1", "--n-test", "999"]"#,
+        r#"["attack", "--checkpoint", "b/model.safetensors", "--dataset", "digits", "--attack", "pgd", "--eps", "0.1", "--held-out-after", "999"]"#,
     ];
     fs::write(&file, lines.join("\n")).unwrap();
     let speeds = folder.join("speeds.json");
@@ -470,6 +472,11 @@ fn times_of_commands_whose_inputs_do_not_exist_are_estimated() {
     assert!((seconds[2] / seconds[1] - 100.0).abs() < 1e-6, "{seconds:?}");
     assert!(answers[4]["error"].as_str().unwrap().contains("c/model.safetensors"), "{}", answers[4]);
     assert!(answers[5]["error"].as_str().unwrap().contains("only distill, train and attack"), "{}", answers[5]);
+    // As many as there are, and none.
+    assert_eq!(answers[6]["seconds"], answers[3]["seconds"]);
+    assert_eq!(answers[6]["note"], "--n-test 999 is more than there are; 359 images will be attacked");
+    let none = "--held-out-after 999: digits has 143 training images of each class";
+    assert!(answers[3].get("note").is_none() && answers[7]["error"] == none, "{} {}", answers[3], answers[7]);
     assert_eq!(estimate(), answers, "what was measured is not measured again");
     // Another machine: 400 images are 100 a second there; the network that it does not know is named.
     fs::write(&file, lines[1]).unwrap();
