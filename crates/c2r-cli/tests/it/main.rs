@@ -426,6 +426,12 @@ fn mistakes_have_an_exit_code_and_say_what_to_do() {
     assert!(said.contains("did you mean `objective.eta`?") && !said.contains("line"), "{said}");
     let (code, said) = fails(&mut distill(&run_dir, 3, &["--set", "objective.eta=7"]));
     assert!(code == 2 && said.contains("objective.eta must be in [0, 1], got 7"), "{code} {said}");
+    // Of noise, as many images can be made as the memory holds, where the system says how much it has.
+    let noise = ["--set", "ipc=2147483647", "--set", "images.init=\"noise\"", "--run-dir"];
+    if cfg!(target_os = "linux") {
+        let (code, said) = fails(c2r().args(["distill", "--dataset", "digits"]).args(noise).arg(&run_dir));
+        assert!(code == 2 && said.contains("64 values each, take 5497558136320 bytes, and this machine has"), "{said}");
+    }
     assert!(!run_dir.exists(), "a refused configuration leaves no folder");
     let (code, said) = fails(c2r().args(["distill", "--dataset", "mnist", "--run-dir"]).arg(&run_dir));
     assert!(code == 2 && said.contains("mnist") && said.contains("cifar10"), "{code} {said}");
