@@ -136,6 +136,7 @@ fn evaluate(py: Python<'_>, request: Request) -> PyResult<Answer> {
     }
     notes.extend(doubts::reaches_grey(&threat, data.image_shape()));
     notes.extend(choice.changed_suites(&configs));
+    notes.extend(choice.idle(&configs, &threat));
     notes.extend(doubts::chance_level(&report));
     let robust = survived(&report);
     let evaluation = Evaluation {

@@ -6,7 +6,7 @@ use c2r_base::artifact::{self, TensorFile};
 use c2r_data::{Dataset, SyntheticSet};
 use c2r_distill::{DistillConfig, DistillEvent, Distillation, LabelKind, METHODS, folder, profiles};
 use c2r_files::remove_if_present;
-use c2r_run::{Environment, Place, Plan, Run, RunError, Status};
+use c2r_run::{Environment, Place, Plan, Run, RunError, Status, process::peak_memory_mb};
 use c2r_train::layers;
 use pyo3::{exceptions::PyValueError, prelude::*};
 use pyo3_tch::PyTensor;
@@ -103,14 +103,19 @@ impl Job {
                 .map_err(runtime_error)?;
         }
         set.save(&file).map_err(runtime_error)?;
-        let summary = json!({
+        let mut summary = json!({
             "synthetic_set": folder::SET,
             "sha256": artifact::sha256_of_file(&file).map_err(runtime_error)?,
             "iterations": distillation.iteration(),
             "seconds": run.0.seconds(),
+            "peak_memory_mb": peak_memory_mb(),
             "passes": distillation.passes(),
             "claims": distillation.effect().map_err(runtime_error)?,
         });
+        let kernels = c2r_kernels::cuda_state();
+        if !kernels.is_empty() {
+            summary["kernels"] = kernels.into();
+        }
         run.0.finish(summary).map_err(runtime_error)?;
         remove_if_present(&state).map_err(runtime_error)?;
         Ok(set)

@@ -1,6 +1,6 @@
 //! Which attacks an evaluation runs, with which options.
 
-use c2r_base::Norm;
+use c2r_base::{Norm, ThreatModel};
 
 use crate::{attack::Attack, error::ConfigError, registry::AttackConfig};
 
@@ -69,6 +69,21 @@ impl Choice<'_> {
         }
     }
 
+    /// One note for each given option that has no effect in `threat` on any attack of `configs` that it is set on
+    /// ([`AttackConfig::idle`]).
+    pub fn idle(&self, configs: &[AttackConfig], threat: &ThreatModel) -> Vec<String> {
+        let common = self.options.iter().map(|(option, _)| (None, option));
+        let own = self.set.iter().map(|setting| (Some(setting.attack.as_str()), &setting.option));
+        let note = |(attack, option): (Option<&str>, &String)| {
+            let mut reasons = Vec::new();
+            configs.iter().for_each(|config| reasons_on(config, attack, option, threat, &mut reasons));
+            let reason = reasons.iter().copied().collect::<Option<Vec<_>>>()?.first().copied()?;
+            let key = attack.map_or_else(|| option.clone(), |attack| format!("{attack}.{option}"));
+            Some(format!("{key} has no effect: {reason}"))
+        };
+        common.chain(own).filter_map(note).collect()
+    }
+
     /// One note for each suite of `configs` whose options were changed, so that its name does not describe it.
     pub fn changed_suites(&self, configs: &[AttackConfig]) -> Vec<String> {
         let common = self.options.iter().map(|(option, value)| format!("{option}={value}"));
@@ -102,6 +117,27 @@ fn set_on(config: &mut AttackConfig, attack: &str, option: &str, value: &str) ->
     Ok(is_known)
 }
 
+/// Adds, for `config` or for each of its members, why `option` has no effect, where it is set: on the attacks of the name
+/// `attack`, or on all. `None` where it has an effect.
+fn reasons_on(
+    config: &AttackConfig,
+    attack: Option<&str>,
+    option: &str,
+    threat: &ThreatModel,
+    reasons: &mut Vec<Option<&'static str>>,
+) {
+    let others = attack.filter(|name| *name != config.name());
+    match config {
+        AttackConfig::Suite(suite) => {
+            suite.attacks.iter().for_each(|member| reasons_on(member, others, option, threat, reasons));
+        }
+        _ if others.is_none() && config.has_option(option) => {
+            reasons.push(config.idle(threat).into_iter().find(|(idle, _)| *idle == option).map(|(_, reason)| reason));
+        }
+        _ => {}
+    }
+}
+
 /// Whether an attack, or one of a suite's, follows gradients.
 pub fn needs_gradient(attack: &dyn Attack) -> bool {
     match attack.stages() {
@@ -112,6 +148,8 @@ pub fn needs_gradient(attack: &dyn Attack) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use c2r_base::{Epsilon, Goal, TargetRule};
+
     use super::*;
 
     fn setting((attack, option, value): (&str, &str, &str)) -> Setting {
@@ -144,6 +182,35 @@ mod tests {
             let choice = Choice { names: &names, norm: Norm::Linf, each: false, options: &[], set: &set };
             assert_eq!(choice.changed_suites(&choice.configs().unwrap()).len(), n_notes, "{value}");
         }
+    }
+
+    #[test]
+    fn options_without_effect_are_named() {
+        let untargeted = |norm| ThreatModel::untargeted(norm, Epsilon::of_255(8.0));
+        let targeted = ThreatModel { goal: Goal::Targeted(TargetRule::Next), ..untargeted(Norm::Linf) };
+        let idle = |names: &[&str], set: &[(&str, &str, &str)], threat: &ThreatModel| {
+            let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+            let set: Vec<_> = set.iter().copied().map(setting).collect();
+            let choice = Choice { names: &names, norm: threat.norm, each: false, options: &[], set: &set };
+            choice.idle(&choice.configs().unwrap(), threat)
+        };
+        let (linf, l1) = (untargeted(Norm::Linf), untargeted(Norm::L1));
+        let kappa = ("pgd", "kappa", "5");
+        assert_eq!(idle(&["pgd"], &[kappa], &linf), ["pgd.kappa has no effect: it is the confidence of loss=cw"]);
+        assert_eq!(idle(&["pgd"], &[kappa, ("pgd", "loss", "cw")], &linf), [""; 0]);
+        let sparsity = ("pgd", "sparsity", "0.5");
+        assert_eq!(idle(&["paper-six"], &[sparsity], &linf), ["pgd.sparsity has no effect: it is for L1 only"]);
+        assert_eq!(idle(&["pgd"], &[sparsity], &l1), [""; 0]);
+        for (names, set) in [("fab-t", "fab-t"), ("apgd-t", "apgd-t"), ("autoattack-standard", "autoattack-standard")] {
+            let targets = [(set, "targets", "3")];
+            let expected = format!("{set}.targets has no effect: the goal names the class to aim at");
+            assert_eq!(idle(&[names], &targets, &targeted), [expected]);
+            assert_eq!(idle(&[names], &targets, &linf), [""; 0]);
+        }
+        let rho = ("apgd-ce", "rho", "0.5");
+        assert_eq!(idle(&["apgd-ce"], &[rho], &l1), ["apgd-ce.rho has no effect: in L1, steps shrink by another rule"]);
+        // Set on every member, it acts on one.
+        assert_eq!(idle(&["autoattack-standard"], &[("autoattack-standard", "steps", "9")], &targeted), [""; 0]);
     }
 
     #[test]

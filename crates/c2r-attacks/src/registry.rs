@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use c2r_base::{Classifier, Epsilon, Norm, Passes, Seed, ThreatModel};
+use c2r_base::{Classifier, Epsilon, Goal, Norm, Passes, Seed, ThreatModel};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -14,7 +14,7 @@ use crate::{
         *,
     },
     error::{AttackError, ConfigError},
-    options::{Check, Options, Search, Task},
+    options::{Check, LossKind, Options, Search, Task},
     oracle::unhurried,
 };
 
@@ -316,6 +316,25 @@ impl AttackConfig {
     /// Whether [`AttackConfig::set`] would know this option.
     pub fn has_option(&self, option: &str) -> bool {
         self.options().iter().any(|known| known == option)
+    }
+
+    /// Options that have no effect beside the others and in `threat`, whatever their values, and why. A suite has none of its
+    /// own; ask its members.
+    pub fn idle(&self, threat: &ThreatModel) -> Vec<(&'static str, &'static str)> {
+        let (is_l1, is_targeted) = (threat.norm == Norm::L1, threat.goal != Goal::Untargeted);
+        let rho = (is_l1, "rho", "in L1, steps shrink by another rule");
+        let targets = (is_targeted, "targets", "the goal names the class to aim at");
+        let all = match self {
+            Self::Pgd(pgd) => vec![
+                (pgd.loss != LossKind::Cw, "kappa", "it is the confidence of loss=cw"),
+                (!is_l1, "sparsity", "it is for L1 only"),
+            ],
+            Self::ApgdCe(_) | Self::ApgdDlr(_) => vec![rho],
+            Self::ApgdT(_) => vec![rho, targets],
+            Self::FabT(_) => vec![targets],
+            _ => Vec::new(),
+        };
+        all.into_iter().filter(|(is_idle, ..)| *is_idle).map(|(_, option, reason)| (option, reason)).collect()
     }
 
     /// Sets one option from its text, as on a command line: `steps` to `20`, `step-size` to `2/255`. On a

@@ -355,7 +355,7 @@ pub struct TeacherConfig {
 impl CommonConfig {
     /// Images that the stored ones of a class decode to.
     pub const fn decoded_per_class(&self) -> usize {
-        self.ipc * (self.images.formation * self.images.formation) as usize
+        self.ipc.saturating_mul((self.images.formation * self.images.formation) as usize)
     }
 
     /// What the adversary may do by default.

@@ -119,7 +119,7 @@ pub trait MethodConfig: Any + fmt::Debug + Send + Sync {
         Needs::default()
     }
 
-    /// Keys that cannot act beside the others, whatever their values, and why.
+    /// Keys that cannot act beside the others, or ask for more than is used, and why.
     fn idle(&self, common: &CommonConfig) -> Vec<(&'static str, &'static str)> {
         let _ = common;
         Vec::new()

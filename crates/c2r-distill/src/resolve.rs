@@ -206,7 +206,7 @@ impl DistillConfig {
         }
     }
 
-    /// Keys that cannot act beside the others, whatever their values, and why. Profiles have some of them; they matter
+    /// Keys that cannot act beside the others, or ask for more than is used, and why. Profiles have some of them; they matter
     /// to a user who sets one.
     pub fn idle(&self) -> Vec<(&'static str, &'static str)> {
         let mut idle = self.method.idle(&self.common);

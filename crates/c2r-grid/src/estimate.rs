@@ -18,6 +18,8 @@ struct Answer {
     seconds: Option<f64>,
     /// Names the network and the one whose speed was scaled, unless the network itself was measured.
     scaled: Option<String>,
+    /// What the command will do otherwise than it says.
+    note: Option<String>,
     error: Option<String>,
 }
 
@@ -66,6 +68,9 @@ pub(crate) fn times(jobs: &[Job], place: &Workplace) -> anyhow::Result<Times> {
     anyhow::ensure!(n == n_asked, "`c2r estimate` answered {n} of {n_asked} questions");
     for scaled in answers.iter().filter_map(|answer| answer.scaled.as_ref()).collect::<BTreeSet<_>>() {
         terminal::note(format!("  not measured {}; scaled by multiplications: {scaled}", there(place)));
+    }
+    for note in answers.iter().filter_map(|answer| answer.note.as_ref()).collect::<BTreeSet<_>>() {
+        terminal::note(format!("  note: {note}"));
     }
     let answer = |position: usize| match &answers[position] {
         Answer { seconds: Some(seconds), .. } => Ok(*seconds),

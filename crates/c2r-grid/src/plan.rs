@@ -35,7 +35,8 @@ impl Grid<'_> {
     /// The jobs of the wanted part of the grid in the order of [`Scale::first`], each after the one it needs.
     ///
     /// # Errors
-    /// If the selection names what the grid does not have, or nothing is left.
+    /// If the selection names what the grid does not have, or nothing is left; for a grid of held-out images, if a dataset has
+    /// none.
     pub fn plan(&self, selection: &Subgrid, shard: Shard) -> anyhow::Result<GridPlan> {
         let scale = self.scale;
         scale.check_part(selection).map_err(exit::usage)?;
@@ -65,6 +66,7 @@ impl Grid<'_> {
         for (cell, method) in cells {
             if shard.takes(plan.n_chains) {
                 let dataset = self.datasets.get(&cell.dataset)?;
+                self.check_held_out(dataset)?;
                 Chain { grid: self, plan: &mut plan, cell, dataset, method }.add(selection)?;
             }
             plan.n_chains += 1;
@@ -79,6 +81,22 @@ impl Grid<'_> {
                 "nothing to run: the selection matches no part of the grid (the reference on all real images is `ipc=all`)".to_owned()
             }
         }))
+    }
+
+    /// Refuses to plan attacks on held-out images of a dataset that has none beside those of the training.
+    fn check_held_out(&self, Dataset { entry, .. }: &Dataset) -> anyhow::Result<()> {
+        let first = self.scale.train_per_class.filter(|_| self.scale.held_out);
+        let (Some(first), Some(n_train)) = (first, entry.n_train) else { return Ok(()) };
+        let n_classes = entry.classes.len();
+        if first * n_classes < n_train {
+            return Ok(());
+        }
+        Err(exit::usage(format!(
+            "--held-out: this scale trains on the first {first} images of each class, and {} has {} of each, so none are \
+             left to attack; leave it out with --only, or choose a smaller scale",
+            entry.name,
+            n_train / n_classes
+        )))
     }
 
     /// The whole grid.

@@ -25,6 +25,13 @@ pub fn peak_memory_mb() -> Option<u64> {
     Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? >> 10)
 }
 
+/// The memory of this machine, in bytes; `None` where the system does not say, as outside Linux.
+pub fn memory_bytes() -> Option<u64> {
+    let memory = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = memory.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()?.checked_mul(1 << 10)
+}
+
 /// An error with the code of the reason if the process was asked to stop.
 ///
 /// # Errors

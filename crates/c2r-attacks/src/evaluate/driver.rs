@@ -21,7 +21,7 @@ use crate::{
     evaluate::{
         event::Event,
         flags::{climbs_from_label, flags_of_gradient, flags_of_model, flags_of_results, is_surer},
-        judge::{Judged, Task},
+        judge::{Judged, Task, finite},
         parallel::Workers,
         report::{AttackEntry, AttackReport, Mode, Outcome, SampleOutcome, StageEntry},
         resume,
@@ -340,7 +340,7 @@ impl Evaluation<'_> {
                 return Err(AttackError::ClassesChanged { expected: classes, got });
             }
             clean_predictions.extend(host::to_vec::<i64>(&logits.argmax(1, false)));
-            clean_margins.extend(host::to_vec::<f32>(&loss::margin(&logits, &labels)));
+            clean_margins.extend(host::to_vec::<f32>(&loss::margin(&logits, &labels)).into_iter().map(finite));
             if let Goal::Targeted(rule) = threat.goal {
                 let part_ids: Vec<u64> = part.iter().map(|&position| position as u64).collect();
                 let chosen = targets_for(rule, &logits, &labels, &part_ids, options.seed);

@@ -58,7 +58,9 @@ pub(crate) fn flags_of_model(
 ) -> Result<Vec<Flag>, AttackError> {
     let mut flags = Vec::new();
     let scale = logits.abs().max().double_value(&[]).max(1.0);
-    let difference = |other: &Tensor, of: &Tensor| (other - of).abs().max().double_value(&[]);
+    // JSON has no infinity; NaN stays.
+    let difference =
+        |other: &Tensor, of: &Tensor| (other - of).abs().max().clamp_max(f64::from(f32::MAX)).double_value(&[]);
 
     // No budget, no change: noise projected at radius 0 must be the clean image again.
     let ids: Vec<u64> = rows.iter().map(|&row| row as u64).collect();

@@ -64,6 +64,11 @@ impl Classifier for Watched<'_> {
     }
 }
 
+/// A margin as reports have it: JSON has no infinity, so a difference beyond the range of f32 is the largest one in it.
+pub(crate) const fn finite(margin: f32) -> f32 {
+    margin.clamp(f32::MIN, f32::MAX)
+}
+
 impl Task {
     /// The samples at `positions` of the data.
     pub(crate) fn new(positions: &[usize], data: &LabelledImages, targets: Option<&[i64]>, device: Device) -> Self {
@@ -149,7 +154,7 @@ pub(crate) fn attack_and_judge(
         broken: column().map(|reached| reached != 0.0).collect(),
         predictions: column().map(|class| class as i64).collect(),
         distances: column().collect(),
-        margins: column().map(|margin| margin as f32).collect(),
+        margins: column().map(|margin| finite(margin as f32)).collect(),
         queries: proposal.queries.iter().zip(&judging.queries).map(|(attack, judge)| attack + judge).collect(),
         passes: [proposal.passes, judging.passes].into_iter().sum(),
         repaired: proposal.repaired,

@@ -1,6 +1,6 @@
 //! What holds for every attack and norm, on toys.
 
-use std::ops::ControlFlow;
+use std::{cell::Cell, ops::ControlFlow};
 
 use c2r_attacks::{
     ATTACKS, AdversarialImages, Attack, AttackBatch, AttackConfig, AttackError, EvaluateOptions, Mode, Outcome,
@@ -389,6 +389,30 @@ fn a_suite_runs_on_survivors_and_its_images_give_the_same_accuracy() {
     let direct = perturb(suite.build().unwrap().as_ref(), &model, &data, &[0, 2, 3], &threat);
     let kept = saved.sets()[0].index_select(0, &Tensor::from_slice(&[0i64, 2, 3]));
     assert!((direct - kept).abs().max().double_value(&[]) < 1e-4);
+}
+
+/// Of logits as far apart as two f32 can be, which change their signs from pass to pass.
+#[test]
+fn margins_beyond_f32_are_the_largest_in_it() {
+    for is_random in [false, true] {
+        let passes = Cell::new(0);
+        let model = toys::function(|images| {
+            passes.set(passes.get() + 1);
+            let sign = if is_random && passes.get() % 2 == 0 { -3e38 } else { 3e38 };
+            let logit = (images.mean_dim([1i64, 2, 3].as_slice(), false, Kind::Float) - 0.5) * 2.0 * sign;
+            Tensor::stack(&[&logit, &-&logit], 1)
+        });
+        let bright = Tensor::full([2, 1, 2, 2], 0.95, (Kind::Float, Device::Cpu));
+        let images = Tensor::cat(&[&bright, &(1.0 - &bright)], 0);
+        let data = LabelledImages::new(images, Tensor::from_slice(&[0i64, 1, 1, 0])).unwrap();
+        let pgd = [config("pgd", &[]).build().unwrap()];
+        let report = run(&model, &data, &pgd, &threat(Norm::Linf, 0.01), &EvaluateOptions::default());
+        let most = f32::MAX;
+        let expected = if is_random { report.clean_margins.clone() } else { vec![most, -most, most, -most] };
+        assert!(report.clean_margins == expected && expected.iter().all(|margin| margin.abs() == most), "{expected:?}");
+        let text = serde_json::to_string(&report).unwrap();
+        assert!(serde_json::from_str::<c2r_attacks::AttackReport>(&text).unwrap() == report, "{text}");
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use c2r_attacks::{Attack, AttackBatch, Perturbed};
-use c2r_base::{Classifier, LabelledImages, Norm, Seed, ThreatModel};
+use c2r_base::{Classifier, Goal, LabelledImages, Norm, Seed, TargetRule, ThreatModel};
 use c2r_testkit::{
     max_difference,
     toys::{self, Linear},
@@ -11,7 +11,7 @@ use c2r_testkit::{
 use tch::{Kind, Tensor};
 
 use crate::{
-    properties::{NORMS, SHAPE, perturb, toy},
+    properties::{CLASSES, NORMS, SHAPE, perturb, toy},
     support::{Recorder, config, flags, threat},
 };
 
@@ -70,8 +70,41 @@ fn every_option_changes_the_proposal() {
         let of = |options: &[(&str, &str)]| {
             perturb(config(name, options).build().unwrap().as_ref(), &model, &data, &all, &threat(norm, epsilon))
         };
+        let idle = config(name, others).idle(&threat(norm, epsilon));
+        assert!(!idle.iter().any(|(idle, _)| *idle == option.0), "{name}: `{option:?}` is named as idle");
         let changed = of(&[others, &[option]].concat());
         assert!(max_difference(&of(others), &changed) > 1e-5, "{name}: `{option:?}` has no effect");
+    }
+}
+
+/// And what [`AttackConfig::idle`] names changes nothing.
+#[test]
+fn options_that_are_named_as_idle_change_nothing() {
+    let (model, data) = toy();
+    let ids: Vec<u64> = (0..data.len() as u64).collect();
+    let next = (data.labels() + 1).remainder(CLASSES);
+    let cases: [(&str, Norm, bool, (&str, &str)); 8] = [
+        ("pgd", Norm::Linf, false, ("kappa", "0")),
+        ("pgd", Norm::L2, false, ("sparsity", "0.5")),
+        ("apgd-ce", Norm::L1, false, ("rho", "0.1")),
+        ("apgd-dlr", Norm::L1, false, ("rho", "0.1")),
+        ("apgd-t", Norm::L1, false, ("rho", "0.1")),
+        ("apgd-t", Norm::Linf, true, ("targets", "1")),
+        ("fab-t", Norm::Linf, true, ("targets", "1")),
+        ("fab-t", Norm::L2, true, ("targets", "1")),
+    ];
+    for (name, norm, is_targeted, option) in cases {
+        let epsilon = NORMS.iter().find(|(known, _)| *known == norm).unwrap().1;
+        let goal = if is_targeted { Goal::Targeted(TargetRule::Next) } else { Goal::Untargeted };
+        let threat = ThreatModel { goal, ..threat(norm, epsilon) };
+        let of = |options: &[(&str, &str)]| {
+            let config = config(name, &[&[("steps", "20")], options].concat());
+            let targets = is_targeted.then_some(&next);
+            let batch = AttackBatch { images: data.images(), labels: data.labels(), ids: &ids, targets };
+            assert!(config.idle(&threat).iter().any(|(idle, _)| *idle == option.0), "{name}: {option:?} is not named");
+            config.build().unwrap().perturb(&model, &batch, &threat, Seed::new(3)).unwrap().images
+        };
+        assert_eq!(max_difference(&of(&[]), &of(&[option])), 0.0, "{name}: {option:?} has an effect");
     }
 }
 

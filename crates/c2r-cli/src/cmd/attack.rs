@@ -61,6 +61,9 @@ pub(crate) fn run(mut args: Args, device: Device, ui: &Ui) -> anyhow::Result<()>
         *named = data::network_file(named)?;
     }
     let attacks = Attacks::new(&args)?;
+    for note in choice::idle(&args, &attacks.configs, &threat(&args)) {
+        ui.note(format!("note: {note}"));
+    }
     if args.estimate {
         return estimate(&args, &attacks, device, ui);
     }
@@ -209,12 +212,17 @@ pub(crate) fn planned(args: &Args, written: &Written) -> anyhow::Result<Planned>
         None => *checkpoint::load(checkpoint, Device::Cpu)?.0.spec(),
     };
     let there = match args.held_out_after {
-        Some(n) => estimate::train_per_class(&dataset).saturating_sub(n.get()) * dataset.classes.len(),
+        Some(n) => {
+            let per_class = estimate::train_per_class(&dataset);
+            let none = || format!("--held-out-after {n}: {name} has {per_class} training images of each class");
+            (per_class.checked_sub(n.get()).filter(|&left| left > 0).with_context(none)?) * dataset.classes.len()
+        }
         None => estimate::n_test(&dataset),
     };
+    let note = inputs::too_many(args, there);
     let n = args.n_test.map_or(usize::MAX, |n| n as usize).min(there);
     let (forward, input_gradient) = images(&configs, &threat(args), n as f64, ASSUMED_ACCURACY, dataset.classes.len());
-    Ok(Planned { dataset, model, work: Work { forward, input_gradient, training: 0.0 } })
+    Ok(Planned { dataset, model, work: Work { forward, input_gradient, training: 0.0 }, note })
 }
 
 /// Images forward, and backward to the pixels, for attacks on `n` test images of which a share of `accuracy` is classified
@@ -237,11 +245,10 @@ fn estimate(args: &Args, attacks: &Attacks, device: Device, ui: &Ui) -> anyhow::
         let Some(name) = &args.dataset else {
             return exit::fail(exit::USAGE, "--estimate of a network that is not there yet needs --dataset");
         };
-        let dataset = data::load(name, args.data.as_deref(), ui)?;
-        let n = args.n_test.map_or(dataset.test.len(), |n| dataset.test.len().min(n as usize));
-        let batch = args.batch_size(device, dataset.spec.shape()).min(n).max(1);
-        let speed = throughput::measure(&dataset.spec.model.parse()?, &dataset.spec, batch, device)?;
-        (speed, images(configs, &threat(args), n as f64, ASSUMED_ACCURACY, dataset.spec.classes.len()))
+        let (n, spec) = (Inputs::load(args, ui)?.images.len(), data::spec(name)?);
+        let batch = args.batch_size(device, spec.shape()).min(n).max(1);
+        let speed = throughput::measure(&spec.model.parse()?, &spec, batch, device)?;
+        (speed, images(configs, &threat(args), n as f64, ASSUMED_ACCURACY, spec.classes.len()))
     } else {
         let mut inputs = Inputs::load(args, ui)?;
         let sha256 = sha256_of_file(path).or_exit(exit::DATA)?;

@@ -7,13 +7,13 @@ use anyhow::Context;
 use c2r_base::{Epsilon, artifact::TensorFile};
 use c2r_data::{Dataset, DatasetSpec};
 use c2r_distill::{
-    ConfigError, DistillConfig, DistillEvent, Distillation, LabelKind, METHODS, StepReport, folder, profiles,
+    ConfigError, DistillConfig, DistillEvent, Distillation, Init, LabelKind, METHODS, StepReport, folder, profiles,
 };
 use c2r_files::text_to_path;
 use c2r_run::{
     Log, Run, Status,
     arguments::{self, any_text},
-    process::peak_memory_mb,
+    process::{memory_bytes, peak_memory_mb},
     signals,
 };
 use clap::builder::RangedU64ValueParser;
@@ -188,6 +188,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         return estimate(&config, &dataset, device, args.json, ui);
     }
     let path = args.run_dir.as_deref().expect("clap requires it here");
+    check_memory(&config, &dataset.spec)?;
     let mut distillation = Distillation::new(config.clone(), &dataset, device).or_exit(exit::USAGE)?;
     if args.name.is_none() && config.common.name.is_none() && is_changed(&args) {
         ui.note(format!(
@@ -477,6 +478,21 @@ impl Pace {
     }
 }
 
+/// Refuses images made of noise that no memory holds. Of real images there are never more than the dataset has.
+fn check_memory(config: &DistillConfig, spec: &DatasetSpec) -> anyhow::Result<()> {
+    let Some(most) = memory_bytes().filter(|_| config.common.images.init == Init::Noise) else { return Ok(()) };
+    let (ipc, n_classes, n_values) = (config.common.ipc, spec.classes.len(), spec.shape().iter().product::<i64>());
+    let needed = ipc as f64 * n_classes as f64 * n_values as f64 * size_of::<f32>() as f64;
+    if needed <= most as f64 {
+        return Ok(());
+    }
+    let message = format!(
+        "ipc = {ipc} is too many: {ipc} images of each of {n_classes} classes, {n_values} values each, take {needed:.0} bytes, \
+         and this machine has {most} bytes of memory; choose fewer"
+    );
+    exit::fail(exit::USAGE, message)
+}
+
 /// The profile with everything that the command line changes, and the sections that have no effect.
 fn resolve(args: &Args, spec: &DatasetSpec) -> anyhow::Result<(DistillConfig, Vec<&'static str>)> {
     let known = profiles::names().any(|name| name == args.config);
@@ -520,7 +536,7 @@ pub(crate) fn planned(args: &Args, written: &mut Written) -> anyhow::Result<Plan
     let per_class = estimate::train_per_class(&dataset).min(config.common.train_per_class.unwrap_or(usize::MAX));
     let work = config.work(n_classes, per_class * n_classes);
     written.set(args.run_dir.as_deref(), &dataset, config.common.decoded_per_class());
-    Ok(Planned { dataset, model: config.common.model, work })
+    Ok(Planned { dataset, model: config.common.model, work, note: None })
 }
 
 fn estimate(config: &DistillConfig, dataset: &Dataset, device: Device, json: bool, ui: &Ui) -> anyhow::Result<()> {

@@ -31,7 +31,8 @@ const BATCH: usize = 16;
 ///
 /// Reads one command per line, a JSON array of words, and prints a JSON object per line: `{"seconds": 12.5}` or
 /// `{"error": "..."}`. Input files need not exist if an earlier command in the list would write them. Each network is
-/// timed for a few seconds; other programs on the machine distort the measurement. With --measured, a ConvNet whose speed is not
+/// timed for a few seconds; other programs on the machine distort the measurement. `note` says where a command asks for more images
+/// than there are. With --measured, a ConvNet whose speed is not
 /// in the file gets that of one of the same width, scaled by the multiplications of their convolutions; `scaled` names the two.
 #[derive(clap::Args)]
 #[command(after_long_help = "\
@@ -77,6 +78,8 @@ pub(crate) struct Planned {
     pub(crate) dataset: DatasetSpec,
     pub(crate) model: ModelSpec,
     pub(crate) work: Work,
+    /// What the command would do otherwise than it says.
+    pub(crate) note: Option<String>,
 }
 
 /// What the commands so far will have written.
@@ -157,11 +160,14 @@ pub(crate) fn run(args: &Args, planned: Plan, device: Device, ui: &Ui) -> anyhow
             .or_exit(exit::USAGE)?;
         let seconds = |planned: Planned| {
             let (speed, scaled) = speed_of(&planned)?;
-            anyhow::Ok((speed.seconds(&planned.work), scaled))
+            let mut answer = json!({ "seconds": speed.seconds(&planned.work) });
+            for (key, text) in [("scaled", scaled), ("note", planned.note)] {
+                text.into_iter().for_each(|text| answer[key] = text.into());
+            }
+            anyhow::Ok(answer)
         };
         let answer = match planned(&words, &mut written).and_then(seconds) {
-            Ok((seconds, None)) => json!({ "seconds": seconds }),
-            Ok((seconds, Some(scaled))) => json!({ "seconds": seconds, "scaled": scaled }),
+            Ok(answer) => answer,
             Err(error) => json!({ "error": error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": ") }),
         };
         ui.out(answer.to_string());

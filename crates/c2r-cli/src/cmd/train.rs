@@ -537,7 +537,7 @@ pub(crate) fn planned(args: &Args, written: &mut Written) -> anyhow::Result<Plan
     let epsilon = args.eps.unwrap_or(dataset.epsilon);
     let (config, _) = resolve(args, epsilon, &dataset, &Targets::Hard, &any_rate)?;
     written.network(args.run_dir.as_deref(), model);
-    Ok(Planned { dataset, model, work: work(&config, n) })
+    Ok(Planned { dataset, model, work: work(&config, n), note: None })
 }
 
 fn estimate(

@@ -207,6 +207,30 @@ fn what_is_left_so_far_is_no_accuracy_of_one_attack_and_short_steps_are_doubtful
     assert!(each.contains("doubtful: `fgsm` breaks") && each.contains("than `pgd` in 10 steps"), "{each}");
 }
 
+/// Of a network that is there, and of one that is not trained yet.
+#[test]
+fn what_has_no_effect_and_what_is_not_there_is_said_before_the_attack() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = checkpoint_in(folder.path());
+    let said = |checkpoint: &str, words: &[&str]| {
+        let how = ["attack", "--checkpoint", checkpoint, "--device", "cpu", "--threads", "1", "--attack", "pgd"];
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_c2r")).args(how).args(DIGITS).arg("--estimate").args(words).output();
+        let output = output.unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for checkpoint in [checkpoint.as_str(), "later/model.safetensors"] {
+        let plain = said(checkpoint, &["--set", "pgd.kappa=5", "--set", "pgd.loss=cw"]);
+        assert!(plain.0 == Some(0) && !plain.1.contains("note: "), "{plain:?}");
+        let idle = said(checkpoint, &["--set", "pgd.kappa=5"]);
+        assert!(idle.1.contains("note: pgd.kappa has no effect: it is the confidence of loss=cw"), "{idle:?}");
+        let many = said(checkpoint, &["--n-test", "999"]);
+        assert!(many.1.contains("note: --n-test 999 is more than there are; 359 images will be attacked"), "{many:?}");
+        let none = said(checkpoint, &["--held-out-after", "999"]);
+        assert!(none.0 == Some(2) && none.1.contains("no class of digits has more than 999"), "{none:?}");
+    }
+}
+
 #[test]
 fn wrong_arguments_and_missing_files_have_their_exit_codes() {
     let folder = tempfile::tempdir().unwrap();

@@ -426,6 +426,12 @@ fn mistakes_have_an_exit_code_and_say_what_to_do() {
     assert!(said.contains("did you mean `objective.eta`?") && !said.contains("line"), "{said}");
     let (code, said) = fails(&mut distill(&run_dir, 3, &["--set", "objective.eta=7"]));
     assert!(code == 2 && said.contains("objective.eta must be in [0, 1], got 7"), "{code} {said}");
+    // Of noise, as many images can be made as the memory holds, where the system says how much it has.
+    let noise = ["--set", "ipc=2147483647", "--set", "images.init=\"noise\"", "--run-dir"];
+    if cfg!(target_os = "linux") {
+        let (code, said) = fails(c2r().args(["distill", "--dataset", "digits"]).args(noise).arg(&run_dir));
+        assert!(code == 2 && said.contains("64 values each, take 5497558136320 bytes, and this machine has"), "{said}");
+    }
     assert!(!run_dir.exists(), "a refused configuration leaves no folder");
     let (code, said) = fails(c2r().args(["distill", "--dataset", "mnist", "--run-dir"]).arg(&run_dir));
     assert!(code == 2 && said.contains("mnist") && said.contains("cifar10"), "{code} {said}");
@@ -454,6 +460,8 @@ fn times_of_commands_whose_inputs_do_not_exist_are_estimated() {
         r#"["attack", "--checkpoint", "b/model.safetensors", "--dataset", "digits", "--attack", "pgd", "--eps", "0.1"]"#,
         r#"["attack", "--checkpoint", "c/model.safetensors", "--dataset", "digits", "--attack", "pgd", "--eps", "0.1"]"#,
         r#"["table", "b"]"#,
+        r#"["attack", "--checkpoint", "b/model.safetensors", "--dataset", "digits", "--attack", "pgd", "--eps", "0.1", "--n-test", "999"]"#,
+        r#"["attack", "--checkpoint", "b/model.safetensors", "--dataset", "digits", "--attack", "pgd", "--eps", "0.1", "--held-out-after", "999"]"#,
     ];
     fs::write(&file, lines.join("\n")).unwrap();
     let speeds = folder.join("speeds.json");
@@ -470,6 +478,11 @@ fn times_of_commands_whose_inputs_do_not_exist_are_estimated() {
     assert!((seconds[2] / seconds[1] - 100.0).abs() < 1e-6, "{seconds:?}");
     assert!(answers[4]["error"].as_str().unwrap().contains("c/model.safetensors"), "{}", answers[4]);
     assert!(answers[5]["error"].as_str().unwrap().contains("only distill, train and attack"), "{}", answers[5]);
+    // As many as there are, and none.
+    assert_eq!(answers[6]["seconds"], answers[3]["seconds"]);
+    assert_eq!(answers[6]["note"], "--n-test 999 is more than there are; 359 images will be attacked");
+    let none = "--held-out-after 999: digits has 143 training images of each class";
+    assert!(answers[3].get("note").is_none() && answers[7]["error"] == none, "{} {}", answers[3], answers[7]);
     assert_eq!(estimate(), answers, "what was measured is not measured again");
     // Another machine: 400 images are 100 a second there; the network that it does not know is named.
     fs::write(&file, lines[1]).unwrap();
@@ -540,4 +553,13 @@ fn options_that_do_nothing_are_refused_or_said() {
     let note = "--held-out-part has no effect without --select held-out";
     assert!(train(&["--held-out-part", "0.2"]).contains(note));
     assert!(!train(&["--held-out-part", "0.2", "--select", "held-out"]).contains(note));
+    let distill = |more: &[&str]| {
+        text(&run(c2r().args(["distill", "--dataset", "digits", "--ipc", "2", "--print-config"]).args(more)).stderr)
+    };
+    let note = "note: images.batch-per-class has no effect: ";
+    assert!(distill(&["--set", "images.batch-per-class=99"]).contains(note));
+    assert!(!distill(&["--set", "images.batch-per-class=1"]).contains(note));
+    let note = "note: experts.epochs has no effect: a student follows no epoch after";
+    assert!(distill(&["--config", "mtt", "--set", "experts.epochs=99"]).contains(note));
+    assert!(!distill(&["--config", "mtt"]).contains(note));
 }

@@ -2,8 +2,14 @@
 
 use super::*;
 
-/// Runs the blocks of a page one after the other in one folder; returns what they printed.
+/// Runs the blocks of a page one after the other in a folder of their own; returns what they printed.
 fn commands_of(page: &str) -> String {
+    let (_guard, folder) = folder();
+    commands_in(&folder, page)
+}
+
+/// The same in this folder.
+fn commands_in(folder: &Path, page: &str) -> String {
     let blocks = page.split("```console tested\n").skip(1).map(|rest| rest.split("```").next().unwrap_or_default());
     // A command begins with a dollar sign; the other lines go on with it.
     let script: String =
@@ -11,7 +17,6 @@ fn commands_of(page: &str) -> String {
     assert!(script.contains("c2r "), "the page has no tested command");
     let program = Path::new(env!("CARGO_BIN_EXE_c2r")).parent().unwrap();
     let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap());
-    let (_guard, folder) = folder();
     let mut bash = Command::new("bash");
     bash.args(["-eu", "-o", "pipefail", "-c", &script]).current_dir(folder).env("PATH", path).env_remove("C2R_DATA");
     text(&run(bash.stdin(Stdio::null())).stdout)
@@ -28,12 +33,15 @@ fn distil_and_train() {
     commands_of(include_str!("../../../../docs/start/train.md"));
 }
 
-/// The table compares the three methods.
+/// The table compares the three methods. The same commands again find everything finished.
 #[test]
 fn compare() {
-    let said = commands_of(include_str!("../../../../docs/start/compare.md"));
-    for row in ["| 1 | mine", "| 1 | c2r", "| 1 | random-real"] {
-        assert!(said.contains(row), "{said}");
+    let (_guard, folder) = folder();
+    for _ in 0..2 {
+        let said = commands_in(&folder, include_str!("../../../../docs/start/compare.md"));
+        for row in ["| 1 | mine", "| 1 | c2r", "| 1 | random-real"] {
+            assert!(said.contains(row), "{said}");
+        }
     }
 }
 

@@ -151,6 +151,15 @@ fn an_empty_variable_is_an_unset_one() {
 }
 
 #[test]
+fn a_variable_asks_for_no_option() {
+    let words = ["attack", "--model", "m.pt", "--inputs", "x.safetensors", "--attack", "pgd"];
+    for data in [None, Some("data")] {
+        let (code, said) = fails(c2r().envs(data.map(|data| ("C2R_DATA", data))).args(words));
+        assert!(code == 2 && said.contains("were not provided:\n  --eps <EPS>\n\n"), "{code} {said}");
+    }
+}
+
+#[test]
 fn pipes_are_refused_and_never_waited_for() {
     let (_guard, folder) = folder();
     let fifo = folder.join("fifo");

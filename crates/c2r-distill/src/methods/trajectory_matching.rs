@@ -110,6 +110,13 @@ pub struct StudentConfig {
     pub lr_of_lr: f64,
 }
 
+impl TrajectoryMatchingConfig {
+    /// The last epoch of an expert that a student looks at.
+    const fn last_epoch(&self) -> u64 {
+        self.student.max_start.saturating_sub(1).saturating_add(self.student.span)
+    }
+}
+
 impl MethodConfig for TrajectoryMatchingConfig {
     fn entry(&self) -> &'static MethodEntry {
         &ENTRY
@@ -130,7 +137,7 @@ impl MethodConfig for TrajectoryMatchingConfig {
         below_one("experts.average", experts.average)?;
         count("student.max-start", student.max_start)?;
         count("student.span", student.span)?;
-        let last = (student.max_start - 1).saturating_add(student.span);
+        let last = self.last_epoch();
         let reach = "no later with student.max-start than experts.epochs";
         in_range(last <= experts.epochs, "student.span", reach, format!("epoch {last} of {}", experts.epochs))?;
         count("student.steps", student.steps)?;
@@ -142,6 +149,11 @@ impl MethodConfig for TrajectoryMatchingConfig {
     fn needs(&self) -> Needs {
         let ExpertsConfig { adversarial, batch_size, .. } = self.experts;
         Needs { attacks: adversarial, training_batch: Some(batch_size), ..Needs::default() }
+    }
+
+    fn idle(&self, _: &CommonConfig) -> Vec<(&'static str, &'static str)> {
+        let reason = "a student follows no epoch after student.max-start - 1 + student.span; more only take time";
+        if self.last_epoch() < self.experts.epochs { vec![("experts.epochs", reason)] } else { Vec::new() }
     }
 
     fn add_work(&self, common: &CommonConfig, n_classes: usize, n_train: usize, total: &mut Work) {

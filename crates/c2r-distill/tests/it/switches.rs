@@ -43,6 +43,16 @@ fn methods_without_updates_or_attacks_name_what_they_do_not_read() {
         images(&distillation)
     };
     assert_eq!(chosen(1, 1), chosen(3, 2));
+    // The students of `SMALL` follow two epochs of their experts.
+    let followed = |epochs: i64| {
+        let config = profile("mtt", &[("experts.epochs", epochs.into())]);
+        let is_named = config.idle().iter().any(|(key, _)| *key == "experts.epochs");
+        let mut distillation = start(&config);
+        finish(&mut distillation);
+        (images(&distillation), is_named)
+    };
+    let ((two, is_two_named), (three, is_three_named)) = (followed(2), followed(3));
+    assert!(two.equal(&three) && !is_two_named && is_three_named, "{is_two_named} {is_three_named}");
 }
 
 /// What `idle` names does nothing, and nothing that acts is named.
@@ -53,6 +63,7 @@ fn idle_keys_are_named_and_change_nothing() {
     };
     assert_eq!(named(&[]), ["aac.remember", "pool.alive"]);
     assert_eq!(named(&[("companions.warm-start", true.into()), ("pool.push-every", 1.into())]), [""; 0]);
+    assert!(!named(&[("images.batch-per-class", 1.into())]).contains(&"images.batch-per-class"));
     let without_crl = ("objective.robust", toml::Value::from("class-mean"));
     type Change = (&'static str, toml::Value);
     let unmatched: Change = ("matching.weight", 0.0.into());
@@ -96,6 +107,7 @@ fn idle_keys_are_named_and_change_nothing() {
         ("companions.warm-start", alone, ("companions.warm-start", true.into())),
         ("threat.epsilon", vec![radius], ("threat.epsilon", "32/255".into())),
         ("companions", vec![("attacks", attack)], ("companions.start", "random".into())),
+        ("images.batch-per-class", vec![("images.batch-per-class", 2.into())], ("images.batch-per-class", 9.into())),
     ];
     for (key, setting, change) in cases {
         assert!(named(&setting).contains(&key), "`{key}` is not named");

@@ -86,6 +86,31 @@ fn held_out_images_are_judged_after_the_same_training() {
 }
 
 #[test]
+fn a_grid_without_held_out_images_is_refused() {
+    let example = Example::new();
+    let registry = example.place.root.join("data/datasets.toml");
+    let text = std::fs::read_to_string(&registry).unwrap();
+    // Two classes of 500 images each.
+    std::fs::write(&registry, text.replace("name = \"cifar10\"", "name = \"cifar10\"\nn_train = 1000")).unwrap();
+    let datasets = datasets(&example.place);
+    let planned = |train_per_class: usize, held_out: bool, only: &str| {
+        let quick = example.experiment.scale("quick").unwrap().clone();
+        let scale = Scale { held_out, train_per_class: Some(train_per_class), ..quick };
+        let grid = Grid { experiment: &example.experiment, scale: &scale, place: &example.place, datasets: &datasets };
+        grid.plan(&only.parse().unwrap(), Shard::ALL).map(drop)
+    };
+    for (train_per_class, held_out, only) in
+        [(499, true, "method=c2r"), (500, false, "method=c2r"), (500, true, "dataset=digits")]
+    {
+        planned(train_per_class, held_out, only).unwrap();
+    }
+    let error = planned(500, true, "method=c2r").unwrap_err();
+    let message = exit::message(&error);
+    assert!(message.contains("first 500 images of each class, and cifar10 has 500 of each"), "{message}");
+    assert_eq!(exit::code_of(&error), exit::USAGE);
+}
+
+#[test]
 fn a_grid_may_ask_for_a_chosen_step() {
     let mut example = Example::new();
     let only = "dataset=digits,ipc=1,method=c2r,seed=0,protocol=natural,attack=pgd";

@@ -77,7 +77,7 @@ pub(crate) struct Args {
     pub(super) dataset: Option<String>,
 
     /// Folder with the downloaded datasets
-    #[arg(long, value_name = "DIR", env = "C2R_DATA", requires = "dataset")]
+    #[arg(long, value_name = "DIR", env = "C2R_DATA")]
     pub(super) data: Option<PathBuf>,
 
     /// Attacks and suites, separated by commas (`c2r attack --help` lists them)

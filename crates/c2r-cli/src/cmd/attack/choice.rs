@@ -2,6 +2,7 @@
 
 use anyhow::Context;
 use c2r_attacks::{AttackConfig, Choice, ConfigError, Setting};
+use c2r_base::ThreatModel;
 
 use super::args::Args;
 
@@ -56,4 +57,9 @@ fn common_options(args: &Args) -> Vec<(String, String)> {
 /// One note for each suite whose options were changed, so that its name does not describe it.
 pub(super) fn changed_suites(args: &Args, configs: &[AttackConfig]) -> Vec<String> {
     Given::of(args).map_or_else(|_| Vec::new(), |given| given.choice(args).changed_suites(configs))
+}
+
+/// One note for each given option that has no effect.
+pub(super) fn idle(args: &Args, configs: &[AttackConfig], threat: &ThreatModel) -> Vec<String> {
+    Given::of(args).map_or_else(|_| Vec::new(), |given| given.choice(args).idle(configs, threat))
 }

@@ -37,10 +37,8 @@ pub(super) struct Inputs {
 impl Inputs {
     pub(super) fn load(args: &Args, ui: &Ui) -> anyhow::Result<Self> {
         let inputs = if args.dataset.is_some() { Self::of_dataset(args, ui) } else { Self::of_file(args) }?;
-        let there = inputs.images.len();
-        if let Some(n) = args.n_test.filter(|&n| n > there as u64) {
-            let images = ui::counted(there, "image");
-            ui.note(format!("note: --n-test {n} is more than there are; {images} will be attacked"));
+        if let Some(note) = too_many(args, inputs.images.len()) {
+            ui.note(format!("note: {note}"));
         }
         Ok(inputs)
     }
@@ -118,6 +116,12 @@ impl Inputs {
         }
         Ok(Self { images, name, sha256, classes: None, n_train: None, are_attacked, notes, subset })
     }
+}
+
+/// A note where `--n-test` asks for more images than there are.
+pub(super) fn too_many(args: &Args, there: usize) -> Option<String> {
+    let n = args.n_test.filter(|&n| n > there as u64)?;
+    Some(format!("--n-test {n} is more than there are; {} will be attacked", ui::counted(there, "image")))
 }
 
 /// Which of the images that have these labels `--n-test` takes.
