@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for text in ["0", "-1", "8/0", "8/-255", "x", "", "1/2/3", "nan", "inf", "0/255"] {
+        for text in ["0", "-1", "8/0", "8/-255", "-8/-255", "x", "", "1/2/3", "nan", "inf", "0/255"] {
             let error = text.parse::<Epsilon>().unwrap_err().to_string();
             assert!(error.contains("2/255"), "{text}: {error}");
         }

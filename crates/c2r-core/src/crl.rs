@@ -226,6 +226,18 @@ mod tests {
         close(&config(1.0).contrast(&(&anchors * 7.0), &labels, &(&anchors * 0.1), &[], None).loss, &[expected; 4]);
     }
 
+    /// Two samples of class 0 on the axes, one of class 1 across from the first, companions equal to their samples, tau = 1: the
+    /// third anchor has one positive, its companion, and the others have three.
+    #[test]
+    fn each_anchor_divides_by_its_own_positives() {
+        let anchors = rows(&[[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]);
+        let labels = Tensor::from_slice(&[0i64, 0, 1]);
+        let e = std::f64::consts::E;
+        let across = (e + 2.0 + 2.0 / e).ln();
+        let expected = [across - 1.0 / 3.0, (e + 4.0).ln() - 1.0 / 3.0, across - 1.0];
+        close(&config(1.0).contrast(&anchors, &labels, &anchors, &[], None).loss, &expected);
+    }
+
     #[test]
     fn temperature_divides_the_similarities() {
         let anchors = rows(&[[1.0, 0.0], [0.0, 1.0]]);
@@ -303,6 +315,9 @@ mod tests {
         let (means, counts) = class_means(&clean, &labels, 3, Some(&weights));
         assert_eq!(Vec::<f32>::try_from(means.flatten(0, -1)).unwrap(), [2.5, 0.0, 0.0, 0.0, 0.0, 0.0]);
         assert_eq!(Vec::<f32>::try_from(counts).unwrap(), [4.0, 0.0, 0.0]);
+        // Only the ratio of weights counts, also where they sum to less than 1.
+        let (means, _) = class_means(&clean, &labels, 3, Some(&(&weights * 0.125)));
+        assert_eq!(Vec::<f32>::try_from(means.flatten(0, -1)).unwrap(), [2.5, 0.0, 0.0, 0.0, 0.0, 0.0]);
         // Class 0: (2,0) against (1,1) -> 2; class 2: (0,5) against (0,2) -> 9.
         let value = class_mean_alignment(&clean, &attacked, &labels, 3, None).double_value(&[]);
         assert!((value - 11.0).abs() < 1e-5, "{value}");
@@ -321,6 +336,10 @@ mod tests {
         // Anchor 0 faces (3, 4) and (-1, 0); anchor 1 faces (5, 0).
         close(&nearest_impostor_similarity(&anchors, &labels, &candidates), &[0.6, 0.0]);
         close(&nearest_impostor_similarity(&anchors, &labels, &[]), &[-1.0, -1.0]);
+        // Across from the anchors, it is still the nearest.
+        let across = rows(&[[1.0, 0.0], [-3.0, -4.0]]);
+        let candidates_across = [Candidates { embeddings: &across, labels: &Tensor::from_slice(&[0i64, 2]) }];
+        close(&nearest_impostor_similarity(&anchors, &labels, &candidates_across), &[-0.6, 0.0]);
         // The loss finds the same among its candidates, anchors and companions included, and in the queue.
         let companions = rows(&[[1.0, 0.0], [-1.0, 0.0]]);
         let nearest =

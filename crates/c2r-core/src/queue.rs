@@ -322,6 +322,11 @@ mod tests {
         queue.push(&rows(&[[0.0, 1.0]]), &[1]);
         let (_, mask) = queue.nearest_impostors(&rows(&[[1.0, 0.0]]), &Tensor::from_slice(&[0i64])).unwrap();
         assert_eq!(flat(&mask), [1.0, 0.0, 0.0]);
+        // More are asked for than there is room for.
+        let mut small = self::queue(config(1, 9));
+        small.push(&rows(&[[0.0, 1.0]]), &[1]);
+        let (_, mask) = small.nearest_impostors(&rows(&[[1.0, 0.0]]), &Tensor::from_slice(&[0i64])).unwrap();
+        assert_eq!(flat(&mask), [1.0, 0.0, 0.0]);
     }
 
     #[test]
@@ -331,6 +336,10 @@ mod tests {
         queue.push(&rows(&[[8.0, 6.0], [-3.0, 0.0]]), &[1, 1]);
         let (found, _) = queue.nearest_impostors(&rows(&[[1.0, 0.0]]), &Tensor::from_slice(&[0i64])).unwrap();
         assert_eq!(flat(&found), [0.8, 0.6]);
+        // It keeps which of two is nearer.
+        queue.push(&rows(&[[0.0, 5.0], [3.0, -4.0]]), &[0, 0]);
+        let (found, _) = queue.nearest_impostors(&rows(&[[4.0, -3.0]]), &Tensor::from_slice(&[1i64])).unwrap();
+        assert_eq!(flat(&found), [0.6, -0.8]);
     }
 
     #[test]

@@ -125,6 +125,12 @@ fn held_out_images_are_balanced_and_apart() {
     assert!(bytes(&out).is_sorted() && bytes(&rest).is_sorted());
     assert_eq!(split.hold_out(0.2, Seed::new(3)).1.images(), out.images());
     assert_ne!(split.hold_out(0.2, Seed::new(4)).1.images(), out.images());
+    // Not the same places of every class.
+    let places = |class: u8| bytes(&out).into_iter().filter(|at| at % 4 == class).map(|at| at / 4).collect::<Vec<_>>();
+    assert_ne!(places(0), places(1));
+    // Of 8 images, 1.6 are 2; of 4 images, 0.4 are 1.
+    let sizes = [(8, 0.2), (7, 0.2), (4, 0.1)].map(|(n, share)| numbered(n, 1).hold_out(share, Seed::new(0)).1.len());
+    assert_eq!(sizes, [2, 1, 1]);
     // A class of one image stays in the rest, and no class is emptied.
     let (rest, out) = numbered(3, 2).hold_out(0.9, Seed::new(0));
     assert_eq!((rest.labels().len(), out.labels().to_vec()), (2, vec![0]));
@@ -201,6 +207,10 @@ fn small_and_empty_classes() {
     assert_eq!(sampler.positions(&split, 0, 1, 3), [1, 1, 1]);
     assert!(sampler.positions(&split, 0, 3, 3).is_empty());
     assert!(sampler.positions(&split, 0, 0, 0).is_empty());
+    // Six images in draws of nine: not always the same three come twice.
+    let split = numbered(6, 1);
+    let draws: HashSet<Vec<usize>> = (0..5).map(|t| sampler.positions(&split, t, 0, 9)).collect();
+    assert_eq!(draws.len(), 5);
 }
 
 proptest! {

@@ -304,6 +304,23 @@ fn broken_png_folders_are_named() {
     assert!(SyntheticSet::load(&png).unwrap_err().to_string().contains("different lengths"));
 }
 
+#[test]
+fn a_set_of_another_program_is_to_be_imported() {
+    let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/files");
+    for (name, kind) in [
+        ("dc.pt", "a PyTorch file"),
+        ("plain.npz", "a NumPy file"),
+        ("images.npy", "a NumPy file"),
+        ("expected.safetensors", "a file"),
+    ] {
+        let path = files.join(name);
+        let message = SyntheticSet::load(&path).unwrap_err().to_string();
+        let advice =
+            format!("if this is {kind} with a set of another program, convert it with `c2r import {} ", path.display());
+        assert!(message.contains(&advice), "{message}");
+    }
+}
+
 /// What another program trains on; the header still says what the set stores.
 #[test]
 fn a_set_is_decoded_once() {
