@@ -108,12 +108,64 @@ fn idle_keys_are_named_and_change_nothing() {
         ("threat.epsilon", vec![radius], ("threat.epsilon", "32/255".into())),
         ("companions", vec![("attacks", attack)], ("companions.start", "random".into())),
         ("images.batch-per-class", vec![("images.batch-per-class", 2.into())], ("images.batch-per-class", 9.into())),
+        // Places without an attack need no radius of their own, and nothing of theirs is remembered.
+        ("threat.epsilon", vec![("pool.adversarial", false.into()), two_radii()], ("threat.epsilon", "32/255".into())),
+        ("attacks.matching", without_real(), ("attacks.matching.epsilon", "4/255".into())),
+        (
+            "companions.warm-start",
+            [clean, vec![("aac.remember", "real".into())]].concat(),
+            ("companions.warm-start", true.into()),
+        ),
     ];
     for (key, setting, change) in cases {
         assert!(named(&setting).contains(&key), "`{key}` is not named");
         let (_, before) = run(&setting);
         let (_, after) = run(&[setting, vec![change]].concat());
         assert!(before.equal(&after), "`{key}` has an effect");
+    }
+}
+
+/// Radii of the two places where images of an update are attacked.
+fn two_radii() -> (&'static str, toml::Value) {
+    ("attacks", table("synthetic.epsilon = \"4/255\"\nmatching.epsilon = \"4/255\""))
+}
+
+/// No real image is matched or contrasted.
+fn without_real() -> Vec<(&'static str, toml::Value)> {
+    vec![("matching.weight", 0.0.into()), ("objective.candidates", "none".into()), ("crl", table("temperature = 0.5"))]
+}
+
+#[test]
+fn keys_that_act_in_one_way_alone_are_not_named() {
+    type Change = (&'static str, toml::Value);
+    let order: Change = ("aac.pool", table("mode = \"order\"\nfirst = \"hard\""));
+    let prefix = table("mode = \"prefix\"\nfirst = \"hard\"\nfraction = 0.5");
+    let real: Change = ("attacks.matching.epsilon", "4/255".into());
+    let synthetic: Change = ("attacks.synthetic.epsilon", "4/255".into());
+    let with = |change: Change| [without_real(), vec![change]].concat();
+    let queue: Vec<Change> = vec![
+        ("matching.weight", 0.0.into()),
+        ("objective.candidates", "none".into()),
+        ("pool.trajectories", 1.into()),
+        ("pool.snapshots", 1.into()),
+    ];
+    let chosen: Vec<Change> = vec![("objective.weight", 0.0.into()), ("aac.synthetic", prefix)];
+    let weighted: Vec<Change> = vec![("objective.robust", "none".into())];
+    let scored: Vec<Change> = vec![("pool.adversarial", false.into()), order, two_radii()];
+    let cases: Vec<(Vec<Change>, Change)> = vec![
+        (with(("objective.anchors", "real".into())), real.clone()),
+        (with(("objective.candidates", "attacked".into())), real.clone()),
+        (queue, real),
+        (chosen, synthetic.clone()),
+        (weighted, synthetic),
+        (scored, ("threat.epsilon", "32/255".into())),
+    ];
+    for (setting, change) in cases {
+        let idle = config(&setting).idle();
+        assert!(idle.iter().all(|(key, _)| !change.0.starts_with(key)), "{setting:?}: {idle:?}");
+        let (_, before) = run(&setting);
+        let (_, after) = run(&[setting.clone(), vec![change.clone()]].concat());
+        assert!(!before.equal(&after), "{setting:?}: `{}` has no effect", change.0);
     }
 }
 
