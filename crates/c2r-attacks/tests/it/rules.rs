@@ -8,7 +8,7 @@ use c2r_testkit::{
     max_difference,
     toys::{self, Linear},
 };
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::{
     properties::{CLASSES, NORMS, SHAPE, perturb, toy},
@@ -204,6 +204,28 @@ fn an_early_stop_returns_the_first_image_that_is_broken() {
         let moved = Norm::Linf.distance(&found.images, data.images());
         assert!(max_difference(&moved, &expected) < 1e-6, "{name}: {moved} instead of {expected}");
     }
+}
+
+/// Far from the boundary, the margin is the fifth power of the distance: a step with an overshoot of 0.05 leaves 79 % of it. Near
+/// the boundary it is linear, and a step crosses it. The hit is in step 14; the host reads after step 15.
+#[test]
+fn deepfool_returns_the_first_image_that_is_broken() {
+    let model = toys::function(|x| {
+        let near = 0.105;
+        let left = (x.mean_dim([1i64, 2, 3].as_slice(), false, Kind::Float) - 0.5) * 10.0;
+        let line = (&left - 0.8 * near) * (5.0 * f64::powi(near, 4));
+        let margin = left.pow_tensor_scalar(5).where_self(&left.gt(near), &line);
+        Tensor::stack(&[&margin, &left.zeros_like()], 1)
+    });
+    let images = toys::images(4, SHAPE) * 0.2 + 0.6;
+    let data = LabelledImages::new(images, Tensor::zeros([4], (Kind::Int64, Device::Cpu))).unwrap();
+    let after = |steps: &str| {
+        let attack = config("deepfool", &[("overshoot", "0.05"), ("steps", steps)]).build().unwrap();
+        proposal(attack.as_ref(), &model, &data, &threat(Norm::Linf, 0.5)).images
+    };
+    let broken = |images: &Tensor| model.logits(images).unwrap().argmax(1, false).sum(Kind::Int64).int64_value(&[]);
+    assert_eq!((broken(&after("13")), broken(&after("14"))), (0, 4));
+    assert_eq!(max_difference(&after("50"), &after("14")), 0.0);
 }
 
 /// A sign step of a quarter of epsilon, then three quarters against the margin of a linear model: each value has moved by

@@ -301,7 +301,6 @@ fn twice(column: &str, a: &Source, b: &Source) -> EvalError {
     EvalError::Twice { what, a: a.path.clone().into(), b: b.path.clone().into() }
 }
 
-/// An error that names both files, unless `value` is the same for both.
 /// Refuses two files that are of different real images.
 pub(super) fn same_data(a: &Source, b: &Source) -> Result<(), EvalError> {
     let (left, right) = (&a.record.subject, &b.record.subject);
@@ -321,6 +320,7 @@ pub(super) fn same_data(a: &Source, b: &Source) -> Result<(), EvalError> {
     Err(EvalError::TrainingData { a_path, a: words(left), b_path, b: words(right), other_number })
 }
 
+/// An error that names both files, unless `value` is the same for both.
 pub(super) fn same(
     what: &'static str,
     a: &Source,
