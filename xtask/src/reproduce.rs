@@ -4,8 +4,8 @@ use std::{env, path::PathBuf, time::Duration};
 
 use c2r_experiment::{Experiment, Scale, Subgrid};
 use c2r_grid::{
-    Datasets, Grid, GridPlan, MOST_BYTES, Reproduction, Shard, SlurmArray, Workplace, list, pack, read_experiment,
-    speeds_of, unpack,
+    Datasets, FoundExperiment, Grid, GridPlan, MOST_BYTES, Reproduction, Shard, SlurmArray, Workplace, list, pack,
+    read_experiment, speeds_of, unpack,
 };
 use c2r_run::{arguments, exit, signals, terminal};
 
@@ -24,7 +24,7 @@ const LONG_SCALE: &str = Experiment::PAPER_SCALE;
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = include_str!("help/reproduce.txt"))]
 pub(crate) struct Args {
-    /// Experiment: the name of a file in data/paper, such as table2 (--list shows all)
+    /// Experiment: the name of a file in data/paper, such as table2 (--list shows all), or the path of a file of your own
     #[arg(required_unless_present = "list")]
     experiment: Option<String>,
 
@@ -163,25 +163,41 @@ pub(crate) fn run(args: &Args, checkout: &Checkout) -> anyhow::Result<()> {
     let (Some(name), Some(scale_name)) = (&args.experiment, &args.scale) else {
         return Err(exit::usage("name an experiment and a --scale; `--list` shows them"));
     };
-    let mut experiment = read_experiment(checkout.root(), name)?;
+    let FoundExperiment { mut experiment, own_files } = read_experiment(checkout.root(), name).map_err(|error| {
+        // The message says which file.
+        let to_copy = "an archive of --pack does not hold the experiment's file; copy it to this machine, too";
+        if args.unpack.is_some() { exit::usage(format!("{}; {to_copy}", exit::message(&error))) } else { error }
+    })?;
     let scale = scale(args, scale_name, &mut experiment)?;
     let place = Workplace { threads: scale.threads, ..place };
     let datasets = Datasets::read(&place, &scale.datasets)?;
     let grid = Grid { experiment: &experiment, scale: &scale, place: &place, datasets: &datasets };
     let (changes, at_once) = (changes(args), args.jobs.map(usize::from));
-    let reproduction = Reproduction { grid, scale_name, changes, at_once };
+    let reproduction = Reproduction { grid, scale_name, changes, own_files, at_once };
     scale.check_part(&selection).map_err(|reason| exit::usage(format!("--only: {reason}")))?;
     let plan = grid.plan(&selection, args.shard)?;
-    if let Some(method) = args.methods.iter().find(|method| plan.without_profile.contains(*method)) {
-        return Err(exit::usage(format!("method `{method}` is not implemented: its profile is not in data/profiles")));
+    if let Some(method) = args.methods.iter().find(|method| plan.not_implemented.contains(*method)) {
+        return Err(exit::usage(format!("method `{method}` is not implemented, as the experiment says")));
     }
     scale.changes.iter().for_each(|change| terminal::note(format!("the grid differs from the file: {change}")));
+    if let Some(lengths) = full_lengths(&scale).filter(|_| scale_name != LONG_SCALE) {
+        terminal::note(format!(
+            "scale {scale_name} gives no {lengths}: commands take the full length of their profile and protocol, e.g. 20,000 \
+             updates and 1,000 epochs"
+        ));
+    }
     if args.dry_run {
         say_what_is_missing(&experiment, &plan);
         return reproduction.dry_run(&plan, !args.no_table);
     }
     if let Some(file) = &args.pack {
         pack(&plan.jobs, file, MOST_BYTES)?.say(plan.jobs.len(), file);
+        if let Some(own) = reproduction.own_files.first() {
+            let own = own.display();
+            terminal::note(format!(
+                "the archive does not hold {own}: copy it, and profiles beside it, to the other machine, too"
+            ));
+        }
         return Ok(());
     }
     if let Some(file) = &args.unpack {
@@ -250,7 +266,7 @@ fn run_grid(args: &Args, reproduction: &Reproduction<'_>, plan: &GridPlan) -> an
     let name = reproduction.name();
     let array = (args.launcher == Launcher::Slurm).then(|| SlurmArray {
         name: &name,
-        arguments: task_arguments(args, reproduction.grid.place),
+        arguments: task_arguments(args, reproduction.own_files.first(), reproduction.grid.place),
         options: &args.sbatch,
         tasks: args.tasks.map(usize::from),
         at_once: reproduction.at_once,
@@ -309,12 +325,21 @@ fn place(args: &Args, checkout: &Checkout) -> anyhow::Result<Workplace> {
     })
 }
 
+/// The settings of lengths that a scale lacks; most of its commands then take as long as in the paper.
+fn full_lengths(scale: &Scale) -> Option<String> {
+    let lacks = |sets: &[String], key: &str| !sets.iter().any(|set| set.starts_with(key));
+    let distill = lacks(&scale.distill_set, "iterations").then_some("iterations=N in distill-set");
+    let train = lacks(&scale.train_set, "length").then_some("length={steps=N} in train-set");
+    let lacking: Vec<&str> = distill.into_iter().chain(train).collect();
+    (!lacking.is_empty()).then(|| lacking.join(" and no "))
+}
+
 fn say_what_is_missing(experiment: &Experiment, plan: &GridPlan) {
     for sentence in &experiment.missing {
         terminal::note(format!("missing: {sentence}"));
     }
-    if !plan.without_profile.is_empty() {
-        let names: Vec<&str> = plan.without_profile.iter().map(String::as_str).collect();
+    if !plan.not_implemented.is_empty() {
+        let names: Vec<&str> = plan.not_implemented.iter().map(String::as_str).collect();
         terminal::note(format!("missing: these methods are not implemented and have no rows: {}", names.join(", ")));
     }
 }
@@ -330,10 +355,10 @@ fn joined<T: ToString>(list: &[T]) -> Option<String> {
     (!list.is_empty()).then(|| list.iter().map(T::to_string).collect::<Vec<_>>().join(","))
 }
 
-/// The arguments of a task of Slurm, without the shard.
-fn task_arguments(args: &Args, place: &Workplace) -> Vec<String> {
+/// The arguments of a task of Slurm, without the shard; `experiment` is the file of one that is not the checkout's.
+fn task_arguments(args: &Args, experiment: Option<&PathBuf>, place: &Workplace) -> Vec<String> {
     let mut words = vec!["reproduce".to_owned()];
-    words.extend(args.experiment.clone());
+    words.extend(experiment.map(|file| file.display().to_string()).or_else(|| args.experiment.clone()));
     let mut option = |flag: &str, value: Option<String>| {
         words.extend(value.map(|value| [flag.to_owned(), value]).into_iter().flatten());
     };

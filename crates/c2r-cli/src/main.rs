@@ -247,13 +247,21 @@ fn runs_models(command: &Command) -> bool {
 
 /// What the command line `words` would do, for `estimate`.
 fn planned(words: &[String], written: &mut cmd::estimate::Written) -> anyhow::Result<cmd::estimate::Planned> {
-    let cli: Cli = arguments::parse_from(std::iter::once("c2r").chain(words.iter().map(String::as_str)))?;
+    let cli: Cli = arguments::parse_from(std::iter::once("c2r").chain(words.iter().map(String::as_str)))
+        .map_err(|error| exit::usage(refusal(&error)))?;
     match cli.command {
         Command::Distill(args) => cmd::distill::planned(&args, written),
         Command::Train(args) => cmd::train::planned(&args, written),
         Command::Attack(args) => cmd::attack::planned(&args, written),
         _ => anyhow::bail!("only distill, train and attack have an estimate; the other commands take seconds"),
     }
+}
+
+/// What is wrong with a command line, without its usage.
+fn refusal(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let reason = text.split("\n\n").next().unwrap_or(&text);
+    reason.trim().trim_start_matches("error: ").to_owned()
 }
 
 /// What to do about an error that says that memory ran out.

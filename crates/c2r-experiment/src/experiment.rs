@@ -1,9 +1,9 @@
 use std::{collections::BTreeMap, path::Path};
 
 use serde::Deserialize;
-use toml::{Table, Value};
+use toml::Table;
 
-use crate::{ExperimentError, Part, Selection, Subgrid, unknown};
+use crate::{ExperimentError, Part, Selection, Subgrid, common::merge, unknown};
 
 /// Name of the file next to the experiments that holds what they share: `[methods]`, and defaults of their scales.
 pub const COMMON: &str = "common.toml";
@@ -54,12 +54,18 @@ pub struct Method {
     pub label: String,
     /// Synthetic images or all of the real ones.
     pub kind: MethodKind,
-    /// Profile for `c2r distill`, a path from the repository's root. A method whose profile is not there is not
-    /// implemented yet.
+    /// Profile for `c2r distill`, a path from the repository's root.
     pub profile: Option<String>,
+    /// `false` for a method of the paper that c2r does not have: it has no profile, and its rows are left out and named.
+    #[serde(default = "yes")]
+    pub implemented: bool,
     /// `--set` arguments for `c2r distill`.
     #[serde(default)]
     pub set: Vec<String>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Whether anything is distilled.
@@ -282,14 +288,22 @@ impl Experiment {
     /// # Errors
     /// [`ExperimentError`], naming the file and the key.
     pub fn read(path: &Path) -> Result<Self, ExperimentError> {
+        Self::read_with(path, &path.with_file_name(COMMON))
+    }
+
+    /// The same with another file in the place of [`COMMON`]; none if it is not there.
+    ///
+    /// # Errors
+    /// As [`Experiment::read`].
+    pub fn read_with(path: &Path, common: &Path) -> Result<Self, ExperimentError> {
         let mut file = table(path)?;
         let own: OwnScales = file
             .clone()
             .try_into()
             .map_err(|error: toml::de::Error| ExperimentError::wrong(path, error.to_string()))?;
-        let common = path.with_file_name(COMMON);
         if common.is_file() {
-            merge(&mut file, table(&common)?).map_err(|reason| ExperimentError::wrong(&common, reason))?;
+            merge(&mut file, table(common)?, Self::SCHEMA_VERSION)
+                .map_err(|reason| ExperimentError::wrong(common, reason))?;
         }
         let experiment: Self =
             file.try_into().map_err(|error: toml::de::Error| ExperimentError::wrong(path, error.to_string()))?;
@@ -389,8 +403,12 @@ impl Experiment {
             format!("tolerance must be a positive number of points, got {tolerance}")
         })?;
         for (name, method) in &self.methods {
-            ensure((method.kind == MethodKind::Distill) == method.profile.is_some(), || {
-                format!("methods.{name}: with `kind = \"distill\"` it needs a profile, and otherwise it must have none")
+            let needs_profile = method.kind == MethodKind::Distill && method.implemented;
+            ensure(needs_profile == method.profile.is_some(), || {
+                format!(
+                    "methods.{name}: with `kind = \"distill\"` it needs a profile, and otherwise, or with `implemented = false`, it \
+                     must have none"
+                )
             })?;
         }
         let known = |method: &str, place: &str| {
@@ -434,6 +452,15 @@ impl Scale {
         ] {
             ensure(!is_empty, || format!("{key} is empty"))?;
         }
+        // What is there twice would be planned twice and run once.
+        no_repetition("methods", &self.methods)?;
+        no_repetition("datasets", &self.datasets)?;
+        no_repetition("ipcs", &self.ipcs)?;
+        no_repetition("seeds", &self.seeds)?;
+        no_repetition("protocols", &self.protocols)?;
+        no_repetition("attacks", &self.attacks)?;
+        no_repetition("epsilons", &self.epsilons)?;
+        no_repetition("train-models", &self.train_models)?;
         let norm = self.norm.as_str();
         ensure(["linf", "l2", "l1"].contains(&norm), || format!("norm is `{norm}`, neither linf nor l2 nor l1"))?;
         for text in &self.epsilons {
@@ -521,6 +548,11 @@ fn in_grid<T: PartialEq + ToString>(place: &str, key: &str, wanted: &[T], there:
     })
 }
 
+fn no_repetition<T: PartialEq + ToString>(key: &str, items: &[T]) -> Result<(), String> {
+    let twice = items.iter().enumerate().find(|(position, item)| items[..*position].contains(item));
+    twice.map_or(Ok(()), |(_, item)| Err(format!("{key}: `{}` is there twice", item.to_string())))
+}
+
 fn without_repetition<T: Clone + PartialEq>(items: &[T]) -> Vec<T> {
     let mut kept: Vec<T> = Vec::new();
     for item in items {
@@ -538,48 +570,6 @@ fn list<T: ToString>(items: &[T]) -> String {
 fn table(path: &Path) -> Result<Table, ExperimentError> {
     let text = c2r_files::read_text(path)?;
     text.parse().map_err(|error: toml::de::Error| ExperimentError::wrong(path, error.to_string()))
-}
-
-/// Adds what `common` says and `file` does not; see [`Experiment`].
-fn merge(file: &mut Table, common: Table) -> Result<(), String> {
-    for (key, value) in common {
-        match (key.as_str(), value) {
-            ("schema_version", version) if version == Value::Integer(i64::from(Experiment::SCHEMA_VERSION)) => {}
-            ("schema_version", version) => {
-                return Err(format!("schema_version is {version}, this c2r reads {}", Experiment::SCHEMA_VERSION));
-            }
-            ("methods", Value::Table(methods)) => {
-                if let Value::Table(own) = file.entry("methods").or_insert_with(|| Value::Table(Table::new())) {
-                    for (name, method) in methods {
-                        own.entry(name).or_insert(method);
-                    }
-                }
-            }
-            ("scales", Value::Table(scales)) => {
-                let Some(Value::Table(own)) = file.get_mut("scales") else { continue };
-                for (name, defaults) in scales {
-                    if let (Some(Value::Table(scale)), Value::Table(defaults)) = (own.get_mut(&name), defaults) {
-                        merge_scale(scale, defaults);
-                    }
-                }
-            }
-            _ => return Err(format!("`{key}` does not belong here: methods and defaults of scales do")),
-        }
-    }
-    Ok(())
-}
-
-fn merge_scale(scale: &mut Table, defaults: Table) {
-    for (key, value) in defaults {
-        match (scale.get_mut(&key), value) {
-            (Some(Value::Array(own)), Value::Array(mut common)) if key == "overrides" => {
-                common.append(own);
-                *own = common;
-            }
-            (Some(_), _) => {}
-            (None, value) => drop(scale.insert(key, value)),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -738,6 +728,9 @@ over = ["fgsm", "pgd", "cw"]
             "no method `class-means`; [methods] has c2r, class-mean, full",
         );
         check("seeds = [0, 1, 2]", "seeds = []", "scales.quick.seeds is empty");
+        check("seeds = [0, 1, 2]", "seeds = [0, 1, 0]", "scales.quick.seeds: `0` is there twice");
+        check("\"fgsm\", \"pgd\"]\nnorm", "\"pgd\", \"pgd\"]\nnorm", "scales.quick.attacks: `pgd` is there twice");
+        check("ipcs = [10]", "ipcs = [10, 10]", "scales.quick.ipcs: `10` is there twice");
         check("\"0.5\"", "\"2/0\"", "`2/0` is not a radius");
         check("\"0.5\"", "\"-2/-255\"", "`-2/-255` is not a radius");
         check("norm = \"linf\"", "norm = \"l7\"", "norm is `l7`");
@@ -777,6 +770,7 @@ over = ["fgsm", "pgd", "cw"]
         );
         check("kind = \"full\"", "kind = \"all\"", "unknown variant `all`");
         check("kind = \"full\"", "kind = \"distill\"", "methods.full: with `kind");
+        check("label = \"C²R\"", "label = \"C²R\"\nimplemented = false", "methods.c2r: with `kind");
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! **Where to start:** [`Experiment::read`], [`DatasetEntry::read_all`].
 
 mod built_in;
+mod common;
 mod datasets;
 mod error;
 mod experiment;

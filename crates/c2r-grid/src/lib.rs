@@ -32,7 +32,7 @@ mod slurm;
 mod table_folder;
 
 pub use datasets::Datasets;
-pub use experiments::{experiment_names, read_experiment, speeds_of};
+pub use experiments::{FoundExperiment, experiment_names, read_experiment, speeds_of};
 pub use job::{Cell, Downstream, Job, Stage, Workplace};
 pub use list::list;
 pub use pack::{MOST_BYTES, Packed, Taken, pack, unpack};

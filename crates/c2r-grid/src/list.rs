@@ -27,7 +27,7 @@ pub fn list(
     let place = Workplace { threads: Some(1), ..place.clone() };
     let names = experiment.map_or_else(|| experiment_names(&place.root), |name| Ok(vec![name.to_owned()]))?;
     let experiments: Vec<Experiment> =
-        names.iter().map(|name| read_experiment(&place.root, name)).collect::<Result<_, _>>()?;
+        names.iter().map(|name| Ok(read_experiment(&place.root, name)?.experiment)).collect::<anyhow::Result<_>>()?;
     let scales: BTreeSet<&String> = experiments.iter().flat_map(|experiment| experiment.scales.keys()).collect();
     if let Some(wanted) = scale.filter(|wanted| !scales.iter().any(|name| name == wanted)) {
         return Err(exit::usage(unknown("scale", wanted, scales)));
@@ -36,19 +36,21 @@ pub fn list(
     let listed = parts(&experiments, scale, selection, &place)?;
     let times = times(&listed, &place)?;
     let mut rest = &times[..];
-    for Listed { heading, plan: GridPlan { jobs, without_profile, .. }, absent } in &listed {
+    for Listed { heading, plan: GridPlan { jobs, not_implemented, .. }, absent } in &listed {
         let finished = finished(jobs);
         let own = rest.split_off(..jobs.len()).unwrap_or_default();
         terminal::text(heading);
         terminal::out(progress(jobs, &finished) + &remaining(own, &finished, &place));
+        let caveats = if own.is_empty() { vec![] } else { estimate::caveats(jobs, &finished, &place)? };
+        caveats.iter().for_each(|caveat| terminal::out(format!("    {caveat}")));
         if experiment.is_some() && scale.is_some() {
             begun(jobs, &finished).into_iter().for_each(terminal::out);
         }
         if !absent.is_empty() {
             terminal::out(format!("    to run this: {}", place.no_data(absent)));
         }
-        if !without_profile.is_empty() {
-            let names: Vec<&str> = without_profile.iter().map(String::as_str).collect();
+        if !not_implemented.is_empty() {
+            let names: Vec<&str> = not_implemented.iter().map(String::as_str).collect();
             terminal::out(format!("    not implemented yet: {}", names.join(", ")));
         }
     }

@@ -27,8 +27,8 @@ pub struct GridPlan {
     pub jobs: Vec<Job>,
     /// Number of distilled sets and references in the wanted part of the grid, those of other shards included.
     pub n_chains: usize,
-    /// Methods of the grid that are not implemented: there is no profile.
-    pub without_profile: BTreeSet<String>,
+    /// Methods of the grid that are not implemented.
+    pub not_implemented: BTreeSet<String>,
 }
 
 impl Grid<'_> {
@@ -45,8 +45,8 @@ impl Grid<'_> {
         for dataset in scale.datasets.iter().filter(|dataset| selection.takes("dataset", dataset)) {
             for name in scale.methods.iter().filter(|method| selection.takes("method", method)) {
                 let method = self.experiment.method(name).map_err(exit::usage)?;
-                if method.profile.as_ref().is_some_and(|profile| !self.place.root.join(profile).is_file()) {
-                    plan.without_profile.insert(name.clone());
+                if !method.implemented {
+                    plan.not_implemented.insert(name.clone());
                     continue;
                 }
                 let ipcs: Vec<Option<usize>> = match method.kind {
@@ -75,8 +75,8 @@ impl Grid<'_> {
         if plan.n_chains > 0 {
             return Ok(plan);
         }
-        Err(exit::usage(match plan.without_profile.iter().next() {
-            Some(method) => format!("nothing to run: `{method}` is not implemented (it has no profile)"),
+        Err(exit::usage(match plan.not_implemented.iter().next() {
+            Some(method) => format!("nothing to run: `{method}` is not implemented"),
             None => {
                 "nothing to run: the selection matches no part of the grid (the reference on all real images is `ipc=all`)".to_owned()
             }

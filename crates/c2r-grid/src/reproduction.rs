@@ -26,6 +26,8 @@ pub struct Reproduction<'a> {
     pub scale_name: &'a str,
     /// Options of `c2r table` and `c2r report` that say in what the grid is not the file's.
     pub changes: Vec<String>,
+    /// The files of an experiment that is not the checkout's ([`crate::FoundExperiment`]); copies go into the table's folder.
+    pub own_files: Vec<PathBuf>,
     /// How many jobs run at once; as many as the cores carry unless given.
     pub at_once: Option<usize>,
 }
@@ -52,6 +54,7 @@ impl Reproduction<'_> {
             return Ok(Summary { n_reused: jobs.len(), ..Summary::default() });
         }
         built_in::check(jobs, place)?;
+        estimate::check(jobs, &finished, place)?;
         let results = place.show(&place.results);
         let n = terminal::counted(jobs.len(), "command");
         terminal::note(format!("{n}, {n_open} of them still to run; results go to {results}"));
@@ -97,6 +100,9 @@ impl Reproduction<'_> {
         let absent = datasets.missing(&scale.datasets);
         if table_folder::update(&self.table_folder(), &jobs, &finished(&jobs), &absent)? == 0 {
             return Ok(None);
+        }
+        for (from, to) in self.copies() {
+            c2r_files::write_atomically(&to, &c2r_files::read(&from)?)?;
         }
         let [table, report] = self.result_args();
         let status = process::foreground(&mut place.command(&table), |_| {}).map_err(|error| {
@@ -145,6 +151,18 @@ impl Reproduction<'_> {
     /// If the process was asked to stop.
     pub fn dry_run(&self, plan: &GridPlan, with_table: bool) -> anyhow::Result<()> {
         let place = self.grid.place;
+        let (done, n_open) = self.finished(&plan.jobs);
+        // The machine that will run them may be another one, and this c2r an older one.
+        if n_open > 0
+            && place.c2r.is_file()
+            && let Err(error) = estimate::check(&plan.jobs, &done, place)
+        {
+            process::check_interrupt()?;
+            if exit::code_of(&error) == exit::USAGE {
+                return Err(error);
+            }
+            terminal::note(format!("the commands are not checked: {}", exit::message(&error)));
+        }
         let c2r = place.show(&place.c2r);
         let line = |args: Vec<&String>| shell_line(std::iter::once(&c2r).chain(args));
         plan.jobs.iter().for_each(|job| terminal::out(line(job.args().collect())));
@@ -156,13 +174,15 @@ impl Reproduction<'_> {
             shown.iter_mut().zip(&whole).for_each(|(shown, job)| *shown |= asked.contains(job.id.as_str()));
             let folder = table_folder::script(&self.table_folder(), &whole, &shown, |path| place.show(path));
             folder.into_iter().for_each(terminal::out);
+            for (from, to) in self.copies() {
+                terminal::out(shell_line(["cp", &place.show(&from), &place.show(&to)]));
+            }
             self.result_args().iter().for_each(|args| terminal::out(line(args.iter().collect())));
         }
         terminal::note(format!(
             "to run these commands by hand, save them in a file and run it with `sh -e` in {}",
             place.root.display()
         ));
-        let (finished, n_open) = self.finished(&plan.jobs);
         let n = terminal::counted(plan.jobs.len(), "command");
         terminal::note(format!("{n}, {n_open} of them still to run"));
         let absent = self.missing_data(plan);
@@ -170,8 +190,7 @@ impl Reproduction<'_> {
             terminal::note(place.no_data_to_run(&absent));
         }
         if n_open > 0 && place.c2r.is_file() {
-            // The machine that will run them may be another one.
-            self.print_estimate(&plan.jobs, &finished, self.at_once(n_open))?;
+            self.print_estimate(&plan.jobs, &done, self.at_once(n_open))?;
         } else if n_open > 0 {
             terminal::note("to estimate their time, build c2r first: cargo xtask setup && cargo build --release");
         }
@@ -181,7 +200,11 @@ impl Reproduction<'_> {
     /// Says how long `jobs` will take, or why that is not known: no estimate keeps the commands from what was asked for.
     fn print_estimate(&self, jobs: &[Job], finished: &[bool], at_once: usize) -> anyhow::Result<()> {
         match estimate::times(jobs, self.grid.place) {
-            Ok(times) => estimate::print(jobs, finished, &times, at_once, self.grid.place),
+            Ok(times) => {
+                estimate::print(jobs, finished, &times, at_once, self.grid.place);
+                let caveats = estimate::caveats(jobs, finished, self.grid.place)?;
+                caveats.iter().for_each(|caveat| terminal::note(format!("  {caveat}")));
+            }
             Err(error) => {
                 process::check_interrupt()?;
                 terminal::note(format!("their time is not known: {}", exit::message(&error)));
@@ -199,11 +222,20 @@ impl Reproduction<'_> {
         self.grid.place.results.join(self.name())
     }
 
+    /// From where to where the files of an experiment that is not the checkout's are copied, its own first.
+    fn copies(&self) -> impl Iterator<Item = (PathBuf, PathBuf)> {
+        let folder = self.table_folder();
+        self.own_files.iter().filter_map(move |from| Some((from.clone(), folder.join(from.file_name()?))))
+    }
+
     /// The arguments of `c2r table` and `c2r report`, which write into the table's folder.
     fn result_args(&self) -> [Vec<String>; 2] {
         let place = self.grid.place;
         let (folder, page) = (place.show(&self.table_folder()), place.show(&self.table_folder().join(PAGE)));
-        let file = format!("{FOLDER}/{}.toml", self.grid.experiment.name);
+        let file = match self.copies().next() {
+            Some((_, copy)) => place.show(&copy),
+            None => format!("{FOLDER}/{}.toml", self.grid.experiment.name),
+        };
         [("table", "--output-dir", &folder), ("report", "--output", &page)].map(|(command, flag, to)| {
             let words = [command, &folder, "--experiment", &file, "--scale", self.scale_name].map(String::from);
             words.into_iter().chain(self.changes.clone()).chain([flag, to].map(String::from)).collect()

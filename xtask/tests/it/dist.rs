@@ -2,25 +2,11 @@
 
 use std::{
     env, fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Output},
 };
 
-use super::{ended, exists};
-
-/// What is needed: c2r as it was built last, and the libtorch that it was built on.
-#[expect(clippy::print_stderr, reason = "a test that is left out says so")]
-fn built() -> Option<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let c2r = Path::new(env!("CARGO_BIN_EXE_xtask")).with_file_name("c2r");
-    let libtorch = root.join(".libtorch").canonicalize().ok().filter(|_| c2r.is_file());
-    if libtorch.is_none() {
-        let text = "SKIPPED: the archive of `dist`: c2r is not built; cargo build --release";
-        assert!(env::var_os("C2R_TEST_STRICT").is_none(), "{text}");
-        eprintln!("{text}");
-    }
-    libtorch
-}
+use super::{built_libtorch, ended, exists};
 
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
@@ -28,7 +14,7 @@ fn said(output: &Output) -> String {
 
 #[test]
 fn an_archive_runs_where_there_is_no_rust() {
-    let Some(libtorch) = built() else { return };
+    let Some(libtorch) = built_libtorch() else { return };
     let folder = tempfile::tempdir().unwrap();
     let here = folder.path();
     let archive = here.join("c2r.tar.xz");

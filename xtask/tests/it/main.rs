@@ -10,7 +10,7 @@ mod reproduce;
 mod slurm;
 
 use std::{
-    fs,
+    env, fs,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
@@ -50,9 +50,19 @@ const N_COMMANDS: usize = 6 * 5;
 
 /// Says what it was built with. Writes what else it was called with into `calls`, fails if it is not alone in its folder, fails in seed 1's distillation while
 /// there is a file `broken`, takes longer while there is a file `slow`. While there is a file `outside`, table and report end
-/// with code 4; while there is `unreadable`, the report cannot be made; while there is `no-device`, no time is estimated.
+/// with code 4; while there is `unreadable`, the report cannot be made; while there is `no-device`, no time is estimated. A command
+/// with the word `mistaken` is one that it would refuse.
 const C2R: &str = r#"#!/bin/sh
 [ "$1" = built-in ] && { read -r line < built-in.json; echo "$line"; exit; }
+[ "$1 $3" = "estimate --check" ] && {
+    while read -r line; do
+        case $line in
+            *mistaken*) echo '{"error": "it is mistaken", "code": 2}' ;;
+            *) echo '{}' ;;
+        esac
+    done < "$2"
+    exit
+}
 echo "$*" >> calls
 command=$1
 while [ $# -gt 0 ]; do
@@ -159,6 +169,20 @@ impl Checkout {
         let jobs = fs::read_dir(self.path("runs/jobs")).into_iter().flatten().flatten();
         jobs.filter(|job| job.path().join("job.json").is_file()).count()
     }
+}
+
+/// What is needed: c2r as it was built last, and the libtorch that it was built on.
+#[expect(clippy::print_stderr, reason = "a test that is left out says so")]
+fn built_libtorch() -> Option<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let c2r = Path::new(env!("CARGO_BIN_EXE_xtask")).with_file_name("c2r");
+    let libtorch = root.join(".libtorch").canonicalize().ok().filter(|_| c2r.is_file());
+    if libtorch.is_none() {
+        let text = "SKIPPED: what needs the real c2r, which is not built; cargo build --release";
+        assert!(env::var_os("C2R_TEST_STRICT").is_none(), "{text}");
+        eprintln!("{text}");
+    }
+    libtorch
 }
 
 /// Exit code and what was said.

@@ -57,6 +57,106 @@ fn what_comes_first_is_in_the_file() {
     }
 }
 
+/// Although only the last commands are wrong.
+#[test]
+fn a_mistake_is_found_before_the_first_command() {
+    let checkout = Checkout::new();
+    let file = checkout.path("data/paper/example.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, text.replace("[\"fgsm\"]", "[\"fgsm\", \"mistaken\"]")).unwrap();
+    for more in [&[][..], &["--dry-run"]] {
+        let output = checkout.reproduce(more).output().unwrap();
+        let (code, said) = ended(&output);
+        assert!(code == Some(2) && output.stdout.is_empty() && checkout.calls().is_empty(), "{said}");
+        assert!(said.contains("c2r would refuse 12 commands") && said.contains("11 more: it is mistaken"), "{said}");
+    }
+    // What is not asked for is not looked at.
+    let (code, said) = ended(&checkout.reproduce(&["--only", "attack=fgsm"]).output().unwrap());
+    assert!(code == Some(0) && checkout.n_finished() == N_COMMANDS, "{said}");
+
+    fs::write(&file, text.replacen("profiles/p.toml", "profiles/pp.toml", 1)).unwrap();
+    let (code, said) = ended(&checkout.reproduce(&[]).output().unwrap());
+    assert!(code == Some(2) && said.contains("methods.one: there is no profile data/profiles/pp.toml in"), "{said}");
+    let left_out = text.replacen("profile = \"data/profiles/p.toml\"", "implemented = false", 1);
+    fs::write(&file, left_out).unwrap();
+    let (code, said) = ended(&checkout.reproduce(&[]).output().unwrap());
+    assert!(code == Some(0) && said.contains("not implemented and have no rows: one"), "{said}");
+}
+
+/// With what the checkout's experiments share, and a profile beside it.
+#[test]
+fn an_experiment_can_lie_anywhere() {
+    let checkout = Checkout::new();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mine.toml");
+    let text = fs::read_to_string(checkout.path("data/paper/example.toml")).unwrap();
+    let (one, rest) = text.split_once("[methods.two]").unwrap();
+    let (two, scale) = rest.split_once("[scales").unwrap();
+    fs::write(checkout.path("data/paper/common.toml"), format!("schema_version = 2\n[methods.two]{two}")).unwrap();
+    fs::write(checkout.path("data/paper/example.toml"), &text).unwrap();
+    fs::write(&file, format!("{}[scales{scale}", one.replace("example", "mine").replace("data/profiles/", "")))
+        .unwrap();
+    let named = file.to_str().unwrap();
+    let reproduce = |more: &[&str]| {
+        let words = [&["reproduce", named, "--scale", "quick", "--prebuilt"], more].concat();
+        let output = checkout.xtask(&words).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned(), ended(&output).1)
+    };
+    let (code, _, said) = reproduce(&[]);
+    assert!(code == Some(2) && said.contains("there is no profile p.toml in"), "{said}");
+    fs::write(folder.path().join("p.toml"), "eta = 0.3").unwrap();
+    let only = ["--only", "seed=0"];
+    let (code, script, said) = reproduce(&[&only[..], &["--dry-run"]].concat());
+    assert_eq!(code, Some(0), "{said}");
+    let words =
+        format!("distill --config {} --dataset digits", folder.path().canonicalize().unwrap().join("p.toml").display());
+    assert!(script.contains(&words) && script.contains(&format!("cp {named} runs/mine-quick/mine.toml\n")), "{script}");
+    let (code, _, said) = reproduce(&only);
+    assert!(code == Some(0) && said.contains("report: runs/mine-quick/report.html"), "{said}");
+    let calls = fs::read_to_string(checkout.path("calls")).unwrap();
+    assert!(calls.contains("table runs/mine-quick --experiment runs/mine-quick/mine.toml"), "{calls}");
+    assert_eq!(fs::read(checkout.path("runs/mine-quick/mine.toml")).unwrap(), fs::read(&file).unwrap());
+    assert!(exists(&checkout.path("runs/mine-quick/common.toml")));
+    let (_, listed, said) = reproduce(&["--list"]);
+    assert!(listed.contains("10 of 30 commands are finished"), "{listed}{said}");
+
+    let (_, _, said) = reproduce(&["--pack", "work.tar.gz"]);
+    assert!(said.contains("packed 10 finished") && said.contains("does not hold") && said.contains(named), "{said}");
+    let elsewhere = ["--unpack", "work.tar.gz", "--results", "other", "--no-table"];
+    let (code, _, said) = reproduce(&[&only[..], &elsewhere].concat());
+    assert!(code == Some(0) && said.contains("took 10 finished"), "{said}");
+    fs::rename(&file, folder.path().join("example.toml")).unwrap();
+    let (code, _, said) = reproduce(&elsewhere);
+    assert!(code == Some(2) && said.contains("there is no experiment file") && said.contains("copy it to"), "{said}");
+    let other = folder.path().join("example.toml");
+    fs::write(&other, text).unwrap();
+    let words = ["reproduce", other.to_str().unwrap(), "--scale", "quick", "--prebuilt"];
+    let (code, said) = ended(&checkout.xtask(&words).output().unwrap());
+    assert!(code == Some(2) && said.contains("data/paper has an experiment `example`"), "{said}");
+}
+
+/// The example of docs/reproduce.md, with the real `c2r`.
+#[test]
+fn the_example_of_the_page_runs() {
+    if super::built_libtorch().is_none() {
+        return;
+    }
+    let page = include_str!("../../../docs/reproduce.md");
+    let example = page.split("```toml tested\n").nth(1).unwrap().split("```").next().unwrap();
+    assert!(example.lines().count() <= 20);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mine.toml");
+    fs::write(&file, example).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+    command.arg("reproduce").arg(&file).args(["--scale", "tiny", "--prebuilt", "--device", "cpu", "--results"]);
+    command.arg(folder.path().join("runs")).current_dir(folder.path());
+    command.env("CARGO_MANIFEST_DIR", env!("CARGO_MANIFEST_DIR")).env_remove("C2R_DATA");
+    let output = command.output().unwrap();
+    let (code, said) = ended(&output);
+    let table = String::from_utf8_lossy(&output.stdout);
+    assert!(code == Some(0) && table.contains("| 10 | C²R, no mosaics |"), "{table}{said}");
+}
+
 /// Nothing is lost, and no command runs twice at once, not even beside one that outlived its parent.
 #[test]
 fn killed_again_and_again_it_goes_on() {

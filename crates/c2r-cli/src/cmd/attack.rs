@@ -34,7 +34,7 @@ use journal::Journal;
 use output::Summary;
 use serde::Deserialize;
 use serde_json::Value;
-use setup::{Attacks, Setup, threat};
+use setup::{Attacks, Setup, check_units, threat};
 use target::Target;
 use tch::{Device, Kind};
 
@@ -205,8 +205,9 @@ pub(crate) fn planned(args: &Args, written: &Written) -> anyhow::Result<Planned>
     let (Some(name), Some(checkpoint)) = (&args.dataset, &args.checkpoint) else {
         anyhow::bail!("attacks have an estimate only with --dataset and --checkpoint");
     };
-    let configs = choice::configs(args)?;
+    let Attacks { configs, .. } = Attacks::new(args)?;
     let dataset = data::spec(name)?;
+    check_units(args, dataset.shape())?;
     let model = match written.networks.get(checkpoint) {
         Some(model) => *model,
         None => *checkpoint::load(checkpoint, Device::Cpu)?.0.spec(),

@@ -32,8 +32,8 @@ const BATCH: usize = 16;
 /// Reads one command per line, a JSON array of words, and prints a JSON object per line: `{"seconds": 12.5}` or
 /// `{"error": "..."}`. Input files need not exist if an earlier command in the list would write them. Each network is
 /// timed for a few seconds; other programs on the machine distort the measurement. `note` says where a command asks for more images
-/// than there are. With --measured, a ConvNet whose speed is not
-/// in the file gets that of one of the same width, scaled by the multiplications of their convolutions; `scaled` names the two.
+/// than there are. With --measured, a ConvNet whose speed is not in the file gets that of one of the same width, scaled by the
+/// multiplications of their convolutions; `scaled` names the two. An error has the exit code that the command would end with: `{"error": "...", "code": 2}`.
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -45,6 +45,9 @@ Examples:
 
   # The same on a GPU that is not here
   c2r estimate commands.jsonl --measured data/speeds/h200.json
+
+  # Only find wrong options, attacks, radii and --set keys
+  c2r estimate commands.jsonl --check
 
 For a single command, `c2r distill --estimate`, `c2r train --estimate` and `c2r attack --estimate` are simpler. \
 `cargo xtask reproduce --list` and `--dry-run` use this command for whole experiments.")]
@@ -60,6 +63,12 @@ pub(crate) struct Args {
     /// Estimate for another machine: a file of speeds measured there, such as data/speeds/h200.json
     #[arg(long, value_name = "FILE", conflicts_with = "speeds")]
     measured: Option<PathBuf>,
+
+    /// Measure nothing; print `{}` for each command whose options and configuration are valid
+    ///
+    /// What only the data or an input file can show is not checked.
+    #[arg(long, conflicts_with_all = ["speeds", "measured"])]
+    check: bool,
 }
 
 /// A file of `--measured`.
@@ -69,6 +78,9 @@ struct Measured {
     /// Machine, command and date.
     #[serde(rename = "about")]
     _about: String,
+    /// By attack: what is known to be wrong with its estimate, for people.
+    #[serde(default, rename = "caveats")]
+    _caveats: BTreeMap<String, String>,
     /// By [`network`].
     images_per_second: BTreeMap<String, Throughput>,
 }
@@ -158,7 +170,10 @@ pub(crate) fn run(args: &Args, planned: Plan, device: Device, ui: &Ui) -> anyhow
                 format!("line {number} is not a JSON array of words, such as [\"train\", \"--dataset\", \"digits\"]")
             })
             .or_exit(exit::USAGE)?;
-        let seconds = |planned: Planned| {
+        let answer = |planned: Planned| {
+            if args.check {
+                return Ok(json!({}));
+            }
             let (speed, scaled) = speed_of(&planned)?;
             let mut answer = json!({ "seconds": speed.seconds(&planned.work) });
             for (key, text) in [("scaled", scaled), ("note", planned.note)] {
@@ -166,10 +181,10 @@ pub(crate) fn run(args: &Args, planned: Plan, device: Device, ui: &Ui) -> anyhow
             }
             anyhow::Ok(answer)
         };
-        let answer = match planned(&words, &mut written).and_then(seconds) {
-            Ok(answer) => answer,
-            Err(error) => json!({ "error": error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": ") }),
-        };
+        let answer = planned(&words, &mut written).and_then(answer).unwrap_or_else(|error| {
+            let reason = error.chain().map(ToString::to_string).collect::<Vec<_>>().join(": ");
+            json!({ "error": reason, "code": exit::code_of(&error) })
+        });
         ui.out(answer.to_string());
     }
     if let Some(path) = args.speeds.as_deref().filter(|_| speeds.len() > n_known) {

@@ -3,7 +3,7 @@
 use c2r_experiment::{Experiment, Subgrid};
 use c2r_grid::{Datasets, Grid, GridPlan, Job, Shard, Workplace};
 
-/// Two distilled methods, one without a profile and the reference, on two datasets.
+/// Two distilled methods, one that is not implemented and the reference, on two datasets.
 const EXPERIMENT: &str = r#"
 schema_version = 2
 name = "example"
@@ -25,7 +25,7 @@ profile = "data/profiles/faithful.toml"
 [methods.dm]
 label = "DM"
 kind = "distill"
-profile = "data/profiles/dm.toml"
+implemented = false
 [scales.quick]
 about = "seconds"
 methods = ["full", "class-mean", "c2r", "dm"]

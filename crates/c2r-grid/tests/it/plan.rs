@@ -17,7 +17,7 @@ fn the_whole_grid_and_what_is_not_implemented() {
     // distilled first.
     assert_eq!(plan.jobs.len(), 2 * 3 * (2 * 3 + 2 * 2 * (1 + 2 * 3)));
     assert_eq!(plan.n_chains, 2 * 3 * 5);
-    assert_eq!(plan.without_profile.iter().collect::<Vec<_>>(), ["dm"]);
+    assert_eq!(plan.not_implemented.iter().collect::<Vec<_>>(), ["dm"]);
 }
 
 #[test]
@@ -354,7 +354,7 @@ fn every_experiment_has_a_plan() {
     let datasets = datasets(&place);
     let names = experiment_names(root).unwrap();
     let ids = |name: &str, scale: &str| -> BTreeSet<String> {
-        let experiment = read_experiment(root, name).unwrap();
+        let experiment = read_experiment(root, name).unwrap().experiment;
         let scale = experiment.scale(scale).unwrap();
         let grid = Grid { experiment: &experiment, scale, place: &place, datasets: &datasets };
         grid.whole().unwrap().jobs.into_iter().map(|job| job.id).collect()
@@ -374,7 +374,7 @@ fn every_experiment_has_a_plan() {
         "tiny-imagenet",
     ] {
         assert!(names.iter().any(|there| there == name), "{name}");
-        for (scale, grid) in read_experiment(root, name).unwrap().scales {
+        for (scale, grid) in read_experiment(root, name).unwrap().experiment.scales {
             assert!(ids(name, &scale).len() > 5, "{name} {scale}");
             for reference in ["full", "random-real"] {
                 assert!(grid.methods.iter().any(|method| method == reference), "{name} {scale} has no {reference}");
@@ -409,7 +409,7 @@ fn references_have_a_length_of_their_own_in_every_experiment() {
     let datasets = datasets(&place);
     let mut n_references = 0;
     for name in experiment_names(root).unwrap() {
-        let experiment = read_experiment(root, &name).unwrap();
+        let experiment = read_experiment(root, &name).unwrap().experiment;
         for (scale_name, scale) in &experiment.scales {
             let jobs =
                 Grid { experiment: &experiment, scale, place: &place, datasets: &datasets }.whole().unwrap().jobs;
@@ -437,7 +437,7 @@ fn headline(scale: &str, seeds: &[u64], only: &str, shard: Shard) -> (Vec<String
     let folder = tempfile::tempdir().unwrap();
     let place = repository(folder.path());
     let datasets = datasets(&place);
-    let mut experiment = read_experiment(&place.root, "headline").unwrap();
+    let mut experiment = read_experiment(&place.root, "headline").unwrap().experiment;
     experiment.change_grid(scale, seeds, &[]).unwrap();
     let scale = experiment.scale(scale).unwrap();
     let grid = Grid { experiment: &experiment, scale, place: &place, datasets: &datasets };
@@ -497,7 +497,7 @@ fn the_headline_comes_in_the_order_in_which_it_matters() {
 #[test]
 fn the_rehearsal_of_the_imagenet_subsets_leaves_no_command_out() {
     let folder = tempfile::tempdir().unwrap();
-    let experiment = read_experiment(&repository(folder.path()).root, "imagenet-subsets").unwrap();
+    let experiment = read_experiment(&repository(folder.path()).root, "imagenet-subsets").unwrap().experiment;
     let [tiny, paper] = ["tiny", "paper"].map(|name| experiment.scale(name).unwrap());
     assert_eq!((&tiny.methods, &tiny.protocols), (&paper.methods, &paper.protocols));
     assert_eq!(tiny.attacks, paper.attacks);
@@ -516,7 +516,7 @@ fn the_headline_shares_its_commands_with_the_tables() {
     let datasets = datasets(&place);
     let mut shared = BTreeSet::new();
     for name in ["table2", "ablation"] {
-        let experiment = read_experiment(&place.root, name).unwrap();
+        let experiment = read_experiment(&place.root, name).unwrap().experiment;
         let grid = Grid {
             experiment: &experiment,
             scale: experiment.scale("paper").unwrap(),

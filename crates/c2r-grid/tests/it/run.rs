@@ -234,7 +234,7 @@ fn one_process_at_a_time_makes_a_table() {
     let datasets = datasets(&example.place);
     let (experiment, place) = (&example.experiment, &example.place);
     let grid = Grid { experiment, scale: experiment.scale("quick").unwrap(), place, datasets: &datasets };
-    let reproduction = Reproduction { grid, scale_name: "quick", changes: vec![], at_once: None };
+    let reproduction = Reproduction { grid, scale_name: "quick", changes: vec![], own_files: vec![], at_once: None };
     let lock = Lock::acquire(&place.results.join(".example-quick.lock")).unwrap().unwrap();
     thread::scope(|scope| {
         let table = scope.spawn(|| reproduction.table().unwrap());

@@ -133,7 +133,7 @@ pub(super) fn threat(args: &Args) -> ThreatModel {
 }
 
 /// Refuses 2 where 2/255 is meant: a radius or step that reaches every image of this `shape` from every other.
-fn check_units(args: &Args, shape: [i64; 3]) -> anyhow::Result<()> {
+pub(super) fn check_units(args: &Args, shape: [i64; 3]) -> anyhow::Result<()> {
     let step_size = args.step_size.as_ref().and_then(|step| step.parse().ok());
     for (flag, size) in [("--eps", args.eps), ("--step-size", step_size)] {
         let Some(Err(error)) = size.map(|size| args.norm.check_length(size, shape)) else { continue };
