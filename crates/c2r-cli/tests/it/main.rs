@@ -510,42 +510,6 @@ fn times_of_commands_whose_inputs_do_not_exist_are_estimated() {
     assert!(code == 2 && said.contains("line 1 is not a JSON array"), "{code} {said}");
 }
 
-/// Without measuring anything, and although nothing that the commands read is there.
-#[test]
-fn wrong_commands_are_found_before_any_is_run() {
-    let (_guard, folder) = folder();
-    let file = folder.join("commands");
-    let distill = r#"["distill", "--dataset", "digits", "--ipc", "10", "--run-dir", "a""#;
-    let attack = r#"["attack", "--checkpoint", "b/model.safetensors", "--dataset", "digits""#;
-    let cases = [
-        (format!("{distill}]"), None),
-        (r#"["train", "--synthetic", "a", "--run-dir", "b"]"#.to_owned(), None),
-        (format!("{attack}, \"--attack\", \"pgd\", \"--eps\", \"0.1\"]"), None),
-        (format!("{distill}, \"--set\", \"aac.synthetc={{mode=\\\"off\\\"}}\"]"), Some("aac.synthetc")),
-        (r#"["train", "--synthetic", "a", "--run-dir", "c", "--set", "length={stps=40}"]"#.to_owned(), Some("stps")),
-        (format!("{attack}, \"--attack\", \"aa\", \"--eps\", \"0.1\"]"), Some("`aa` is not an attack")),
-        (format!("{attack}, \"--attack\", \"pgd\", \"--eps\", \"32\"]"), Some("write 32/255")),
-        (
-            format!("{attack}, \"--attack\", \"pgd\", \"--eps\", \"0.1\", \"--set\", \"pgd.stps=3\"]"),
-            Some("has no option `stps`"),
-        ),
-        (format!("{attack}, \"--atack\", \"pgd\"]"), Some("--atack")),
-    ];
-    fs::write(&file, cases.each_ref().map(|(line, _)| line.as_str()).join("\n")).unwrap();
-    let said = text(&run(c2r().arg("estimate").arg(&file).args(["--check", "--device", "cpu"])).stdout);
-    let answers: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(answers.len(), cases.len());
-    for ((line, reason), answer) in cases.iter().zip(&answers) {
-        match reason {
-            None => assert_eq!(answer.to_string(), "{}", "{line}"),
-            Some(reason) => {
-                let error = answer["error"].as_str().unwrap_or_else(|| panic!("{line}: {answer}"));
-                assert!(error.contains(reason) && !error.contains('\n') && answer["code"] == 2, "{line}: {answer}");
-            }
-        }
-    }
-}
-
 #[test]
 fn an_estimate_is_a_line_for_people_and_an_object_for_programs() {
     let estimate = |more: &[&str]| {

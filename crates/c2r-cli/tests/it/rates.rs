@@ -1,4 +1,4 @@
-//! Learning rates and lengths that are not those of a protocol for distilled sets.
+//! Learning rates and lengths that are not those of a protocol for distilled sets, and commands that are checked beforehand.
 
 use super::*;
 
@@ -99,4 +99,40 @@ fn real_images_are_trained_on_under_rules_of_their_own() {
     let table = text(&run(c2r().arg("table").arg(&trained)).stdout);
     let note = "trained for 7 epochs (7 steps) at a learning rate of 0.05, constant";
     assert!(table.contains(note), "{table}");
+}
+
+/// Without measuring anything, and although nothing that the commands read is there.
+#[test]
+fn wrong_commands_are_found_before_any_is_run() {
+    let (_guard, folder) = folder();
+    let file = folder.join("commands");
+    let distill = r#"["distill", "--dataset", "digits", "--ipc", "10", "--run-dir", "a""#;
+    let attack = r#"["attack", "--checkpoint", "b/model.safetensors", "--dataset", "digits""#;
+    let cases = [
+        (format!("{distill}]"), None),
+        (r#"["train", "--synthetic", "a", "--run-dir", "b"]"#.to_owned(), None),
+        (format!("{attack}, \"--attack\", \"pgd\", \"--eps\", \"0.1\"]"), None),
+        (format!("{distill}, \"--set\", \"aac.synthetc={{mode=\\\"off\\\"}}\"]"), Some("aac.synthetc")),
+        (r#"["train", "--synthetic", "a", "--run-dir", "c", "--set", "length={stps=40}"]"#.to_owned(), Some("stps")),
+        (format!("{attack}, \"--attack\", \"aa\", \"--eps\", \"0.1\"]"), Some("`aa` is not an attack")),
+        (format!("{attack}, \"--attack\", \"pgd\", \"--eps\", \"32\"]"), Some("write 32/255")),
+        (
+            format!("{attack}, \"--attack\", \"pgd\", \"--eps\", \"0.1\", \"--set\", \"pgd.stps=3\"]"),
+            Some("has no option `stps`"),
+        ),
+        (format!("{attack}, \"--atack\", \"pgd\"]"), Some("--atack")),
+    ];
+    fs::write(&file, cases.each_ref().map(|(line, _)| line.as_str()).join("\n")).unwrap();
+    let said = text(&run(c2r().arg("estimate").arg(&file).args(["--check", "--device", "cpu"])).stdout);
+    let answers: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(answers.len(), cases.len());
+    for ((line, reason), answer) in cases.iter().zip(&answers) {
+        match reason {
+            None => assert_eq!(answer.to_string(), "{}", "{line}"),
+            Some(reason) => {
+                let error = answer["error"].as_str().unwrap_or_else(|| panic!("{line}: {answer}"));
+                assert!(error.contains(reason) && !error.contains('\n') && answer["code"] == 2, "{line}: {answer}");
+            }
+        }
+    }
 }
