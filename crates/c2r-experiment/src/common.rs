@@ -1,3 +1,5 @@
+//! What all experiments share: methods, and defaults of scales.
+
 use toml::{Table, Value};
 
 /// Adds what `common` says and `file` does not; see [`crate::Experiment`].

@@ -351,7 +351,7 @@ impl<'a> Session<'a> {
                     line["stage"] = "images".into();
                     self.say(line);
                 }
-                // What is shown until the first numbers of the images are not those of the networks.
+                // Until the first losses of the images are read, those of the networks must not be shown with the updates.
                 if iteration < LOG_EVERY && !self.distillation.is_finished() {
                     self.numbers.clear();
                 }
@@ -478,7 +478,7 @@ impl Pace {
     }
 }
 
-/// Refuses images made of noise that no memory holds. Of real images there are never more than the dataset has.
+/// Refuses to make more images of noise than the memory holds. Real images never outnumber those of the dataset.
 fn check_memory(config: &DistillConfig, spec: &DatasetSpec) -> anyhow::Result<()> {
     let Some(most) = memory_bytes().filter(|_| config.common.images.init == Init::Noise) else { return Ok(()) };
     let (ipc, n_classes, n_values) = (config.common.ipc, spec.classes.len(), spec.shape().iter().product::<i64>());

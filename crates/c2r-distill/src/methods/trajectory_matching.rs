@@ -152,7 +152,8 @@ impl MethodConfig for TrajectoryMatchingConfig {
     }
 
     fn idle(&self, _: &CommonConfig) -> Vec<(&'static str, &'static str)> {
-        let reason = "a student follows no epoch after student.max-start - 1 + student.span; more only take time";
+        let reason =
+            "a student follows no epoch after student.max-start - 1 + student.span, so later ones only take time";
         if self.last_epoch() < self.experts.epochs { vec![("experts.epochs", reason)] } else { Vec::new() }
     }
 

@@ -179,7 +179,7 @@ impl MethodConfig for C2rConfig {
         let reason = "the share of the cross-entropy (objective.eta, objective.weight) is 0";
         note(!entropy, &["objective.by-accuracy"], reason);
         let whole = common.images.batch_per_class >= common.decoded_per_class();
-        note(whole, &["images.batch-per-class"], "one batch holds all images, of which there are no more in a class");
+        note(whole, &["images.batch-per-class"], "no class has more images, so every batch holds all of them");
         idle
     }
 
