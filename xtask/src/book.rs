@@ -45,7 +45,8 @@ fn mdbook(checkout: &Checkout) -> anyhow::Result<PathBuf> {
                 ui::note(format!("installing mdBook {VERSION}, once per user"));
                 let mut command = checkout.cargo();
                 command.args(["install", "mdbook", "--version", VERSION, "--locked", "--no-default-features"]);
-                command.args(["--features", "search", "--root"]).arg(made);
+                // Not optimized, it compiles in half the time and takes a second for these pages.
+                command.args(["--debug", "--features", "search", "--root"]).arg(made);
                 checkout.run_cargo(&mut command, "installing mdBook")
             },
         )?;

@@ -71,5 +71,5 @@ fn main() -> ExitCode {
     // Memory runs out in commands of c2r, which say themselves what to do.
     let advice = |_: &str| None;
     terminal::catch_panics(advice);
-    arguments::parse().map_or_else(|code| code, |cli: Cli| terminal::conclude(run(&cli), advice))
+    ExitCode::from(arguments::parse().map_or_else(|code| code, |cli: Cli| terminal::conclude(run(&cli), advice)))
 }

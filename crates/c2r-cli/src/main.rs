@@ -8,12 +8,13 @@ mod data;
 mod fingerprint;
 mod help;
 mod kernels;
+mod leave;
 mod overwrite;
 mod run_dir;
 mod state_dict;
 mod throughput;
 
-use std::{num::NonZeroUsize, process::ExitCode, time::Duration};
+use std::{num::NonZeroUsize, time::Duration};
 
 use anyhow::Context;
 use c2r_base::grad::is_out_of_memory;
@@ -273,10 +274,10 @@ fn memory_advice(error: &str) -> Option<&'static str> {
     )
 }
 
-fn main() -> ExitCode {
+fn main() -> ! {
     allocator::keep_memory();
     ui::catch_panics(memory_advice);
-    arguments::parse().map_or_else(|code| code, |cli| ui::conclude(run(cli), memory_advice))
+    leave::now(arguments::parse().map_or_else(|code| code, |cli| ui::conclude(run(cli), memory_advice)))
 }
 
 #[cfg(test)]

@@ -45,6 +45,21 @@ pub(crate) fn versions() -> BTreeMap<String, String> {
     own.into_iter().chain(c2r_kernels::versions()).map(|(name, version)| (name.to_owned(), version)).collect()
 }
 
+/// Says what earlier sessions of a run that is resumed computed with, where that was something else; where nothing is left of
+/// them, forgets it.
+pub(crate) fn note_other_sessions(run: &mut Run, is_resumed: bool, ui: &Ui) {
+    if !is_resumed {
+        run.begin_again();
+    }
+    let others = run.other_sessions();
+    if !others.is_empty() {
+        ui.note(format!(
+            "note: earlier sessions of this run computed with {}; its numbers may differ by rounding from those of a run in one go",
+            others.join(", "),
+        ));
+    }
+}
+
 /// Records that a run is finished, deletes its state, and says what it wrote.
 ///
 /// * `file`: the run's main output.

@@ -108,6 +108,8 @@ mod tests {
         for is_distilled in [true, false] {
             assert_eq!(part(&["7 of 9", &Subject::part_note(50, is_distilled)]), Some(50));
         }
+        assert_eq!(Subject::part_note(50, true), "distilled from the first 50 training images of each class");
+        assert_eq!(Subject::part_note(50, false), "trained on the first 50 training images of each class");
         assert_eq!(part(&["judged on the first 50 training images of each class"]), None);
         assert_eq!(part(&[]), None);
     }

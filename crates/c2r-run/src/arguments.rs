@@ -1,6 +1,6 @@
 //! Command lines, read as a program reads its own.
 
-use std::{env, ffi::OsString, io::ErrorKind, process::ExitCode, time::Duration};
+use std::{env, ffi::OsString, io::ErrorKind, time::Duration};
 
 use c2r_files::path_to_text;
 use clap::{
@@ -15,26 +15,23 @@ use crate::{exit, terminal};
 ///
 /// # Errors
 /// The exit code.
-pub fn parse<C: CommandFactory + FromArgMatches>() -> Result<C, ExitCode> {
+pub fn parse<C: CommandFactory + FromArgMatches>() -> Result<C, u8> {
     let error = match parse_from(env::args_os()) {
         Ok(parsed) => return Ok(parsed),
         Err(error) => error,
     };
     if error.use_stderr() {
         terminal::notes(error.render().to_string().trim_end());
-        return Err(ExitCode::from(exit::USAGE));
+        return Err(exit::USAGE);
     }
     // Help and version are ours from the first letter to the last, so clap may colour them.
     match error.print() {
         Err(failed) if failed.kind() != ErrorKind::BrokenPipe => {
             terminal::note(format!("error: cannot write to stdout: {failed}"));
-            Err(ExitCode::from(exit::UNEXPECTED))
+            Err(exit::UNEXPECTED)
         }
-        _ => Err(ExitCode::from(if error.kind() == Refusal::DisplayHelpOnMissingArgumentOrSubcommand {
-            exit::USAGE
-        } else {
-            0
-        })),
+        _ if error.kind() == Refusal::DisplayHelpOnMissingArgumentOrSubcommand => Err(exit::USAGE),
+        _ => Err(exit::SUCCESS),
     }
 }
 

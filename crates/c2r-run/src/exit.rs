@@ -2,6 +2,8 @@
 
 use std::{error::Error, fmt};
 
+/// Done.
+pub const SUCCESS: u8 = 0;
 /// Unexpected failure.
 pub const UNEXPECTED: u8 = 1;
 /// Wrong arguments, configuration or machine set-up.

@@ -12,7 +12,7 @@ const RUNNING: &str = "running";
 const FINISHED: &str = "finished";
 
 /// What computes a run; recorded, but another one may resume it.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Environment {
     /// Versions of the programs involved, e.g. `c2r` and its git revision.
     pub versions: BTreeMap<String, String>,
@@ -38,10 +38,12 @@ pub(crate) struct Record {
     pub(crate) results: BTreeMap<String, u32>,
     /// The command line of the process that wrote this.
     argv: Vec<String>,
-    versions: BTreeMap<String, String>,
-    threads: i32,
-    device: String,
-    precision: BTreeMap<String, String>,
+    /// What computes it, since it was started or last resumed.
+    #[serde(flatten)]
+    pub(crate) environment: Environment,
+    /// What computed earlier sessions, where that was something else; in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) earlier: Vec<Environment>,
     /// Seconds since 1970.
     started_unix: u64,
     /// Wall-clock seconds over all sessions that worked on this run.
@@ -66,7 +68,6 @@ pub fn argv() -> Vec<String> {
 
 impl Record {
     pub(crate) fn new(stage: &str, config: Value, results: BTreeMap<String, u32>, environment: Environment) -> Self {
-        let Environment { versions, threads, device, precision } = environment;
         Self {
             schema_version: SCHEMA_VERSION,
             stage: stage.to_owned(),
@@ -74,16 +75,22 @@ impl Record {
             config,
             results,
             argv: argv(),
-            versions,
-            threads,
-            device,
-            precision,
+            environment,
+            earlier: Vec::new(),
             started_unix: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs()),
             seconds: 0.0,
             summary: Value::Null,
             state: Value::Null,
             outputs: Vec::new(),
             written: BTreeMap::new(),
+        }
+    }
+
+    /// Goes on with the run of `old`, which is unfinished.
+    pub(crate) fn resume(&mut self, old: Self) {
+        (self.seconds, self.state, self.earlier) = (old.seconds, old.state, old.earlier);
+        if old.environment != self.environment && !self.earlier.contains(&old.environment) {
+            self.earlier.push(old.environment);
         }
     }
 
@@ -97,7 +104,8 @@ impl Record {
             let here = results.get(name).filter(|here| *here != there)?;
             Some((name, there, here))
         })?;
-        let made_by = ["c2r", "git"].iter().filter_map(|key| Some(format!(", {key} {}", self.versions.get(*key)?)));
+        let made_by =
+            ["c2r", "git"].iter().filter_map(|key| Some(format!(", {key} {}", self.environment.versions.get(*key)?)));
         Some(format!("results version of {name}: {there} there{}; {here} here", made_by.collect::<String>()))
     }
 

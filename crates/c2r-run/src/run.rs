@@ -1,5 +1,5 @@
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Component, Path, PathBuf},
     time::Instant,
@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::{
     Environment, Lock, Log,
     record::{Record, first_difference},
+    terminal::counted,
 };
 
 /// Why a run cannot be opened.
@@ -236,7 +237,7 @@ impl Run {
                 }
                 if !old.is_finished() {
                     status = Status::Unfinished;
-                    (record.seconds, record.state) = (old.seconds, old.state);
+                    record.resume(old);
                 } else if is_written(&written_files(&place, &outputs, needed), &old)? {
                     (status, record) = (Status::Finished, old);
                 }
@@ -282,6 +283,37 @@ impl Run {
     /// What the run reported when it finished; null before that.
     pub fn summary(&self) -> &Value {
         &self.record.summary
+    }
+
+    /// Of earlier sessions nothing is left: all of the result comes from this one.
+    pub fn begin_again(&mut self) {
+        self.record.earlier.clear();
+    }
+
+    /// What earlier sessions of this run computed with and this one does not, for people; empty where all had the same.
+    pub fn other_sessions(&self) -> Vec<String> {
+        let now = &self.record.environment;
+        let mut found = Vec::new();
+        for then in &self.record.earlier {
+            if then.threads != now.threads {
+                found.push(counted(then.threads.unsigned_abs() as usize, "thread"));
+            }
+            if then.device != now.device {
+                found.push(format!("device {}", then.device));
+            }
+            if then.precision != now.precision {
+                let formats = then.precision.iter().map(|(what, format)| format!("{format} for {what}"));
+                found.push(formats.collect::<Vec<_>>().join(" and "));
+            }
+            if then.versions != now.versions {
+                let changed = then.versions.iter().filter(|(name, version)| now.versions.get(*name) != Some(*version));
+                found
+                    .push(changed.map(|(name, version)| format!("{name} {version}")).collect::<Vec<_>>().join(" and "));
+            }
+        }
+        let mut seen = BTreeSet::new();
+        found.retain(|text| !text.is_empty() && seen.insert(text.clone()));
+        found
     }
 
     /// What [`Run::save`] was given last; null where nothing was saved.
@@ -486,6 +518,35 @@ mod tests {
         refused(5);
         assert_eq!(open(5, true).unwrap().1, Status::New);
         refused(4);
+    }
+
+    #[test]
+    fn a_run_knows_what_earlier_sessions_computed_with() {
+        let folder = tempfile::tempdir().unwrap();
+        let session = |threads, device: &str| {
+            let environment = Environment { threads, device: device.to_owned(), ..Environment::default() };
+            Run::open(Place::folder(folder.path()), Plan { environment, ..plan(&json!(1), &[]) }, false, || Ok(()))
+                .unwrap()
+                .0
+        };
+        let none: [&str; 0] = [];
+        assert_eq!(session(2, "Cpu").other_sessions(), none);
+        assert_eq!(session(2, "Cpu").other_sessions(), none);
+        assert_eq!(session(1, "Cpu").other_sessions(), ["2 threads"]);
+        assert_eq!(session(2, "Cuda(0)").other_sessions(), ["device Cpu", "1 thread"]);
+        let mut run = session(2, "Cpu");
+        assert_eq!(run.other_sessions(), ["1 thread", "device Cuda(0)"]);
+        run.finish(Value::Null).unwrap();
+        assert_eq!(run.other_sessions(), ["1 thread", "device Cuda(0)"], "the record of a finished run has them, too");
+        drop(run);
+        assert_eq!(session(4, "Cpu").other_sessions(), ["1 thread", "device Cuda(0)"], "nothing is computed again");
+        let mut lost = Run::open(Place::folder(folder.path()), plan(&json!(1), &[]), true, || Ok(())).unwrap().0;
+        assert_eq!(lost.other_sessions(), none);
+        lost.save(Value::Null).unwrap();
+        drop(lost);
+        let mut again = session(4, "Cpu");
+        again.begin_again();
+        assert_eq!(again.other_sessions(), none);
     }
 
     /// Root may write wherever there are permissions, so the system's refusal is not tested here.

@@ -11,7 +11,6 @@ use std::{
     fs::File,
     io::{self, ErrorKind, IsTerminal, Write},
     panic::{self, PanicHookInfo},
-    process::ExitCode,
     sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError},
     thread,
     time::{Duration, Instant},
@@ -138,9 +137,9 @@ fn nobody_reads() -> bool {
 /// What to do about an error with this message, if that is known.
 pub type Advice = fn(&str) -> Option<&'static str>;
 
-/// Ends a program: prints its error, and what `advice` has to say about it. A stdout that could not be written is one, too,
+/// Ends a program: prints its error, and what `advice` has to say about it. Returns the exit code. A stdout that could not be written is one, too,
 /// unless its reader has gone, who has seen what they wanted.
-pub fn conclude(result: anyhow::Result<()>, advice: Advice) -> ExitCode {
+pub fn conclude(result: anyhow::Result<()>, advice: Advice) -> u8 {
     let failed = STDOUT.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
     let written = match failed {
         Some(error) if error.kind() != ErrorKind::BrokenPipe => {
@@ -149,12 +148,12 @@ pub fn conclude(result: anyhow::Result<()>, advice: Advice) -> ExitCode {
         _ => Ok(()),
     };
     match result.and(written) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => exit::SUCCESS,
         Err(error) => {
             let message = exit::message(&error);
             notes(format!("error: {message}"));
             advice(&message).into_iter().for_each(note);
-            ExitCode::from(exit::code_of(&error))
+            exit::code_of(&error)
         }
     }
 }

@@ -194,7 +194,7 @@ pub(crate) fn flags_of_results(report: &mut AttackReport) {
     flags.extend(
         repaired.into_iter().map(|(attack, samples)| Flag::NonFiniteGradient { attack: attack.to_owned(), samples }),
     );
-    flags.extend(downhill(report));
+    flags.extend(downhill(&report.flags, report.attacks.iter().flat_map(|entry| &entry.stages)));
     for flag in flags {
         if !report.flags.contains(&flag) {
             report.flags.push(flag);
@@ -204,17 +204,64 @@ pub(crate) fn flags_of_results(report: &mut AttackReport) {
 
 /// Attacks whose gradient leads them to images that are classified more surely. Where the gradient is zero, they end at random
 /// points, which says nothing.
-fn downhill(report: &AttackReport) -> Vec<Flag> {
+fn downhill<'a>(known: &[Flag], stages: impl Iterator<Item = &'a StageEntry>) -> Vec<Flag> {
     let without_gradient = |flag: &Flag| match flag {
         Flag::FlatModel { samples, of } | Flag::ZeroGradient { samples, of } => 2 * samples > *of,
         _ => false,
     };
-    if report.flags.iter().any(without_gradient) {
+    if known.iter().any(without_gradient) {
         return Vec::new();
     }
-    let stages = report.attacks.iter().flat_map(|entry| &entry.stages);
     let wrong = stages.filter(|stage| stage.surer >= FEW_SURER && 2 * stage.surer > stage.attacked);
     wrong
         .map(|stage| Flag::Downhill { attack: stage.attack.clone(), samples: stage.surer, of: stage.attacked })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use c2r_base::{Passes, TargetRule};
+
+    use super::*;
+
+    #[test]
+    fn attacks_that_climb_a_loss_of_the_label_fall_with_its_margin() {
+        let climbs = |attack| climbs_from_label(attack, Family::Gradient, Goal::Untargeted);
+        assert_eq!(["pgd", "apgd-ce", "tpgd", "apgd-t"].map(climbs), [true, true, false, false]);
+        assert!(!climbs_from_label("square", Family::BlackBox, Goal::Untargeted));
+        assert!(!climbs_from_label("pgd", Family::Gradient, Goal::Targeted(TargetRule::Next)));
+    }
+
+    #[test]
+    fn a_margin_is_surer_when_it_grew_by_a_tenth_of_its_size() {
+        assert!(is_surer(1.2, 1.0) && !is_surer(1.05, 1.0));
+        assert!(is_surer(-0.8, -1.0) && !is_surer(-0.95, -1.0));
+    }
+
+    #[test]
+    fn downhill_is_most_of_the_images_of_a_model_with_a_gradient() {
+        let stage = |attacked, surer| StageEntry {
+            attack: "pgd".to_owned(),
+            family: Family::Gradient,
+            attacked,
+            survivors: attacked,
+            counts: Passes::default(),
+            seconds: 0.0,
+            repaired_gradients: 0,
+            surer,
+        };
+        let found = |known: &[Flag], attacked, surer| downhill(known, [stage(attacked, surer)].iter());
+        let flag = |of, samples| vec![Flag::Downhill { attack: "pgd".to_owned(), samples, of }];
+        assert_eq!(found(&[], 10, 6), flag(10, 6));
+        assert_eq!(found(&[], 10, 5), [], "half of the images");
+        assert_eq!((found(&[], 4, 4), found(&[], 3, 3)), (flag(4, 4), vec![]), "few images");
+        for flat in [false, true] {
+            let without_gradient = |samples| match flat {
+                true => Flag::FlatModel { samples, of: 10 },
+                false => Flag::ZeroGradient { samples, of: 10 },
+            };
+            assert_eq!(found(&[without_gradient(5)], 10, 6), flag(10, 6));
+            assert_eq!(found(&[without_gradient(6)], 10, 6), []);
+        }
+    }
 }

@@ -86,9 +86,11 @@ pub(crate) fn run(mut args: Args, device: Device, ui: &Ui) -> anyhow::Result<()>
         let is_begun = |report: &AttackReport| {
             report.attacks.iter().flat_map(|entry| &entry.stages).any(|stage| stage.attacked > 0)
         };
-        if resume.as_ref().is_some_and(is_begun) {
+        let is_resumed = resume.as_ref().is_some_and(is_begun);
+        if is_resumed {
             ui.note(format!("resuming from {}", opened.run.record().display()));
         }
+        run_dir::note_other_sessions(&mut opened.run, is_resumed, ui);
         journal = Some(opened);
     }
     let options = EvaluateOptions {

@@ -200,7 +200,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         ui.note("note: --networks has no effect: no other run can use the networks of this one (docs/cli.md)");
     }
     let record = folder::record(&config, &dataset, device);
-    let (run, status) = run_dir::open(path, &run_dir::distill(&config), record, &[], device, args.force)?;
+    let (mut run, status) = run_dir::open(path, &run_dir::distill(&config), record, &[], device, args.force)?;
     if status == Status::Finished {
         ui.note(format!("{} is finished; nothing to do", run.file(folder::SET).display()));
         if args.json {
@@ -209,7 +209,8 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         return Ok(());
     }
     let state = run.file(folder::STATE);
-    if status == Status::Unfinished && state.exists() {
+    let is_resumed = status == Status::Unfinished && state.exists();
+    if is_resumed {
         let context = || format!("cannot resume from {}; --force starts again", state.display());
         distillation.restore(&TensorFile::read(&state).with_context(context)?).with_context(context)?;
         let (done, total) = distillation.progress();
@@ -220,6 +221,7 @@ pub(crate) fn run(args: Args, device: Device, ui: &Ui) -> anyhow::Result<()> {
         distillation.take_networks(&TensorFile::read(&shared).with_context(context)?).with_context(context)?;
         ui.note(format!("reusing the trained networks in {}", shared.display()));
     }
+    run_dir::note_other_sessions(&mut run, is_resumed, ui);
     if let Some(note) = config.method.note(&config.common) {
         ui.note(format!("note: {note}"));
     }

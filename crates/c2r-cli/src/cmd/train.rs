@@ -142,7 +142,8 @@ pub(crate) fn run(args: Args, device: Device, bf16: bool, ui: &Ui) -> anyhow::Re
     let mut trainer = Trainer::new(&mut model, &material.source(), &config, seed)?;
     let mut best = Best::default();
     let state = run.file(STATE);
-    if status == Status::Unfinished && state.exists() {
+    let is_resumed = status == Status::Unfinished && state.exists();
+    if is_resumed {
         let context = || format!("cannot resume from {}; --force starts again", state.display());
         let tensors = TensorFile::read(&state).with_context(context)?.tensors;
         let mut saved = State::reading(&tensors);
@@ -150,6 +151,7 @@ pub(crate) fn run(args: Args, device: Device, bf16: bool, ui: &Ui) -> anyhow::Re
         best.state(&mut saved).with_context(context)?;
         ui.note(format!("resuming {} at step {} of {}", path.display(), trainer.steps_done(), trainer.steps()));
     }
+    run_dir::note_other_sessions(&mut run, is_resumed, ui);
     signals::will_save();
     let kernels = task.work(&mut trainer, &mut best, &mut run, device, ui)?;
     let final_loss = trainer.summary().final_loss;

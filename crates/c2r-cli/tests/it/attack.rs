@@ -219,11 +219,11 @@ fn what_has_no_effect_and_what_is_not_there_is_said_before_the_attack() {
         let output = output.unwrap();
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
+    let plain = said(&checkpoint, &["--set", "pgd.kappa=5", "--set", "pgd.loss=cw"]);
+    assert!(plain.0 == Some(0) && !plain.1.contains("note: "), "{plain:?}");
+    let idle = said(&checkpoint, &["--set", "pgd.kappa=5"]);
+    assert!(idle.1.contains("note: pgd.kappa has no effect: it is the confidence of loss=cw"), "{idle:?}");
     for checkpoint in [checkpoint.as_str(), "later/model.safetensors"] {
-        let plain = said(checkpoint, &["--set", "pgd.kappa=5", "--set", "pgd.loss=cw"]);
-        assert!(plain.0 == Some(0) && !plain.1.contains("note: "), "{plain:?}");
-        let idle = said(checkpoint, &["--set", "pgd.kappa=5"]);
-        assert!(idle.1.contains("note: pgd.kappa has no effect: it is the confidence of loss=cw"), "{idle:?}");
         let many = said(checkpoint, &["--n-test", "999"]);
         assert!(many.1.contains("note: --n-test 999 is more than there are; 359 images will be attacked"), "{many:?}");
         let none = said(checkpoint, &["--held-out-after", "999"]);
