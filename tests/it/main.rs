@@ -2,8 +2,6 @@
 
 mod attack_counts;
 mod counts;
-#[cfg(target_os = "linux")]
-mod memory;
 mod outside;
 
 use std::{collections::BTreeMap, sync::OnceLock};

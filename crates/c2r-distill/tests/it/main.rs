@@ -1,6 +1,8 @@
 //! Distillation on the embedded digits, with networks small enough to run in seconds.
 
 mod backbone;
+#[cfg(target_os = "linux")]
+mod memory;
 mod methods;
 mod own;
 mod switches;
