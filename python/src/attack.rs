@@ -50,11 +50,14 @@ pub(crate) struct Request {
     norm: String,
     eps: String,
     targets: Option<String>,
+    /// With `given`: the target of each sample.
+    target_classes: Option<Vec<i64>>,
     each: bool,
     batch_size: usize,
     seed: u64,
     workers: usize,
     self_check: bool,
+    misclassified: bool,
     as_is: bool,
     options: Vec<(String, String)>,
     set: Vec<(String, String, String)>,
@@ -102,6 +105,8 @@ fn evaluate(py: Python<'_>, request: Request) -> PyResult<Answer> {
         mode,
         self_check: request.self_check && is_attacked,
         workers: request.workers.max(1),
+        misclassified_too: request.misclassified && is_attacked,
+        targets: request.target_classes,
         resume: None,
         stop: stop.clone(),
     };
@@ -308,6 +313,8 @@ fn check_epsilon(threat: &ThreatModel, shape: [i64; 3]) -> PyResult<()> {
 
 fn rule(text: &str) -> PyResult<TargetRule> {
     serde_json::from_value(serde_json::Value::String(text.to_owned())).map_err(|_| {
-        PyValueError::new_err(format!("targets must be next, random, least-likely or second-best, not `{text}`"))
+        PyValueError::new_err(format!(
+            "targets must be next, random, least-likely or second-best, or a class for each image, not `{text}`"
+        ))
     })
 }

@@ -95,6 +95,8 @@ impl Job {
         if run.1 == Status::Unfinished && state.exists() {
             let saved = TensorFile::read(&state).map_err(value_error)?;
             distillation.restore(&saved).map_err(value_error)?;
+        } else {
+            run.0.begin_again();
         }
         self.steps(&mut distillation, Some(&mut run.0))?;
         let set = distillation.synthetic_set(versions()).map_err(runtime_error)?;

@@ -81,7 +81,7 @@ pub(crate) fn panicked(what: &str, panic: &(dyn Any + Send)) -> PyErr {
 /// What stopped an evaluation: an argument that cannot be, or something that the model did.
 pub(crate) fn of_attack(error: AttackError) -> PyErr {
     match error {
-        AttackError::Config(_) | AttackError::Images(_) => value_error(error),
+        AttackError::Config(_) | AttackError::Images(_) | AttackError::Targets(_) => value_error(error),
         other => runtime_error(other),
     }
 }

@@ -13,7 +13,7 @@ use c2r_models::TorchScript;
 use pyo3::{
     exceptions::{PyException, PyTypeError},
     prelude::*,
-    types::PyTuple,
+    types::{PyDict, PyTuple},
 };
 use pyo3_tch::PyTensor;
 use tch::{Device, Tensor};
@@ -47,6 +47,8 @@ impl Callable {
                 "; return the logits alone: lambda x: model(x)[0]"
             } else if returned.hasattr("logits").unwrap_or(false) {
                 "; return the logits alone: lambda x: model(x).logits"
+            } else if returned.is_instance_of::<PyDict>() {
+                "; return the logits alone, for example: lambda x: model(x)[\"logits\"]"
             } else {
                 ""
             };

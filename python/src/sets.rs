@@ -45,7 +45,14 @@ impl Parts {
 #[pyfunction]
 pub(crate) fn load_set(path: PathBuf) -> PyResult<Parts> {
     let inside = path.join(folder::SET);
-    let is_run = path.is_dir() && !SyntheticSet::is_png_folder(&path) && inside.is_file();
+    let is_folder = path.is_dir() && !SyntheticSet::is_png_folder(&path);
+    let is_run = is_folder && inside.is_file();
+    if is_folder && !is_run && path.join("run.json").is_file() {
+        return Err(pyo3::exceptions::PyValueError::new_err(format!(
+            "the distillation in {} is not finished: the call or the command that began it goes on with it",
+            path.display()
+        )));
+    }
     Parts::of(&SyntheticSet::load(if is_run { &inside } else { &path }).map_err(value_error)?)
 }
 

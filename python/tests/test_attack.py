@@ -183,7 +183,7 @@ def test_mistakes_are_found(net, images, labels):
         refused("seed must be a whole number", seed=wrong)
     refused("batch_size must be a whole number, not 1.5", batch_size=1.5)
     refused("workers must be 1 or more", workers=0)
-    refused("norm cannot be None", kind=TypeError, norm=None)
+    refused("norm must be linf, l2 or l1", kind=TypeError, norm=None)
     refused("self_check cannot be 'no'", kind=TypeError, self_check="no")
     refused("eps must be one number, not a tensor of shape \\[1\\]", eps=torch.tensor([0.1]))
     dataset = torch.utils.data.TensorDataset(images, labels)
@@ -194,6 +194,61 @@ def test_mistakes_are_found(net, images, labels):
     assert torch.equal(images_of_loader, images) and torch.equal(labels_of_loader, labels), "as the error says"
     with torch.inference_mode():
         refused("inference_mode", kind=RuntimeError)
+
+
+def test_wrong_types_are_named_with_what_is_taken(net, images, labels):
+    def error(model=net, images=images, labels=labels, **options):
+        with pytest.raises((TypeError, ValueError, RuntimeError)) as raised:
+            c2r.attack(model, images, labels, "pgd", eps=0.1, progress=False, **options)
+        return str(raised.value)
+
+    assert "norm must be linf, l2 or l1, as a string, not 2" in error(norm=2)
+    assert "targets must be a rule or whole numbers [24]" in error(targets=1)
+    assert "give a network, such as Net()" in error(model=type(net))
+    assert 'lambda x: model(x)["logits"]' in error(model=lambda x: {"logits": net(x)})
+    assert "in Python, return logits.float()" in error(model=lambda x: net(x).bfloat16())
+    with pytest.raises(TypeError, match="model must be the name of a network"):
+        c2r.train((images, labels), model=net)
+
+
+def test_targets_may_be_classes(net, images, labels):
+    chosen = (labels + 1 + torch.arange(len(labels)) % 2) % CLASSES
+    options = {"attack": "pgd", "eps": 0.5, "steps": 20, "progress": False, "self_check": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", c2r.Doubtful)
+        found = c2r.attack(net, images, labels, targets=chosen, **options)
+        by_rule = c2r.attack(net, images, labels, targets="next", **options)
+        by_hand = c2r.attack(net, images, labels, targets=(labels + 1) % CLASSES, **options)
+    with torch.no_grad():
+        right, after = net(images).argmax(1) == labels, net(found.adversarial).argmax(1)
+    assert (after == chosen)[right & ~found.robust].all() and (right & ~found.robust).sum() > 3
+    assert torch.equal(by_rule.adversarial, by_hand.adversarial)
+    with pytest.raises(ValueError, match="that of sample 0 is its label"):
+        c2r.attack(net, images, labels, targets=labels, **options)
+    with pytest.raises(ValueError, match=r"targets must be a rule or whole numbers \[24\]"):
+        c2r.attack(net, images, labels, targets=chosen[1:], **options)
+
+
+def test_arrays_of_numpys_own_types_are_taken(net, images, labels):
+    numpy = pytest.importorskip("numpy")
+    options = {"attack": "pgd", "eps": 0.02, "progress": False}
+    expected = c2r.attack(net, images, labels, **options)
+    found = c2r.attack(net, images.numpy().astype(numpy.float64), labels.numpy().astype(numpy.int32), **options)
+    assert torch.equal(found.adversarial, expected.adversarial)
+
+
+def test_misclassified_images_are_attacked_where_that_is_asked_for(net, images, labels):
+    few, all_of = (
+        c2r.attack(net, images, labels, "pgd", eps=0.02, misclassified=misclassified, progress=False)
+        for misclassified in (False, True)
+    )
+    with torch.no_grad():
+        right = net(images).argmax(1) == labels
+    assert torch.equal(few.robust, all_of.robust) and few.robust_accuracy == all_of.robust_accuracy
+    assert torch.equal(few.adversarial[right], all_of.adversarial[right])
+    assert torch.equal(few.adversarial[~right], images[~right])
+    moved = (all_of.adversarial - images)[~right].abs().flatten(1).amax(1)
+    assert (moved > 0).all() and moved.max() <= 0.02 + 1e-6
 
 
 def test_a_device_that_is_not_there_is_one_line(net, images, labels, monkeypatch):

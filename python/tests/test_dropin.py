@@ -79,21 +79,68 @@ def test_every_attack_breaks_images_inside_its_ball(net, images, labels, name):
 )
 def test_arguments_have_their_meaning(net, images, labels, name, arguments, options):
     ours = getattr(c2r.torchattacks, name)(net, **arguments)(images, labels)
-    direct = c2r.attack(net, images, labels, **options, self_check=False, progress=False)
-    assert torch.allclose(ours, direct.adversarial, atol=1e-6)
+    as_training = not name.startswith(("APGD", "FAB"))
+    direct = c2r.attack(net, images, labels, **options, misclassified=as_training, self_check=False, progress=False)
+    resisted = direct.robust.view(-1, 1, 1, 1) if not as_training else torch.tensor(False)
+    assert torch.allclose(ours, torch.where(resisted, images, direct.adversarial), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["FGSM", "BIM", "PGD", "MIFGSM", "NIFGSM", "DeepFool", "CW"])
 def test_deterministic_attacks_are_those_of_torchattacks(net, images, labels, name):
-    """Where both attack an image, both end at the same one, up to a few pixels whose gradient is rounding."""
+    """Both end at the same images, misclassified ones included, up to a few pixels whose gradient is rounding."""
     torchattacks = pytest.importorskip("torchattacks")
     options = {"random_start": False} if name == "PGD" else {}
     ours = getattr(c2r.torchattacks, name)(net, **options)(images, labels)
     theirs = getattr(torchattacks, name)(net, **options)(images, labels)
     with torch.no_grad():
         right = net(images).argmax(1) == labels
-    apart = (ours - theirs)[right].abs().flatten(1).amax(1)
-    assert (apart < 1e-3).float().mean() > 0.85, apart
+    assert 0 < right.sum() < len(right)
+    for part in (right, ~right):
+        apart = (ours - theirs)[part].abs().flatten(1).amax(1)
+        assert (apart < 1e-3).float().mean() > 0.85, apart
+
+
+@pytest.mark.parametrize("name", ["FGSM", "BIM", "PGD", "PGDL2", "FFGSM", "VMIFGSM", "TPGD", "EOTPGD", "Jitter"])
+def test_adversarial_training_attacks_every_image(net, images, labels, name):
+    wrong = (labels + 1) % 4
+    moved = (getattr(c2r.torchattacks, name)(net)(inputs=images, labels=wrong) - images).abs().flatten(1).amax(1)
+    assert (moved > 0).all() and moved.max() < 1
+
+
+@pytest.mark.parametrize("name", ["APGD", "APGDT", "FAB", "Square", "AutoAttack"])
+def test_what_fails_comes_back_clean_as_in_torchattacks(net, images, labels, name):
+    options = {"APGDT": {"n_classes": 4}, "FAB": {"steps": 2}, "Square": {"n_queries": 20}}.get(name, {})
+    few = images[:4], labels[:4]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", c2r.Doubtful)
+        found = getattr(c2r.torchattacks, name)(net, eps=1 / 255, **options)(*few)
+    with torch.no_grad():
+        before, after = (net(x).argmax(1) == few[1] for x in (few[0], found))
+    assert torch.equal(found[after | ~before], few[0][after | ~before])
+
+
+def test_doubts_are_told_once_at_the_users_line(images, labels):
+    """A model that guesses."""
+    images, labels = images.repeat(3, 1, 1, 1), labels.repeat(3)
+    guesses = nn.Sequential(nn.Flatten(), nn.Linear(images[0].numel(), 4))
+    adversary = c2r.autoattack.AutoAttack(guesses, eps=0.01, version="custom", attacks_to_run=["apgd-ce"], verbose=False)
+    attack = c2r.torchattacks.FGSM(guesses)
+    calls = [
+        lambda: attack(images, labels),
+        lambda: attack.forward(images, labels),
+        lambda: adversary.run_standard_evaluation(images, labels),
+        lambda: adversary.run_standard_evaluation_individual(images, labels),
+        lambda: c2r.attack(guesses, images, labels, "fgsm", eps=0.01, self_check=False, progress=False),
+    ]
+    with torch.no_grad():
+        # Right on one image in eight.
+        labels = torch.where(torch.arange(len(labels)) % 8 == 0, guesses(images).argmax(1), (guesses(images).argmax(1) + 1) % 4)
+    for call in calls:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("default")
+            for _ in range(3):
+                call()
+        assert len(told) == 1 and told[0].filename == __file__, [(str(each.message), each.filename) for each in told]
 
 
 def test_normalized_images(net, images, labels):
@@ -114,8 +161,17 @@ def test_targets_and_what_is_not_there(net, images, labels):
     right = clean.argmax(1) == labels
     with torch.no_grad():
         assert (net(attack(images, labels)).argmax(1) == target)[right].float().mean() > 0.9
-    with pytest.raises(NotImplementedError, match="by rule"):
-        attack.set_mode_targeted_by_label()
+    torchattacks = pytest.importorskip("torchattacks")
+    for change, given in [
+        (lambda attack: attack.set_mode_targeted_by_label(), target),
+        (lambda attack: attack.set_mode_targeted_by_function(lambda x, y: (y + 1) % 4), labels),
+    ]:
+        both = [package.PGD(net, eps=0.05, steps=5, random_start=False) for package in (c2r.torchattacks, torchattacks)]
+        for each in both:
+            change(each)
+        ours, theirs = (each(images, given) for each in both)
+        assert ((ours - theirs).abs().flatten(1).amax(1) < 1e-3).float().mean() > 0.85
+        assert both[0].get_mode() == both[1].get_mode()
     with pytest.raises(ValueError, match="not supported"):
         c2r.torchattacks.TPGD(net).set_mode_targeted_random()
     with pytest.raises(NotImplementedError, match="evaluation mode"):

@@ -88,6 +88,50 @@ def test_a_changed_set_is_refused(tmp_path):
     assert torch.equal(changed.images, images.flip(3)) and c2r.train(changed, **options)
 
 
+def test_a_changed_set_of_mosaics_keeps_its_images_per_class(tmp_path):
+    found = c2r.distill(blobs(16), 2, "random-real-mosaic", progress=False)
+    assert (found.formation, len(found.stored), len(found)) == (2, 4, 16) and "2 classes of 2 mosaics of 2x2" in repr(found)
+    flipped = found.stored.flip(3), found.stored_labels
+    c2r.save_set(tmp_path / "flipped.npz", *flipped, formation=found.formation, method="flipped")
+    read = c2r.load_set(tmp_path / "flipped.npz")
+    assert (read.formation, read.provenance["images_per_class"], len(read)) == (2, 2, 16)
+    # In each mosaic, left and right have changed places.
+    assert sorted(read.images.flip(3).sum((1, 2, 3)).tolist()) == pytest.approx(sorted(found.images.sum((1, 2, 3)).tolist()))
+
+
+def test_a_state_dict_that_does_not_fit_says_what_to_do():
+    state = c2r.train(blobs(16), model="ConvNet-D1-W8-IN", length={"steps": 1}, progress=False)
+    assert torch.equal(c2r.ConvNet.of(state, 8).mean, state["mean"])
+    parallel = {f"module.{name}": value for name, value in state.items()}
+    bare = {name: value for name, value in state.items() if name not in ("mean", "std")}
+    for given, size, message in [
+        (parallel, (8, 8), "removeprefix"),
+        (bare, (8, 8), "lacks `mean` and `std`"),
+        (state, (16, 16), "does not fit: behind 1 blocks, the network has 16 values"),
+        (state, (1, 8, 8), "size must be"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            c2r.ConvNet.of(given, size)
+
+
+SMALL_DM = {"model": "ConvNet-D1-W8-IN", "iterations": 2, "matching.real-per-class": 4}
+
+
+def test_an_unfinished_distillation_is_said_to_be_one(tmp_path):
+    def stop(stage, done, total, text):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        c2r.distill(blobs(16), 1, "dm", run_dir=tmp_path / "run", progress=stop, **SMALL_DM)
+    with pytest.raises(ValueError, match="not finished: the call or the command that began it goes on"):
+        c2r.load_set(tmp_path / "run")
+
+
+def test_the_radius_of_distillation_is_a_key_of_its_own():
+    found = c2r.distill(blobs(16), 1, "dm", eps="3/255", progress=False, **SMALL_DM)
+    assert found.provenance["config"]["threat"]["epsilon"] == "3/255"
+
+
 def test_errors_are_exceptions(monkeypatch):
     """None is a PanicException, which `except Exception` does not catch."""
     with torch.inference_mode():

@@ -1,5 +1,7 @@
 //! What an attack is.
 
+use std::fmt;
+
 use c2r_base::{Classifier, Goal, Passes, Seed, ThreatModel, loss};
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -83,6 +85,12 @@ pub trait Attack: Send + Sync {
     /// The options it was made from, for reports; an evaluation is only continued with the same ones.
     fn options(&self) -> Option<serde_json::Value> {
         None
+    }
+}
+
+impl fmt::Debug for dyn Attack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attack").field("name", &self.name()).field("options", &self.options()).finish()
     }
 }
 

@@ -198,7 +198,7 @@ pub enum AttackError {
     },
     /// The outputs cannot be differentiated.
     #[error(
-        "`{attack}` needs the gradient of the model: {source}; use attacks that need none (square, noise), or export the model without no_grad, detach, argmax and round"
+        "`{attack}` needs the gradient of the model: {source}; use attacks that need none (square, noise), or a model without no_grad, detach, argmax and round"
     )]
     NoGradient {
         /// What was running.
@@ -214,8 +214,11 @@ pub enum AttackError {
         /// Shape that came out.
         got: Vec<i64>,
     },
+    /// The targets of a targeted evaluation do not fit.
+    #[error("targets: {0}; with the goal `given` there must be one for each sample, and none that is its label")]
+    Targets(String),
     /// Not f32.
-    #[error("the model must return f32 logits, got {0:?}")]
+    #[error("the model must return f32 logits, got {0:?}; in Python, return logits.float()")]
     LogitsKind(Kind),
     /// A different number of classes than before.
     #[error(

@@ -43,11 +43,14 @@
 //! [`AttackConfig::named_for`] makes an attack for a norm: `autoattack-standard` has more restarts and fewer targets in L1.
 //! By default ([`Mode::Suite`]), each attack runs only on the images that the attacks before it did not break.
 //!
-//! **A closure** becomes a model with [`c2r_base::classifier_fn`], in place of `Brightness` above.
+//! **A closure** becomes a model with [`c2r_base::classifier_fn`], in place of `Brightness` above; so does a network of `tch::nn`:
+//! `classifier_fn(device, |images| Ok(network.forward_t(&((images - &mean) / &std), false)))`.
+//!
+//! **The attacked images** are collected by [`AdversarialImages`], which is an observer of [`evaluate_with`].
 //!
 //! **Other parts.** An attack of your own is an [`Attack`] that queries the model through an [`Oracle`]. [`Pgd`] is a bare PGD
-//! loop for adversarial training. The crate depends on no dataset, network or file format; it never prints, reads the
-//! environment or accesses the internet.
+//! loop for adversarial training. The crate has no datasets and no networks; it never prints, reads the environment or
+//! accesses the internet.
 //!
 //! [`c2r_base`] and [`tch`] are re-exported, because the signatures of this crate use their types. Depend on this crate
 //! alone, and you have the right versions of both.

@@ -6,9 +6,9 @@ use crate::grad::{GradientError, try_gradient};
 
 /// A classifier as an attacker sees it: pixels in, logits out, always in evaluation mode.
 ///
-/// An implementation must not depend on anything but `images` (no batch statistics, no dropout),
-/// must keep its parameters frozen (no gradient is ever asked for them) and must let gradients flow
-/// from the logits to `images`. Normalization happens inside.
+/// An implementation must not depend on anything but `images` (no batch statistics, no dropout) and must let gradients flow
+/// from the logits to `images`. Normalization happens inside. No gradient is asked for parameters: they need not be frozen,
+/// and their `.grad` stays as it is.
 ///
 /// ```
 /// use c2r_base::{Classifier, ClassifierError};

@@ -76,8 +76,9 @@ pub fn try_input_gradient<E>(
 /// Gradients of a scalar with respect to `inputs`, without touching any `.grad`.
 ///
 /// # Panics
-/// If `scalar` tracks no gradient (it was computed under a no-grad guard, or from constants), or an
-/// input took no part in computing it; both are bugs of the caller.
+/// If `scalar` tracks no gradient: it was computed under a no-grad guard, or from constants.
+///
+/// The gradient of an input that took no part in computing it is an undefined tensor ([`Tensor::defined`]).
 pub fn gradients(scalar: &Tensor, inputs: &[&Tensor]) -> Vec<Tensor> {
     // libtorch's C shim crashes here instead of reporting an error.
     assert!(scalar.requires_grad(), "cannot differentiate a scalar that tracks no gradient");

@@ -85,6 +85,8 @@ pub enum ImageError {
 impl LabelledImages {
     /// Checks shapes, dtypes and ranges.
     ///
+    /// The tensors are shared, not copied: if you change them in place afterwards, nothing checks that.
+    ///
     /// * `images`: f32 `[N, C, H, W]` in `[0, 1]`, or u8 `[N, C, H, W]`, which is divided by 255. Values that are outside by
     ///   less than 1e-6, which is rounding, are clamped and counted ([`LabelledImages::n_clamped`]).
     /// * `labels`: i64 `[N]`, at least 0, on any device: they are brought to that of the images. The upper end is checked by

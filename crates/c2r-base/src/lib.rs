@@ -46,6 +46,7 @@ pub use epsilon::{Epsilon, ParseEpsilonError};
 pub use images::{ImageError, LabelledImages};
 pub use norm::{Ball, Norm, ParseNormError, TooLong};
 pub use passes::Passes;
+pub use rand;
 pub use rows::{fill_rows, normal, uniform};
 pub use seed::Seed;
 pub use threat::{Goal, TargetRule, ThreatModel};

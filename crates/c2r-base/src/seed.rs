@@ -8,8 +8,7 @@ use serde::{Deserialize, Serialize};
 /// neither batch size, order, thread count nor device.
 ///
 /// ```
-/// use c2r_base::Seed;
-/// use rand::Rng;
+/// use c2r_base::{Seed, rand::Rng};
 /// let seed = Seed::new(7);
 /// let a: u64 = seed.stream("pgd/start", 3).random();
 /// let b: u64 = seed.stream("pgd/start", 3).random();

@@ -57,4 +57,6 @@ pub enum TargetRule {
     LeastLikely,
     /// The class with the largest clean logit apart from the label.
     SecondBest,
+    /// Chosen by the caller, for each sample.
+    Given,
 }

@@ -218,7 +218,7 @@ impl Curriculum {
 
     /// The weight of each sample's loss, with a sum of N.
     ///
-    /// * `scores`: f32 `[N]`, at least 0.
+    /// * `scores`: f32 `[N]`, at least 0. NaN or infinity in one makes weights NaN.
     ///
     /// Returns f32 `[N]`, detached: `score + floor`, normalized, under [`Curriculum::Weight`]; ones otherwise.
     pub fn weights(&self, scores: &Tensor) -> Tensor {

@@ -2,7 +2,7 @@
 //! (docs/method.md, "LS-PGD"). It ranks and trains; it never evaluates.
 
 use c2r_base::{
-    Classifier, ClassifierError, Norm, Passes, Seed, ThreatModel, grad::try_input_gradient, host::send, loss,
+    Classifier, ClassifierError, Goal, Norm, Passes, Seed, ThreatModel, grad::try_input_gradient, host::send, loss,
 };
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -58,6 +58,9 @@ pub enum LsPgdError {
     /// Only Linf is defined by the paper.
     #[error("ls-pgd is defined for linf, not for {0}")]
     Norm(Norm),
+    /// It moves away from the label and aims at no class.
+    #[error("ls-pgd is untargeted, and cannot aim at a class")]
+    Targeted,
 }
 
 /// Adversarial companions of a batch.
@@ -207,6 +210,9 @@ impl LsPgd {
         if threat.norm != Norm::Linf {
             return Err(LsPgdError::Norm(threat.norm));
         }
+        if threat.goal != Goal::Untargeted {
+            return Err(LsPgdError::Targeted);
+        }
         if !(config.rel_step_size.is_finite() && config.rel_step_size > 0.0) {
             return Err(LsPgdError::StepSize(config.rel_step_size));
         }
@@ -236,7 +242,11 @@ impl LsPgd {
     /// otherwise the companions of the first epoch would be the clean images.
     ///
     /// # Errors
-    /// What `model` returns; an id that `cache` has no row for.
+    /// What `model` returns; an id that `cache` has no row for. NaN in the logits is not looked for, because
+    /// that would wait for the device: it ends up in the scores.
+    ///
+    /// # Panics
+    /// If the logits do not depend on the images by gradients, or a label is none of their classes.
     pub fn attack(
         &self,
         model: &dyn Classifier,
@@ -628,6 +638,8 @@ mod tests {
         assert_eq!(check(LsPgdConfig { reuse: true, ..config() }), LsPgdError::ReuseWithoutWarmStart);
         let l2 = ThreatModel::untargeted(Norm::L2, "1".parse().unwrap());
         assert_eq!(LsPgd::new(config(), l2).unwrap_err(), LsPgdError::Norm(Norm::L2));
+        let aimed = ThreatModel { norm: Norm::Linf, goal: Goal::Targeted(c2r_base::TargetRule::Next), ..l2 };
+        assert_eq!(LsPgd::new(config(), aimed).unwrap_err(), LsPgdError::Targeted);
     }
 
     #[test]

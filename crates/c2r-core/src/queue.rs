@@ -99,10 +99,12 @@ impl MemoryQueue {
     /// * `embeddings`: f32 `[M, D]`, detached here; `labels`: their classes.
     ///
     /// # Panics
-    /// If `labels` has another length, or names a class that the queue does not have; nothing is stored then.
+    /// If `embeddings` have another form than `[M, D]`, or `labels` another length or a class that the queue does not have; nothing
+    /// is stored then.
     pub fn push(&mut self, embeddings: &Tensor, labels: &[i64]) {
         let _no_grad = tch::no_grad_guard();
-        assert_eq!(embeddings.size()[0] as usize, labels.len(), "one label per embedding");
+        let expected = (Kind::Float, vec![labels.len() as i64, self.rows.size()[1]]);
+        assert_eq!((embeddings.kind(), embeddings.size()), expected, "embeddings, one for each label");
         let n_classes = self.pushed.len();
         let stray = labels.iter().find(|label| !(0..n_classes as i64).contains(*label));
         assert_eq!(stray, None, "a label is none of the queue's {n_classes} classes");
@@ -289,6 +291,22 @@ mod tests {
                 text.contains("a label is none of the queue's 3 classes") && text.contains(&label.to_string()),
                 "{text}"
             );
+            assert!(queue.is_empty());
+        }
+    }
+
+    #[test]
+    fn embeddings_of_another_form_are_refused_before_anything_is_stored() {
+        for wrong in [
+            Tensor::zeros([1, 3], (Kind::Float, Device::Cpu)),
+            rows(&[[0.0, 1.0]]).to_kind(Kind::Double),
+            rows(&[[0.0, 1.0]; 2]),
+        ] {
+            let mut queue = queue(config(2, 1));
+            let pushed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| queue.push(&wrong, &[1])));
+            let panic = pushed.unwrap_err();
+            let text = panic.downcast_ref::<String>().map_or("", |text| text);
+            assert!(text.contains("embeddings, one for each label"), "{text}");
             assert!(queue.is_empty());
         }
     }

@@ -11,10 +11,17 @@ impl Dataset {
     /// `mean` and `std` are computed from the training images; a channel that never varies gets a `std` of 1 and a note.
     ///
     /// # Errors
-    /// [`DataError::Split`] if the training images are empty.
+    /// [`DataError::Split`] if the training images are empty, or there are test images of another shape or number of classes.
     pub fn in_memory(name: &str, train: Split, test: Split) -> Result<Self, DataError> {
         if train.is_empty() {
             return Err(DataError::Split("there are no training images".to_owned()));
+        }
+        let of = |split: &Split| (split.shape(), split.n_classes());
+        if !test.is_empty() && of(&train) != of(&test) {
+            let [(shape, classes), (other, others)] = [of(&train), of(&test)];
+            return Err(DataError::Split(format!(
+                "training images are {shape:?} in {classes} classes, test images {other:?} in {others}"
+            )));
         }
         let (mean, mut std) = moments(&train);
         let mut notes = Vec::new();
@@ -77,5 +84,8 @@ mod tests {
         assert_eq!((dataset.spec.mean[1], dataset.spec.std[1], dataset.notes.len()), (0.0, 1.0, 1));
         let none = Split::new(Array4::zeros([0, 2, 2, 2]), arr1(&[]), 2).unwrap();
         assert!(matches!(Dataset::in_memory("none", none.clone(), none), Err(DataError::Split(_))));
+        let [three, four] = [3, 4].map(|side| Split::new(Array4::zeros((1, 1, side, side)), arr1(&[0]), 2).unwrap());
+        let error = Dataset::in_memory("mixed", three, four).unwrap_err().to_string();
+        assert!(error.contains("training images are [1, 3, 3] in 2 classes, test images [1, 4, 4] in 2"), "{error}");
     }
 }

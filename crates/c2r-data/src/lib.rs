@@ -13,7 +13,7 @@
 //! **Where to start:** [`load`], then [`Split::images`] for arrays or [`Split::batch`] for tensors.
 //!
 //! ```
-//! use ndarray::Axis;
+//! use c2r_data::ndarray::Axis;
 //!
 //! let digits = c2r_data::load("digits", None)?;
 //! let (images, labels) = (digits.train.images(), digits.train.labels());
@@ -70,7 +70,7 @@ mod torch_write;
 
 pub use batches::{Batches, Rows};
 pub use built_in::BUILT_IN;
-pub use c2r_experiment::DatasetFormat;
+pub use c2r_experiment::{DatasetFormat, SubsetOrder};
 pub use class_folders::load_folder;
 pub use class_order::ClassOrder;
 pub use dataset::{Dataset, LoadEvent};
@@ -80,6 +80,7 @@ pub use foreign::{FileKind, read_tensors};
 pub use formation::{decode_formation, mosaic};
 pub use import::{IMPORT_DOUBT, ImportOptions, PixelValues, import};
 pub use load::{load, load_with};
+pub use ndarray;
 pub use picture::write_grid;
 pub use png_folder::{ClassFolders, read_class_folders};
 pub use provenance::Provenance;

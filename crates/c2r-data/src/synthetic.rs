@@ -270,20 +270,21 @@ impl SyntheticSet {
     }
 
     /// What is known of the dataset of which this is a set: its entry in the registry, or else what the set says itself, with
-    /// [`DatasetSpec::unlisted`]'s settings. So a set of a folder of images needs neither the folder nor its name. Mean and
+    /// [`DatasetSpec::unlisted`]'s settings where no such dataset of this shape and number of classes is listed. So a set of a folder of images needs neither the folder nor its name. Mean and
     /// deviation are the set's.
     ///
     /// # Errors
     /// [`DataError::Size`] where the name ends in a size that the dataset does not come in.
     pub fn spec(&self) -> Result<DatasetSpec, DataError> {
         let (header, (_, channels, height, width)) = (&self.header, self.images.dim());
+        let shape = [channels, height, width].map(|side| side as i64);
         match registry::spec(&header.dataset) {
-            Ok(mut spec) => {
+            // Images of another dataset may bear its name.
+            Ok(mut spec) if spec.shape() == shape && spec.classes.len() == header.classes => {
                 (spec.mean, spec.std) = (header.mean.clone(), header.std.clone());
                 Ok(spec)
             }
-            Err(DataError::UnknownDataset { .. }) => {
-                let shape = [channels, height, width].map(|side| side as i64);
+            Ok(_) | Err(DataError::UnknownDataset { .. }) => {
                 let (mean, std) = (header.mean.clone(), header.std.clone());
                 Ok(DatasetSpec::unlisted(&header.dataset, shape, header.classes, mean, std))
             }

@@ -66,3 +66,4 @@ pub use passes::RunPasses;
 pub use registry::METHODS;
 pub use resolve::DistillConfig;
 pub use run::{DistillEvent, Distillation};
+pub use toml;

@@ -44,7 +44,7 @@ mod report;
 pub mod stats;
 pub mod table;
 
-pub use c2r_experiment::Experiment;
+pub use c2r_experiment::{self, Experiment, Subject};
 pub use collect::{RunInfo, Source, collect};
 pub use error::{Alike, EvalError, NoCell, RecordError};
 pub use from_report::RecordContext;

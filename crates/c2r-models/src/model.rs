@@ -199,8 +199,8 @@ impl Model {
         self.parameters.values().map(|tensor| tensor.numel() as i64).sum()
     }
 
-    /// Whether all parameters track gradients. Without, a backward pass to the images skips the weight
-    /// gradients, about a third of the work.
+    /// Whether all parameters track gradients. Without, a backward pass to the images keeps
+    /// nothing for their gradients.
     pub fn set_trainable(&self, trainable: bool) {
         for tensor in self.parameters.values() {
             let _ = tensor.set_requires_grad(trainable);
@@ -267,8 +267,8 @@ impl Model {
     }
 }
 
-/// As attackers see it. Freeze the parameters first ([`Model::set_trainable`], [`crate::Frozen`]): the results are the
-/// same without, but every backward pass computes gradients that nobody asked for.
+/// As attackers see it. Freeze the parameters first ([`Model::set_trainable`], [`crate::Frozen`]), which saves memory; the results
+/// are the same without.
 impl Classifier for Model {
     fn logits(&self, images: &Tensor) -> Result<Tensor, ClassifierError> {
         self.check_images(images).map_err(ClassifierError::new)?;

@@ -26,14 +26,19 @@ _FIELD = re.compile(r"argument '\w+': failed to extract field \w+\.(\w+)$")
 
 
 def tensor(name: str, value: Any) -> torch.Tensor:
-    """A tensor or an array as a tensor."""
+    """A tensor or an array as a tensor; an array's float64 becomes float32, its int32 int64."""
     if isinstance(value, (DataLoader, Dataset)):
         before = "" if isinstance(value, DataLoader) else "loader = torch.utils.data.DataLoader(dataset, batch_size=500); "
         raise TypeError(
             f"{name} must be a tensor or an array, not a {type(value).__name__}: "
             f"{before}images, labels = map(torch.cat, zip(*loader))"
         )
-    return torch.as_tensor(value)
+    if isinstance(value, torch.Tensor):
+        return value
+    # What NumPy makes of numbers by default.
+    tensor = torch.as_tensor(value)
+    wider = {torch.float64: torch.float32, torch.int32: torch.int64}
+    return tensor.to(wider.get(tensor.dtype, tensor.dtype))
 
 
 def pair(name: str, value: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -56,6 +61,21 @@ def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
         allowed = f"{least} or more" if most is None else f"in {least}..={most}"
         raise ValueError(f"{name} must be {allowed}, not {number}")
     return number
+
+
+def word(name: str, value: Any, allowed: str) -> str:
+    """A word; which ones there are, the compiled half checks."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be {allowed}, as a string, not {reprlib.repr(value)}")
+    return value
+
+
+def classes(name: str, value: Any, n: int) -> list[int]:
+    """A class for each of ``n`` images."""
+    found = torch.as_tensor(value)
+    if found.shape != (n,) or found.is_floating_point() or found.is_complex() or found.dtype == torch.bool:
+        raise ValueError(f"{name} must be a rule or whole numbers [{n}], a class for each image, not {reprlib.repr(value)}")
+    return found.tolist()
 
 
 def seed(value: Any) -> int:

@@ -33,31 +33,40 @@ class Doubtful(UserWarning):
 
 
 class Flag(NamedTuple):
-    """A reason to doubt a result."""
+    """A reason to doubt a result.
 
-    #: As in reports, e.g. ``zero-gradient``.
+    Attributes:
+        name: As in reports, e.g. ``zero-gradient``.
+        note: What was seen, and what to do.
+    """
+
     name: str
-    #: What was seen, and what to do.
     note: str
 
 
 # Tensors have no equality of their own that is one truth value: a result is equal to itself only.
 @dataclass(frozen=True, eq=False)
 class Result(Generic[Images]):
-    """What an attack did, and to which images."""
+    """What an attack did, and to which images.
 
-    #: float32 ``[N, C, H, W]`` in [0, 1], on the device of the images: the image that was judged last, and the clean image
-    #: where nothing was attacked. With ``each`` and several attacks, one such tensor per attack.
+    Attributes:
+        adversarial: float32 ``[N, C, H, W]`` in [0, 1], on the device of the images: the image that was judged last, and the
+            clean image where nothing was attacked. With ``each`` and several attacks, a dictionary with one such tensor for
+            each attack.
+        robust: bool ``[N]`` on the CPU: right without an attack, and no attack reached its goal: another class than the
+            label, or with ``targets`` that one class.
+        clean_accuracy: Share of the images that are classified as their label.
+        robust_accuracy: Share of the images that are ``robust``.
+        flags: Reasons to doubt the numbers, a list of :class:`Flag`.
+        report: What ``c2r attack --output`` writes. With ``each``, the accuracies under each attack are in
+            ``report["evaluation"]["report"]["attacks"][i]["robust_accuracy"]``.
+    """
+
     adversarial: Images = field(repr=False)
-    #: bool ``[N]`` on the CPU: right without an attack and under every attack.
     robust: torch.Tensor = field(repr=False)
-    #: Share of the images that are classified as their label.
     clean_accuracy: float
-    #: Share of the images that are classified as their label and that no attack broke.
     robust_accuracy: float
-    #: Reasons to doubt the numbers.
     flags: list[Flag]
-    #: What ``c2r attack --output`` writes.
     report: dict[str, Any] = field(repr=False)
 
 
@@ -72,12 +81,13 @@ def attack(
     norm: str = "linf",
     batch_size: int | None = None,
     seed: int = 0,
-    targets: str | None = None,
+    targets: str | Array | None = None,
     each: Literal[False] = False,
     set: Mapping[str, Any] | None = None,
     device: str | torch.device | None = None,
     workers: int | None = None,
     self_check: bool = True,
+    misclassified: bool = False,
     as_is: bool = False,
     trace: bool = False,
     progress: _progress.Progress = True,
@@ -105,21 +115,24 @@ def attack(
     norm: str = "linf",
     batch_size: int | None = None,
     seed: int = 0,
-    targets: str | None = None,
+    targets: str | Array | None = None,
     each: bool = False,
     set: Mapping[str, Any] | None = None,
     device: str | torch.device | None = None,
     workers: int | None = None,
     self_check: bool = True,
+    misclassified: bool = False,
     as_is: bool = False,
     trace: bool = False,
     progress: _progress.Progress = True,
     **options: Any,
 ) -> Result[Any]:
-    """Attacks ``model`` on labelled images and says which of them it still classifies correctly.
+    """Attacks ``model`` on labelled images and says which of them resist.
 
-    Misclassified images count as not robust and are not attacked. Every image that an attack proposes is projected into
-    the ball and judged by a forward pass of its own.
+    An image resists if it is classified as its label without an attack and no attack reaches its goal: any other class, or
+    with ``targets`` one class, so that a targeted attack that ends in a third class has failed. Misclassified images count as
+    not robust and are not attacked unless ``misclassified=True``. Every image that an attack proposes is projected into the
+    ball and judged by a forward pass of its own. The model is called with batches of any size up to ``batch_size``.
 
     Args:
         model: A callable from float32 images ``[N, C, H, W]`` in [0, 1] to float32 logits ``[N, K]``; normalization
@@ -136,7 +149,8 @@ def attack(
         norm: ``linf``, ``l2`` or ``l1``.
         batch_size: Images per pass, 128 by default; changes results by float rounding only.
         seed: Seed of all noise; a sample's noise belongs to its position in ``images``.
-        targets: Aim at one class per image: ``next``, ``random``, ``least-likely`` or ``second-best``.
+        targets: Aim at one class per image: ``next``, ``random``, ``least-likely`` or ``second-best``, or int64 ``[N]``, none
+            of them the image's label.
         each: Judge every attack by itself, on all images that are classified correctly; otherwise an attack runs only on
             what the ones before it left.
         set: Options of one attack: ``{"apgd-ce.steps": 50}``.
@@ -145,6 +159,8 @@ def attack(
             which then runs on the caller's thread; all cores for TorchScript. More than 1 needs a model that can be
             called by several threads at once.
         self_check: Look for reasons to doubt the model before attacking it.
+        misclassified: Attack images that are misclassified, too: for adversarial training, and for images to try on other
+            models. They count as not robust all the same.
         as_is: Do not replace average pooling and instance normalization of a TorchScript model by faster equivalents.
         trace: Attack a trace of the module (``torch.jit.trace``) as if it had been given as TorchScript: faster for small
             networks. The trace is first compared with the module on some of the images.
@@ -158,6 +174,55 @@ def attack(
         RuntimeError: The model returned something that an attack cannot be judged on.
         Exception: What the model raises comes back as it is, ``KeyboardInterrupt`` included.
     """
+    result, doubts = evaluated(
+        model,
+        images,
+        labels,
+        attack,
+        eps=eps,
+        norm=norm,
+        batch_size=batch_size,
+        seed=seed,
+        targets=targets,
+        each=each,
+        set=set,
+        device=device,
+        workers=workers,
+        self_check=self_check,
+        misclassified=misclassified,
+        as_is=as_is,
+        trace=trace,
+        progress=progress,
+        **options,
+    )
+    for doubt in doubts:
+        warnings.warn(doubt, Doubtful, stacklevel=2)
+    return result
+
+
+def evaluated(
+    model: Model,
+    images: Array,
+    labels: Array,
+    attack: str | Sequence[str],
+    *,
+    eps: Epsilon,
+    norm: str = "linf",
+    batch_size: int | None = None,
+    seed: int = 0,
+    targets: str | Array | None = None,
+    each: bool = False,
+    set: Mapping[str, Any] | None = None,
+    device: str | torch.device | None = None,
+    workers: int | None = None,
+    self_check: bool = True,
+    misclassified: bool = False,
+    as_is: bool = False,
+    trace: bool = False,
+    progress: _progress.Progress = True,
+    **options: Any,
+) -> tuple[Result[Any], list[str]]:
+    """:func:`attack`, with the texts of its warnings, which the caller gives at the line of its own caller."""
     names = attack.split(",") if isinstance(attack, str) else list(attack)
     if not names:
         raise ValueError('attack names no attack: give one or more, such as "pgd" or "autoattack-standard"')
@@ -166,10 +231,13 @@ def attack(
             "the model is a dictionary, perhaps a state_dict, which has weights and no network: "
             "net.load_state_dict(state_dict), then give net"
         )
+    if isinstance(model, type) and issubclass(model, torch.nn.Module):
+        raise TypeError(f"the model is the class {model.__qualname__}: give a network, such as {model.__qualname__}()")
     if not callable(model) and not isinstance(model, (str, os.PathLike)):
         raise TypeError(f"the model must be a callable or the path of a TorchScript file, not {type(model).__qualname__}")
     images = _arguments.tensor("images", images)
     labels = _arguments.tensor("labels", labels).to(images.device)
+    classes = None if targets is None or isinstance(targets, str) else _arguments.classes("targets", targets, len(images))
     if trace and (not isinstance(model, torch.nn.Module) or isinstance(model, torch.jit.ScriptModule)):
         raise TypeError(f"trace=True needs a torch.nn.Module that is not TorchScript yet, not {type(model).__qualname__}")
     _arguments.outside_inference_mode("c2r.attack")
@@ -181,14 +249,16 @@ def attack(
         images=images.detach(),
         labels=labels.detach(),
         attacks=names,
-        norm=norm,
+        norm=_arguments.word("norm", norm, "linf, l2 or l1"),
         eps=_text("eps", eps),
-        targets=targets,
+        targets="given" if classes is not None else targets,
+        target_classes=classes,
         each=each,
         batch_size=BATCH_SIZE if batch_size is None else _arguments.whole("batch_size", batch_size, 1),
         seed=_arguments.seed(seed),
         workers=_arguments.whole("workers", workers, 1) if workers is not None else 1,
         self_check=self_check,
+        misclassified=misclassified,
         as_is=as_is,
         options=[(key.replace("_", "-"), _text(key, value)) for key, value in options.items() if value is not None],
         set=[(*_key(key), _text(key, value)) for key, value in (set or {}).items()],
@@ -219,10 +289,10 @@ def attack(
     inner = report["evaluation"]["report"]
     flags = [Flag(flag["flag"], note) for flag, note in zip(inner["flags"], inner["flag_notes"])]
     doubts = [note.removeprefix("doubtful: ") for note in report["notes"] if note.startswith("doubtful: ")]
-    for doubt in (*doubts, *(f"{flag.name}: {flag.note}" for flag in flags)):
-        warnings.warn(doubt, Doubtful, stacklevel=2)
+    doubts += [f"{flag.name}: {flag.note}" for flag in flags]
     adversarial = sets[0][1] if len(sets) == 1 else dict(sets)
-    return Result(adversarial, torch.tensor(robust), inner["clean_accuracy"], inner["robust_accuracy"], flags, report)
+    accuracies = inner["clean_accuracy"], inner["robust_accuracy"]
+    return Result(adversarial, torch.tensor(robust), *accuracies, flags, report), doubts
 
 
 class _Held:

@@ -32,29 +32,35 @@ class DistilledSet(torch.utils.data.Dataset):  # type: ignore[type-arg]
     """A distilled set; as a ``torch.utils.data.Dataset`` it yields ``(image, label)``, or ``(image, soft label)``.
 
     :func:`train` and :func:`save_set` take what is stored, and refuse a set whose ``images`` or ``labels`` were changed.
-    A changed set is a set of its own: write it with ``save_set(path, images, labels, ...)`` and read it with :func:`load_set`.
+    A changed set is a set of its own: write it with ``save_set(path, stored, stored_labels, formation=..., ...)`` and read it
+    with :func:`load_set`.
+
+    Attributes:
+        images: float32 ``[n, C, H, W]`` in [0, 1], mosaics cut apart and enlarged: what a network is trained on.
+        labels: int64 ``[n]``.
+        soft_labels: float32 ``[n, K]``, rows summing to 1, or None.
+        stored: float32 ``[M, C, H, W]``: the images as they are stored and counted; M is n, or n / 4 where each is a mosaic
+            of 2 x 2.
+        stored_labels: int64 ``[M]``.
+        formation: Images per side of a stored image: 1, or 2 for mosaics.
+        provenance: Where the set comes from: ``dataset, classes, images_per_class, method, seed, iterations, config,
+            versions, data_sha256, mean, std, extra_storage, schema_version`` (docs/formats.md).
+        path: The file or folder that it was read from, or None.
     """
 
-    #: float32 ``[n, C, H, W]`` in [0, 1], mosaics cut apart and enlarged: what a network is trained on.
     images: torch.Tensor
-    #: int64 ``[n]``.
     labels: torch.Tensor
-    #: float32 ``[n, K]``, rows summing to 1, or None.
     soft_labels: torch.Tensor | None
-    #: float32 ``[M, C, H, W]``: the images as they are stored; M is n, or n / 4 where each is a mosaic of 2 x 2.
     stored: torch.Tensor
-    #: 1, or 2 for mosaics.
+    stored_labels: torch.Tensor
     formation: int
-    #: Where the set comes from: ``dataset, classes, images_per_class, method, seed, iterations, config, versions,
-    #: data_sha256, mean, std, extra_storage, schema_version`` (docs/formats.md).
     provenance: dict[str, Any]
-    #: The file or folder that it was read from, or None.
     path: Path | None
 
     def __init__(self, parts: Mapping[str, Any], path: Path | None = None) -> None:
         self.images, self.labels = parts["images"], parts["labels"]
         self.soft_labels = parts["soft_labels"]
-        self.stored, self._stored_labels = parts["stored"], parts["stored_labels"]
+        self.stored, self.stored_labels = parts["stored"], parts["stored_labels"]
         self.formation = parts["formation"]
         self.provenance = json.loads(parts["header"])
         self.path = path
@@ -67,8 +73,9 @@ class DistilledSet(torch.utils.data.Dataset):  # type: ignore[type-arg]
 
     def __repr__(self) -> str:
         about = self.provenance
+        kind = "images" if self.formation == 1 else f"mosaics of {self.formation}x{self.formation}"
         return (
-            f"DistilledSet({about['dataset']}, {about['classes']} classes of {about['images_per_class']} images, "
+            f"DistilledSet({about['dataset']}, {about['classes']} classes of {about['images_per_class']} {kind}, "
             f"by {about['method']}, seed {about['seed']})"
         )
 
@@ -76,7 +83,7 @@ class DistilledSet(torch.utils.data.Dataset):  # type: ignore[type-arg]
         """What the compiled half takes, if ``images`` and ``labels`` still are what is stored."""
         given = SimpleNamespace(
             stored=self.stored,
-            stored_labels=self._stored_labels,
+            stored_labels=self.stored_labels,
             soft_labels=self.soft_labels,
             formation=self.formation,
             header=json.dumps(self.provenance),
@@ -86,8 +93,8 @@ class DistilledSet(torch.utils.data.Dataset):  # type: ignore[type-arg]
             if shown.shape != stored.shape or not torch.allclose(shown, stored, rtol=0, atol=1e-6):
                 raise ValueError(
                     f"`{name}` of this set are not what it stores: they were changed. A changed set is a set of its own: "
-                    'write it, c2r.save_set("changed.safetensors", images, labels, dataset=..., method=...), and use what '
-                    "c2r.load_set reads"
+                    'write it, c2r.save_set("changed.safetensors", stored, stored_labels, formation=..., method=...), and use '
+                    "what c2r.load_set reads"
                 )
         return given
 
@@ -107,6 +114,7 @@ def save_set(
     labels: Array | None = None,
     soft_labels: Array | None = None,
     *,
+    formation: int = 1,
     dataset: str = "unknown",
     method: str = "unknown",
     seed: int = 0,
@@ -116,14 +124,15 @@ def save_set(
     quantize: bool = False,
 ) -> None:
     """Writes a distilled set, whole or not at all: ``.npz``, a folder of PNG images where ``path`` has no extension, else
-    safetensors.
+    safetensors. A file or folder that is there is replaced, and missing folders are made.
 
     Args:
         path: Where to.
         images: A :class:`DistilledSet`, and nothing else is needed; or float32 ``[M, C, H, W]`` in [0, 1], or uint8, which
             is divided by 255.
         labels: int64 ``[M]``, the same number of each class.
-        soft_labels: float32 ``[M, K]``, rows summing to 1.
+        soft_labels: float32 ``[M, K]``, rows summing to 1; for mosaics one row for each part, ``[M * formation**2, K]``.
+        formation: Images per side of each of ``images``: 2 if they are mosaics, as in :attr:`DistilledSet.stored`.
         dataset: Name of the real dataset, e.g. ``cifar10``.
         method: How the images were made, as tables are to call it.
         seed: Seed of the distillation.
@@ -171,8 +180,9 @@ def save_set(
         "std": list(std) if std is not None else images.std((0, 2, 3)).tolist(),
         "extra_storage": "" if soft_labels is None else f"soft labels, {soft_labels.numel()} floats",
     }
+    formation = _arguments.whole("formation", formation, 1)
     given = SimpleNamespace(
-        stored=images, stored_labels=labels, soft_labels=soft_labels, formation=1, header=json.dumps(header)
+        stored=images, stored_labels=labels, soft_labels=soft_labels, formation=formation, header=json.dumps(header)
     )
     return _core.save_set(given, os.fspath(path), quantize)
 
@@ -182,6 +192,7 @@ def distill(
     ipc: int,
     profile: str = "faithful",
     *,
+    eps: Epsilon | None = None,
     name: str = "tensors",
     classes: int | None = None,
     data: Union[str, "os.PathLike[str]", None] = None,
@@ -199,6 +210,7 @@ def distill(
             as in image files; int64 ``[N]``. Or the name of a dataset that c2r knows: ``digits``, ``cifar10``, ...
         ipc: Images per class.
         profile: ``faithful``, ``plus``, ``dm``, ``mtt``, ... (``c2r distill --help`` lists them).
+        eps: Radius of the attacks in the distillation, pixel units (the key ``threat.epsilon``); by default the profile's.
         name: What results call images in memory.
         classes: Number of classes; the largest label and one more by default.
         data: Folder that holds the downloaded datasets.
@@ -207,7 +219,8 @@ def distill(
         force: Discard an earlier run in the folder.
         checkpoint_seconds: Seconds between saved states in ``run_dir``.
         device: Where to compute.
-        progress: Show a line on stderr, or call this with ``(stage, done, total, text)`` after each step.
+        progress: Show a line on stderr, or call this with ``(stage, done, total, text)`` after each step. The total counts the
+            training of networks, too.
         **overrides: Keys of the configuration (docs/configuration.md), as ``--set`` takes them: ``iterations=100, seed=1``;
             in sections ``**{"pool.lr": 0.01}``. A dictionary replaces a section as a whole.
 
@@ -226,7 +239,7 @@ def distill(
         labels=labels,
         n_classes=_classes(classes, labels),
         profile=profile,
-        set=_assignments({"ipc": ipc, **overrides}),
+        set=_assignments({"ipc": ipc, **({} if eps is None else {"threat.epsilon": _text("eps", eps)}), **overrides}),
         run_dir=None if run_dir is None else os.fspath(run_dir),
         force=force,
         checkpoint_seconds=_seconds(checkpoint_seconds),
@@ -262,7 +275,8 @@ def train(
         protocol: ``natural``, ``pgd-at``, ``trades`` or ``dd-robustbench``.
         model: The network: ``ConvNet-D3-W128-IN`` and the like, ``ResNet18-IN``, ``VGG11-IN`` or ``AlexNet-NONE``; by default
             the ConvNet of the dataset's tables.
-        eps: Radius of adversarial training in pixel units, by default the dataset's. Of no effect in natural training.
+        eps: Radius of adversarial training in pixel units, by default the dataset's, and 2/255 for tensors. Of no effect in
+            natural training.
         seed: Seed of initialization, order and augmentation.
         name, classes: As in :func:`distill`.
         device: Where to compute.
@@ -291,7 +305,7 @@ def train(
         n_classes=_classes(classes, labels),
         protocol=protocol,
         set=_assignments(overrides),
-        model=model,
+        model=model if model is None else _arguments.word("model", model, "the name of a network, such as ConvNet-D3-W128-IN"),
         eps=None if eps is None else _text("eps", eps),
         seed=_arguments.seed(seed),
         device=_arguments.device(device),

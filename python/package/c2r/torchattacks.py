@@ -6,15 +6,13 @@
 Arguments have the same names, order, defaults and meaning, and images are pixels in [0, 1] unless
 :meth:`Attack.set_normalization_used` says otherwise. What differs:
 
-* Images that are misclassified without an attack come back unchanged; torchattacks attacks them, too. The share of
-  adversarial images that are classified correctly is the same.
 * Noise is drawn from ``seed`` (0), by an image's position in the batch and not from torch's generator: two calls on the
-  same batch give the same images. ``attack.seed`` can be set.
+  same batch give the same images. ``attack.seed`` can be set; for adversarial training, set another one for each step.
 * Every image is judged in the ball of radius ``eps`` and in [0, 1], so none lies outside by rounding.
 * Losses are summed over the batch, not averaged, so an image's result does not depend on its batch.
-* Targets: :meth:`Attack.set_mode_targeted_random` and :meth:`Attack.set_mode_targeted_least_likely` with ``kth_min=1``
-  are there; targets by label or by function are a ``NotImplementedError``.
-* What c2r doubts about a result comes as a :class:`c2r.Doubtful` warning.
+* Of :meth:`Attack.set_mode_targeted_least_likely` there is ``kth_min=1`` alone.
+* :class:`AutoAttack` runs its attacks with its authors' 100 steps; in torchattacks APGD and FAB have 10.
+* What c2r doubts about a result comes as a :class:`c2r.Doubtful` warning. ``attack(inputs, labels)`` has no further arguments.
 * ``alpha=0`` is a ``ValueError``, and so is an ``eps`` that reaches every image (1 or more in Linf): that would most often be
   8 where 8/255 is meant. With ``eps=0`` the images come back as they are.
 * These are not there, and the error says what to use instead: the methods and attributes ``save``, ``load``, ``device``,
@@ -23,6 +21,9 @@ Arguments have the same names, order, defaults and meaning, and images are pixel
   ``get_random_target_label``; the classes
   ``MultiAttack``, ``LGV``, ``VANILA``, ``GN``, ``RFGSM``, ``UPGD``, ``DIFGSM``, ``TIFGSM``, ``SINIFGSM``, ``PGDRS``,
   ``PGDRSL2``, ``SPSA``, ``PIFGSM``, ``PIFGSMPP``, ``EADL1``, ``EADEN``, ``JSMA``, ``SparseFool``, ``OnePixel`` and ``Pixle``.
+Which images are attacked is as in torchattacks: FGSM, PGD and what else takes steps of fixed length attack all of them, also
+those that are misclassified without an attack, so they serve adversarial training. APGD, FAB, Square and AutoAttack leave
+misclassified images as they are, and return the clean image where they fail.
 """
 
 import warnings
@@ -31,8 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from c2r._attack import Doubtful, _device, _evaluating
-from c2r._attack import attack as _attack
+from c2r._attack import Doubtful, _device, _evaluating, evaluated
 
 __all__ = [
     "APGD",
@@ -111,6 +111,10 @@ class Attack:
 
     _attack = ""
     _norm = "linf"
+    # Whether images that are misclassified without an attack are attacked, and whether the clean image comes back where the
+    # attack failed.
+    _attacks_all = True
+    _keeps_success_only = False
     supported_mode: list[str] = ["default", "targeted"]
 
     def __init__(self, model: Callable[[Images], torch.Tensor], eps: float | None) -> None:
@@ -121,7 +125,7 @@ class Attack:
         #: Seed of the noise.
         self.seed = 0
         self.attack_mode = "default"
-        self._targets: str | None = None
+        self._targets: str | Callable[[Images, torch.Tensor], torch.Tensor] | None = None
         self._mean: torch.Tensor | None = None
         self._std: torch.Tensor | None = None
 
@@ -134,13 +138,18 @@ class Attack:
         """The options of c2r's attack for this object's."""
         raise NotImplementedError
 
-    def __call__(self, images: Images, labels: torch.Tensor) -> Images:
-        """Adversarial images, float32 of the shape of ``images`` and on their device.
+    def __call__(self, inputs: Images, labels: torch.Tensor) -> Images:
+        """Adversarial images, float32 of the shape of ``inputs`` and on their device.
 
         Args:
-            images: float32 ``[N, C, H, W]``, pixels in [0, 1], or normalized as ``set_normalization_used`` was told.
+            inputs: float32 ``[N, C, H, W]``, pixels in [0, 1], or normalized as ``set_normalization_used`` was told.
             labels: int64 ``[N]``.
         """
+        return self._run(inputs, labels, 3)
+
+    forward = __call__
+
+    def _run(self, images: Images, labels: torch.Tensor, stacklevel: int) -> Images:
         model, pixels = self.model, images
         if self._mean is not None and self._std is not None:
             device = _device(self.model, images)
@@ -151,40 +160,51 @@ class Attack:
         if eps is None:
             # Smaller than the distance of any two images, larger than what an attack of smallest perturbations needs.
             eps = 0.999 * float(pixels[0].numel()) ** (0.5 if self._norm == "l2" else 0)
-        with warnings.catch_warnings():
-            if self.eps is None:
-                warnings.filterwarnings("ignore", message=".* turns every image into plain grey", category=Doubtful)
-            result = _attack(
-                model,
-                pixels,
-                labels,
-                self._attack,
-                norm=self._norm,
-                eps=eps,
-                seed=self.seed,
-                targets=self._targets,
-                batch_size=len(pixels),
-                self_check=False,
-                progress=False,
-                **self._options(),
-            )
+        targets = self._targets
+        if callable(targets):
+            # A label must differ from its target: it is what the model predicts, or else some other class.
+            targets = torch.as_tensor(targets(images, labels)).to(images.device)
+            with torch.no_grad(), _evaluating(model):
+                logits = model(pixels.to(_device(model, pixels)))
+            labels = logits.argmax(1).to(targets.device)
+            labels = torch.where(labels == targets, (targets + 1) % logits.shape[1], labels)
+        result, doubts = evaluated(
+            model,
+            pixels,
+            labels,
+            self._attack,
+            norm=self._norm,
+            eps=eps,
+            seed=self.seed,
+            targets=targets,
+            batch_size=len(pixels),
+            self_check=False,
+            misclassified=self._attacks_all,
+            progress=False,
+            **self._options(),
+        )
+        for doubt in doubts:
+            # Where the radius is ours, it reaches grey.
+            if self.eps is not None or " turns every image into plain grey" not in doubt:
+                warnings.warn(doubt, Doubtful, stacklevel=stacklevel)
         adversarial = result.adversarial
         assert isinstance(adversarial, torch.Tensor), "one attack has one set of images"
+        if self._keeps_success_only:
+            clean = (pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels).detach()
+            adversarial = torch.where(result.robust.to(clean.device).view(-1, 1, 1, 1), clean, adversarial)
         if self._mean is None:
             return adversarial
         return ((adversarial.to(mean.device) - mean) / std).to(images.device)
 
-    forward = __call__
-
     def set_normalization_used(self, mean: Any, std: Any) -> None:
         """Images that are given and returned are normalized with these values per channel, as the model takes them."""
-        self._mean, self._std = (torch.tensor(values).float().view(1, -1, 1, 1) for values in (mean, std))
+        self._mean, self._std = (torch.as_tensor(values).float().view(1, -1, 1, 1) for values in (mean, std))
 
     def set_mode_default(self) -> None:
         """Any wrong class is aimed at."""
         self.attack_mode, self._targets = "default", None
 
-    def _set_targets(self, mode: str, rule: str) -> None:
+    def _set_targets(self, mode: str, rule: str | Callable[[Images, torch.Tensor], torch.Tensor]) -> None:
         if "targeted" not in self.supported_mode:
             raise ValueError("Targeted mode is not supported.")
         self.attack_mode, self._targets = mode, rule
@@ -200,15 +220,15 @@ class Attack:
         self._set_targets("targeted(least-likely)", "least-likely")
 
     def set_mode_targeted_by_label(self, quiet: bool = False) -> None:
-        """Not there: c2r takes a rule, see `targets` of c2r.attack."""
-        raise NotImplementedError(_BY_RULE)
+        """``labels`` are the classes that are aimed at."""
+        self._set_targets("targeted(label)", lambda images, labels: labels)
 
     def set_mode_targeted_by_function(self, target_map_function: Any, quiet: bool = False) -> None:
-        """Not there: c2r takes a rule, see `targets` of c2r.attack."""
-        raise NotImplementedError(_BY_RULE)
+        """``target_map_function(images, labels)`` returns the classes that are aimed at."""
+        self._set_targets("targeted(custom)", target_map_function)
 
     def get_mode(self) -> str:
-        """``default``, ``targeted(random)`` or ``targeted(least-likely)``."""
+        """``default``, ``targeted(random)``, ``targeted(least-likely)``, ``targeted(label)`` or ``targeted(custom)``."""
         return self.attack_mode
 
     def set_model_training_mode(
@@ -222,9 +242,6 @@ class Attack:
         hidden = {"attack", "model", "attack_mode"}
         shown = {name: value for name, value in vars(self).items() if name not in hidden and name[0] != "_"}
         return f"{self.attack}({', '.join(f'{name}={value}' for name, value in shown.items())})"
-
-
-_BY_RULE = "c2r aims at classes by rule: set_mode_targeted_random or set_mode_targeted_least_likely"
 
 
 class _Normalized(torch.nn.Module):
@@ -372,11 +389,11 @@ class TPGD(_Steps):
     def __init__(self, model: Any, eps: float = 8 / 255, alpha: float = 2 / 255, steps: int = 10) -> None:
         super().__init__(model, eps, alpha, steps)
 
-    def __call__(self, images: Images, labels: torch.Tensor | None = None) -> Images:
+    def __call__(self, inputs: Images, labels: torch.Tensor | None = None) -> Images:
         if labels is None:
             with torch.no_grad(), _evaluating(self.model):
-                labels = self.model(images.to(_device(self.model, images))).argmax(1).to(images.device)
-        return super().__call__(images, labels)
+                labels = self.model(inputs.to(_device(self.model, inputs))).argmax(1).to(inputs.device)
+        return self._run(inputs, labels, 3)
 
     forward = __call__
 
@@ -430,6 +447,7 @@ class DeepFool(Attack):
 
     _attack = "deepfool"
     _norm = "l2"
+    _attacks_all = False
     supported_mode = ["default"]
 
     def __init__(self, model: Any, steps: int = 50, overshoot: float = 0.02) -> None:
@@ -446,6 +464,7 @@ class CW(Attack):
 
     _attack = "cw-l2"
     _norm = "l2"
+    _attacks_all = False
 
     def __init__(self, model: Any, c: float = 1, kappa: float = 0, steps: int = 50, lr: float = 0.01) -> None:
         super().__init__(model, None)
@@ -473,6 +492,8 @@ def _norm_of(norm: str) -> str:
 class APGD(Attack):
     """APGD: Croce & Hein 2020, arXiv:2003.01690; ``loss`` is ``ce`` or ``dlr``."""
 
+    _attacks_all = False
+    _keeps_success_only = True
     supported_mode = ["default"]
 
     def __init__(
@@ -534,6 +555,8 @@ class FAB(Attack):
     """FAB: Croce & Hein 2020, arXiv:1907.02044; ``n_classes`` counts with ``multi_targeted`` only."""
 
     _attack = "fab"
+    _attacks_all = False
+    _keeps_success_only = True
 
     def __init__(
         self,
@@ -580,6 +603,8 @@ class Square(Attack):
     """Square: Andriushchenko et al. 2020, arXiv:1912.00049. The margin loss only."""
 
     _attack = "square"
+    _attacks_all = False
+    _keeps_success_only = True
 
     def __init__(
         self,
@@ -617,6 +642,8 @@ class Square(Attack):
 class AutoAttack(Attack):
     """AutoAttack: Croce & Hein 2020, arXiv:2003.01690. The model says how many classes there are, not ``n_classes``."""
 
+    _attacks_all = False
+    _keeps_success_only = True
     supported_mode = ["default"]
 
     def __init__(

@@ -44,12 +44,19 @@ pub struct EvaluateOptions {
     /// replicated ([`Classifier::replica`]). While they run, each of them computes with one thread of
     /// libtorch. Changes no result but for float rounding.
     pub workers: usize,
+    /// Attack images that are misclassified without an attack, too, each entry by its first stage, and tell
+    /// [`Event::Judged`] what became of them: for adversarial training, and for images to try on other models. They count as
+    /// misclassified all the same; nothing in the report changes.
+    pub misclassified_too: bool,
+    /// With [`TargetRule::Given`], the class that each sample should be taken for: one per sample, not its label. `None` for
+    /// every other goal.
+    pub targets: Option<Vec<i64>>,
     /// A report that [`Event::Judged`] or [`Event::Stopped`] showed, to continue from.
     pub resume: Option<AttackReport>,
     /// Set it from another thread or a signal handler to stop at the next pass through the model. The evaluation tells
     /// [`Event::Stopped`] and returns [`AttackError::Interrupted`]; the work on the batch that it was attacking is lost. Before
     /// the first batch of an attack there is nothing to continue from: it then returns the error alone. A `Break` of the
-    /// observer stops after a batch instead, which can take minutes.
+    /// observer stops after a batch instead, which can take minutes. Clones of these options share it.
     pub stop: Arc<AtomicBool>,
 }
 
@@ -74,6 +81,8 @@ impl Default for EvaluateOptions {
             mode: Mode::Suite,
             self_check: true,
             workers,
+            misclassified_too: false,
+            targets: None,
             resume: None,
             stop: Arc::default(),
         }
@@ -82,7 +91,8 @@ impl Default for EvaluateOptions {
 
 /// Attacks `model` on `data` and reports what happened to every sample.
 ///
-/// Misclassified samples count as not robust and are not attacked. Every proposal of an attack is
+/// Misclassified samples count as not robust and are not attacked, unless [`EvaluateOptions::misclassified_too`] asks for it.
+/// Every proposal of an attack is
 /// projected into the threat set and judged here, by a forward pass of its own. Beyond float rounding, a
 /// sample's result for a seed depends on its image, label and position in `data` alone, to which its noise
 /// belongs: batch size, workers and the other samples change nothing. So attacks that draw noise give other
@@ -123,6 +133,7 @@ pub fn evaluate_with(
     })?;
     check_names(attacks, options.mode)?;
     check_threat(attacks, threat)?;
+    check_targets(data, threat, options.targets.as_deref())?;
     let fingerprint = resume::fingerprint(data);
     let bytes = data.images().numel() * std::mem::size_of::<f32>();
     let on_device = (bytes <= BYTES_ON_DEVICE).then(|| data.to_device(model.device()));
@@ -132,6 +143,9 @@ pub fn evaluate_with(
         Some(report) => {
             resume::check(report, data, &fingerprint, attacks, threat, (options.seed, options.mode))?;
             check_classes(attacks, threat, report.classes)?;
+            if options.targets.is_some() && report.targets != options.targets {
+                return Err(AttackError::Resume("its targets differ".to_owned()));
+            }
             report.clone()
         }
         None => run.clean_pass(model, attacks, fingerprint)?,
@@ -147,6 +161,10 @@ pub fn evaluate_with(
         let whole = std::slice::from_ref(attack);
         for (stage, attack) in attack.stages().unwrap_or(whole).iter().enumerate() {
             run.run_stage(&mut workers, attack.as_ref(), &mut report, (entry, stage))?;
+        }
+        if options.misclassified_too && (entry == 0 || options.mode == Mode::Each) {
+            let first = attack.stages().and_then(<[_]>::first).unwrap_or(attack);
+            run.attack_misclassified(&mut workers, first.as_ref(), &report, entry)?;
         }
     }
     flags_of_results(&mut report);
@@ -178,6 +196,26 @@ fn check_threat(attacks: &[Box<dyn Attack>], threat: &ThreatModel) -> Result<(),
         }
     }
     Ok(())
+}
+
+/// Refuses targets that are not one class for each sample besides its label, or that the goal does not ask for.
+fn check_targets(data: &LabelledImages, threat: &ThreatModel, targets: Option<&[i64]>) -> Result<(), AttackError> {
+    let refuse = |reason: String| Err(AttackError::Targets(reason));
+    let targets = match (threat.goal, targets) {
+        (Goal::Targeted(TargetRule::Given), Some(targets)) => targets,
+        (Goal::Targeted(TargetRule::Given), None) => return refuse("none are given".to_owned()),
+        (goal, Some(_)) => return refuse(format!("classes are given, but the goal is {goal:?}")),
+        (_, None) => return Ok(()),
+    };
+    let labels = host::to_vec::<i64>(data.labels());
+    if targets.len() != labels.len() {
+        return refuse(format!("there are {} for {} samples", targets.len(), labels.len()));
+    }
+    match targets.iter().zip(&labels).position(|(target, label)| target == label || *target < 0) {
+        Some(at) if targets[at] < 0 => refuse(format!("that of sample {at} is negative ({})", targets[at])),
+        Some(at) => refuse(format!("that of sample {at} is its label, {}", labels[at])),
+        None => Ok(()),
+    }
 }
 
 /// Refuses attacks that cannot run on a model with this many classes.
@@ -249,24 +287,8 @@ impl Evaluation<'_> {
         }
         for part in open.chunks(self.batch_size) {
             let start = Instant::now();
-            let tasks = workers
-                .split(part)
-                .map(|part| Task::new(part, self.data, report.targets.as_deref(), workers.device()))
-                .collect();
-            let run = || workers.run(attack, self.threat, self.options.seed, tasks);
-            // libtorch's operators panic where memory runs out.
-            let judged = panic::catch_unwind(AssertUnwindSafe(run));
-            if !matches!(judged, Ok(Ok(_))) {
-                let stopped = self.options.stop.load(Ordering::Relaxed);
-                // The evaluation ends here, whatever the observer returns.
-                let _ = (self.observer)(&Event::Stopped { entry, report: &*report });
-                if stopped && judged.is_ok() {
-                    return Err(AttackError::Interrupted);
-                }
-            }
-            let Judged { images, broken, predictions, distances, margins, queries, passes, repaired } =
-                judged.unwrap_or_else(|panic| panic::resume_unwind(panic))?;
-
+            let judged = self.attack_part(workers, attack, report, entry, part)?;
+            let Judged { images, broken, predictions, distances, margins, queries, passes, repaired } = judged;
             let climbs = climbs_from_label(attack.name(), attack.family(), self.threat.goal);
             let clean = |position: usize| report.clean_margins[position];
             let surer =
@@ -297,6 +319,52 @@ impl Evaluation<'_> {
         Ok(())
     }
 
+    /// Attacks what is misclassified, with no effect on the report.
+    fn attack_misclassified(
+        &mut self,
+        workers: &mut Workers<'_>,
+        attack: &dyn Attack,
+        report: &AttackReport,
+        entry: usize,
+    ) -> Result<(), AttackError> {
+        let correct = report.clean_correct().enumerate();
+        let wrong: Vec<usize> = correct.filter(|(_, correct)| !correct).map(|(position, _)| position).collect();
+        let (mut done, total, name) = (0, wrong.len(), attack.name());
+        for part in wrong.chunks(self.batch_size) {
+            let images = self.attack_part(workers, attack, report, entry, part)?.images;
+            done += part.len();
+            self.tell(&Event::Judged { entry, attack: name, done, total, positions: part, images: &images, report })?;
+        }
+        Ok(())
+    }
+
+    /// Attacks and judges the samples at the positions of `part`.
+    fn attack_part(
+        &mut self,
+        workers: &mut Workers<'_>,
+        attack: &dyn Attack,
+        report: &AttackReport,
+        entry: usize,
+        part: &[usize],
+    ) -> Result<Judged, AttackError> {
+        let tasks = workers
+            .split(part)
+            .map(|part| Task::new(part, self.data, report.targets.as_deref(), workers.device()))
+            .collect();
+        let run = || workers.run(attack, self.threat, self.options.seed, tasks);
+        // libtorch's operators panic where memory runs out.
+        let judged = panic::catch_unwind(AssertUnwindSafe(run));
+        if !matches!(judged, Ok(Ok(_))) {
+            let stopped = self.options.stop.load(Ordering::Relaxed);
+            // The evaluation ends here, whatever the observer returns.
+            let _ = (self.observer)(&Event::Stopped { entry, report });
+            if stopped && judged.is_ok() {
+                return Err(AttackError::Interrupted);
+            }
+        }
+        judged.unwrap_or_else(|panic| panic::resume_unwind(panic))
+    }
+
     /// Classifies the clean images, chooses targets, and looks for reasons to doubt the model.
     ///
     /// The first batch is classified twice, and timed the second time: the first one warms up and is not the clean pass.
@@ -318,6 +386,10 @@ impl Evaluation<'_> {
         let classes = logits.size()[1];
         data.check_classes(classes)?;
         check_classes(attacks, threat, classes)?;
+        let highest = options.targets.iter().flatten().max().filter(|&&target| target >= classes);
+        if let Some(target) = highest {
+            return Err(AttackError::Targets(format!("{target} is one, and the model has {classes} classes")));
+        }
         let mut flags = Vec::new();
         if options.self_check {
             flags = flags_of_model(&mut oracle, first, &images, &logits, threat, options.seed)?;
@@ -341,7 +413,9 @@ impl Evaluation<'_> {
             }
             clean_predictions.extend(host::to_vec::<i64>(&logits.argmax(1, false)));
             clean_margins.extend(host::to_vec::<f32>(&loss::margin(&logits, &labels)).into_iter().map(finite));
-            if let Goal::Targeted(rule) = threat.goal {
+            if let Some(given) = &options.targets {
+                targets.extend(part.iter().map(|&position| given[position]));
+            } else if let Goal::Targeted(rule) = threat.goal {
                 let part_ids: Vec<u64> = part.iter().map(|&position| position as u64).collect();
                 let chosen = targets_for(rule, &logits, &labels, &part_ids, options.seed);
                 targets.extend(host::to_vec::<i64>(&chosen));
@@ -389,6 +463,7 @@ fn targets_for(rule: TargetRule, logits: &Tensor, labels: &Tensor, ids: &[u64], 
         }
         TargetRule::LeastLikely => logits.scatter_value(1, &at, f64::INFINITY).argmin(1, false),
         TargetRule::SecondBest => logits.scatter_value(1, &at, f64::NEG_INFINITY).argmax(1, false),
+        TargetRule::Given => panic!("the caller has chosen, and what it chose has been checked"),
     }
 }
 

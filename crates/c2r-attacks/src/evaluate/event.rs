@@ -60,6 +60,32 @@ pub enum Event<'a> {
 
 /// Collects the images that were judged, for a re-evaluation that gives the same accuracy: the last
 /// judged image of every attacked sample, the clean image of the others.
+///
+/// ```
+/// # use c2r_attacks::c2r_base::{LabelledImages, Norm, ThreatModel, classifier_fn};
+/// # use c2r_attacks::tch::{Device, Kind, Tensor};
+/// # use c2r_attacks::{AttackConfig, EvaluateOptions};
+/// use std::ops::ControlFlow;
+/// use c2r_attacks::{AdversarialImages, evaluate_with};
+///
+/// # let model = classifier_fn(Device::Cpu, |x: &Tensor| {
+/// #     let bright = x.mean_dim([1i64, 2, 3].as_slice(), false, Kind::Float);
+/// #     Ok(Tensor::stack(&[0.5 - &bright, bright - 0.5], 1))
+/// # });
+/// # let images = Tensor::full([2, 1, 4, 4], 0.48, (Kind::Float, Device::Cpu));
+/// # let data = LabelledImages::new(images, Tensor::from_slice(&[0i64, 0])).unwrap();
+/// # let threat = ThreatModel::untargeted(Norm::Linf, "8/255".parse().unwrap());
+/// # let attacks = [AttackConfig::named_for("pgd", threat.norm).unwrap().build().unwrap()];
+/// # let options = EvaluateOptions::default();
+/// let mut attacked = AdversarialImages::new(&data, attacks.len(), options.mode);
+/// let report = evaluate_with(&model, &data, &attacks, &threat, &options, &mut |event| {
+///     attacked.observe(event);
+///     ControlFlow::Continue(())
+/// })?;
+/// let images: &Tensor = &attacked.sets()[0];
+/// # assert!(report.robust_accuracy() == 0.0 && images.mean(Kind::Float).double_value(&[]) > 0.5);
+/// # Ok::<(), c2r_attacks::AttackError>(())
+/// ```
 #[derive(Debug)]
 pub struct AdversarialImages {
     mode: Mode,

@@ -4,9 +4,9 @@ use std::{cell::Cell, collections::BTreeSet, ops::ControlFlow};
 
 use c2r_attacks::{
     AdversarialImages, Attack, AttackBatch, AttackConfig, AttackError, Choice, ConfigError, EvaluateOptions, Family,
-    Mode, Oracle, Perturbed, Setting, evaluate, evaluate_with,
+    Mode, Oracle, Outcome, Perturbed, Setting, evaluate, evaluate_with,
 };
-use c2r_base::{Classifier, Goal, LabelledImages, Norm, Seed, TargetRule, ThreatModel};
+use c2r_base::{Classifier, Goal, LabelledImages, Norm, Seed, TargetRule, ThreatModel, loss};
 use c2r_testkit::toys::{self, Linear};
 use tch::{Device, Kind, Tensor};
 
@@ -303,4 +303,98 @@ fn a_report_takes_the_worst_of_all_attacks_for_each_image() {
     assert!((margin(0) - 0.5).abs() < 1e-6 && (margin(1) - 0.4).abs() < 1e-6, "{} {}", margin(0), margin(1));
     let distance = |attack: usize| report.attacks[attack].samples[2].distance;
     assert!((distance(0) - 0.15).abs() < 1e-6 && (distance(1) - 0.05).abs() < 1e-6);
+}
+
+/// For adversarial training: images that are wrong without an attack are attacked like the others, in their ball and with their
+/// noise, and the report is that of an evaluation without them.
+#[test]
+fn misclassified_images_are_attacked_where_that_is_asked_for() {
+    let (model, data) = toy();
+    let (n, threat) = (data.len() as i64, threat(Norm::Linf, 0.02));
+    // Every other label is wrong.
+    let odd = Tensor::arange(n, (Kind::Int64, Device::Cpu)).remainder(2);
+    let labels = (data.labels() + odd).remainder(CLASSES);
+    let data = LabelledImages::new(data.images().copy(), labels).unwrap();
+    let attacks = [config("pgd", &[("steps", "3")]).build().unwrap()];
+    let attacked = |misclassified_too, batch_size| {
+        let options = EvaluateOptions { misclassified_too, batch_size, ..EvaluateOptions::default() };
+        let mut images = AdversarialImages::new(&data, 1, options.mode);
+        let report = evaluate_with(&model, &data, &attacks, &threat, &options, &mut |event| {
+            images.observe(event);
+            ControlFlow::Continue(())
+        });
+        (report.unwrap(), images.sets()[0].copy())
+    };
+    let ((without, few), (with, all)) = (attacked(false, 4), attacked(true, 4));
+    assert_eq!(with.attacks[0].samples, without.attacks[0].samples);
+    assert_eq!(with.attacks[0].stages[0].attacked, without.attacks[0].stages[0].attacked);
+    let moved = |images: &Tensor, position| threat.norm.distance(images, data.images()).double_value(&[position]);
+    let logits = |images: &Tensor| model.logits(images);
+    let (before, after) = (loss::ce(&logits(data.images()), data.labels()), loss::ce(&logits(&all), data.labels()));
+    let mut n_wrong = 0;
+    for (position, correct) in with.clean_correct().enumerate() {
+        let at = position as i64;
+        if correct {
+            assert_eq!(few.get(at), all.get(at));
+            continue;
+        }
+        n_wrong += 1;
+        assert_eq!(moved(&few, at), 0.0);
+        assert!(moved(&all, at) > 0.0 && moved(&all, at) <= 0.02 + 1e-6);
+        assert!(after.double_value(&[at]) > before.double_value(&[at]), "position {position}");
+    }
+    assert!(n_wrong > 2, "the test needs images that are misclassified");
+    let (_, other) = attacked(true, 3);
+    assert!(all.allclose(&other, 0.0, 1e-5, false), "noise belongs to the position");
+}
+
+/// Each sample is aimed at the class that the caller chose for it.
+#[test]
+fn targets_of_the_callers_own_choice_are_aimed_at() {
+    let (model, data) = toy();
+    let untargeted = threat(Norm::Linf, 0.3);
+    let goal = |rule| ThreatModel { goal: Goal::Targeted(rule), ..untargeted };
+    let labels = Vec::<i64>::try_from(data.labels()).unwrap();
+    let chosen: Vec<i64> = (2..).zip(&labels).map(|(step, label)| (label + 1 + step % 2) % CLASSES).collect();
+    let attacks = [config("pgd", &[("steps", "20")]).build().unwrap()];
+    let report = |threat: &ThreatModel, targets: Option<Vec<i64>>| {
+        let options = EvaluateOptions { targets, self_check: false, ..EvaluateOptions::default() };
+        evaluate(&model, &data, &attacks, threat, &options)
+    };
+    let given = goal(TargetRule::Given);
+    let found = report(&given, Some(chosen.clone())).unwrap();
+    assert_eq!(found.targets.as_ref(), Some(&chosen));
+    let samples = found.attacks[0].samples.iter().zip(&chosen).zip(found.clean_correct());
+    let broken = samples.filter(|((sample, _), correct)| *correct && sample.outcome != Outcome::Survived);
+    let hit: Vec<bool> = broken.map(|((sample, target), _)| sample.prediction == *target).collect();
+    assert!(hit.len() > 3 && hit.iter().all(|hit| *hit), "{hit:?}");
+
+    // With the rule that chooses the same, everything is the same.
+    let next: Vec<i64> = labels.iter().map(|label| (label + 1) % CLASSES).collect();
+    let (by_rule, by_hand) = (report(&goal(TargetRule::Next), None).unwrap(), report(&given, Some(next)).unwrap());
+    assert_eq!(by_rule.attacks[0].samples, by_hand.attacks[0].samples);
+
+    let with = |at: usize, target: i64| {
+        let mut targets = chosen.clone();
+        targets[at] = target;
+        Some(targets)
+    };
+    for (threat, targets, reason) in [
+        (&given, None, "none are given"),
+        (&given, Some(chosen[1..].to_vec()), "samples"),
+        (&given, with(2, labels[2]), "that of sample 2 is its label"),
+        (&given, with(1, -1), "that of sample 1 is negative (-1)"),
+        (&given, with(1, CLASSES + 4), "the model has"),
+        (&untargeted, Some(chosen.clone()), "but the goal is Untargeted"),
+        (&goal(TargetRule::Next), Some(chosen.clone()), "but the goal is Targeted(Next)"),
+    ] {
+        let error = report(threat, targets).unwrap_err().to_string();
+        assert!(error.starts_with("targets: ") && error.contains(reason), "{error}");
+    }
+    let other =
+        EvaluateOptions { targets: with(0, (chosen[0] + 1) % CLASSES), resume: Some(found), ..Default::default() };
+    if other.targets.as_ref().is_some_and(|targets| targets[0] != labels[0]) {
+        let error = evaluate(&model, &data, &attacks, &given, &other).unwrap_err().to_string();
+        assert!(error.contains("its targets differ"), "{error}");
+    }
 }

@@ -66,8 +66,18 @@ fn a_round_trip_keeps_every_bit() {
 #[test]
 fn a_set_says_what_the_registry_does_not_know() {
     let mut set = set(1, false);
-    let known = set.spec().unwrap();
+    let full = SyntheticSet {
+        images: array(&noise(&[10, 3, 32, 32], 1)),
+        labels: (0..10).collect(),
+        header: SyntheticHeader { classes: 10, images_per_class: 1, ..header() },
+        ..set.clone()
+    };
+    let known = full.spec().unwrap();
     assert_eq!((known.shape(), known.mean.as_slice()), ([3, 32, 32], &set.header.mean[..]));
+    assert_eq!(known.classes[0], "airplane");
+    // Smaller images in three classes are not CIFAR-10, whatever they are called.
+    let other = set.spec().unwrap();
+    assert_eq!((other.shape(), other.classes.len()), ([3, 8, 8], 3));
     set.header.dataset = "folder:a/b".into();
     let spec = set.spec().unwrap();
     assert_eq!((spec.name.as_str(), spec.shape(), spec.classes.len()), ("folder:a/b", [3, 8, 8], 3));

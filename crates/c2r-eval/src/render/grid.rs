@@ -50,6 +50,7 @@ pub(super) fn goal(section: &Section) -> &'static str {
         Goal::Targeted(TargetRule::Random) => ", targeted (random)",
         Goal::Targeted(TargetRule::LeastLikely) => ", targeted (least-likely)",
         Goal::Targeted(TargetRule::SecondBest) => ", targeted (second-best)",
+        Goal::Targeted(TargetRule::Given) => ", targeted (given classes)",
     }
 }
 
