@@ -137,8 +137,8 @@ fn nobody_reads() -> bool {
 /// What to do about an error with this message, if that is known.
 pub type Advice = fn(&str) -> Option<&'static str>;
 
-/// Ends a program: prints its error, and what `advice` has to say about it. Returns the exit code. A stdout that could not be written is one, too,
-/// unless its reader has gone, who has seen what they wanted.
+/// Ends a program: prints its error, and what `advice` has to say about it. A stdout that could not be written is one, too,
+/// unless its reader has gone, who has seen what they wanted. Returns the exit code.
 pub fn conclude(result: anyhow::Result<()>, advice: Advice) -> u8 {
     let failed = STDOUT.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
     let written = match failed {

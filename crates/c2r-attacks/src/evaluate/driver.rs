@@ -46,7 +46,7 @@ pub struct EvaluateOptions {
     pub workers: usize,
     /// Attack images that are misclassified without an attack, too, each entry by its first stage, and tell
     /// [`Event::Judged`] what became of them: for adversarial training, and for images to try on other models. They count as
-    /// misclassified all the same; nothing in the report changes.
+    /// misclassified all the same, and nothing in the report changes. An evaluation that is resumed attacks them again.
     pub misclassified_too: bool,
     /// With [`TargetRule::Given`], the class that each sample should be taken for: one per sample, not its label. `None` for
     /// every other goal.
