@@ -160,7 +160,7 @@ def attack(
             called by several threads at once.
         self_check: Look for reasons to doubt the model before attacking it.
         misclassified: Attack images that are misclassified, too: for adversarial training, and for images to try on other
-            models. They count as not robust all the same.
+            models. Without ``each``, the first attack does it. They count as not robust all the same.
         as_is: Do not replace average pooling and instance normalization of a TorchScript model by faster equivalents.
         trace: Attack a trace of the module (``torch.jit.trace``) as if it had been given as TorchScript: faster for small
             networks. The trace is first compared with the module on some of the images.

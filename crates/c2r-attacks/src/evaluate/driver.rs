@@ -44,9 +44,10 @@ pub struct EvaluateOptions {
     /// replicated ([`Classifier::replica`]). While they run, each of them computes with one thread of
     /// libtorch. Changes no result but for float rounding.
     pub workers: usize,
-    /// Attack images that are misclassified without an attack, too, each entry by its first stage, and tell
-    /// [`Event::Judged`] what became of them: for adversarial training, and for images to try on other models. They count as
-    /// misclassified all the same, and nothing in the report changes. An evaluation that is resumed attacks them again.
+    /// Attack images that are misclassified without an attack, too, and tell [`Event::Judged`] what became of them: for
+    /// adversarial training, and for images to try on other models. In [`Mode::Suite`] the first attack does it, in
+    /// [`Mode::Each`] every attack; of a suite, the first stage. They count as misclassified all the same, and nothing in the
+    /// report changes. An evaluation that is resumed attacks them again.
     pub misclassified_too: bool,
     /// With [`TargetRule::Given`], the class that each sample should be taken for: one per sample, not its label. `None` for
     /// every other goal.
