@@ -208,6 +208,8 @@ def test_the_ends_of_a_curve(net, images, labels):
         c2r.torchattacks.PGD(net, eps=1.0)(images, labels)
     with pytest.raises(ValueError, match="step-size"):
         c2r.torchattacks.PGD(net, alpha=0)(images, labels)
+    with pytest.raises(ValueError, match="write 2/255 if you mean"):
+        c2r.torchattacks.PGD(net, alpha=2)(images, labels)
 
 
 @pytest.fixture

@@ -136,7 +136,7 @@ impl LossKind {
 pub(crate) struct Check(pub(crate) &'static str);
 
 impl Check {
-    fn fail<T>(&self, option: &str, reason: impl Into<String>) -> Result<T, ConfigError> {
+    pub(crate) fn fail<T>(&self, option: &str, reason: impl Into<String>) -> Result<T, ConfigError> {
         Err(ConfigError::Option { attack: self.0.to_owned(), option: option.to_owned(), reason: reason.into() })
     }
 

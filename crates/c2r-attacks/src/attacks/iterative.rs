@@ -365,6 +365,15 @@ impl Search for Iterative {
 
     fn check(&self, check: &Check, threat: &ThreatModel, classes: i64) -> Result<(), ConfigError> {
         check.norm(self.norms, threat)?;
+        // In Linf, whatever the shape of the images.
+        if let (Norm::Linf, Step::Absolute(length)) = (threat.norm, self.step)
+            && length >= 1.0
+        {
+            let reason = format!(
+                "{length} takes a pixel from black to white in one step; write {length}/255 if you mean steps of 8-bit pixels"
+            );
+            return check.fail("step-size", reason);
+        }
         match self.objective {
             Objective::Loss(kind, _) => check.classes(kind.classes_needed(threat.goal), classes),
             // The loss moves away from the clean prediction, wherever that leads.

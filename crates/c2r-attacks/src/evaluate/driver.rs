@@ -188,11 +188,12 @@ fn check_names(attacks: &[Box<dyn Attack>], mode: Mode) -> Result<(), ConfigErro
 
 /// Refuses attacks that do not know the norm or the goal, before the model is asked anything.
 fn check_threat(attacks: &[Box<dyn Attack>], threat: &ThreatModel) -> Result<(), ConfigError> {
-    use ConfigError::{SuiteOfOtherNorm, UnsupportedGoal, UnsupportedNorm};
+    use ConfigError::{Option, SuiteOfOtherNorm, UnsupportedGoal, UnsupportedNorm};
     for attack in attacks {
         // What an attack says about the number of classes counts when the model's is known.
         let checked = attack.check(threat, i64::MAX);
-        if let Err(UnsupportedNorm { .. } | UnsupportedGoal { .. } | SuiteOfOtherNorm { .. }) = checked {
+        if let Err(UnsupportedNorm { .. } | UnsupportedGoal { .. } | SuiteOfOtherNorm { .. } | Option { .. }) = checked
+        {
             return checked;
         }
     }

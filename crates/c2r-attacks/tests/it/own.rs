@@ -396,3 +396,24 @@ fn targets_of_the_callers_own_choice_are_aimed_at() {
     let error = evaluate(&model, &data, &attacks, &given, &other).unwrap_err().to_string();
     assert!(error.contains("its targets differ"), "{error}");
 }
+
+/// 2 where 2/255 is meant.
+#[test]
+fn a_step_through_the_whole_cube_is_refused() {
+    let (model, data) = toy();
+    let refused = |name, step: &str, norm| {
+        let attacks = [config(name, &[("step-size", step)]).build().unwrap()];
+        let asked = Cell::new(false);
+        let watched = toys::function(|images| {
+            asked.set(true);
+            model.logits(images)
+        });
+        let result = evaluate(&watched, &data, &attacks, &threat(norm, 0.1), &EvaluateOptions::default());
+        result.err().map(|error| (error.to_string(), asked.get()))
+    };
+    let reason = "attack `pgd`: option `step-size`: 2 takes a pixel from black to white in one step; write 2/255 if you mean steps";
+    let (error, asked) = refused("pgd", "2", Norm::Linf).unwrap();
+    assert!(error.starts_with(reason) && !asked, "{error}");
+    assert!(refused("vmi-fgsm", "1", Norm::Linf).is_some() && refused("cw-linf", "255/255", Norm::Linf).is_some());
+    assert_eq!([refused("pgd", "254/255", Norm::Linf), refused("pgd", "2", Norm::L2)], [None, None]);
+}
