@@ -45,8 +45,8 @@ pub(crate) fn versions() -> BTreeMap<String, String> {
     own.into_iter().chain(c2r_kernels::versions()).map(|(name, version)| (name.to_owned(), version)).collect()
 }
 
-/// Says what earlier sessions of a run that is resumed computed with, where that was something else; where nothing is left of
-/// them, forgets it.
+/// If a resumed run was computed with something else before, prints a note that says with what. A run that begins again forgets
+/// its earlier sessions.
 pub(crate) fn note_other_sessions(run: &mut Run, is_resumed: bool, ui: &Ui) {
     if !is_resumed {
         run.begin_again();

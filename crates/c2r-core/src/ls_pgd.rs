@@ -246,7 +246,7 @@ impl LsPgd {
     /// that would wait for the device: it ends up in the scores.
     ///
     /// # Panics
-    /// If the logits do not depend on the images by gradients, or a label is none of their classes.
+    /// If the logits do not depend on the images by gradients, or a label is outside their classes.
     pub fn attack(
         &self,
         model: &dyn Classifier,

@@ -294,7 +294,7 @@ mod tests {
         let mut finished = vec![false; jobs.len()];
         let error = check(&jobs, &finished, &example.place).unwrap_err();
         assert_eq!(exit::code_of(&error), exit::USAGE);
-        // The other protocol's network is not trained yet. That is no mistake, and its attacks wait for it.
+        // The network of the other protocol is not trained yet, so its attacks wait for it; this is not an error.
         assert_eq!(
             error.to_string(),
             "nothing was run, because c2r would refuse 3 commands:\n  digits/ipc1/c2r/seed0 attack natural-pgd-0.1 and 2 more: no \

@@ -41,7 +41,7 @@ pub(crate) struct Record {
     /// What computes it, since it was started or last resumed.
     #[serde(flatten)]
     pub(crate) environment: Environment,
-    /// What computed earlier sessions, where that was something else; in order.
+    /// What computed earlier sessions, if it was something else; in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) earlier: Vec<Environment>,
     /// Seconds since 1970.

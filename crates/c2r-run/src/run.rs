@@ -285,12 +285,12 @@ impl Run {
         &self.record.summary
     }
 
-    /// Of earlier sessions nothing is left: all of the result comes from this one.
+    /// Forgets earlier sessions, because nothing that they computed is left.
     pub fn begin_again(&mut self) {
         self.record.earlier.clear();
     }
 
-    /// What earlier sessions of this run computed with and this one does not, for people; empty where all had the same.
+    /// What earlier sessions of this run computed with, where it differs from this session, in words for people.
     pub fn other_sessions(&self) -> Vec<String> {
         let now = &self.record.environment;
         let mut found = Vec::new();

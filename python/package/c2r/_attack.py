@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import tempfile
 import threading
 import warnings
@@ -26,6 +27,17 @@ Images = TypeVar("Images", bound=Union[torch.Tensor, dict[str, torch.Tensor]])
 
 #: Images per pass, as of the command.
 BATCH_SIZE = 128
+
+
+#: Where the frames are that warnings leave out.
+_PACKAGE = Path(__file__).parent
+
+#: What is doubted about a radius that reaches every image.
+_GREY = " turns every image into plain grey"
+
+
+class Unbounded(float):
+    """A radius that reaches every image on purpose, for attacks that look for the smallest perturbation."""
 
 
 class Doubtful(UserWarning):
@@ -174,55 +186,6 @@ def attack(
         RuntimeError: The model returned something that an attack cannot be judged on.
         Exception: What the model raises comes back as it is, ``KeyboardInterrupt`` included.
     """
-    result, doubts = evaluated(
-        model,
-        images,
-        labels,
-        attack,
-        eps=eps,
-        norm=norm,
-        batch_size=batch_size,
-        seed=seed,
-        targets=targets,
-        each=each,
-        set=set,
-        device=device,
-        workers=workers,
-        self_check=self_check,
-        misclassified=misclassified,
-        as_is=as_is,
-        trace=trace,
-        progress=progress,
-        **options,
-    )
-    for doubt in doubts:
-        warnings.warn(doubt, Doubtful, stacklevel=2)
-    return result
-
-
-def evaluated(
-    model: Model,
-    images: Array,
-    labels: Array,
-    attack: str | Sequence[str],
-    *,
-    eps: Epsilon,
-    norm: str = "linf",
-    batch_size: int | None = None,
-    seed: int = 0,
-    targets: str | Array | None = None,
-    each: bool = False,
-    set: Mapping[str, Any] | None = None,
-    device: str | torch.device | None = None,
-    workers: int | None = None,
-    self_check: bool = True,
-    misclassified: bool = False,
-    as_is: bool = False,
-    trace: bool = False,
-    progress: _progress.Progress = True,
-    **options: Any,
-) -> tuple[Result[Any], list[str]]:
-    """:func:`attack`, with the texts of its warnings, which the caller gives at the line of its own caller."""
     names = attack.split(",") if isinstance(attack, str) else list(attack)
     if not names:
         raise ValueError('attack names no attack: give one or more, such as "pgd" or "autoattack-standard"')
@@ -289,10 +252,19 @@ def evaluated(
     inner = report["evaluation"]["report"]
     flags = [Flag(flag["flag"], note) for flag, note in zip(inner["flags"], inner["flag_notes"])]
     doubts = [note.removeprefix("doubtful: ") for note in report["notes"] if note.startswith("doubtful: ")]
-    doubts += [f"{flag.name}: {flag.note}" for flag in flags]
+    for doubt in (*doubts, *(f"{flag.name}: {flag.note}" for flag in flags)):
+        if not (isinstance(eps, Unbounded) and _GREY in doubt):
+            warnings.warn(doubt, Doubtful, stacklevel=_level_of_the_user())
     adversarial = sets[0][1] if len(sets) == 1 else dict(sets)
-    accuracies = inner["clean_accuracy"], inner["robust_accuracy"]
-    return Result(adversarial, torch.tensor(robust), *accuracies, flags, report), doubts
+    return Result(adversarial, torch.tensor(robust), inner["clean_accuracy"], inner["robust_accuracy"], flags, report)
+
+
+def _level_of_the_user() -> int:
+    """The ``stacklevel`` for the function that calls this one, so that a warning names the line outside this package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and Path(frame.f_code.co_filename).parent == _PACKAGE:
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 class _Held:

@@ -22,13 +22,13 @@ What differs:
 
 import sys
 import types
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from c2r._attack import Doubtful, Result, evaluated
+from c2r._attack import Result
+from c2r._attack import attack as _attack
 
 __all__ = ["AutoAttack", "install"]
 
@@ -120,15 +120,12 @@ class AutoAttack:
             f"{type(self).__name__} has no attribute `{name}`: c2r.attack has what this class leaves out"
         )
 
-    def _run(
-        self, names: Sequence[str], images: torch.Tensor, labels: torch.Tensor, bs: int
-    ) -> Result[torch.Tensor]:
-        """Warns at the line that called the method that called this one."""
+    def _run(self, names: Sequence[str], images: torch.Tensor, labels: torch.Tensor, bs: int) -> Result[torch.Tensor]:
         unknown = [name for name in names if name not in _KNOWN]
         if unknown or not names:
             raise ValueError(f"attacks_to_run must be of {', '.join(_KNOWN)}, not {', '.join(unknown) or 'empty'}")
         ready = list(names) == _SUITES.get(self.version)
-        result, doubts = evaluated(
+        self.result = _attack(
             self.model,
             images,
             labels,
@@ -141,11 +138,8 @@ class AutoAttack:
             device=self.device,
             progress=self.verbose,
         )
-        for doubt in doubts:
-            warnings.warn(doubt, Doubtful, stacklevel=3)
-        self.result = result
-        self._log(result)
-        return result
+        self._log(self.result)
+        return self.result
 
     def _options(self, names: Sequence[str], is_suite: bool) -> dict[str, Any]:
         """What the suite of this version changes in its attacks, for those that are run without the suite."""
@@ -226,7 +220,7 @@ class AutoAttack:
 
     def clean_accuracy(self, x_orig: torch.Tensor, y_orig: torch.Tensor, bs: int = 250) -> float:
         """Share of the images that the model classifies as their label."""
-        result, _ = evaluated(
+        return _attack(
             self.model,
             x_orig,
             y_orig,
@@ -237,5 +231,4 @@ class AutoAttack:
             device=self.device,
             self_check=False,
             progress=False,
-        )
-        return result.clean_accuracy
+        ).clean_accuracy

@@ -26,13 +26,13 @@ those that are misclassified without an attack, so they serve adversarial traini
 misclassified images as they are, and return the clean image where they fail.
 """
 
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from c2r._attack import Doubtful, _device, _evaluating, evaluated
+from c2r._attack import Unbounded, _device, _evaluating
+from c2r._attack import attack as _attack
 
 __all__ = [
     "APGD",
@@ -145,12 +145,7 @@ class Attack:
             inputs: float32 ``[N, C, H, W]``, pixels in [0, 1], or normalized as ``set_normalization_used`` was told.
             labels: int64 ``[N]``.
         """
-        return self._run(inputs, labels, 3)
-
-    forward = __call__
-
-    def _run(self, images: Images, labels: torch.Tensor, stacklevel: int) -> Images:
-        model, pixels = self.model, images
+        model, pixels, images = self.model, inputs, inputs
         if self._mean is not None and self._std is not None:
             device = _device(self.model, images)
             mean, std = self._mean.to(device), self._std.to(device)
@@ -159,7 +154,7 @@ class Attack:
         eps = self.eps
         if eps is None:
             # Smaller than the distance of any two images, larger than what an attack of smallest perturbations needs.
-            eps = 0.999 * float(pixels[0].numel()) ** (0.5 if self._norm == "l2" else 0)
+            eps = Unbounded(0.999 * float(pixels[0].numel()) ** (0.5 if self._norm == "l2" else 0))
         targets = self._targets
         if callable(targets):
             # A label must differ from its target: it is what the model predicts, or else some other class.
@@ -168,7 +163,7 @@ class Attack:
                 logits = model(pixels.to(_device(model, pixels)))
             labels = logits.argmax(1).to(targets.device)
             labels = torch.where(labels == targets, (targets + 1) % logits.shape[1], labels)
-        result, doubts = evaluated(
+        result = _attack(
             model,
             pixels,
             labels,
@@ -183,10 +178,6 @@ class Attack:
             progress=False,
             **self._options(),
         )
-        for doubt in doubts:
-            # Where the radius is ours, it reaches grey.
-            if self.eps is not None or " turns every image into plain grey" not in doubt:
-                warnings.warn(doubt, Doubtful, stacklevel=stacklevel)
         adversarial = result.adversarial
         assert isinstance(adversarial, torch.Tensor), "one attack has one set of images"
         if self._keeps_success_only:
@@ -195,6 +186,8 @@ class Attack:
         if self._mean is None:
             return adversarial
         return ((adversarial.to(mean.device) - mean) / std).to(images.device)
+
+    forward = __call__
 
     def set_normalization_used(self, mean: Any, std: Any) -> None:
         """Images that are given and returned are normalized with these values per channel, as the model takes them."""
@@ -393,7 +386,7 @@ class TPGD(_Steps):
         if labels is None:
             with torch.no_grad(), _evaluating(self.model):
                 labels = self.model(inputs.to(_device(self.model, inputs))).argmax(1).to(inputs.device)
-        return self._run(inputs, labels, 3)
+        return super().__call__(inputs, labels)
 
     forward = __call__
 
